@@ -1,0 +1,329 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * uffd_pager.h: paged memory in user space.
+ *
+ * A runtime serves page faults of this process for the regions mapped through it, keeps
+ * them and its own metadata under one memory limit, and moves what does not fit to a swap
+ * file.  A region is ordinary memory: plain pointers, memcpy(), atomics, system calls.
+ *
+ * Conventions, unless a comment says otherwise:
+ *
+ *   errors    every function returns 0 or a negative errno value.  A call that fails has
+ *             changed nothing, and has said why in one line through the log callback.
+ *   units     lengths, offsets and limits are bytes.  Addresses, offsets and lengths of
+ *             regions are multiples of the page size, 4096; times are nanoseconds.
+ *   threads   every function may be called from any thread, also while other threads use
+ *             the regions.  None may be called from a signal handler.
+ *   fork      regions are absent in a forked child (MADV_DONTFORK): touching them there
+ *             is SIGSEGV, never zeros.  The runtime belongs to the process that created
+ *             it; every call in the child returns -ECHILD and changes nothing.
+ *   lost data a page that can not be brought back (read error, checksum mismatch) raises
+ *             SIGBUS in whoever touches it, until it is discarded or unmapped.
+ *
+ * What a program must not do to a region behind the library's back: munmap(), mremap(),
+ * mprotect(), madvise(MADV_DONTNEED and relatives).  Use up_unmap(), up_protect() and
+ * up_advise().  Never hand the region to a second userfaultfd.
+ */
+#ifndef UFFD_PAGER_H
+#define UFFD_PAGER_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/mman.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define UP_API __attribute__((visibility("default")))
+#else
+#define UP_API
+#endif
+
+#define UP_VERSION_MAJOR 0
+#define UP_VERSION_MINOR 1
+#define UP_VERSION_PATCH 0
+
+/* The only page size there is, in bytes. */
+#define UP_PAGE_SIZE 4096u
+
+/* The smallest up_config.memory_limit that is accepted, in bytes. */
+#define UP_MEMORY_LIMIT_MIN ((size_t)2 << 20)
+
+/* One pager: its threads, its memory limit, its swap.  Several may live in one process. */
+struct up_runtime;
+
+/* A source of pages that can be mapped; reference counted. */
+struct up_object;
+
+/* Severity of a log line. */
+enum up_log_level {
+	UP_LOG_ERROR = 0,	/* data was lost, or a call was refused */
+	UP_LOG_WARNING,		/* works, but with less than asked for */
+	UP_LOG_INFO,		/* said once: features found, where the swap is */
+};
+
+/*
+ * Receives one line, without newline, valid during the call only.  May be called from any
+ * thread that is inside a call of this library, and from the runtime's service threads: it
+ * must not touch paged memory, must not call this library, and should not block.
+ */
+typedef void (*up_log_fn)(void *ctx, enum up_log_level level, const char *line);
+
+/*
+ * up_config.feature_mask: kernel features to leave alone even when they are there, to run
+ * as on an older kernel.
+ */
+#define UP_MASK_MOVE (UINT64_C(1) << 0)		/* UFFDIO_MOVE, Linux 6.8 */
+#define UP_MASK_POISON (UINT64_C(1) << 1)	/* UFFDIO_POISON, Linux 6.6 */
+#define UP_MASK_ODIRECT (UINT64_C(1) << 2)	/* O_DIRECT on the swap file */
+#define UP_MASK_DEV_UFFD (UINT64_C(1) << 3)	/* /dev/userfaultfd, Linux 6.1 */
+#define UP_MASK_KERNEL_FAULTS (UINT64_C(1) << 4) /* faults from inside system calls */
+#define UP_MASK_RING_FLAGS (UINT64_C(1) << 5)	/* io_uring set-up flags, Linux 6.1 */
+#define UP_MASK_ALL ((UINT64_C(1) << 6) - 1)
+
+/* up_config.flags */
+#define UP_OVERCOMMIT (1u << 0)	/* every up_map() as if with UP_NORESERVE */
+
+/* What to create.  Zero everywhere is a sound default: set the fields you care about. */
+struct up_config {
+	/*
+	 * Hard limit, bytes: resident paged memory plus the library's own metadata.  It
+	 * does not cover the kernel's page tables.  0: a quarter of the machine's memory.
+	 */
+	size_t memory_limit;
+
+	/*
+	 * Where cold pages go: a file (created if missing, truncated, left behind empty)
+	 * or a block device (its contents are lost).  The string is copied.  NULL: an
+	 * unlinked file in $TMPDIR, else /var/tmp, else the working directory.
+	 */
+	const char *swap_path;
+
+	/*
+	 * Instead of swap_path, an open descriptor of a file or block device, used if it
+	 * is above 0.  It is duplicated: yours stays yours, and stays open.
+	 */
+	int swap_fd;
+
+	unsigned service_threads;	/* threads that serve faults; 0: one per CPU, at most 4 */
+
+	/*
+	 * Swap space, bytes.  0: a block device's size; for a file as much as the mapped
+	 * regions need, allocated when they are mapped.
+	 */
+	uint64_t swap_size;
+
+	uint64_t feature_mask;	/* UP_MASK_*; unknown bits are -EINVAL */
+
+	up_log_fn log;		/* NULL: silent */
+	void *log_ctx;		/* handed to log */
+
+	unsigned flags;		/* UP_OVERCOMMIT or 0 */
+
+	/*
+	 * A fault that can not be served for this long, since every frame is pinned or the
+	 * swap refuses every write, becomes SIGBUS.  Milliseconds; 0: 30,000.
+	 */
+	unsigned fault_timeout_ms;
+
+	uint64_t reserved[12];	/* must be zero */
+};
+
+/*
+ * Create a runtime.  `cfg` may be NULL (all defaults) and is not kept.
+ *
+ * Success: *rt is yours until up_runtime_destroy().  Failure: *rt is NULL.
+ * -EINVAL  a field is out of range.       -EPERM   userfaultfd or io_uring is not allowed
+ * -ENOSYS  the kernel is too old (5.10).           here; the log line says the way out.
+ * -ENOMEM, -ENOSPC, and what open() of the swap said.
+ */
+UP_API int up_runtime_create(struct up_runtime **rt, const struct up_config *cfg);
+
+/*
+ * Unmap every region, stop the threads, give everything back.  NULL is fine.  No other
+ * call on this runtime may be in progress or follow; objects that are still referenced by
+ * the caller die with it.  In a forked child it does nothing.
+ */
+UP_API void up_runtime_destroy(struct up_runtime *rt);
+
+/* up_map() flags.  One of the first two is required. */
+#define UP_PRIVATE (1u << 0)	/* writes are this mapping's own */
+#define UP_SHARED (1u << 1)	/* writes go to the object */
+#define UP_FIXED (1u << 2)	/* exactly at hint, or -EEXIST if anything is there */
+/*
+ * Do not reserve swap and metadata for the worst case: a region of any size maps at once,
+ * and a fault that finds the swap or the limit exhausted is SIGBUS.
+ */
+#define UP_NORESERVE (1u << 3)
+
+/*
+ * Map `length` bytes of `object` from `offset` at *addr.
+ *
+ * `object` NULL: anonymous memory, zero-filled, offset 0; UP_PRIVATE.  An object made by
+ * up_object_create_anon(): UP_SHARED, and a page of it can be mapped in one place at a time
+ * (-EBUSY); what was written stays in the object after up_unmap().  The mapping takes a
+ * reference of its own.  `hint` may be NULL.  `prot` is PROT_NONE or a combination of
+ * PROT_READ, PROT_WRITE; a region is readable whenever it is writable.
+ *
+ * Success: *addr is mapped until up_unmap() or up_runtime_destroy().
+ * -EINVAL  an argument is out of range.      -ENOMEM  limit too small for the metadata of a
+ * -ENOSPC  the swap can not hold the region.          reserved region, or address space is out.
+ * -EEXIST  UP_FIXED and occupied.            -EBUSY   see above.
+ * -ENOTSUP a combination that this version does not have.
+ */
+UP_API int up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flags,
+		  struct up_object *object, uint64_t offset, void **addr);
+
+/*
+ * Unmap all that is mapped through `rt` in the range; gaps are fine.  Waits for I/O in
+ * flight on those pages.  Another thread that touches the range gets SIGSEGV.
+ * -EINVAL  a bad range.  -ENOMEM  no room to split an entry; nothing was unmapped.
+ */
+UP_API int up_unmap(struct up_runtime *rt, void *addr, size_t length);
+
+/*
+ * Change the protection; as mprotect(), with SIGSEGV for what is not allowed.
+ * -EINVAL  a bad range or prot.  -ENOMEM  part of the range is not mapped through `rt`.
+ */
+UP_API int up_protect(struct up_runtime *rt, void *addr, size_t length, int prot);
+
+enum up_advice {
+	UP_ADVICE_NORMAL = 0,	/* read ahead as the pattern suggests (the default) */
+	UP_ADVICE_SEQUENTIAL,	/* read far ahead from the first fault on */
+	UP_ADVICE_RANDOM,	/* never read ahead */
+	UP_ADVICE_WILLNEED,	/* start bringing the range in; returns at once */
+	UP_ADVICE_DONTNEED,	/* discard the contents: the range reads as zeros afterwards */
+	UP_ADVICE_COLD,		/* throw these pages out before others */
+};
+
+/*
+ * Advise about a range.  The first three stay with the mapping; the others act once.
+ * DONTNEED also clears pages that were lost to an error.
+ * -EINVAL  a bad range or advice.  -ENOMEM  part of the range is not mapped through `rt`.
+ */
+UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice);
+
+/* up_residency() bits */
+#define UP_PAGE_MAPPED (1u << 0)	/* in the page table: a touch costs nothing */
+#define UP_PAGE_STAGED (1u << 1)	/* in memory: a touch is a soft fault */
+#define UP_PAGE_SWAPPED (1u << 2)	/* has a copy in swap */
+#define UP_PAGE_LOST (1u << 3)		/* a touch is SIGBUS */
+
+/*
+ * As mincore(): one byte a page in vec[0 .. length / UP_PAGE_SIZE), a sum of UP_PAGE_*; 0 for
+ * a page never written.  A snapshot, old when it returns.
+ * -EINVAL  a bad range.  -ENOMEM  part of the range is not mapped through `rt`.
+ */
+UP_API int up_residency(struct up_runtime *rt, const void *addr, size_t length,
+			unsigned char *vec);
+
+/*
+ * Create an anonymous object of `size` bytes: zero-filled memory that outlives its mappings.
+ * `flags`: 0 or UP_NORESERVE.  Success: *obj holds one reference, yours.
+ * -EINVAL, -ENOMEM, -ENOSPC as up_map().
+ */
+UP_API int up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags,
+				 struct up_object **obj);
+
+/* Take one more reference; returns `obj`. */
+UP_API struct up_object *up_object_ref(struct up_object *obj);
+
+/* Drop one; the last (mappings count) frees pages and slots.  NULL is fine. */
+UP_API void up_object_unref(struct up_object *obj);
+
+/* How a fault ended, for the latency histograms. */
+enum up_fault_kind {
+	UP_FAULT_MINOR = 0,	/* the page was there already; the thread was woken */
+	UP_FAULT_ZERO,		/* never touched before: zero-filled */
+	UP_FAULT_SOFT,		/* in memory but unmapped: moved back */
+	UP_FAULT_MAJOR,		/* read from swap */
+	UP_FAULT_WP,		/* write to a protected page */
+	UP_FAULT_KINDS
+};
+
+/* Nanoseconds from the pager's reading of the fault message to its answer. */
+struct up_latency {
+	uint64_t count;
+	uint64_t p50, p99, p999, max;	/* within 1/32 of the true value; max is exact */
+};
+
+/*
+ * Counters since creation, and levels at the time of the call.  Fields are only ever
+ * appended; see up_stats_get().
+ */
+struct up_stats {
+	/* faults, by outcome; `fault[UP_FAULT_MAJOR]` and so on */
+	uint64_t faults[UP_FAULT_KINDS];
+	uint64_t fault_waits;		/* met a busy page, or no free frame, and waited */
+	uint64_t fault_retries;		/* the kernel said EAGAIN; tried again */
+	uint64_t fault_strays;		/* for an address being unmapped */
+	uint64_t fault_sigbus;		/* answered with SIGBUS */
+	uint64_t rescues;		/* soft faults on a page whose write was in flight */
+	uint64_t foreign_discards;	/* pages that the program discarded behind our back */
+
+	/* read-ahead: pages brought in beside the demanded one */
+	uint64_t readahead_pages;
+	uint64_t zero_ahead_pages;
+
+	/* pageout */
+	uint64_t pages_staged;		/* taken out of the page table */
+	uint64_t pages_out;		/* left memory, by whichever way */
+	uint64_t clean_skips;		/* of those, unchanged since they were written */
+	uint64_t zero_skips;		/* of those, all zeros */
+	uint64_t pages_pinned;		/* could not be taken out; kept and tried later */
+
+	/* swap */
+	uint64_t swap_reads, swap_writes;		/* I/O requests */
+	uint64_t swap_read_bytes, swap_write_bytes;
+	uint64_t swap_read_errors, swap_write_errors;
+	uint64_t checksum_errors;	/* pages that came back other than they left */
+	uint64_t bad_slots;		/* retired for good */
+
+	/* levels, bytes */
+	uint64_t limit;			/* up_config.memory_limit */
+	uint64_t resident;		/* in page tables of the program */
+	uint64_t staged;		/* in memory, unmapped, content intact */
+	uint64_t free_frames;		/* in memory, without content */
+	uint64_t metadata;		/* the library's own */
+	uint64_t used;			/* the four above and I/O buffers; never above limit */
+	uint64_t used_max;		/* highest `used` ever */
+	uint64_t swapped;		/* out of memory, content in swap */
+	uint64_t lost;			/* unreadable */
+
+	/* reservation (swap space promised to mapped regions), bytes */
+	uint64_t reserve_max, reserve_used, reserve_free;
+
+	uint64_t mapped;		/* address space mapped through the runtime, bytes */
+	uint64_t entries, objects;	/* counts */
+
+	struct up_latency latency[UP_FAULT_KINDS];
+};
+
+/*
+ * Fill *st.  `size` is sizeof *st: a program built against an older header gets the fields
+ * that it knows.  -EINVAL on NULL.
+ */
+UP_API int up_stats_get(struct up_runtime *rt, struct up_stats *st, size_t size);
+
+/* Print the statistics for people, one screen.  -EINVAL on NULL, -EIO if printing failed. */
+UP_API int up_stats_print(struct up_runtime *rt, FILE *out);
+
+/*
+ * Print the most recent events (faults, pageouts, swap I/O), oldest first, one a line.
+ * The pager goes on recording meanwhile: an event overwritten while it is read is left out.
+ */
+UP_API int up_trace_print(struct up_runtime *rt, FILE *out);
+
+/* The features in use, as UP_MASK_* bits (a set bit: found and used). */
+UP_API uint64_t up_features(struct up_runtime *rt);
+
+/* "MAJOR.MINOR.PATCH" of the library that is linked in; static storage. */
+UP_API const char *up_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
