@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * base.h: what every layer uses: page arithmetic, the log, the clock.
+ */
+#ifndef UP_BASE_H
+#define UP_BASE_H
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <time.h>
+
+#include "uffd_pager.h"
+
+#define PAGE_SHIFT 12
+#define PAGE_SIZE ((size_t)1 << PAGE_SHIFT)
+#define PAGE_MASK (PAGE_SIZE - 1)
+
+/* Pages in one cluster: the most that one swap request, or one move, carries. */
+#define CLUSTER_MAX 64
+
+/* Index of a page-sized address in the staging area (vm/frame.h, pmap/pmap.h). */
+typedef uint32_t frame_t;
+#define FRAME_NONE UINT32_MAX
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+#define container_of(ptr, type, member) ((type *)((char *)(ptr) - offsetof(type, member)))
+
+static inline size_t
+round_up(size_t n, size_t to)
+{
+	return (n + to - 1) / to * to;
+}
+
+/* Tests: what time it is, instead of the system's clock; NULL otherwise. */
+extern uint64_t (*test_clock)(void);
+
+static inline uint64_t
+now_ns(void)
+{
+	struct timespec ts;
+
+	if (__builtin_expect(test_clock != NULL, 0))
+		return test_clock();
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* Where log lines go: the user's callback, or nowhere. */
+struct logger {
+	up_log_fn fn;
+	void *ctx;
+};
+
+/* One line through the callback; takes no lock and allocates nothing. */
+void log_line(const struct logger *log, enum up_log_level level, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+#endif

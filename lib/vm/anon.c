@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "vm/anon.h"
+
+void
+anon_waitqs_init(struct anon_waitqs *w)
+{
+	for (unsigned i = 0; i < ANON_WAITQS; i++) {
+		pthread_mutex_init(&w->q[i].lock, NULL);
+		pthread_cond_init(&w->q[i].cond, NULL);
+	}
+}
+
+void
+anon_waitqs_fini(struct anon_waitqs *w)
+{
+	for (unsigned i = 0; i < ANON_WAITQS; i++) {
+		pthread_cond_destroy(&w->q[i].cond);
+		pthread_mutex_destroy(&w->q[i].lock);
+	}
+}
+
+static unsigned
+waitq_of(const struct anon *an)
+{
+	return (unsigned)(((uintptr_t)an / sizeof *an) * 0x9e3779b1u >> 16) % ANON_WAITQS;
+}
+
+struct anon *
+anon_alloc(struct zone *z)
+{
+	struct anon *an = zone_alloc(z, ZONE_NOWAIT);
+
+	if (an == NULL)
+		return NULL;
+	an->hash = 0;
+	an->loc = UINT32_MAX;
+	atomic_store_explicit(&an->refs, 1, memory_order_relaxed);
+	atomic_store_explicit(&an->kind, ANON_CORE, memory_order_relaxed);
+	atomic_store_explicit(&an->bits, ANON_BUSY, memory_order_relaxed);
+	return an;
+}
+
+bool
+anon_want(struct anon *an)
+{
+	uint8_t old = atomic_load_explicit(&an->bits, memory_order_relaxed);
+
+	do {
+		if ((old & ANON_BUSY) == 0)
+			return false;
+	} while (!atomic_compare_exchange_weak(&an->bits, &old, ANON_BUSY | ANON_WANTED));
+	return true;
+}
+
+static void
+wake_sleepers(struct anon_waitqs *w, unsigned q)
+{
+	/* A sleeper has held this lock from before it set WANTED until it slept. */
+	pthread_mutex_lock(&w->q[q].lock);
+	pthread_cond_broadcast(&w->q[q].cond);
+	pthread_mutex_unlock(&w->q[q].lock);
+}
+
+bool
+anon_unbusy(struct anon_waitqs *w, struct anon *an)
+{
+	/* Once the bits are clear the anon may be freed under us: no touch after the exchange. */
+	const unsigned q = waitq_of(an);
+	const uint8_t old = atomic_exchange_explicit(&an->bits, 0, memory_order_acq_rel);
+
+	assert(old & ANON_BUSY);
+	if ((old & ANON_WANTED) == 0)
+		return false;
+	wake_sleepers(w, q);
+	return true;
+}
+
+bool
+anon_free(struct anon_waitqs *w, struct zone *z, struct anon *an, bool *wanted)
+{
+	const unsigned q = waitq_of(an);
+	uint8_t old;
+
+	if (atomic_fetch_sub_explicit(&an->refs, 1, memory_order_acq_rel) != 1) {
+		*wanted = anon_unbusy(w, an);
+		return false;
+	}
+	old = atomic_exchange_explicit(&an->bits, 0, memory_order_acq_rel);
+	assert(old & ANON_BUSY);
+	zone_free(z, an);
+	*wanted = (old & ANON_WANTED) != 0;
+	if (*wanted)
+		wake_sleepers(w, q);
+	return true;
+}
+
+void
+anon_wait(struct anon_waitqs *w, struct anon *an, pthread_mutex_t *leaf)
+{
+	const unsigned q = waitq_of(an);
+
+	pthread_mutex_lock(&w->q[q].lock);
+	if (!anon_want(an)) {
+		pthread_mutex_unlock(&w->q[q].lock);
+		pthread_mutex_unlock(leaf);
+		return;
+	}
+	pthread_mutex_unlock(leaf);
+	pthread_cond_wait(&w->q[q].cond, &w->q[q].lock);
+	pthread_mutex_unlock(&w->q[q].lock);
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * anon.h (private): the identity of one anonymous page, in core or not.
+ *
+ * 16 bytes, the price of a page that is in swap (besides its 8-byte word in the object).  The
+ * lock is two bits: BUSY, held by whoever moves the content from one place to another, also
+ * across I/O, and WANTED, set by whoever met it busy.  Only the holder of BUSY may read or
+ * change what is marked (b), change the page's place, or free the anon.
+ *
+ *	 alloc    +------+   pagein, rescue    +------+   read error, checksum   +------+
+ *	--------> | CORE | <------------------ | SWAP | -----------------------> | LOST |
+ *	          +------+ ------------------> +------+                          +------+
+ *	              |      reclaim (clean)      |                                  |
+ *	              +---------- discard, unmap, last reference: freed -------------+
+ *
+ * CORE: loc is a page number (page.h draws the states within).  SWAP: loc is a swap slot and
+ * hash that of its content.  LOST: the content could not be read back.
+ *
+ * Waiting for a busy anon: user threads sleep in anon_wait(); a service thread never sleeps: it
+ * marks the anon wanted and drops the fault message, since the holder wakes the address when it
+ * is done and the thread faults again.
+ */
+#ifndef UP_ANON_H
+#define UP_ANON_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/base.h"
+#include "vm/zone.h"
+
+enum anon_kind { ANON_CORE, ANON_SWAP, ANON_LOST };
+
+#define ANON_BUSY 1u
+#define ANON_WANTED 2u
+
+struct anon {
+	uint64_t hash;			/* (b) of the content in the slot: loc if SWAP, page->slot if CORE */
+	uint32_t loc;			/* (b) page number or slot */
+	_Atomic uint16_t refs;		/* objects that hold it */
+	_Atomic uint8_t bits;		/* ANON_BUSY, ANON_WANTED */
+	_Atomic uint8_t kind;		/* (b) to change; anybody may peek for a hint */
+};
+
+/* Sleeping places for user threads that meet a busy anon, shared by hash of its address. */
+#define ANON_WAITQS 32
+struct anon_waitqs {
+	struct {
+		pthread_mutex_t lock;
+		pthread_cond_t cond;
+	} q[ANON_WAITQS];
+};
+
+void anon_waitqs_init(struct anon_waitqs *w);
+void anon_waitqs_fini(struct anon_waitqs *w);
+
+/* A busy anon with one reference and kind CORE; NULL when the budget has no room. */
+struct anon *anon_alloc(struct zone *z);
+
+/* Become the holder of BUSY; false if somebody else is.  The caller guards the anon's existence. */
+static inline bool
+anon_trybusy(struct anon *an)
+{
+	uint8_t old = 0;
+
+	return atomic_compare_exchange_strong_explicit(&an->bits, &old, ANON_BUSY, memory_order_acquire,
+						       memory_order_relaxed);
+}
+
+/* Ask the holder for a wake-up; false if there is no holder any more. */
+bool anon_want(struct anon *an);
+
+/* Stop being the holder.  True if it was wanted: the caller wakes the page's address. */
+bool anon_unbusy(struct anon_waitqs *w, struct anon *an);
+
+/* Drop the holder's reference; true if it was the last and the anon is freed, else it is unbusied. */
+bool anon_free(struct anon_waitqs *w, struct zone *z, struct anon *an, bool *wanted);
+
+/*
+ * Sleep until a busy anon may have been released.
+ * => `leaf` is locked, and guards the anon's existence; it is unlocked on return, and the
+ *    caller looks everything up again.
+ */
+void anon_wait(struct anon_waitqs *w, struct anon *an, pthread_mutex_t *leaf);
+
+#endif

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * map.h (private): which object serves which addresses of one space.
+ *
+ * Entries are disjoint, ordered by address, in a balanced tree (lookup O(log n)) that is
+ * threaded with next/prev.  An operation on a sub-range first clips: the entries at its
+ * edges are split, each half keeping its own object offset and a reference to the object.
+ * Neighbours are never merged.
+ *
+ * Locks: map->lock (read: look up; write: change) is taken by the caller.  Service threads take it
+ * for reading and never wait for anything inside; whoever has it for writing makes no system
+ * call and waits for nothing, or a fault that must be served first would be stuck behind it.
+ * A waiting writer goes ahead of new readers (map_init sets that up: under a steady load of
+ * faults it would otherwise never get in), so a reader must not take map->lock a second time.
+ * map->change is the outer one: it serialises calls that change VMAs, including their system
+ * calls and waits; service threads never take it.
+ *
+ * Lock order of the whole library: docs/architecture.md and page.h.
+ */
+#ifndef UP_MAP_H
+#define UP_MAP_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/base.h"
+#include "vm/zone.h"
+
+struct object;
+
+/* Access streams seen in an entry; racy on purpose, a wrong guess costs a read. */
+struct ra_stream {
+	_Atomic uint64_t next;		/* object index of the next miss expected; 0: unused */
+	_Atomic uint32_t window;	/* pages brought in last time */
+};
+#define RA_STREAMS 4
+
+struct map_entry {
+	/* tree and thread: (map->lock), map.c only */
+	struct map_entry *left, *right, *parent;
+	struct map_entry *next, *prev;
+	int height;
+
+	/* (map->lock) for writing to change, for reading to read */
+	uintptr_t start, end;		/* page aligned, start < end */
+	struct object *object;		/* owns a reference */
+	uint64_t offset;		/* of start in the object, pages */
+	int prot;
+	enum up_advice advice;		/* NORMAL, SEQUENTIAL or RANDOM */
+	unsigned flags;			/* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
+	unsigned shard;			/* which uffd its VMA is registered with */
+
+	struct ra_stream stream[RA_STREAMS];
+	atomic_uint stream_hand;	/* the one to replace next */
+};
+
+struct map {
+	pthread_mutex_t change;		/* outermost: one VMA-changing call at a time */
+	pthread_rwlock_t lock;
+	struct zone *entries;		/* (c) */
+	struct map_entry *root;		/* (lock) */
+	struct map_entry *first;	/* (lock) lowest address */
+	size_t n;			/* (lock) entries */
+	uint64_t pages;			/* (lock) sum of their lengths */
+};
+
+void map_init(struct map *m, struct zone *entries);
+/* Asserts that it is empty. */
+void map_fini(struct map *m);
+
+/* A zeroed entry for map_insert(); NULL when the budget has no room.  No lock held if ZONE_WAIT. */
+struct map_entry *map_entry_alloc(struct map *m, enum zone_wait wait);
+/* Of an entry that is in no map; its object reference is the caller's to drop first. */
+void map_entry_free(struct map *m, struct map_entry *e);
+
+/* The entry that holds va, or NULL.  Read-locked. */
+struct map_entry *map_lookup(struct map *m, uintptr_t va);
+/* The lowest entry with end > va, or NULL.  Read-locked.  Go on with e->next. */
+struct map_entry *map_first_from(struct map *m, uintptr_t va);
+/* True if entries cover [start, end) without a gap.  Read-locked. */
+bool map_covers(struct map *m, uintptr_t start, uintptr_t end);
+
+/*
+ * Link `e` (start, end, object and so on filled in).  0, or -EEXIST if it would overlap: nothing
+ * is changed, and `e` is still the caller's.  Write-locked.
+ */
+int map_insert(struct map *m, struct map_entry *e);
+/* Unlink; the caller owns it and its object reference from here.  Write-locked. */
+void map_remove(struct map *m, struct map_entry *e);
+
+/*
+ * Split the entries that straddle `start` or `end`, so that every entry lies fully inside or
+ * outside.  spare[2] are entries from map_entry_alloc(); those used are set to NULL.  Each split
+ * takes an object reference (object_ref(); an entry without an object needs none).  The lower
+ * half keeps its identity and its access streams; the upper half is a spare, with none.
+ * Write-locked; cannot fail.
+ */
+void map_clip(struct map *m, uintptr_t start, uintptr_t end, struct map_entry *spare[2]);
+
+/* Assert order, disjointness, tree balance and heights, thread links, n and pages.  Read-locked. */
+void map_check(struct map *m);
+
+#endif

@@ -1,0 +1,304 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include <string.h>
+
+#include "vm/object.h"
+
+static void
+leaf_ctor(void *item)
+{
+	struct leaf *l = item;
+
+	pthread_mutex_init(&l->lock, NULL);
+}
+
+static void
+leaf_dtor(void *item)
+{
+	struct leaf *l = item;
+
+	pthread_mutex_destroy(&l->lock);
+}
+
+static void
+object_ctor(void *item)
+{
+	struct object *o = item;
+
+	pthread_rwlock_init(&o->lock, NULL);
+}
+
+static void
+object_dtor(void *item)
+{
+	struct object *o = item;
+
+	pthread_rwlock_destroy(&o->lock);
+}
+
+void
+object_zones_init(struct object_zones *z, struct arena *a)
+{
+	zone_init(&z->object, a, "object", sizeof(struct object), object_ctor, object_dtor);
+	zone_init(&z->node, a, "node", sizeof(struct node), NULL, NULL);
+	zone_init(&z->leaf, a, "leaf", sizeof(struct leaf), leaf_ctor, leaf_dtor);
+	zone_init(&z->anon, a, "anon", sizeof(struct anon), NULL, NULL);
+}
+
+void
+object_zones_fini(struct object_zones *z)
+{
+	zone_fini(&z->anon);
+	zone_fini(&z->leaf);
+	zone_fini(&z->node);
+	zone_fini(&z->object);
+}
+
+void
+object_zones_trim(struct object_zones *z)
+{
+	zone_trim(&z->anon);
+	zone_trim(&z->leaf);
+	zone_trim(&z->node);
+	zone_trim(&z->object);
+}
+
+void
+object_zones_check(struct object_zones *z)
+{
+	zone_check(&z->anon);
+	zone_check(&z->leaf);
+	zone_check(&z->node);
+	zone_check(&z->object);
+}
+
+struct object *
+object_alloc(struct object_zones *z, uint64_t npages, enum zone_wait wait)
+{
+	struct object *o = zone_alloc(&z->object, wait);
+
+	assert(npages > 0);
+	if (o == NULL)
+		return NULL;
+	o->zones = z;
+	o->npages = npages;
+	o->height = 0;
+	for (uint64_t n = (npages - 1) >> LEAF_SHIFT; n > 0; n >>= LEAF_SHIFT)
+		o->height++;
+	o->root = NULL;
+	atomic_store(&o->refs, 1);
+	atomic_store(&o->handles, 0);
+	o->roams = false;
+	o->noreserve = false;
+	o->reserved = 0;
+	o->release = NULL;
+	o->owner = NULL;
+	o->next = o->prev = NULL;
+	return o;
+}
+
+void
+object_ref(struct object *o)
+{
+	atomic_fetch_add_explicit(&o->refs, 1, memory_order_relaxed);
+}
+
+void
+object_unref(struct object *o)
+{
+	if (atomic_fetch_sub_explicit(&o->refs, 1, memory_order_acq_rel) == 1)
+		o->release(o);
+}
+
+void
+object_free(struct object *o)
+{
+	assert(o->root == NULL && atomic_load(&o->refs) == 0);
+	zone_free(&o->zones->object, o);
+}
+
+/* Which child of a node `level` above the leaves leads to `index`. */
+static inline unsigned
+child_of(uint64_t index, unsigned level)
+{
+	return (index >> (LEAF_SHIFT * level)) & (LEAF_SLOTS - 1);
+}
+
+/* => o->lock is held either way. */
+static struct leaf *
+lookup_locked(const struct object *o, uint64_t index)
+{
+	void *at = o->root;
+
+	for (unsigned level = o->height; level > 0 && at != NULL; level--)
+		at = ((struct node *)at)->child[child_of(index, level)];
+	return at;
+}
+
+/* => o->lock is held for writing.  A node left without children by a failure is pruned later. */
+static struct leaf *
+create_locked(struct object *o, uint64_t index, bool *created)
+{
+	void **link = &o->root;
+	struct leaf *l;
+
+	for (unsigned level = o->height; level > 0; level--) {
+		if (*link == NULL) {
+			struct node *n = zone_alloc(&o->zones->node, ZONE_NOWAIT);
+
+			if (n == NULL)
+				return NULL;
+			memset(n, 0, sizeof *n);
+			*link = n;
+		}
+		link = &((struct node *)*link)->child[child_of(index, level)];
+	}
+	if (*link != NULL)
+		return *link;
+	l = zone_alloc(&o->zones->leaf, ZONE_NOWAIT);
+	if (l == NULL)
+		return NULL;
+	l->object = o;
+	l->base = index & ~(uint64_t)(LEAF_SLOTS - 1);
+	l->nused = 0;
+	memset(l->slot, 0, sizeof l->slot);
+	*link = l;
+	*created = true;
+	return l;
+}
+
+struct leaf *
+object_leaf(struct object *o, uint64_t index, bool *created)
+{
+	struct leaf *l;
+
+	assert(index < o->npages);
+	pthread_rwlock_rdlock(&o->lock);
+	l = lookup_locked(o, index);
+	if (l == NULL && created != NULL) {
+		pthread_rwlock_unlock(&o->lock);
+		pthread_rwlock_wrlock(&o->lock);
+		l = create_locked(o, index, created);
+	}
+	if (l != NULL)
+		pthread_mutex_lock(&l->lock);
+	pthread_rwlock_unlock(&o->lock);
+	return l;
+}
+
+/* The first leaf at or after `index` below `at`, a node `level` above the leaves. */
+static struct leaf *
+first_from(void *at, unsigned level, uint64_t index)
+{
+	struct leaf *l = NULL;
+
+	if (at == NULL || level == 0)
+		return at;
+	for (unsigned c = child_of(index, level); c < LEAF_SLOTS && l == NULL; c++) {
+		l = first_from(((struct node *)at)->child[c], level - 1, index);
+		index = 0;	/* later children are taken from their start */
+	}
+	return l;
+}
+
+struct leaf *
+object_next_leaf(struct object *o, uint64_t from)
+{
+	struct leaf *l;
+
+	if (from >= o->npages)
+		return NULL;
+	pthread_rwlock_rdlock(&o->lock);
+	l = first_from(o->root, o->height, from & ~(uint64_t)(LEAF_SLOTS - 1));
+	if (l != NULL)
+		pthread_mutex_lock(&l->lock);
+	pthread_rwlock_unlock(&o->lock);
+	return l;
+}
+
+/*
+ * Prune below *link, a node `level` above the leaves that covers indices from `base`.
+ * => o->lock is held for writing, so nobody is between finding a leaf and locking it.
+ */
+static size_t
+prune(struct object *o, void **link, unsigned level, uint64_t base, uint64_t first, uint64_t end)
+{
+	const uint64_t span = (uint64_t)1 << (LEAF_SHIFT * level);
+	size_t freed = 0;
+	bool empty = true;
+
+	if (*link == NULL)
+		return 0;
+	if (level == 0) {
+		struct leaf *l = *link;
+
+		pthread_mutex_lock(&l->lock);
+		empty = l->nused == 0;
+		pthread_mutex_unlock(&l->lock);
+		if (empty) {
+			zone_free(&o->zones->leaf, l);
+			*link = NULL;
+		}
+		return empty;
+	}
+	for (unsigned c = 0; c < LEAF_SLOTS; c++) {
+		struct node *n = *link;
+		const uint64_t at = base + c * span;
+
+		if (at < end && at + span > first)
+			freed += prune(o, &n->child[c], level - 1, at, first, end);
+		if (n->child[c] != NULL)
+			empty = false;
+	}
+	if (empty) {
+		zone_free(&o->zones->node, *link);
+		*link = NULL;
+	}
+	return freed;
+}
+
+size_t
+object_prune(struct object *o, uint64_t first, uint64_t end)
+{
+	size_t freed;
+
+	pthread_rwlock_wrlock(&o->lock);
+	freed = prune(o, &o->root, o->height, 0, first, end);
+	pthread_rwlock_unlock(&o->lock);
+	return freed;
+}
+
+static void
+check(struct object *o, void *at, unsigned level, uint64_t base)
+{
+	const uint64_t span = (uint64_t)1 << (LEAF_SHIFT * level);
+
+	if (at == NULL)
+		return;
+	if (level == 0) {
+		struct leaf *l = at;
+		unsigned used = 0;
+
+		assert(l->object == o && l->base == base && base < o->npages);
+		for (unsigned i = 0; i < LEAF_SLOTS; i++) {
+			if (l->slot[i] == 0)
+				continue;
+			assert(base + i < o->npages);
+			assert(atomic_load(&leaf_anon(l, i)->refs) > 0);
+			used++;
+		}
+		assert(used == l->nused);
+		(void)used;
+		return;
+	}
+	for (unsigned c = 0; c < LEAF_SLOTS; c++)
+		check(o, ((struct node *)at)->child[c], level - 1, base + c * span);
+}
+
+void
+object_check(struct object *o)
+{
+	pthread_rwlock_rdlock(&o->lock);
+	assert(atomic_load(&o->refs) >= atomic_load(&o->handles));
+	check(o, o->root, o->height, 0);
+	pthread_rwlock_unlock(&o->lock);
+}

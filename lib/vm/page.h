@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * page.h (private): content in core, and the queues that replacement works on.
+ *
+ * A struct page exists while the content of an anon is in memory: in a region (MAPPED), or in a
+ * frame of the staging area.  Every arrow is taken by the holder of the anon's BUSY bit, except the
+ * two of a finished write, which only need the queue lock.
+ *
+ *	                   fault_zero
+ *	        +-------------------------------+        pageout_deactivate
+ *	        |                               v       (MOVE out of the region)
+ *	   +---------+   pagein_install     +--------+ ----------------------------> +--------+
+ *	   | TRANSIT | -------------------> | MAPPED |                               | STAGED |
+ *	   +---------+                      +--------+ <---------------------------- +--------+
+ *	     ^     ^                         queue:            fault_soft             queue INACTIVE, or
+ *	     |     |                         ACTIVE           (MOVE back)             CLEAN if page->slot
+ *	  page_alloc                            ^                                     holds the same
+ *	(pagein, zero,                          | fault_rescue: a copy; the page        |         ^
+ *	  rescue)                               | being written becomes an orphan       |         | pageout_done
+ *	                                        |                                       |         | (queue CLEAN;
+ *	                                   +---------+ <--------------------------------+         |  a failed write:
+ *	                                   | LAUNDRY | ----------------------------------------->-+  INACTIVE)
+ *	                                   +---------+          pageout_launder (write starts)
+ *
+ *	CLEAN --reclaim--> page freed, anon is SWAP         INACTIVE, all zeros --launder--> page and anon freed
+ *	any but LAUNDRY --discard, unmap--> freed           LAUNDRY --discard, unmap, rescue--> orphan, freed by pageout_done
+ *
+ * An orphan (LAUNDRY, anon NULL) owns its frame and slot until the write that reads the frame ends.
+ *
+ * Replacement is segmented FIFO: ACTIVE in order of arrival, then INACTIVE and CLEAN; a touch while
+ * staged is a soft fault and sends the page to the tail of ACTIVE.
+ *
+ * Keys: (q) pages->lock, (b) holder of anon BUSY.  While LAUNDRY, slot and frame belong to the write:
+ * (q) only.  pages->lock is innermost but for the frames, slots and zones.
+ */
+#ifndef UP_PAGE_H
+#define UP_PAGE_H
+
+#include <pthread.h>
+
+#include "base/base.h"
+#include "vm/object.h"
+
+typedef uint32_t pageno_t;
+#define PAGE_NONE UINT32_MAX
+
+enum page_state { PAGE_FREE, PAGE_TRANSIT, PAGE_MAPPED, PAGE_STAGED, PAGE_LAUNDRY, PAGE_STATES };
+
+enum page_queue { Q_ACTIVE, Q_INACTIVE, Q_CLEAN, Q_COUNT, Q_NONE = Q_COUNT };
+
+struct page {
+	struct anon *anon;	/* (q) NULL: orphan */
+	struct leaf *leaf;	/* (b) where the anon's slot is */
+	uintptr_t va;		/* (b) the page's address in its region; 0: in none */
+	frame_t frame;		/* (b) where it is staged, or FRAME_NONE */
+	uint32_t slot;		/* (b) swap slot with the same bytes (or getting them), or UINT32_MAX */
+	pageno_t next, prev;	/* (q) */
+	uint16_t index;		/* (b) in the leaf */
+	uint8_t shard;		/* (b) of the region */
+	uint8_t state;		/* (q) and (b) to change, either to read */
+	uint8_t queue;		/* (q) */
+	bool alone;		/* (b) its cluster could not be written: write it on its own */
+};
+
+struct pages {
+	pthread_mutex_t lock;
+	struct wired_array table;	/* of struct page; address constant */
+	pageno_t free;			/* (q) list by ->next */
+	struct {
+		pageno_t head, tail;
+		size_t n;
+	} queue[Q_COUNT];		/* (q) */
+	size_t count[PAGE_STATES];	/* (q) pages in each state */
+};
+
+/* Room for `max` pages.  0 or -ENOMEM. */
+int pages_init(struct pages *ps, struct arena *arena, size_t max);
+/* Asserts that every page was freed. */
+void pages_fini(struct pages *ps);
+
+static inline struct page *
+page_at(const struct pages *ps, pageno_t no)
+{
+	assert(no < ps->table.n);
+	return (struct page *)ps->table.base + no;
+}
+
+static inline pageno_t
+page_no(const struct pages *ps, const struct page *pg)
+{
+	return (pageno_t)(pg - (const struct page *)ps->table.base);
+}
+
+/* A page in TRANSIT for a busy anon; NULL when the budget has no room. */
+struct page *page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index);
+/* From TRANSIT, or an orphan; on no queue. */
+void page_free(struct pages *ps, struct page *pg);
+
+/* With the queue lock held: */
+void page_enqueue_locked(struct pages *ps, struct page *pg, enum page_queue q, enum page_state state);
+void page_enqueue_head_locked(struct pages *ps, struct page *pg, enum page_queue q,
+			      enum page_state state);
+/* Off its queue; state becomes TRANSIT. */
+void page_dequeue_locked(struct pages *ps, struct page *pg);
+void page_set_state_locked(struct pages *ps, struct page *pg, enum page_state state);
+
+/* Without: the same, one page. */
+void page_enqueue(struct pages *ps, struct page *pg, enum page_queue q, enum page_state state);
+
+/* The oldest page of a queue, or PAGE_NONE; go on with ->next. */
+static inline pageno_t
+page_oldest_locked(const struct pages *ps, enum page_queue q)
+{
+	return ps->queue[q].head;
+}
+
+/* Assert queues, states and counts. */
+void pages_check(struct pages *ps);
+
+#endif
