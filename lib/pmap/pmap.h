@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * pmap.h (private): the one door to page tables.
+ *
+ * A pmap backend has regions (address ranges of the program, each registered with one shard)
+ * and one staging area: numbered addresses of our own, each either a *frame* (a physical page
+ * is there) or a *hole*.  Pages travel between the two:
+ *
+ *	            zero: a fresh zero page            enter: frame -> region, leaves a hole
+ *	  (nothing) ---------------------> REGION PAGE <------------------------------ FRAME
+ *	                                        |        ---------------------------->   ^
+ *	                                        |        remove: region -> hole, leaves  |
+ *	             discard                    |                a frame there           | frame_new
+ *	  (nothing) <---------------------------+                                      HOLE
+ *
+ * enter and remove keep these semantics whether the kernel can move pages (UFFDIO_MOVE) or they
+ * must be copied and the source dropped.  Single pages are copied also where it can (a frame that
+ * direct I/O has just left, a read-only region).  What is copied exists twice for an instant: at
+ * most CLUSTER_MAX pages of all callers together, which pmap->headroom accounts for.
+ *
+ * The caller holds the page *busy* for every page it names (anon.h): nobody else moves it, and
+ * the region's VMA stays.  All functions may be called from any thread.  None blocks on a
+ * fault.  Batched calls work front to back, set *done to the number of pages completed (valid on
+ * every return), and return 0 if that is all of them, else the reason why page *done was not:
+ *
+ *	-EAGAIN   the kernel wants us to try again later (mm is changing, page locked)
+ *	-EEXIST   enter, zero: a page is there already.  The caller wakes and goes on.  (zero of one
+ *	          page is how the pager asks whether it is there.)
+ *	-ENOENT   the region is gone; remove: no page is there
+ *	-EBUSY    remove: the page is pinned for I/O and must stay
+ *	-ENOMEM   the system (or its memory cgroup) has no page for us
+ *
+ * enter and zero wake the threads that wait on the pages they installed.  remove wakes nobody who
+ * waits for a page that it took; it may have stopped writers for an instant, so that a fault
+ * with `wp` set can be found for any page that was busy.  The wake at the end of busy answers it.
+ *
+ * Pinned pages.  I/O that was started into a page of a region (O_DIRECT, registered io_uring
+ * buffers) goes on into the same memory wherever that is mapped, so such a page must stay; the
+ * kernel says so when it is asked to move it.  Nobody can tell for a page that has to be copied:
+ * any without MOVE, and one that was pinned before it became read-only.  What such I/O stores
+ * after the copy is lost.  And the kernel counts pins only: what merely holds a reference
+ * (vmsplice(), MSG_ZEROCOPY) keeps reading the memory of the page, which after remove is the
+ * frame's; give that frame other content, and such a reader gets it.  To be safe from that, drop
+ * the frame and make a new one.
+ */
+#ifndef UP_PMAP_H
+#define UP_PMAP_H
+
+#include "base/base.h"
+
+struct pmap_fault {
+	uintptr_t va;		/* page aligned */
+	bool write;
+	bool wp;		/* the page is there but write-protected */
+};
+
+struct pmap;
+
+struct pmap_ops {
+	/*
+	 * map: reserve and register [*va, *va + len); exactly at `hint` if `fixed` (-EEXIST if
+	 * anything is there).  unmap: give the addresses back and wake whoever waits there.
+	 * protect: as mprotect.  All three: user threads only.
+	 */
+	int (*map)(struct pmap *, uintptr_t hint, bool fixed, size_t len, int prot, unsigned shard,
+		   uintptr_t *va);
+	int (*unmap)(struct pmap *, uintptr_t va, size_t len, unsigned shard);
+	int (*protect)(struct pmap *, uintptr_t va, size_t len, int prot);
+
+	int (*zero)(struct pmap *, unsigned shard, uintptr_t va, size_t n, size_t *done);
+	int (*enter)(struct pmap *, unsigned shard, uintptr_t va, frame_t frame, size_t n, size_t *done);
+	int (*remove)(struct pmap *, unsigned shard, uintptr_t va, frame_t hole, size_t n, size_t *done);
+
+	/* Copy the bytes of a page that is in its region, whatever its protection.  -ENOENT, -EIO. */
+	int (*read)(struct pmap *, uintptr_t va, void *buf);
+
+	/* Drop the pages of a region range: absent afterwards. */
+	int (*discard)(struct pmap *, unsigned shard, uintptr_t va, size_t n);
+	/*
+	 * Make every touch of this absent page SIGBUS until discard or unmap.  Wakes, whatever it
+	 * returns.  -EEXIST: a page is there, or it is poisoned already.  -ENOTSUP: no way found.
+	 */
+	int (*poison)(struct pmap *, unsigned shard, uintptr_t va);
+	/* Wake threads that wait for a fault in the range; they fault again if nothing is there. */
+	void (*wake)(struct pmap *, unsigned shard, uintptr_t va, size_t n);
+
+	/* Holes become frames with undefined content; frames become holes. */
+	int (*frame_new)(struct pmap *, frame_t first, size_t n, size_t *done);
+	void (*frame_drop)(struct pmap *, frame_t first, size_t n);
+
+	/*
+	 * Take up to `max` fault messages of a shard without blocking.  Returns how many; fewer than
+	 * max means that the queue is empty.
+	 */
+	unsigned (*faults)(struct pmap *, unsigned shard, struct pmap_fault *buf, unsigned max);
+
+	/* Release everything.  Regions must be unmapped and threads stopped. */
+	void (*destroy)(struct pmap *);
+};
+
+/* A backend embeds this first. */
+struct pmap {
+	const struct pmap_ops *ops;
+	char *stage;		/* frame f is at stage + f * PAGE_SIZE; readable and writable while a frame */
+	frame_t nstage;		/* addresses in the staging area */
+	unsigned nshards;
+	size_t headroom;	/* bytes that enter/remove may hold beyond what is accounted, in all */
+	uint64_t features;	/* UP_MASK_* found and used */
+};
+
+static inline void *
+pmap_frame(const struct pmap *pm, frame_t f)
+{
+	assert(f < pm->nstage);
+	return pm->stage + ((size_t)f << PAGE_SHIFT);
+}
+
+/*
+ * The real one: userfaultfd on private anonymous memory (uffd.c).  `mask`: features not to use.
+ * -EPERM, -ENOSYS with a log line that says the way out.
+ */
+int pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t mask,
+		     const struct logger *log);
+/* The descriptor of a shard, to poll. */
+int pmap_uffd_fd(struct pmap *pm, unsigned shard);
+
+#endif
