@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * swap.h (private): swap space: one file or block device, its slots, and I/O on it.
+ *
+ *	area.c    opens and grows the file, hands out slots in contiguous runs
+ *	uring.c   the I/O engine of a service thread, on its io_uring
+ *	(tests)   a simulated disk behind the same ops
+ *
+ * A slot is one page of swap space.  Slots are chosen at pageout, never at allocation, so a
+ * cluster of pages that leave together is contiguous whatever their addresses.
+ *
+ *	FREE --swap_alloc--> USED --swap_free--> FREE
+ *	                      +----swap_retire--> BAD (for good: the medium refused it)
+ */
+#ifndef UP_SWAP_H
+#define UP_SWAP_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/uio.h>
+
+#include "base/base.h"
+#include "base/runmap.h"
+
+typedef uint32_t slot_t;
+#define SLOT_NONE UINT32_MAX
+
+/*
+ * Slots are handed out of it; any thread, also while it grows.
+ *
+ * Lock order: grow_lock > lock > the arena's.  Space is allocated on disk under grow_lock alone,
+ * so whoever needs a slot meanwhile does not wait for it.
+ * Keys: (c) constant once open, (lock) written under lock; an atomic is read without it too.
+ */
+struct swap_area {
+	int fd;			/* (c) our own descriptor */
+	bool odirect;		/* (c) */
+	bool fixed;		/* (c) the size was given, or it is a device: never grows */
+	bool unreserved;	/* (c) the file system has no fallocate(): space is not certain */
+	bool truncate;		/* (c) a file that others can see: to be left behind empty */
+	bool locked;		/* (c) flock()ed, and the lock is ours to drop */
+	const struct logger *log;
+	pthread_mutex_t grow_lock;
+	pthread_mutex_t lock;
+	struct runmap slots;	/* (lock) */
+	atomic_size_t nslots;	/* (lock, and grow_lock) slots that exist: free, used and bad */
+	atomic_size_t nused;	/* (lock) */
+	atomic_size_t nbad;	/* (lock) */
+};
+
+/*
+ * Open as up_config says (path, else fd if > 0, else an unlinked temporary file).  `mask`:
+ * UP_MASK_ODIRECT.  size 0 of a file: starts empty and grows.  Logs where it is and whether
+ * O_DIRECT works.
+ * Swap on tmpfs or ramfs would defeat the limit: for the default file such a directory is passed
+ * over, for a path or fd it is a warning.
+ *
+ * A file given by path or fd is locked with flock(), truncated now, and empty again after close.
+ * From the fd another description of the same file is opened where /proc allows it: flags,
+ * position and locks of the caller's stay as they are.
+ *
+ * 0, -EINVAL (not a file or block device; size not representable), -ENOSPC, -EBUSY (a device that
+ * is mounted or held by somebody, a file locked by somebody), or what open() said.  `log` is kept.
+ * After a failure nothing is left, not even a file that was created, and close does nothing.
+ */
+int swap_area_open(struct swap_area *s, struct arena *arena, const char *path, int fd,
+		   uint64_t size, uint64_t mask, const struct logger *log);
+/* Every slot is forgotten.  Not while anybody uses the area. */
+void swap_area_close(struct swap_area *s);
+
+/*
+ * Grow so that at least `nslots` exist (space allocated on disk where the file system can).
+ * 0, -ENOSPC (also: fixed size), -ENOMEM: nothing has changed.  May take a while: no lock held by
+ * the caller but the outer one.
+ */
+int swap_area_grow(struct swap_area *s, size_t nslots);
+
+/* The most slots that this area can have: its fixed size, or what the file system has free now. */
+size_t swap_area_max(struct swap_area *s);
+
+/* Up to `want` (1..CLUSTER_MAX) neighbouring slots.  Returns how many, 0 if none.  Never grows. */
+size_t swap_alloc(struct swap_area *s, size_t want, slot_t *first);
+void swap_free(struct swap_area *s, slot_t first, size_t n);
+/* A used slot that is not to be used again. */
+void swap_retire(struct swap_area *s, slot_t slot);
+/* Assert that the counts agree with the map. */
+void swap_area_check(struct swap_area *s);
+
+enum swap_op { SWAP_READ, SWAP_WRITE };
+
+/* One request: neighbouring slots from or to memory.  The engine's from submit until reaped. */
+struct swap_io {
+	/* filled in by the caller */
+	enum swap_op op;
+	slot_t slot;
+	unsigned n;			/* slots [slot, slot + n), 1..CLUSTER_MAX */
+	unsigned niov;			/* iov[0 .. niov) cover exactly n pages, in slot order */
+	struct iovec iov[CLUSTER_MAX];	/* page aligned, whole pages; the engine changes it */
+	void *owner;			/* the caller's */
+
+	/* valid once reaped */
+	int result;			/* 0 or -errno */
+
+	/* engine */
+	size_t done;			/* bytes */
+	unsigned stalls;		/* attempts in a row that moved no whole page */
+	struct swap_io *next;
+};
+
+/* What io_engine wait() found. */
+struct io_events {
+	struct swap_io *completed;	/* list by ->next, in order of completion */
+	bool readable;			/* the watched descriptor may have news: read it empty */
+	bool kicked;			/* somebody called kick() */
+};
+
+struct io_engine;
+
+/* One engine belongs to one thread; only kick() may be called from another. */
+struct io_engine_ops {
+	/*
+	 * Queue a request; it starts at the next wait() at the latest.  0, or -EBUSY: queue full.
+	 * Short transfers are continued inside, EINTR and EAGAIN repeated; a read or write that
+	 * ends early for good (end of file) is -EIO.
+	 */
+	int (*submit)(struct io_engine *, struct swap_io *);
+	/* Start what is queued now. */
+	void (*flush)(struct io_engine *);
+	/*
+	 * Start what is queued and wait until something happened, or timeout_ns passed (0: only
+	 * look; < 0: no limit).  Fills *ev; empty on time-out.
+	 */
+	void (*wait)(struct io_engine *, int64_t timeout_ns, struct io_events *ev);
+	/* Make the owner's wait() return.  Any thread; never blocks. */
+	void (*kick)(struct io_engine *);
+	/* All requests must have been reaped. */
+	void (*destroy)(struct io_engine *);
+};
+
+struct io_engine {
+	const struct io_engine_ops *ops;
+	unsigned depth;		/* requests that may be in flight */
+	unsigned inflight;	/* submitted, not reaped */
+};
+
+/*
+ * io_uring.  Call from the thread that will use it.  watch_fd: polled for reading (-1: none).
+ * mask: UP_MASK_RING_FLAGS.  -EPERM/-ENOSYS with a log line that says the way out.
+ */
+int io_engine_uring_create(struct io_engine **e, const struct swap_area *area, int watch_fd,
+			   unsigned depth, uint64_t mask, const struct logger *log);
+
+#endif

@@ -1,0 +1,531 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * uring.c: the I/O engine of a service thread: everything that it waits for is a completion
+ * on one io_uring.
+ *
+ *	watched descriptor --poll----+
+ *	kick()  --eventfd-----poll---+--> completion queue --reap()--> struct io_events
+ *	submit() --read, write-------+
+ *
+ * A thread that waits in poll() for its userfaultfd and hears of I/O through an eventfd pays
+ * three system calls to learn of one read.  Here the wait is one io_uring_enter(), which also
+ * starts what is queued.  On an idle machine a fault that is answered from this wait takes as
+ * long as one answered from a bare poll() loop (DEFER_TASKRUN; the other set-ups cost a
+ * few per cent more).
+ *
+ * Rejected:
+ *	registered buffers	pin the pages: UFFDIO_MOVE of a pinned page is EBUSY
+ *	SQPOLL			a kernel thread that spins, one for each of ours
+ *	reading the userfaultfd	through the ring: it bypasses pmap's reader, and a read that
+ *				has taken a message and is then cancelled has lost it
+ *
+ * After create nothing here allocates, logs or takes a lock: a thread that forks may hold any
+ * lock of libc while it waits for the owner of this engine.
+ *
+ * One request has one SQE at any time, its first or a continuation, so the submission queue,
+ * made for `depth` requests and the polls, never fills up.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "swap/swap.h"
+
+/* user_data of what is not a request; requests are aligned pointers. */
+#define TAG_WATCH 1u
+#define TAG_KICK 2u
+#define TAG_CANCEL 3u
+
+/* SQEs beside the requests: two polls, two cancels, the time-out of kernels without EXT_ARG. */
+#define SQ_EXTRA 5
+
+#define DEPTH_MAX 4096
+
+/*
+ * Attempts in a row of one request that move no whole page (EINTR, EAGAIN, a fraction of a
+ * page) before it is an error: the page must not stay busy for ever.
+ */
+#define STALLS_MAX 100
+
+/* A poll that lives in the ring. */
+struct ring_poll {
+	int fd;
+	unsigned tag;
+	bool armed;
+};
+
+/* Keys: (c) constant once created, (t) the owner thread, (a) atomic, any thread. */
+struct uring {
+	struct io_engine engine;  /* (t) first: callers hold this */
+	struct io_uring ring;	  /* (t) */
+	int fd;			  /* (c) the swap area's; not ours to close */
+	bool plain_rw;		  /* (c) READ and WRITE exist, not only their vectored forms */
+	bool multishot;		  /* (t) until the kernel refuses it */
+	struct ring_poll watch;	  /* (t) fd -1: nothing to watch */
+	struct ring_poll kick;	  /* (t) the eventfd */
+	atomic_bool kick_pending; /* (a) written to the eventfd, not yet reported */
+};
+
+static struct uring *
+uring_of(struct io_engine *e)
+{
+	return container_of(e, struct uring, engine);
+}
+
+static struct io_uring_sqe *
+uring_sqe(struct uring *u)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
+
+	assert(sqe != NULL); /* sized for it, see above */
+	return sqe;
+}
+
+/* Queue what is left of a request. */
+static void
+uring_queue(struct uring *u, struct swap_io *io)
+{
+	const uint64_t offset = ((uint64_t)io->slot << PAGE_SHIFT) + io->done;
+	const bool plain = u->plain_rw && io->niov == 1;
+	struct io_uring_sqe *sqe = uring_sqe(u);
+	void *base = io->iov[0].iov_base;
+	unsigned len = (unsigned)io->iov[0].iov_len;
+
+	assert(io->niov > 0 && io->done < (size_t)io->n << PAGE_SHIFT);
+	if (io->op == SWAP_READ && plain)
+		io_uring_prep_read(sqe, u->fd, base, len, offset);
+	else if (io->op == SWAP_READ)
+		io_uring_prep_readv(sqe, u->fd, io->iov, io->niov, offset);
+	else if (plain)
+		io_uring_prep_write(sqe, u->fd, base, len, offset);
+	else
+		io_uring_prep_writev(sqe, u->fd, io->iov, io->niov, offset);
+	io_uring_sqe_set_data(sqe, io);
+}
+
+static int
+uring_submit(struct io_engine *e, struct swap_io *io)
+{
+	struct uring *u = uring_of(e);
+	size_t bytes = 0;
+
+	assert(io->n >= 1 && io->n <= CLUSTER_MAX && io->niov >= 1 && io->niov <= io->n);
+	for (unsigned i = 0; i < io->niov; i++) {
+		assert((((uintptr_t)io->iov[i].iov_base | io->iov[i].iov_len) & PAGE_MASK) == 0);
+		bytes += io->iov[i].iov_len;
+	}
+	assert(bytes == (size_t)io->n << PAGE_SHIFT);
+	(void)bytes;
+
+	if (e->inflight == e->depth)
+		return -EBUSY;
+	e->inflight++;
+	io->result = 0;
+	io->done = 0;
+	io->stalls = 0;
+	io->next = NULL;
+	uring_queue(u, io);
+	return 0;
+}
+
+/* Take `bytes` off the front of what is left. */
+static void
+io_advance(struct swap_io *io, size_t bytes)
+{
+	unsigned gone = 0;
+
+	io->done += bytes;
+	while (gone < io->niov && bytes >= io->iov[gone].iov_len)
+		bytes -= io->iov[gone++].iov_len;
+	io->niov -= gone;
+	memmove(io->iov, io->iov + gone, io->niov * sizeof io->iov[0]);
+	if (bytes > 0) {
+		assert(io->niov > 0);
+		io->iov[0].iov_base = (char *)io->iov[0].iov_base + bytes;
+		io->iov[0].iov_len -= bytes;
+	}
+}
+
+/*
+ * io_step: one completion of a request, `res` bytes or an error.
+ *
+ * => true: the request is finished, io->result is set.
+ * => false: some of it is left to do.
+ */
+static bool
+io_step(struct swap_io *io, int res)
+{
+	size_t whole;
+
+	if (res == 0)
+		res = -EIO; /* the end of the file */
+	if (res < 0 && res != -EINTR && res != -EAGAIN) {
+		io->result = res;
+		return true;
+	}
+	/* A fraction of a page is done again: O_DIRECT takes nothing unaligned. */
+	whole = res > 0 ? (size_t)res & ~PAGE_MASK : 0;
+	if (whole > 0) {
+		assert(io->done + whole <= (size_t)io->n << PAGE_SHIFT);
+		io->stalls = 0;
+		io_advance(io, whole);
+	} else if (++io->stalls == STALLS_MAX) {
+		io->result = -EIO;
+		return true;
+	}
+	return io->niov == 0;
+}
+
+static void
+uring_arm(struct uring *u, struct ring_poll *p)
+{
+	struct io_uring_sqe *sqe;
+
+	if (p->armed || p->fd < 0)
+		return;
+	sqe = uring_sqe(u);
+	if (u->multishot)
+		io_uring_prep_poll_multishot(sqe, p->fd, POLLIN);
+	else
+		io_uring_prep_poll_add(sqe, p->fd, POLLIN);
+	io_uring_sqe_set_data64(sqe, p->tag);
+	p->armed = true;
+}
+
+/* One completion of a poll.  Returns whether the descriptor has something to say. */
+static bool
+uring_polled(struct uring *u, struct ring_poll *p, const struct io_uring_cqe *cqe)
+{
+	if ((cqe->flags & IORING_CQE_F_MORE) == 0)
+		p->armed = false; /* one-shot, or the kernel gave up on it: arm again */
+	if (cqe->res >= 0)
+		return true;
+	if (cqe->res == -EINVAL && u->multishot) {
+		u->multishot = false; /* before 5.13 */
+		return false;
+	}
+	if (cqe->res == -EAGAIN || cqe->res == -EINTR || cqe->res == -ECANCELED ||
+	    cqe->res == -ENOMEM)
+		return false;
+	p->fd = -1; /* it can not be polled: the owner's read will say why */
+	return true;
+}
+
+static bool
+uring_kicked(struct uring *u, const struct io_uring_cqe *cqe)
+{
+	uint64_t count;
+
+	if (!uring_polled(u, &u->kick, cqe))
+		return false;
+	/* A multishot poll reports each write, whatever the count is; arming again looks at it. */
+	if (!u->kick.armed && read(u->kick.fd, &count, sizeof count) < 0)
+		assert(errno == EAGAIN);
+	/*
+	 * From here the next kick writes again.  One that came before this line has put down
+	 * what it kicked for, and the owner sees that after this wait.
+	 */
+	return atomic_exchange(&u->kick_pending, false);
+}
+
+/*
+ * Empty the completion queue into *ev, oldest first; *tail is where the list of completed
+ * requests ends.  Returns whether anything was found.
+ */
+static bool
+uring_reap(struct uring *u, struct io_events *ev, struct swap_io ***tail)
+{
+	struct io_uring_cqe *cqe;
+	unsigned head, seen = 0;
+
+	io_uring_for_each_cqe(&u->ring, head, cqe) {
+		struct swap_io *io;
+
+		seen++;
+		switch (io_uring_cqe_get_data64(cqe)) {
+		case TAG_WATCH:
+			ev->readable |= uring_polled(u, &u->watch, cqe);
+			break;
+		case TAG_KICK:
+			ev->kicked |= uring_kicked(u, cqe);
+			break;
+		case TAG_CANCEL:
+		case LIBURING_UDATA_TIMEOUT:
+			break;
+		default:
+			io = io_uring_cqe_get_data(cqe);
+			if (!io_step(io, cqe->res)) {
+				uring_queue(u, io);
+				break;
+			}
+			u->engine.inflight--;
+			io->next = NULL;
+			**tail = io;
+			*tail = &io->next;
+		}
+	}
+	io_uring_cq_advance(&u->ring, seen);
+	return ev->completed != NULL || ev->readable || ev->kicked;
+}
+
+/*
+ * One entry into the kernel: submit what is queued, and wait for a completion, `ns` at most
+ * (0: only look; < 0: no limit).
+ */
+static void
+uring_enter(struct uring *u, int64_t ns)
+{
+	struct __kernel_timespec ts;
+	struct io_uring_cqe *cqe;
+	int r;
+
+	if (ns == 0) {
+		r = io_uring_submit_and_get_events(&u->ring);
+	} else {
+		ts.tv_sec = ns / 1000000000;
+		ts.tv_nsec = ns % 1000000000;
+		r = io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, ns < 0 ? NULL : &ts, NULL);
+	}
+	/*
+	 * EBUSY: reap first.  EAGAIN, ENOMEM: the kernel has no memory for a request now; what was
+	 * not taken stays queued.  If there is nothing to reap either, give it a moment.
+	 */
+	if ((r == -EAGAIN || r == -ENOMEM) && io_uring_cq_ready(&u->ring) == 0 &&
+	    io_uring_sq_ready(&u->ring) > 0 && ns != 0)
+		poll(NULL, 0, 1);
+	assert(r >= 0 || r == -ETIME || r == -EINTR || r == -EBUSY || r == -EAGAIN || r == -ENOMEM);
+}
+
+static void
+uring_wait(struct io_engine *e, int64_t timeout_ns, struct io_events *ev)
+{
+	struct uring *u = uring_of(e);
+	struct swap_io **tail = &ev->completed;
+	int64_t left = timeout_ns;
+	uint64_t end = 0;
+
+	*ev = (struct io_events){ 0 };
+	if (timeout_ns > 0)
+		end = now_ns() + (uint64_t)timeout_ns;
+	for (;;) {
+		uring_arm(u, &u->watch);
+		uring_arm(u, &u->kick);
+		uring_enter(u, left);
+		if (uring_reap(u, ev, &tail) || timeout_ns == 0)
+			break;
+		/* A signal, a continuation, a poll to be armed again, or the time is up. */
+		if (timeout_ns > 0) {
+			left = (int64_t)(end - now_ns());
+			if (left <= 0)
+				break;
+		}
+	}
+}
+
+static void
+uring_flush(struct io_engine *e)
+{
+	struct uring *u = uring_of(e);
+
+	/* The kernel stops at an SQE that it refuses; what it does not take, wait() starts. */
+	while (io_uring_sq_ready(&u->ring) > 0 && io_uring_submit(&u->ring) > 0)
+		;
+}
+
+static void
+uring_kick(struct io_engine *e)
+{
+	struct uring *u = uring_of(e);
+	const uint64_t one = 1;
+
+	if (atomic_exchange(&u->kick_pending, true))
+		return; /* the owner has not looked since the last one */
+	/* Can not fail: it would take 2^64 - 1 kicks to fill the counter up. */
+	if (write(u->kick.fd, &one, sizeof one) < 0)
+		assert(!"kick");
+}
+
+/*
+ * Take the polls back before the ring goes.  The kernel would do it too, but later, on a worker
+ * of its own; meanwhile the ring would keep the watched descriptor open.
+ */
+static void
+uring_disarm(struct uring *u)
+{
+	struct ring_poll *polls[] = { &u->watch, &u->kick };
+	struct io_events ev = { 0 };
+	struct swap_io **tail = &ev.completed;
+
+	/* A poll that is just being woken refuses (EALREADY): ask until it has ended. */
+	while (u->watch.armed || u->kick.armed) {
+		for (unsigned i = 0; i < ARRAY_SIZE(polls); i++) {
+			struct io_uring_sqe *sqe;
+
+			if (!polls[i]->armed)
+				continue;
+			sqe = uring_sqe(u);
+			io_uring_prep_poll_remove(sqe, polls[i]->tag);
+			io_uring_sqe_set_data64(sqe, TAG_CANCEL);
+		}
+		uring_enter(u, -1);
+		uring_reap(u, &ev, &tail);
+	}
+	assert(ev.completed == NULL);
+}
+
+static void
+uring_destroy(struct io_engine *e)
+{
+	struct uring *u = uring_of(e);
+
+	assert(e->inflight == 0);
+	uring_disarm(u);
+	io_uring_queue_exit(&u->ring);
+	close(u->kick.fd);
+	free(u);
+}
+
+static const struct io_engine_ops uring_ops = {
+	.submit = uring_submit,
+	.flush = uring_flush,
+	.wait = uring_wait,
+	.kick = uring_kick,
+	.destroy = uring_destroy,
+};
+
+/* Why there is no ring, and what to do about it. */
+static void
+uring_explain(const struct logger *log, int err)
+{
+	char value[8] = "?";
+	int fd;
+
+	switch (err) {
+	case -EPERM:
+		/* 0 and we are refused: then it is a filter. */
+		fd = open("/proc/sys/kernel/io_uring_disabled", O_RDONLY | O_CLOEXEC);
+		if (fd >= 0) {
+			if (read(fd, value, 1) != 1)
+				value[0] = '?';
+			close(fd);
+		}
+		log_line(log, UP_LOG_ERROR,
+			 "io_uring is not permitted (kernel.io_uring_disabled is %s): set it to 0 "
+			 "(1: join the group in kernel.io_uring_group); if it is 0, the seccomp "
+			 "filter (of a container, mostly) must allow io_uring_setup, "
+			 "io_uring_enter and io_uring_register",
+			 value);
+		break;
+	case -ENOSYS:
+		log_line(log, UP_LOG_ERROR,
+			 "there is no io_uring: it takes Linux 5.10 or newer, built with "
+			 "CONFIG_IO_URING, and a seccomp filter that does not hide it");
+		break;
+	case -ENOMEM:
+		log_line(log, UP_LOG_ERROR,
+			 "io_uring: out of memory (before Linux 5.12 the rings count against "
+			 "RLIMIT_MEMLOCK: raise it)");
+		break;
+	default:
+		log_line(log, UP_LOG_ERROR, "io_uring: %s", strerror(-err));
+	}
+}
+
+/*
+ * Make the ring with the best set-up that the kernel knows.  In DEFER_TASKRUN a completion
+ * interrupts nobody and is posted when the owner waits, which is all that we need; COOP_TASKRUN
+ * is most of that.
+ */
+static int
+uring_setup(struct uring *u, uint64_t mask)
+{
+	static const unsigned setups[] = {
+		IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, /* 6.1 */
+		IORING_SETUP_COOP_TASKRUN,				 /* 5.19 */
+		0,
+	};
+	unsigned i = mask & UP_MASK_RING_FLAGS ? ARRAY_SIZE(setups) - 1 : 0;
+	int r;
+
+	do
+		r = io_uring_queue_init(u->engine.depth + SQ_EXTRA, &u->ring, setups[i]);
+	while (r == -EINVAL && ++i < ARRAY_SIZE(setups));
+	return r;
+}
+
+/* Find out what the ring can do; masked: what one of Linux 5.10 could. */
+static void
+uring_probe(struct uring *u, uint64_t mask)
+{
+	struct io_uring_probe *probe;
+
+	u->plain_rw = false;
+	u->multishot = false;
+	if (mask & UP_MASK_RING_FLAGS) {
+		u->ring.features &= ~(unsigned)IORING_FEAT_EXT_ARG;
+		return;
+	}
+	probe = io_uring_get_probe_ring(&u->ring);
+	if (probe != NULL) {
+		u->plain_rw = io_uring_opcode_supported(probe, IORING_OP_READ) &&
+			      io_uring_opcode_supported(probe, IORING_OP_WRITE);
+		io_uring_free_probe(probe);
+	}
+	u->multishot = true;		     /* until it is refused: there is no way to ask */
+	io_uring_register_ring_fd(&u->ring); /* 5.18; spares a look-up in every wait */
+}
+
+int
+io_engine_uring_create(struct io_engine **e, const struct swap_area *area, int watch_fd,
+		       unsigned depth, uint64_t mask, const struct logger *log)
+{
+	struct uring *u;
+	int r;
+
+	*e = NULL;
+	if (depth == 0 || depth > DEPTH_MAX) {
+		log_line(log, UP_LOG_ERROR, "io_uring: a depth of %u is not in 1..%d", depth,
+			 DEPTH_MAX);
+		return -EINVAL;
+	}
+	u = calloc(1, sizeof *u);
+	if (u == NULL)
+		return -ENOMEM;
+	u->engine.ops = &uring_ops;
+	u->engine.depth = depth;
+	u->fd = area->fd;
+	u->watch = (struct ring_poll){ .fd = watch_fd, .tag = TAG_WATCH };
+	u->kick =
+		(struct ring_poll){ .fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .tag = TAG_KICK };
+	atomic_init(&u->kick_pending, false);
+	if (u->kick.fd < 0) {
+		r = -errno;
+		log_line(log, UP_LOG_ERROR, "eventfd: %s", strerror(-r));
+		goto free;
+	}
+	r = uring_setup(u, mask);
+	if (r < 0) {
+		uring_explain(log, r);
+		goto close;
+	}
+	r = io_uring_ring_dontfork(&u->ring); /* a child must not submit in our name */
+	if (r < 0) {
+		log_line(log, UP_LOG_ERROR, "io_uring: MADV_DONTFORK: %s", strerror(-r));
+		goto exit;
+	}
+	uring_probe(u, mask);
+	*e = &u->engine;
+	return 0;
+exit:
+	io_uring_queue_exit(&u->ring);
+close:
+	close(u->kick.fd);
+free:
+	free(u);
+	return r;
+}
