@@ -1,0 +1,686 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * fault.c: what to do about one missing page.
+ *
+ *	1  address -> map entry             not there: it is being unmapped; try again shortly
+ *	2  entry -> object, index, leaf
+ *	3  look: what does the leaf's slot say?
+ *	4  resolve by what was found, and wake:
+ *
+ *	   nothing      fault_zero     zero-fill, with a run of neighbours if this is a stream
+ *	   CORE  STAGED fault_soft     move the frame back
+ *	         LAUNDRY fault_rescue  copy it: the disk is still reading the frame
+ *	         MAPPED fault_mapped   somebody was faster, or the program discarded it itself
+ *	   SWAP         pagein_start   read; pagein_done() answers
+ *	   LOST         SIGBUS
+ *
+ * Each step ends in one verdict, and one switch says what becomes of the fault.  A fault never sleeps:
+ * what can not be had now is parked in the service and tried again, or, if the page is busy, dropped,
+ * since whoever holds it wakes the address afterwards and the thread faults once more.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "pager/pager.h"
+
+enum verdict {
+	V_DONE,		/* answered */
+	V_IO,		/* a read is under way */
+	V_BUSY,		/* dropped: the holder of the page wakes the thread */
+	V_BUSY_ROAMS,	/* the holder may know the page by another address: park */
+	V_ROOM,		/* no frame or no metadata: park */
+	V_REPEAT,	/* the holder of the page has just let go: start over */
+	V_AGAIN,	/* the kernel said so: park */
+	V_STRAY,	/* no entry: park, it is about to be unmapped */
+	V_SIGBUS,	/* lost */
+};
+
+struct fault {
+	struct service *s;
+	struct pager *p;
+	uintptr_t va;
+	bool write, wp;
+	uint64_t t0;
+
+	/* steps 1 and 2; (map.lock) */
+	struct map_entry *entry;
+	struct object *object;
+	uint64_t index;
+	unsigned shard;
+	struct leaf *leaf;	/* locked */
+	unsigned at;		/* slot in leaf */
+	unsigned run_max;	/* pages from here to the end of entry or leaf */
+};
+
+void
+fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, uint64_t t0)
+{
+	const uint64_t now = now_ns();
+
+	count(s, C_FAULT + kind, 1);
+	histogram_add(&s->latency[kind], now > t0 ? now - t0 : 0);
+	trace_add(&s->trace, now, (enum trace_kind)(TRACE_FAULT_MINOR + kind), va, 1);
+}
+
+void
+fault_sigbus(struct service *s, uintptr_t va)
+{
+	s->p->pmap->ops->poison(s->p->pmap, s->id, va);
+	count(s, C_SIGBUS, 1);
+	trace_add(&s->trace, now_ns(), TRACE_FAULT_SIGBUS, va, 0);
+}
+
+void
+page_unbusy(struct pager *p, struct anon *an, unsigned shard, uintptr_t va)
+{
+	if (anon_unbusy(&p->waitqs, an) && va != 0)
+		p->pmap->ops->wake(p->pmap, shard, va, 1);
+}
+
+void
+page_stage(struct pager *p, struct page *pg)
+{
+	page_enqueue(&p->pages, pg, pg->slot != SLOT_NONE ? Q_CLEAN : Q_INACTIVE, PAGE_STAGED);
+}
+
+/* Pages from pg[0] on whose frames and addresses both follow each other. */
+static unsigned
+contiguous(struct page *const pg[], unsigned n)
+{
+	unsigned i = 1;
+
+	while (i < n && pg[i]->frame == pg[0]->frame + i &&
+	       pg[i]->va == pg[0]->va + (uintptr_t)i * PAGE_SIZE && pg[i]->shard == pg[0]->shard)
+		i++;
+	return i;
+}
+
+static void
+mapped(struct pager *p, struct page *const pg[], unsigned n)
+{
+	pthread_mutex_lock(&p->pages.lock);
+	for (unsigned i = 0; i < n; i++) {
+		pg[i]->frame = FRAME_NONE;
+		page_enqueue_locked(&p->pages, pg[i], Q_ACTIVE, PAGE_MAPPED);
+	}
+	pthread_mutex_unlock(&p->pages.lock);
+}
+
+int
+enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done)
+{
+	unsigned i = 0;
+
+	while (i < n) {
+		const unsigned run = contiguous(pg + i, n - i);
+		const frame_t first = pg[i]->frame;
+		size_t got = 0;
+		int r = p->pmap->ops->enter(p->pmap, pg[i]->shard, pg[i]->va, first, run, &got);
+
+		hole_give(&p->frames, first, got);
+		mapped(p, pg + i, (unsigned)got);
+		i += (unsigned)got;
+		if (r == -EEXIST) {
+			/*
+			 * What is there is what the program sees and may have written to: it wins.  Our frame
+			 * goes, and its charge stands for the page that we had not counted.
+			 */
+			struct page *there = pg[i];
+
+			p->pmap->ops->frame_drop(p->pmap, there->frame, 1);
+			hole_give(&p->frames, there->frame, 1);
+			if (there->slot != SLOT_NONE) {
+				swap_free(&p->swap, there->slot, 1);
+				there->slot = SLOT_NONE;
+			}
+			mapped(p, pg + i, 1);
+			p->pmap->ops->wake(p->pmap, there->shard, there->va, 1);
+			i++;
+		} else if (r < 0) {
+			*done = i;
+			return r;
+		}
+	}
+	*done = n;
+	return 0;
+}
+
+void
+leaf_forget(struct pager *p, struct leaf *leaf, unsigned at)
+{
+	struct object *o = leaf->object;
+
+	pthread_mutex_lock(&leaf->lock);
+	leaf_clear(leaf, at);
+	pthread_mutex_unlock(&leaf->lock);
+	if (o->noreserve)
+		resv_give(&p->resv_swap, 1);
+}
+
+void
+anon_gone(struct pager *p, struct anon *an, unsigned shard, uintptr_t va)
+{
+	bool wanted;
+
+	anon_free(&p->waitqs, &p->zones.anon, an, &wanted);
+	if (wanted && va != 0)
+		p->pmap->ops->wake(p->pmap, shard, va, 1);
+}
+
+/* Undo pages of a zero-fill that were never installed. */
+static void
+unzero(struct fault *f, struct page *const pg[], unsigned n)
+{
+	struct pager *p = f->p;
+
+	for (unsigned i = 0; i < n; i++) {
+		struct anon *an = pg[i]->anon;
+		const uintptr_t va = pg[i]->va;
+
+		leaf_forget(p, pg[i]->leaf, pg[i]->index);
+		if (pg[i]->frame != FRAME_NONE)
+			frame_give(&p->frames, pg[i]->frame, 1);
+		page_free(&p->pages, pg[i]);
+		anon_gone(p, an, f->shard, va);
+	}
+}
+
+/* Charge up to n pages; returns how many. */
+static unsigned
+charge_pages(struct pager *p, unsigned n)
+{
+	while (n > 0 && !budget_charge(&p->budget, n * PAGE_SIZE))
+		n /= 2;
+	return n;
+}
+
+/*
+ * Install zeros for busy pages in TRANSIT: fresh from the kernel while the budget lasts, then out of
+ * recycled frames.  Returns how many from the front are MAPPED; *err says why not more.
+ */
+static unsigned
+zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
+{
+	const struct pmap_ops *ops = p->pmap->ops;
+	unsigned i = 0;
+
+	*err = 0;
+	while (i < n) {
+		const unsigned got = charge_pages(p, n - i);
+		frame_t f[CLUSTER_MAX];
+		unsigned nf, done;
+
+		if (got > 0) {
+			size_t k = 0;
+			int r = ops->zero(p->pmap, pg[i]->shard, pg[i]->va, got, &k);
+
+			if (r == -EEXIST) {
+				/* As in enter_pages(): it is the program's page; count it. */
+				ops->wake(p->pmap, pg[i + k]->shard, pg[i + k]->va, 1);
+				k++;
+				r = 0;
+			}
+			budget_uncharge(&p->budget, (got - k) * PAGE_SIZE);
+			mapped(p, pg + i, (unsigned)k);
+			i += (unsigned)k;
+			if (r < 0) {
+				*err = r;
+				return i;
+			}
+			continue;
+		}
+		/* Neighbours are a guess: they may take only frames that are there in plenty. */
+		nf = i == 0 ? 1 : 0;
+		if (frames_nfree(&p->frames) > 2 * CLUSTER_MAX)
+			nf = n - i;
+		nf = nf > 0 ? frames_obtain(p, nf, f) : 0;
+		if (nf == 0) {
+			*err = -ENOMEM;
+			return i;
+		}
+		for (unsigned k = 0; k < nf; k++) {
+			memset(pmap_frame(p->pmap, f[k]), 0, PAGE_SIZE);
+			pg[i + k]->frame = f[k];
+		}
+		*err = enter_pages(p, pg + i, nf, &done);
+		i += done;
+		if (*err < 0)
+			return i;	/* unzero() gives the other frames back */
+	}
+	return i;
+}
+
+/*
+ * The page gets an anon that says LOST, so that everyone agrees with the mark in the page table until the page
+ * is discarded.  => leaf locked, its slot empty.  NULL: no room for that; else busy.
+ */
+static struct anon *
+lost_anon(struct pager *p, struct leaf *leaf, unsigned at)
+{
+	struct anon *an = anon_alloc(&p->zones.anon);
+
+	if (an == NULL)
+		return NULL;
+	atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
+	leaf_set_anon(leaf, at, an);
+	if (leaf->object->noreserve)
+		resv_force(&p->resv_swap, 1);	/* leaf_forget() gives it back */
+	atomic_fetch_add(&p->nlost, 1);
+	return an;
+}
+
+/* => leaf and map are locked; both are unlocked on return. */
+static enum verdict
+fault_zero(struct fault *f)
+{
+	struct pager *p = f->p;
+	struct ra_stream *stream;
+	struct page *pg[CLUSTER_MAX];
+	unsigned want, n, done;
+	struct anon *lost = NULL;
+	bool full = false;
+	int err;
+
+	want = readahead_window(f->entry, f->index, MIN(f->run_max, CLUSTER_MAX / 2), &stream);
+	for (n = 0; n < want && f->leaf->slot[f->at + n] == 0; n++) {
+		struct anon *an;
+
+		/* What was not promised when it was mapped must be had now. */
+		err = f->object->noreserve ? resv_take(&p->resv_swap, 1) : 0;
+		if (err < 0) {
+			full = err == -ENOSPC;
+			break;
+		}
+		an = anon_alloc(&p->zones.anon);
+		pg[n] = an != NULL ? page_alloc(&p->pages, an, f->leaf, f->at + n) : NULL;
+		if (pg[n] == NULL) {
+			if (an != NULL)
+				anon_gone(p, an, f->shard, 0);
+			if (f->object->noreserve)
+				resv_give(&p->resv_swap, 1);
+			break;
+		}
+		pg[n]->va = f->va + (uintptr_t)n * PAGE_SIZE;
+		pg[n]->shard = (uint8_t)f->shard;
+		an->loc = page_no(&p->pages, pg[n]);
+		leaf_set_anon(f->leaf, f->at + n, an);
+	}
+	readahead_done(stream, f->index, n);
+	if (n == 0 && full)
+		lost = lost_anon(p, f->leaf, f->at);
+	pthread_mutex_unlock(&f->leaf->lock);
+	pthread_rwlock_unlock(&p->map.lock);
+	if (lost != NULL) {
+		log_line(&p->log, UP_LOG_ERROR, "fault at %#lx: overcommitted, and the swap is full; SIGBUS",
+			 (unsigned long)f->va);
+		fault_sigbus(f->s, f->va);
+		page_unbusy(p, lost, f->shard, f->va);
+		return V_SIGBUS;
+	}
+	if (n == 0) {
+		pager_starved(p);
+		return V_ROOM;
+	}
+
+	done = zero_install(p, pg, n, &err);
+	for (unsigned i = 0; i < done; i++)
+		page_unbusy(p, pg[i]->anon, f->shard, pg[i]->va);
+	unzero(f, pg + done, n - done);
+	if (done == 0)
+		return err == -ENOMEM ? V_ROOM : V_AGAIN;
+	count(f->s, C_ZEROAHEAD, done - 1);
+	fault_answered(f->s, UP_FAULT_ZERO, f->va, f->t0);
+	return V_DONE;
+}
+
+/*
+ * The page is believed to be in its region.  Either somebody was faster, or the program discarded it
+ * with its own madvise(), which means zeros: trying to install zeros tells which.
+ * => the anon is busy; released on return.
+ */
+static enum verdict
+fault_mapped(struct fault *f, struct anon *an)
+{
+	struct pager *p = f->p;
+	size_t done = 0;
+	int r = -EEXIST;
+
+	if (!f->wp)
+		r = p->pmap->ops->zero(p->pmap, f->shard, f->va, 1, &done);
+	if (r == -EEXIST)
+		p->pmap->ops->wake(p->pmap, f->shard, f->va, 1);
+	page_unbusy(p, an, f->shard, f->va);
+	if (r < 0 && r != -EEXIST)
+		return V_AGAIN;
+	if (r == 0)
+		count(f->s, C_FOREIGN, 1);
+	fault_answered(f->s, f->wp ? UP_FAULT_WP : UP_FAULT_MINOR, f->va, f->t0);
+	return V_DONE;
+}
+
+/*
+ * Move a staged frame back.
+ * => the anon is busy, its page in TRANSIT with a frame; the anon is released on return.
+ */
+static enum verdict
+fault_soft(struct fault *f, struct anon *an, struct page *pg)
+{
+	struct pager *p = f->p;
+	unsigned done;
+	int r;
+
+	pg->va = f->va;
+	pg->shard = (uint8_t)f->shard;
+	r = enter_pages(p, &pg, 1, &done);
+	if (r < 0)
+		page_stage(p, pg);
+	page_unbusy(p, an, f->shard, f->va);
+	if (r < 0)
+		return r == -ENOMEM ? V_ROOM : V_AGAIN;
+	fault_answered(f->s, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->va, f->t0);
+	return V_DONE;
+}
+
+/*
+ * The frame is being written to swap and pinned by that: give the program a copy and leave the frame to
+ * the write, as an orphan.
+ * => the anon is busy, `pg` was LAUNDRY when looked at; the anon is released on return.
+ */
+static enum verdict
+fault_rescue(struct fault *f, struct anon *an, struct page *pg)
+{
+	struct pager *p = f->p;
+	struct page *copy;
+	frame_t frame;
+
+	copy = page_alloc(&p->pages, an, pg->leaf, pg->index);
+	if (copy == NULL) {
+		pager_starved(p);
+		page_unbusy(p, an, f->shard, f->va);
+		return V_ROOM;
+	}
+	if (frames_obtain(p, 1, &frame) == 0) {
+		page_free(&p->pages, copy);
+		page_unbusy(p, an, f->shard, f->va);
+		return V_ROOM;
+	}
+	/* Nobody takes the old frame away: it is the write's, and then this busy anon's. */
+	memcpy(pmap_frame(p->pmap, frame), pmap_frame(p->pmap, pg->frame), PAGE_SIZE);
+	copy->frame = frame;
+
+	pthread_mutex_lock(&p->pages.lock);
+	if (pg->state == PAGE_LAUNDRY) {
+		pg->anon = NULL;
+		an->loc = page_no(&p->pages, copy);
+		pthread_mutex_unlock(&p->pages.lock);
+		count(f->s, C_RESCUE, 1);
+		trace_add(&f->s->trace, f->t0, TRACE_RESCUE, f->va, 0);
+		return fault_soft(f, an, copy);
+	}
+	/* The write ended meanwhile: the frame itself can go back. */
+	page_dequeue_locked(&p->pages, pg);
+	pthread_mutex_unlock(&p->pages.lock);
+	frame_give(&p->frames, frame, 1);
+	copy->frame = FRAME_NONE;
+	page_free(&p->pages, copy);
+	return fault_soft(f, an, pg);
+}
+
+/* => the anon is busy and in core; released on return. */
+static enum verdict
+fault_core(struct fault *f, struct anon *an)
+{
+	struct pager *p = f->p;
+	struct page *pg = page_at(&p->pages, an->loc);
+	enum page_state state;
+
+	pthread_mutex_lock(&p->pages.lock);
+	state = pg->state;
+	assert(pg->anon == an);
+	if (state == PAGE_STAGED)
+		page_dequeue_locked(&p->pages, pg);
+	pthread_mutex_unlock(&p->pages.lock);
+
+	switch (state) {
+	case PAGE_MAPPED:
+		return fault_mapped(f, an);
+	case PAGE_STAGED:
+		return fault_soft(f, an, pg);
+	case PAGE_LAUNDRY:
+		return fault_rescue(f, an, pg);
+	default:
+		assert(!"a page that is not busy is MAPPED, STAGED or LAUNDRY");
+		return V_SIGBUS;
+	}
+}
+
+/* => the anon is busy and in swap, map and leaf are locked; all are released or handed on. */
+static enum verdict
+fault_swap(struct fault *f)
+{
+	struct pager *p = f->p;
+	struct ra_stream *stream;
+	unsigned want, got;
+	int r;
+
+	want = readahead_window(f->entry, f->index, MIN(f->run_max, CLUSTER_MAX), &stream);
+	r = pagein_start(f->s, f->leaf, f->at, f->va, f->shard, want, true, f->t0, &got);
+	if (r == 0)
+		readahead_done(stream, f->index, got);
+	pthread_rwlock_unlock(&p->map.lock);
+	return r == 0 ? V_IO : V_ROOM;
+}
+
+/*
+ * The leaf, made if need be.  The metadata of an object without a reservation is promised now, a leaf
+ * at a time, lest it eat what was promised to others.
+ */
+static struct leaf *
+leaf_for(struct pager *p, struct object *o, uint64_t index)
+{
+	struct leaf *leaf = object_leaf(o, index, NULL);
+	bool created = false;
+
+	if (leaf != NULL)
+		return leaf;
+	if (o->noreserve && resv_take(&p->resv_meta, META_PER_LEAF) < 0)
+		return NULL;
+	leaf = object_leaf(o, index, &created);
+	if (o->noreserve && !created)
+		resv_give(&p->resv_meta, META_PER_LEAF);
+	return leaf;
+}
+
+/* Steps 1 to 4. */
+static enum verdict
+fault_resolve(struct fault *f)
+{
+	struct pager *p = f->p;
+	struct map_entry *e;
+	struct anon *an;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	e = map_lookup(&p->map, f->va);
+	if (e == NULL) {
+		pthread_rwlock_unlock(&p->map.lock);
+		return V_STRAY;
+	}
+	f->entry = e;
+	f->object = e->object;
+	f->shard = e->shard;
+	f->index = e->offset + ((f->va - e->start) >> PAGE_SHIFT);
+	f->leaf = leaf_for(p, f->object, f->index);
+	if (f->leaf == NULL) {
+		pthread_rwlock_unlock(&p->map.lock);
+		pager_starved(p);
+		return V_ROOM;
+	}
+	f->at = (unsigned)(f->index - f->leaf->base);
+	f->run_max = (unsigned)MIN((e->end - f->va) >> PAGE_SHIFT, LEAF_SLOTS - f->at);
+
+	an = leaf_anon(f->leaf, f->at);
+	if (an == NULL)
+		return fault_zero(f);
+	if (!anon_trybusy(an)) {
+		const bool asked = anon_want(an);
+
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		if (!asked)
+			return V_REPEAT;
+		return f->object->roams ? V_BUSY_ROAMS : V_BUSY;
+	}
+	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP)
+		return fault_swap(f);
+
+	/* BUSY keeps the anon and the VMA; no lock is needed from here. */
+	pthread_mutex_unlock(&f->leaf->lock);
+	pthread_rwlock_unlock(&p->map.lock);
+	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_CORE)
+		return fault_core(f, an);
+	fault_sigbus(f->s, f->va);
+	page_unbusy(p, an, f->shard, f->va);
+	return V_SIGBUS;
+}
+
+static void
+park(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
+{
+	if (s->nparked == PARKED_MAX) {
+		s->parked_overflow = true;
+		return;
+	}
+	s->parked[s->nparked++] = (struct parked){ .va = va, .t0 = t0, .write = write, .wp = wp };
+	atomic_store_explicit(&s->waiting, s->nparked, memory_order_relaxed);
+}
+
+void
+fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
+{
+	struct fault f = { .s = s, .p = s->p, .va = va, .write = write, .wp = wp, .t0 = t0 };
+	enum verdict v;
+
+	while ((v = fault_resolve(&f)) == V_REPEAT)
+		count(s, C_RETRY, 1);
+	switch (v) {
+	case V_REPEAT:
+	case V_DONE:
+	case V_IO:
+	case V_SIGBUS:
+		break;
+	case V_BUSY:
+		count(s, C_WAIT, 1);
+		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 0);
+		break;
+	case V_BUSY_ROAMS:
+	case V_ROOM:
+		count(s, C_WAIT, 1);
+		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 1);
+		park(s, va, write, wp, t0);
+		break;
+	case V_AGAIN:
+		count(s, C_RETRY, 1);
+		trace_add(&s->trace, t0, TRACE_FAULT_RETRY, va, 0);
+		park(s, va, write, wp, t0);
+		break;
+	case V_STRAY:
+		/* Unmapping wakes the range at its end; should it not come to that, we look again. */
+		count(s, C_STRAY, 1);
+		park(s, va, write, wp, t0);
+		break;
+	}
+}
+
+/* Faults were dropped for want of a place to park them: everyone faults again. */
+static void
+wake_all(struct service *s)
+{
+	struct pager *p = s->p;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	for (struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
+		if (e->shard == s->id)
+			p->pmap->ops->wake(p->pmap, e->shard, e->start, (e->end - e->start) >> PAGE_SHIFT);
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+}
+
+/*
+ * A fault has waited too long: its page is lost, whatever it held.  False if that can not be done now.
+ */
+static bool
+time_out(struct service *s, const struct parked *pk, uint64_t now)
+{
+	struct pager *p = s->p;
+	struct map_entry *e;
+	struct leaf *leaf = NULL;
+	struct anon *an = NULL;
+	uint64_t index;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	e = map_lookup(&p->map, pk->va);
+	if (e != NULL) {
+		index = e->offset + ((pk->va - e->start) >> PAGE_SHIFT);
+		leaf = leaf_for(p, e->object, index);
+	}
+	if (leaf != NULL) {
+		an = leaf_anon(leaf, (unsigned)(index - leaf->base));
+		if (an == NULL)
+			an = lost_anon(p, leaf, (unsigned)(index - leaf->base));
+		else if (!anon_trybusy(an))
+			an = NULL;
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	if (an == NULL)
+		return false;
+	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_CORE &&
+	    page_at(&p->pages, an->loc)->state == PAGE_MAPPED) {
+		/* It came back after all. */
+		p->pmap->ops->wake(p->pmap, s->id, pk->va, 1);
+		page_unbusy(p, an, s->id, pk->va);
+		return true;
+	}
+	if (atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_LOST) {
+		release_content(p, an);
+		an->loc = UINT32_MAX;
+		atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
+		atomic_fetch_add(&p->nlost, 1);
+	}
+	log_line(&p->log, UP_LOG_ERROR, "fault at %#lx not served for %u ms: no frame could be freed; SIGBUS",
+		 (unsigned long)pk->va, (unsigned)((now - pk->t0) / 1000000));
+	fault_sigbus(s, pk->va);
+	page_unbusy(p, an, s->id, pk->va);
+	return true;
+}
+
+void
+fault_unpark(struct service *s)
+{
+	struct pager *p = s->p;
+	const unsigned n = s->nparked;
+	const uint64_t now = now_ns();
+
+	/* Those that must wait on are parked again, in front of what has not been tried yet. */
+	s->nparked = 0;
+	for (unsigned i = 0; i < n; i++) {
+		const struct parked pk = s->parked[i];
+		bool there;
+
+		pthread_rwlock_rdlock(&p->map.lock);
+		there = map_lookup(&p->map, pk.va) != NULL;
+		pthread_rwlock_unlock(&p->map.lock);
+		if (!there) {
+			/* Unmapped, or mapped by somebody else by now: either way not ours to fill. */
+			p->pmap->ops->wake(p->pmap, s->id, pk.va, 1);
+		} else if (now <= pk.t0 || now - pk.t0 <= p->fault_timeout || !time_out(s, &pk, now)) {
+			fault_handle(s, pk.va, pk.write, pk.wp, pk.t0);
+		}
+	}
+	atomic_store_explicit(&s->waiting, s->nparked, memory_order_relaxed);
+	if (s->parked_overflow && s->nparked == 0) {
+		s->parked_overflow = false;
+		wake_all(s);
+	}
+	s->parked_look = now;
+}

@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * pagein.c: swap -> frame -> region.
+ *
+ * A page-in is for a run of neighbours whose slots follow each other: one read.  Pages that left
+ * together have such slots, so a stream reads back in the clusters in which it was written.  From
+ * pagein_start() to pagein_done() the anons stay busy and keep their slots: whatever goes wrong, the
+ * content is still where it was.
+ *
+ * Nothing that comes back is trusted: each page must hash to what was kept when it left.
+ */
+#include <errno.h>
+
+#include "base/hash.h"
+#include "pager/pager.h"
+
+/* Release anons made busy for a page-in that does not take place. */
+static void
+let_go(struct pager *p, struct anon *const an[], unsigned from, unsigned n, unsigned shard, uintptr_t va)
+{
+	for (unsigned i = from; i < n; i++)
+		page_unbusy(p, an[i], shard, va + (uintptr_t)i * PAGE_SIZE);
+}
+
+/* Make the neighbours behind `at` busy while their slots follow on.  Returns how many in all. => leaf locked */
+static unsigned
+collect(struct pager *p, struct leaf *leaf, unsigned at, unsigned want, unsigned shard, uintptr_t va,
+	struct anon *an[])
+{
+	unsigned n = 1;
+
+	for (; n < want; n++) {
+		struct anon *next = leaf_anon(leaf, at + n);
+
+		if (next == NULL ||
+		    atomic_load_explicit(&next->kind, memory_order_relaxed) != ANON_SWAP ||
+		    !anon_trybusy(next))
+			break;
+		if (atomic_load_explicit(&next->kind, memory_order_relaxed) != ANON_SWAP ||
+		    next->loc != an[0]->loc + n) {
+			page_unbusy(p, next, shard, va + (uintptr_t)n * PAGE_SIZE);
+			break;
+		}
+		an[n] = next;
+	}
+	return n;
+}
+
+int
+pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
+	     unsigned want, bool demanded, uint64_t t0, unsigned *got)
+{
+	struct pager *p = s->p;
+	struct anon *an[CLUSTER_MAX];
+	frame_t f[CLUSTER_MAX];
+	struct request *req;
+	unsigned n, nf, npages = 0;
+	slot_t slot;
+
+	*got = 0;
+	an[0] = leaf_anon(leaf, at);
+	n = collect(p, leaf, at, MIN(want, CLUSTER_MAX), shard, va, an);
+	pthread_mutex_unlock(&leaf->lock);
+
+	req = request_get(s, REQ_PAGEIN);
+	if (req == NULL)
+		goto none;
+	nf = frames_obtain(p, n, f);
+	let_go(p, an, nf, n, shard, va);
+	n = nf;
+	if (n == 0)
+		goto put;
+
+	slot = an[0]->loc;
+	for (; npages < n; npages++) {
+		struct page *pg = page_alloc(&p->pages, an[npages], leaf, at + npages);
+
+		if (pg == NULL)
+			break;
+		pg->va = va + (uintptr_t)npages * PAGE_SIZE;
+		pg->shard = (uint8_t)shard;
+		pg->frame = f[npages];
+		pg->slot = slot + npages;
+		req->page[npages] = pg;
+	}
+	if (npages < n) {
+		pager_starved(p);
+		frames_release(p, f + npages, n - npages);
+		let_go(p, an, npages, n, shard, va);
+		n = npages;
+		if (n == 0)
+			goto put;
+	}
+
+	req->n = n;
+	req->demanded = demanded;
+	req->t0 = t0;
+	request_fill(p, req, SWAP_READ, slot);
+	count(s, C_READS, 1);
+	count(s, C_READ_BYTES, n * PAGE_SIZE);
+	trace_add(&s->trace, t0, TRACE_SWAP_READ, va, n);
+	request_submit(s, req);
+	*got = n;
+	return 0;
+
+put:
+	request_put(s, req);
+	n = 0;
+none:
+	let_go(p, an, 0, n, shard, va);
+	return -ENOMEM;
+}
+
+/* The content of a page is gone for good, and whoever waits for it is told.  Its slot is not used again. */
+static void
+lost(struct service *s, struct page *pg, bool waited_for)
+{
+	struct pager *p = s->p;
+	struct anon *an = pg->anon;
+	const unsigned shard = pg->shard;
+	const uintptr_t va = pg->va;
+
+	swap_retire(&p->swap, pg->slot);
+	resv_shrink(&p->resv_swap, 1);
+	count(s, C_BAD_SLOTS, 1);
+	an->loc = UINT32_MAX;
+	atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
+	atomic_fetch_sub(&p->nswapped, 1);
+	atomic_fetch_add(&p->nlost, 1);
+	frame_give(&p->frames, pg->frame, 1);
+	page_free(&p->pages, pg);
+	if (waited_for)
+		fault_sigbus(s, va);
+	page_unbusy(p, an, shard, va);
+}
+
+/* Not lost, but not now: the anon stays in swap. */
+static void
+give_up(struct pager *p, struct page *pg)
+{
+	struct anon *an = pg->anon;
+	const unsigned shard = pg->shard;
+	const uintptr_t va = pg->va;
+
+	frame_give(&p->frames, pg->frame, 1);
+	page_free(&p->pages, pg);
+	page_unbusy(p, an, shard, va);
+}
+
+/* True if the frame holds what was written. */
+static bool
+verify(struct service *s, const struct page *pg)
+{
+	struct pager *p = s->p;
+
+	if (hash_page(p->hash_seed, pmap_frame(p->pmap, pg->frame)) == pg->anon->hash)
+		return true;
+	count(s, C_CHECKSUM, 1);
+	trace_add(&s->trace, now_ns(), TRACE_CHECKSUM, pg->va, pg->slot);
+	log_line(&p->log, UP_LOG_ERROR, "page at %#lx, swap slot %u: checksum mismatch, content lost",
+		 (unsigned long)pg->va, pg->slot);
+	return false;
+}
+
+/*
+ * Install verified pages of one request: pg[0 .. n), busy, in TRANSIT.  Returns the verdict on pg[0].
+ * A page that the kernel does not take now stays in core, staged and clean: its next fault is soft.
+ */
+static int
+install(struct service *s, struct page *const pg[], unsigned n)
+{
+	struct pager *p = s->p;
+	unsigned done;
+	int r;
+
+	for (unsigned i = 0; i < n; i++) {
+		struct anon *an = pg[i]->anon;
+
+		an->loc = page_no(&p->pages, pg[i]);
+		atomic_store_explicit(&an->kind, ANON_CORE, memory_order_relaxed);
+		atomic_fetch_sub(&p->nswapped, 1);
+	}
+	r = enter_pages(p, pg, n, &done);
+	for (unsigned i = 0; i < n; i++) {
+		struct anon *an = pg[i]->anon;
+		const unsigned shard = pg[i]->shard;
+		const uintptr_t va = pg[i]->va;
+
+		if (i >= done)
+			page_stage(p, pg[i]);
+		page_unbusy(p, an, shard, va);
+	}
+	return done > 0 ? 0 : r;
+}
+
+static void
+read_failed(struct service *s, struct request *req)
+{
+	struct pager *p = s->p;
+	struct page *first = req->page[0];
+
+	count(s, C_READ_ERRORS, 1);
+	trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, first->va, (uint32_t)-req->io.result);
+	/* Of a cluster only one page may be bad: those that nobody waits for are left for later. */
+	for (unsigned i = 1; i < req->n; i++)
+		give_up(p, req->page[i]);
+	if (req->n > 1) {
+		req->n = 1;
+		request_fill(p, req, SWAP_READ, first->slot);
+		count(s, C_READS, 1);
+		request_submit(s, req);
+		return;
+	}
+	log_line(&p->log, UP_LOG_ERROR, "page at %#lx, swap slot %u: read error %d, content lost",
+		 (unsigned long)first->va, first->slot, -req->io.result);
+	lost(s, first, req->demanded);
+	request_put(s, req);
+}
+
+void
+pagein_done(struct service *s, struct request *req)
+{
+	struct page *good[CLUSTER_MAX];
+	const uintptr_t va0 = req->page[0]->va;
+	unsigned ngood = 0;
+
+	if (req->io.result < 0) {
+		read_failed(s, req);
+		return;
+	}
+	for (unsigned i = 0; i < req->n; i++) {
+		struct page *pg = req->page[i];
+
+		if (verify(s, pg))
+			good[ngood++] = pg;
+		else
+			lost(s, pg, i == 0 && req->demanded);
+		/* Somebody waits for the first: it goes in before the others are even verified. */
+		if (i == 0 && ngood == 1 && req->demanded) {
+			if (install(s, good, 1) == 0)
+				fault_answered(s, UP_FAULT_MAJOR, va0, req->t0);
+			else
+				fault_handle(s, va0, false, false, req->t0);
+			ngood = 0;
+		}
+	}
+	if (ngood > 0)
+		install(s, good, ngood);
+	count(s, C_READAHEAD, req->n - (req->demanded ? 1 : 0));
+	request_put(s, req);
+}
+
+/* Bring in what is swapped at va; returns where to go on.  false: no room now. */
+static bool
+will_need(struct service *s, uintptr_t *va, uintptr_t end)
+{
+	struct pager *p = s->p;
+	struct map_entry *e;
+	struct leaf *leaf;
+	struct anon *an;
+	uint64_t index;
+	unsigned at, got = 1;
+	bool ok = true;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	e = map_first_from(&p->map, *va);
+	if (e == NULL || e->start >= end) {
+		pthread_rwlock_unlock(&p->map.lock);
+		*va = end;
+		return true;
+	}
+	*va = MAX(*va, e->start);
+	end = MIN(end, e->end);
+	index = e->offset + ((*va - e->start) >> PAGE_SHIFT);
+	leaf = object_next_leaf(e->object, index);
+	if (leaf == NULL || leaf->base > index) {
+		/* Nothing was ever written here: skip to where something was. */
+		const uint64_t skip = leaf != NULL ? leaf->base - index : e->object->npages - index;
+
+		if (leaf != NULL)
+			pthread_mutex_unlock(&leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		*va = skip < (end - *va) >> PAGE_SHIFT ? *va + (skip << PAGE_SHIFT) : end;
+		return true;
+	}
+	at = (unsigned)(index - leaf->base);
+	an = leaf_anon(leaf, at);
+	if (an != NULL && atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP &&
+	    anon_trybusy(an)) {
+		if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP) {
+			const size_t left = (end - *va) >> PAGE_SHIFT;
+
+			ok = pagein_start(s, leaf, at, *va, e->shard,
+					  (unsigned)MIN(left, MIN(LEAF_SLOTS - at, CLUSTER_MAX)), false,
+					  now_ns(), &got) == 0;
+		} else {
+			pthread_mutex_unlock(&leaf->lock);
+			page_unbusy(p, an, e->shard, *va);
+		}
+	} else {
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	if (ok)
+		*va += (uintptr_t)got * PAGE_SIZE;
+	return ok;
+}
+
+void
+pagein_commands(struct service *s)
+{
+	struct pager *p = s->p;
+
+	for (unsigned budget = 256; budget > 0; budget--) {
+		uintptr_t va, end;
+
+		pthread_mutex_lock(&s->cmd_lock);
+		if (s->ncmd == 0) {
+			pthread_mutex_unlock(&s->cmd_lock);
+			return;
+		}
+		va = s->cmd[0].va;
+		end = s->cmd[0].end;
+		pthread_mutex_unlock(&s->cmd_lock);
+
+		/* Advice must not push others out: it takes free room only, and is forgotten when there is none. */
+		if (frames_available(p) < CLUSTER_MAX)
+			va = end;
+		else if (!will_need(s, &va, end))
+			return;		/* no request free: go on when one completes */
+
+		pthread_mutex_lock(&s->cmd_lock);
+		s->cmd[0].va = va;
+		if (va >= end) {
+			s->ncmd--;
+			for (unsigned i = 0; i < s->ncmd; i++)
+				s->cmd[i] = s->cmd[i + 1];
+		}
+		pthread_mutex_unlock(&s->cmd_lock);
+	}
+	s->more = true;
+}

@@ -1,0 +1,558 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * pageout.c: region -> frame -> swap, and where free frames come from.
+ *
+ * Three moves along the queues of page.h, each a batch of up to CLUSTER_MAX pages:
+ *
+ *	deactivate   ACTIVE -> INACTIVE   out of the page table, content intact in a frame
+ *	launder      INACTIVE -> CLEAN    hash it: zeros and unchanged pages need no write; the others
+ *	                                  go to neighbouring slots in one write
+ *	reclaim      CLEAN -> free frame  only when somebody needs the frame: until then a touch is
+ *	                                  a soft fault
+ *
+ * Pageout runs in the service threads, between batches of faults, from when less than the low
+ * watermark is available until the high one is; several writes are in flight at once.  Available is
+ * what frames_obtain() could hand out now: free frames, budget not yet used, clean pages.
+ *
+ * Alternative looked at: freeing frames as soon as their write ends.  It is simpler by one queue, and
+ * forgets pages that memory still holds.
+ */
+#include <errno.h>
+
+#include "base/hash.h"
+#include "pager/pager.h"
+
+#define BACKOFF_MIN 1000000u		/* ns after a failed write */
+#define BACKOFF_MAX 1000000000u
+
+/* All the frames that the limit leaves room for at present. */
+static size_t
+frames_limit(struct pager *p)
+{
+	const size_t meta = arena_bytes(&p->arena);
+
+	return p->budget.limit > meta ? (p->budget.limit - meta) >> PAGE_SHIFT : 0;
+}
+
+static size_t
+high_watermark(struct pager *p)
+{
+	return MIN(MAX(frames_limit(p) / 16, 32), 2048);
+}
+
+static size_t
+inactive_target(struct pager *p)
+{
+	return MIN(MAX(frames_limit(p) / 8, 32), 16384);
+}
+
+size_t
+frames_available(struct pager *p)
+{
+	const size_t used = atomic_load_explicit(&p->budget.used, memory_order_relaxed);
+	const size_t room = p->budget.limit > used ? (p->budget.limit - used) >> PAGE_SHIFT : 0;
+	size_t clean;
+
+	pthread_mutex_lock(&p->pages.lock);
+	clean = p->pages.queue[Q_CLEAN].n;
+	pthread_mutex_unlock(&p->pages.lock);
+	return frames_nfree(&p->frames) + room + clean;
+}
+
+void
+pager_starved(struct pager *p)
+{
+	atomic_store(&p->starved, true);
+}
+
+/*
+ * Take up to `max` of the oldest pages off a queue whose anon is not busy, and make them busy.
+ * => they are in TRANSIT on return.  Busy ones met on ACTIVE go to its tail.
+ */
+static unsigned
+take_victims(struct pager *p, enum page_queue q, unsigned max, struct page *victim[])
+{
+	struct pages *ps = &p->pages;
+	unsigned n = 0, look = 4 * max;
+	pageno_t no;
+
+	pthread_mutex_lock(&ps->lock);
+	for (no = page_oldest_locked(ps, q); no != PAGE_NONE && n < max && look > 0; look--) {
+		struct page *pg = page_at(ps, no);
+
+		no = pg->next;
+		if (!anon_trybusy(pg->anon))
+			continue;
+		page_dequeue_locked(ps, pg);
+		victim[n++] = pg;
+	}
+	pthread_mutex_unlock(&ps->lock);
+	return n;
+}
+
+/* --- reclaim --- */
+
+/* Turn up to `want` clean pages into free frames; returns how many. */
+static unsigned
+reclaim(struct pager *p, unsigned want)
+{
+	struct page *pg[CLUSTER_MAX];
+	const unsigned n = take_victims(p, Q_CLEAN, MIN(want, CLUSTER_MAX), pg);
+
+	for (unsigned i = 0; i < n; i++) {
+		struct anon *an = pg[i]->anon;
+		const unsigned shard = pg[i]->shard;
+		const uintptr_t va = pg[i]->va;
+
+		an->loc = pg[i]->slot;
+		atomic_store_explicit(&an->kind, ANON_SWAP, memory_order_relaxed);
+		atomic_fetch_add(&p->nswapped, 1);
+		frame_give(&p->frames, pg[i]->frame, 1);
+		page_free(&p->pages, pg[i]);
+		page_unbusy(p, an, shard, va);
+	}
+	return n;
+}
+
+/* New frames out of unused budget, in holes; returns how many. */
+static unsigned
+frames_new(struct pager *p, unsigned want, frame_t *first)
+{
+	size_t n, done = 0;
+
+	while (want > 0 && !budget_charge(&p->budget, want * PAGE_SIZE))
+		want /= 2;
+	if (want == 0)
+		return 0;
+	n = hole_take(&p->frames, want, first);
+	if (n > 0)
+		p->pmap->ops->frame_new(p->pmap, *first, n, &done);
+	hole_give(&p->frames, *first + (frame_t)done, n - done);
+	budget_uncharge(&p->budget, (want - done) * PAGE_SIZE);
+	return (unsigned)done;
+}
+
+static unsigned
+frames_get(struct pager *p, unsigned want, bool create, frame_t f[])
+{
+	unsigned n = 0;
+
+	while (n < want) {
+		frame_t first;
+		unsigned got = (unsigned)frame_take(&p->frames, want - n, &first);
+
+		if (got == 0 && create)
+			got = frames_new(p, want - n, &first);
+		if (got == 0) {
+			if (reclaim(p, MAX(want - n, 16)) == 0)
+				break;
+			continue;
+		}
+		for (unsigned i = 0; i < got; i++)
+			f[n++] = first + i;
+	}
+	return n;
+}
+
+unsigned
+frames_obtain(struct pager *p, unsigned want, frame_t f[])
+{
+	return frames_get(p, want, true, f);
+}
+
+void
+frames_release(struct pager *p, const frame_t f[], unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		frame_give(&p->frames, f[i], 1);
+}
+
+/* Metadata needs room: give the memory of free frames back.  True if it did. */
+bool
+frames_shrink(struct pager *p)
+{
+	unsigned left = 2 * SLAB_SIZE / PAGE_SIZE;
+	bool any = false;
+
+	/* Below this faults could not be served at all: then metadata has to do without. */
+	if (frames_limit(p) < FRAMES_MIN + left)
+		return false;
+	while (left > 0) {
+		frame_t f;
+
+		/* One that is there: making one and dropping it would gain nothing. */
+		if (frames_get(p, 1, false, &f) == 0)
+			break;
+		p->pmap->ops->frame_drop(p->pmap, f, 1);
+		hole_give(&p->frames, f, 1);
+		budget_uncharge(&p->budget, PAGE_SIZE);
+		left--;
+		any = true;
+	}
+	if (left == 0)
+		atomic_store(&p->starved, false);
+	return any;
+}
+
+/* --- deactivate --- */
+
+/* By address: pages that lie side by side leave in one call.  Nearly sorted already, as a rule. */
+static void
+sort_by_va(struct page *pg[], unsigned n)
+{
+	for (unsigned i = 1; i < n; i++) {
+		struct page *key = pg[i];
+		unsigned j = i;
+
+		for (; j > 0 && pg[j - 1]->va > key->va; j--)
+			pg[j] = pg[j - 1];
+		pg[j] = key;
+	}
+}
+
+/*
+ * A page that we believed mapped is not there: the program discarded it itself, so it is zeros now.
+ * => busy, in TRANSIT; freed on return.
+ */
+static void
+discarded(struct service *s, struct page *pg)
+{
+	struct pager *p = s->p;
+	struct leaf *leaf = pg->leaf;
+	struct anon *an = pg->anon;
+	const unsigned shard = pg->shard;
+	const uintptr_t va = pg->va;
+
+	if (pg->slot != SLOT_NONE)
+		swap_free(&p->swap, pg->slot, 1);
+	leaf_forget(p, leaf, pg->index);
+	page_free(&p->pages, pg);
+	budget_uncharge(&p->budget, PAGE_SIZE);
+	anon_gone(p, an, shard, va);
+	count(s, C_FOREIGN, 1);
+}
+
+/* Move the run pg[0 .. n) of neighbouring pages out.  Returns how many of them have been dealt with. */
+static unsigned
+stage_run(struct service *s, struct page *pg[], unsigned n)
+{
+	struct pager *p = s->p;
+	frame_t hole;
+	size_t nhole, done = 0;
+	struct anon *an;
+	unsigned shard;
+	uintptr_t va;
+	int r;
+
+	/* There are more addresses than the budget has frames: a hole is always to be had. */
+	nhole = hole_take(&p->frames, n, &hole);
+	assert(nhole > 0);
+	r = p->pmap->ops->remove(p->pmap, pg[0]->shard, pg[0]->va, hole, nhole, &done);
+	hole_give(&p->frames, hole + (frame_t)done, nhole - done);
+	for (unsigned i = 0; i < done; i++) {
+		an = pg[i]->anon;
+		shard = pg[i]->shard;
+		va = pg[i]->va;
+		pg[i]->frame = hole + i;
+		page_enqueue(&p->pages, pg[i], Q_INACTIVE, PAGE_STAGED);
+		page_unbusy(p, an, shard, va);
+	}
+	count(s, C_STAGED, done);
+	if (r == 0)
+		return (unsigned)done;
+	if (r == -ENOENT) {
+		discarded(s, pg[done]);
+		return (unsigned)done + 1;
+	}
+	if (r == -EBUSY) {
+		count(s, C_PINNED, 1);
+		trace_add(&s->trace, now_ns(), TRACE_PINNED, pg[done]->va, 0);
+	}
+	an = pg[done]->anon;
+	shard = pg[done]->shard;
+	va = pg[done]->va;
+	page_enqueue(&p->pages, pg[done], Q_ACTIVE, PAGE_MAPPED);
+	page_unbusy(p, an, shard, va);
+	return (unsigned)done + 1;
+}
+
+/* True if a page was moved out. */
+static bool
+deactivate(struct service *s)
+{
+	struct pager *p = s->p;
+	struct page *pg[CLUSTER_MAX];
+	const uint64_t before = atomic_load_explicit(&s->count[C_STAGED], memory_order_relaxed);
+	const unsigned n = take_victims(p, Q_ACTIVE, CLUSTER_MAX, pg);
+
+	sort_by_va(pg, n);
+	if (n > 0)
+		trace_add(&s->trace, now_ns(), TRACE_STAGE, pg[0]->va, n);
+	for (unsigned i = 0; i < n;) {
+		unsigned j = i + 1;
+
+		while (j < n && pg[j]->va == pg[j - 1]->va + PAGE_SIZE && pg[j]->shard == pg[i]->shard)
+			j++;
+		while (i < j)
+			i += stage_run(s, pg + i, j - i);
+	}
+	return atomic_load_explicit(&s->count[C_STAGED], memory_order_relaxed) != before;
+}
+
+/* --- launder --- */
+
+/* A staged page of zeros: nothing needs to be kept.  => busy, in TRANSIT; freed on return. */
+static void
+drop_zero(struct service *s, struct page *pg)
+{
+	struct pager *p = s->p;
+	struct leaf *leaf = pg->leaf;
+	struct anon *an = pg->anon;
+	const unsigned shard = pg->shard;
+	const uintptr_t va = pg->va;
+
+	if (pg->slot != SLOT_NONE)
+		swap_free(&p->swap, pg->slot, 1);
+	leaf_forget(p, leaf, pg->index);
+	frame_give(&p->frames, pg->frame, 1);
+	page_free(&p->pages, pg);
+	anon_gone(p, an, shard, va);
+	count(s, C_ZERO, 1);
+	count(s, C_OUT, 1);
+}
+
+/* Put a page that could not be laundered back, first in line.  => busy, in TRANSIT. */
+static void
+relaunder(struct pager *p, struct page *pg)
+{
+	struct anon *an = pg->anon;
+	const unsigned shard = pg->shard;
+	const uintptr_t va = pg->va;
+
+	pthread_mutex_lock(&p->pages.lock);
+	page_enqueue_head_locked(&p->pages, pg, Q_INACTIVE, PAGE_STAGED);
+	pthread_mutex_unlock(&p->pages.lock);
+	page_unbusy(p, an, shard, va);
+}
+
+static void
+write_backoff(struct pager *p)
+{
+	uint64_t ns = atomic_load(&p->write_backoff);
+
+	ns = MIN(MAX(ns * 2, BACKOFF_MIN), BACKOFF_MAX);
+	atomic_store(&p->write_backoff, ns);
+	atomic_store(&p->write_again, now_ns() + ns);
+}
+
+/* Slots for up to `want` pages: grows the file if it may. */
+static size_t
+slots_take(struct pager *p, size_t want, slot_t *first)
+{
+	size_t n = swap_alloc(&p->swap, want, first);
+
+	if (n == 0 && swap_area_grow(&p->swap, p->swap.nslots + CLUSTER_MAX) == 0)
+		n = swap_alloc(&p->swap, want, first);
+	return n;
+}
+
+/*
+ * Start writing pg[0 .. n), all busy, in TRANSIT, with frames and without slots; hash[] is theirs.
+ * Returns how many are under way (from the front); those are LAUNDRY and no longer busy.
+ */
+static unsigned
+write_cluster(struct service *s, struct page *pg[], const uint64_t hash[], unsigned n)
+{
+	struct pager *p = s->p;
+	struct request *req;
+	slot_t first;
+	size_t got;
+
+	req = request_get(s, REQ_PAGEOUT);
+	if (req == NULL)
+		return 0;
+	got = slots_take(p, pg[0]->alone ? 1 : n, &first);
+	if (got == 0) {
+		request_put(s, req);
+		write_backoff(p);
+		return 0;
+	}
+	req->n = (unsigned)got;
+	for (unsigned i = 0; i < got; i++) {
+		pg[i]->slot = first + i;
+		pg[i]->anon->hash = hash[i];
+		req->page[i] = pg[i];
+	}
+	request_fill(p, req, SWAP_WRITE, first);
+	atomic_fetch_add(&p->laundering, got);
+	count(s, C_WRITES, 1);
+	count(s, C_WRITE_BYTES, got * PAGE_SIZE);
+	trace_add(&s->trace, now_ns(), TRACE_SWAP_WRITE, pg[0]->va, (uint32_t)got);
+
+	for (unsigned i = 0; i < got; i++) {
+		struct anon *an = pg[i]->anon;
+		const unsigned shard = pg[i]->shard;
+		const uintptr_t va = pg[i]->va;
+
+		pthread_mutex_lock(&p->pages.lock);
+		page_set_state_locked(&p->pages, pg[i], PAGE_LAUNDRY);
+		pthread_mutex_unlock(&p->pages.lock);
+		page_unbusy(p, an, shard, va);	/* pg[i] may be an orphan from here on */
+	}
+	request_submit(s, req);
+	return (unsigned)got;
+}
+
+/* True if a page was cleaned or its write started. */
+static bool
+launder(struct service *s)
+{
+	struct pager *p = s->p;
+	struct page *dirty[CLUSTER_MAX];
+	uint64_t hash[CLUSTER_MAX];
+	unsigned ndirty = 0, clean = 0, out = 0;
+
+	/* Unchanged pages cost only their hash: look on until a whole cluster is dirty. */
+	for (unsigned round = 0; round < 4 && ndirty < CLUSTER_MAX; round++) {
+		struct page *pg[CLUSTER_MAX];
+		const unsigned n = take_victims(p, Q_INACTIVE, CLUSTER_MAX - ndirty, pg);
+
+		if (n == 0)
+			break;
+		for (unsigned i = 0; i < n; i++) {
+			struct anon *an = pg[i]->anon;
+			const void *content = pmap_frame(p->pmap, pg[i]->frame);
+			const uint64_t h = hash_page(p->hash_seed, content);
+
+			if (h == p->zero_hash && page_is_zero(content)) {
+				drop_zero(s, pg[i]);
+				clean++;
+				continue;
+			}
+			if (pg[i]->slot != SLOT_NONE && an->hash == h) {
+				const unsigned shard = pg[i]->shard;
+				const uintptr_t va = pg[i]->va;
+
+				page_enqueue(&p->pages, pg[i], Q_CLEAN, PAGE_STAGED);
+				page_unbusy(p, an, shard, va);
+				count(s, C_CLEAN, 1);
+				count(s, C_OUT, 1);
+				clean++;
+				continue;
+			}
+			if (pg[i]->slot != SLOT_NONE) {
+				swap_free(&p->swap, pg[i]->slot, 1);
+				pg[i]->slot = SLOT_NONE;
+			}
+			hash[ndirty] = h;
+			dirty[ndirty++] = pg[i];
+		}
+	}
+	while (out < ndirty) {
+		const unsigned n = write_cluster(s, dirty + out, hash + out, ndirty - out);
+
+		if (n == 0)
+			break;
+		out += n;
+	}
+	for (unsigned i = ndirty; i-- > out;)
+		relaunder(p, dirty[i]);
+	return clean + out > 0;
+}
+
+/* One page whose write has ended.  => pages.lock held.  True if it was an orphan: the caller frees it. */
+static bool
+written_locked(struct pager *p, struct page *pg, bool ok, bool alone)
+{
+	if (pg->anon == NULL)
+		return true;
+	page_set_state_locked(&p->pages, pg, PAGE_TRANSIT);
+	pg->alone = !ok && alone;
+	if (!ok)
+		pg->slot = SLOT_NONE;
+	page_enqueue_locked(&p->pages, pg, ok ? Q_CLEAN : Q_INACTIVE, PAGE_STAGED);
+	return false;
+}
+
+void
+pageout_done(struct service *s, struct request *req)
+{
+	struct pager *p = s->p;
+	const bool ok = req->io.result == 0;
+	unsigned kept = 0;
+
+	for (unsigned i = 0; i < req->n; i++) {
+		struct page *pg = req->page[i];
+		const slot_t slot = req->io.slot + i;
+		bool orphan;
+
+		pthread_mutex_lock(&p->pages.lock);
+		orphan = written_locked(p, pg, ok, req->n > 1);
+		pthread_mutex_unlock(&p->pages.lock);
+		if (orphan) {
+			frame_give(&p->frames, pg->frame, 1);
+			page_free(&p->pages, pg);
+		}
+		if (ok && !orphan) {
+			kept++;
+		} else if (!ok && req->n == 1 && req->io.result != -ENOSPC) {
+			/* The medium refuses this slot: never again.  The page is safe in memory. */
+			swap_retire(&p->swap, slot);
+			resv_shrink(&p->resv_swap, 1);
+			count(s, C_BAD_SLOTS, 1);
+		} else {
+			swap_free(&p->swap, slot, 1);
+		}
+	}
+	atomic_fetch_sub(&p->laundering, req->n);
+	if (ok) {
+		count(s, C_OUT, kept);
+		atomic_store_explicit(&p->write_backoff, 0, memory_order_relaxed);
+	} else {
+		count(s, C_WRITE_ERRORS, 1);
+		trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, req->io.slot, (uint32_t)-req->io.result);
+		log_line(&p->log, UP_LOG_ERROR, "writing %u pages to swap slot %u: error %d; kept in memory",
+			 req->n, req->io.slot, -req->io.result);
+		/* A cluster is tried again at once, page by page, to find the bad slot; then we slow down. */
+		if (req->n == 1)
+			write_backoff(p);
+	}
+	request_put(s, req);
+	services_kick(p, s);
+}
+
+/* --- the step --- */
+
+bool
+pageout_step(struct service *s)
+{
+	struct pager *p = s->p;
+	size_t available, inactive, high;
+	bool progress = false;
+
+	if (pthread_mutex_trylock(&p->pageout_lock) != 0)
+		return false;
+	available = frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed);
+	high = high_watermark(p);
+	if (atomic_load(&p->starved)) {
+		progress = frames_shrink(p);
+		available = MIN(available, high - 1);
+	}
+	if (available >= high)
+		atomic_store_explicit(&p->pageout_on, false, memory_order_relaxed);
+	else if (available < high / 2 || s->nparked > 0)
+		atomic_store_explicit(&p->pageout_on, true, memory_order_relaxed);
+
+	if (atomic_load_explicit(&p->pageout_on, memory_order_relaxed) || atomic_load(&p->starved)) {
+		pthread_mutex_lock(&p->pages.lock);
+		inactive = p->pages.queue[Q_INACTIVE].n;
+		pthread_mutex_unlock(&p->pages.lock);
+		if (inactive < inactive_target(p) + CLUSTER_MAX)
+			progress |= deactivate(s);
+		if ((inactive >= inactive_target(p) || !progress || s->nparked > 0) &&
+		    now_ns() >= atomic_load(&p->write_again))
+			progress |= launder(s);
+	}
+	pthread_mutex_unlock(&p->pageout_lock);
+	return progress;
+}

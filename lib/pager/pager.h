@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * pager.h (private): the pager proper, where the layers meet.
+ *
+ *	service.c    a service thread: one loop over completions, faults, parked faults, pageout
+ *	fault.c      a fault in four steps: entry, object and index, search, resolve
+ *	readahead.c  streams: how many neighbours to bring along
+ *	pagein.c     swap -> frame -> region: read, verify, enter
+ *	pageout.c    region -> frame -> swap: deactivate, launder, reclaim; where frames come from
+ *	range.c      what user threads do to ranges: free, keep, cool, look
+ *
+ * Everything here runs unchanged over the simulated kernel: a test builds a struct pager with
+ * the sim backends and calls service_step() itself instead of starting threads.
+ *
+ * Lock order, outermost first; a call further left only by try-lock:
+ *
+ *	map.change > map.lock > object.lock > leaf.lock > pages.lock > frames, swap, zone, arena locks
+ *
+ * and beside it: pageout_lock (try-lock only; taken with nothing held), service->cmd_lock and the
+ * anon wait queues (innermost).  BUSY of an anon is not a lock in this order: it is only ever tried, and
+ * whoever waits for it (user threads in range.c) holds nothing but map.change.
+ */
+#ifndef UP_PAGER_H
+#define UP_PAGER_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/base.h"
+#include "base/histogram.h"
+#include "base/trace.h"
+#include "pmap/pmap.h"
+#include "swap/swap.h"
+#include "vm/frame.h"
+#include "vm/map.h"
+#include "vm/object.h"
+#include "vm/page.h"
+#include "vm/resv.h"
+
+#define MAX_SERVICES 16
+#define MSG_BATCH 32		/* fault messages taken at a time */
+#define PARKED_MAX 128		/* faults that wait for room, per service */
+#define NREADS 24		/* page-in requests in flight, per service */
+#define NWRITES 8		/* pageout requests in flight, per service */
+#define TRACE_EVENTS 1024	/* per service */
+#define CMD_MAX 16		/* will-need requests queued, per service */
+
+/* Metadata that a page out of core costs: its slot word, anon and bitmap bits, with slab slack. */
+#define META_PER_PAGE 26
+#define META_PER_LEAF ((uint64_t)META_PER_PAGE * LEAF_SLOTS)
+
+/* Frames without which the pager can not be relied on to make progress. */
+#define FRAMES_MIN 128
+
+enum counter {
+	C_FAULT,		/* + enum up_fault_kind */
+	C_WAIT = C_FAULT + UP_FAULT_KINDS,
+	C_RETRY,
+	C_STRAY,
+	C_SIGBUS,
+	C_RESCUE,
+	C_FOREIGN,
+	C_READAHEAD,
+	C_ZEROAHEAD,
+	C_STAGED,
+	C_OUT,
+	C_CLEAN,
+	C_ZERO,
+	C_PINNED,
+	C_READS,
+	C_WRITES,
+	C_READ_BYTES,
+	C_WRITE_BYTES,
+	C_READ_ERRORS,
+	C_WRITE_ERRORS,
+	C_CHECKSUM,
+	C_BAD_SLOTS,
+	COUNTERS
+};
+
+struct service;
+
+struct pager {
+	struct logger log;
+	struct budget budget;
+	struct arena arena;
+	struct object_zones zones;
+	struct zone entry_zone;
+	struct map map;
+	struct pages pages;
+	struct frames frames;
+	struct anon_waitqs waitqs;
+	struct pmap *pmap;
+	struct swap_area swap;
+	struct resv resv_swap;		/* pages */
+	struct resv resv_meta;		/* bytes */
+	struct object *objects;		/* (map.change) all of them */
+	size_t nobjects;		/* (map.change) */
+	size_t overhead;		/* (c) stacks and rings of the threads, charged to the budget */
+
+	uint64_t hash_seed;		/* (c) random per runtime */
+	uint64_t zero_hash;		/* (c) of a page of zeros */
+	uint64_t fault_timeout;		/* (c) ns */
+
+	atomic_size_t nswapped;		/* anons of kind SWAP */
+	atomic_size_t nlost;		/* anons of kind LOST */
+	atomic_size_t laundering;	/* pages whose write is in flight */
+
+	/* pageout */
+	pthread_mutex_t pageout_lock;	/* one thread chooses victims at a time */
+	atomic_bool pageout_on;		/* between the low and the high watermark */
+	atomic_bool starved;		/* an allocation of metadata failed: give free frames back */
+	_Atomic uint64_t write_again;	/* after a failed write: not before this time */
+	_Atomic uint64_t write_backoff;	/* ns, doubling while writes fail */
+
+	struct service *service[MAX_SERVICES];
+	unsigned nservices;		/* (c) */
+	unsigned next_shard;		/* (map.change) */
+
+	/* Single-threaded tests: called instead of sleeping when a user thread meets a busy page. */
+	void (*idle)(void *ctx);
+	void *idle_ctx;
+};
+
+enum request_kind { REQ_PAGEIN, REQ_PAGEOUT };
+
+/* One swap I/O in flight and the pages it is for.  Belongs to its service. */
+struct request {
+	struct swap_io io;
+	struct request *next;
+	enum request_kind kind;
+	unsigned n;
+	bool demanded;			/* pagein: page[0] has a thread waiting */
+	uint64_t t0;			/* when its fault was read, ns */
+	struct page *page[CLUSTER_MAX];
+};
+
+/* A fault that waits for room, or for the kernel to settle. */
+struct parked {
+	uintptr_t va;
+	uint64_t t0;			/* first seen */
+	bool write, wp;
+};
+
+struct service {
+	struct pager *p;
+	unsigned id;			/* also its shard */
+	struct wired_array mem;		/* what this struct lives in */
+	struct io_engine *io;
+	pthread_t thread;
+	atomic_bool stop;
+
+	_Atomic uint64_t count[COUNTERS];
+	struct histogram latency[UP_FAULT_KINDS];
+	struct trace trace;
+	struct trace_slot trace_slots[TRACE_EVENTS];
+
+	struct pmap_fault msg[MSG_BATCH];
+	struct parked parked[PARKED_MAX];
+	unsigned nparked;
+	atomic_uint waiting;		/* nparked, for other threads to look at */
+	bool parked_overflow;		/* some faults were dropped: wake everything */
+	uint64_t parked_look;		/* when the parked were last tried, ns */
+	bool more;			/* the queue may hold more messages */
+
+	struct request *free_reads, *free_writes;
+	struct request reads[NREADS], writes[NWRITES];
+
+	pthread_mutex_t cmd_lock;
+	struct {
+		uintptr_t va, end;
+	} cmd[CMD_MAX];			/* (cmd_lock) will-need ranges */
+	unsigned ncmd;			/* (cmd_lock) */
+};
+
+static inline void
+count(struct service *s, unsigned c, uint64_t n)
+{
+	/* One writer: the service thread.  A plain add that readers may look at. */
+	atomic_store_explicit(&s->count[c],
+			      atomic_load_explicit(&s->count[c], memory_order_relaxed) + n,
+			      memory_order_relaxed);
+}
+
+/* --- fault.c --- */
+
+/* Serve one fault read at t0: install the page, start I/O, park it, or drop it for the holder to wake. */
+void fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0);
+/* Try the parked ones again; those older than the time-out become SIGBUS. */
+void fault_unpark(struct service *s);
+/* A fault has been answered. */
+void fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, uint64_t t0);
+/* Answer a fault with SIGBUS.  => the page is LOST, or is about to be, and busy. */
+void fault_sigbus(struct service *s, uintptr_t va);
+/*
+ * Put pages with frames into their regions: consecutive ones in one call.
+ * => all are busy and in TRANSIT with va, shard and frame set.
+ * => pages [0, *done) are MAPPED on ACTIVE, their frames are holes; the others unchanged.
+ * => 0, or why page *done was not: -EAGAIN, -ENOENT, -ENOMEM.
+ */
+int enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done);
+/* A page in TRANSIT that has its frame but no place in a region: back to a staged queue. */
+void page_stage(struct pager *p, struct page *pg);
+/* Release BUSY and wake whoever asked. */
+void page_unbusy(struct pager *p, struct anon *an, unsigned shard, uintptr_t va);
+
+/* The slot of a busy anon that is about to be freed: empty it, and take back what was promised for it. */
+void leaf_forget(struct pager *p, struct leaf *leaf, unsigned at);
+/* Free a busy anon whose slot is empty already, and wake whoever asked. */
+void anon_gone(struct pager *p, struct anon *an, unsigned shard, uintptr_t va);
+
+/* --- readahead.c --- */
+
+/* How many pages from `index` on to bring in (>= 1, at most `max`).  *stream: for readahead_done(). */
+unsigned readahead_window(struct map_entry *e, uint64_t index, unsigned max, struct ra_stream **stream);
+/* `n` were brought in. */
+void readahead_done(struct ra_stream *stream, uint64_t index, unsigned n);
+
+/* --- pagein.c --- */
+
+/*
+ * Start reading a swapped page and up to `want` - 1 neighbours that lie behind it in the swap.
+ * => leaf is locked, the anon in its slot `at` is SWAP and busy (ours); va and shard are its place.
+ * => the leaf is unlocked on every return.  *got: pages under way.
+ * => 0: pagein_done() finishes.  -ENOMEM: no room, nothing is busy any more.
+ */
+int pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
+		 unsigned want, bool demanded, uint64_t t0, unsigned *got);
+void pagein_done(struct service *s, struct request *req);
+/* Go on with will-need ranges as far as there is room. */
+void pagein_commands(struct service *s);
+
+/* --- pageout.c --- */
+
+/* Take one step if free room is short.  True if another step now would do something. */
+bool pageout_step(struct service *s);
+void pageout_done(struct service *s, struct request *req);
+/*
+ * Up to `want` frames with undefined content, neighbours where possible: free ones, new ones while
+ * the budget lasts, then those of clean staged pages.  Returns how many.
+ */
+unsigned frames_obtain(struct pager *p, unsigned want, frame_t f[]);
+/* Give frames back, as free frames. */
+void frames_release(struct pager *p, const frame_t f[], unsigned n);
+/* Frames that could be had at once. */
+size_t frames_available(struct pager *p);
+/* Room for metadata ran out: pageout turns frames into budget. */
+void pager_starved(struct pager *p);
+/* Turn free and clean frames into budget for metadata.  True if it did. */
+bool frames_shrink(struct pager *p);
+
+/* --- range.c: user threads --- */
+
+/*
+ * Free the contents of object pages [first, first + n).  Waits for busy pages.
+ * => map.change held, nothing else.  va: where page `first` is mapped (then mapped pages are
+ *    discarded from there), or 0 if it is not.
+ */
+void range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+		unsigned shard);
+/* Take the mapped pages of a range out of their region and keep them staged: the region goes away. */
+void range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n);
+/* Make mapped pages of the range the next victims. */
+void range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+		unsigned shard);
+/* Let go of the content of a busy anon: slot, frame, page.  Its place in the page table is empty already. */
+void release_content(struct pager *p, struct anon *an);
+/* Drop what is in a range of the page table; waits until the kernel does it. */
+void range_discard(struct pager *p, unsigned shard, uintptr_t va, uint64_t n);
+/* UP_PAGE_* of each page. */
+void range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+		     unsigned shard, unsigned char *vec);
+/* Ask the service of a shard to bring a range in. */
+void range_willneed(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end);
+
+/* --- service.c --- */
+
+/* Everything but threads and engines.  p->pmap, p->swap and p->arena are set up. 0 or -errno. */
+int pager_init(struct pager *p);
+void pager_fini(struct pager *p);
+/* Memory for service `id`; its engine is still to be made.  NULL when the budget has no room. */
+struct service *service_alloc(struct pager *p, unsigned id);
+void service_free(struct service *s);
+/*
+ * One turn: take what completed, serve the faults that are there, try the parked, page out.
+ * Waits at most timeout_ns for something to happen; without limit if that is < 0.
+ */
+void service_step(struct service *s, int64_t timeout_ns);
+/* The thread's body: steps until s->stop. */
+void service_run(struct service *s);
+/* Frames or budget have become free: services with parked faults look again. */
+void services_kick(struct pager *p, const struct service *except);
+/* NULL when all of a kind are in flight. */
+struct request *request_get(struct service *s, enum request_kind kind);
+/* Point the I/O at the frames of req->page[0 .. n). */
+void request_fill(struct pager *p, struct request *req, enum swap_op op, slot_t first);
+void request_submit(struct service *s, struct request *req);
+void request_put(struct service *s, struct request *req);
+
+/* Assert every drawing in the library.  Nothing is in flight and nobody else uses the pager. */
+void pager_check(struct pager *p);
+
+#endif

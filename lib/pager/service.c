@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * service.c: a service thread, and what all of them share.
+ *
+ * A service owns one shard: a userfaultfd on which some of the regions are registered, and one I/O
+ * engine.  Everything that can happen to it, a fault, a finished read or write, a kick from another
+ * thread, ends the same wait; nothing else in it ever sleeps.  Between waits it takes one turn:
+ *
+ *	completions  first, since they free frames and wake threads without further ado
+ *	faults       all that are there, a batch at a time
+ *	parked       those that could not be served before
+ *	will-need    as far as there is room to spare
+ *	pageout      one step, if free room is short
+ *
+ * Once running, a service thread calls nothing in libc that takes a lock of libc's: fork() in another
+ * thread holds those.
+ */
+#include <errno.h>
+
+#include "base/hash.h"
+#include "pager/pager.h"
+
+#define PARKED_NS 1000000	/* how long the parked wait before they are tried again */
+#define FAULT_ROUNDS 4		/* batches of faults in one turn */
+
+struct request *
+request_get(struct service *s, enum request_kind kind)
+{
+	struct request **list = kind == REQ_PAGEIN ? &s->free_reads : &s->free_writes;
+	struct request *req = *list;
+
+	if (req != NULL)
+		*list = req->next;
+	return req;
+}
+
+void
+request_put(struct service *s, struct request *req)
+{
+	struct request **list = req->kind == REQ_PAGEIN ? &s->free_reads : &s->free_writes;
+
+	req->next = *list;
+	*list = req;
+}
+
+void
+request_fill(struct pager *p, struct request *req, enum swap_op op, slot_t first)
+{
+	unsigned niov = 0;
+
+	for (unsigned i = 0; i < req->n; i++) {
+		if (i > 0 && req->page[i]->frame == req->page[i - 1]->frame + 1) {
+			req->io.iov[niov - 1].iov_len += PAGE_SIZE;
+			continue;
+		}
+		req->io.iov[niov].iov_base = pmap_frame(p->pmap, req->page[i]->frame);
+		req->io.iov[niov].iov_len = PAGE_SIZE;
+		niov++;
+	}
+	req->io.op = op;
+	req->io.slot = first;
+	req->io.n = req->n;
+	req->io.niov = niov;
+	req->io.owner = req;
+}
+
+void
+request_submit(struct service *s, struct request *req)
+{
+	const int r = s->io->ops->submit(s->io, &req->io);
+
+	/* The engine is as deep as there are requests. */
+	assert(r == 0);
+	(void)r;
+}
+
+struct service *
+service_alloc(struct pager *p, unsigned id)
+{
+	struct wired_array mem;
+	struct service *s;
+
+	if (wired_array_init(&mem, &p->arena, sizeof *s, 1) < 0)
+		return NULL;
+	if (wired_array_grow(&mem, 1) < 0) {
+		wired_array_fini(&mem);
+		return NULL;
+	}
+	s = mem.base;
+	s->mem = mem;
+	s->p = p;
+	s->id = id;
+	pthread_mutex_init(&s->cmd_lock, NULL);
+	trace_init(&s->trace, s->trace_slots, TRACE_EVENTS);
+	for (unsigned i = 0; i < NREADS; i++) {
+		s->reads[i].kind = REQ_PAGEIN;
+		request_put(s, &s->reads[i]);
+	}
+	for (unsigned i = 0; i < NWRITES; i++) {
+		s->writes[i].kind = REQ_PAGEOUT;
+		request_put(s, &s->writes[i]);
+	}
+	p->service[id] = s;
+	return s;
+}
+
+void
+service_free(struct service *s)
+{
+	struct wired_array mem;
+
+	if (s == NULL)
+		return;
+	mem = s->mem;
+	s->p->service[s->id] = NULL;
+	pthread_mutex_destroy(&s->cmd_lock);
+	wired_array_fini(&mem);
+}
+
+void
+services_kick(struct pager *p, const struct service *except)
+{
+	for (unsigned i = 0; i < p->nservices; i++) {
+		struct service *s = p->service[i];
+
+		if (s != NULL && s != except && s->io != NULL &&
+		    atomic_load_explicit(&s->waiting, memory_order_relaxed) > 0)
+			s->io->ops->kick(s->io);
+	}
+}
+
+static void
+complete(struct service *s, struct swap_io *done)
+{
+	while (done != NULL) {
+		struct request *req = done->owner;
+
+		done = done->next;
+		if (req->kind == REQ_PAGEIN)
+			pagein_done(s, req);
+		else
+			pageout_done(s, req);
+	}
+}
+
+/* True if there may be more. */
+static bool
+serve(struct service *s)
+{
+	for (unsigned round = 0; round < FAULT_ROUNDS; round++) {
+		struct pmap *pm = s->p->pmap;
+		const unsigned n = pm->ops->faults(pm, s->id, s->msg, MSG_BATCH);
+		const uint64_t t0 = n > 0 ? now_ns() : 0;
+
+		for (unsigned i = 0; i < n; i++)
+			fault_handle(s, s->msg[i].va, s->msg[i].write, s->msg[i].wp, t0);
+		if (n < MSG_BATCH)
+			return false;
+	}
+	return true;
+}
+
+void
+service_step(struct service *s, int64_t timeout_ns)
+{
+	struct io_events ev;
+	bool look;
+
+	if (s->more)
+		timeout_ns = 0;
+	else if ((s->nparked > 0 || s->parked_overflow) && (timeout_ns < 0 || timeout_ns > PARKED_NS))
+		timeout_ns = PARKED_NS;
+	s->io->ops->wait(s->io, timeout_ns, &ev);
+
+	look = ev.completed != NULL || ev.kicked;
+	complete(s, ev.completed);
+	if (ev.readable || s->more)
+		s->more = serve(s);
+	if (s->nparked > 0 || s->parked_overflow) {
+		if (look || now_ns() - s->parked_look >= PARKED_NS)
+			fault_unpark(s);
+	}
+	pagein_commands(s);
+	if (pageout_step(s))
+		s->more = true;
+}
+
+void
+service_run(struct service *s)
+{
+	while (!atomic_load_explicit(&s->stop, memory_order_acquire))
+		service_step(s, -1);
+	/* What is in flight belongs to us until it is done. */
+	while (s->io->inflight > 0) {
+		struct io_events ev;
+
+		s->io->ops->wait(s->io, -1, &ev);
+		complete(s, ev.completed);
+	}
+}
+
+/* --- the pager --- */
+
+int
+pager_init(struct pager *p)
+{
+	static const _Alignas(64) char zeros[PAGE_SIZE];
+	size_t max_pages, fixed;
+	int r;
+
+	p->zero_hash = hash_page(p->hash_seed, zeros);
+	object_zones_init(&p->zones, &p->arena);
+	zone_init(&p->entry_zone, &p->arena, "entry", sizeof(struct map_entry), NULL, NULL);
+	map_init(&p->map, &p->entry_zone);
+	anon_waitqs_init(&p->waitqs);
+	pthread_mutex_init(&p->pageout_lock, NULL);
+
+	/* Orphans and rescues aside, a page has a frame; so this many always suffice. */
+	max_pages = p->budget.limit / PAGE_SIZE + (size_t)MAX_SERVICES * NWRITES * CLUSTER_MAX;
+	r = pages_init(&p->pages, &p->arena, max_pages);
+	if (r < 0)
+		goto fini_map;
+	r = frames_init(&p->frames, &p->arena, p->pmap->nstage);
+	if (r < 0)
+		goto fini_pages;
+
+	/* What metadata may grow to: the limit less what is there now, the page table and a working set. */
+	fixed = arena_bytes(&p->arena) + p->budget.limit / PAGE_SIZE * sizeof(struct page) +
+		FRAMES_MIN * PAGE_SIZE + 8 * SLAB_SIZE;
+	resv_init(&p->resv_meta, p->budget.limit > fixed ? p->budget.limit - fixed : 0, NULL, NULL);
+	return 0;
+
+fini_pages:
+	pages_fini(&p->pages);
+fini_map:
+	pthread_mutex_destroy(&p->pageout_lock);
+	anon_waitqs_fini(&p->waitqs);
+	map_fini(&p->map);
+	zone_fini(&p->entry_zone);
+	object_zones_fini(&p->zones);
+	return r;
+}
+
+void
+pager_fini(struct pager *p)
+{
+	resv_fini(&p->resv_meta);
+	frames_fini(&p->frames);
+	pages_fini(&p->pages);
+	pthread_mutex_destroy(&p->pageout_lock);
+	anon_waitqs_fini(&p->waitqs);
+	map_fini(&p->map);
+	zone_fini(&p->entry_zone);
+	object_zones_fini(&p->zones);
+}
+
+struct census {
+	size_t core, swap, lost;
+};
+
+static void
+count_anons(struct object *o, struct census *c)
+{
+	uint64_t at = 0;
+	struct leaf *leaf;
+
+	while ((leaf = object_next_leaf(o, at)) != NULL) {
+		for (unsigned i = 0; i < LEAF_SLOTS; i++) {
+			const struct anon *an = leaf_anon(leaf, i);
+
+			if (an == NULL)
+				continue;
+			assert(atomic_load(&an->bits) == 0);
+			switch (atomic_load(&an->kind)) {
+			case ANON_CORE:
+				c->core++;
+				break;
+			case ANON_SWAP:
+				c->swap++;
+				break;
+			default:
+				c->lost++;
+				break;
+			}
+		}
+		at = leaf->base + LEAF_SLOTS;
+		pthread_mutex_unlock(&leaf->lock);
+	}
+}
+
+void
+pager_check(struct pager *p)
+{
+	struct census c = { 0 };
+	size_t staged, mapped, slots = 0, anons;
+
+	map_check(&p->map);
+	pages_check(&p->pages);
+	frames_check(&p->frames);
+	swap_area_check(&p->swap);
+	object_zones_check(&p->zones);
+	for (struct object *o = p->objects; o != NULL; o = o->next) {
+		object_check(o);
+		count_anons(o, &c);
+	}
+
+	/* At rest everything is in a queue, and every anon in core has exactly one page. */
+	mapped = p->pages.count[PAGE_MAPPED];
+	staged = p->pages.count[PAGE_STAGED];
+	anons = zone_count(&p->zones.anon);
+	assert(p->pages.count[PAGE_TRANSIT] == 0 && p->pages.count[PAGE_LAUNDRY] == 0);
+	assert(atomic_load(&p->laundering) == 0);
+	assert(c.core == mapped + staged);
+	assert(c.swap == atomic_load(&p->nswapped));
+	assert(c.lost == atomic_load(&p->nlost));
+	assert(c.core + c.swap + c.lost == anons);
+
+	/* A slot is used by an anon in swap, or is the clean copy of a page in core. */
+	for (size_t i = 0; i < p->pages.table.n; i++) {
+		const struct page *pg = page_at(&p->pages, (pageno_t)i);
+
+		if (pg->state == PAGE_FREE)
+			continue;
+		assert(pg->anon != NULL && pg->anon->loc == i);
+		if (pg->slot != SLOT_NONE)
+			slots++;
+	}
+	assert(p->swap.nused == c.swap + slots);
+
+	/* Every physical page is charged once. */
+	assert(frames_nfree(&p->frames) + staged + p->frames.holes.nfree == p->frames.n);
+	assert(atomic_load(&p->budget.used) ==
+	       p->overhead + arena_bytes(&p->arena) + ((frames_nfree(&p->frames) + staged + mapped) << PAGE_SHIFT));
+	assert(atomic_load(&p->budget.used) <= p->budget.limit);
+	(void)anons;
+	(void)slots;
+}

@@ -1,0 +1,1014 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * runtime.c: the public calls: create, map, unmap, protect, advise, objects, destroy.
+ *
+ * Calls that change mappings hold map.change from beginning to end, also across their system
+ * calls and while they wait for busy pages; map.lock only while entries change.  So a range is never in two
+ * hands, and service threads are never kept from the map by a caller that waits for them.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/hash.h"
+#include "runtime.h"
+#include "sysmem.h"
+
+#define STACK_SIZE ((size_t)256 << 10)
+#define STACK_TOUCH ((size_t)32 << 10)
+/* What a service thread costs besides its struct: the touched stack, its io_uring's rings. */
+#define THREAD_OVERHEAD ((size_t)96 << 10)
+
+#define PROT_VALID (PROT_READ | PROT_WRITE)
+
+#define bad(rt, ...) (log_line(&(rt)->p.log, UP_LOG_ERROR, __VA_ARGS__), -EINVAL)
+
+/* --- the real foundation --- */
+
+static int
+real_pmap_create(void *ctx, struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t mask,
+		 const struct logger *log)
+{
+	(void)ctx;
+	return pmap_uffd_create(pm, nstage, nshards, mask, log);
+}
+
+static int
+real_swap_open(void *ctx, struct swap_area *s, struct arena *arena, const struct up_config *cfg,
+	       const struct logger *log)
+{
+	(void)ctx;
+	return swap_area_open(s, arena, cfg->swap_path, cfg->swap_fd, cfg->swap_size, cfg->feature_mask, log);
+}
+
+static int
+real_engine_create(void *ctx, struct io_engine **e, struct pager *p, unsigned service, unsigned depth,
+		   uint64_t mask)
+{
+	(void)ctx;
+	return io_engine_uring_create(e, &p->swap, pmap_uffd_fd(p->pmap, service), depth, mask, &p->log);
+}
+
+/* sysmem_ops with a way to make room; filled in by up_runtime_create(). */
+static struct arena_ops real_memory;
+
+static const struct backend real_backend = {
+	.memory = &real_memory,
+	.pmap_create = real_pmap_create,
+	.swap_open = real_swap_open,
+	.engine_create = real_engine_create,
+};
+
+static pthread_once_t real_once = PTHREAD_ONCE_INIT;
+
+static void
+real_init(void)
+{
+	real_memory = sysmem_ops;
+	real_memory.reclaim = runtime_reclaim;
+}
+
+/* --- waiting for room --- */
+
+int
+runtime_reclaim(void *ctx, size_t bytes)
+{
+	struct pager *p = ctx;
+	const struct timespec ms = { .tv_nsec = 1000000 };
+
+	for (unsigned i = 0; i < 1000; i++) {
+		if (atomic_load(&p->budget.used) + bytes <= p->budget.limit)
+			return 0;
+		pager_starved(p);
+		if (frames_shrink(p))
+			continue;
+		for (unsigned k = 0; k < p->nservices; k++)
+			p->service[k]->io->ops->kick(p->service[k]->io);
+		if (p->idle != NULL)
+			p->idle(p->idle_ctx);
+		else
+			clock_nanosleep(CLOCK_MONOTONIC, 0, &ms, NULL);
+	}
+	return -ENOMEM;
+}
+
+/* --- create --- */
+
+static size_t
+default_limit(void)
+{
+	const long pages = sysconf(_SC_PHYS_PAGES);
+
+	return pages > 0 ? (size_t)pages / 4 * PAGE_SIZE : (size_t)256 << 20;
+}
+
+static unsigned
+default_services(size_t limit)
+{
+	const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	/* Each costs a quarter of a megabyte: not where the limit is small. */
+	if (limit < ((size_t)32 << 20))
+		return 1;
+	return (unsigned)MIN(MAX(cpus, 1), 4);
+}
+
+static int
+check_config(const struct up_config *cfg, const struct logger *log)
+{
+	static const uint64_t none[ARRAY_SIZE(cfg->reserved)];
+
+	if (cfg->memory_limit != 0 && cfg->memory_limit < UP_MEMORY_LIMIT_MIN) {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: memory_limit %zu is below the minimum, %zu",
+			 cfg->memory_limit, UP_MEMORY_LIMIT_MIN);
+		return -EINVAL;
+	}
+	if (cfg->memory_limit / PAGE_SIZE > UINT32_MAX / 2) {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: memory_limit %zu is above 8 TiB",
+			 cfg->memory_limit);
+		return -EINVAL;
+	}
+	if (cfg->service_threads > MAX_SERVICES) {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: service_threads %u is above %d",
+			 cfg->service_threads, MAX_SERVICES);
+		return -EINVAL;
+	}
+	if (cfg->feature_mask & ~UP_MASK_ALL) {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: feature_mask has unknown bits %#llx",
+			 (unsigned long long)(cfg->feature_mask & ~UP_MASK_ALL));
+		return -EINVAL;
+	}
+	if (cfg->flags & ~UP_OVERCOMMIT) {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: flags has unknown bits %#x",
+			 cfg->flags & ~UP_OVERCOMMIT);
+		return -EINVAL;
+	}
+	if (cfg->swap_path != NULL && cfg->swap_fd > 0) {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: both swap_path and swap_fd are set");
+		return -EINVAL;
+	}
+	if (memcmp(cfg->reserved, none, sizeof none) != 0) {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: reserved fields are not zero");
+		return -EINVAL;
+	}
+	return 0;
+}
+
+/* Swap slots for `need` pages, and some to spare, so that clusters find neighbours when it is nearly full. */
+static int
+grow_swap(void *ctx, uint64_t need, uint64_t *max)
+{
+	struct pager *p = ctx;
+	int r;
+
+	if (need > SLOT_NONE - need / 16 - 1)
+		return -ENOSPC;
+	r = swap_area_grow(&p->swap, (size_t)(need + need / 16));
+	if (r == -ENOSPC)
+		r = swap_area_grow(&p->swap, (size_t)need);
+	if (r == 0)
+		*max = p->swap.nslots - p->swap.nbad;
+	return r;
+}
+
+/* Fault the stack in now: later the thread may not take a page fault at an awkward moment. */
+static void __attribute__((noinline))
+touch_stack(void)
+{
+	volatile char room[STACK_TOUCH];
+
+	for (size_t i = 0; i < sizeof room; i += 1024)
+		room[i] = 0;
+}
+
+static void
+report_started(struct up_runtime *rt, int error)
+{
+	pthread_mutex_lock(&rt->start_lock);
+	if (error == 0)
+		rt->started++;
+	else
+		rt->failed++;
+	if (error < 0 && rt->start_error == 0)
+		rt->start_error = error;
+	pthread_cond_signal(&rt->start_cond);
+	pthread_mutex_unlock(&rt->start_lock);
+}
+
+/* While one service still runs it may kick any other's engine: none goes before all have come to rest. */
+static void
+wait_for_others(struct up_runtime *rt)
+{
+	pthread_mutex_lock(&rt->start_lock);
+	rt->started--;
+	pthread_cond_broadcast(&rt->start_cond);
+	while (rt->started > 0)
+		pthread_cond_wait(&rt->start_cond, &rt->start_lock);
+	pthread_mutex_unlock(&rt->start_lock);
+}
+
+static void *
+service_thread(void *arg)
+{
+	struct service *s = arg;
+	struct up_runtime *rt = container_of(s->p, struct up_runtime, p);
+	int r;
+
+	touch_stack();
+	r = rt->backend->engine_create(rt->backend->ctx, &s->io, s->p, s->id, NREADS + NWRITES, rt->mask);
+	report_started(rt, r);
+	if (r < 0)
+		return NULL;
+	service_run(s);
+	wait_for_others(rt);
+	s->io->ops->destroy(s->io);	/* an engine belongs to its thread to the last */
+	s->io = NULL;
+	return NULL;
+}
+
+/* Threads are created with every signal blocked: handlers run in the program's own threads. */
+static int
+start_thread(struct service *s)
+{
+	pthread_attr_t attr;
+	sigset_t all, old;
+	int r;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, STACK_SIZE);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = pthread_create(&s->thread, &attr, service_thread, s);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	if (r == 0)
+		pthread_setname_np(s->thread, "uffd-pager");
+	return -r;
+}
+
+/* Ask service threads [0, n) to finish, and wait until they have. */
+static void
+stop_threads(struct pager *p, unsigned n)
+{
+	struct up_runtime *rt = container_of(p, struct up_runtime, p);
+
+	/* Under the lock none of them gets as far as giving its engine up. */
+	pthread_mutex_lock(&rt->start_lock);
+	for (unsigned i = 0; i < n; i++) {
+		struct service *s = p->service[i];
+
+		atomic_store_explicit(&s->stop, true, memory_order_release);
+		if (s->io != NULL)
+			s->io->ops->kick(s->io);
+	}
+	pthread_mutex_unlock(&rt->start_lock);
+	for (unsigned i = 0; i < n; i++)
+		pthread_join(p->service[i]->thread, NULL);
+}
+
+static int
+start_services(struct up_runtime *rt)
+{
+	struct pager *p = &rt->p;
+	unsigned n;
+	int r = 0;
+
+	if (rt->backend->idle != NULL) {
+		for (unsigned i = 0; i < p->nservices && r == 0; i++)
+			r = rt->backend->engine_create(rt->backend->ctx, &p->service[i]->io, p, i,
+						       NREADS + NWRITES, rt->mask);
+		return r;
+	}
+	for (n = 0; n < p->nservices && r == 0; n++)
+		r = start_thread(p->service[n]);
+	if (r < 0)
+		n--;
+	pthread_mutex_lock(&rt->start_lock);
+	while (rt->started + rt->failed < n)
+		pthread_cond_wait(&rt->start_cond, &rt->start_lock);
+	if (r == 0)
+		r = rt->start_error;
+	pthread_mutex_unlock(&rt->start_lock);
+	if (r < 0)
+		stop_threads(p, n);
+	return r;
+}
+
+static void
+free_services(struct pager *p)
+{
+	for (unsigned i = 0; i < p->nservices; i++) {
+		struct service *s = p->service[i];
+
+		if (s != NULL && s->io != NULL)
+			s->io->ops->destroy(s->io);
+		service_free(s);
+	}
+}
+
+int
+runtime_create(struct up_runtime **out, const struct up_config *cfg, const struct backend *b)
+{
+	static const struct up_config defaults;
+	struct up_runtime *rt;
+	struct pager *p;
+	size_t nstage;
+	int r;
+
+	if (out == NULL)
+		return -EINVAL;
+	*out = NULL;
+	if (cfg == NULL)
+		cfg = &defaults;
+	r = check_config(cfg, &(struct logger){ .fn = cfg->log, .ctx = cfg->log_ctx });
+	if (r < 0)
+		return r;
+	rt = calloc(1, sizeof *rt);
+	if (rt == NULL)
+		return -ENOMEM;
+	p = &rt->p;
+	rt->backend = b;
+	rt->pid = getpid();
+	rt->mask = cfg->feature_mask;
+	rt->overcommit = (cfg->flags & UP_OVERCOMMIT) != 0;
+	rt->memory_limit = cfg->memory_limit != 0 ? cfg->memory_limit : default_limit();
+	p->log = (struct logger){ .fn = cfg->log, .ctx = cfg->log_ctx };
+	p->fault_timeout = (uint64_t)(cfg->fault_timeout_ms != 0 ? cfg->fault_timeout_ms : 30000) * 1000000;
+	p->nservices = cfg->service_threads != 0 ? cfg->service_threads : default_services(rt->memory_limit);
+	p->idle = b->idle;
+	p->idle_ctx = b->ctx;
+	pthread_mutex_init(&rt->start_lock, NULL);
+	pthread_cond_init(&rt->start_cond, NULL);
+	p->hash_seed = b->hash_seed;
+	if (p->hash_seed == 0 &&
+	    getrandom(&p->hash_seed, sizeof p->hash_seed, 0) != (ssize_t)sizeof p->hash_seed) {
+		r = -EIO;
+		goto free_rt;
+	}
+
+	/* A quarter more addresses than frames: runs of neighbours stay easy to find. */
+	nstage = rt->memory_limit / PAGE_SIZE;
+	nstage = round_up(nstage + nstage / 4 + (size_t)4 * CLUSTER_MAX, 64);
+	r = b->pmap_create(b->ctx, &p->pmap, (frame_t)nstage, p->nservices, rt->mask, &p->log);
+	if (r < 0)
+		goto free_rt;
+	budget_init(&p->budget, rt->memory_limit - p->pmap->headroom);
+	r = arena_init(&p->arena, b->memory, p, &p->budget, rt->memory_limit);
+	if (r < 0)
+		goto free_pmap;
+	p->overhead = b->idle == NULL ? p->nservices * THREAD_OVERHEAD : 0;
+	r = -ENOMEM;
+	if (!budget_charge(&p->budget, p->overhead))
+		goto fini_arena;
+	for (unsigned i = 0; i < p->nservices; i++) {
+		if (service_alloc(p, i) == NULL)
+			goto free_services;
+	}
+	r = b->swap_open(b->ctx, &p->swap, &p->arena, cfg, &p->log);
+	if (r < 0)
+		goto free_services;
+	resv_init(&p->resv_swap, p->swap.nslots, p->swap.fixed ? NULL : grow_swap, p);
+	r = pager_init(p);
+	if (r < 0)
+		goto close_swap;
+	r = start_services(rt);
+	if (r < 0)
+		goto fini_pager;
+	*out = rt;
+	return 0;
+
+fini_pager:
+	pager_fini(p);
+close_swap:
+	resv_fini(&p->resv_swap);
+	swap_area_close(&p->swap);
+free_services:
+	if (r == -ENOMEM)
+		log_line(&p->log, UP_LOG_ERROR, "memory_limit %zu is too small for %u service threads",
+			 rt->memory_limit, p->nservices);
+	free_services(p);
+	budget_uncharge(&p->budget, p->overhead);
+fini_arena:
+	arena_fini(&p->arena);
+free_pmap:
+	p->pmap->ops->destroy(p->pmap);
+free_rt:
+	pthread_cond_destroy(&rt->start_cond);
+	pthread_mutex_destroy(&rt->start_lock);
+	free(rt);
+	return r;
+}
+
+int
+up_runtime_create(struct up_runtime **rt, const struct up_config *cfg)
+{
+	pthread_once(&real_once, real_init);
+	return runtime_create(rt, cfg, &real_backend);
+}
+
+/* --- ranges --- */
+
+/* The calling process is not the one that created the runtime. */
+static bool
+foreign(const struct up_runtime *rt)
+{
+	return rt->pid != getpid();
+}
+
+/* 0, or why [addr, addr + length) is no range. */
+static int
+check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length)
+{
+	if (addr & PAGE_MASK)
+		return bad(rt, "%s: address %#lx is not a multiple of the page size", call, (unsigned long)addr);
+	if (length == 0 || (length & PAGE_MASK))
+		return bad(rt, "%s: length %zu is not a positive multiple of the page size", call, length);
+	if (addr + length < addr)
+		return bad(rt, "%s: the range wraps around", call);
+	return 0;
+}
+
+static uint64_t
+meta_for(uint64_t npages)
+{
+	return (npages + LEAF_SLOTS - 1) / LEAF_SLOTS * META_PER_LEAF;
+}
+
+/* => map.change is held.  The object's last reference is gone. */
+static void
+object_release(struct object *o)
+{
+	struct pager *p = o->owner;
+
+	range_free(p, o, 0, o->npages, 0, 0);
+	resv_give(&p->resv_swap, o->reserved);
+	if (!o->noreserve)
+		resv_give(&p->resv_meta, meta_for(o->npages));
+	if (o->next != NULL)
+		o->next->prev = o->prev;
+	if (o->prev != NULL)
+		o->prev->next = o->next;
+	else
+		p->objects = o->next;
+	p->nobjects--;
+	object_free(o);
+}
+
+/* Swap for npages.  A file that grows needs room for its slot maps too, which pageout may have to make. */
+static int
+promise_swap(struct pager *p, uint64_t npages)
+{
+	int r = resv_take(&p->resv_swap, npages);
+
+	for (unsigned tries = 0; tries < 3 && r == -ENOMEM; tries++) {
+		if (runtime_reclaim(p, MIN(npages / 4, p->budget.limit / 2) + SLAB_SIZE) < 0)
+			break;
+		r = resv_take(&p->resv_swap, npages);
+	}
+	return r;
+}
+
+/* A new object with its promises.  => map.change is held. */
+static int
+object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool noreserve, struct object **out)
+{
+	struct pager *p = &rt->p;
+	struct object *o;
+	int r;
+
+	if (!noreserve) {
+		r = resv_take(&p->resv_meta, meta_for(npages));
+		if (r < 0) {
+			log_line(&p->log, UP_LOG_ERROR,
+				 "%s: the metadata of %llu pages does not fit the memory limit, %zu; raise it or "
+				 "use UP_NORESERVE", call, (unsigned long long)npages, rt->memory_limit);
+			return -ENOMEM;
+		}
+		r = promise_swap(p, npages);
+		if (r < 0) {
+			log_line(&p->log, UP_LOG_ERROR, "%s: no swap space for %llu pages (%s); make it larger or use "
+				 "UP_NORESERVE", call, (unsigned long long)npages, strerrorname_np(-r));
+			goto give_meta;
+		}
+	}
+	o = object_alloc(&p->zones, npages, ZONE_WAIT);
+	if (o == NULL) {
+		r = -ENOMEM;
+		goto give_swap;
+	}
+	o->noreserve = noreserve;
+	o->reserved = noreserve ? 0 : npages;
+	o->release = object_release;
+	o->owner = p;
+	o->next = p->objects;
+	if (o->next != NULL)
+		o->next->prev = o;
+	p->objects = o;
+	p->nobjects++;
+	*out = o;
+	return 0;
+
+give_swap:
+	if (!noreserve)
+		resv_give(&p->resv_swap, npages);
+give_meta:
+	if (!noreserve)
+		resv_give(&p->resv_meta, meta_for(npages));
+	return r;
+}
+
+/* True if some entry maps pages [first, first + n) of the object.  => map.change is held. */
+static bool
+object_is_mapped(struct pager *p, const struct object *o, uint64_t first, uint64_t n)
+{
+	for (struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
+		const uint64_t len = (e->end - e->start) >> PAGE_SHIFT;
+
+		if (e->object == o && e->offset < first + n && first < e->offset + len)
+			return true;
+	}
+	return false;
+}
+
+static int
+check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsigned flags,
+	  const struct object *o, uint64_t offset)
+{
+	const unsigned kind = flags & (UP_PRIVATE | UP_SHARED);
+	int r;
+
+	r = check_range(rt, "up_map", (flags & UP_FIXED) ? (uintptr_t)hint : 0, length);
+	if (r < 0)
+		return r;
+	if ((flags & UP_FIXED) && hint == NULL)
+		return bad(rt, "up_map: UP_FIXED needs an address");
+	if (prot & ~PROT_VALID)
+		return bad(rt, "up_map: prot %#x has more than PROT_READ and PROT_WRITE", (unsigned)prot);
+	if (flags & ~(UP_PRIVATE | UP_SHARED | UP_FIXED | UP_NORESERVE))
+		return bad(rt, "up_map: unknown flags %#x", flags);
+	if (kind != UP_PRIVATE && kind != UP_SHARED)
+		return bad(rt, "up_map: flags must have one of UP_PRIVATE and UP_SHARED");
+	if (offset & PAGE_MASK)
+		return bad(rt, "up_map: offset %llu is not a multiple of the page size",
+			   (unsigned long long)offset);
+	if (o == NULL && offset != 0)
+		return bad(rt, "up_map: anonymous memory has no offset");
+	if (o != NULL && (offset >> PAGE_SHIFT >= o->npages ||
+			  length >> PAGE_SHIFT > o->npages - (offset >> PAGE_SHIFT)))
+		return bad(rt, "up_map: the object ends before offset %llu + length %zu",
+			   (unsigned long long)offset, length);
+	if ((o == NULL) != (kind == UP_PRIVATE)) {
+		log_line(&rt->p.log, UP_LOG_ERROR, o == NULL ? "up_map: shared anonymous memory needs an object" :
+			 "up_map: private mappings of an object are not supported yet");
+		return -ENOTSUP;
+	}
+	return 0;
+}
+
+int
+up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flags,
+       struct up_object *object, uint64_t offset, void **addr)
+{
+	struct object *o = (struct object *)object;
+	const uint64_t npages = length >> PAGE_SHIFT, first = offset >> PAGE_SHIFT;
+	struct map_entry *e;
+	struct pager *p;
+	int r;
+
+	if (rt == NULL || addr == NULL)
+		return -EINVAL;
+	*addr = NULL;
+	p = &rt->p;
+	if (foreign(rt))
+		return -ECHILD;
+	r = check_map(rt, hint, length, prot, flags, o, offset);
+	if (r < 0)
+		return r;
+
+	pthread_mutex_lock(&p->map.change);
+	if (o == NULL) {
+		r = object_create(rt, "up_map", npages, rt->overcommit || (flags & UP_NORESERVE), &o);
+		if (r < 0)
+			goto unlock;
+	} else {
+		if (object_is_mapped(p, o, first, npages)) {
+			log_line(&p->log, UP_LOG_ERROR, "up_map: these pages of the object are mapped already");
+			r = -EBUSY;
+			goto unlock;
+		}
+		object_ref(o);
+	}
+	e = map_entry_alloc(&p->map, ZONE_WAIT);
+	if (e == NULL) {
+		log_line(&p->log, UP_LOG_ERROR, "up_map: no room for a map entry within the memory limit");
+		r = -ENOMEM;
+		goto unref;
+	}
+	e->shard = p->next_shard++ % p->nservices;
+	e->object = o;
+	e->offset = first;
+	e->prot = prot;
+	e->flags = flags;
+	e->advice = UP_ADVICE_NORMAL;
+	r = p->pmap->ops->map(p->pmap, (uintptr_t)hint, (flags & UP_FIXED) != 0, length, prot, e->shard,
+			      &e->start);
+	if (r < 0) {
+		log_line(&p->log, UP_LOG_ERROR, "up_map: mapping %zu bytes: %s", length, strerrorname_np(-r));
+		goto free_entry;
+	}
+	e->end = e->start + length;
+
+	pthread_rwlock_wrlock(&p->map.lock);
+	r = map_insert(&p->map, e);
+	pthread_rwlock_unlock(&p->map.lock);
+	assert(r == 0);		/* the kernel gave us free addresses */
+	*addr = (void *)e->start;
+	pthread_mutex_unlock(&p->map.change);
+	return 0;
+
+free_entry:
+	map_entry_free(&p->map, e);
+unref:
+	object_unref(o);
+unlock:
+	pthread_mutex_unlock(&p->map.change);
+	return r;
+}
+
+/* Take two entries for map_clip(); both or none. */
+static int
+spare_alloc(struct pager *p, struct map_entry *spare[2])
+{
+	spare[0] = map_entry_alloc(&p->map, ZONE_WAIT);
+	spare[1] = spare[0] != NULL ? map_entry_alloc(&p->map, ZONE_WAIT) : NULL;
+	if (spare[1] != NULL)
+		return 0;
+	if (spare[0] != NULL)
+		map_entry_free(&p->map, spare[0]);
+	log_line(&p->log, UP_LOG_ERROR, "no room for a map entry within the memory limit");
+	return -ENOMEM;
+}
+
+static void
+spare_free(struct pager *p, struct map_entry *spare[2])
+{
+	for (unsigned i = 0; i < 2; i++) {
+		if (spare[i] != NULL)
+			map_entry_free(&p->map, spare[i]);
+	}
+}
+
+/* Unmap an entry that is in no map any more, and free it.  => map.change is held. */
+static void
+entry_destroy(struct pager *p, struct map_entry *e)
+{
+	struct object *o = e->object;
+	const uint64_t npages = (e->end - e->start) >> PAGE_SHIFT;
+
+	if (atomic_load(&o->handles) > 0)
+		range_keep(p, o, e->offset, npages);
+	else
+		range_free(p, o, e->offset, npages, e->start, e->shard);
+	p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
+	if (!o->roams && o->reserved > 0) {
+		assert(o->reserved >= npages);
+		o->reserved -= npages;
+		resv_give(&p->resv_swap, npages);
+	}
+	object_unref(o);
+	map_entry_free(&p->map, e);
+}
+
+int
+up_unmap(struct up_runtime *rt, void *addr, size_t length)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct map_entry *spare[2], *gone = NULL, **tail = &gone, *e;
+	struct pager *p;
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	if (foreign(rt))
+		return -ECHILD;
+	r = check_range(rt, "up_unmap", start, length);
+	if (r < 0)
+		return r;
+
+	pthread_mutex_lock(&p->map.change);
+	r = spare_alloc(p, spare);
+	if (r < 0)
+		goto unlock;
+	pthread_rwlock_wrlock(&p->map.lock);
+	map_clip(&p->map, start, end, spare);
+	while ((e = map_first_from(&p->map, start)) != NULL && e->start < end) {
+		map_remove(&p->map, e);
+		e->next = NULL;
+		*tail = e;
+		tail = &e->next;
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	while ((e = gone) != NULL) {
+		gone = e->next;
+		entry_destroy(p, e);
+	}
+	spare_free(p, spare);
+unlock:
+	pthread_mutex_unlock(&p->map.change);
+	return r;
+}
+
+/* => map.change is held, so the map does not change. */
+static int
+check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end)
+{
+	if (map_covers(&rt->p.map, start, end))
+		return 0;
+	log_line(&rt->p.log, UP_LOG_ERROR, "%s: part of %#lx-%#lx is not mapped", call, (unsigned long)start,
+		 (unsigned long)end);
+	return -ENOMEM;
+}
+
+int
+up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct map_entry *spare[2];
+	struct pager *p;
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	if (foreign(rt))
+		return -ECHILD;
+	r = check_range(rt, "up_protect", start, length);
+	if (r < 0)
+		return r;
+	if (prot & ~PROT_VALID)
+		return bad(rt, "up_protect: prot %#x has more than PROT_READ and PROT_WRITE", (unsigned)prot);
+
+	pthread_mutex_lock(&p->map.change);
+	r = check_covered(rt, "up_protect", start, end);
+	if (r < 0)
+		goto unlock;
+	r = spare_alloc(p, spare);
+	if (r < 0)
+		goto unlock;
+	r = p->pmap->ops->protect(p->pmap, start, length, prot);
+	if (r < 0) {
+		log_line(&p->log, UP_LOG_ERROR, "up_protect: %s", strerrorname_np(-r));
+		goto free_spare;
+	}
+	pthread_rwlock_wrlock(&p->map.lock);
+	map_clip(&p->map, start, end, spare);
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
+		e->prot = prot;
+	pthread_rwlock_unlock(&p->map.lock);
+free_spare:
+	spare_free(p, spare);
+unlock:
+	pthread_mutex_unlock(&p->map.change);
+	return r;
+}
+
+/* Advice that stays with the mapping.  => map.change is held. */
+static int
+advise_entries(struct pager *p, uintptr_t start, uintptr_t end, enum up_advice advice)
+{
+	struct map_entry *spare[2];
+	int r;
+
+	r = spare_alloc(p, spare);
+	if (r < 0)
+		return r;
+	pthread_rwlock_wrlock(&p->map.lock);
+	map_clip(&p->map, start, end, spare);
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
+		e->advice = advice;
+	pthread_rwlock_unlock(&p->map.lock);
+	spare_free(p, spare);
+	return 0;
+}
+
+/* Advice that acts once, on one entry's part of the range.  => map.change is held. */
+static void
+advise_part(struct pager *p, const struct map_entry *e, uintptr_t start, uintptr_t end, enum up_advice advice)
+{
+	const uint64_t first = e->offset + ((start - e->start) >> PAGE_SHIFT);
+	const uint64_t n = (end - start) >> PAGE_SHIFT;
+
+	switch (advice) {
+	case UP_ADVICE_WILLNEED:
+		range_willneed(p, e->shard, start, end);
+		break;
+	case UP_ADVICE_DONTNEED:
+		range_free(p, e->object, first, n, start, e->shard);
+		p->pmap->ops->wake(p->pmap, e->shard, start, n);
+		break;
+	default:
+		range_cool(p, e->object, first, n, start, e->shard);
+		break;
+	}
+}
+
+int
+up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct pager *p;
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	if (foreign(rt))
+		return -ECHILD;
+	r = check_range(rt, "up_advise", start, length);
+	if (r < 0)
+		return r;
+	if ((unsigned)advice > UP_ADVICE_COLD)
+		return bad(rt, "up_advise: unknown advice %d", (int)advice);
+
+	pthread_mutex_lock(&p->map.change);
+	r = check_covered(rt, "up_advise", start, end);
+	if (r == 0 && advice <= UP_ADVICE_RANDOM) {
+		r = advise_entries(p, start, end, advice);
+	} else if (r == 0) {
+		for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+		     e = e->next)
+			advise_part(p, e, MAX(start, e->start), MIN(end, e->end), advice);
+	}
+	pthread_mutex_unlock(&p->map.change);
+	return r;
+}
+
+int
+up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned char *vec)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct pager *p;
+	int r;
+
+	if (rt == NULL || vec == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	if (foreign(rt))
+		return -ECHILD;
+	r = check_range(rt, "up_residency", start, length);
+	if (r < 0)
+		return r;
+	pthread_mutex_lock(&p->map.change);
+	r = check_covered(rt, "up_residency", start, end);
+	if (r == 0) {
+		for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+		     e = e->next) {
+			const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
+
+			range_residency(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
+					(to - from) >> PAGE_SHIFT, from, e->shard,
+					vec + ((from - start) >> PAGE_SHIFT));
+		}
+	}
+	pthread_mutex_unlock(&p->map.change);
+	return r;
+}
+
+/* --- objects --- */
+
+int
+up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, struct up_object **out)
+{
+	struct object *o;
+	struct pager *p;
+	int r;
+
+	if (rt == NULL || out == NULL)
+		return -EINVAL;
+	*out = NULL;
+	p = &rt->p;
+	if (foreign(rt))
+		return -ECHILD;
+	if (size == 0 || (size & PAGE_MASK))
+		return bad(rt, "up_object_create_anon: size %llu is not a positive multiple of the page size",
+			   (unsigned long long)size);
+	if (flags & ~UP_NORESERVE)
+		return bad(rt, "up_object_create_anon: unknown flags %#x", flags & ~UP_NORESERVE);
+
+	pthread_mutex_lock(&p->map.change);
+	r = object_create(rt, "up_object_create_anon", size >> PAGE_SHIFT,
+			  rt->overcommit || (flags & UP_NORESERVE), &o);
+	if (r == 0) {
+		o->roams = true;
+		atomic_store(&o->handles, 1);
+		*out = (struct up_object *)o;
+	}
+	pthread_mutex_unlock(&p->map.change);
+	return r;
+}
+
+struct up_object *
+up_object_ref(struct up_object *obj)
+{
+	struct object *o = (struct object *)obj;
+
+	atomic_fetch_add(&o->handles, 1);
+	object_ref(o);
+	return obj;
+}
+
+void
+up_object_unref(struct up_object *obj)
+{
+	struct object *o = (struct object *)obj;
+	struct pager *p;
+
+	if (o == NULL)
+		return;
+	p = o->owner;
+	if (foreign(container_of(p, struct up_runtime, p)))
+		return;
+	pthread_mutex_lock(&p->map.change);
+	assert(atomic_load(&o->handles) > 0);
+	atomic_fetch_sub(&o->handles, 1);
+	object_unref(o);
+	pthread_mutex_unlock(&p->map.change);
+}
+
+/* --- destroy --- */
+
+void
+up_runtime_destroy(struct up_runtime *rt)
+{
+	struct map_entry *e;
+	struct pager *p;
+
+	if (rt == NULL || foreign(rt))
+		return;
+	p = &rt->p;
+	if (p->idle == NULL)
+		stop_threads(p, p->nservices);
+	else
+		while (atomic_load(&p->laundering) > 0)
+			p->idle(p->idle_ctx);
+#ifndef NDEBUG
+	pager_check(p);
+#endif
+
+	/* Nobody serves faults any more: threads that still wait for one wake up to SIGSEGV. */
+	pthread_mutex_lock(&p->map.change);
+	while ((e = map_first_from(&p->map, 0)) != NULL) {
+		map_remove(&p->map, e);
+		entry_destroy(p, e);
+	}
+	while (p->objects != NULL) {
+		atomic_store(&p->objects->handles, 0);
+		atomic_store(&p->objects->refs, 1);
+		object_unref(p->objects);
+	}
+	pthread_mutex_unlock(&p->map.change);
+
+	for (;;) {
+		frame_t f;
+		const size_t n = frame_take(&p->frames, CLUSTER_MAX, &f);
+
+		if (n == 0)
+			break;
+		p->pmap->ops->frame_drop(p->pmap, f, n);
+		hole_give(&p->frames, f, n);
+		budget_uncharge(&p->budget, n * PAGE_SIZE);
+	}
+	pager_fini(p);
+	resv_fini(&p->resv_swap);
+	swap_area_close(&p->swap);
+	free_services(p);
+	budget_uncharge(&p->budget, p->overhead);
+	arena_fini(&p->arena);
+	assert(atomic_load(&p->budget.used) == 0);
+	p->pmap->ops->destroy(p->pmap);
+	pthread_cond_destroy(&rt->start_cond);
+	pthread_mutex_destroy(&rt->start_lock);
+	free(rt);
+}
+
+uint64_t
+up_features(struct up_runtime *rt)
+{
+	if (rt == NULL)
+		return 0;
+	return rt->p.pmap->features | (rt->p.swap.odirect ? UP_MASK_ODIRECT : 0) |
+	       (~rt->mask & UP_MASK_RING_FLAGS);
+}
+
+const char *
+up_version(void)
+{
+#define STR2(x) #x
+#define STR(x) STR2(x)
+	return STR(UP_VERSION_MAJOR) "." STR(UP_VERSION_MINOR) "." STR(UP_VERSION_PATCH);
+}

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * stats.c: what the pager tells about itself.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "runtime.h"
+
+/* A counter, summed over the services. */
+static uint64_t
+total(struct pager *p, unsigned c)
+{
+	uint64_t n = 0;
+
+	for (unsigned i = 0; i < p->nservices; i++)
+		n += atomic_load_explicit(&p->service[i]->count[c], memory_order_relaxed);
+	return n;
+}
+
+static void
+fill_levels(struct up_runtime *rt, struct up_stats *st)
+{
+	struct pager *p = &rt->p;
+
+	pthread_mutex_lock(&p->pages.lock);
+	st->resident = (uint64_t)p->pages.count[PAGE_MAPPED] << PAGE_SHIFT;
+	st->staged = (uint64_t)(p->pages.count[PAGE_STAGED] + p->pages.count[PAGE_LAUNDRY]) << PAGE_SHIFT;
+	pthread_mutex_unlock(&p->pages.lock);
+	st->limit = rt->memory_limit;
+	st->free_frames = (uint64_t)frames_nfree(&p->frames) << PAGE_SHIFT;
+	st->metadata = arena_bytes(&p->arena) + p->overhead;
+	st->used = atomic_load(&p->budget.used);
+	st->used_max = atomic_load(&p->budget.used_max);
+	st->swapped = (uint64_t)atomic_load(&p->nswapped) << PAGE_SHIFT;
+	st->lost = (uint64_t)atomic_load(&p->nlost) << PAGE_SHIFT;
+}
+
+static void
+fill_reserve(struct pager *p, struct up_stats *st)
+{
+	uint64_t max, used;
+
+	resv_get(&p->resv_swap, &max, &used);
+	if (!p->swap.fixed)
+		max = MAX(max, swap_area_max(&p->swap));
+	st->reserve_max = max << PAGE_SHIFT;
+	st->reserve_used = used << PAGE_SHIFT;
+	st->reserve_free = (max > used ? max - used : 0) << PAGE_SHIFT;
+}
+
+static void
+fill_stats(struct up_runtime *rt, struct up_stats *st)
+{
+	struct pager *p = &rt->p;
+
+	memset(st, 0, sizeof *st);
+	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
+		struct histogram *h[MAX_SERVICES];
+
+		st->faults[k] = total(p, C_FAULT + k);
+		for (unsigned i = 0; i < p->nservices; i++)
+			h[i] = &p->service[i]->latency[k];
+		histogram_sum(h, p->nservices, &st->latency[k]);
+	}
+	st->fault_waits = total(p, C_WAIT);
+	st->fault_retries = total(p, C_RETRY);
+	st->fault_strays = total(p, C_STRAY);
+	st->fault_sigbus = total(p, C_SIGBUS);
+	st->rescues = total(p, C_RESCUE);
+	st->foreign_discards = total(p, C_FOREIGN);
+	st->readahead_pages = total(p, C_READAHEAD);
+	st->zero_ahead_pages = total(p, C_ZEROAHEAD);
+	st->pages_staged = total(p, C_STAGED);
+	st->pages_out = total(p, C_OUT);
+	st->clean_skips = total(p, C_CLEAN);
+	st->zero_skips = total(p, C_ZERO);
+	st->pages_pinned = total(p, C_PINNED);
+	st->swap_reads = total(p, C_READS);
+	st->swap_writes = total(p, C_WRITES);
+	st->swap_read_bytes = total(p, C_READ_BYTES);
+	st->swap_write_bytes = total(p, C_WRITE_BYTES);
+	st->swap_read_errors = total(p, C_READ_ERRORS);
+	st->swap_write_errors = total(p, C_WRITE_ERRORS);
+	st->checksum_errors = total(p, C_CHECKSUM);
+	st->bad_slots = total(p, C_BAD_SLOTS);
+	fill_levels(rt, st);
+	fill_reserve(p, st);
+
+	pthread_mutex_lock(&p->map.change);
+	st->mapped = p->map.pages << PAGE_SHIFT;
+	st->entries = p->map.n;
+	st->objects = p->nobjects;
+	pthread_mutex_unlock(&p->map.change);
+}
+
+int
+up_stats_get(struct up_runtime *rt, struct up_stats *st, size_t size)
+{
+	struct up_stats full;
+
+	if (rt == NULL || st == NULL)
+		return -EINVAL;
+	if (rt->pid != getpid())
+		return -ECHILD;
+	fill_stats(rt, &full);
+	/* An older program's struct is a prefix of ours; a newer one's tail we know nothing about. */
+	memset(st, 0, size);
+	memcpy(st, &full, MIN(size, sizeof full));
+	return 0;
+}
+
+static double
+mib(uint64_t bytes)
+{
+	return (double)bytes / (1 << 20);
+}
+
+static double
+us(uint64_t ns)
+{
+	return (double)ns / 1000;
+}
+
+int
+up_stats_print(struct up_runtime *rt, FILE *out)
+{
+	static const char *const name[UP_FAULT_KINDS] = {
+		[UP_FAULT_MINOR] = "minor", [UP_FAULT_ZERO] = "zero-fill", [UP_FAULT_SOFT] = "soft",
+		[UP_FAULT_MAJOR] = "major", [UP_FAULT_WP] = "write-protect",
+	};
+	struct up_stats st;
+	int r;
+
+	if (rt == NULL || out == NULL)
+		return -EINVAL;
+	r = up_stats_get(rt, &st, sizeof st);
+	if (r < 0)
+		return r;
+
+	fprintf(out, "memory    %.1f MiB used of %.1f (at most %.1f): %.1f mapped, %.1f staged, %.1f free, "
+		"%.1f metadata\n", mib(st.used), mib(st.limit), mib(st.used_max), mib(st.resident),
+		mib(st.staged), mib(st.free_frames), mib(st.metadata));
+	fprintf(out, "regions   %.1f MiB in %" PRIu64 " entries, %" PRIu64 " objects; %.1f MiB swapped, %.1f lost\n",
+		mib(st.mapped), st.entries, st.objects, mib(st.swapped), mib(st.lost));
+	fprintf(out, "reserve   %.1f MiB promised, %.1f free\n", mib(st.reserve_used), mib(st.reserve_free));
+	fprintf(out, "%-14s %12s %10s %10s %10s %10s  us\n", "faults", "count", "p50", "p99", "p99.9", "max");
+	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
+		if (st.faults[k] == 0)
+			continue;
+		fprintf(out, "  %-12s %12" PRIu64 " %10.1f %10.1f %10.1f %10.1f\n", name[k], st.faults[k],
+			us(st.latency[k].p50), us(st.latency[k].p99), us(st.latency[k].p999),
+			us(st.latency[k].max));
+	}
+	fprintf(out, "  waited %" PRIu64 ", retried %" PRIu64 ", stray %" PRIu64 ", rescued %" PRIu64
+		", SIGBUS %" PRIu64 "; ahead: %" PRIu64 " read, %" PRIu64 " zeroed\n", st.fault_waits,
+		st.fault_retries, st.fault_strays, st.rescues, st.fault_sigbus, st.readahead_pages,
+		st.zero_ahead_pages);
+	fprintf(out, "pageout   %" PRIu64 " pages staged, %" PRIu64 " out: %" PRIu64 " unchanged, %" PRIu64
+		" zero; %" PRIu64 " pinned\n", st.pages_staged, st.pages_out, st.clean_skips, st.zero_skips,
+		st.pages_pinned);
+	fprintf(out, "swap      %.1f MiB in %" PRIu64 " reads, %.1f MiB in %" PRIu64 " writes; errors: %" PRIu64
+		" read, %" PRIu64 " write, %" PRIu64 " checksum; %" PRIu64 " bad slots\n",
+		mib(st.swap_read_bytes), st.swap_reads, mib(st.swap_write_bytes), st.swap_writes,
+		st.swap_read_errors, st.swap_write_errors, st.checksum_errors, st.bad_slots);
+	return ferror(out) ? -EIO : 0;
+}
+
+int
+up_trace_print(struct up_runtime *rt, FILE *out)
+{
+	struct trace *rings[MAX_SERVICES];
+
+	if (rt == NULL || out == NULL)
+		return -EINVAL;
+	if (rt->pid != getpid())
+		return -ECHILD;
+	for (unsigned i = 0; i < rt->p.nservices; i++)
+		rings[i] = &rt->p.service[i]->trace;
+	trace_print(rings, rt->p.nservices, out);
+	return ferror(out) ? -EIO : 0;
+}

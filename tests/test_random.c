@@ -1,0 +1,563 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * test_random.c: random operations on a runtime over the simulated kernel, against a plain array.
+ *
+ *	random [--seconds N] [--seed S] [--rounds R] [--verbose]
+ *
+ * A round is one runtime with a budget of its own choosing and some way in which kernel and disk misbehave
+ * (none; EAGAIN, EEXIST, ENOMEM and partial batches; a disk that fails or lies; messages twice, late and
+ * out of order).  Simulated threads touch pages, several faults being under way at any moment, while regions
+ * are mapped, unmapped, protected, advised and discarded.  An oracle knows the first word of every page.
+ *
+ * Where the disk is honest every read must return the oracle's word.  Where it is not, SIGBUS is allowed as
+ * well, but a wrong word never.  After every round everything is counted back to zero.  A failure
+ * prints the seed that makes it happen again: --seed S --rounds 1.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "rig.h"
+
+#define REGIONS 6
+#define THREADS 12
+#define OPS 6000
+
+struct region {
+	uintptr_t va;		/* 0: none */
+	size_t npages;
+	uint64_t *word;		/* what the first word of each page must be */
+	unsigned char *prot;	/* PROT_*, or GONE */
+	struct up_object *object;
+	bool noreserve;		/* overcommitted: SIGBUS when the swap is full */
+};
+#define GONE 0xff
+
+/* A touch that has begun and may be waiting. */
+struct touch {
+	bool active, write;
+	bool any;		/* the range changed under it: no expectation */
+	struct region *rg;
+	size_t page;
+	uint64_t word;
+};
+
+struct world {
+	struct rig *r;
+	uint64_t seed;
+	struct region rg[REGIONS];
+	struct touch touch[THREADS];
+	bool lossy;		/* SIGBUS is allowed */
+	uint64_t serial;	/* every word written is different */
+	uint64_t ops, verified, sigbus;
+};
+
+static bool verbose;
+
+static void __attribute__((noreturn, format(printf, 2, 3)))
+fail(struct world *w, const char *fmt, ...)
+{
+	va_list ap;
+
+	fprintf(stderr, "random: FAILED after %" PRIu64 " operations: ", w->ops);
+	va_start(ap, fmt);
+	vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	fprintf(stderr, "\nrandom: again with: --seed %" PRIu64 " --rounds 1\n", w->seed);
+	if (w->r->rt != NULL) {
+		up_stats_print(w->r->rt, stderr);
+		up_trace_print(w->r->rt, stderr);
+	}
+	abort();
+}
+
+static uint64_t
+below(struct world *w, uint64_t n)
+{
+	return sim_below(&w->r->f, n);
+}
+
+/* --- touches --- */
+
+static void
+judge(struct world *w, struct touch *t, enum sim_result res, uint64_t got)
+{
+	struct region *rg = t->rg;
+	const unsigned need = t->write ? PROT_WRITE : PROT_READ | PROT_WRITE;
+
+	t->active = false;
+	if (t->any)
+		return;
+	switch (res) {
+	case SIM_OK:
+		if (rg->prot[t->page] == GONE || (rg->prot[t->page] & need) == 0)
+			fail(w, "page %zu of %#lx: access was not allowed", t->page, (unsigned long)rg->va);
+		if (t->write)
+			rg->word[t->page] = t->word;
+		else if (got != rg->word[t->page])
+			fail(w, "page %zu of %#lx: read %#" PRIx64 ", not %#" PRIx64, t->page,
+			     (unsigned long)rg->va, got, rg->word[t->page]);
+		w->verified++;
+		break;
+	case SIM_SIGBUS:
+		if (!w->lossy && !rg->noreserve)
+			fail(w, "page %zu of %#lx: SIGBUS on an honest disk", t->page, (unsigned long)rg->va);
+		w->sigbus++;
+		break;
+	default:
+		if (rg->prot[t->page] != GONE && (rg->prot[t->page] & need) != 0)
+			fail(w, "page %zu of %#lx: SIGSEGV", t->page, (unsigned long)rg->va);
+		break;
+	}
+}
+
+/* Go on with thread t's touch; true if it is through. */
+static bool
+advance(struct world *w, unsigned thread)
+{
+	struct touch *t = &w->touch[thread];
+	uint64_t word = t->word;
+	enum sim_result res;
+
+	res = sim_touch(w->r->pm, thread, t->rg->va + t->page * PAGE_SIZE, t->write, &word, 0, sizeof word);
+	if (res == SIM_FAULT)
+		return false;
+	judge(w, t, res, word);
+	return true;
+}
+
+static void
+finish(struct world *w, unsigned thread)
+{
+	for (unsigned steps = 0; w->touch[thread].active && !advance(w, thread); steps++) {
+		if (steps > RIG_PATIENCE)
+			fail(w, "thread %u: fault at page %zu of %#lx is not served (stranded: %d)", thread,
+			     w->touch[thread].page, (unsigned long)w->touch[thread].rg->va,
+			     sim_stranded(w->r->pm));
+		rig_step(w->r);
+	}
+}
+
+static void
+begin(struct world *w, unsigned thread, struct region *rg)
+{
+	struct touch *t = &w->touch[thread];
+	size_t page = below(w, rg->npages);
+
+	/* A third of the touches run through neighbouring pages, so that read-ahead has work. */
+	if (t->rg == rg && below(w, 3) == 0)
+		page = (t->page + 1) % rg->npages;
+	/* One touch a page: who is first is not ours to predict. */
+	for (unsigned i = 0; i < THREADS; i++) {
+		if (w->touch[i].active && w->touch[i].rg == rg && w->touch[i].page == page)
+			return;
+	}
+	if (rg->prot[page] == GONE)
+		return;
+	*t = (struct touch){ .active = true, .write = below(w, 2) == 0, .rg = rg, .page = page };
+	t->word = t->write ? (below(w, 8) == 0 ? 0 : ++w->serial) : 0;
+	advance(w, thread);
+}
+
+/* Writes under way in the range end first; reads go on, with no expectation. */
+static void
+settle_range(struct world *w, const struct region *rg, size_t first, size_t n)
+{
+	for (unsigned i = 0; i < THREADS; i++) {
+		struct touch *t = &w->touch[i];
+
+		if (!t->active || t->rg != rg || t->page < first || t->page >= first + n)
+			continue;
+		if (t->write)
+			finish(w, i);
+		else
+			t->any = true;
+	}
+}
+
+/* --- operations --- */
+
+static void
+op_map(struct world *w)
+{
+	struct region *rg = NULL;
+	void *p = NULL;
+	int r;
+
+	for (unsigned i = 0; i < REGIONS && rg == NULL; i++) {
+		if (w->rg[i].va == 0)
+			rg = &w->rg[i];
+	}
+	if (rg == NULL)
+		return;
+	for (unsigned i = 0; i < THREADS; i++) {	/* none still points here */
+		if (w->touch[i].rg == rg) {
+			finish(w, i);
+			w->touch[i].rg = NULL;
+		}
+	}
+	*rg = (struct region){ .npages = 1 + below(w, 1500) };
+	if (below(w, 4) == 0) {
+		r = up_object_create_anon(w->r->rt, rg->npages * PAGE_SIZE, 0, &rg->object);
+		if (r == 0) {
+			r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED,
+				   rg->object, 0, &p);
+			if (r < 0)
+				up_object_unref(rg->object);
+		}
+	} else {
+		rg->noreserve = below(w, 4) == 0;
+		r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE,
+			   UP_PRIVATE | (rg->noreserve ? UP_NORESERVE : 0), NULL, 0, &p);
+	}
+	if (r < 0) {
+		if (r != -ENOSPC && r != -ENOMEM)
+			fail(w, "up_map: %s", strerrorname_np(-r));
+		return;
+	}
+	rg->va = (uintptr_t)p;
+	rg->word = calloc(rg->npages, sizeof *rg->word);
+	rg->prot = malloc(rg->npages);
+	if (rg->word == NULL || rg->prot == NULL)
+		fail(w, "out of memory");
+	memset(rg->prot, PROT_READ | PROT_WRITE, rg->npages);
+}
+
+static void
+forget(struct world *w, struct region *rg)
+{
+	for (unsigned i = 0; i < THREADS; i++) {
+		if (w->touch[i].active && w->touch[i].rg == rg)
+			finish(w, i);
+		if (w->touch[i].rg == rg)
+			w->touch[i].rg = NULL;
+	}
+	up_object_unref(rg->object);
+	free(rg->word);
+	free(rg->prot);
+	*rg = (struct region){ 0 };
+}
+
+static void
+some_range(struct world *w, const struct region *rg, size_t *first, size_t *n)
+{
+	const size_t most = below(w, 3) == 0 ? rg->npages : 40;
+
+	*first = below(w, rg->npages);
+	*n = 1 + below(w, MIN(rg->npages - *first, most));
+}
+
+/* True if another region has come to lie in a hole of this range: not ours to operate on. */
+static bool
+resettled(const struct world *w, const struct region *rg, size_t first, size_t n)
+{
+	const uintptr_t start = rg->va + first * PAGE_SIZE, end = start + n * PAGE_SIZE;
+
+	for (unsigned i = 0; i < REGIONS; i++) {
+		const struct region *o = &w->rg[i];
+
+		if (o != rg && o->va != 0 && o->va < end && start < o->va + o->npages * PAGE_SIZE)
+			return true;
+	}
+	return false;
+}
+
+static void
+op_unmap(struct world *w, struct region *rg)
+{
+	size_t first = 0, n = rg->npages;
+	bool left = false;
+	int r;
+
+	if (below(w, 3) != 0)
+		some_range(w, rg, &first, &n);
+	if (resettled(w, rg, first, n))
+		return;
+	settle_range(w, rg, first, n);
+	r = up_unmap(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE);
+	if (r == -ENOMEM)
+		return;
+	if (r < 0)
+		fail(w, "up_unmap: %s", strerrorname_np(-r));
+	memset(rg->prot + first, GONE, n);
+	for (size_t i = 0; i < rg->npages; i++)
+		left |= rg->prot[i] != GONE;
+	if (left)
+		return;
+	if (rg->object != NULL && below(w, 2) == 0) {
+		/* What was written stays in the object. */
+		void *p;
+
+		for (unsigned i = 0; i < THREADS; i++) {
+			if (w->touch[i].rg == rg)
+				finish(w, i);
+		}
+		r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED,
+			   rg->object, 0, &p);
+		if (r == 0) {
+			rg->va = (uintptr_t)p;
+			memset(rg->prot, PROT_READ | PROT_WRITE, rg->npages);
+			return;
+		}
+	}
+	forget(w, rg);
+}
+
+static bool
+covered(const struct region *rg, size_t first, size_t n)
+{
+	for (size_t i = first; i < first + n; i++) {
+		if (rg->prot[i] == GONE)
+			return false;
+	}
+	return true;
+}
+
+static void
+op_protect(struct world *w, struct region *rg)
+{
+	static const unsigned char prots[] = { PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE };
+	const unsigned char prot = prots[below(w, 3)];
+	size_t first, n;
+	int r;
+
+	some_range(w, rg, &first, &n);
+	if (resettled(w, rg, first, n))
+		return;
+	settle_range(w, rg, first, n);
+	r = up_protect(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, prot);
+	if (r == 0 && !covered(rg, first, n))
+		fail(w, "up_protect of a hole succeeded");
+	if (r == 0)
+		memset(rg->prot + first, prot, n);
+	else if (r != -ENOMEM)
+		fail(w, "up_protect: %s", strerrorname_np(-r));
+}
+
+static void
+op_advise(struct world *w, struct region *rg)
+{
+	const enum up_advice advice = (enum up_advice)below(w, UP_ADVICE_COLD + 1);
+	size_t first, n;
+	int r;
+
+	some_range(w, rg, &first, &n);
+	if (resettled(w, rg, first, n))
+		return;
+	if (advice == UP_ADVICE_DONTNEED)
+		settle_range(w, rg, first, n);
+	r = up_advise(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, advice);
+	if (r == 0 && advice == UP_ADVICE_DONTNEED)
+		memset(rg->word + first, 0, n * sizeof *rg->word);
+	if (r < 0 && r != -ENOMEM)
+		fail(w, "up_advise: %s", strerrorname_np(-r));
+}
+
+static void
+op_residency(struct world *w, struct region *rg)
+{
+	unsigned char vec[2000];
+	size_t first, n;
+
+	some_range(w, rg, &first, &n);
+	if (resettled(w, rg, first, n))
+		return;
+	if (up_residency(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, vec) < 0)
+		return;
+	for (size_t i = 0; i < n; i++) {
+		const enum sim_state st = sim_state(w->r->pm, rg->va + (first + i) * PAGE_SIZE);
+
+		if (st == SIM_PRESENT && (vec[i] & UP_PAGE_MAPPED) == 0)
+			fail(w, "page %zu of %#lx is in the page table, residency says %#x", first + i,
+			     (unsigned long)rg->va, vec[i]);
+		if (rg->word[first + i] != 0 && vec[i] == 0)
+			fail(w, "page %zu of %#lx has content, residency says never written", first + i,
+			     (unsigned long)rg->va);
+	}
+}
+
+/* Memory as the simulated kernel counts it, and our metadata. */
+static void
+check_budget(struct world *w)
+{
+	const struct up_stats st = rig_stats(w->r);
+	const uint64_t pages = (uint64_t)sim_resident_pages(w->r->pm) * PAGE_SIZE;
+
+	if (pages + st.metadata > w->r->cfg.memory)
+		fail(w, "the kernel has %" PRIu64 " bytes resident, metadata is %" PRIu64 ", the limit %zu",
+		     pages, st.metadata, w->r->cfg.memory);
+}
+
+/* --- a round --- */
+
+static void
+misbehave(struct world *w, unsigned how)
+{
+	struct sim_faults *f = &w->r->f;
+	static const enum sim_op ops[] = { SIM_ZERO, SIM_ENTER, SIM_REMOVE, SIM_FRAME_NEW };
+
+	if (how & 1) {
+		for (unsigned i = 0; i < ARRAY_SIZE(ops); i++) {
+			sim_fail_rate(f, ops[i], -EAGAIN, 60);
+			sim_fail_rate(f, ops[i], -ENOMEM, 10);
+		}
+		sim_fail_rate(f, SIM_REMOVE, -EBUSY, 20);
+		sim_fail_rate(f, SIM_ZERO, -EEXIST, 20);
+		sim_fail_rate(f, SIM_ENTER, -EEXIST, 20);
+	}
+	if (how & 2)
+		sim_messages(w->r->pm, 50, 100, 5);
+	if (how & 4) {
+		w->lossy = true;
+		sim_fail_rate(f, SIM_READ, -EIO, 10);
+		sim_fail_rate(f, SIM_WRITE, -EIO, 10);
+		sim_fail_rate(f, SIM_WRITE, -ENOSPC, 10);
+		sim_disk_lie(w->r->disk, SIM_FLIP, 2);
+		sim_disk_lie(w->r->disk, SIM_STALE, 2);
+		sim_disk_lie(w->r->disk, SIM_OTHER, 2);
+	}
+	if (how & 8)
+		sim_disk_delay(w->r->disk, 40);
+}
+
+static void
+operate(struct world *w)
+{
+	struct region *rg = &w->rg[below(w, REGIONS)];
+	const unsigned what = (unsigned)below(w, 1000);
+
+	w->ops++;
+	if (rg->va == 0) {
+		op_map(w);
+	} else if (what < 850) {
+		const unsigned t = (unsigned)below(w, THREADS);
+
+		if (w->touch[t].active)
+			advance(w, t);
+		else
+			begin(w, t, rg);
+	} else if (what < 950) {
+		rig_step(w->r);
+	} else if (what < 960) {
+		op_unmap(w, rg);
+	} else if (what < 970) {
+		op_protect(w, rg);
+	} else if (what < 990) {
+		op_advise(w, rg);
+	} else {
+		op_residency(w, rg);
+	}
+	if (below(w, 4) == 0)
+		rig_step(w->r);
+}
+
+static void
+verify_all(struct world *w)
+{
+	for (unsigned i = 0; i < THREADS; i++)
+		finish(w, i);
+	for (unsigned i = 0; i < REGIONS; i++) {
+		struct region *rg = &w->rg[i];
+
+		if (rg->va == 0)
+			continue;
+		for (size_t page = 0; page < rg->npages; page++) {
+			if (rg->prot[page] == GONE)
+				continue;
+			w->touch[0] = (struct touch){ .active = true, .rg = rg, .page = page };
+			finish(w, 0);
+		}
+	}
+}
+
+static void
+play(struct world *w)
+{
+	const struct rig_config cfg = {
+		.memory = UP_MEMORY_LIMIT_MIN + (w->seed % 3) * ((size_t)512 << 10),
+		.swap_slots = 4096, .services = 1 + w->seed % 3, .seed = w->seed,
+		.mask = w->seed % 2 ? UP_MASK_MOVE : 0, .fault_timeout_ms = 3600000,
+	};
+	const unsigned how = (unsigned)(w->seed * 0x9e3779b97f4a7c15u >> 60);
+
+	w->r = rig_up(&cfg);
+	misbehave(w, how);
+	for (unsigned i = 0; i < OPS; i++) {
+		operate(w);
+		if (i % 64 == 0)
+			check_budget(w);
+	}
+	verify_all(w);
+	rig_settle(w->r);
+	check_budget(w);
+	pager_check(w->r->p);
+	for (unsigned i = 0; i < REGIONS; i++) {
+		struct region *rg = &w->rg[i];
+
+		for (size_t page = 0; rg->va != 0 && page < rg->npages; page++) {
+			if (rg->prot[page] != GONE &&
+			    up_unmap(w->r->rt, (void *)(rg->va + page * PAGE_SIZE), PAGE_SIZE) < 0)
+				fail(w, "the last up_unmap failed");
+		}
+		if (rg->va != 0)
+			forget(w, rg);
+	}
+	rig_settle(w->r);
+	pager_check(w->r->p);
+	if (rig_stats(w->r).resident + rig_stats(w->r).staged + rig_stats(w->r).swapped != 0)
+		fail(w, "everything is unmapped, yet pages are left");
+	rig_down(w->r);
+}
+
+static uint64_t
+number(const char *s)
+{
+	char *end;
+	const uint64_t n = strtoull(s, &end, 10);
+
+	if (*s == '\0' || *end != '\0') {
+		fprintf(stderr, "random: not a number: %s\n", s);
+		exit(2);
+	}
+	return n;
+}
+
+int
+main(int argc, char **argv)
+{
+	uint64_t seconds = 5, seed = now_ns(), rounds = UINT64_MAX, n = 0, ops = 0, verified = 0, sigbus = 0;
+	uint64_t end;
+
+	for (int i = 1; i < argc; i++) {
+		if (strcmp(argv[i], "--verbose") == 0) {
+			verbose = true;
+		} else if (i + 1 < argc && strcmp(argv[i], "--seconds") == 0) {
+			seconds = number(argv[++i]);
+		} else if (i + 1 < argc && strcmp(argv[i], "--seed") == 0) {
+			seed = number(argv[++i]);
+		} else if (i + 1 < argc && strcmp(argv[i], "--rounds") == 0) {
+			rounds = number(argv[++i]);
+		} else {
+			fprintf(stderr, "usage: random [--seconds N] [--seed S] [--rounds R] [--verbose]\n");
+			return 2;
+		}
+	}
+	end = now_ns() + seconds * 1000000000u;
+	for (; n < rounds && (n == 0 || now_ns() < end); n++) {
+		struct world w = { .seed = seed + n };
+
+		if (verbose)
+			printf("seed %" PRIu64 "\n", w.seed);
+		play(&w);
+		ops += w.ops;
+		verified += w.verified;
+		sigbus += w.sigbus;
+	}
+	printf("random: %" PRIu64 " rounds from seed %" PRIu64 ": %" PRIu64 " operations, %" PRIu64
+	       " touches verified, %" PRIu64 " SIGBUS on a lying disk; no mismatch, no leak\n", n, seed, ops,
+	       verified, sigbus);
+	return 0;
+}
