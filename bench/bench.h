@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * bench.h: what the parts of the benchmark share.
+ *
+ *	main.c         options, rounds, who runs when
+ *	job.c          one measurement: a forked child with a deadline; results in shared memory
+ *	janitor.c      a process that outlives the rest; takes down swap, cgroup and files
+ *	report.c       series of values, the table, the JSON
+ *	host.c         what machine this is
+ *	patterns.c     the data, and fill / sequential read / random read / random write over it
+ *	floor.c        the raw floor: bare poll + read + UFFDIO_COPY
+ *	paged.c        the library, called "ours" everywhere
+ *	kernel_swap.c  the kernel's own swap in a memory cgroup
+ *	mmap_file.c    a mapped file in the same cgroup
+ *	meta.c         metadata per page, mapping 1 TiB
+ *	disk.c         the disk alone
+ *
+ * A forked child for each measurement, rather than all of them in one process: a contender can
+ * hang, be killed by the kernel or corrupt itself without taking the run along, its memory can
+ * be put into a cgroup, and nobody inherits page tables, caches or threads from who ran before.
+ */
+#ifndef BENCH_H
+#define BENCH_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <time.h>
+
+#include "uffd_pager.h"
+
+#define PAGE ((size_t)UP_PAGE_SIZE)
+#define POOL_SIZE ((size_t)1 << 20)
+#define ROUNDS_MAX 64
+#define VALUES_MAX 48
+#define CHECKED_PAGES ((size_t)65536) /* the most that any row outside the patterns checks */
+
+/* Where the faulting thread and the thread that serves it run. */
+enum place { PLACE_UNPINNED, PLACE_SAME_CPU, PLACE_TWO_CPUS, PLACES };
+extern const char *const place_name[PLACES];
+
+enum pattern { FILL, SEQ_READ, RAND_READ, RAND_WRITE, PATTERNS };
+extern const char *const pattern_name[PATTERNS];
+
+/* Set up once by main(), except `round`; children inherit it. */
+struct bench {
+	size_t pages;  /* of the region in the pattern rows */
+	size_t memory; /* budget of the pattern rows, bytes */
+	unsigned rounds;
+	unsigned round; /* 0 .. rounds - 1 */
+	bool quick;
+	bool advice;	   /* tell the kernel and the library which pattern comes */
+	size_t rand_ops;   /* touches in a random pattern */
+	size_t touches;	   /* faults in a latency row */
+	unsigned deadline; /* seconds that one child may take; 0: its own default */
+	const char *json;
+	const char *only;
+	char dir[PATH_MAX]; /* work files live here; removed at the end */
+	int cpu[2];	    /* CPUs for pinning */
+	unsigned ncpus;	    /* that we may run on */
+
+	/*
+	 * Shared with the children and touched by the parent first, so that it is charged to the
+	 * parent and not to a contender's cgroup.
+	 */
+	struct result *result;
+	unsigned char *pool;  /* POOL_SIZE random bytes that page contents are cut from */
+	uint32_t *generation; /* [max(pages, CHECKED_PAGES)] rewrites of a page's first word */
+	uint32_t *ns;	      /* [max(rand_ops, touches)] latencies */
+};
+extern struct bench bench;
+
+static inline uint64_t
+bench_now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* splitmix64's finaliser: a cheap hash, and one step of a random sequence. */
+static inline uint64_t
+mix64(uint64_t x)
+{
+	x += UINT64_C(0x9e3779b97f4a7c15);
+	x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+	x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+	return x ^ x >> 31;
+}
+
+/* Uniform in [0, n); the same sequence for every contender of a round. */
+static inline size_t
+rng_below(uint64_t *state, size_t n)
+{
+	*state += UINT64_C(0x9e3779b97f4a7c15);
+	return (size_t)(((unsigned __int128)mix64(*state) * n) >> 64);
+}
+
+/* ---- job.c ---- */
+
+typedef void job_fn(const void *arg);
+
+enum job_end { JOB_DONE, JOB_SKIPPED, JOB_FAILED, JOB_HUNG, JOB_INTERRUPTED };
+
+bool job_init(void); /* blocks the terminating signals; call once, before anything is set up */
+/* Run fn(arg) in a child; its values become series of this round.  `why`: why not. */
+enum job_end job_run(job_fn *fn, const void *arg, unsigned deadline_s, char *why, size_t why_size);
+bool job_interrupted(void);
+
+/*
+ * For the child: record one value under the series `fmt`; give up with a reason; give up since
+ * the machine does not allow it, which is not a failure.
+ */
+void job_value(const char *unit, double v, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+void job_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
+void job_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
+/* Should the child be killed, this may be why: the last one is shown. */
+void job_note(const char *text);
+/* Sort bench.ns[0 .. n) and record PREFIX.p50, .p99 and .mean in microseconds. */
+void job_quantiles(const char *prefix, size_t n);
+/* A buffer for O_DIRECT; never freed, the child ends soon. */
+void *job_buffer(size_t size);
+/* Pin the calling thread; threads that it creates inherit that. */
+void place_service(enum place where);
+void place_faulter(enum place where);
+/* DIR/name */
+void work_path(char path[PATH_MAX], const char *name);
+
+/* ---- janitor.c ---- */
+
+/*
+ * The janitor waits until this process is gone or lets go, however it ended, then undoes what
+ * the fields describe.  An empty string is nothing to undo.
+ */
+struct janitor_list {
+	char dir[PATH_MAX];	   /* removed with the files in it */
+	char swapfile[PATH_MAX];   /* swapoff() */
+	char cgroup[PATH_MAX];	   /* emptied and removed */
+	char rotational[PATH_MAX]; /* this queue attribute is set back ... */
+	char rotational_was[8];	   /* ... to this */
+};
+extern struct janitor_list *janitor_list; /* shared with it; fill in before the deed */
+
+bool janitor_start(void);
+void janitor_leave(void);  /* in a child: let go of the pipe */
+void janitor_finish(void); /* clean up now and wait until it is done */
+
+/* ---- report.c ---- */
+
+void series_add(const char *name, const char *unit, double v);
+void skip_add(const char *name, const char *reason);
+void report_print(FILE *out);
+bool report_json(const char *path);
+
+/* ---- host.c ---- */
+
+struct host {
+	char kernel[128], cpu[128], disk[64], fs[32], thp[32], zswap[16], page_cluster[16],
+		swappiness[16];
+	char library[32];
+	long cpus;
+	uint64_t memory;
+	int rotational;			/* -1: unknown */
+	char rotational_path[PATH_MAX]; /* empty: unknown */
+};
+extern struct host host;
+
+void host_init(const char *dir); /* of the disk that holds `dir` */
+bool read_line(const char *path, char *buf, size_t size);
+bool write_line(const char *path, const char *text);
+
+/* ---- patterns.c ---- */
+
+struct pattern_ops {
+	/* Told before each pattern; outside the clock. */
+	void (*advise)(void *ctx, enum pattern p);
+	/* The end of a pattern that writes; inside the clock.  May be NULL. */
+	void (*sync)(void *ctx);
+};
+void pool_init(void);
+void patterns_run(const char *who, unsigned char *base, const struct pattern_ops *ops, void *ctx);
+uint64_t page_word(size_t page, uint32_t generation);
+void page_write(unsigned char *p, size_t page);
+/* Fails the job with what is wrong. */
+void page_check_word(uint64_t word, size_t page);
+void page_check_all(const unsigned char *p, size_t page);
+
+/* ---- the contenders: jobs, and what the parent does around them ---- */
+
+job_fn floor_zero, floor_major; /* arg: enum place */
+job_fn ours_zero, ours_major;	/* arg: enum place */
+job_fn ours_patterns, swap_patterns, mmap_patterns;
+job_fn ours_threads; /* arg: struct threads_arg */
+job_fn meta_per_page, meta_sparse, disk_raw;
+
+struct threads_arg {
+	unsigned n;
+	bool shared; /* one region for all, rather than one each */
+};
+
+/* Touch base + order[i] * PAGE for each i and record the latencies as `prefix`. */
+void latency_measure(unsigned char *base, const uint32_t *order, size_t n, bool write,
+		     const char *prefix);
+/* 0 .. n - 1 in random order */
+uint32_t *random_order(size_t n);
+/* The file that floor_major reads, and that the library swaps to in ours_major. */
+#define FLOOR_FILE "floor.dat"
+#define FLOOR_PAGES ((size_t)16384)
+
+/* An error line of the library since the last ours_open(), or "". */
+struct up_runtime *ours_open(struct up_config *cfg);
+const char *ours_log(void);
+
+bool cgroup_setup(char *why, size_t size); /* parent; the cgroup then holds nobody */
+void cgroup_teardown(void);
+void cgroup_enter(void); /* child */
+
+bool swap_before(char *why, size_t size);
+bool swap_ssd_before(char *why, size_t size);
+void swap_after(void);
+
+#endif

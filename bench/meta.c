@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * meta.c: what the library itself takes: metadata per page, and time to map a sparse region.
+ *
+ * Metadata as the library counts it, in two ways: what was added to an empty runtime, divided by
+ * the pages (the price of one more page), and all there is, divided by the pages (what an
+ * allocation made at creation would hide from the first).
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "bench.h"
+
+#define SPARSE ((size_t)1 << 40)
+
+struct level {
+	double metadata, in_core, swapped; /* bytes, pages, pages */
+};
+
+static struct level
+level_of(struct up_runtime *rt)
+{
+	struct up_stats st;
+	int r = up_stats_get(rt, &st, sizeof st);
+	uint64_t core, swapped;
+
+	if (r < 0)
+		job_fail("up_stats_get: %s%s", strerror(-r), ours_log());
+	core = (st.resident + st.staged) / PAGE;
+	swapped = st.swapped / PAGE;
+	return (struct level){
+		.metadata = (double)st.metadata,
+		.in_core = (double)core,
+		.swapped = (double)swapped,
+	};
+}
+
+/* Fill npages under `limit`; the level of the empty runtime and of the full one. */
+static void
+fill_under(size_t limit, size_t npages, struct level *empty, struct level *full)
+{
+	struct up_config cfg = { .memory_limit = limit };
+	struct up_runtime *rt = ours_open(&cfg);
+	void *p;
+	int r;
+
+	*empty = level_of(rt);
+	r = up_map(rt, NULL, npages * PAGE, PROT_READ | PROT_WRITE, UP_PRIVATE, NULL, 0, &p);
+	if (r < 0)
+		job_fail("up_map: %s%s", strerror(-r), ours_log());
+	for (size_t i = 0; i < npages; i++)
+		page_write((unsigned char *)p + i * PAGE, i);
+	*full = level_of(rt);
+	up_runtime_destroy(rt);
+}
+
+void
+meta_per_page(const void *arg)
+{
+	const size_t npages = bench.quick ? 16384 : 65536;
+	struct level empty, full;
+	double core;
+
+	(void)arg;
+	fill_under(npages * PAGE * 2, npages, &empty, &full);
+	/* The page touched last may be counted a moment later. */
+	if (full.in_core < (double)npages * 0.99)
+		job_fail("only %.0f of %zu pages are in memory", full.in_core, npages);
+	core = (full.metadata - empty.metadata) / full.in_core;
+	job_value("bytes", core, "meta.in_core");
+	job_value("bytes", full.metadata / full.in_core, "meta.in_core_total");
+
+	/* The few that are in memory are taken off at the price just found. */
+	fill_under(npages * PAGE / 8, npages, &empty, &full);
+	if (full.swapped < (double)npages / 2)
+		job_fail("only %.0f of %zu pages left memory", full.swapped, npages);
+	job_value("bytes", (full.metadata - empty.metadata - core * full.in_core) / full.swapped,
+		  "meta.swapped");
+	job_value("bytes", full.metadata / (full.swapped + full.in_core), "meta.swapped_total");
+}
+
+void
+meta_sparse(const void *arg)
+{
+	struct up_config cfg = { .memory_limit = (size_t)64 << 20 };
+	struct up_runtime *rt = ours_open(&cfg);
+	volatile unsigned char *c;
+	uint64_t t;
+	void *p;
+	int r;
+
+	(void)arg;
+	t = bench_now();
+	r = up_map(rt, NULL, SPARSE, PROT_READ | PROT_WRITE, UP_PRIVATE | UP_NORESERVE, NULL, 0,
+		   &p);
+	t = bench_now() - t;
+	if (r < 0)
+		job_fail("up_map of 1 TiB: %s%s", strerror(-r), ours_log());
+	job_value("ms", (double)t / 1e6, "sparse.map");
+
+	c = p;
+	for (size_t at = 0; at < SPARSE; at += SPARSE / 16) {
+		c[at] = 7;
+		if (c[at] != 7 || c[at + PAGE] != 0)
+			job_fail("WRONG DATA at offset %#zx of the sparse region", at);
+	}
+	t = bench_now();
+	r = up_unmap(rt, p, SPARSE);
+	t = bench_now() - t;
+	if (r < 0)
+		job_fail("up_unmap of 1 TiB: %s%s", strerror(-r), ours_log());
+	job_value("ms", (double)t / 1e6, "sparse.unmap");
+	up_runtime_destroy(rt);
+}

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * mmap_file.c: a mapped file in a cgroup of the same size: what programs do that have no pager.
+ *
+ * A pattern that writes ends with msync(), inside the clock: unlike swap, a file is there to be
+ * kept, and without it the figure would leave out whatever is still dirty.  The file's blocks are
+ * reserved beforehand, which is in its favour.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bench.h"
+
+static void
+advise(void *ctx, enum pattern p)
+{
+	if (bench.advice)
+		madvise(ctx, bench.pages * PAGE,
+			p == RAND_READ || p == RAND_WRITE ? MADV_RANDOM : MADV_SEQUENTIAL);
+}
+
+static void
+sync_all(void *ctx)
+{
+	if (msync(ctx, bench.pages * PAGE, MS_SYNC) < 0)
+		job_fail("msync: %s", strerror(errno));
+}
+
+void
+mmap_patterns(const void *arg)
+{
+	static const struct pattern_ops ops = { .advise = advise, .sync = sync_all };
+	char path[PATH_MAX];
+	void *p;
+	int fd, r;
+
+	(void)arg;
+	cgroup_enter();
+	work_path(path, "mmap.dat");
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0)
+		job_fail("%s: %s", path, strerror(errno));
+	unlink(path); /* its page cache goes with the last descriptor */
+	r = posix_fallocate(fd, 0, (off_t)(bench.pages * PAGE));
+	if (r != 0)
+		job_fail("%s: %s", path, strerror(r));
+	p = mmap(NULL, bench.pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (p == MAP_FAILED)
+		job_fail("mmap: %s", strerror(errno));
+	patterns_run("mmap", p, &ops, p);
+}

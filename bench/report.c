@@ -1,0 +1,459 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * report.c: one series of values for each thing measured, one value a round; printed as median
+ * and range, for people and as JSON.
+ *
+ * Medians, not means or minima: on a machine that others use as well, a mean follows the one bad
+ * round and a minimum hides what a program would see.  A ratio is the median of one series over
+ * the median of the other.  The JSON is printed by hand: names and texts are our own, apart from
+ * what the system calls itself, and one level of quoting does not need a library.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bench.h"
+
+#define SERIES_MAX 256
+#define SKIPS_MAX 32
+
+struct series {
+	char name[56];
+	char unit[12];
+	unsigned n;
+	double v[ROUNDS_MAX]; /* in the order of the rounds */
+};
+
+struct skip {
+	char name[64];
+	char reason[240];
+};
+
+static struct series series[SERIES_MAX];
+static unsigned nseries;
+static struct skip skips[SKIPS_MAX];
+static unsigned nskips;
+
+static struct series *
+series_find(const char *name)
+{
+	for (unsigned i = 0; i < nseries; i++)
+		if (strcmp(series[i].name, name) == 0)
+			return &series[i];
+	return NULL;
+}
+
+void
+series_add(const char *name, const char *unit, double v)
+{
+	struct series *s = series_find(name);
+
+	if (s == NULL) {
+		if (nseries == SERIES_MAX)
+			return;
+		s = &series[nseries++];
+		snprintf(s->name, sizeof s->name, "%s", name);
+		snprintf(s->unit, sizeof s->unit, "%s", unit);
+	}
+	if (s->n < ROUNDS_MAX)
+		s->v[s->n++] = v;
+}
+
+void
+skip_add(const char *name, const char *reason)
+{
+	if (nskips == SKIPS_MAX)
+		return;
+	snprintf(skips[nskips].name, sizeof skips[nskips].name, "%s", name);
+	snprintf(skips[nskips].reason, sizeof skips[nskips].reason, "%s", reason);
+	nskips++;
+}
+
+struct summary {
+	double median, min, max;
+};
+
+static int
+compare_double(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+static bool
+summarise(const char *name, struct summary *out)
+{
+	const struct series *s = series_find(name);
+	double v[ROUNDS_MAX];
+
+	if (s == NULL)
+		return false;
+	memcpy(v, s->v, s->n * sizeof v[0]);
+	qsort(v, s->n, sizeof v[0], compare_double);
+	out->min = v[0];
+	out->max = v[s->n - 1];
+	out->median = s->n % 2 != 0 ? v[s->n / 2] : (v[s->n / 2 - 1] + v[s->n / 2]) / 2;
+	return true;
+}
+
+/* "12.3 (11.9-14.0)" or "-" */
+static const char *
+range(const char *name, char buf[64])
+{
+	struct summary s;
+	int digits;
+
+	if (!summarise(name, &s))
+		return strcpy(buf, "-");
+	digits = s.median < 1 ? 3 : s.median < 100 ? 2 : 0;
+	snprintf(buf, 64, "%.*f (%.*f-%.*f)", digits, s.median, digits, s.min, digits, s.max);
+	return buf;
+}
+
+static bool
+ratio(const char *over, const char *under, double *out)
+{
+	struct summary a, b;
+
+	if (!summarise(over, &a) || !summarise(under, &b) || b.median <= 0)
+		return false;
+	*out = a.median / b.median;
+	return true;
+}
+
+static const char *
+ratio_text(const char *over, const char *under, char buf[64])
+{
+	double r;
+
+	if (!ratio(over, under, &r))
+		return strcpy(buf, "-");
+	snprintf(buf, 64, "%.2f", r);
+	return buf;
+}
+
+static void
+print_host(FILE *out)
+{
+	fprintf(out, "uffd-pager %s, Linux %s, %ld CPUs (%s), %.1f GiB of memory\n", host.library,
+		host.kernel, host.cpus, host.cpu, (double)host.memory / (1u << 30));
+	fprintf(out, "disk %s (%s, rotational %s), transparent huge pages: %s, zswap: %s\n",
+		host.disk, host.fs,
+		host.rotational < 0 ? "unknown"
+		: host.rotational   ? "1"
+				    : "0",
+		host.thp, host.zswap);
+	fprintf(out, "%zu MiB in %zu MiB, %u rounds; median (min-max)\n", bench.pages / 256,
+		bench.memory >> 20, bench.rounds);
+}
+
+static void
+print_latency(FILE *out)
+{
+	static const char *const what[] = { "zero", "major" };
+	static const char *const stat[] = { "p50", "p99", "mean" };
+	char ours[96], bare[96], b[3][64];
+
+	fprintf(out, "\nfault, as the faulting thread sees it; us\n");
+	fprintf(out, "  %-22s %-5s %-24s %-24s %s\n", "", "", "raw floor", "ours", "ours/floor");
+	for (int w = 0; w < 2; w++) {
+		for (int p = 0; p < PLACES; p++) {
+			for (int s = 0; s < 3; s++) {
+				snprintf(ours, sizeof ours, "ours.%s.%s.%s", what[w], place_name[p],
+					 stat[s]);
+				snprintf(bare, sizeof bare, "floor.%s.%s.%s", what[w],
+					 place_name[p], stat[s]);
+				fprintf(out, "  %-9s %-12s %-5s %-24s %-24s %s\n",
+					s > 0	 ? ""
+					: w == 0 ? "zero-fill"
+						 : "swap-in",
+					s > 0 ? "" : place_name[p], stat[s], range(bare, b[0]),
+					range(ours, b[1]), ratio_text(ours, bare, b[2]));
+			}
+		}
+	}
+}
+
+static const char *const pattern_contenders[] = { "ours", "swap", "swap_ssd", "mmap" };
+#define NCONTENDERS (sizeof pattern_contenders / sizeof pattern_contenders[0])
+
+static void
+print_patterns(FILE *out)
+{
+	char name[96], ours[96], b[4][64];
+	struct summary s;
+
+	fprintf(out, "\n%zu MiB in %zu MiB\n", bench.pages / 256, bench.memory >> 20);
+	fprintf(out, "  %-11s %-9s %-22s %8s  %11s\n", "", "", "us/page", "MiB/s", "theirs/ours");
+	for (int p = 0; p < PATTERNS; p++) {
+		snprintf(ours, sizeof ours, "ours.%s", pattern_name[p]);
+		for (size_t c = 0; c < NCONTENDERS; c++) {
+			snprintf(name, sizeof name, "%s.%s", pattern_contenders[c],
+				 pattern_name[p]);
+			b[0][0] = '\0';
+			if (summarise(name, &s))
+				snprintf(b[0], sizeof b[0], "%.0f",
+					 1e6 * PAGE / 1048576 / s.median);
+			fprintf(out, "  %-11s %-9s %-22s %8s  %11s\n",
+				c == 0 ? pattern_name[p] : "", pattern_contenders[c],
+				range(name, b[1]), b[0],
+				c == 0 ? "" : ratio_text(name, ours, b[2]));
+		}
+	}
+}
+
+static void
+print_threads(FILE *out)
+{
+	static const char *const what[] = { "zero", "rand_read" };
+	static const char *const kind[] = { "own", "shared" };
+	static const unsigned n[] = { 1, 2, 4 };
+	char name[96], one[96], b[2][64];
+
+	fprintf(out,
+		"\nthreads that fault at the same time; us/page of all together, xN over one\n");
+	for (int w = 0; w < 2; w++) {
+		for (int k = 0; k < 2; k++) {
+			fprintf(out, "  %-9s %-15s", w == 0 ? "zero-fill" : "rand_read",
+				k == 0 ? "a region each" : "one region");
+			snprintf(one, sizeof one, "threads.%s.%s.1", what[w], kind[k]);
+			for (int i = 0; i < 3; i++) {
+				snprintf(name, sizeof name, "threads.%s.%s.%u", what[w], kind[k],
+					 n[i]);
+				fprintf(out, "  %u: %s", n[i], range(name, b[0]));
+				if (i > 0)
+					fprintf(out, " x%s", ratio_text(one, name, b[1]));
+			}
+			fprintf(out, "\n");
+		}
+	}
+}
+
+static void
+print_line(FILE *out, const char *label, const char *name, const char *unit)
+{
+	struct summary s;
+	char b[64];
+
+	fprintf(out, "  %-44s %s %s\n", label, range(name, b), summarise(name, &s) ? unit : "");
+}
+
+static void
+print_metadata(FILE *out)
+{
+	fprintf(out, "\nmetadata\n");
+	print_line(out, "a page in memory: one more", "meta.in_core", "bytes");
+	print_line(out, "                  all there is, shared out", "meta.in_core_total",
+		   "bytes");
+	print_line(out, "a page in swap:   one more", "meta.swapped", "bytes");
+	print_line(out, "                  all there is, shared out", "meta.swapped_total",
+		   "bytes");
+}
+
+static void
+print_sparse(FILE *out)
+{
+	fprintf(out, "\na sparse region of 1 TiB\n");
+	print_line(out, "map", "sparse.map", "ms");
+	print_line(out, "unmap, 16 pages touched", "sparse.unmap", "ms");
+}
+
+static void
+print_disk(FILE *out)
+{
+	fprintf(out, "\nthe disk alone, before each round\n");
+	print_line(out, "random read of 4 KiB, one at a time: p50", "disk.read_4k.p50", "us");
+	print_line(out, "                                     p99", "disk.read_4k.p99", "us");
+	print_line(out, "sequential read by 256 KiB", "disk.read_256k", "MiB/s");
+	print_line(out, "sequential write by 256 KiB", "disk.write_256k", "MiB/s");
+}
+
+/* A section of which nothing was measured (--only) is left out. */
+static bool
+any(const char *prefix)
+{
+	for (unsigned i = 0; i < nseries; i++)
+		if (strncmp(series[i].name, prefix, strlen(prefix)) == 0)
+			return true;
+	return false;
+}
+
+static bool
+any_pattern(void)
+{
+	char name[96];
+
+	for (size_t c = 0; c < NCONTENDERS; c++) {
+		snprintf(name, sizeof name, "%s.fill", pattern_contenders[c]);
+		if (any(name))
+			return true;
+	}
+	return false;
+}
+
+void
+report_print(FILE *out)
+{
+	print_host(out);
+	if (any("ours.zero") || any("ours.major") || any("floor."))
+		print_latency(out);
+	if (any_pattern())
+		print_patterns(out);
+	if (any("threads."))
+		print_threads(out);
+	if (any("meta."))
+		print_metadata(out);
+	if (any("sparse."))
+		print_sparse(out);
+	if (any("disk."))
+		print_disk(out);
+	for (unsigned i = 0; i < nskips; i++)
+		fprintf(out, "%s%s: %s\n", i == 0 ? "\nnot measured, or given up\n  " : "  ",
+			skips[i].name, skips[i].reason);
+}
+
+static void
+json_string(FILE *f, const char *s)
+{
+	fputc('"', f);
+	for (; *s != '\0'; s++) {
+		unsigned char c = (unsigned char)*s;
+
+		if (c == '"' || c == '\\')
+			fprintf(f, "\\%c", c);
+		else if (c < 0x20 || c >= 0x7f)
+			fprintf(f, "\\u%04x", c);
+		else
+			fputc(c, f);
+	}
+	fputc('"', f);
+}
+
+static void
+json_ratio(FILE *f, const char *key, const char *over, const char *under, const char **comma)
+{
+	double r;
+
+	if (!ratio(over, under, &r))
+		return;
+	fprintf(f, "%s\n    \"%s\": %.4f", *comma, key, r);
+	*comma = ",";
+}
+
+static void
+json_ratios(FILE *f)
+{
+	static const char *const what[] = { "zero", "major" };
+	char key[96], over[96], under[96];
+	const char *comma = "";
+
+	fprintf(f, "  \"ratio\": {");
+	for (size_t c = 1; c < NCONTENDERS; c++) {
+		for (int p = 0; p < PATTERNS; p++) {
+			snprintf(over, sizeof over, "%s.%s", pattern_contenders[c],
+				 pattern_name[p]);
+			snprintf(under, sizeof under, "ours.%s", pattern_name[p]);
+			json_ratio(f, over, over, under, &comma);
+		}
+	}
+	/* The bare key is the unpinned one. */
+	for (int w = 0; w < 2; w++) {
+		for (int p = 0; p < PLACES; p++) {
+			snprintf(key, sizeof key, "floor.service_%s%s%s", what[w],
+				 p == 0 ? "" : ".", p == 0 ? "" : place_name[p]);
+			snprintf(over, sizeof over, "ours.%s.%s.p50", what[w], place_name[p]);
+			snprintf(under, sizeof under, "floor.%s.%s.p50", what[w], place_name[p]);
+			json_ratio(f, key, over, under, &comma);
+		}
+	}
+	fprintf(f, "\n  },\n");
+}
+
+static void
+json_machine(FILE *f)
+{
+	const struct {
+		const char *key, *value;
+	} text[] = {
+		{ "library", host.library },
+		{ "kernel", host.kernel },
+		{ "cpu", host.cpu },
+		{ "disk", host.disk },
+		{ "file_system", host.fs },
+		{ "transparent_huge_pages", host.thp },
+		{ "zswap", host.zswap },
+		{ "page_cluster", host.page_cluster },
+		{ "swappiness", host.swappiness },
+	};
+
+	fprintf(f, "    \"machine\": {");
+	for (size_t i = 0; i < sizeof text / sizeof text[0]; i++) {
+		fprintf(f, "\n      \"%s\": ", text[i].key);
+		json_string(f, text[i].value);
+		fputc(',', f);
+	}
+	if (host.rotational < 0)
+		fprintf(f, "\n      \"rotational\": null,");
+	else
+		fprintf(f, "\n      \"rotational\": %d,", host.rotational);
+	fprintf(f, "\n      \"cpus\": %ld,\n      \"memory\": %llu\n    },\n", host.cpus,
+		(unsigned long long)host.memory);
+	fprintf(f,
+		"    \"run\": { \"size\": %zu, \"memory\": %zu, \"rounds\": %u, \"quick\": %s, "
+		"\"advice\": %s, \"random_touches\": %zu, \"latency_touches\": %zu },\n",
+		bench.pages * PAGE, bench.memory, bench.rounds, bench.quick ? "true" : "false",
+		bench.advice ? "true" : "false", bench.rand_ops, bench.touches);
+}
+
+static void
+json_series(FILE *f)
+{
+	struct summary sum;
+
+	fprintf(f, "    \"series\": {");
+	for (unsigned i = 0; i < nseries; i++) {
+		const struct series *s = &series[i];
+
+		if (!summarise(s->name, &sum))
+			continue;
+		fprintf(f,
+			"%s\n      \"%s\": { \"unit\": \"%s\", \"median\": %.6g, \"min\": %.6g, "
+			"\"max\": %.6g, \"values\": [",
+			i == 0 ? "" : ",", s->name, s->unit, sum.median, sum.min, sum.max);
+		for (unsigned k = 0; k < s->n; k++)
+			fprintf(f, "%s%.6g", k == 0 ? "" : ", ", s->v[k]);
+		fprintf(f, "] }");
+	}
+	fprintf(f, "\n    },\n    \"skipped\": {");
+	for (unsigned i = 0; i < nskips; i++) {
+		fprintf(f, "%s\n      \"%s\": ", i == 0 ? "" : ",", skips[i].name);
+		json_string(f, skips[i].reason);
+	}
+	fprintf(f, "\n    }\n");
+}
+
+bool
+report_json(const char *path)
+{
+	FILE *f = fopen(path, "we");
+	bool ok;
+
+	if (f == NULL) {
+		fprintf(stderr, "bench: %s: %s\n", path, strerror(errno));
+		return false;
+	}
+	fprintf(f, "{\n");
+	json_ratios(f);
+	fprintf(f, "  \"raw\": {\n");
+	json_machine(f);
+	json_series(f);
+	fprintf(f, "  }\n}\n");
+	ok = ferror(f) == 0;
+	if (fclose(f) != 0 || !ok) {
+		fprintf(stderr, "bench: can not write %s\n", path);
+		return false;
+	}
+	return true;
+}
