@@ -229,9 +229,9 @@ zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
 			}
 			continue;
 		}
-		/* Neighbours are a guess: they may take only frames that are there in plenty. */
+		/* Neighbours are a guess: they may take only frames that are to be had in plenty. */
 		nf = i == 0 ? 1 : 0;
-		if (frames_nfree(&p->frames) > 2 * CLUSTER_MAX)
+		if (frames_available(p) > 2 * CLUSTER_MAX)
 			nf = n - i;
 		nf = nf > 0 ? frames_obtain(p, nf, f) : 0;
 		if (nf == 0) {
@@ -454,6 +454,38 @@ fault_core(struct fault *f, struct anon *an)
 	}
 }
 
+/*
+ * The demanded page's run ended before the window did: its neighbours lie elsewhere in the swap.  Read them
+ * too, each run a request of its own and all in flight together.  Returns how far the window was looked at.
+ * => map locked; the leaf is unlocked, and stays, since a page of it is busy in a read of this thread.
+ */
+static unsigned
+read_on(struct fault *f, unsigned got, unsigned want)
+{
+	struct pager *p = f->p;
+
+	while (got < want && requests_spare(f->s) && frames_available(p) > 2 * CLUSTER_MAX) {
+		const uintptr_t va = f->va + (uintptr_t)got * PAGE_SIZE;
+		struct anon *an;
+		unsigned n = 1;
+
+		pthread_mutex_lock(&f->leaf->lock);
+		an = leaf_anon(f->leaf, f->at + got);
+		if (an == NULL || atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_SWAP ||
+		    !anon_trybusy(an)) {
+			pthread_mutex_unlock(&f->leaf->lock);
+		} else if (atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_SWAP) {
+			pthread_mutex_unlock(&f->leaf->lock);
+			page_unbusy(p, an, f->shard, va);
+		} else if (pagein_start(f->s, f->leaf, f->at + got, va, f->shard, want - got, false, f->t0,
+					&n) < 0) {
+			break;
+		}
+		got += n;
+	}
+	return got;
+}
+
 /* => the anon is busy and in swap, map and leaf are locked; all are released or handed on. */
 static enum verdict
 fault_swap(struct fault *f)
@@ -466,7 +498,7 @@ fault_swap(struct fault *f)
 	want = readahead_window(f->entry, f->index, MIN(f->run_max, CLUSTER_MAX), &stream);
 	r = pagein_start(f->s, f->leaf, f->at, f->va, f->shard, want, true, f->t0, &got);
 	if (r == 0)
-		readahead_done(stream, f->index, got);
+		readahead_done(stream, f->index, read_on(f, got, want));
 	pthread_rwlock_unlock(&p->map.lock);
 	return r == 0 ? V_IO : V_ROOM;
 }

@@ -326,8 +326,8 @@ pagein_commands(struct service *s)
 		/* Advice must not push others out: it takes free room only, and is forgotten when there is none. */
 		if (frames_available(p) < CLUSTER_MAX)
 			va = end;
-		else if (!will_need(s, &va, end))
-			return;		/* no request free: go on when one completes */
+		else if (!requests_spare(s) || !will_need(s, &va, end))
+			return;		/* go on when a read completes */
 
 		pthread_mutex_lock(&s->cmd_lock);
 		s->cmd[0].va = va;

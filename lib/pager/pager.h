@@ -164,6 +164,7 @@ struct service {
 	bool more;			/* the queue may hold more messages */
 
 	struct request *free_reads, *free_writes;
+	unsigned nreads;		/* in flight */
 	struct request reads[NREADS], writes[NWRITES];
 
 	pthread_mutex_t cmd_lock;
@@ -292,6 +293,8 @@ void service_run(struct service *s);
 void services_kick(struct pager *p, const struct service *except);
 /* NULL when all of a kind are in flight. */
 struct request *request_get(struct service *s, enum request_kind kind);
+/* True if a read that nobody waits for may be started without keeping those that are waited for. */
+bool requests_spare(const struct service *s);
 /* Point the I/O at the frames of req->page[0 .. n). */
 void request_fill(struct pager *p, struct request *req, enum swap_op op, slot_t first);
 void request_submit(struct service *s, struct request *req);

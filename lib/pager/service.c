@@ -29,18 +29,33 @@ request_get(struct service *s, enum request_kind kind)
 	struct request **list = kind == REQ_PAGEIN ? &s->free_reads : &s->free_writes;
 	struct request *req = *list;
 
-	if (req != NULL)
+	if (req != NULL) {
 		*list = req->next;
+		s->nreads += kind == REQ_PAGEIN;
+	}
 	return req;
 }
 
-void
-request_put(struct service *s, struct request *req)
+static void
+request_free(struct service *s, struct request *req)
 {
 	struct request **list = req->kind == REQ_PAGEIN ? &s->free_reads : &s->free_writes;
 
 	req->next = *list;
 	*list = req;
+}
+
+void
+request_put(struct service *s, struct request *req)
+{
+	s->nreads -= req->kind == REQ_PAGEIN;
+	request_free(s, req);
+}
+
+bool
+requests_spare(const struct service *s)
+{
+	return s->nreads < NREADS * 2 / 3;
 }
 
 void
@@ -94,11 +109,11 @@ service_alloc(struct pager *p, unsigned id)
 	trace_init(&s->trace, s->trace_slots, TRACE_EVENTS);
 	for (unsigned i = 0; i < NREADS; i++) {
 		s->reads[i].kind = REQ_PAGEIN;
-		request_put(s, &s->reads[i]);
+		request_free(s, &s->reads[i]);
 	}
 	for (unsigned i = 0; i < NWRITES; i++) {
 		s->writes[i].kind = REQ_PAGEOUT;
-		request_put(s, &s->writes[i]);
+		request_free(s, &s->writes[i]);
 	}
 	p->service[id] = s;
 	return s;
