@@ -271,8 +271,8 @@ struct up_stats {
 	/* pageout */
 	uint64_t pages_staged;		/* taken out of the page table */
 	uint64_t pages_out;		/* left memory, by whichever way */
-	uint64_t clean_skips;		/* of those, unchanged since they were written */
-	uint64_t zero_skips;		/* of those, all zeros */
+	uint64_t clean_skips;		/* found unchanged since they were written: not written again */
+	uint64_t zero_skips;		/* found all zeros: not written, forgotten */
 	uint64_t pages_pinned;		/* could not be taken out; kept and tried later */
 
 	/* swap */

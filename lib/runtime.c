@@ -83,7 +83,7 @@ runtime_reclaim(void *ctx, size_t bytes)
 	for (unsigned i = 0; i < 1000; i++) {
 		if (atomic_load(&p->budget.used) + bytes <= p->budget.limit)
 			return 0;
-		pager_starved(p);
+		pager_starved(p, bytes);
 		if (frames_shrink(p))
 			continue;
 		for (unsigned k = 0; k < p->nservices; k++)
@@ -412,11 +412,20 @@ up_runtime_create(struct up_runtime **rt, const struct up_config *cfg)
 
 /* --- ranges --- */
 
-/* The calling process is not the one that created the runtime. */
+/* The calling process is not the one that created the runtime: nothing may be touched. */
 static bool
 foreign(const struct up_runtime *rt)
 {
 	return rt->pid != getpid();
+}
+
+static int
+check_process(const struct up_runtime *rt, const char *call)
+{
+	if (!foreign(rt))
+		return 0;
+	log_line(&rt->p.log, UP_LOG_ERROR, "%s: a runtime does not follow into a forked child", call);
+	return -ECHILD;
 }
 
 /* 0, or why [addr, addr + length) is no range. */
@@ -454,7 +463,6 @@ object_release(struct object *o)
 		o->prev->next = o->next;
 	else
 		p->objects = o->next;
-	p->nobjects--;
 	object_free(o);
 }
 
@@ -497,6 +505,7 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool nor
 	}
 	o = object_alloc(&p->zones, npages, ZONE_WAIT);
 	if (o == NULL) {
+		log_line(&p->log, UP_LOG_ERROR, "%s: no room for an object within the memory limit", call);
 		r = -ENOMEM;
 		goto give_swap;
 	}
@@ -508,7 +517,6 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool nor
 	if (o->next != NULL)
 		o->next->prev = o;
 	p->objects = o;
-	p->nobjects++;
 	*out = o;
 	return 0;
 
@@ -557,6 +565,8 @@ check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsi
 			   (unsigned long long)offset);
 	if (o == NULL && offset != 0)
 		return bad(rt, "up_map: anonymous memory has no offset");
+	if (o != NULL && o->owner != &rt->p)
+		return bad(rt, "up_map: the object belongs to another runtime");
 	if (o != NULL && (offset >> PAGE_SHIFT >= o->npages ||
 			  length >> PAGE_SHIFT > o->npages - (offset >> PAGE_SHIFT)))
 		return bad(rt, "up_map: the object ends before offset %llu + length %zu",
@@ -579,12 +589,16 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	struct pager *p;
 	int r;
 
-	if (rt == NULL || addr == NULL)
+	if (addr != NULL)
+		*addr = NULL;
+	if (rt == NULL)
 		return -EINVAL;
-	*addr = NULL;
 	p = &rt->p;
-	if (foreign(rt))
-		return -ECHILD;
+	r = check_process(rt, "up_map");
+	if (r < 0)
+		return r;
+	if (addr == NULL)
+		return bad(rt, "up_map: addr is NULL");
 	r = check_map(rt, hint, length, prot, flags, o, offset);
 	if (r < 0)
 		return r;
@@ -694,9 +708,9 @@ up_unmap(struct up_runtime *rt, void *addr, size_t length)
 	if (rt == NULL)
 		return -EINVAL;
 	p = &rt->p;
-	if (foreign(rt))
-		return -ECHILD;
-	r = check_range(rt, "up_unmap", start, length);
+	r = check_process(rt, "up_unmap");
+	if (r == 0)
+		r = check_range(rt, "up_unmap", start, length);
 	if (r < 0)
 		return r;
 
@@ -745,9 +759,9 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	if (rt == NULL)
 		return -EINVAL;
 	p = &rt->p;
-	if (foreign(rt))
-		return -ECHILD;
-	r = check_range(rt, "up_protect", start, length);
+	r = check_process(rt, "up_protect");
+	if (r == 0)
+		r = check_range(rt, "up_protect", start, length);
 	if (r < 0)
 		return r;
 	if (prot & ~PROT_VALID)
@@ -827,9 +841,9 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 	if (rt == NULL)
 		return -EINVAL;
 	p = &rt->p;
-	if (foreign(rt))
-		return -ECHILD;
-	r = check_range(rt, "up_advise", start, length);
+	r = check_process(rt, "up_advise");
+	if (r == 0)
+		r = check_range(rt, "up_advise", start, length);
 	if (r < 0)
 		return r;
 	if ((unsigned)advice > UP_ADVICE_COLD)
@@ -855,14 +869,16 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 	struct pager *p;
 	int r;
 
-	if (rt == NULL || vec == NULL)
+	if (rt == NULL)
 		return -EINVAL;
 	p = &rt->p;
-	if (foreign(rt))
-		return -ECHILD;
-	r = check_range(rt, "up_residency", start, length);
+	r = check_process(rt, "up_residency");
+	if (r == 0)
+		r = check_range(rt, "up_residency", start, length);
 	if (r < 0)
 		return r;
+	if (vec == NULL)
+		return bad(rt, "up_residency: vec is NULL");
 	pthread_mutex_lock(&p->map.change);
 	r = check_covered(rt, "up_residency", start, end);
 	if (r == 0) {
@@ -888,12 +904,16 @@ up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, stru
 	struct pager *p;
 	int r;
 
-	if (rt == NULL || out == NULL)
+	if (out != NULL)
+		*out = NULL;
+	if (rt == NULL)
 		return -EINVAL;
-	*out = NULL;
 	p = &rt->p;
-	if (foreign(rt))
-		return -ECHILD;
+	r = check_process(rt, "up_object_create_anon");
+	if (r < 0)
+		return r;
+	if (out == NULL)
+		return bad(rt, "up_object_create_anon: obj is NULL");
 	if (size == 0 || (size & PAGE_MASK))
 		return bad(rt, "up_object_create_anon: size %llu is not a positive multiple of the page size",
 			   (unsigned long long)size);

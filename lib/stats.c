@@ -74,9 +74,9 @@ fill_stats(struct up_runtime *rt, struct up_stats *st)
 	st->readahead_pages = total(p, C_READAHEAD);
 	st->zero_ahead_pages = total(p, C_ZEROAHEAD);
 	st->pages_staged = total(p, C_STAGED);
-	st->pages_out = total(p, C_OUT);
 	st->clean_skips = total(p, C_CLEAN);
 	st->zero_skips = total(p, C_ZERO);
+	st->pages_out = atomic_load_explicit(&p->nreclaimed, memory_order_relaxed) + st->zero_skips;
 	st->pages_pinned = total(p, C_PINNED);
 	st->swap_reads = total(p, C_READS);
 	st->swap_writes = total(p, C_WRITES);
@@ -89,11 +89,12 @@ fill_stats(struct up_runtime *rt, struct up_stats *st)
 	fill_levels(rt, st);
 	fill_reserve(p, st);
 
-	pthread_mutex_lock(&p->map.change);
+	/* Not map.change: that may be held by a call that waits for I/O. */
+	pthread_rwlock_rdlock(&p->map.lock);
 	st->mapped = p->map.pages << PAGE_SHIFT;
 	st->entries = p->map.n;
-	st->objects = p->nobjects;
-	pthread_mutex_unlock(&p->map.change);
+	pthread_rwlock_unlock(&p->map.lock);
+	st->objects = zone_count(&p->zones.object);
 }
 
 int

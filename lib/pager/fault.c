@@ -318,7 +318,7 @@ fault_zero(struct fault *f)
 		return V_SIGBUS;
 	}
 	if (n == 0) {
-		pager_starved(p);
+		pager_starved(p, METADATA_STEP);
 		return V_ROOM;
 	}
 
@@ -395,7 +395,7 @@ fault_rescue(struct fault *f, struct anon *an, struct page *pg)
 
 	copy = page_alloc(&p->pages, an, pg->leaf, pg->index);
 	if (copy == NULL) {
-		pager_starved(p);
+		pager_starved(p, METADATA_STEP);
 		page_unbusy(p, an, f->shard, f->va);
 		return V_ROOM;
 	}
@@ -544,7 +544,7 @@ fault_resolve(struct fault *f)
 	f->leaf = leaf_for(p, f->object, f->index);
 	if (f->leaf == NULL) {
 		pthread_rwlock_unlock(&p->map.lock);
-		pager_starved(p);
+		pager_starved(p, METADATA_STEP);
 		return V_ROOM;
 	}
 	f->at = (unsigned)(f->index - f->leaf->base);

@@ -84,7 +84,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 		req->page[npages] = pg;
 	}
 	if (npages < n) {
-		pager_starved(p);
+		pager_starved(p, METADATA_STEP);
 		frames_release(p, f + npages, n - npages);
 		let_go(p, an, npages, n, shard, va);
 		n = npages;

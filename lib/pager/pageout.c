@@ -66,9 +66,9 @@ frames_available(struct pager *p)
 }
 
 void
-pager_starved(struct pager *p)
+pager_starved(struct pager *p, size_t bytes)
 {
-	atomic_store(&p->starved, true);
+	atomic_store(&p->starved, bytes);
 }
 
 /*
@@ -127,6 +127,7 @@ reclaim(struct pager *p, unsigned want)
 		an->loc = pg[i]->slot;
 		atomic_store_explicit(&an->kind, ANON_SWAP, memory_order_relaxed);
 		atomic_fetch_add(&p->nswapped, 1);
+		atomic_fetch_add_explicit(&p->nreclaimed, 1, memory_order_relaxed);
 		frame_give(&p->frames, pg[i]->frame, 1);
 		page_free(&p->pages, pg[i]);
 		page_unbusy(p, an, shard, va);
@@ -191,7 +192,7 @@ frames_release(struct pager *p, const frame_t f[], unsigned n)
 bool
 frames_shrink(struct pager *p)
 {
-	unsigned left = 2 * SLAB_SIZE / PAGE_SIZE;
+	unsigned left = METADATA_STEP / PAGE_SIZE;
 	bool any = false;
 
 	/* Below this faults could not be served at all: then metadata has to do without. */
@@ -210,7 +211,7 @@ frames_shrink(struct pager *p)
 		any = true;
 	}
 	if (left == 0)
-		atomic_store(&p->starved, false);
+		atomic_store(&p->starved, 0);
 	return any;
 }
 
@@ -341,7 +342,7 @@ drop_zero(struct service *s, struct page *pg)
 	page_free(&p->pages, pg);
 	anon_gone(p, an, shard, va);
 	count(s, C_ZERO, 1);
-	count(s, C_OUT, 1);
+	trace_add(&s->trace, now_ns(), TRACE_ZERO_SKIP, va, 1);
 }
 
 static void
@@ -421,6 +422,8 @@ launder(struct service *s)
 	uint64_t hash[CLUSTER_MAX];
 	unsigned ndirty = 0, clean = 0, out = 0;
 
+	if (s->free_writes == NULL)
+		return false;
 	/* Unchanged pages cost only their hash: look on until a whole cluster is dirty. */
 	for (unsigned round = 0; round < 4 && ndirty < CLUSTER_MAX; round++) {
 		struct page *pg[CLUSTER_MAX];
@@ -445,7 +448,7 @@ launder(struct service *s)
 				page_enqueue(&p->pages, pg[i], Q_CLEAN, PAGE_STAGED);
 				page_unbusy(p, an, shard, va);
 				count(s, C_CLEAN, 1);
-				count(s, C_OUT, 1);
+				trace_add(&s->trace, now_ns(), TRACE_CLEAN, va, 1);
 				clean++;
 				continue;
 			}
@@ -488,7 +491,6 @@ pageout_done(struct service *s, struct request *req)
 {
 	struct pager *p = s->p;
 	const bool ok = req->io.result == 0;
-	unsigned kept = 0;
 
 	for (unsigned i = 0; i < req->n; i++) {
 		struct page *pg = req->page[i];
@@ -502,9 +504,9 @@ pageout_done(struct service *s, struct request *req)
 			frame_give(&p->frames, pg->frame, 1);
 			page_free(&p->pages, pg);
 		}
-		if (ok && !orphan) {
-			kept++;
-		} else if (!ok && req->n == 1 && req->io.result != -ENOSPC) {
+		if (ok && !orphan)
+			continue;	/* the page has the slot now */
+		if (!ok && req->n == 1 && req->io.result != -ENOSPC) {
 			/* The medium refuses this slot: never again.  The page is safe in memory. */
 			swap_retire(&p->swap, slot);
 			resv_shrink(&p->resv_swap, 1);
@@ -515,7 +517,6 @@ pageout_done(struct service *s, struct request *req)
 	}
 	atomic_fetch_sub(&p->laundering, req->n);
 	if (ok) {
-		count(s, C_OUT, kept);
 		atomic_store_explicit(&p->write_backoff, 0, memory_order_relaxed);
 	} else {
 		count(s, C_WRITE_ERRORS, 1);
@@ -543,7 +544,10 @@ pageout_step(struct service *s)
 		return false;
 	available = frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed);
 	high = high_watermark(p);
-	if (atomic_load(&p->starved)) {
+	/* There is room for it: another has gone, or it was the system that had none to give. */
+	if (atomic_load(&p->budget.used) + atomic_load(&p->starved) <= p->budget.limit)
+		atomic_store(&p->starved, 0);
+	if (atomic_load(&p->starved) > 0) {
 		progress = frames_shrink(p);
 		available = MIN(available, high - 1);
 	}
@@ -552,7 +556,7 @@ pageout_step(struct service *s)
 	else if (available < high / 2 || s->nparked > 0)
 		atomic_store_explicit(&p->pageout_on, true, memory_order_relaxed);
 
-	if (atomic_load_explicit(&p->pageout_on, memory_order_relaxed) || atomic_load(&p->starved)) {
+	if (atomic_load_explicit(&p->pageout_on, memory_order_relaxed) || atomic_load(&p->starved) > 0) {
 		pthread_mutex_lock(&p->pages.lock);
 		inactive = p->pages.queue[Q_INACTIVE].n;
 		pthread_mutex_unlock(&p->pages.lock);

@@ -49,6 +49,9 @@
 #define META_PER_PAGE 26
 #define META_PER_LEAF ((uint64_t)META_PER_PAGE * LEAF_SLOTS)
 
+/* The budget that is made free when an allocation of metadata failed. */
+#define METADATA_STEP (2 * SLAB_SIZE)
+
 /* Frames without which the pager can not be relied on to make progress. */
 #define FRAMES_MIN 128
 
@@ -63,7 +66,6 @@ enum counter {
 	C_READAHEAD,
 	C_ZEROAHEAD,
 	C_STAGED,
-	C_OUT,
 	C_CLEAN,
 	C_ZERO,
 	C_PINNED,
@@ -95,7 +97,6 @@ struct pager {
 	struct resv resv_swap;		/* pages */
 	struct resv resv_meta;		/* bytes */
 	struct object *objects;		/* (map.change) all of them */
-	size_t nobjects;		/* (map.change) */
 	size_t overhead;		/* (c) stacks and rings of the threads, charged to the budget */
 
 	uint64_t hash_seed;		/* (c) random per runtime */
@@ -104,12 +105,13 @@ struct pager {
 
 	atomic_size_t nswapped;		/* anons of kind SWAP */
 	atomic_size_t nlost;		/* anons of kind LOST */
+	_Atomic uint64_t nreclaimed;	/* pages that left memory with a copy in swap, ever */
 	atomic_size_t laundering;	/* pages whose write is in flight */
 
 	/* pageout */
 	pthread_mutex_t pageout_lock;	/* one thread chooses victims at a time */
 	atomic_bool pageout_on;		/* between the low and the high watermark */
-	atomic_bool starved;		/* an allocation of metadata failed: give free frames back */
+	atomic_size_t starved;		/* bytes of metadata that could not be had: give free frames back; 0: none */
 	_Atomic uint64_t write_again;	/* after a failed write: not before this time */
 	_Atomic uint64_t write_backoff;	/* ns, doubling while writes fail */
 
@@ -246,7 +248,7 @@ void frames_release(struct pager *p, const frame_t f[], unsigned n);
 /* Frames that could be had at once. */
 size_t frames_available(struct pager *p);
 /* Room for metadata ran out: pageout turns frames into budget. */
-void pager_starved(struct pager *p);
+void pager_starved(struct pager *p, size_t bytes);
 /* Turn free and clean frames into budget for metadata.  True if it did. */
 bool frames_shrink(struct pager *p);
 
