@@ -557,7 +557,8 @@ check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsi
 	if (prot & ~PROT_VALID)
 		return bad(rt, "up_map: prot %#x has more than PROT_READ and PROT_WRITE", (unsigned)prot);
 	if (flags & ~(UP_PRIVATE | UP_SHARED | UP_FIXED | UP_NORESERVE))
-		return bad(rt, "up_map: unknown flags %#x", flags);
+		return bad(rt, "up_map: unknown flags %#x",
+			   flags & ~(UP_PRIVATE | UP_SHARED | UP_FIXED | UP_NORESERVE));
 	if (kind != UP_PRIVATE && kind != UP_SHARED)
 		return bad(rt, "up_map: flags must have one of UP_PRIVATE and UP_SHARED");
 	if (offset & PAGE_MASK)

@@ -51,6 +51,6 @@ struct backend {
 int runtime_reclaim(void *ctx, size_t bytes);
 
 /* up_runtime_create() on another foundation; `b` must outlive the runtime. */
-int runtime_create(struct up_runtime **rt, const struct up_config *cfg, const struct backend *b);
+int runtime_create(struct up_runtime **out, const struct up_config *cfg, const struct backend *b);
 
 #endif

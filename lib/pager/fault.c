@@ -149,11 +149,13 @@ void
 leaf_forget(struct pager *p, struct leaf *leaf, unsigned at)
 {
 	struct object *o = leaf->object;
+	bool lost;
 
 	pthread_mutex_lock(&leaf->lock);
+	lost = atomic_load_explicit(&leaf_anon(leaf, at)->kind, memory_order_relaxed) == ANON_LOST;
 	leaf_clear(leaf, at);
 	pthread_mutex_unlock(&leaf->lock);
-	if (o->noreserve)
+	if (o->noreserve && !lost)	/* a lost page needs no slot: its promise went when it was lost */
 		resv_give(&p->resv_swap, 1);
 }
 
@@ -239,6 +241,7 @@ zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
 			return i;
 		}
 		for (unsigned k = 0; k < nf; k++) {
+			assert(pg[i + k] != NULL);
 			memset(pmap_frame(p->pmap, f[k]), 0, PAGE_SIZE);
 			pg[i + k]->frame = f[k];
 		}
@@ -263,8 +266,6 @@ lost_anon(struct pager *p, struct leaf *leaf, unsigned at)
 		return NULL;
 	atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
 	leaf_set_anon(leaf, at, an);
-	if (leaf->object->noreserve)
-		resv_force(&p->resv_swap, 1);	/* leaf_forget() gives it back */
 	atomic_fetch_add(&p->nlost, 1);
 	return an;
 }
@@ -275,7 +276,7 @@ fault_zero(struct fault *f)
 {
 	struct pager *p = f->p;
 	struct ra_stream *stream;
-	struct page *pg[CLUSTER_MAX];
+	struct page *pg[CLUSTER_MAX] = { NULL };
 	unsigned want, n, done;
 	struct anon *lost = NULL;
 	bool full = false;
@@ -675,6 +676,8 @@ time_out(struct service *s, const struct parked *pk, uint64_t now)
 	}
 	if (atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_LOST) {
 		release_content(p, an);
+		if (leaf->object->noreserve)
+			resv_give(&p->resv_swap, 1);
 		an->loc = UINT32_MAX;
 		atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
 		atomic_fetch_add(&p->nlost, 1);

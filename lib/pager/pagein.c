@@ -51,7 +51,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	     unsigned want, bool demanded, uint64_t t0, unsigned *got)
 {
 	struct pager *p = s->p;
-	struct anon *an[CLUSTER_MAX];
+	struct anon *an[CLUSTER_MAX] = { NULL };
 	frame_t f[CLUSTER_MAX];
 	struct request *req;
 	unsigned n, nf, npages = 0;
@@ -122,6 +122,8 @@ lost(struct service *s, struct page *pg, bool waited_for)
 
 	swap_retire(&p->swap, pg->slot);
 	resv_shrink(&p->resv_swap, 1);
+	if (pg->leaf->object->noreserve)
+		resv_give(&p->resv_swap, 1);
 	count(s, C_BAD_SLOTS, 1);
 	an->loc = UINT32_MAX;
 	atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);

@@ -271,6 +271,7 @@ stage_run(struct service *s, struct page *pg[], unsigned n)
 	r = p->pmap->ops->remove(p->pmap, pg[0]->shard, pg[0]->va, hole, nhole, &done);
 	hole_give(&p->frames, hole + (frame_t)done, nhole - done);
 	for (unsigned i = 0; i < done; i++) {
+		assert(pg[i] != NULL);
 		an = pg[i]->anon;
 		shard = pg[i]->shard;
 		va = pg[i]->va;
@@ -281,6 +282,7 @@ stage_run(struct service *s, struct page *pg[], unsigned n)
 	count(s, C_STAGED, done);
 	if (r == 0)
 		return (unsigned)done;
+	assert(done < n);
 	if (r == -ENOENT) {
 		discarded(s, pg[done]);
 		return (unsigned)done + 1;
@@ -302,7 +304,7 @@ static bool
 deactivate(struct service *s)
 {
 	struct pager *p = s->p;
-	struct page *pg[CLUSTER_MAX];
+	struct page *pg[CLUSTER_MAX] = { NULL };
 	const uint64_t before = atomic_load_explicit(&s->count[C_STAGED], memory_order_relaxed);
 	unsigned n = take_victims(p, Q_ACTIVE, CLUSTER_MAX, pg), i = 0;
 

@@ -17,7 +17,7 @@ readahead_window(struct map_entry *e, uint64_t index, unsigned max, struct ra_st
 	unsigned hand;
 
 	*stream = NULL;
-	if (e->advice == UP_ADVICE_RANDOM || max <= 1)
+	if (e->advice == UP_ADVICE_RANDOM)
 		return 1;
 	for (unsigned i = 0; i < RA_STREAMS; i++) {
 		unsigned w;
