@@ -16,7 +16,7 @@
  *             the regions.  None may be called from a signal handler.
  *   fork      regions are absent in a forked child (MADV_DONTFORK): touching them there
  *             is SIGSEGV, never zeros.  The runtime belongs to the process that created
- *             it; every call in the child returns -ECHILD and changes nothing.
+ *             it; every call in the child returns -ECHILD (or nothing) and changes nothing.
  *   lost data a page that can not be brought back (read error, checksum mismatch) raises
  *             SIGBUS in whoever touches it, until it is discarded or unmapped.
  *
@@ -51,6 +51,9 @@ extern "C" {
 
 /* The smallest up_config.memory_limit that is accepted, in bytes. */
 #define UP_MEMORY_LIMIT_MIN ((size_t)2 << 20)
+
+/* The largest up_config.service_threads. */
+#define UP_SERVICE_THREADS_MAX 16
 
 /* One pager: its threads, its memory limit, its swap.  Several may live in one process. */
 struct up_runtime;
@@ -91,14 +94,16 @@ typedef void (*up_log_fn)(void *ctx, enum up_log_level level, const char *line);
 struct up_config {
 	/*
 	 * Hard limit, bytes: resident paged memory plus the library's own metadata.  It
-	 * does not cover the kernel's page tables.  0: a quarter of the machine's memory.
+	 * does not cover the kernel's page tables.  At least UP_MEMORY_LIMIT_MIN, at most 8 TiB.
+	 * 0: a quarter of the machine's memory, or of the memory cgroup's limit if that is less.
 	 */
 	size_t memory_limit;
 
 	/*
 	 * Where cold pages go: a file (created if missing, truncated, left behind empty)
 	 * or a block device (its contents are lost).  The string is copied.  NULL: an
-	 * unlinked file in $TMPDIR, else /var/tmp, else the working directory.
+	 * unlinked file in $TMPDIR, else /var/tmp, else the working directory; those in memory
+	 * (tmpfs) are passed over.
 	 */
 	const char *swap_path;
 
@@ -108,7 +113,11 @@ struct up_config {
 	 */
 	int swap_fd;
 
-	unsigned service_threads;	/* threads that serve faults; 0: one per CPU, at most 4 */
+	/*
+	 * Threads that serve faults, at most UP_SERVICE_THREADS_MAX; 0: one per CPU, at most 4,
+	 * and one below a limit of 32 MiB, for each takes a quarter of a megabyte of it.
+	 */
+	unsigned service_threads;
 
 	/*
 	 * Swap space, bytes.  0: a block device's size; for a file as much as the mapped
@@ -125,7 +134,8 @@ struct up_config {
 
 	/*
 	 * A fault that can not be served for this long, since every frame is pinned or the
-	 * swap refuses every write, becomes SIGBUS.  Milliseconds; 0: 30,000.
+	 * swap refuses every write, becomes SIGBUS, and the page's content is lost.
+	 * Milliseconds; 0: 30,000.
 	 */
 	unsigned fault_timeout_ms;
 
@@ -228,10 +238,10 @@ UP_API int up_residency(struct up_runtime *rt, const void *addr, size_t length,
 UP_API int up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags,
 				 struct up_object **obj);
 
-/* Take one more reference; returns `obj`. */
+/* Take one more reference; returns `obj`.  NULL is fine.  Nothing happens in a forked child. */
 UP_API struct up_object *up_object_ref(struct up_object *obj);
 
-/* Drop one; the last (mappings count) frees pages and slots.  NULL is fine. */
+/* Drop one; the last (mappings count) frees pages and slots.  NULL is fine.  Nothing happens in a forked child. */
 UP_API void up_object_unref(struct up_object *obj);
 
 /* How a fault ended, for the latency histograms. */

@@ -428,6 +428,40 @@ check_process(const struct up_runtime *rt, const char *call)
 	return -ECHILD;
 }
 
+void
+signals_hold(sigset_t *old)
+{
+	/* Those that an instruction raises can not wait. */
+	static const int own[] = { SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT };
+	sigset_t set;
+
+	sigfillset(&set);
+	for (size_t i = 0; i < ARRAY_SIZE(own); i++)
+		sigdelset(&set, own[i]);
+	pthread_sigmask(SIG_BLOCK, &set, old);
+}
+
+void
+signals_release(const sigset_t *old)
+{
+	pthread_sigmask(SIG_SETMASK, old, NULL);
+}
+
+/* A call that looks at mappings or changes them: one at a time. */
+static void
+change_begin(struct pager *p, sigset_t *old)
+{
+	signals_hold(old);
+	pthread_mutex_lock(&p->map.change);
+}
+
+static void
+change_end(struct pager *p, const sigset_t *old)
+{
+	pthread_mutex_unlock(&p->map.change);
+	signals_release(old);
+}
+
 /* 0, or why [addr, addr + length) is no range. */
 static int
 check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length)
@@ -447,6 +481,30 @@ meta_for(uint64_t npages)
 	return (npages + LEAF_SLOTS - 1) / LEAF_SLOTS * META_PER_LEAF;
 }
 
+/* What an entry or an object takes out of the metadata's share of the limit, slab slack included. */
+#define META_PER_ENTRY (sizeof(struct map_entry) + sizeof(struct map_entry) / 8)
+#define META_PER_OBJECT (sizeof(struct object) + sizeof(struct object) / 8)
+
+static struct map_entry *
+entry_alloc(struct pager *p)
+{
+	struct map_entry *e;
+
+	if (!resv_try(&p->resv_meta, META_PER_ENTRY))
+		return NULL;
+	e = map_entry_alloc(&p->map, ZONE_WAIT);
+	if (e == NULL)
+		resv_give(&p->resv_meta, META_PER_ENTRY);
+	return e;
+}
+
+static void
+entry_free(struct pager *p, struct map_entry *e)
+{
+	map_entry_free(&p->map, e);
+	resv_give(&p->resv_meta, META_PER_ENTRY);
+}
+
 /* => map.change is held.  The object's last reference is gone. */
 static void
 object_release(struct object *o)
@@ -455,8 +513,7 @@ object_release(struct object *o)
 
 	range_free(p, o, 0, o->npages, 0, 0);
 	resv_give(&p->resv_swap, o->reserved);
-	if (!o->noreserve)
-		resv_give(&p->resv_meta, meta_for(o->npages));
+	resv_give(&p->resv_meta, META_PER_OBJECT + (o->noreserve ? 0 : meta_for(o->npages)));
 	if (o->next != NULL)
 		o->next->prev = o->prev;
 	if (o->prev != NULL)
@@ -484,18 +541,18 @@ promise_swap(struct pager *p, uint64_t npages)
 static int
 object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool noreserve, struct object **out)
 {
+	const uint64_t meta = META_PER_OBJECT + (noreserve ? 0 : meta_for(npages));
 	struct pager *p = &rt->p;
 	struct object *o;
 	int r;
 
+	if (!resv_try(&p->resv_meta, meta)) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "%s: the metadata of %llu pages does not fit the memory limit, %zu; raise it or use "
+			 "UP_NORESERVE", call, (unsigned long long)npages, rt->memory_limit);
+		return -ENOMEM;
+	}
 	if (!noreserve) {
-		r = resv_take(&p->resv_meta, meta_for(npages));
-		if (r < 0) {
-			log_line(&p->log, UP_LOG_ERROR,
-				 "%s: the metadata of %llu pages does not fit the memory limit, %zu; raise it or "
-				 "use UP_NORESERVE", call, (unsigned long long)npages, rt->memory_limit);
-			return -ENOMEM;
-		}
 		r = promise_swap(p, npages);
 		if (r < 0) {
 			log_line(&p->log, UP_LOG_ERROR, "%s: no swap space for %llu pages (%s); make it larger or use "
@@ -524,8 +581,7 @@ give_swap:
 	if (!noreserve)
 		resv_give(&p->resv_swap, npages);
 give_meta:
-	if (!noreserve)
-		resv_give(&p->resv_meta, meta_for(npages));
+	resv_give(&p->resv_meta, meta);
 	return r;
 }
 
@@ -588,6 +644,7 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	const uint64_t npages = length >> PAGE_SHIFT, first = offset >> PAGE_SHIFT;
 	struct map_entry *e;
 	struct pager *p;
+	sigset_t old;
 	int r;
 
 	if (addr != NULL)
@@ -604,7 +661,7 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	if (r < 0)
 		return r;
 
-	pthread_mutex_lock(&p->map.change);
+	change_begin(p, &old);
 	if (o == NULL) {
 		r = object_create(rt, "up_map", npages, rt->overcommit || (flags & UP_NORESERVE), &o);
 		if (r < 0)
@@ -617,13 +674,14 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 		}
 		object_ref(o);
 	}
-	e = map_entry_alloc(&p->map, ZONE_WAIT);
+	e = entry_alloc(p);
 	if (e == NULL) {
 		log_line(&p->log, UP_LOG_ERROR, "up_map: no room for a map entry within the memory limit");
 		r = -ENOMEM;
 		goto unref;
 	}
 	e->shard = p->next_shard++ % p->nservices;
+	e->serial = ++p->next_serial;
 	e->object = o;
 	e->offset = first;
 	e->prot = prot;
@@ -642,15 +700,15 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	pthread_rwlock_unlock(&p->map.lock);
 	assert(r == 0);		/* the kernel gave us free addresses */
 	*addr = (void *)e->start;
-	pthread_mutex_unlock(&p->map.change);
+	change_end(p, &old);
 	return 0;
 
 free_entry:
-	map_entry_free(&p->map, e);
+	entry_free(p, e);
 unref:
 	object_unref(o);
 unlock:
-	pthread_mutex_unlock(&p->map.change);
+	change_end(p, &old);
 	return r;
 }
 
@@ -658,12 +716,12 @@ unlock:
 static int
 spare_alloc(struct pager *p, struct map_entry *spare[2])
 {
-	spare[0] = map_entry_alloc(&p->map, ZONE_WAIT);
-	spare[1] = spare[0] != NULL ? map_entry_alloc(&p->map, ZONE_WAIT) : NULL;
+	spare[0] = entry_alloc(p);
+	spare[1] = spare[0] != NULL ? entry_alloc(p) : NULL;
 	if (spare[1] != NULL)
 		return 0;
 	if (spare[0] != NULL)
-		map_entry_free(&p->map, spare[0]);
+		entry_free(p, spare[0]);
 	log_line(&p->log, UP_LOG_ERROR, "no room for a map entry within the memory limit");
 	return -ENOMEM;
 }
@@ -673,7 +731,7 @@ spare_free(struct pager *p, struct map_entry *spare[2])
 {
 	for (unsigned i = 0; i < 2; i++) {
 		if (spare[i] != NULL)
-			map_entry_free(&p->map, spare[i]);
+			entry_free(p, spare[i]);
 	}
 }
 
@@ -683,19 +741,48 @@ entry_destroy(struct pager *p, struct map_entry *e)
 {
 	struct object *o = e->object;
 	const uint64_t npages = (e->end - e->start) >> PAGE_SHIFT;
+	int r;
 
-	if (atomic_load(&o->handles) > 0)
+	if (atomic_load(&o->handles) > 0) {
+		/* A page that nobody may read can not always be copied out; if this fails, keep_page() still tries. */
+		if (e->prot == PROT_NONE)
+			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
 		range_keep(p, o, e->offset, npages);
-	else
+	} else {
 		range_free(p, o, e->offset, npages, e->start, e->shard);
-	p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
+	}
+	r = p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
+	if (r < 0) {
+		/* Not after split(); but if it should be, nobody may wait there for a page that never comes. */
+		log_line(&p->log, UP_LOG_ERROR, "unmapping %#lx-%#lx: %s", (unsigned long)e->start,
+			 (unsigned long)e->end, strerrorname_np(-r));
+		p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_NONE);
+		p->pmap->ops->wake(p->pmap, e->shard, e->start, npages);
+	}
 	if (!o->roams && o->reserved > 0) {
 		assert(o->reserved >= npages);
 		o->reserved -= npages;
 		resv_give(&p->resv_swap, npages);
 	}
 	object_unref(o);
-	map_entry_free(&p->map, e);
+	entry_free(p, e);
+}
+
+/* Make sure that what is mapped of the range can be unmapped.  => map.change is held. */
+static int
+split_vmas(struct pager *p, uintptr_t start, uintptr_t end)
+{
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next) {
+		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
+		const int r = p->pmap->ops->split(p->pmap, from, to - from);
+
+		if (r < 0) {
+			log_line(&p->log, UP_LOG_ERROR, "up_unmap: splitting %#lx-%#lx: %s (vm.max_map_count?)",
+				 (unsigned long)from, (unsigned long)to, strerrorname_np(-r));
+			return -ENOMEM;
+		}
+	}
+	return 0;
 }
 
 int
@@ -704,6 +791,7 @@ up_unmap(struct up_runtime *rt, void *addr, size_t length)
 	const uintptr_t start = (uintptr_t)addr, end = start + length;
 	struct map_entry *spare[2], *gone = NULL, **tail = &gone, *e;
 	struct pager *p;
+	sigset_t old;
 	int r;
 
 	if (rt == NULL)
@@ -715,10 +803,15 @@ up_unmap(struct up_runtime *rt, void *addr, size_t length)
 	if (r < 0)
 		return r;
 
-	pthread_mutex_lock(&p->map.change);
+	change_begin(p, &old);
 	r = spare_alloc(p, spare);
 	if (r < 0)
 		goto unlock;
+	r = split_vmas(p, start, end);
+	if (r < 0) {
+		spare_free(p, spare);
+		goto unlock;
+	}
 	pthread_rwlock_wrlock(&p->map.lock);
 	map_clip(&p->map, start, end, spare);
 	while ((e = map_first_from(&p->map, start)) != NULL && e->start < end) {
@@ -734,7 +827,7 @@ up_unmap(struct up_runtime *rt, void *addr, size_t length)
 	}
 	spare_free(p, spare);
 unlock:
-	pthread_mutex_unlock(&p->map.change);
+	change_end(p, &old);
 	return r;
 }
 
@@ -755,6 +848,7 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	const uintptr_t start = (uintptr_t)addr, end = start + length;
 	struct map_entry *spare[2];
 	struct pager *p;
+	sigset_t old;
 	int r;
 
 	if (rt == NULL)
@@ -768,7 +862,7 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	if (prot & ~PROT_VALID)
 		return bad(rt, "up_protect: prot %#x has more than PROT_READ and PROT_WRITE", (unsigned)prot);
 
-	pthread_mutex_lock(&p->map.change);
+	change_begin(p, &old);
 	r = check_covered(rt, "up_protect", start, end);
 	if (r < 0)
 		goto unlock;
@@ -778,6 +872,10 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	r = p->pmap->ops->protect(p->pmap, start, length, prot);
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_ERROR, "up_protect: %s", strerrorname_np(-r));
+		/* It may have come half-way. */
+		for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
+			p->pmap->ops->protect(p->pmap, MAX(start, e->start),
+					      MIN(end, e->end) - MAX(start, e->start), e->prot);
 		goto free_spare;
 	}
 	pthread_rwlock_wrlock(&p->map.lock);
@@ -788,7 +886,7 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 free_spare:
 	spare_free(p, spare);
 unlock:
-	pthread_mutex_unlock(&p->map.change);
+	change_end(p, &old);
 	return r;
 }
 
@@ -813,7 +911,7 @@ advise_entries(struct pager *p, uintptr_t start, uintptr_t end, enum up_advice a
 
 /* Advice that acts once, on one entry's part of the range.  => map.change is held. */
 static void
-advise_part(struct pager *p, const struct map_entry *e, uintptr_t start, uintptr_t end, enum up_advice advice)
+advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end, enum up_advice advice)
 {
 	const uint64_t first = e->offset + ((start - e->start) >> PAGE_SHIFT);
 	const uint64_t n = (end - start) >> PAGE_SHIFT;
@@ -824,6 +922,8 @@ advise_part(struct pager *p, const struct map_entry *e, uintptr_t start, uintptr
 		break;
 	case UP_ADVICE_DONTNEED:
 		range_free(p, e->object, first, n, start, e->shard);
+		if (atomic_load(&e->unrecorded))
+			range_discard(p, e->shard, start, n);
 		p->pmap->ops->wake(p->pmap, e->shard, start, n);
 		break;
 	default:
@@ -837,6 +937,7 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 {
 	const uintptr_t start = (uintptr_t)addr, end = start + length;
 	struct pager *p;
+	sigset_t old;
 	int r;
 
 	if (rt == NULL)
@@ -850,7 +951,7 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 	if ((unsigned)advice > UP_ADVICE_COLD)
 		return bad(rt, "up_advise: unknown advice %d", (int)advice);
 
-	pthread_mutex_lock(&p->map.change);
+	change_begin(p, &old);
 	r = check_covered(rt, "up_advise", start, end);
 	if (r == 0 && advice <= UP_ADVICE_RANDOM) {
 		r = advise_entries(p, start, end, advice);
@@ -859,7 +960,7 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 		     e = e->next)
 			advise_part(p, e, MAX(start, e->start), MIN(end, e->end), advice);
 	}
-	pthread_mutex_unlock(&p->map.change);
+	change_end(p, &old);
 	return r;
 }
 
@@ -868,6 +969,7 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 {
 	const uintptr_t start = (uintptr_t)addr, end = start + length;
 	struct pager *p;
+	sigset_t old;
 	int r;
 
 	if (rt == NULL)
@@ -880,7 +982,7 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 		return r;
 	if (vec == NULL)
 		return bad(rt, "up_residency: vec is NULL");
-	pthread_mutex_lock(&p->map.change);
+	change_begin(p, &old);
 	r = check_covered(rt, "up_residency", start, end);
 	if (r == 0) {
 		for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
@@ -892,7 +994,7 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 					vec + ((from - start) >> PAGE_SHIFT));
 		}
 	}
-	pthread_mutex_unlock(&p->map.change);
+	change_end(p, &old);
 	return r;
 }
 
@@ -903,6 +1005,7 @@ up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, stru
 {
 	struct object *o;
 	struct pager *p;
+	sigset_t old;
 	int r;
 
 	if (out != NULL)
@@ -921,7 +1024,7 @@ up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, stru
 	if (flags & ~UP_NORESERVE)
 		return bad(rt, "up_object_create_anon: unknown flags %#x", flags & ~UP_NORESERVE);
 
-	pthread_mutex_lock(&p->map.change);
+	change_begin(p, &old);
 	r = object_create(rt, "up_object_create_anon", size >> PAGE_SHIFT,
 			  rt->overcommit || (flags & UP_NORESERVE), &o);
 	if (r == 0) {
@@ -929,7 +1032,7 @@ up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, stru
 		atomic_store(&o->handles, 1);
 		*out = (struct up_object *)o;
 	}
-	pthread_mutex_unlock(&p->map.change);
+	change_end(p, &old);
 	return r;
 }
 
@@ -938,6 +1041,8 @@ up_object_ref(struct up_object *obj)
 {
 	struct object *o = (struct object *)obj;
 
+	if (o == NULL || o->owner == NULL)
+		return obj;	/* NULL in a forked child, where this memory is wiped */
 	atomic_fetch_add(&o->handles, 1);
 	object_ref(o);
 	return obj;
@@ -948,17 +1053,18 @@ up_object_unref(struct up_object *obj)
 {
 	struct object *o = (struct object *)obj;
 	struct pager *p;
+	sigset_t old;
 
 	if (o == NULL)
 		return;
-	p = o->owner;
-	if (foreign(container_of(p, struct up_runtime, p)))
+	p = o->owner;		/* NULL in a forked child, where this memory is wiped */
+	if (p == NULL || foreign(container_of(p, struct up_runtime, p)))
 		return;
-	pthread_mutex_lock(&p->map.change);
+	change_begin(p, &old);
 	assert(atomic_load(&o->handles) > 0);
 	atomic_fetch_sub(&o->handles, 1);
 	object_unref(o);
-	pthread_mutex_unlock(&p->map.change);
+	change_end(p, &old);
 }
 
 /* --- destroy --- */
@@ -968,6 +1074,7 @@ up_runtime_destroy(struct up_runtime *rt)
 {
 	struct map_entry *e;
 	struct pager *p;
+	sigset_t old;
 
 	if (rt == NULL || foreign(rt))
 		return;
@@ -982,17 +1089,18 @@ up_runtime_destroy(struct up_runtime *rt)
 #endif
 
 	/* Nobody serves faults any more: threads that still wait for one wake up to SIGSEGV. */
-	pthread_mutex_lock(&p->map.change);
+	change_begin(p, &old);
+	for (struct object *o = p->objects; o != NULL; o = o->next)
+		atomic_store(&o->handles, 0);	/* nothing is kept */
 	while ((e = map_first_from(&p->map, 0)) != NULL) {
 		map_remove(&p->map, e);
 		entry_destroy(p, e);
 	}
 	while (p->objects != NULL) {
-		atomic_store(&p->objects->handles, 0);
 		atomic_store(&p->objects->refs, 1);
 		object_unref(p->objects);
 	}
-	pthread_mutex_unlock(&p->map.change);
+	change_end(p, &old);
 
 	for (;;) {
 		frame_t f;

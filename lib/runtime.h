@@ -8,6 +8,7 @@
 #ifndef UP_RUNTIME_H
 #define UP_RUNTIME_H
 
+#include <signal.h>
 #include <sys/types.h>
 
 #include "pager/pager.h"
@@ -49,6 +50,13 @@ struct backend {
  * limit reached; make room.  The caller holds map.change at most.
  */
 int runtime_reclaim(void *ctx, size_t bytes);
+
+/*
+ * Around what a thread of the program does in here: no handler runs meanwhile.  One that touches paged memory
+ * would wait for a service thread, and that for a lock which the interrupted call holds.
+ */
+void signals_hold(sigset_t *old);
+void signals_release(const sigset_t *old);
 
 /* up_runtime_create() on another foundation; `b` must outlive the runtime. */
 int runtime_create(struct up_runtime **out, const struct up_config *cfg, const struct backend *b);

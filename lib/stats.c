@@ -101,12 +101,15 @@ int
 up_stats_get(struct up_runtime *rt, struct up_stats *st, size_t size)
 {
 	struct up_stats full;
+	sigset_t old;
 
 	if (rt == NULL || st == NULL)
 		return -EINVAL;
 	if (rt->pid != getpid())
 		return -ECHILD;
+	signals_hold(&old);
 	fill_stats(rt, &full);
+	signals_release(&old);
 	/* An older program's struct is a prefix of ours; a newer one's tail we know nothing about. */
 	memset(st, 0, size);
 	memcpy(st, &full, MIN(size, sizeof full));

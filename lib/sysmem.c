@@ -3,7 +3,7 @@
  * sysmem.c: arena_ops over mmap, mprotect, mlock and madvise.
  *
  * A reservation is one PROT_NONE mapping without swap accounting; it carries its advice
- * (MADV_DONTFORK, MADV_NOHUGEPAGE) from the start.  Commit and decommit change protection
+ * (MADV_WIPEONFORK, MADV_NOHUGEPAGE) from the start.  Commit and decommit change protection
  * inside it, so a stray access to memory that went back is SIGSEGV.
  *
  * Alternative: map anew over the range (MAP_FIXED), which drops memory, lock and protection in
@@ -48,7 +48,7 @@ sysmem_reserve(void *ctx, size_t len)
 		munmap(p, head);
 	if (tail != 0)
 		munmap(base + len, tail);
-	if (madvise(base, len, MADV_DONTFORK) < 0) {
+	if (madvise(base, len, MADV_WIPEONFORK) < 0) {
 		munmap(base, len);
 		return NULL;
 	}

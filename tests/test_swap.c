@@ -88,14 +88,27 @@ rig_up(void)
 }
 
 static void
-rig_down(void)
+tidy(void)
 {
 	if (mounted)
 		umount2(dir, MNT_DETACH);
 	unlink(path);
 	rmdir(dir);
+}
+
+static void
+rig_down(void)
+{
+	tidy();
 	heap_arena_fini(&heap);
 }
+
+/* Criterion runs no .fini after a skip. */
+#define skip(...)                     \
+	do {                          \
+		tidy();               \
+		cr_skip(__VA_ARGS__); \
+	} while (0)
 
 /* Open an area that must open. */
 static void
@@ -168,11 +181,11 @@ static void
 private_mount(const char *source, const char *type, const char *options)
 {
 	if (geteuid() != 0)
-		cr_skip("needs root, to mount a %s", type);
+		skip("needs root, to mount a %s", type);
 	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0)
-		cr_skip("no mount namespace of our own: %s", strerror(errno));
+		skip("no mount namespace of our own: %s", strerror(errno));
 	if (mount(source, dir, type, 0, options) < 0)
-		cr_skip("can not mount a %s: %s", type, strerror(errno));
+		skip("can not mount a %s: %s", type, strerror(errno));
 	mounted = true;
 }
 
@@ -187,10 +200,10 @@ make_loop(int backing, char name[32])
 	int control, fd = -1;
 
 	if (geteuid() != 0)
-		cr_skip("needs root, for a loop device");
+		skip("needs root, for a loop device");
 	control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
 	if (control < 0)
-		cr_skip("no loop devices: %s", strerror(errno));
+		skip("no loop devices: %s", strerror(errno));
 	for (int tries = 0; tries < 100; tries++) {
 		int n = ioctl(control, LOOP_CTL_GET_FREE);
 
@@ -207,7 +220,7 @@ make_loop(int backing, char name[32])
 	}
 	close(control);
 	if (fd < 0)
-		cr_skip("no loop device to be had: %s", strerror(errno));
+		skip("no loop device to be had: %s", strerror(errno));
 	return fd;
 }
 
@@ -233,7 +246,7 @@ fail_syscall(unsigned nr, unsigned arg, uint32_t flag, int error)
 		code[3] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JA, 0, 0, 0);
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
 	    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) < 0)
-		cr_skip("no seccomp filters here: %s", strerror(errno));
+		skip("no seccomp filters here: %s", strerror(errno));
 }
 
 /* --- area: the default file --- */
@@ -434,7 +447,7 @@ Test(area, a_full_ext4_refuses_growth_and_changes_nothing)
 	snprintf(command, sizeof command, "mkfs.ext4 -q -F %s >/dev/null 2>&1", image);
 	if (system(command) != 0) {
 		unlink(image);
-		cr_skip("no mkfs.ext4");
+		skip("no mkfs.ext4");
 	}
 	unlink(image);
 	fd = make_loop(backing, name);
@@ -990,7 +1003,7 @@ must_create(const struct swap_area *s, int watch_fd, uint64_t mask)
 	int r = io_engine_uring_create(&e, s, watch_fd, DEPTH, mask, &logger);
 
 	if (r == -ENOSYS || r == -EPERM)
-		cr_skip("no io_uring here: %s", log_text);
+		skip("no io_uring here: %s", log_text);
 	cr_assert(eq(int, r, 0), "log:\n%s", log_text);
 	cr_assert(eq(uint, e->depth, DEPTH));
 	cr_assert(eq(uint, e->inflight, 0));
@@ -1353,7 +1366,7 @@ Test(uring, a_write_that_the_system_refuses_is_its_error_and_the_engine_lives_on
 	signal(SIGXFSZ, SIG_IGN);
 	cr_assert(eq(int, getrlimit(RLIMIT_FSIZE, &lim), 0));
 	if (lim.rlim_max != RLIM_INFINITY)
-		cr_skip("RLIMIT_FSIZE is taken");
+		skip("RLIMIT_FSIZE is taken");
 	each_way(too_big);
 }
 
@@ -1386,7 +1399,7 @@ Test(uring, a_broken_medium_is_EIO_on_its_own_slots_only)
 	fd = make_loop(backing, name);
 	must_open(&s, name, 0, 0, 0);
 	if (!s.odirect)
-		cr_skip("no O_DIRECT on loop devices: the page cache would answer");
+		skip("no O_DIRECT on loop devices: the page cache would answer");
 	e = must_create(&s, -1, 0);
 	memset(memory, 5, 8 * PAGE_SIZE);
 	cr_assert(eq(int, run_one(e, SWAP_WRITE, 0, memory, 8), 0));

@@ -31,6 +31,7 @@ enum verdict {
 	V_ROOM,		/* no frame or no metadata: park */
 	V_REPEAT,	/* the holder of the page has just let go: start over */
 	V_AGAIN,	/* the kernel said so: park */
+	V_GROW,		/* overcommitted: the swap must grow first, with no lock held */
 	V_STRAY,	/* no entry: park, it is about to be unmapped */
 	V_SIGBUS,	/* lost */
 };
@@ -40,7 +41,9 @@ struct fault {
 	struct pager *p;
 	uintptr_t va;
 	bool write, wp;
+	bool grown;		/* the swap has been asked to grow */
 	uint64_t t0;
+	uint64_t serial;	/* of the entry found; 0: none */
 
 	/* steps 1 and 2; (map.lock) */
 	struct map_entry *entry;
@@ -62,12 +65,32 @@ fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, uint64_
 	trace_add(&s->trace, now, (enum trace_kind)(TRACE_FAULT_MINOR + kind), va, 1);
 }
 
-void
+int
 fault_sigbus(struct service *s, uintptr_t va)
 {
-	s->p->pmap->ops->poison(s->p->pmap, s->id, va);
+	struct pager *p = s->p;
+	const int r = p->pmap->ops->poison(p->pmap, s->id, va);
+
+	if (r == -EAGAIN || r == -ENOMEM)
+		return -EAGAIN;
+	if (r == -ENOTSUP) {
+		/* No way to SIGBUS on this kernel: SIGSEGV is better than a thread that waits for ever. */
+		p->pmap->ops->protect(p->pmap, va, PAGE_SIZE, PROT_NONE);
+		p->pmap->ops->wake(p->pmap, s->id, va, 1);
+	}
 	count(s, C_SIGBUS, 1);
 	trace_add(&s->trace, now_ns(), TRACE_FAULT_SIGBUS, va, 0);
+	return 0;
+}
+
+/* The fault at a LOST, busy page: answered, or to be tried again. */
+static enum verdict
+verdict_lost(struct fault *f, struct anon *an)
+{
+	const int r = fault_sigbus(f->s, f->va);
+
+	page_unbusy(f->p, an, f->shard, f->va);
+	return r == 0 ? V_SIGBUS : V_AGAIN;
 }
 
 void
@@ -148,14 +171,15 @@ enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done
 void
 leaf_forget(struct pager *p, struct leaf *leaf, unsigned at)
 {
-	struct object *o = leaf->object;
+	const bool noreserve = leaf->object->noreserve;
 	bool lost;
 
+	/* Once its slots are empty, leaf and object may go: no touch after that. */
 	pthread_mutex_lock(&leaf->lock);
 	lost = atomic_load_explicit(&leaf_anon(leaf, at)->kind, memory_order_relaxed) == ANON_LOST;
 	leaf_clear(leaf, at);
 	pthread_mutex_unlock(&leaf->lock);
-	if (o->noreserve && !lost)	/* a lost page needs no slot: its promise went when it was lost */
+	if (noreserve && !lost)	/* a lost page needs no slot: its promise went when it was lost */
 		resv_give(&p->resv_swap, 1);
 }
 
@@ -204,11 +228,12 @@ static unsigned
 zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
 {
 	const struct pmap_ops *ops = p->pmap->ops;
+	bool fresh = true;
 	unsigned i = 0;
 
 	*err = 0;
 	while (i < n) {
-		const unsigned got = charge_pages(p, n - i);
+		const unsigned got = fresh ? charge_pages(p, n - i) : 0;
 		frame_t f[CLUSTER_MAX];
 		unsigned nf, done;
 
@@ -225,6 +250,12 @@ zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
 			budget_uncharge(&p->budget, (got - k) * PAGE_SIZE);
 			mapped(p, pg + i, (unsigned)k);
 			i += (unsigned)k;
+			if (r == -ENOMEM && frames_nfree(&p->frames) == 0)
+				pager_short(p);
+			if (r == -ENOMEM && fresh) {
+				fresh = false;	/* the kernel has none: recycle */
+				continue;
+			}
 			if (r < 0) {
 				*err = r;
 				return i;
@@ -287,9 +318,8 @@ fault_zero(struct fault *f)
 		struct anon *an;
 
 		/* What was not promised when it was mapped must be had now. */
-		err = f->object->noreserve ? resv_take(&p->resv_swap, 1) : 0;
-		if (err < 0) {
-			full = err == -ENOSPC;
+		if (f->object->noreserve && !resv_try(&p->resv_swap, 1)) {
+			full = true;
 			break;
 		}
 		an = anon_alloc(&p->zones.anon);
@@ -307,17 +337,17 @@ fault_zero(struct fault *f)
 		leaf_set_anon(f->leaf, f->at + n, an);
 	}
 	readahead_done(stream, f->index, n);
-	if (n == 0 && full)
+	if (n == 0 && full && f->grown)
 		lost = lost_anon(p, f->leaf, f->at);
 	pthread_mutex_unlock(&f->leaf->lock);
 	pthread_rwlock_unlock(&p->map.lock);
 	if (lost != NULL) {
 		log_line(&p->log, UP_LOG_ERROR, "fault at %#lx: overcommitted, and the swap is full; SIGBUS",
 			 (unsigned long)f->va);
-		fault_sigbus(f->s, f->va);
-		page_unbusy(p, lost, f->shard, f->va);
-		return V_SIGBUS;
+		return verdict_lost(f, lost);
 	}
+	if (n == 0 && full && !f->grown)
+		return V_GROW;
 	if (n == 0) {
 		pager_starved(p, METADATA_STEP);
 		return V_ROOM;
@@ -506,18 +536,21 @@ fault_swap(struct fault *f)
 
 /*
  * The leaf, made if need be.  The metadata of an object without a reservation is promised now, a leaf
- * at a time, lest it eat what was promised to others.
+ * at a time, lest it eat what was promised to others; *denied if that is not to be had.
  */
 static struct leaf *
-leaf_for(struct pager *p, struct object *o, uint64_t index)
+leaf_for(struct pager *p, struct object *o, uint64_t index, bool *denied)
 {
 	struct leaf *leaf = object_leaf(o, index, NULL);
 	bool created = false;
 
+	*denied = false;
 	if (leaf != NULL)
 		return leaf;
-	if (o->noreserve && resv_take(&p->resv_meta, META_PER_LEAF) < 0)
+	if (o->noreserve && !resv_try(&p->resv_meta, META_PER_LEAF)) {
+		*denied = true;
 		return NULL;
+	}
 	leaf = object_leaf(o, index, &created);
 	if (o->noreserve && !created)
 		resv_give(&p->resv_meta, META_PER_LEAF);
@@ -531,6 +564,7 @@ fault_resolve(struct fault *f)
 	struct pager *p = f->p;
 	struct map_entry *e;
 	struct anon *an;
+	bool denied;
 
 	pthread_rwlock_rdlock(&p->map.lock);
 	e = map_lookup(&p->map, f->va);
@@ -539,12 +573,22 @@ fault_resolve(struct fault *f)
 		return V_STRAY;
 	}
 	f->entry = e;
+	f->serial = e->serial;
 	f->object = e->object;
 	f->shard = e->shard;
 	f->index = e->offset + ((f->va - e->start) >> PAGE_SHIFT);
-	f->leaf = leaf_for(p, f->object, f->index);
+	f->leaf = leaf_for(p, f->object, f->index, &denied);
 	if (f->leaf == NULL) {
+		/* Not even the metadata to remember it: the entry does. */
+		if (denied)
+			atomic_store(&e->unrecorded, true);
 		pthread_rwlock_unlock(&p->map.lock);
+		if (denied) {
+			log_line(&p->log, UP_LOG_ERROR,
+				 "fault at %#lx: overcommitted, and no metadata left within the limit; SIGBUS",
+				 (unsigned long)f->va);
+			return fault_sigbus(f->s, f->va) == 0 ? V_SIGBUS : V_AGAIN;
+		}
 		pager_starved(p, METADATA_STEP);
 		return V_ROOM;
 	}
@@ -555,13 +599,13 @@ fault_resolve(struct fault *f)
 	if (an == NULL)
 		return fault_zero(f);
 	if (!anon_trybusy(an)) {
-		const bool asked = anon_want(an);
+		const bool asked = anon_want(an), roams = f->object->roams;
 
 		pthread_mutex_unlock(&f->leaf->lock);
 		pthread_rwlock_unlock(&p->map.lock);
 		if (!asked)
 			return V_REPEAT;
-		return f->object->roams ? V_BUSY_ROAMS : V_BUSY;
+		return roams ? V_BUSY_ROAMS : V_BUSY;
 	}
 	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP)
 		return fault_swap(f);
@@ -571,19 +615,18 @@ fault_resolve(struct fault *f)
 	pthread_rwlock_unlock(&p->map.lock);
 	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_CORE)
 		return fault_core(f, an);
-	fault_sigbus(f->s, f->va);
-	page_unbusy(p, an, f->shard, f->va);
-	return V_SIGBUS;
+	return verdict_lost(f, an);
 }
 
 static void
-park(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
+park(struct service *s, const struct fault *f)
 {
 	if (s->nparked == PARKED_MAX) {
 		s->parked_overflow = true;
 		return;
 	}
-	s->parked[s->nparked++] = (struct parked){ .va = va, .t0 = t0, .write = write, .wp = wp };
+	s->parked[s->nparked++] = (struct parked){ .va = f->va, .t0 = f->t0, .serial = f->serial,
+						   .write = f->write, .wp = f->wp };
 	atomic_store_explicit(&s->waiting, s->nparked, memory_order_relaxed);
 }
 
@@ -593,10 +636,23 @@ fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
 	struct fault f = { .s = s, .p = s->p, .va = va, .write = write, .wp = wp, .t0 = t0 };
 	enum verdict v;
 
-	while ((v = fault_resolve(&f)) == V_REPEAT)
+	for (;;) {
+		f.serial = 0;
+		v = fault_resolve(&f);
+		if (v == V_GROW && !f.grown) {
+			/* What grows is kept: the next look finds it. */
+			f.grown = true;
+			if (resv_take(&s->p->resv_swap, 1) == 0)
+				resv_give(&s->p->resv_swap, 1);
+			continue;
+		}
+		if (v != V_REPEAT)
+			break;
 		count(s, C_RETRY, 1);
+	}
 	switch (v) {
 	case V_REPEAT:
+	case V_GROW:
 	case V_DONE:
 	case V_IO:
 	case V_SIGBUS:
@@ -609,17 +665,17 @@ fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
 	case V_ROOM:
 		count(s, C_WAIT, 1);
 		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 1);
-		park(s, va, write, wp, t0);
+		park(s, &f);
 		break;
 	case V_AGAIN:
 		count(s, C_RETRY, 1);
 		trace_add(&s->trace, t0, TRACE_FAULT_RETRY, va, 0);
-		park(s, va, write, wp, t0);
+		park(s, &f);
 		break;
 	case V_STRAY:
 		/* Unmapping wakes the range at its end; should it not come to that, we look again. */
 		count(s, C_STRAY, 1);
-		park(s, va, write, wp, t0);
+		park(s, &f);
 		break;
 	}
 }
@@ -638,33 +694,45 @@ wake_all(struct service *s)
 	pthread_rwlock_unlock(&p->map.lock);
 }
 
-/*
- * A fault has waited too long: its page is lost, whatever it held.  False if that can not be done now.
- */
+/* The anon of an address, made LOST if there is none; NULL if it is busy, or there is no room for one. */
+static struct anon *
+anon_to_lose(struct pager *p, uintptr_t va, struct leaf **leaf)
+{
+	struct map_entry *e;
+	struct anon *an = NULL;
+	uint64_t index;
+	unsigned at;
+	bool denied;
+
+	*leaf = NULL;
+	pthread_rwlock_rdlock(&p->map.lock);
+	e = map_lookup(&p->map, va);
+	if (e != NULL) {
+		index = e->offset + ((va - e->start) >> PAGE_SHIFT);
+		*leaf = leaf_for(p, e->object, index, &denied);
+		if (*leaf != NULL) {
+			at = (unsigned)(index - (*leaf)->base);
+			an = leaf_anon(*leaf, at);
+			if (an == NULL)
+				an = lost_anon(p, *leaf, at);
+			else if (!anon_trybusy(an))
+				an = NULL;
+			pthread_mutex_unlock(&(*leaf)->lock);
+		}
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	return an;
+}
+
+/* A fault has waited too long: its page is lost, whatever it held.  False if that can not be done now. */
 static bool
 time_out(struct service *s, const struct parked *pk, uint64_t now)
 {
 	struct pager *p = s->p;
-	struct map_entry *e;
-	struct leaf *leaf = NULL;
-	struct anon *an = NULL;
-	uint64_t index;
+	struct leaf *leaf;
+	struct anon *an = anon_to_lose(p, pk->va, &leaf);
+	int r;
 
-	pthread_rwlock_rdlock(&p->map.lock);
-	e = map_lookup(&p->map, pk->va);
-	if (e != NULL) {
-		index = e->offset + ((pk->va - e->start) >> PAGE_SHIFT);
-		leaf = leaf_for(p, e->object, index);
-	}
-	if (leaf != NULL) {
-		an = leaf_anon(leaf, (unsigned)(index - leaf->base));
-		if (an == NULL)
-			an = lost_anon(p, leaf, (unsigned)(index - leaf->base));
-		else if (!anon_trybusy(an))
-			an = NULL;
-		pthread_mutex_unlock(&leaf->lock);
-	}
-	pthread_rwlock_unlock(&p->map.lock);
 	if (an == NULL)
 		return false;
 	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_CORE &&
@@ -682,11 +750,12 @@ time_out(struct service *s, const struct parked *pk, uint64_t now)
 		atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
 		atomic_fetch_add(&p->nlost, 1);
 	}
-	log_line(&p->log, UP_LOG_ERROR, "fault at %#lx not served for %u ms: no frame could be freed; SIGBUS",
+	log_line(&p->log, UP_LOG_ERROR,
+		 "fault at %#lx not served for %u ms: no frame could be freed; SIGBUS, content lost",
 		 (unsigned long)pk->va, (unsigned)((now - pk->t0) / 1000000));
-	fault_sigbus(s, pk->va);
+	r = fault_sigbus(s, pk->va);
 	page_unbusy(p, an, s->id, pk->va);
-	return true;
+	return r == 0;
 }
 
 void
@@ -700,20 +769,22 @@ fault_unpark(struct service *s)
 	s->nparked = 0;
 	for (unsigned i = 0; i < n; i++) {
 		const struct parked pk = s->parked[i];
-		bool there;
+		const struct map_entry *e;
+		bool same;
 
 		pthread_rwlock_rdlock(&p->map.lock);
-		there = map_lookup(&p->map, pk.va) != NULL;
+		e = map_lookup(&p->map, pk.va);
+		same = e != NULL && e->serial == pk.serial;
 		pthread_rwlock_unlock(&p->map.lock);
-		if (!there) {
-			/* Unmapped, or mapped by somebody else by now: either way not ours to fill. */
+		if (!same) {
+			/* Unmapped, or another mapping by now: whoever waits there faults anew. */
 			p->pmap->ops->wake(p->pmap, s->id, pk.va, 1);
 		} else if (now <= pk.t0 || now - pk.t0 <= p->fault_timeout || !time_out(s, &pk, now)) {
 			fault_handle(s, pk.va, pk.write, pk.wp, pk.t0);
 		}
 	}
 	atomic_store_explicit(&s->waiting, s->nparked, memory_order_relaxed);
-	if (s->parked_overflow && s->nparked == 0) {
+	if (s->parked_overflow && s->nparked < PARKED_MAX / 2) {
 		s->parked_overflow = false;
 		wake_all(s);
 	}

@@ -94,6 +94,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 
 	req->n = n;
 	req->demanded = demanded;
+	req->retried = false;
 	req->t0 = t0;
 	request_fill(p, req, SWAP_READ, slot);
 	count(s, C_READS, 1);
@@ -119,6 +120,7 @@ lost(struct service *s, struct page *pg, bool waited_for)
 	struct anon *an = pg->anon;
 	const unsigned shard = pg->shard;
 	const uintptr_t va = pg->va;
+	bool again = false;
 
 	swap_retire(&p->swap, pg->slot);
 	resv_shrink(&p->resv_swap, 1);
@@ -132,8 +134,10 @@ lost(struct service *s, struct page *pg, bool waited_for)
 	frame_give(&p->frames, pg->frame, 1);
 	page_free(&p->pages, pg);
 	if (waited_for)
-		fault_sigbus(s, va);
+		again = fault_sigbus(s, va) < 0;
 	page_unbusy(p, an, shard, va);
+	if (again)
+		fault_handle(s, va, false, false, now_ns());
 }
 
 /* Not lost, but not now: the anon stays in swap. */
@@ -206,7 +210,14 @@ read_failed(struct service *s, struct request *req)
 	/* Of a cluster only one page may be bad: those that nobody waits for are left for later. */
 	for (unsigned i = 1; i < req->n; i++)
 		give_up(p, req->page[i]);
-	if (req->n > 1) {
+	/* Nobody needs it yet: whoever does will find out for himself. */
+	if (!req->demanded) {
+		give_up(p, first);
+		request_put(s, req);
+		return;
+	}
+	if (!req->retried) {
+		req->retried = true;
 		req->n = 1;
 		request_fill(p, req, SWAP_READ, first->slot);
 		count(s, C_READS, 1);
@@ -215,7 +226,7 @@ read_failed(struct service *s, struct request *req)
 	}
 	log_line(&p->log, UP_LOG_ERROR, "page at %#lx, swap slot %u: read error %d, content lost",
 		 (unsigned long)first->va, first->slot, -req->io.result);
-	lost(s, first, req->demanded);
+	lost(s, first, true);
 	request_put(s, req);
 }
 

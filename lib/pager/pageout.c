@@ -24,12 +24,19 @@
 
 #define BACKOFF_MIN 1000000u		/* ns after a failed write */
 #define BACKOFF_MAX 1000000000u
+#define SHORT_NS 100000000u		/* how long we believe that the system has no memory for us */
 
 /*
  * Calls of the kernel in one deactivation.  Pages that lie side by side leave in one; scattered ones cost a
  * call and a TLB shootdown each, 25 us and more across virtual CPUs, and meanwhile faults wait.
  */
 #define STAGE_CALLS 8
+
+/*
+ * So many pages stay mapped when it is the system that has no memory, and throwing ours out may not help: a page
+ * just brought in must still be there when its thread runs.
+ */
+#define ACTIVE_MIN 32
 
 /* All the frames that the limit leaves room for at present. */
 static size_t
@@ -52,17 +59,33 @@ inactive_target(struct pager *p)
 	return MIN(MAX(frames_limit(p) / 8, 32), 16384);
 }
 
+static bool
+system_short(struct pager *p)
+{
+	const uint64_t until = atomic_load_explicit(&p->short_until, memory_order_relaxed);
+
+	return until != 0 && now_ns() < until;
+}
+
 size_t
 frames_available(struct pager *p)
 {
 	const size_t used = atomic_load_explicit(&p->budget.used, memory_order_relaxed);
-	const size_t room = p->budget.limit > used ? (p->budget.limit - used) >> PAGE_SHIFT : 0;
+	size_t room = p->budget.limit > used ? (p->budget.limit - used) >> PAGE_SHIFT : 0;
 	size_t clean;
 
+	if (system_short(p))
+		room = 0;
 	pthread_mutex_lock(&p->pages.lock);
 	clean = p->pages.queue[Q_CLEAN].n;
 	pthread_mutex_unlock(&p->pages.lock);
 	return frames_nfree(&p->frames) + room + clean;
+}
+
+void
+pager_short(struct pager *p)
+{
+	atomic_store_explicit(&p->short_until, now_ns() + SHORT_NS, memory_order_relaxed);
 }
 
 void
@@ -146,8 +169,8 @@ frames_new(struct pager *p, unsigned want, frame_t *first)
 	if (want == 0)
 		return 0;
 	n = hole_take(&p->frames, want, first);
-	if (n > 0)
-		p->pmap->ops->frame_new(p->pmap, *first, n, &done);
+	if (n > 0 && p->pmap->ops->frame_new(p->pmap, *first, n, &done) == -ENOMEM)
+		pager_short(p);
 	hole_give(&p->frames, *first + (frame_t)done, n - done);
 	budget_uncharge(&p->budget, (want - done) * PAGE_SIZE);
 	return (unsigned)done;
@@ -196,8 +219,10 @@ frames_shrink(struct pager *p)
 	bool any = false;
 
 	/* Below this faults could not be served at all: then metadata has to do without. */
-	if (frames_limit(p) < FRAMES_MIN + left)
+	if (frames_limit(p) < FRAMES_MIN + left) {
+		atomic_store(&p->starved, 0);
 		return false;
+	}
 	while (left > 0) {
 		frame_t f;
 
@@ -217,15 +242,21 @@ frames_shrink(struct pager *p)
 
 /* --- deactivate --- */
 
-/* By address: pages that lie side by side leave in one call.  Nearly sorted already, as a rule. */
+/*
+ * By address: pages that lie side by side leave in one call.  Nearly sorted already, as a rule.  From the
+ * oldest upwards and round to it, so that it goes first whoever else is in the batch: pinned pages at
+ * low addresses would otherwise use up the calls every time.
+ */
 static void
 sort_by_va(struct page *pg[], unsigned n)
 {
+	const uintptr_t base = n > 0 ? pg[0]->va : 0;
+
 	for (unsigned i = 1; i < n; i++) {
 		struct page *key = pg[i];
 		unsigned j = i;
 
-		for (; j > 0 && pg[j - 1]->va > key->va; j--)
+		for (; j > 0 && pg[j - 1]->va - base > key->va - base; j--)
 			pg[j] = pg[j - 1];
 		pg[j] = key;
 	}
@@ -301,12 +332,12 @@ stage_run(struct service *s, struct page *pg[], unsigned n)
 
 /* True if a page was moved out. */
 static bool
-deactivate(struct service *s)
+deactivate(struct service *s, unsigned most)
 {
 	struct pager *p = s->p;
 	struct page *pg[CLUSTER_MAX] = { NULL };
 	const uint64_t before = atomic_load_explicit(&s->count[C_STAGED], memory_order_relaxed);
-	unsigned n = take_victims(p, Q_ACTIVE, CLUSTER_MAX, pg), i = 0;
+	unsigned n = take_victims(p, Q_ACTIVE, MIN(most, CLUSTER_MAX), pg), i = 0;
 
 	sort_by_va(pg, n);
 	if (n > 0)
@@ -327,6 +358,25 @@ deactivate(struct service *s)
 
 /* --- launder --- */
 
+/*
+ * Reading all over a sparse region leaves leaves behind that hold nothing: where their metadata was promised leaf
+ * by leaf, take it back.  The leaf that was emptied may be gone already, so it is looked up anew.
+ */
+static void
+prune_overcommitted(struct pager *p, uintptr_t va)
+{
+	struct map_entry *e;
+	uint64_t index;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	e = map_lookup(&p->map, va);
+	if (e != NULL && e->object->noreserve) {
+		index = e->offset + ((va - e->start) >> PAGE_SHIFT);
+		resv_give(&p->resv_meta, object_prune(e->object, index, index + 1) * META_PER_LEAF);
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+}
+
 /* A staged page of zeros: nothing needs to be kept.  => busy, in TRANSIT; freed on return. */
 static void
 drop_zero(struct service *s, struct page *pg)
@@ -343,18 +393,25 @@ drop_zero(struct service *s, struct page *pg)
 	frame_give(&p->frames, pg->frame, 1);
 	page_free(&p->pages, pg);
 	anon_gone(p, an, shard, va);
+	if (va != 0)
+		prune_overcommitted(p, va);
 	count(s, C_ZERO, 1);
 	trace_add(&s->trace, now_ns(), TRACE_ZERO_SKIP, va, 1);
 }
 
-static void
+/* After a failed write: how long to leave the disk alone.  True if this begins a new pause. */
+static bool
 write_backoff(struct pager *p)
 {
+	const uint64_t now = now_ns();
 	uint64_t ns = atomic_load(&p->write_backoff);
 
+	if (now < atomic_load(&p->write_again))
+		return false;	/* one of several that were in flight together: one failure, one pause */
 	ns = MIN(MAX(ns * 2, BACKOFF_MIN), BACKOFF_MAX);
 	atomic_store(&p->write_backoff, ns);
-	atomic_store(&p->write_again, now_ns() + ns);
+	atomic_store(&p->write_again, now + ns);
+	return true;
 }
 
 /* Slots for up to `want` pages: grows the file if it may. */
@@ -476,12 +533,12 @@ launder(struct service *s)
 
 /* One page whose write has ended.  => pages.lock held.  True if it was an orphan: the caller frees it. */
 static bool
-written_locked(struct pager *p, struct page *pg, bool ok, bool alone)
+written_locked(struct pager *p, struct page *pg, bool ok)
 {
 	if (pg->anon == NULL)
 		return true;
 	page_set_state_locked(&p->pages, pg, PAGE_TRANSIT);
-	pg->alone = !ok && alone;
+	pg->alone = !ok;
 	if (!ok)
 		pg->slot = SLOT_NONE;
 	page_enqueue_locked(&p->pages, pg, ok ? Q_CLEAN : Q_INACTIVE, PAGE_STAGED);
@@ -500,7 +557,7 @@ pageout_done(struct service *s, struct request *req)
 		bool orphan;
 
 		pthread_mutex_lock(&p->pages.lock);
-		orphan = written_locked(p, pg, ok, req->n > 1);
+		orphan = written_locked(p, pg, ok);
 		pthread_mutex_unlock(&p->pages.lock);
 		if (orphan) {
 			frame_give(&p->frames, pg->frame, 1);
@@ -508,8 +565,12 @@ pageout_done(struct service *s, struct request *req)
 		}
 		if (ok && !orphan)
 			continue;	/* the page has the slot now */
-		if (!ok && req->n == 1 && req->io.result != -ENOSPC) {
-			/* The medium refuses this slot: never again.  The page is safe in memory. */
+		if (!ok && req->n == 1 && req->io.result != -ENOSPC &&
+		    atomic_exchange(&p->written, false)) {
+			/*
+			 * The medium takes others and refuses this slot: never again.  (If it takes none, the
+			 * slots are not to blame.)  The page is safe in memory.
+			 */
 			swap_retire(&p->swap, slot);
 			resv_shrink(&p->resv_swap, 1);
 			count(s, C_BAD_SLOTS, 1);
@@ -520,14 +581,15 @@ pageout_done(struct service *s, struct request *req)
 	atomic_fetch_sub(&p->laundering, req->n);
 	if (ok) {
 		atomic_store_explicit(&p->write_backoff, 0, memory_order_relaxed);
+		atomic_store(&p->written, true);
 	} else {
 		count(s, C_WRITE_ERRORS, 1);
 		trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, req->io.slot, (uint32_t)-req->io.result);
-		log_line(&p->log, UP_LOG_ERROR, "writing %u pages to swap slot %u: error %d; kept in memory",
-			 req->n, req->io.slot, -req->io.result);
 		/* A cluster is tried again at once, page by page, to find the bad slot; then we slow down. */
-		if (req->n == 1)
-			write_backoff(p);
+		if (req->n > 1 ? atomic_load(&p->written) : write_backoff(p))
+			log_line(&p->log, UP_LOG_ERROR,
+				 "writing %u pages to swap slot %u: error %d; kept in memory", req->n,
+				 req->io.slot, -req->io.result);
 	}
 	request_put(s, req);
 	services_kick(p, s);
@@ -539,7 +601,7 @@ bool
 pageout_step(struct service *s)
 {
 	struct pager *p = s->p;
-	size_t available, inactive, high;
+	size_t available, active, inactive, high;
 	bool progress = false;
 
 	if (pthread_mutex_trylock(&p->pageout_lock) != 0)
@@ -561,9 +623,11 @@ pageout_step(struct service *s)
 	if (atomic_load_explicit(&p->pageout_on, memory_order_relaxed) || atomic_load(&p->starved) > 0) {
 		pthread_mutex_lock(&p->pages.lock);
 		inactive = p->pages.queue[Q_INACTIVE].n;
+		active = p->pages.queue[Q_ACTIVE].n;
 		pthread_mutex_unlock(&p->pages.lock);
-		if (inactive < inactive_target(p) + CLUSTER_MAX)
-			progress |= deactivate(s);
+		if (inactive < inactive_target(p) + CLUSTER_MAX &&
+		    active > (system_short(p) ? ACTIVE_MIN : 0))
+			progress |= deactivate(s, (unsigned)MIN(active - ACTIVE_MIN, CLUSTER_MAX));
 		if ((inactive >= inactive_target(p) || !progress || s->nparked > 0) &&
 		    now_ns() >= atomic_load(&p->write_again))
 			progress |= launder(s);

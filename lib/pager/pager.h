@@ -37,7 +37,7 @@
 #include "vm/page.h"
 #include "vm/resv.h"
 
-#define MAX_SERVICES 16
+#define MAX_SERVICES UP_SERVICE_THREADS_MAX
 #define MSG_BATCH 32		/* fault messages taken at a time */
 #define PARKED_MAX 128		/* faults that wait for room, per service */
 #define NREADS 24		/* page-in requests in flight, per service */
@@ -97,6 +97,7 @@ struct pager {
 	struct resv resv_swap;		/* pages */
 	struct resv resv_meta;		/* bytes */
 	struct object *objects;		/* (map.change) all of them */
+	uint64_t next_serial;		/* (map.change) */
 	size_t overhead;		/* (c) stacks and rings of the threads, charged to the budget */
 
 	uint64_t hash_seed;		/* (c) random per runtime */
@@ -114,6 +115,8 @@ struct pager {
 	atomic_size_t starved;		/* bytes of metadata that could not be had: give free frames back; 0: none */
 	_Atomic uint64_t write_again;	/* after a failed write: not before this time */
 	_Atomic uint64_t write_backoff;	/* ns, doubling while writes fail */
+	atomic_bool written;		/* a write has succeeded since a slot was last retired for one that failed */
+	_Atomic uint64_t short_until;	/* the system has no memory: do not count on the budget's room; 0: it has */
 
 	struct service *service[MAX_SERVICES];
 	unsigned nservices;		/* (c) */
@@ -133,6 +136,7 @@ struct request {
 	enum request_kind kind;
 	unsigned n;
 	bool demanded;			/* pagein: page[0] has a thread waiting */
+	bool retried;			/* pagein: failed once already */
 	uint64_t t0;			/* when its fault was read, ns */
 	struct page *page[CLUSTER_MAX];
 };
@@ -141,6 +145,7 @@ struct request {
 struct parked {
 	uintptr_t va;
 	uint64_t t0;			/* first seen */
+	uint64_t serial;		/* of the mapping it was for; 0: there was none */
 	bool write, wp;
 };
 
@@ -193,8 +198,11 @@ void fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t
 void fault_unpark(struct service *s);
 /* A fault has been answered. */
 void fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, uint64_t t0);
-/* Answer a fault with SIGBUS.  => the page is LOST, or is about to be, and busy. */
-void fault_sigbus(struct service *s, uintptr_t va);
+/*
+ * Answer a fault with SIGBUS.  => the page is LOST, or is about to be, and busy.
+ * 0, or -EAGAIN: the kernel could not do it now, and the fault is still to be answered.
+ */
+int fault_sigbus(struct service *s, uintptr_t va);
 /*
  * Put pages with frames into their regions: consecutive ones in one call.
  * => all are busy and in TRANSIT with va, shard and frame set.
@@ -247,6 +255,8 @@ unsigned frames_obtain(struct pager *p, unsigned want, frame_t f[]);
 void frames_release(struct pager *p, const frame_t f[], unsigned n);
 /* Frames that could be had at once. */
 size_t frames_available(struct pager *p);
+/* The system, or our memory cgroup, had no page for us although the budget has room. */
+void pager_short(struct pager *p);
 /* Room for metadata ran out: pageout turns frames into budget. */
 void pager_starved(struct pager *p, size_t bytes);
 /* Turn free and clean frames into budget for metadata.  True if it did. */
@@ -293,6 +303,8 @@ void service_step(struct service *s, int64_t timeout_ns);
 void service_run(struct service *s);
 /* Frames or budget have become free: services with parked faults look again. */
 void services_kick(struct pager *p, const struct service *except);
+/* A caller waits for frames: start pageout, and get everyone going. */
+void services_press(struct pager *p);
 /* NULL when all of a kind are in flight. */
 struct request *request_get(struct service *s, enum request_kind kind);
 /* True if a read that nobody waits for may be started without keeping those that are waited for. */

@@ -39,8 +39,16 @@ doze(struct pager *p)
 void
 range_discard(struct pager *p, unsigned shard, uintptr_t va, uint64_t n)
 {
-	while (p->pmap->ops->discard(p->pmap, shard, va, n) == -EAGAIN)
+	int r;
+
+	for (unsigned tries = 0; (r = p->pmap->ops->discard(p->pmap, shard, va, n)) < 0; tries++) {
+		if (r != -EAGAIN && tries == 1000) {
+			log_line(&p->log, UP_LOG_ERROR, "discarding %llu pages at %#lx: error %d",
+				 (unsigned long long)n, (unsigned long)va, -r);
+			return;
+		}
 		doze(p);
+	}
 }
 
 /* A run of busy anons in one leaf. */
@@ -199,7 +207,7 @@ copy_out(struct pager *p, struct page *pg)
 	int r;
 
 	while (frames_obtain(p, 1, &f) == 0) {
-		services_kick(p, NULL);
+		services_press(p);
 		doze(p);
 	}
 	r = p->pmap->ops->read(p->pmap, pg->va, pmap_frame(p->pmap, f));
@@ -241,6 +249,12 @@ keep_page(struct pager *p, struct page *pg)
 			break;
 		if (r == -ENOENT)
 			return false;
+		if (tries > 1000) {
+			log_line(&p->log, UP_LOG_ERROR, "page at %#lx can not be kept: error %d, content lost",
+				 (unsigned long)pg->va, -r);
+			range_discard(p, pg->shard, pg->va, 1);
+			return false;
+		}
 		doze(p);
 	}
 	pg->va = 0;
@@ -333,12 +347,16 @@ range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 
 	memset(vec, 0, n);
 	while (next_batch(p, o, &at, end, &b)) {
-		for (unsigned i = 0; i < b.n; i++) {
-			const uint64_t page = b.leaf->base + b.at[i] - first;
+		const uint64_t base = b.leaf->base - first;
+		unsigned char bits[CLUSTER_MAX];
 
-			vec[page] = residency(p, b.anon[i]);
-			page_unbusy(p, b.anon[i], shard, va + (page << PAGE_SHIFT));
+		for (unsigned i = 0; i < b.n; i++) {
+			bits[i] = residency(p, b.anon[i]);
+			page_unbusy(p, b.anon[i], shard, va + ((base + b.at[i]) << PAGE_SHIFT));
 		}
+		/* Only now: the caller's vector may itself be paged memory, even of this range. */
+		for (unsigned i = 0; i < b.n; i++)
+			vec[base + b.at[i]] = bits[i];
 	}
 }
 

@@ -144,6 +144,16 @@ services_kick(struct pager *p, const struct service *except)
 	}
 }
 
+void
+services_press(struct pager *p)
+{
+	atomic_store_explicit(&p->pageout_on, true, memory_order_relaxed);
+	for (unsigned i = 0; i < p->nservices; i++) {
+		if (p->service[i] != NULL && p->service[i]->io != NULL)
+			p->service[i]->io->ops->kick(p->service[i]->io);
+	}
+}
+
 static void
 complete(struct service *s, struct swap_io *done)
 {
@@ -229,6 +239,7 @@ pager_init(struct pager *p)
 	map_init(&p->map, &p->entry_zone);
 	anon_waitqs_init(&p->waitqs);
 	pthread_mutex_init(&p->pageout_lock, NULL);
+	atomic_store(&p->written, true);
 
 	/* Orphans and rescues aside, a page has a frame; so this many always suffice. */
 	max_pages = p->budget.limit / PAGE_SIZE + (size_t)MAX_SERVICES * NWRITES * CLUSTER_MAX;

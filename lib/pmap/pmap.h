@@ -65,6 +65,11 @@ struct pmap_ops {
 	int (*map)(struct pmap *, uintptr_t hint, bool fixed, size_t len, int prot, unsigned shard,
 		   uintptr_t *va);
 	int (*unmap)(struct pmap *, uintptr_t va, size_t len, unsigned shard);
+	/*
+	 * Before an unmap, while nothing has changed yet: give the part a mapping of its own, so that
+	 * taking it away needs nothing more.  -ENOMEM (vm.max_map_count): it can not be unmapped now.
+	 */
+	int (*split)(struct pmap *, uintptr_t va, size_t len);
 	int (*protect)(struct pmap *, uintptr_t va, size_t len, int prot);
 
 	int (*zero)(struct pmap *, unsigned shard, uintptr_t va, size_t n, size_t *done);

@@ -640,7 +640,6 @@ op_unmap(struct pmap *pm, uintptr_t va, size_t len, unsigned shard)
 {
 	struct sim_pmap *s = to_sim(pm);
 	size_t i, j;
-	int err;
 
 	check_range("unmap", va, len >> PAGE_SHIFT);
 	check_shard(s, "unmap", shard);
@@ -650,9 +649,6 @@ op_unmap(struct pmap *pm, uintptr_t va, size_t len, unsigned shard)
 	for (i = region_above(s, va); i < s->nregion && s->region[i].start < va + len; i++)
 		check_region("unmap", &s->region[i], shard);
 
-	err = sim_inject(s->f, SIM_UNMAP);
-	if (err != 0)
-		return err;
 	region_split(s, va);
 	region_split(s, va + len);
 	i = region_above(s, va);
@@ -985,6 +981,22 @@ op_destroy(struct pmap *pm)
 }
 
 static int
+op_split(struct pmap *pm, uintptr_t va, size_t len)
+{
+	struct sim_pmap *s = to_sim(pm);
+	int err;
+
+	require(region_covers(s, va, va + len), "split: part of %#lx + %zu is not mapped",
+		(unsigned long)va, len);
+	err = sim_inject(s->f, SIM_UNMAP);
+	if (err != 0)
+		return err;
+	region_split(s, va);
+	region_split(s, va + len);
+	return 0;
+}
+
+static int
 op_read(struct pmap *pm, uintptr_t va, void *buf)
 {
 	const struct sim_page *p = page_find(to_sim(pm), va);
@@ -998,6 +1010,7 @@ op_read(struct pmap *pm, uintptr_t va, void *buf)
 static const struct pmap_ops sim_ops = {
 	.map = op_map,
 	.unmap = op_unmap,
+	.split = op_split,
 	.protect = op_protect,
 	.zero = op_zero,
 	.enter = op_enter,

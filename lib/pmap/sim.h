@@ -29,7 +29,7 @@
  */
 enum sim_op {
 	SIM_MAP,       /* -ENOMEM */
-	SIM_UNMAP,     /* -ENOMEM, nothing unmapped */
+	SIM_UNMAP,     /* split, before an unmap: -ENOMEM, nothing changed */
 	SIM_PROTECT,   /* -ENOMEM, nothing changed */
 	SIM_ZERO,      /* -EAGAIN, -ENOMEM, -EEXIST; a prefix is done */
 	SIM_ENTER,     /* the same */

@@ -360,6 +360,17 @@ uffd_enter(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t 
  * /proc/self/mem looks through protections, and on a missing page it fails rather than wait for a
  * fault to be served, by us.
  */
+/*
+ * Any attribute that differs makes the kernel split; this one has no effect on a mapping that is about to go,
+ * and is harmless (the part is left out of core dumps) should the caller think better of it.
+ */
+static int
+uffd_split(struct pmap *pm, uintptr_t va, size_t len)
+{
+	(void)pm;
+	return madvise((void *)va, len, MADV_DONTDUMP) < 0 ? -errno : 0;
+}
+
 static int
 uffd_read(struct pmap *pm, uintptr_t va, void *buf)
 {
@@ -891,6 +902,7 @@ uffd_destroy(struct pmap *pm)
 static const struct pmap_ops uffd_ops = {
 	.map = uffd_map,
 	.unmap = uffd_unmap,
+	.split = uffd_split,
 	.protect = uffd_protect,
 	.zero = uffd_zero,
 	.enter = uffd_enter,

@@ -344,6 +344,8 @@ clip_at(struct map *m, uintptr_t at, struct map_entry **spare)
 	upper->advice = e->advice;
 	upper->flags = e->flags;
 	upper->shard = e->shard;
+	upper->serial = e->serial;
+	atomic_store_explicit(&upper->unrecorded, atomic_load(&e->unrecorded), memory_order_relaxed);
 	if (upper->object != NULL)
 		object_ref(upper->object);
 

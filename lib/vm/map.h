@@ -49,6 +49,8 @@ struct map_entry {
 	enum up_advice advice;		/* NORMAL, SEQUENTIAL or RANDOM */
 	unsigned flags;			/* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
 	unsigned shard;			/* which uffd its VMA is registered with */
+	uint64_t serial;		/* of the up_map() that made it; halves of a split keep it */
+	atomic_bool unrecorded;		/* a page is poisoned, and no anon says so */
 
 	struct ra_stream stream[RA_STREAMS];
 	atomic_uint stream_hand;	/* the one to replace next */

@@ -82,7 +82,7 @@ page_set_state_locked(struct pages *ps, struct page *pg, enum page_state state)
 	assert(ps->count[pg->state] > 0);
 	ps->count[pg->state]--;
 	ps->count[state]++;
-	pg->state = (uint8_t)state;
+	atomic_store_explicit(&pg->state, (uint8_t)state, memory_order_relaxed);
 }
 
 /* The states that each queue holds; see the drawing. */

@@ -37,6 +37,7 @@
 #define UP_PAGE_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "base/base.h"
 #include "vm/object.h"
@@ -57,7 +58,8 @@ struct page {
 	pageno_t next, prev;	/* (q) */
 	uint16_t index;		/* (b) in the leaf */
 	uint8_t shard;		/* (b) of the region */
-	uint8_t state;		/* (q) and (b) to change, either to read */
+	/* (q) and (b) to change, either to read.  Atomic, since a finished write only has (q). */
+	_Atomic uint8_t state;
 	uint8_t queue;		/* (q) */
 	bool alone;		/* (b) its cluster could not be written: write it on its own */
 };
@@ -81,7 +83,7 @@ void pages_fini(struct pages *ps);
 static inline struct page *
 page_at(const struct pages *ps, pageno_t no)
 {
-	assert(no < ps->table.n);
+	assert(no < ps->table.max);	/* .n grows under the queue lock, which callers need not hold */
 	return (struct page *)ps->table.base + no;
 }
 

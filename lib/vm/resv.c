@@ -38,6 +38,19 @@ resv_take(struct resv *r, uint64_t n)
 	return ret;
 }
 
+bool
+resv_try(struct resv *r, uint64_t n)
+{
+	bool ok;
+
+	pthread_mutex_lock(&r->lock);
+	ok = n <= r->max && r->used <= r->max - n;
+	if (ok)
+		r->used += n;
+	pthread_mutex_unlock(&r->lock);
+	return ok;
+}
+
 void
 resv_give(struct resv *r, uint64_t n)
 {

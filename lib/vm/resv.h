@@ -30,6 +30,8 @@ void resv_fini(struct resv *r);
 
 /* 0, or -ENOSPC (or grow's error) and nothing changed. */
 int resv_take(struct resv *r, uint64_t n);
+/* The same without growing: true, or false and nothing changed.  Never takes long. */
+bool resv_try(struct resv *r, uint64_t n);
 void resv_give(struct resv *r, uint64_t n);
 /* Promise whether or not it can be kept: for what will not need it, and is given back all the same. */
 void resv_force(struct resv *r, uint64_t n);
