@@ -43,10 +43,10 @@
 
 #define WORDS (UP_PAGE_SIZE / sizeof(uint64_t))
 #define THREADS_MAX 64
-#define REPORTS_MAX 8		/* mismatches that are described, of all that are counted */
-#define SAMPLE_NS 10000000	/* between two looks at RssAnon */
-#define REDRAW_NS 100000000	/* between two progress bars */
-#define STALL_TICKS 12000	/* samples without progress before we call it a hang: 2 minutes */
+#define REPORTS_MAX 8	    /* mismatches that are described, of all that are counted */
+#define SAMPLE_NS 10000000  /* between two looks at RssAnon */
+#define REDRAW_NS 100000000 /* between two progress bars */
+#define STALL_TICKS 12000   /* samples without progress before we call it a hang: 2 minutes */
 #define MIB 1048576.0
 #define NO_FLIP UINT64_MAX
 
@@ -71,34 +71,34 @@ enum { EXIT_OK = 0, EXIT_WRONG = 1, EXIT_USAGE = 2, EXIT_INTERRUPTED = 130 };
 
 struct mismatch {
 	uint64_t page;
-	uint32_t version;	/* that it should have */
-	uint32_t offset;	/* of the first wrong word, bytes */
+	uint32_t version; /* that it should have */
+	uint32_t offset;  /* of the first wrong word, bytes */
 	uint64_t expected, found;
-	uint64_t first_word;	/* tells whose page this is, if it is somebody's */
-	bool zeros;		/* the whole page */
+	uint64_t first_word; /* tells whose page this is, if it is somebody's */
+	bool zeros;	     /* the whole page */
 };
 
 /* One thread; on a cache line of its own, since the counters are hot. */
 struct worker {
 	pthread_t thread;
 	unsigned id;
-	uint64_t random;		/* state of its random numbers */
-	atomic_uint_fast64_t steps;	/* pages done in this phase */
+	uint64_t random;	    /* state of its random numbers */
+	atomic_uint_fast64_t steps; /* pages done in this phase */
 	atomic_uint_fast64_t verified, updated, mismatches;
 } __attribute__((aligned(64)));
 
 struct phase {
 	const char *name;
 	void (*run)(struct worker *w);
-	uint64_t steps;		/* by all threads together */
+	uint64_t steps; /* by all threads together */
 	uint64_t done;
 	double seconds;
 };
 
 /* Bytes that the kernel says are resident. */
 struct smaps {
-	uint64_t total;		/* anonymous, shared and special memory; no mapped files */
-	uint64_t region;	/* of that, in our region */
+	uint64_t total;	 /* anonymous, shared and special memory; no mapped files */
+	uint64_t region; /* of that, in our region */
 };
 
 /* All there is; one demo a process.  Keys: (c) constant while threads run, (l) lock. */
@@ -111,27 +111,27 @@ static struct {
 	bool trace;
 
 	struct up_runtime *rt;
-	uint64_t *region;	/* (c) */
-	uint64_t npages;	/* (c) */
-	uint16_t *version;	/* [npages]; an element belongs to the thread that owns the page */
+	uint64_t *region;  /* (c) */
+	uint64_t npages;   /* (c) */
+	uint16_t *version; /* [npages]; an element belongs to the thread that owns the page */
 	struct worker worker[THREADS_MAX];
 
 	pthread_mutex_t lock;
 	pthread_cond_t start, finished;
-	struct phase *phase;	/* (l) */
-	unsigned generation;	/* (l) counts phases; a new value starts the threads */
-	unsigned running;	/* (l) threads still in the phase */
-	bool quit;		/* (l) */
-	struct mismatch report[REPORTS_MAX];	/* (l) */
-	unsigned nreports;	/* (l) */
+	struct phase *phase;		     /* (l) */
+	unsigned generation;		     /* (l) counts phases; a new value starts the threads */
+	unsigned running;		     /* (l) threads still in the phase */
+	bool quit;			     /* (l) */
+	struct mismatch report[REPORTS_MAX]; /* (l) */
+	unsigned nreports;		     /* (l) */
 
-	atomic_int stop;	/* a signal asked us to stop: its number */
+	atomic_int stop; /* a signal asked us to stop: its number */
 
 	/* main thread only */
 	int status_fd, smaps_fd;
 	uint64_t rss_base, rss_peak, rss_samples;
 	struct smaps smaps_base, smaps_peak;
-	int columns;		/* of the terminal; 0: no progress bar */
+	int columns; /* of the terminal; 0: no progress bar */
 	bool colour;
 } demo = {
 	.size = (size_t)1 << 30,
@@ -149,19 +149,19 @@ static atomic_bool bar_drawn;
 
 /* What the crash handler leaves for the main thread. */
 static struct {
-	atomic_int state;	/* 0, 1: being written, 2: written */
+	atomic_int state; /* 0, 1: being written, 2: written */
 	int signal, worker;
 	uintptr_t addr;
 } crash;
 
-static _Thread_local int this_thread = -1;	/* a worker's id; -1: a thread of the pager */
+static _Thread_local int this_thread = -1; /* a worker's id; -1: a thread of the pager */
 #define MAIN_THREAD (-2)
 
 /* ---- the content of a page ---- */
 
 #define MIX UINT64_C(0xd6e8feb86659fd93)
 #define MIX_INVERSE UINT64_C(0xcfee444d8b59a89b)
-_Static_assert(MIX * MIX_INVERSE == 1, "unmix() must undo mix()");
+_Static_assert(MIX *MIX_INVERSE == 1, "unmix() must undo mix()");
 
 /*
  * A bijection, so that different pages and versions have different keys, and the words of a
@@ -348,8 +348,7 @@ worker_main(void *arg)
 
 /* ---- what the kernel says is resident ---- */
 
-static _Noreturn void __attribute__((format(printf, 1, 2)))
-die(const char *fmt, ...)
+static _Noreturn void __attribute__((format(printf, 1, 2))) die(const char *fmt, ...)
 {
 	va_list ap;
 
@@ -529,7 +528,7 @@ say(void *ctx, enum up_log_level level, const char *line)
 		buf[n - 1] = '\n';
 	}
 	if (write(STDERR_FILENO, buf, (size_t)n) < 0)
-		return;		/* nowhere left to say it */
+		return; /* nowhere left to say it */
 }
 
 static void
@@ -543,7 +542,7 @@ terminal_detect(void)
 	demo.columns = ioctl(STDOUT_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_col > 0 ? ws.ws_col : 80;
 	if (demo.columns > 80)
 		demo.columns = 80;
-	if (demo.columns < 60)		/* no room for a bar: plain lines */
+	if (demo.columns < 60) /* no room for a bar: plain lines */
 		demo.columns = 0;
 	demo.colour = no_colour == NULL || *no_colour == '\0';
 }
@@ -568,9 +567,9 @@ bar_draw(const struct phase *ph, uint64_t done, double seconds, uint64_t rss)
 
 		snprintf(eta, sizeof(eta), "%02lu:%02lu", left / 60, left % 60);
 	}
-	snprintf(line, sizeof(line), "%-14s[%.*s%*s]%4.0f%% %7.1f MiB/s ETA %s  %.0f MiB",
-		 ph->name, filled, full, width - filled, "", part * 100, rate_mib(done, seconds),
-		 eta, (double)rss / MIB);
+	snprintf(line, sizeof(line), "%-14s[%.*s%*s]%4.0f%% %7.1f MiB/s ETA %s  %.0f MiB", ph->name,
+		 filled, full, width - filled, "", part * 100, rate_mib(done, seconds), eta,
+		 (double)rss / MIB);
 	atomic_store(&bar_drawn, true);
 	printf("\r%-*.*s", demo.columns - 1, demo.columns - 1, line);
 	fflush(stdout);
@@ -619,7 +618,8 @@ print_mismatch(const struct mismatch *m)
 	const uint64_t page = id >> 16, version = id & 0xffff;
 
 	printf("  page %" PRIu64 " version %" PRIu32 " at +%" PRIu32 ": %016" PRIx64
-	       ", not %016" PRIx64, m->page, m->version, m->offset, m->found, m->expected);
+	       ", not %016" PRIx64,
+	       m->page, m->version, m->offset, m->found, m->expected);
 	if (m->zeros)
 		printf("; the page is all zeros");
 	else if (page == m->page && version == m->version)
@@ -633,8 +633,9 @@ static void
 print_faults(const struct up_stats *st)
 {
 	static const char *const name[UP_FAULT_KINDS] = {
-		[UP_FAULT_MINOR] = "minor", [UP_FAULT_ZERO] = "zero-fill", [UP_FAULT_SOFT] = "soft",
-		[UP_FAULT_MAJOR] = "major", [UP_FAULT_WP] = "write-protect",
+		[UP_FAULT_MINOR] = "minor",	 [UP_FAULT_ZERO] = "zero-fill",
+		[UP_FAULT_SOFT] = "soft",	 [UP_FAULT_MAJOR] = "major",
+		[UP_FAULT_WP] = "write-protect",
 	};
 	char p50[32], p99[32], max[32];
 
@@ -666,7 +667,8 @@ print_swap(const struct up_stats *st)
 	printf("  %-13s %10.1f %12" PRIu64 " %9" PRIu64 "\n", "written",
 	       (double)st->swap_write_bytes / MIB, st->swap_writes, st->swap_write_errors);
 	printf("  pages out %" PRIu64 ", of those not written: %" PRIu64 " unchanged, %" PRIu64
-	       " all zeros\n", st->pages_out, st->clean_skips, st->zero_skips);
+	       " all zeros\n",
+	       st->pages_out, st->clean_skips, st->zero_skips);
 }
 
 /* The table, and the verdict: was every page right, and was the limit held? */
@@ -762,7 +764,7 @@ static _Noreturn void
 last_words(void)
 {
 	fflush(stdout);
-	alarm(20);		/* in case the pager is stuck with a lock held: SIGALRM ends us */
+	alarm(20); /* in case the pager is stuck with a lock held: SIGALRM ends us */
 	fputs("\n", stderr);
 	up_stats_print(demo.rt, stderr);
 	if (demo.trace)
@@ -922,10 +924,18 @@ phases_run(void)
 
 const char *argp_program_version = "bigger_than_memory (uffd-pager)";
 
-static const struct { const char *name; uint64_t bit; } masks[] = {
-	{ "move", UP_MASK_MOVE }, { "poison", UP_MASK_POISON }, { "odirect", UP_MASK_ODIRECT },
-	{ "dev-uffd", UP_MASK_DEV_UFFD }, { "kernel-faults", UP_MASK_KERNEL_FAULTS },
-	{ "ring-flags", UP_MASK_RING_FLAGS }, { "all", UP_MASK_ALL }, { "none", 0 },
+static const struct {
+	const char *name;
+	uint64_t bit;
+} masks[] = {
+	{ "move", UP_MASK_MOVE },
+	{ "poison", UP_MASK_POISON },
+	{ "odirect", UP_MASK_ODIRECT },
+	{ "dev-uffd", UP_MASK_DEV_UFFD },
+	{ "kernel-faults", UP_MASK_KERNEL_FAULTS },
+	{ "ring-flags", UP_MASK_RING_FLAGS },
+	{ "all", UP_MASK_ALL },
+	{ "none", 0 },
 };
 
 enum { OPT_SERVICE_THREADS = 256, OPT_FLIP, OPT_TRACE, OPT_SEED };
@@ -941,12 +951,15 @@ static const struct argp_option options[] = {
 	  "Swap file or block device; overwritten (default: a temporary file)", 2 },
 	{ "service-threads", OPT_SERVICE_THREADS, "N", 0,
 	  "Threads that serve faults (default: as the library thinks)", 2 },
-	{ "mask", 'M', "FEATURE,...", 0, "Run as on a kernel without these: move, poison, odirect, "
-	  "dev-uffd, kernel-faults, ring-flags, or all of them: all", 2 },
+	{ "mask", 'M', "FEATURE,...", 0,
+	  "Run as on a kernel without these: move, poison, odirect, "
+	  "dev-uffd, kernel-faults, ring-flags, or all of them: all",
+	  2 },
 	{ "trace", OPT_TRACE, NULL, 0, "Print the pager's most recent events at the end", 3 },
 	{ "flip", OPT_FLIP, "PAGE", 0,
 	  "Flip a bit of this page after the fill: a check of the check, since the demo "
-	  "must then fail", 3 },
+	  "must then fail",
+	  3 },
 	{ 0 },
 };
 
@@ -1111,7 +1124,7 @@ workers_start(void)
 			die("starting thread %u: %s", i, strerror(r));
 	}
 	pthread_attr_destroy(&attr);
-	while (!phase_wait())	/* until they have touched their stacks */
+	while (!phase_wait()) /* until they have touched their stacks */
 		continue;
 }
 
@@ -1136,14 +1149,14 @@ prepare(void)
 	if (demo.version == NULL)
 		die("no memory for %" PRIu64 " version counters", demo.npages);
 	for (uint64_t i = 0; i < demo.npages; i++)
-		demo.version[i] = 1;	/* and touched, which calloc() does not do */
+		demo.version[i] = 1; /* and touched, which calloc() does not do */
 	demo.status_fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
 	demo.smaps_fd = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
 	if (demo.status_fd < 0 || demo.smaps_fd < 0)
 		die("/proc/self/smaps: %s", strerror(errno));
 	workers_start();
 	touch_stack();
-	smaps_now(&demo.smaps_base);	/* the first call touches its buffer; the second counts */
+	smaps_now(&demo.smaps_base); /* the first call touches its buffer; the second counts */
 	rss_now();
 	smaps_now(&demo.smaps_base);
 	demo.rss_base = rss_now();

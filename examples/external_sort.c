@@ -45,8 +45,8 @@
 
 #include <uffd_pager.h>
 
-#define BOUNCE ((size_t)64 << 10)	/* plain memory between the files and paged memory */
-#define SMALL 128			/* lines that are sorted at once, without merging */
+#define BOUNCE ((size_t)64 << 10) /* plain memory between the files and paged memory */
+#define SMALL 128		  /* lines that are sorted at once, without merging */
 #define OFFSET_BITS 40
 #define LENGTH_BITS 24
 #define MIB 1048576.0
@@ -57,8 +57,8 @@
  */
 struct line {
 	uint64_t prefix;
-	uint64_t offset : OFFSET_BITS;	/* in the text */
-	uint64_t length : LENGTH_BITS;	/* without its newline, which is in the text, too */
+	uint64_t offset : OFFSET_BITS; /* in the text */
+	uint64_t length : LENGTH_BITS; /* without its newline, which is in the text, too */
 };
 
 struct lines {
@@ -69,19 +69,18 @@ struct lines {
 static struct {
 	size_t memory;
 	bool unique, count, kernel;
-	struct up_runtime *rt;		/* NULL: plain mmap() */
-	bool bounce;			/* the kernel can't fault on our memory */
+	struct up_runtime *rt; /* NULL: plain mmap() */
+	bool bounce;	       /* the kernel can't fault on our memory */
 	char *bounce_buf;
 
 	struct lines a, b;
-	size_t text_bytes;		/* of each text */
-	size_t line_bytes;		/* of each array of lines */
+	size_t text_bytes; /* of each text */
+	size_t line_bytes; /* of each array of lines */
 	size_t nlines;
-	size_t nwritten;		/* lines */
+	size_t nwritten; /* lines */
 } job = { .memory = (size_t)64 << 20 };
 
-static _Noreturn void __attribute__((format(printf, 1, 2)))
-die(const char *fmt, ...)
+static _Noreturn void __attribute__((format(printf, 1, 2))) die(const char *fmt, ...)
 {
 	va_list ap;
 
@@ -90,7 +89,7 @@ die(const char *fmt, ...)
 	vfprintf(stderr, fmt, ap);
 	va_end(ap);
 	fputc('\n', stderr);
-	exit(2);	/* as sort(1) does: 1 is for "not sorted" */
+	exit(2); /* as sort(1) does: 1 is for "not sorted" */
 }
 
 static void
@@ -294,7 +293,7 @@ load(const char *name, int fd, size_t size, char *text)
 		if (n < 0)
 			die("%s: %s", name, strerror(errno));
 		if (n == 0)
-			break;		/* it has become shorter */
+			break; /* it has become shorter */
 		have += (size_t)n;
 	}
 	if (have > 0 && text[have - 1] != '\n')
@@ -336,7 +335,7 @@ split(struct lines *l, size_t length)
 static void
 write_sorted(const struct lines *l, size_t length)
 {
-	size_t from = 0;	/* the text [from, to) is to be written and has not been */
+	size_t from = 0; /* the text [from, to) is to be written and has not been */
 	size_t to = 0;
 
 	if (!job.unique) {
@@ -384,10 +383,12 @@ print_counts(size_t length, double seconds)
 	if (job.rt != NULL && up_stats_get(job.rt, &st, sizeof(st)) == 0) {
 		fprintf(stderr, ", %.1f of the pager (limit %.1f)\n", (double)st.used_max / MIB,
 			(double)st.limit / MIB);
-		fprintf(stderr, "faults: %" PRIu64 " zero-fill, %" PRIu64 " soft, %" PRIu64
-			" major; swap: %.1f MiB read, %.1f MiB written", st.faults[UP_FAULT_ZERO],
-			st.faults[UP_FAULT_SOFT], st.faults[UP_FAULT_MAJOR],
-			(double)st.swap_read_bytes / MIB, (double)st.swap_write_bytes / MIB);
+		fprintf(stderr,
+			"faults: %" PRIu64 " zero-fill, %" PRIu64 " soft, %" PRIu64
+			" major; swap: %.1f MiB read, %.1f MiB written",
+			st.faults[UP_FAULT_ZERO], st.faults[UP_FAULT_SOFT],
+			st.faults[UP_FAULT_MAJOR], (double)st.swap_read_bytes / MIB,
+			(double)st.swap_write_bytes / MIB);
 	}
 	fputc('\n', stderr);
 }

@@ -63,9 +63,9 @@ struct up_object;
 
 /* Severity of a log line. */
 enum up_log_level {
-	UP_LOG_ERROR = 0,	/* data was lost, or a call was refused */
-	UP_LOG_WARNING,		/* works, but with less than asked for */
-	UP_LOG_INFO,		/* said once: features found, where the swap is */
+	UP_LOG_ERROR = 0, /* data was lost, or a call was refused */
+	UP_LOG_WARNING,	  /* works, but with less than asked for */
+	UP_LOG_INFO,	  /* said once: features found, where the swap is */
 };
 
 /*
@@ -79,16 +79,16 @@ typedef void (*up_log_fn)(void *ctx, enum up_log_level level, const char *line);
  * up_config.feature_mask: kernel features to leave alone even when they are there, to run
  * as on an older kernel.
  */
-#define UP_MASK_MOVE (UINT64_C(1) << 0)		/* UFFDIO_MOVE, Linux 6.8 */
-#define UP_MASK_POISON (UINT64_C(1) << 1)	/* UFFDIO_POISON, Linux 6.6 */
-#define UP_MASK_ODIRECT (UINT64_C(1) << 2)	/* O_DIRECT on the swap file */
-#define UP_MASK_DEV_UFFD (UINT64_C(1) << 3)	/* /dev/userfaultfd, Linux 6.1 */
+#define UP_MASK_MOVE (UINT64_C(1) << 0)		 /* UFFDIO_MOVE, Linux 6.8 */
+#define UP_MASK_POISON (UINT64_C(1) << 1)	 /* UFFDIO_POISON, Linux 6.6 */
+#define UP_MASK_ODIRECT (UINT64_C(1) << 2)	 /* O_DIRECT on the swap file */
+#define UP_MASK_DEV_UFFD (UINT64_C(1) << 3)	 /* /dev/userfaultfd, Linux 6.1 */
 #define UP_MASK_KERNEL_FAULTS (UINT64_C(1) << 4) /* faults from inside system calls */
-#define UP_MASK_RING_FLAGS (UINT64_C(1) << 5)	/* io_uring set-up flags, Linux 6.1 */
+#define UP_MASK_RING_FLAGS (UINT64_C(1) << 5)	 /* io_uring set-up flags, Linux 6.1 */
 #define UP_MASK_ALL ((UINT64_C(1) << 6) - 1)
 
 /* up_config.flags */
-#define UP_OVERCOMMIT (1u << 0)	/* every up_map() as if with UP_NORESERVE */
+#define UP_OVERCOMMIT (1u << 0) /* every up_map() as if with UP_NORESERVE */
 
 /* What to create.  Zero everywhere is a sound default: set the fields you care about. */
 struct up_config {
@@ -125,12 +125,12 @@ struct up_config {
 	 */
 	uint64_t swap_size;
 
-	uint64_t feature_mask;	/* UP_MASK_*; unknown bits are -EINVAL */
+	uint64_t feature_mask; /* UP_MASK_*; unknown bits are -EINVAL */
 
-	up_log_fn log;		/* NULL: silent */
-	void *log_ctx;		/* handed to log */
+	up_log_fn log; /* NULL: silent */
+	void *log_ctx; /* handed to log */
 
-	unsigned flags;		/* UP_OVERCOMMIT or 0 */
+	unsigned flags; /* UP_OVERCOMMIT or 0 */
 
 	/*
 	 * A fault that can not be served for this long, since every frame is pinned or the
@@ -139,7 +139,7 @@ struct up_config {
 	 */
 	unsigned fault_timeout_ms;
 
-	uint64_t reserved[12];	/* must be zero */
+	uint64_t reserved[12]; /* must be zero */
 };
 
 /*
@@ -160,9 +160,9 @@ UP_API int up_runtime_create(struct up_runtime **rt, const struct up_config *cfg
 UP_API void up_runtime_destroy(struct up_runtime *rt);
 
 /* up_map() flags.  One of the first two is required. */
-#define UP_PRIVATE (1u << 0)	/* writes are this mapping's own */
-#define UP_SHARED (1u << 1)	/* writes go to the object */
-#define UP_FIXED (1u << 2)	/* exactly at hint, or -EEXIST if anything is there */
+#define UP_PRIVATE (1u << 0) /* writes are this mapping's own */
+#define UP_SHARED (1u << 1)  /* writes go to the object */
+#define UP_FIXED (1u << 2)   /* exactly at hint, or -EEXIST if anything is there */
 /*
  * Do not reserve swap and metadata for the worst case: a region of any size maps at once,
  * and a fault that finds the swap or the limit exhausted is SIGBUS.
@@ -201,12 +201,12 @@ UP_API int up_unmap(struct up_runtime *rt, void *addr, size_t length);
 UP_API int up_protect(struct up_runtime *rt, void *addr, size_t length, int prot);
 
 enum up_advice {
-	UP_ADVICE_NORMAL = 0,	/* read ahead as the pattern suggests (the default) */
-	UP_ADVICE_SEQUENTIAL,	/* read far ahead from the first fault on */
-	UP_ADVICE_RANDOM,	/* never read ahead */
-	UP_ADVICE_WILLNEED,	/* start bringing the range in; returns at once */
-	UP_ADVICE_DONTNEED,	/* discard the contents: the range reads as zeros afterwards */
-	UP_ADVICE_COLD,		/* throw these pages out before others */
+	UP_ADVICE_NORMAL = 0, /* read ahead as the pattern suggests (the default) */
+	UP_ADVICE_SEQUENTIAL, /* read far ahead from the first fault on */
+	UP_ADVICE_RANDOM,     /* never read ahead */
+	UP_ADVICE_WILLNEED,   /* start bringing the range in; returns at once */
+	UP_ADVICE_DONTNEED,   /* discard the contents: the range reads as zeros afterwards */
+	UP_ADVICE_COLD,	      /* throw these pages out before others */
 };
 
 /*
@@ -217,18 +217,17 @@ enum up_advice {
 UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice);
 
 /* up_residency() bits */
-#define UP_PAGE_MAPPED (1u << 0)	/* in the page table: a touch costs nothing */
-#define UP_PAGE_STAGED (1u << 1)	/* in memory: a touch is a soft fault */
-#define UP_PAGE_SWAPPED (1u << 2)	/* has a copy in swap */
-#define UP_PAGE_LOST (1u << 3)		/* a touch is SIGBUS */
+#define UP_PAGE_MAPPED (1u << 0)  /* in the page table: a touch costs nothing */
+#define UP_PAGE_STAGED (1u << 1)  /* in memory: a touch is a soft fault */
+#define UP_PAGE_SWAPPED (1u << 2) /* has a copy in swap */
+#define UP_PAGE_LOST (1u << 3)	  /* a touch is SIGBUS */
 
 /*
  * As mincore(): one byte a page in vec[0 .. length / UP_PAGE_SIZE), a sum of UP_PAGE_*; 0 for
  * a page never written.  A snapshot, old when it returns.
  * -EINVAL  a bad range.  -ENOMEM  part of the range is not mapped through `rt`.
  */
-UP_API int up_residency(struct up_runtime *rt, const void *addr, size_t length,
-			unsigned char *vec);
+UP_API int up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned char *vec);
 
 /*
  * Create an anonymous object of `size` bytes: zero-filled memory that outlives its mappings.
@@ -246,18 +245,18 @@ UP_API void up_object_unref(struct up_object *obj);
 
 /* How a fault ended, for the latency histograms. */
 enum up_fault_kind {
-	UP_FAULT_MINOR = 0,	/* the page was there already; the thread was woken */
-	UP_FAULT_ZERO,		/* never touched before: zero-filled */
-	UP_FAULT_SOFT,		/* in memory but unmapped: moved back */
-	UP_FAULT_MAJOR,		/* read from swap */
-	UP_FAULT_WP,		/* write to a protected page */
+	UP_FAULT_MINOR = 0, /* the page was there already; the thread was woken */
+	UP_FAULT_ZERO,	    /* never touched before: zero-filled */
+	UP_FAULT_SOFT,	    /* in memory but unmapped: moved back */
+	UP_FAULT_MAJOR,	    /* read from swap */
+	UP_FAULT_WP,	    /* write to a protected page */
 	UP_FAULT_KINDS
 };
 
 /* Nanoseconds from the pager's reading of the fault message to its answer. */
 struct up_latency {
 	uint64_t count;
-	uint64_t p50, p99, p999, max;	/* within 1/32 of the true value; max is exact */
+	uint64_t p50, p99, p999, max; /* within 1/32 of the true value; max is exact */
 };
 
 /*
@@ -267,47 +266,47 @@ struct up_latency {
 struct up_stats {
 	/* faults, by outcome; `fault[UP_FAULT_MAJOR]` and so on */
 	uint64_t faults[UP_FAULT_KINDS];
-	uint64_t fault_waits;		/* met a busy page, or no free frame, and waited */
-	uint64_t fault_retries;		/* the kernel said EAGAIN; tried again */
-	uint64_t fault_strays;		/* for an address being unmapped */
-	uint64_t fault_sigbus;		/* answered with SIGBUS */
-	uint64_t rescues;		/* soft faults on a page whose write was in flight */
-	uint64_t foreign_discards;	/* pages that the program discarded behind our back */
+	uint64_t fault_waits;	   /* met a busy page, or no free frame, and waited */
+	uint64_t fault_retries;	   /* the kernel said EAGAIN; tried again */
+	uint64_t fault_strays;	   /* for an address being unmapped */
+	uint64_t fault_sigbus;	   /* answered with SIGBUS */
+	uint64_t rescues;	   /* soft faults on a page whose write was in flight */
+	uint64_t foreign_discards; /* pages that the program discarded behind our back */
 
 	/* read-ahead: pages brought in beside the demanded one */
 	uint64_t readahead_pages;
 	uint64_t zero_ahead_pages;
 
 	/* pageout */
-	uint64_t pages_staged;		/* taken out of the page table */
-	uint64_t pages_out;		/* left memory, by whichever way */
-	uint64_t clean_skips;		/* found unchanged since they were written: not written again */
-	uint64_t zero_skips;		/* found all zeros: not written, forgotten */
-	uint64_t pages_pinned;		/* could not be taken out; kept and tried later */
+	uint64_t pages_staged; /* taken out of the page table */
+	uint64_t pages_out;    /* left memory, by whichever way */
+	uint64_t clean_skips;  /* found unchanged since they were written: not written again */
+	uint64_t zero_skips;   /* found all zeros: not written, forgotten */
+	uint64_t pages_pinned; /* could not be taken out; kept and tried later */
 
 	/* swap */
-	uint64_t swap_reads, swap_writes;		/* I/O requests */
+	uint64_t swap_reads, swap_writes; /* I/O requests */
 	uint64_t swap_read_bytes, swap_write_bytes;
 	uint64_t swap_read_errors, swap_write_errors;
-	uint64_t checksum_errors;	/* pages that came back other than they left */
-	uint64_t bad_slots;		/* retired for good */
+	uint64_t checksum_errors; /* pages that came back other than they left */
+	uint64_t bad_slots;	  /* retired for good */
 
 	/* levels, bytes */
-	uint64_t limit;			/* up_config.memory_limit */
-	uint64_t resident;		/* in page tables of the program */
-	uint64_t staged;		/* in memory, unmapped, content intact */
-	uint64_t free_frames;		/* in memory, without content */
-	uint64_t metadata;		/* the library's own */
-	uint64_t used;			/* the four above and I/O buffers; never above limit */
-	uint64_t used_max;		/* highest `used` ever */
-	uint64_t swapped;		/* out of memory, content in swap */
-	uint64_t lost;			/* unreadable */
+	uint64_t limit;	      /* up_config.memory_limit */
+	uint64_t resident;    /* in page tables of the program */
+	uint64_t staged;      /* in memory, unmapped, content intact */
+	uint64_t free_frames; /* in memory, without content */
+	uint64_t metadata;    /* the library's own */
+	uint64_t used;	      /* the four above and I/O buffers; never above limit */
+	uint64_t used_max;    /* highest `used` ever */
+	uint64_t swapped;     /* out of memory, content in swap */
+	uint64_t lost;	      /* unreadable */
 
 	/* reservation (swap space promised to mapped regions), bytes */
 	uint64_t reserve_max, reserve_used, reserve_free;
 
-	uint64_t mapped;		/* address space mapped through the runtime, bytes */
-	uint64_t entries, objects;	/* counts */
+	uint64_t mapped;	   /* address space mapped through the runtime, bytes */
+	uint64_t entries, objects; /* counts */
 
 	struct up_latency latency[UP_FAULT_KINDS];
 };

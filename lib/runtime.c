@@ -42,15 +42,17 @@ real_swap_open(void *ctx, struct swap_area *s, struct arena *arena, const struct
 	       const struct logger *log)
 {
 	(void)ctx;
-	return swap_area_open(s, arena, cfg->swap_path, cfg->swap_fd, cfg->swap_size, cfg->feature_mask, log);
+	return swap_area_open(s, arena, cfg->swap_path, cfg->swap_fd, cfg->swap_size,
+			      cfg->feature_mask, log);
 }
 
 static int
-real_engine_create(void *ctx, struct io_engine **e, struct pager *p, unsigned service, unsigned depth,
-		   uint64_t mask)
+real_engine_create(void *ctx, struct io_engine **e, struct pager *p, unsigned service,
+		   unsigned depth, uint64_t mask)
 {
 	(void)ctx;
-	return io_engine_uring_create(e, &p->swap, pmap_uffd_fd(p->pmap, service), depth, mask, &p->log);
+	return io_engine_uring_create(e, &p->swap, pmap_uffd_fd(p->pmap, service), depth, mask,
+				      &p->log);
 }
 
 /* sysmem_ops with a way to make room; filled in by up_runtime_create(). */
@@ -123,7 +125,8 @@ check_config(const struct up_config *cfg, const struct logger *log)
 	static const uint64_t none[ARRAY_SIZE(cfg->reserved)];
 
 	if (cfg->memory_limit != 0 && cfg->memory_limit < UP_MEMORY_LIMIT_MIN) {
-		log_line(log, UP_LOG_ERROR, "up_runtime_create: memory_limit %zu is below the minimum, %zu",
+		log_line(log, UP_LOG_ERROR,
+			 "up_runtime_create: memory_limit %zu is below the minimum, %zu",
 			 cfg->memory_limit, UP_MEMORY_LIMIT_MIN);
 		return -EINVAL;
 	}
@@ -138,7 +141,8 @@ check_config(const struct up_config *cfg, const struct logger *log)
 		return -EINVAL;
 	}
 	if (cfg->feature_mask & ~UP_MASK_ALL) {
-		log_line(log, UP_LOG_ERROR, "up_runtime_create: feature_mask has unknown bits %#llx",
+		log_line(log, UP_LOG_ERROR,
+			 "up_runtime_create: feature_mask has unknown bits %#llx",
 			 (unsigned long long)(cfg->feature_mask & ~UP_MASK_ALL));
 		return -EINVAL;
 	}
@@ -148,7 +152,8 @@ check_config(const struct up_config *cfg, const struct logger *log)
 		return -EINVAL;
 	}
 	if (cfg->swap_path != NULL && cfg->swap_fd > 0) {
-		log_line(log, UP_LOG_ERROR, "up_runtime_create: both swap_path and swap_fd are set");
+		log_line(log, UP_LOG_ERROR,
+			 "up_runtime_create: both swap_path and swap_fd are set");
 		return -EINVAL;
 	}
 	if (memcmp(cfg->reserved, none, sizeof none) != 0) {
@@ -176,8 +181,7 @@ grow_swap(void *ctx, uint64_t need, uint64_t *max)
 }
 
 /* Fault the stack in now: later the thread may not take a page fault at an awkward moment. */
-static void __attribute__((noinline))
-touch_stack(void)
+static void __attribute__((noinline)) touch_stack(void)
 {
 	volatile char room[STACK_TOUCH];
 
@@ -219,13 +223,14 @@ service_thread(void *arg)
 	int r;
 
 	touch_stack();
-	r = rt->backend->engine_create(rt->backend->ctx, &s->io, s->p, s->id, NREADS + NWRITES, rt->mask);
+	r = rt->backend->engine_create(rt->backend->ctx, &s->io, s->p, s->id, NREADS + NWRITES,
+				       rt->mask);
 	report_started(rt, r);
 	if (r < 0)
 		return NULL;
 	service_run(s);
 	wait_for_others(rt);
-	s->io->ops->destroy(s->io);	/* an engine belongs to its thread to the last */
+	s->io->ops->destroy(s->io); /* an engine belongs to its thread to the last */
 	s->io = NULL;
 	return NULL;
 }
@@ -337,8 +342,10 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	rt->overcommit = (cfg->flags & UP_OVERCOMMIT) != 0;
 	rt->memory_limit = cfg->memory_limit != 0 ? cfg->memory_limit : default_limit();
 	p->log = (struct logger){ .fn = cfg->log, .ctx = cfg->log_ctx };
-	p->fault_timeout = (uint64_t)(cfg->fault_timeout_ms != 0 ? cfg->fault_timeout_ms : 30000) * 1000000;
-	p->nservices = cfg->service_threads != 0 ? cfg->service_threads : default_services(rt->memory_limit);
+	p->fault_timeout =
+		(uint64_t)(cfg->fault_timeout_ms != 0 ? cfg->fault_timeout_ms : 30000) * 1000000;
+	p->nservices = cfg->service_threads != 0 ? cfg->service_threads
+						 : default_services(rt->memory_limit);
 	p->idle = b->idle;
 	p->idle_ctx = b->ctx;
 	pthread_mutex_init(&rt->start_lock, NULL);
@@ -388,8 +395,9 @@ close_swap:
 	swap_area_close(&p->swap);
 free_services:
 	if (r == -ENOMEM)
-		log_line(&p->log, UP_LOG_ERROR, "memory_limit %zu is too small for %u service threads",
-			 rt->memory_limit, p->nservices);
+		log_line(&p->log, UP_LOG_ERROR,
+			 "memory_limit %zu is too small for %u service threads", rt->memory_limit,
+			 p->nservices);
 	free_services(p);
 	budget_uncharge(&p->budget, p->overhead);
 fini_arena:
@@ -424,7 +432,8 @@ check_process(const struct up_runtime *rt, const char *call)
 {
 	if (!foreign(rt))
 		return 0;
-	log_line(&rt->p.log, UP_LOG_ERROR, "%s: a runtime does not follow into a forked child", call);
+	log_line(&rt->p.log, UP_LOG_ERROR, "%s: a runtime does not follow into a forked child",
+		 call);
 	return -ECHILD;
 }
 
@@ -467,9 +476,11 @@ static int
 check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length)
 {
 	if (addr & PAGE_MASK)
-		return bad(rt, "%s: address %#lx is not a multiple of the page size", call, (unsigned long)addr);
+		return bad(rt, "%s: address %#lx is not a multiple of the page size", call,
+			   (unsigned long)addr);
 	if (length == 0 || (length & PAGE_MASK))
-		return bad(rt, "%s: length %zu is not a positive multiple of the page size", call, length);
+		return bad(rt, "%s: length %zu is not a positive multiple of the page size", call,
+			   length);
 	if (addr + length < addr)
 		return bad(rt, "%s: the range wraps around", call);
 	return 0;
@@ -539,7 +550,8 @@ promise_swap(struct pager *p, uint64_t npages)
 
 /* A new object with its promises.  => map.change is held. */
 static int
-object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool noreserve, struct object **out)
+object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool noreserve,
+	      struct object **out)
 {
 	const uint64_t meta = META_PER_OBJECT + (noreserve ? 0 : meta_for(npages));
 	struct pager *p = &rt->p;
@@ -547,22 +559,27 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool nor
 	int r;
 
 	if (!resv_try(&p->resv_meta, meta)) {
-		log_line(&p->log, UP_LOG_ERROR,
-			 "%s: the metadata of %llu pages does not fit the memory limit, %zu; raise it or use "
-			 "UP_NORESERVE", call, (unsigned long long)npages, rt->memory_limit);
+		log_line(
+			&p->log, UP_LOG_ERROR,
+			"%s: the metadata of %llu pages does not fit the memory limit, %zu; raise it or use "
+			"UP_NORESERVE",
+			call, (unsigned long long)npages, rt->memory_limit);
 		return -ENOMEM;
 	}
 	if (!noreserve) {
 		r = promise_swap(p, npages);
 		if (r < 0) {
-			log_line(&p->log, UP_LOG_ERROR, "%s: no swap space for %llu pages (%s); make it larger or use "
-				 "UP_NORESERVE", call, (unsigned long long)npages, strerrorname_np(-r));
+			log_line(&p->log, UP_LOG_ERROR,
+				 "%s: no swap space for %llu pages (%s); make it larger or use "
+				 "UP_NORESERVE",
+				 call, (unsigned long long)npages, strerrorname_np(-r));
 			goto give_meta;
 		}
 	}
 	o = object_alloc(&p->zones, npages, ZONE_WAIT);
 	if (o == NULL) {
-		log_line(&p->log, UP_LOG_ERROR, "%s: no room for an object within the memory limit", call);
+		log_line(&p->log, UP_LOG_ERROR, "%s: no room for an object within the memory limit",
+			 call);
 		r = -ENOMEM;
 		goto give_swap;
 	}
@@ -611,7 +628,8 @@ check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsi
 	if ((flags & UP_FIXED) && hint == NULL)
 		return bad(rt, "up_map: UP_FIXED needs an address");
 	if (prot & ~PROT_VALID)
-		return bad(rt, "up_map: prot %#x has more than PROT_READ and PROT_WRITE", (unsigned)prot);
+		return bad(rt, "up_map: prot %#x has more than PROT_READ and PROT_WRITE",
+			   (unsigned)prot);
 	if (flags & ~(UP_PRIVATE | UP_SHARED | UP_FIXED | UP_NORESERVE))
 		return bad(rt, "up_map: unknown flags %#x",
 			   flags & ~(UP_PRIVATE | UP_SHARED | UP_FIXED | UP_NORESERVE));
@@ -629,8 +647,9 @@ check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsi
 		return bad(rt, "up_map: the object ends before offset %llu + length %zu",
 			   (unsigned long long)offset, length);
 	if ((o == NULL) != (kind == UP_PRIVATE)) {
-		log_line(&rt->p.log, UP_LOG_ERROR, o == NULL ? "up_map: shared anonymous memory needs an object" :
-			 "up_map: private mappings of an object are not supported yet");
+		log_line(&rt->p.log, UP_LOG_ERROR,
+			 o == NULL ? "up_map: shared anonymous memory needs an object"
+				   : "up_map: private mappings of an object are not supported yet");
 		return -ENOTSUP;
 	}
 	return 0;
@@ -663,12 +682,14 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 
 	change_begin(p, &old);
 	if (o == NULL) {
-		r = object_create(rt, "up_map", npages, rt->overcommit || (flags & UP_NORESERVE), &o);
+		r = object_create(rt, "up_map", npages, rt->overcommit || (flags & UP_NORESERVE),
+				  &o);
 		if (r < 0)
 			goto unlock;
 	} else {
 		if (object_is_mapped(p, o, first, npages)) {
-			log_line(&p->log, UP_LOG_ERROR, "up_map: these pages of the object are mapped already");
+			log_line(&p->log, UP_LOG_ERROR,
+				 "up_map: these pages of the object are mapped already");
 			r = -EBUSY;
 			goto unlock;
 		}
@@ -676,7 +697,8 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	}
 	e = entry_alloc(p);
 	if (e == NULL) {
-		log_line(&p->log, UP_LOG_ERROR, "up_map: no room for a map entry within the memory limit");
+		log_line(&p->log, UP_LOG_ERROR,
+			 "up_map: no room for a map entry within the memory limit");
 		r = -ENOMEM;
 		goto unref;
 	}
@@ -687,10 +709,11 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	e->prot = prot;
 	e->flags = flags;
 	e->advice = UP_ADVICE_NORMAL;
-	r = p->pmap->ops->map(p->pmap, (uintptr_t)hint, (flags & UP_FIXED) != 0, length, prot, e->shard,
-			      &e->start);
+	r = p->pmap->ops->map(p->pmap, (uintptr_t)hint, (flags & UP_FIXED) != 0, length, prot,
+			      e->shard, &e->start);
 	if (r < 0) {
-		log_line(&p->log, UP_LOG_ERROR, "up_map: mapping %zu bytes: %s", length, strerrorname_np(-r));
+		log_line(&p->log, UP_LOG_ERROR, "up_map: mapping %zu bytes: %s", length,
+			 strerrorname_np(-r));
 		goto free_entry;
 	}
 	e->end = e->start + length;
@@ -698,7 +721,7 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	pthread_rwlock_wrlock(&p->map.lock);
 	r = map_insert(&p->map, e);
 	pthread_rwlock_unlock(&p->map.lock);
-	assert(r == 0);		/* the kernel gave us free addresses */
+	assert(r == 0); /* the kernel gave us free addresses */
 	*addr = (void *)e->start;
 	change_end(p, &old);
 	return 0;
@@ -772,12 +795,14 @@ entry_destroy(struct pager *p, struct map_entry *e)
 static int
 split_vmas(struct pager *p, uintptr_t start, uintptr_t end)
 {
-	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next) {
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	     e = e->next) {
 		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
 		const int r = p->pmap->ops->split(p->pmap, from, to - from);
 
 		if (r < 0) {
-			log_line(&p->log, UP_LOG_ERROR, "up_unmap: splitting %#lx-%#lx: %s (vm.max_map_count?)",
+			log_line(&p->log, UP_LOG_ERROR,
+				 "up_unmap: splitting %#lx-%#lx: %s (vm.max_map_count?)",
 				 (unsigned long)from, (unsigned long)to, strerrorname_np(-r));
 			return -ENOMEM;
 		}
@@ -837,8 +862,8 @@ check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_
 {
 	if (map_covers(&rt->p.map, start, end))
 		return 0;
-	log_line(&rt->p.log, UP_LOG_ERROR, "%s: part of %#lx-%#lx is not mapped", call, (unsigned long)start,
-		 (unsigned long)end);
+	log_line(&rt->p.log, UP_LOG_ERROR, "%s: part of %#lx-%#lx is not mapped", call,
+		 (unsigned long)start, (unsigned long)end);
 	return -ENOMEM;
 }
 
@@ -860,7 +885,8 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	if (r < 0)
 		return r;
 	if (prot & ~PROT_VALID)
-		return bad(rt, "up_protect: prot %#x has more than PROT_READ and PROT_WRITE", (unsigned)prot);
+		return bad(rt, "up_protect: prot %#x has more than PROT_READ and PROT_WRITE",
+			   (unsigned)prot);
 
 	change_begin(p, &old);
 	r = check_covered(rt, "up_protect", start, end);
@@ -873,14 +899,16 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_ERROR, "up_protect: %s", strerrorname_np(-r));
 		/* It may have come half-way. */
-		for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
+		for (struct map_entry *e = map_first_from(&p->map, start);
+		     e != NULL && e->start < end; e = e->next)
 			p->pmap->ops->protect(p->pmap, MAX(start, e->start),
 					      MIN(end, e->end) - MAX(start, e->start), e->prot);
 		goto free_spare;
 	}
 	pthread_rwlock_wrlock(&p->map.lock);
 	map_clip(&p->map, start, end, spare);
-	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	     e = e->next)
 		e->prot = prot;
 	pthread_rwlock_unlock(&p->map.lock);
 free_spare:
@@ -902,7 +930,8 @@ advise_entries(struct pager *p, uintptr_t start, uintptr_t end, enum up_advice a
 		return r;
 	pthread_rwlock_wrlock(&p->map.lock);
 	map_clip(&p->map, start, end, spare);
-	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	     e = e->next)
 		e->advice = advice;
 	pthread_rwlock_unlock(&p->map.lock);
 	spare_free(p, spare);
@@ -911,7 +940,8 @@ advise_entries(struct pager *p, uintptr_t start, uintptr_t end, enum up_advice a
 
 /* Advice that acts once, on one entry's part of the range.  => map.change is held. */
 static void
-advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end, enum up_advice advice)
+advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end,
+	    enum up_advice advice)
 {
 	const uint64_t first = e->offset + ((start - e->start) >> PAGE_SHIFT);
 	const uint64_t n = (end - start) >> PAGE_SHIFT;
@@ -956,8 +986,8 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 	if (r == 0 && advice <= UP_ADVICE_RANDOM) {
 		r = advise_entries(p, start, end, advice);
 	} else if (r == 0) {
-		for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
-		     e = e->next)
+		for (struct map_entry *e = map_first_from(&p->map, start);
+		     e != NULL && e->start < end; e = e->next)
 			advise_part(p, e, MAX(start, e->start), MIN(end, e->end), advice);
 	}
 	change_end(p, &old);
@@ -985,8 +1015,8 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 	change_begin(p, &old);
 	r = check_covered(rt, "up_residency", start, end);
 	if (r == 0) {
-		for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
-		     e = e->next) {
+		for (struct map_entry *e = map_first_from(&p->map, start);
+		     e != NULL && e->start < end; e = e->next) {
 			const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
 
 			range_residency(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
@@ -1019,8 +1049,10 @@ up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, stru
 	if (out == NULL)
 		return bad(rt, "up_object_create_anon: obj is NULL");
 	if (size == 0 || (size & PAGE_MASK))
-		return bad(rt, "up_object_create_anon: size %llu is not a positive multiple of the page size",
-			   (unsigned long long)size);
+		return bad(
+			rt,
+			"up_object_create_anon: size %llu is not a positive multiple of the page size",
+			(unsigned long long)size);
 	if (flags & ~UP_NORESERVE)
 		return bad(rt, "up_object_create_anon: unknown flags %#x", flags & ~UP_NORESERVE);
 
@@ -1042,7 +1074,7 @@ up_object_ref(struct up_object *obj)
 	struct object *o = (struct object *)obj;
 
 	if (o == NULL || o->owner == NULL)
-		return obj;	/* NULL in a forked child, where this memory is wiped */
+		return obj; /* NULL in a forked child, where this memory is wiped */
 	atomic_fetch_add(&o->handles, 1);
 	object_ref(o);
 	return obj;
@@ -1057,7 +1089,7 @@ up_object_unref(struct up_object *obj)
 
 	if (o == NULL)
 		return;
-	p = o->owner;		/* NULL in a forked child, where this memory is wiped */
+	p = o->owner; /* NULL in a forked child, where this memory is wiped */
 	if (p == NULL || foreign(container_of(p, struct up_runtime, p)))
 		return;
 	change_begin(p, &old);
@@ -1091,7 +1123,7 @@ up_runtime_destroy(struct up_runtime *rt)
 	/* Nobody serves faults any more: threads that still wait for one wake up to SIGSEGV. */
 	change_begin(p, &old);
 	for (struct object *o = p->objects; o != NULL; o = o->next)
-		atomic_store(&o->handles, 0);	/* nothing is kept */
+		atomic_store(&o->handles, 0); /* nothing is kept */
 	while ((e = map_first_from(&p->map, 0)) != NULL) {
 		map_remove(&p->map, e);
 		entry_destroy(p, e);

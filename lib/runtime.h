@@ -15,34 +15,34 @@
 
 struct up_runtime {
 	struct pager p;
-	const struct backend *backend;	/* (c) */
-	size_t memory_limit;		/* (c) as configured */
-	bool overcommit;		/* (c) */
-	pid_t pid;			/* (c) the process that created it */
-	uint64_t mask;			/* (c) features not to use */
+	const struct backend *backend; /* (c) */
+	size_t memory_limit;	       /* (c) as configured */
+	bool overcommit;	       /* (c) */
+	pid_t pid;		       /* (c) the process that created it */
+	uint64_t mask;		       /* (c) features not to use */
 	bool swap_open;
 
 	/* starting and stopping threads */
 	pthread_mutex_t start_lock;
 	pthread_cond_t start_cond;
-	unsigned started;		/* (start_lock) threads whose engine may be used */
-	unsigned failed;		/* (start_lock) threads that could not make one */
-	int start_error;		/* (start_lock) the first failure */
+	unsigned started; /* (start_lock) threads whose engine may be used */
+	unsigned failed;  /* (start_lock) threads that could not make one */
+	int start_error;  /* (start_lock) the first failure */
 };
 
 struct backend {
 	void *ctx;
 	const struct arena_ops *memory;
-	int (*pmap_create)(void *ctx, struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t mask,
-			   const struct logger *log);
-	int (*swap_open)(void *ctx, struct swap_area *s, struct arena *arena, const struct up_config *cfg,
-			 const struct logger *log);
+	int (*pmap_create)(void *ctx, struct pmap **pm, frame_t nstage, unsigned nshards,
+			   uint64_t mask, const struct logger *log);
+	int (*swap_open)(void *ctx, struct swap_area *s, struct arena *arena,
+			 const struct up_config *cfg, const struct logger *log);
 	/* Called from the thread that will use the engine. */
 	int (*engine_create)(void *ctx, struct io_engine **e, struct pager *p, unsigned service,
 			     unsigned depth, uint64_t mask);
 	/* NULL: services run in threads.  Else nobody runs them, and this is called instead of sleeping. */
 	void (*idle)(void *ctx);
-	uint64_t hash_seed;	/* 0: random */
+	uint64_t hash_seed; /* 0: random */
 };
 
 /*

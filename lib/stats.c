@@ -27,7 +27,8 @@ fill_levels(struct up_runtime *rt, struct up_stats *st)
 
 	pthread_mutex_lock(&p->pages.lock);
 	st->resident = (uint64_t)p->pages.count[PAGE_MAPPED] << PAGE_SHIFT;
-	st->staged = (uint64_t)(p->pages.count[PAGE_STAGED] + p->pages.count[PAGE_LAUNDRY]) << PAGE_SHIFT;
+	st->staged = (uint64_t)(p->pages.count[PAGE_STAGED] + p->pages.count[PAGE_LAUNDRY])
+		     << PAGE_SHIFT;
 	pthread_mutex_unlock(&p->pages.lock);
 	st->limit = rt->memory_limit;
 	st->free_frames = (uint64_t)frames_nfree(&p->frames) << PAGE_SHIFT;
@@ -132,8 +133,9 @@ int
 up_stats_print(struct up_runtime *rt, FILE *out)
 {
 	static const char *const name[UP_FAULT_KINDS] = {
-		[UP_FAULT_MINOR] = "minor", [UP_FAULT_ZERO] = "zero-fill", [UP_FAULT_SOFT] = "soft",
-		[UP_FAULT_MAJOR] = "major", [UP_FAULT_WP] = "write-protect",
+		[UP_FAULT_MINOR] = "minor",	 [UP_FAULT_ZERO] = "zero-fill",
+		[UP_FAULT_SOFT] = "soft",	 [UP_FAULT_MAJOR] = "major",
+		[UP_FAULT_WP] = "write-protect",
 	};
 	struct up_stats st;
 	int r;
@@ -144,29 +146,39 @@ up_stats_print(struct up_runtime *rt, FILE *out)
 	if (r < 0)
 		return r;
 
-	fprintf(out, "memory    %.1f MiB used of %.1f (at most %.1f): %.1f mapped, %.1f staged, %.1f free, "
-		"%.1f metadata\n", mib(st.used), mib(st.limit), mib(st.used_max), mib(st.resident),
-		mib(st.staged), mib(st.free_frames), mib(st.metadata));
-	fprintf(out, "regions   %.1f MiB in %" PRIu64 " entries, %" PRIu64 " objects; %.1f MiB swapped, %.1f lost\n",
+	fprintf(out,
+		"memory    %.1f MiB used of %.1f (at most %.1f): %.1f mapped, %.1f staged, %.1f free, "
+		"%.1f metadata\n",
+		mib(st.used), mib(st.limit), mib(st.used_max), mib(st.resident), mib(st.staged),
+		mib(st.free_frames), mib(st.metadata));
+	fprintf(out,
+		"regions   %.1f MiB in %" PRIu64 " entries, %" PRIu64
+		" objects; %.1f MiB swapped, %.1f lost\n",
 		mib(st.mapped), st.entries, st.objects, mib(st.swapped), mib(st.lost));
-	fprintf(out, "reserve   %.1f MiB promised, %.1f free\n", mib(st.reserve_used), mib(st.reserve_free));
-	fprintf(out, "%-14s %12s %10s %10s %10s %10s  us\n", "faults", "count", "p50", "p99", "p99.9", "max");
+	fprintf(out, "reserve   %.1f MiB promised, %.1f free\n", mib(st.reserve_used),
+		mib(st.reserve_free));
+	fprintf(out, "%-14s %12s %10s %10s %10s %10s  us\n", "faults", "count", "p50", "p99",
+		"p99.9", "max");
 	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
 		if (st.faults[k] == 0)
 			continue;
-		fprintf(out, "  %-12s %12" PRIu64 " %10.1f %10.1f %10.1f %10.1f\n", name[k], st.faults[k],
-			us(st.latency[k].p50), us(st.latency[k].p99), us(st.latency[k].p999),
-			us(st.latency[k].max));
+		fprintf(out, "  %-12s %12" PRIu64 " %10.1f %10.1f %10.1f %10.1f\n", name[k],
+			st.faults[k], us(st.latency[k].p50), us(st.latency[k].p99),
+			us(st.latency[k].p999), us(st.latency[k].max));
 	}
-	fprintf(out, "  waited %" PRIu64 ", retried %" PRIu64 ", stray %" PRIu64 ", rescued %" PRIu64
-		", SIGBUS %" PRIu64 "; ahead: %" PRIu64 " read, %" PRIu64 " zeroed\n", st.fault_waits,
-		st.fault_retries, st.fault_strays, st.rescues, st.fault_sigbus, st.readahead_pages,
-		st.zero_ahead_pages);
-	fprintf(out, "pageout   %" PRIu64 " pages staged, %" PRIu64 " out: %" PRIu64 " unchanged, %" PRIu64
-		" zero; %" PRIu64 " pinned\n", st.pages_staged, st.pages_out, st.clean_skips, st.zero_skips,
-		st.pages_pinned);
-	fprintf(out, "swap      %.1f MiB in %" PRIu64 " reads, %.1f MiB in %" PRIu64 " writes; errors: %" PRIu64
-		" read, %" PRIu64 " write, %" PRIu64 " checksum; %" PRIu64 " bad slots\n",
+	fprintf(out,
+		"  waited %" PRIu64 ", retried %" PRIu64 ", stray %" PRIu64 ", rescued %" PRIu64
+		", SIGBUS %" PRIu64 "; ahead: %" PRIu64 " read, %" PRIu64 " zeroed\n",
+		st.fault_waits, st.fault_retries, st.fault_strays, st.rescues, st.fault_sigbus,
+		st.readahead_pages, st.zero_ahead_pages);
+	fprintf(out,
+		"pageout   %" PRIu64 " pages staged, %" PRIu64 " out: %" PRIu64
+		" unchanged, %" PRIu64 " zero; %" PRIu64 " pinned\n",
+		st.pages_staged, st.pages_out, st.clean_skips, st.zero_skips, st.pages_pinned);
+	fprintf(out,
+		"swap      %.1f MiB in %" PRIu64 " reads, %.1f MiB in %" PRIu64
+		" writes; errors: %" PRIu64 " read, %" PRIu64 " write, %" PRIu64
+		" checksum; %" PRIu64 " bad slots\n",
 		mib(st.swap_read_bytes), st.swap_reads, mib(st.swap_write_bytes), st.swap_writes,
 		st.swap_read_errors, st.swap_write_errors, st.checksum_errors, st.bad_slots);
 	return ferror(out) ? -EIO : 0;

@@ -25,7 +25,7 @@
 struct heap_range;
 
 struct heap_arena {
-	struct arena_ops ops;		/* its ctx is this struct */
+	struct arena_ops ops; /* its ctx is this struct */
 	struct budget budget;
 	struct arena arena;
 
@@ -34,12 +34,12 @@ struct heap_arena {
 	void *reclaim_ctx;
 
 	pthread_mutex_t lock;
-	struct heap_range *ranges;	/* (lock) what is reserved */
-	size_t reserved;		/* (lock) bytes */
-	size_t committed;		/* (lock) bytes */
-	unsigned long ncommits;		/* (lock) calls that succeeded */
-	unsigned fail_in;		/* (lock) fail the nth commit from now; 0: off */
-	bool failed;			/* (lock) it did */
+	struct heap_range *ranges; /* (lock) what is reserved */
+	size_t reserved;	   /* (lock) bytes */
+	size_t committed;	   /* (lock) bytes */
+	unsigned long ncommits;	   /* (lock) calls that succeeded */
+	unsigned fail_in;	   /* (lock) fail the nth commit from now; 0: off */
+	bool failed;		   /* (lock) it did */
 };
 
 void heap_arena_init(struct heap_arena *h, size_t limit, size_t max);

@@ -10,8 +10,7 @@
 #include "rig.h"
 #include "sysmem.h"
 
-static void __attribute__((noreturn, format(printf, 2, 3)))
-die(struct rig *r, const char *fmt, ...)
+static void __attribute__((noreturn, format(printf, 2, 3))) die(struct rig *r, const char *fmt, ...)
 {
 	va_list ap;
 
@@ -29,7 +28,8 @@ die(struct rig *r, const char *fmt, ...)
 	abort();
 }
 
-static struct rig *current;	/* the arena's ops get the pager as ctx, which is not there early enough */
+static struct rig
+	*current; /* the arena's ops get the pager as ctx, which is not there early enough */
 
 static int
 commit(void *ctx, void *addr, size_t len)
@@ -65,7 +65,9 @@ swap_open(void *ctx, struct swap_area *s, struct arena *arena, const struct up_c
 	int ret;
 
 	(void)ctx;
-	*s = (struct swap_area){ .fd = memfd_create("rig", MFD_CLOEXEC), .fixed = true, .log = log };
+	*s = (struct swap_area){ .fd = memfd_create("rig", MFD_CLOEXEC),
+				 .fixed = true,
+				 .log = log };
 	if (s->fd < 0)
 		return -errno;
 	ret = runmap_init(&s->slots, arena, n);
@@ -90,8 +92,11 @@ engine_create(void *ctx, struct io_engine **e, struct pager *p, unsigned service
 	      uint64_t mask)
 {
 	const struct sim_engine_hooks hooks = {
-		.ctx = p->pmap, .shard = service,
-		.readable = sim_readable, .pin = sim_io_pin, .unpin = sim_io_unpin,
+		.ctx = p->pmap,
+		.shard = service,
+		.readable = sim_readable,
+		.pin = sim_io_pin,
+		.unpin = sim_io_unpin,
 	};
 	struct rig *r = ctx;
 
@@ -143,9 +148,13 @@ rig_prepare(const struct rig_config *cfg)
 	r->memory = sysmem_ops;
 	r->memory.commit = commit;
 	r->memory.reclaim = runtime_reclaim;
-	r->backend = (struct backend){ .ctx = r, .memory = &r->memory, .pmap_create = pmap_create,
-				       .swap_open = swap_open, .engine_create = engine_create,
-				       .idle = idle, .hash_seed = cfg->seed + 1 };
+	r->backend = (struct backend){ .ctx = r,
+				       .memory = &r->memory,
+				       .pmap_create = pmap_create,
+				       .swap_open = swap_open,
+				       .engine_create = engine_create,
+				       .idle = idle,
+				       .hash_seed = cfg->seed + 1 };
 	current = r;
 	virtual_now = 1000000000;
 	test_clock = virtual_clock;
@@ -162,7 +171,8 @@ rig_create(struct rig *r)
 		.feature_mask = r->cfg.mask,
 		.flags = r->cfg.flags,
 		.fault_timeout_ms = r->cfg.fault_timeout_ms,
-		.log = log_fn, .log_ctx = r,
+		.log = log_fn,
+		.log_ctx = r,
 	};
 	const int ret = runtime_create(&r->rt, &cfg, &r->backend);
 
@@ -259,7 +269,8 @@ rig_map(struct rig *r, size_t len)
 }
 
 enum sim_result
-rig_touch(struct rig *r, unsigned thread, uintptr_t va, bool write, void *buf, size_t off, size_t len)
+rig_touch(struct rig *r, unsigned thread, uintptr_t va, bool write, void *buf, size_t off,
+	  size_t len)
 {
 	for (unsigned steps = 0; steps < RIG_PATIENCE; steps++) {
 		const enum sim_result res = sim_touch(r->pm, thread, va, write, buf, off, len);
@@ -267,8 +278,8 @@ rig_touch(struct rig *r, unsigned thread, uintptr_t va, bool write, void *buf, s
 		if (res != SIM_FAULT)
 			return res;
 		if (!busy(r) && sim_stranded(r->pm) >= 0)
-			die(r, "thread %d sleeps at %#lx and nobody will wake it", sim_stranded(r->pm),
-			    (unsigned long)va);
+			die(r, "thread %d sleeps at %#lx and nobody will wake it",
+			    sim_stranded(r->pm), (unsigned long)va);
 		rig_step(r);
 	}
 	die(r, "the fault at %#lx is not served", (unsigned long)va);

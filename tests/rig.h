@@ -22,29 +22,29 @@
 #define RIG_PATIENCE 200000u
 
 struct rig_config {
-	size_t memory;		/* limit; 0: 2 MiB */
-	size_t swap_slots;	/* 0: 65536; the swap has a fixed size */
-	unsigned services;	/* 0: 1 */
-	uint64_t mask;		/* UP_MASK_MOVE */
+	size_t memory;	   /* limit; 0: 2 MiB */
+	size_t swap_slots; /* 0: 65536; the swap has a fixed size */
+	unsigned services; /* 0: 1 */
+	uint64_t mask;	   /* UP_MASK_MOVE */
 	uint64_t seed;
-	unsigned flags;		/* up_config.flags */
+	unsigned flags; /* up_config.flags */
 	unsigned fault_timeout_ms;
-	bool honest_backoff;	/* leave the pause after a failed write alone; else it is over at once */
+	bool honest_backoff; /* leave the pause after a failed write alone; else it is over at once */
 };
 
 struct rig {
 	struct sim_faults f;
 	struct rig_config cfg;
 	struct arena_ops memory;
-	unsigned fail_commit;	/* fail the nth commit of metadata from now; 0: off */
+	unsigned fail_commit; /* fail the nth commit of metadata from now; 0: off */
 	bool commit_failed;
 	struct backend backend;
 	struct pmap *pm;
 	struct sim_disk *disk;
 	struct up_runtime *rt;
-	struct pager *p;	/* of rt */
-	char log[16][512];	/* the most recent lines */
-	unsigned nlog;		/* lines ever */
+	struct pager *p;   /* of rt */
+	char log[16][512]; /* the most recent lines */
+	unsigned nlog;	   /* lines ever */
 };
 
 /* NULL, with *err set, if the runtime could not be created. */
@@ -66,8 +66,8 @@ void rig_settle(struct rig *r);
 uintptr_t rig_map(struct rig *r, size_t len);
 
 /* As a program thread does; steps until the touch is through.  SIM_OK, SIM_SIGBUS or SIM_SIGSEGV. */
-enum sim_result rig_touch(struct rig *r, unsigned thread, uintptr_t va, bool write, void *buf, size_t off,
-			  size_t len);
+enum sim_result rig_touch(struct rig *r, unsigned thread, uintptr_t va, bool write, void *buf,
+			  size_t off, size_t len);
 /* The first word of a page; both abort unless the touch is SIM_OK. */
 void rig_put(struct rig *r, uintptr_t va, uint64_t word);
 uint64_t rig_get(struct rig *r, uintptr_t va);

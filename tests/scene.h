@@ -26,7 +26,7 @@
 
 static struct rig *r;
 static struct up_stats scene_seen;
-static size_t scene_taken;	/* bytes of budget that we sit on */
+static size_t scene_taken; /* bytes of budget that we sit on */
 
 static inline void
 seen(void)
@@ -101,8 +101,8 @@ expect_at(int line, const struct up_stats *want)
 #define MAJOR(n) .faults[UP_FAULT_MAJOR] = (n)
 #define MINOR(n) .faults[UP_FAULT_MINOR] = (n)
 #define WP(n) .faults[UP_FAULT_WP] = (n)
-#define READ(requests, pages) .swap_reads = (requests), .swap_read_bytes = (pages) * PAGE_SIZE
-#define WROTE(requests, pages) .swap_writes = (requests), .swap_write_bytes = (pages) * PAGE_SIZE
+#define READ(requests, pages) .swap_reads = (requests), .swap_read_bytes = (pages)*PAGE_SIZE
+#define WROTE(requests, pages) .swap_writes = (requests), .swap_write_bytes = (pages)*PAGE_SIZE
 
 /* --- where a page is --- */
 
@@ -288,7 +288,7 @@ unsqueeze(void)
 	scene_taken = 0;
 }
 
-static frame_t scene_held[65536];	/* frames that we sit on */
+static frame_t scene_held[65536]; /* frames that we sit on */
 static size_t scene_nheld;
 
 /* Sit on free frames, and on those of clean pages if `clean`.  => squeezed */

@@ -65,7 +65,8 @@ stress_mix(uint64_t x)
 static void
 nap(uint64_t ns)
 {
-	const struct timespec ts = { .tv_sec = (time_t)(ns / 1000000000), .tv_nsec = (long)(ns % 1000000000) };
+	const struct timespec ts = { .tv_sec = (time_t)(ns / 1000000000),
+				     .tv_nsec = (long)(ns % 1000000000) };
 
 	clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
 }
@@ -76,10 +77,14 @@ static const struct {
 	const char *name;
 	uint64_t mask;
 } mask_names[] = {
-	{ "move", UP_MASK_MOVE },	  { "poison", UP_MASK_POISON },
-	{ "odirect", UP_MASK_ODIRECT },	  { "dev_uffd", UP_MASK_DEV_UFFD },
-	{ "kernel_faults", UP_MASK_KERNEL_FAULTS }, { "ring_flags", UP_MASK_RING_FLAGS },
-	{ "all", UP_MASK_ALL },		  { "none", 0 },
+	{ "move", UP_MASK_MOVE },
+	{ "poison", UP_MASK_POISON },
+	{ "odirect", UP_MASK_ODIRECT },
+	{ "dev_uffd", UP_MASK_DEV_UFFD },
+	{ "kernel_faults", UP_MASK_KERNEL_FAULTS },
+	{ "ring_flags", UP_MASK_RING_FLAGS },
+	{ "all", UP_MASK_ALL },
+	{ "none", 0 },
 };
 
 bool
@@ -116,7 +121,7 @@ stress_print_mask(uint64_t mask, char *buf, size_t size)
 
 /* --- the watch --- */
 
-static struct watch *the_watch;		/* of the process, for signal handlers */
+static struct watch *the_watch; /* of the process, for signal handlers */
 
 void
 post_step(struct post *p, const char *what, const void *at, size_t pages)
@@ -163,9 +168,12 @@ print_posts(struct watch *w)
 		struct post *p = &w->post[i];
 		const char *what = atomic_load(&p->what);
 
-		fprintf(stderr, "  thread %2u: %s at %#lx, %" PRIu64 " pages, for %.1f s; %" PRIu64 " steps;",
+		fprintf(stderr,
+			"  thread %2u: %s at %#lx, %" PRIu64 " pages, for %.1f s; %" PRIu64
+			" steps;",
 			i, what != NULL ? what : "(nothing)", (unsigned long)atomic_load(&p->at),
-			atomic_load(&p->pages), (double)(now - MIN(now, atomic_load(&p->since))) / 1e9,
+			atomic_load(&p->pages),
+			(double)(now - MIN(now, atomic_load(&p->since))) / 1e9,
 			atomic_load(&p->steps));
 		print_task(atomic_load(&p->tid));
 	}
@@ -223,9 +231,11 @@ watch_thread(void *arg)
 		for (unsigned i = 0; i < w->nposts; i++) {
 			struct post *p = &w->post[i];
 			const char *what = atomic_load_explicit(&p->what, memory_order_acquire);
-			const uint64_t since = atomic_load_explicit(&p->since, memory_order_relaxed);
+			const uint64_t since =
+				atomic_load_explicit(&p->since, memory_order_relaxed);
 
-			if (what != NULL && now > since && now - since > STEP_SECONDS * UINT64_C(1000000000))
+			if (what != NULL && now > since &&
+			    now - since > STEP_SECONDS * UINT64_C(1000000000))
 				watch_fail(w, "thread %u hangs in %s", i, what);
 		}
 		nap(100000000);
@@ -276,7 +286,8 @@ on_fault(int sig, siginfo_t *si, void *ctx)
 		siglongjmp(touch_env, sig);
 	}
 	if (the_watch != NULL)
-		watch_fail(the_watch, "%s at %p", sig == SIGBUS ? "SIGBUS" : "SIGSEGV", si->si_addr);
+		watch_fail(the_watch, "%s at %p", sig == SIGBUS ? "SIGBUS" : "SIGSEGV",
+			   si->si_addr);
 	abort();
 }
 
@@ -391,9 +402,9 @@ resident_anon(void)
 
 /* major 0: zeros, never written or discarded. */
 struct want {
-	uint32_t id;		/* region << 16 | page, of where it was written first */
-	uint32_t major;		/* 24 bits; decides words 0 and 2..511 */
-	uint32_t minor;		/* decides word 1 */
+	uint32_t id;	/* region << 16 | page, of where it was written first */
+	uint32_t major; /* 24 bits; decides words 0 and 2..511 */
+	uint32_t minor; /* decides word 1 */
 };
 
 #define MAJOR_MASK 0xffffffu
@@ -467,20 +478,20 @@ page_verify(const uint64_t *page, const struct want *w)
 /* --- the mill --- */
 
 #define WORKERS_MAX 16
-#define NSHARED 4		/* regions whose pages all workers own some of */
-#define OWN_PAGES 300		/* most pages of a worker's own region */
-#define RUN_MAX 16		/* pages of most operations */
+#define NSHARED 4     /* regions whose pages all workers own some of */
+#define OWN_PAGES 300 /* most pages of a worker's own region */
+#define RUN_MAX 16    /* pages of most operations */
 #define COUNTER_PAGES 48
 #define COUNTERS_PER_PAGE 4
-#define LATTICE 16		/* pages; clips by everybody fall on multiples, or entries would never end */
-#define PIECES_MAX 12		/* mappings of their own, each of which has its leaf's metadata promised */
+#define LATTICE 16    /* pages; clips by everybody fall on multiples, or entries would never end */
+#define PIECES_MAX 12 /* mappings of their own, each of which has its leaf's metadata promised */
 #define NEIGHBOUR_MEMORY UP_MEMORY_LIMIT_MIN
 
 /* The unit of ownership, and of unmapping. */
 struct grain {
-	_Atomic uintptr_t va;	/* where it is, or was last */
-	atomic_uint flux;	/* odd: unmapped or not readable, or about to be */
-	uint8_t owner;		/* constant */
+	_Atomic uintptr_t va; /* where it is, or was last */
+	atomic_uint flux;     /* odd: unmapped or not readable, or about to be */
+	uint8_t owner;	      /* constant */
 	/* the owner's: */
 	bool mapped, held;
 	int prot;
@@ -490,11 +501,11 @@ struct grain {
 struct region {
 	unsigned index;
 	size_t npages, gsize, ngrains;
-	unsigned flags;		/* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
+	unsigned flags; /* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
 	struct up_object *object;
-	uintptr_t base;		/* of the first mapping; others may be there now */
+	uintptr_t base; /* of the first mapping; others may be there now */
 	struct grain *grain;
-	struct want *want;	/* [npages], each the owner's */
+	struct want *want; /* [npages], each the owner's */
 };
 
 struct mill;
@@ -506,11 +517,11 @@ struct worker {
 	unsigned id;
 	uint64_t random;
 	uint32_t serial;
-	struct region own;	/* nobody else's */
-	uint64_t *buf;		/* RUN_MAX pages of ordinary memory */
+	struct region own; /* nobody else's */
+	uint64_t *buf;	   /* RUN_MAX pages of ordinary memory */
 	unsigned char *vec;
-	int file, direct, pipe[2];	/* direct: the file with O_DIRECT, or -1 */
-	uint64_t count[COUNTER_PAGES * COUNTERS_PER_PAGE];	/* what it added */
+	int file, direct, pipe[2]; /* direct: the file with O_DIRECT, or -1 */
+	uint64_t count[COUNTER_PAGES * COUNTERS_PER_PAGE]; /* what it added */
 	_Atomic uint64_t signal_adds;
 	uint64_t pages, peeks, syscalls;
 };
@@ -524,13 +535,13 @@ struct mill {
 	struct up_runtime *rt;
 	uint64_t features;
 	struct region region[NSHARED];
-	_Atomic uint64_t *counters;	/* COUNTER_PAGES of paged memory */
+	_Atomic uint64_t *counters; /* COUNTER_PAGES of paged memory */
 	struct worker worker[WORKERS_MAX];
 	struct post *main_post;
 	pthread_t helper[HELPERS];
 	atomic_uint pieces;
 	atomic_bool stop;
-	atomic_bool neighbours;		/* another runtime may exist just now */
+	atomic_bool neighbours; /* another runtime may exist just now */
 	_Atomic uint64_t forks, runtimes;
 	uint64_t samples, peak;
 	char again[200];
@@ -539,7 +550,7 @@ struct mill {
 	pthread_mutex_t gate;
 	pthread_cond_t gate_cond;
 	atomic_bool closed;
-	unsigned waiting, participants;	/* (gate) */
+	unsigned waiting, participants; /* (gate) */
 
 	/* what the library had to say lately */
 	pthread_mutex_t log_lock;
@@ -553,7 +564,7 @@ static _Thread_local struct worker *me;
 struct spot {
 	struct region *r;
 	struct grain *g;
-	size_t page, n;		/* in the region */
+	size_t page, n; /* in the region */
 	char *va;
 };
 
@@ -573,7 +584,8 @@ fail(struct mill *m, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof text, fmt, ap);
 	va_end(ap);
-	for (unsigned i = m->nlog > ARRAY_SIZE(m->log) ? m->nlog - ARRAY_SIZE(m->log) : 0; i < m->nlog; i++)
+	for (unsigned i = m->nlog > ARRAY_SIZE(m->log) ? m->nlog - ARRAY_SIZE(m->log) : 0;
+	     i < m->nlog; i++)
 		fprintf(stderr, "log: %s\n", m->log[i % ARRAY_SIZE(m->log)]);
 	watch_fail(&m->watch, "%s", text);
 }
@@ -587,7 +599,8 @@ on_log(void *ctx, enum up_log_level level, const char *line)
 	if (getpid() != m->pid)
 		return;
 	pthread_mutex_lock(&m->log_lock);
-	snprintf(m->log[m->nlog++ % ARRAY_SIZE(m->log)], sizeof m->log[0], "%d %s", (int)level, line);
+	snprintf(m->log[m->nlog++ % ARRAY_SIZE(m->log)], sizeof m->log[0], "%d %s", (int)level,
+		 line);
 	pthread_mutex_unlock(&m->log_lock);
 }
 
@@ -673,8 +686,8 @@ map_pages(struct mill *m, struct region *r, size_t first, size_t n, uintptr_t va
 	}
 	/* Somebody else's mapping has come to lie in the gap; or metadata is scarce. */
 	if (e != -ENOMEM && !(e == -EEXIST && va != 0))
-		fail(m, "up_map of %zu pages of region %u at %#lx: %s", n, r->index, (unsigned long)va,
-		     strerrorname_np(-e));
+		fail(m, "up_map of %zu pages of region %u at %#lx: %s", n, r->index,
+		     (unsigned long)va, strerrorname_np(-e));
 	return false;
 }
 
@@ -684,7 +697,8 @@ unmap_pages(struct mill *m, uintptr_t va, size_t n)
 	const int e = up_unmap(m->rt, (void *)va, n * PAGE);
 
 	if (e != 0 && e != -ENOMEM)
-		fail(m, "up_unmap of %zu pages at %#lx: %s", n, (unsigned long)va, strerrorname_np(-e));
+		fail(m, "up_unmap of %zu pages at %#lx: %s", n, (unsigned long)va,
+		     strerrorname_np(-e));
 	return e == 0;
 }
 
@@ -709,7 +723,8 @@ ensure(struct worker *w, struct region *r, struct grain *g, int prot)
 		set_flux(g, false);
 	}
 	if ((g->prot & prot) != prot) {
-		e = up_protect(w->m->rt, (void *)atomic_load(&g->va), n * PAGE, PROT_READ | PROT_WRITE);
+		e = up_protect(w->m->rt, (void *)atomic_load(&g->va), n * PAGE,
+			       PROT_READ | PROT_WRITE);
 		if (e != 0 && e != -ENOMEM)
 			fail(w->m, "up_protect: %s", strerrorname_np(-e));
 		if (e != 0)
@@ -766,7 +781,8 @@ static void __attribute__((noreturn))
 wrong(struct worker *w, const struct spot *s, size_t page, const uint64_t *at, size_t word)
 {
 	const struct want *want = &s->r->want[page];
-	const uint64_t expect = is_zeros(want) ? 0 : word_of(want, base_of(want), word), got = at[word];
+	const uint64_t expect = is_zeros(want) ? 0 : word_of(want, base_of(want), word),
+		       got = at[word];
 	size_t n = 0, zero = 0;
 	unsigned char vec = 0xee;
 	uint32_t id = 0;
@@ -778,10 +794,13 @@ wrong(struct worker *w, const struct spot *s, size_t page, const uint64_t *at, s
 	}
 	tag = tag_valid(at[0], &id);
 	up_residency(w->m->rt, s->va + (page - s->page) * PAGE, PAGE, &vec);
-	fail(w->m, "region %u page %zu (%p): %zu words wrong, %zu zero; word %zu is %#" PRIx64 ", not %#" PRIx64
+	fail(w->m,
+	     "region %u page %zu (%p): %zu words wrong, %zu zero; word %zu is %#" PRIx64
+	     ", not %#" PRIx64
 	     "; want id %#x version %u.%u; it has %s tag, id %#x version %u; looked at again %s; residency %#x",
-	     s->r->index, page, (const void *)(s->va + (page - s->page) * PAGE), n, zero, word, got, expect,
-	     want->id, want->major, want->minor, tag ? "a valid" : "no", id, (unsigned)(at[0] & MAJOR_MASK),
+	     s->r->index, page, (const void *)(s->va + (page - s->page) * PAGE), n, zero, word, got,
+	     expect, want->id, want->major, want->minor, tag ? "a valid" : "no", id,
+	     (unsigned)(at[0] & MAJOR_MASK),
 	     page_verify(at, want) == WORDS ? "it is right" : "it is still wrong", vec);
 }
 
@@ -848,10 +867,12 @@ op_touch(struct worker *w)
 static bool
 pick_two(struct worker *w, struct spot *from, struct spot *to)
 {
-	if (!pick_ready(w, from, RUN_MAX - 1, PROT_READ) || !pick_ready(w, to, RUN_MAX - 1, PROT_READ | PROT_WRITE))
+	if (!pick_ready(w, from, RUN_MAX - 1, PROT_READ) ||
+	    !pick_ready(w, to, RUN_MAX - 1, PROT_READ | PROT_WRITE))
 		return false;
 	/* Making the second accessible has not moved the first, unless they are one grain. */
-	from->va = (char *)atomic_load(&from->g->va) + (from->page - grain_first(from->r, from->g)) * PAGE;
+	from->va = (char *)atomic_load(&from->g->va) +
+		   (from->page - grain_first(from->r, from->g)) * PAGE;
 	from->n = to->n = MIN(from->n, to->n);
 	return true;
 }
@@ -913,7 +934,8 @@ op_count(struct worker *w)
 
 /* All of it, in as many calls as the kernel likes. */
 static void
-transfer(struct worker *w, const char *what, int fd, char *va, size_t len, bool in, off_t at, bool split)
+transfer(struct worker *w, const char *what, int fd, char *va, size_t len, bool in, off_t at,
+	 bool split)
 {
 	size_t done = 0;
 
@@ -927,7 +949,8 @@ transfer(struct worker *w, const char *what, int fd, char *va, size_t len, bool 
 		if (at < 0)
 			r = in ? readv(fd, iov, n) : writev(fd, iov, n);
 		else
-			r = in ? preadv(fd, iov, n, at + (off_t)done) : pwritev(fd, iov, n, at + (off_t)done);
+			r = in ? preadv(fd, iov, n, at + (off_t)done)
+			       : pwritev(fd, iov, n, at + (off_t)done);
 		w->syscalls++;
 		if (r < 0 && errno == EINTR)
 			continue;
@@ -945,7 +968,8 @@ op_file(struct worker *w)
 
 	if (!pick_two(w, &from, &to) || overlap(&from, &to))
 		return;
-	transfer(w, "pwritev from a region", w->file, from.va, from.n * PAGE, false, 0, below(w, 2));
+	transfer(w, "pwritev from a region", w->file, from.va, from.n * PAGE, false, 0,
+		 below(w, 2));
 	transfer(w, "preadv into a region", w->file, to.va, to.n * PAGE, true, 0, below(w, 2));
 	moved(&from, &to);
 	verify_at(w, &to, to.va);
@@ -958,8 +982,10 @@ op_pipe(struct worker *w)
 
 	if (!pick_two(w, &from, &to) || overlap(&from, &to))
 		return;
-	transfer(w, "writev from a region to a pipe", w->pipe[1], from.va, from.n * PAGE, false, -1, below(w, 2));
-	transfer(w, "readv from a pipe into a region", w->pipe[0], to.va, to.n * PAGE, true, -1, below(w, 2));
+	transfer(w, "writev from a region to a pipe", w->pipe[1], from.va, from.n * PAGE, false, -1,
+		 below(w, 2));
+	transfer(w, "readv from a pipe into a region", w->pipe[0], to.va, to.n * PAGE, true, -1,
+		 below(w, 2));
 	moved(&from, &to);
 	verify_at(w, &to, to.va);
 }
@@ -972,7 +998,8 @@ op_direct(struct worker *w)
 
 	if (w->direct < 0 || !pick_two(w, &from, &to) || overlap(&from, &to))
 		return;
-	transfer(w, "direct pwritev from a region", w->direct, from.va, from.n * PAGE, false, 0, false);
+	transfer(w, "direct pwritev from a region", w->direct, from.va, from.n * PAGE, false, 0,
+		 false);
 	transfer(w, "direct preadv into a region", w->direct, to.va, to.n * PAGE, true, 0, false);
 	moved(&from, &to);
 	verify_at(w, &to, to.va);
@@ -1021,7 +1048,8 @@ op_residency(struct worker *w)
 		if (w->vec[i] & UP_PAGE_LOST)
 			fail(w->m, "region %u page %zu is lost", s.r->index, s.page + i);
 		if (w->vec[i] == 0 && !is_zeros(&s.r->want[s.page + i]))
-			fail(w->m, "region %u page %zu has content, residency says it was never written",
+			fail(w->m,
+			     "region %u page %zu has content, residency says it was never written",
 			     s.r->index, s.page + i);
 	}
 }
@@ -1031,7 +1059,7 @@ static void
 op_span(struct worker *w)
 {
 	static const enum up_advice kinds[] = {
-		UP_ADVICE_WILLNEED, UP_ADVICE_WILLNEED, UP_ADVICE_COLD,	  UP_ADVICE_COLD,
+		UP_ADVICE_WILLNEED, UP_ADVICE_WILLNEED, UP_ADVICE_COLD,	      UP_ADVICE_COLD,
 		UP_ADVICE_NORMAL,   UP_ADVICE_RANDOM,	UP_ADVICE_SEQUENTIAL,
 	};
 	const struct region *r = &w->m->region[below(w, NSHARED)];
@@ -1084,7 +1112,7 @@ op_protect(struct worker *w)
 	if (prot == PROT_READ && below(w, 2))
 		verify_at(w, &s, s.va);
 	if (whole) {
-		s.g->prot = prot;	/* until somebody needs more */
+		s.g->prot = prot; /* until somebody needs more */
 		return;
 	}
 	e = up_protect(w->m->rt, s.va, s.n * PAGE, PROT_READ | PROT_WRITE);
@@ -1150,7 +1178,8 @@ op_unmap(struct worker *w)
 	default:
 		break;
 	}
-	if (s.g->prot == (PROT_READ | PROT_WRITE) && atomic_load(&w->m->pieces) < PIECES_MAX && below(w, 2)) {
+	if (s.g->prot == (PROT_READ | PROT_WRITE) && atomic_load(&w->m->pieces) < PIECES_MAX &&
+	    below(w, 2)) {
 		replace_part(w, &s);
 	} else if (unmap_pages(w->m, atomic_load(&s.g->va), grain_pages(s.r, s.g))) {
 		unmapped(w, &s);
@@ -1194,7 +1223,8 @@ op_own(struct worker *w)
 	r->flags = UP_PRIVATE;
 	switch (below(w, 3)) {
 	case 0:
-		e = up_object_create_anon(w->m->rt, r->npages * PAGE, below(w, 2) ? UP_NORESERVE : 0, &r->object);
+		e = up_object_create_anon(w->m->rt, r->npages * PAGE,
+					  below(w, 2) ? UP_NORESERVE : 0, &r->object);
 		if (e == 0)
 			r->flags = UP_SHARED;
 		else if (e != -ENOMEM)
@@ -1241,14 +1271,14 @@ op_peek(struct worker *w)
 		if ((flux & 1) || atomic_load(&g->flux) != flux)
 			return;
 		if (got != 1)
-			fail(w->m, "region %u page %zu of worker %u: %s", r->index, grain_first(r, g) + at,
-			     g->owner, got == 0 ? "SIGSEGV" : "SIGBUS");
+			fail(w->m, "region %u page %zu of worker %u: %s", r->index,
+			     grain_first(r, g) + at, g->owner, got == 0 ? "SIGSEGV" : "SIGBUS");
 		if (v == 0 || (tag_valid(v, &id) && owner_of(w->m, id) == g->owner))
 			return;
 		/* Half a word of a copy in progress, perhaps. */
 		if (stress_now() - begin > 2000000000u)
-			fail(w->m, "region %u page %zu of worker %u begins with %#" PRIx64, r->index,
-			     grain_first(r, g) + at, g->owner, v);
+			fail(w->m, "region %u page %zu of worker %u begins with %#" PRIx64,
+			     r->index, grain_first(r, g) + at, g->owner, v);
 		sched_yield();
 	}
 }
@@ -1259,7 +1289,7 @@ static const struct op {
 	const char *name;
 	void (*fn)(struct worker *);
 	unsigned weight;
-	uint64_t needs;		/* UP_MASK_*: features */
+	uint64_t needs; /* UP_MASK_*: features */
 } ops[] = {
 	{ "read", op_read, 200, 0 },
 	{ "write", op_write, 120, 0 },
@@ -1326,7 +1356,8 @@ on_tease(int sig)
 	if (w != NULL) {
 		const uint64_t n = atomic_fetch_add(&w->signal_adds, 1);
 
-		atomic_fetch_add(&w->m->counters[stress_mix(n ^ w->id) % COUNTER_PAGES * WORDS + 100], 1);
+		atomic_fetch_add(
+			&w->m->counters[stress_mix(n ^ w->id) % COUNTER_PAGES * WORDS + 100], 1);
 	}
 	errno = saved;
 }
@@ -1350,8 +1381,7 @@ teaser_thread(void *arg)
 }
 
 /* In the child: what must hold there.  Exit status, or death by SIGSEGV if `touch`. */
-static void __attribute__((noreturn))
-child(struct mill *m, bool touch)
+static void __attribute__((noreturn)) child(struct mill *m, bool touch)
 {
 	const struct rlimit no_core = { 0, 0 };
 	struct up_stats st;
@@ -1393,8 +1423,8 @@ forker_thread(void *arg)
 				fail(m, "waitpid: %s", strerror(errno));
 		}
 		if (touch ? !WIFSIGNALED(status) || WTERMSIG(status) != SIGSEGV : status != 0)
-			fail(m, "a child that %s ended with status %#x", touch ? "touched a region" : "touched nothing",
-			     (unsigned)status);
+			fail(m, "a child that %s ended with status %#x",
+			     touch ? "touched a region" : "touched nothing", (unsigned)status);
 		atomic_fetch_add(&m->forks, 1);
 		nap(3000000);
 		pass_gate(m, post);
@@ -1407,7 +1437,8 @@ forker_thread(void *arg)
 static void
 live(struct mill *m, struct post *post, uint64_t seed)
 {
-	const struct up_config cfg = { .memory_limit = NEIGHBOUR_MEMORY, .service_threads = 1 + seed % 2,
+	const struct up_config cfg = { .memory_limit = NEIGHBOUR_MEMORY,
+				       .service_threads = 1 + seed % 2,
 				       .feature_mask = seed % 3 == 0 ? UP_MASK_ALL : m->cfg->mask };
 	const size_t n = 400 + seed % 800;
 	struct up_object *o = NULL;
@@ -1437,7 +1468,8 @@ live(struct mill *m, struct post *post, uint64_t seed)
 		const struct want w = { .id = (uint32_t)i, .major = 1 + (uint32_t)(seed & 0xffff) };
 
 		if (page_verify((uint64_t *)((char *)p + i * PAGE), &w) < WORDS)
-			fail(m, "another runtime: page %zu at %p is wrong", i, (void *)((char *)p + i * PAGE));
+			fail(m, "another runtime: page %zu at %p is wrong", i,
+			     (void *)((char *)p + i * PAGE));
 	}
 	post_step(post, "ending another runtime", p, n);
 	if (seed % 2 == 0 && up_unmap(rt, (char *)p + 3 * PAGE, (n - 10) * PAGE) != 0)
@@ -1481,9 +1513,12 @@ clerk_thread(void *arg)
 		    up_stats_get(m->rt, &st, sizeof st) != 0)
 			fail(m, "statistics or trace");
 		if (st.used > st.limit || st.used_max > st.limit)
-			fail(m, "%" PRIu64 " bytes used (at most %" PRIu64 "), the limit is %" PRIu64, st.used,
-			     st.used_max, st.limit);
-		if (st.fault_sigbus + st.checksum_errors + st.swap_read_errors + st.swap_write_errors + st.lost > 0)
+			fail(m,
+			     "%" PRIu64 " bytes used (at most %" PRIu64 "), the limit is %" PRIu64,
+			     st.used, st.used_max, st.limit);
+		if (st.fault_sigbus + st.checksum_errors + st.swap_read_errors +
+			    st.swap_write_errors + st.lost >
+		    0)
 			fail(m, "an error where there is none");
 		nap(7000000);
 		pass_gate(m, post);
@@ -1515,7 +1550,10 @@ sample_budget(struct mill *m)
 	mine = anon > mine ? anon - mine : 0;
 	m->samples++;
 	if (mine > limit)
-		fail(m, "the kernel has %" PRIu64 " bytes of the pager resident, the limit is %" PRIu64, mine, limit);
+		fail(m,
+		     "the kernel has %" PRIu64
+		     " bytes of the pager resident, the limit is %" PRIu64,
+		     mine, limit);
 	if (limit == m->cfg->memory)
 		m->peak = MAX(m->peak, mine);
 }
@@ -1523,15 +1561,17 @@ sample_budget(struct mill *m)
 static bool
 same_activity(const struct up_stats *a, const struct up_stats *b)
 {
-	return a->resident == b->resident && a->staged == b->staged && a->free_frames == b->free_frames &&
-	       a->pages_staged == b->pages_staged && a->pages_out == b->pages_out &&
-	       a->swap_writes == b->swap_writes && a->swap_reads == b->swap_reads &&
-	       a->readahead_pages == b->readahead_pages && a->used == b->used;
+	return a->resident == b->resident && a->staged == b->staged &&
+	       a->free_frames == b->free_frames && a->pages_staged == b->pages_staged &&
+	       a->pages_out == b->pages_out && a->swap_writes == b->swap_writes &&
+	       a->swap_reads == b->swap_reads && a->readahead_pages == b->readahead_pages &&
+	       a->used == b->used;
 }
 
 /* Pages of [va, va + n) that the kernel has; each must be one that the pager says is mapped. */
 static bool
-compare_pages(struct mill *m, int pagemap, uintptr_t va, size_t n, uint64_t *present, char *why, size_t size)
+compare_pages(struct mill *m, int pagemap, uintptr_t va, size_t n, uint64_t *present, char *why,
+	      size_t size)
 {
 	uint64_t entry[512];
 	unsigned char vec[512];
@@ -1549,8 +1589,11 @@ compare_pages(struct mill *m, int pagemap, uintptr_t va, size_t n, uint64_t *pre
 
 			*present += there;
 			if (there != ((vec[j] & UP_PAGE_MAPPED) != 0)) {
-				snprintf(why, size, "the page at %#lx is %s for the kernel, residency %#x for the pager",
-					 (unsigned long)(at + j * PAGE), there ? "present" : "absent", vec[j]);
+				snprintf(
+					why, size,
+					"the page at %#lx is %s for the kernel, residency %#x for the pager",
+					(unsigned long)(at + j * PAGE),
+					there ? "present" : "absent", vec[j]);
 				return false;
 			}
 		}
@@ -1569,8 +1612,8 @@ compare_all(struct mill *m, int pagemap, const struct up_stats *st, char *why, s
 
 		for (size_t g = 0; g < r->ngrains; g++) {
 			if (r->grain[g].mapped &&
-			    !compare_pages(m, pagemap, atomic_load(&r->grain[g].va), grain_pages(r, &r->grain[g]),
-					   &present, why, size))
+			    !compare_pages(m, pagemap, atomic_load(&r->grain[g].va),
+					   grain_pages(r, &r->grain[g]), &present, why, size))
 				return false;
 		}
 	}
@@ -1578,8 +1621,8 @@ compare_all(struct mill *m, int pagemap, const struct up_stats *st, char *why, s
 		return false;
 	if (present * PAGE == st->resident)
 		return true;
-	snprintf(why, size, "the kernel has %" PRIu64 " pages of the regions, the pager %" PRIu64, present,
-		 st->resident / PAGE);
+	snprintf(why, size, "the kernel has %" PRIu64 " pages of the regions, the pager %" PRIu64,
+		 present, st->resident / PAGE);
 	return false;
 }
 
@@ -1594,8 +1637,10 @@ check_counters(struct mill *m)
 			for (unsigned i = 0; i < m->cfg->threads; i++)
 				sum += m->worker[i].count[page * COUNTERS_PER_PAGE + k];
 			if (got != sum)
-				fail(m, "counter %zu of page %zu (%p) is %" PRIu64 ", not %" PRIu64, k, page,
-				     (void *)(uintptr_t)&m->counters[page * WORDS + 1 + k * 17], got, sum);
+				fail(m, "counter %zu of page %zu (%p) is %" PRIu64 ", not %" PRIu64,
+				     k, page,
+				     (void *)(uintptr_t)&m->counters[page * WORDS + 1 + k * 17],
+				     got, sum);
 		}
 	}
 }
@@ -1620,7 +1665,8 @@ check_at_rest(struct mill *m)
 		resident_by_smaps(&r);
 		if (r.pager > st.limit) {
 			good = false;
-			snprintf(why, sizeof why, "smaps has %" PRIu64 " bytes of the pager, the limit is %" PRIu64,
+			snprintf(why, sizeof why,
+				 "smaps has %" PRIu64 " bytes of the pager, the limit is %" PRIu64,
 				 r.pager, st.limit);
 		}
 		up_stats_get(m->rt, &again, sizeof again);
@@ -1664,7 +1710,8 @@ make_region(struct mill *m, unsigned index, size_t npages, size_t gsize, unsigne
 		atomic_store(&g->va, r->base + i * gsize * PAGE);
 		g->mapped = true;
 		g->prot = PROT_READ | PROT_WRITE;
-		g->owner = (uint8_t)(stress_mix(m->cfg->seed ^ (index << 16 | i)) % m->cfg->threads);
+		g->owner =
+			(uint8_t)(stress_mix(m->cfg->seed ^ (index << 16 | i)) % m->cfg->threads);
 	}
 }
 
@@ -1727,8 +1774,11 @@ static void
 set_up(struct mill *m)
 {
 	const struct stress *cfg = m->cfg;
-	const struct up_config config = { .memory_limit = cfg->memory, .service_threads = cfg->services,
-					  .feature_mask = cfg->mask, .log = on_log, .log_ctx = m };
+	const struct up_config config = { .memory_limit = cfg->memory,
+					  .service_threads = cfg->services,
+					  .feature_mask = cfg->mask,
+					  .log = on_log,
+					  .log_ctx = m };
 	struct sigaction sa = { .sa_handler = on_tease, .sa_flags = SA_RESTART };
 	char mask[80];
 	void *p;
@@ -1737,8 +1787,10 @@ set_up(struct mill *m)
 	touch_init();
 	sigaction(SIGUSR1, &sa, NULL);
 	stress_print_mask(cfg->mask, mask, sizeof mask);
-	snprintf(m->again, sizeof m->again, "stress --seconds %u --threads %u --memory %zu --mask %s --seed %" PRIu64
-		 " --services %u%s", cfg->seconds, cfg->threads, cfg->memory, mask, cfg->seed, cfg->services,
+	snprintf(m->again, sizeof m->again,
+		 "stress --seconds %u --threads %u --memory %zu --mask %s --seed %" PRIu64
+		 " --services %u%s",
+		 cfg->seconds, cfg->threads, cfg->memory, mask, cfg->seed, cfg->services,
 		 cfg->alone ? " --alone" : "");
 	pthread_mutex_init(&m->gate, NULL);
 	pthread_cond_init(&m->gate_cond, NULL);
@@ -1758,7 +1810,8 @@ set_up(struct mill *m)
 	make_region(m, 1, 1500, 24, UP_PRIVATE);
 	make_region(m, 2, 1024, 64, UP_PRIVATE | UP_NORESERVE);
 	make_region(m, 3, 1100, 32, UP_SHARED);
-	e = up_map(m->rt, NULL, COUNTER_PAGES * PAGE, PROT_READ | PROT_WRITE, UP_PRIVATE, NULL, 0, &p);
+	e = up_map(m->rt, NULL, COUNTER_PAGES * PAGE, PROT_READ | PROT_WRITE, UP_PRIVATE, NULL, 0,
+		   &p);
 	if (e != 0)
 		fail(m, "up_map: %s", strerrorname_np(-e));
 	m->counters = p;
@@ -1770,7 +1823,9 @@ static void
 start(struct mill *m)
 {
 	static void *(*const body[HELPERS])(void *) = {
-		[TEASER] = teaser_thread, [FORKER] = forker_thread, [NEIGHBOUR] = neighbour_thread,
+		[TEASER] = teaser_thread,
+		[FORKER] = forker_thread,
+		[NEIGHBOUR] = neighbour_thread,
 		[CLERK] = clerk_thread,
 	};
 
@@ -1802,7 +1857,9 @@ verify_region(struct mill *m, struct worker *w, struct region *r)
 {
 	for (size_t i = 0; i < r->ngrains; i++) {
 		struct grain *g = &r->grain[i];
-		struct spot s = { .r = r, .g = g, .page = grain_first(r, g), .n = grain_pages(r, g) };
+		struct spot s = {
+			.r = r, .g = g, .page = grain_first(r, g), .n = grain_pages(r, g)
+		};
 
 		if (g->owner != w->id || !ensure(w, r, g, PROT_READ))
 			continue;
@@ -1845,7 +1902,8 @@ take_down(struct mill *m, struct up_stats *st)
 		struct region *r = &m->region[k];
 
 		for (size_t i = 0; i < r->ngrains; i++) {
-			if (r->grain[i].mapped && !unmap_pages(m, atomic_load(&r->grain[i].va), grain_pages(r, &r->grain[i])))
+			if (r->grain[i].mapped && !unmap_pages(m, atomic_load(&r->grain[i].va),
+							       grain_pages(r, &r->grain[i])))
 				fail(m, "the last up_unmap: no memory");
 		}
 		up_object_unref(r->object);
@@ -1855,13 +1913,16 @@ take_down(struct mill *m, struct up_stats *st)
 	do {
 		up_stats_get(m->rt, st, sizeof *st);
 		if (stress_now() > end)
-			fail(m, "everything is unmapped, and there are %" PRIu64 " bytes resident, %" PRIu64
-			     " staged, %" PRIu64 " swapped, %" PRIu64 " promised, %" PRIu64 " entries, %" PRIu64
-			     " objects", st->resident, st->staged, st->swapped, st->reserve_used, st->entries,
+			fail(m,
+			     "everything is unmapped, and there are %" PRIu64
+			     " bytes resident, %" PRIu64 " staged, %" PRIu64 " swapped, %" PRIu64
+			     " promised, %" PRIu64 " entries, %" PRIu64 " objects",
+			     st->resident, st->staged, st->swapped, st->reserve_used, st->entries,
 			     st->objects);
 		sched_yield();
-	} while (st->resident + st->staged + st->swapped + st->lost + st->reserve_used + st->mapped +
-		 st->entries + st->objects > 0);
+	} while (st->resident + st->staged + st->swapped + st->lost + st->reserve_used +
+			 st->mapped + st->entries + st->objects >
+		 0);
 }
 
 static void

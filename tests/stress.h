@@ -36,18 +36,18 @@
 
 /* What one thread is doing. */
 struct post {
-	_Atomic(const char *) what;	/* NULL: nothing that could hang */
-	_Atomic uint64_t since;		/* ns */
-	_Atomic uintptr_t at;		/* an address, if it is about one */
+	_Atomic(const char *) what; /* NULL: nothing that could hang */
+	_Atomic uint64_t since;	    /* ns */
+	_Atomic uintptr_t at;	    /* an address, if it is about one */
 	_Atomic uint64_t pages;
 	_Atomic uint64_t steps;
 	_Atomic int tid;
 };
 
 struct watch {
-	struct up_runtime *rt;		/* to print; NULL: none */
-	const char *again;		/* how to run this again */
-	bool hold;			/* on failure stay for a debugger instead of aborting */
+	struct up_runtime *rt; /* to print; NULL: none */
+	const char *again;     /* how to run this again */
+	bool hold;	       /* on failure stay for a debugger instead of aborting */
 	unsigned nposts;
 	struct post post[POSTS_MAX];
 	atomic_bool stop;
@@ -67,18 +67,18 @@ void watch_fail(struct watch *w, const char *fmt, ...)
 
 struct stress {
 	unsigned seconds;
-	unsigned threads;	/* 1..16 */
-	unsigned services;	/* 0: the default */
+	unsigned threads;  /* 1..16 */
+	unsigned services; /* 0: the default */
 	size_t memory;
-	uint64_t mask;		/* UP_MASK_* */
+	uint64_t mask; /* UP_MASK_* */
 	uint64_t seed;
-	bool alone;		/* no fork(), signals or other runtimes meanwhile */
+	bool alone; /* no fork(), signals or other runtimes meanwhile */
 	bool hold;
 };
 
 struct stress_result {
 	uint64_t steps, pages, peeks, racing_signals, syscalls, forks, runtimes;
-	uint64_t samples, peak;		/* bytes resident, as the kernel counts them */
+	uint64_t samples, peak; /* bytes resident, as the kernel counts them */
 	struct up_stats st;
 };
 
@@ -92,8 +92,8 @@ void stress_print_mask(uint64_t mask, char *buf, size_t size);
 /* --- what the kernel says --- */
 
 struct resident {
-	uint64_t pager;		/* mappings of the library: regions, staging, metadata */
-	uint64_t program;	/* anonymous memory of everything else */
+	uint64_t pager;	  /* mappings of the library: regions, staging, metadata */
+	uint64_t program; /* anonymous memory of everything else */
 };
 /* By smaps: right when nothing moves.  The library's mappings are those that fork() leaves out. */
 void resident_by_smaps(struct resident *r);

@@ -21,11 +21,11 @@
 
 #include "stress.h"
 
-static void __attribute__((noreturn))
-usage(void)
+static void __attribute__((noreturn)) usage(void)
 {
-	fprintf(stderr, "usage: stress [--seconds N] [--threads T] [--memory BYTES] [--mask LIST] [--seed S]\n"
-			"              [--services K] [--alone] [--hold]\n");
+	fprintf(stderr,
+		"usage: stress [--seconds N] [--threads T] [--memory BYTES] [--mask LIST] [--seed S]\n"
+		"              [--services K] [--alone] [--hold]\n");
 	exit(2);
 }
 
@@ -88,8 +88,10 @@ say(void *ctx, enum up_log_level level, const char *line)
 static int
 probe(const struct stress *cfg)
 {
-	const struct up_config config = { .memory_limit = cfg->memory, .service_threads = cfg->services,
-					  .feature_mask = cfg->mask, .log = say };
+	const struct up_config config = { .memory_limit = cfg->memory,
+					  .service_threads = cfg->services,
+					  .feature_mask = cfg->mask,
+					  .log = say };
 	struct up_runtime *rt;
 	const int r = up_runtime_create(&rt, &config);
 
@@ -100,7 +102,9 @@ probe(const struct stress *cfg)
 int
 main(int argc, char **argv)
 {
-	struct stress cfg = { .seconds = 5, .threads = 6, .services = 1, .memory = UP_MEMORY_LIMIT_MIN, .seed = 1 };
+	struct stress cfg = {
+		.seconds = 5, .threads = 6, .services = 1, .memory = UP_MEMORY_LIMIT_MIN, .seed = 1
+	};
 	struct stress_result res;
 	char mask[80];
 	int r;
@@ -113,18 +117,22 @@ main(int argc, char **argv)
 	}
 	stress_run(&cfg, &res);
 	stress_print_mask(cfg.mask, mask, sizeof mask);
-	printf("stress: %u s, %u threads, %u services, %.1f MiB, without %s, seed %" PRIu64 ": %" PRIu64
-	       " steps, %" PRIu64 " pages verified, %" PRIu64 " peeks, %" PRIu64 " system calls, %" PRIu64
-	       " signals, %" PRIu64 " forks, %" PRIu64 " other runtimes\n", cfg.seconds, cfg.threads, cfg.services,
-	       (double)cfg.memory / (1 << 20), mask, cfg.seed, res.steps, res.pages, res.peeks, res.syscalls,
-	       res.racing_signals, res.forks, res.runtimes);
-	printf("stress: faults: %" PRIu64 " minor, %" PRIu64 " zero, %" PRIu64 " soft, %" PRIu64 " major, %" PRIu64
-	       " wp; %" PRIu64 " rescues, %" PRIu64 " waits, %" PRIu64 " strays, %" PRIu64 " retries, %" PRIu64
-	       " pinned, %" PRIu64 " out\n", res.st.faults[UP_FAULT_MINOR], res.st.faults[UP_FAULT_ZERO],
-	       res.st.faults[UP_FAULT_SOFT], res.st.faults[UP_FAULT_MAJOR], res.st.faults[UP_FAULT_WP],
-	       res.st.rescues, res.st.fault_waits, res.st.fault_strays, res.st.fault_retries, res.st.pages_pinned,
-	       res.st.pages_out);
-	printf("stress: peak resident by the kernel %.2f MiB in %" PRIu64 " samples, limit %.2f MiB; no mismatch\n",
+	printf("stress: %u s, %u threads, %u services, %.1f MiB, without %s, seed %" PRIu64
+	       ": %" PRIu64 " steps, %" PRIu64 " pages verified, %" PRIu64 " peeks, %" PRIu64
+	       " system calls, %" PRIu64 " signals, %" PRIu64 " forks, %" PRIu64
+	       " other runtimes\n",
+	       cfg.seconds, cfg.threads, cfg.services, (double)cfg.memory / (1 << 20), mask,
+	       cfg.seed, res.steps, res.pages, res.peeks, res.syscalls, res.racing_signals,
+	       res.forks, res.runtimes);
+	printf("stress: faults: %" PRIu64 " minor, %" PRIu64 " zero, %" PRIu64 " soft, %" PRIu64
+	       " major, %" PRIu64 " wp; %" PRIu64 " rescues, %" PRIu64 " waits, %" PRIu64
+	       " strays, %" PRIu64 " retries, %" PRIu64 " pinned, %" PRIu64 " out\n",
+	       res.st.faults[UP_FAULT_MINOR], res.st.faults[UP_FAULT_ZERO],
+	       res.st.faults[UP_FAULT_SOFT], res.st.faults[UP_FAULT_MAJOR],
+	       res.st.faults[UP_FAULT_WP], res.st.rescues, res.st.fault_waits, res.st.fault_strays,
+	       res.st.fault_retries, res.st.pages_pinned, res.st.pages_out);
+	printf("stress: peak resident by the kernel %.2f MiB in %" PRIu64
+	       " samples, limit %.2f MiB; no mismatch\n",
 	       (double)res.peak / (1 << 20), res.samples, (double)cfg.memory / (1 << 20));
 	return 0;
 }

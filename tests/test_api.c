@@ -57,8 +57,9 @@ collect(void *ctx, enum up_log_level level, const char *line)
 static struct up_config
 config(size_t limit)
 {
-	return (struct up_config){ .memory_limit = limit, .service_threads = 2, .log = collect,
-				   .log_ctx = logged };
+	return (struct up_config){
+		.memory_limit = limit, .service_threads = 2, .log = collect, .log_ctx = logged
+	};
 }
 
 static struct up_runtime *
@@ -116,14 +117,14 @@ seconds(void)
 }
 
 /* Poll for `cond`, up to the deadline. */
-#define AWAIT(cond, ...)                                                             \
-	do {                                                                         \
-		const double until_ = seconds() + DEADLINE;                          \
-                                                                                     \
-		while (!(cond)) {                                                    \
-			cr_assert(seconds() < until_, "not in time: " __VA_ARGS__);  \
-			sched_yield();                                               \
-		}                                                                    \
+#define AWAIT(cond, ...)                                                            \
+	do {                                                                        \
+		const double until_ = seconds() + DEADLINE;                         \
+                                                                                    \
+		while (!(cond)) {                                                   \
+			cr_assert(seconds() < until_, "not in time: " __VA_ARGS__); \
+			sched_yield();                                              \
+		}                                                                   \
 	} while (0)
 
 static uint64_t *
@@ -212,7 +213,8 @@ on_signal(int sig, siginfo_t *info, void *context)
 static void
 catch_signals(void)
 {
-	const struct sigaction sa = { .sa_sigaction = on_signal, .sa_flags = SA_SIGINFO | SA_NODEFER };
+	const struct sigaction sa = { .sa_sigaction = on_signal,
+				      .sa_flags = SA_SIGINFO | SA_NODEFER };
 
 	sigaction(SIGBUS, &sa, NULL);
 	sigaction(SIGSEGV, &sa, NULL);
@@ -243,7 +245,7 @@ in_child(int (*fn)(void))
 	pid = fork();
 	if (pid == 0) {
 		alarm(DEADLINE);
-		signal(SIGSEGV, SIG_DFL);	/* not a sanitizer's */
+		signal(SIGSEGV, SIG_DFL); /* not a sanitizer's */
 		signal(SIGBUS, SIG_DFL);
 		_exit(fn());
 	}
@@ -287,7 +289,8 @@ Test(api, any_part_can_be_unmapped_and_the_kernel_agrees)
 	p = map(N * PAGE);
 	fill(p, 0, N, 0);
 	for (unsigned turn = 0; turn < 12; turn++) {
-		const size_t first = (size_t)rand_r(&seed) % N, n = 1 + (size_t)rand_r(&seed) % 4 % (N - first);
+		const size_t first = (size_t)rand_r(&seed) % N,
+			     n = 1 + (size_t)rand_r(&seed) % 4 % (N - first);
 		uint64_t left = 0;
 
 		cr_assert(up_unmap(rt, p + first * PAGE, n * PAGE) == 0, "%s", logged);
@@ -295,9 +298,10 @@ Test(api, any_part_can_be_unmapped_and_the_kernel_agrees)
 			gone[i] = true;
 		for (size_t i = 0; i < N; i++) {
 			left += !gone[i];
-			cr_assert((vma_of(p + i * PAGE)[0] == '\0') == gone[i], "turn %u: page %zu", turn, i);
-			cr_assert(touch(p + i * PAGE, false) == (gone[i] ? SIGSEGV : 0), "turn %u: page %zu", turn,
-				  i);
+			cr_assert((vma_of(p + i * PAGE)[0] == '\0') == gone[i], "turn %u: page %zu",
+				  turn, i);
+			cr_assert(touch(p + i * PAGE, false) == (gone[i] ? SIGSEGV : 0),
+				  "turn %u: page %zu", turn, i);
 			cr_assert(gone[i] || intact(p, i, 0), "turn %u: page %zu", turn, i);
 		}
 		cr_assert(stats().mapped == left * PAGE);
@@ -314,8 +318,10 @@ Test(api, a_fixed_mapping_fills_a_hole_and_a_hint_is_honoured)
 	p = map(8 * PAGE);
 	fill(p, 0, 8, 0);
 	cr_assert(up_unmap(rt, p + 3 * PAGE, 2 * PAGE) == 0);
-	cr_assert(up_map(rt, p + 3 * PAGE, 2 * PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &q) == 0, "%s", logged);
-	cr_assert(q == p + 3 * PAGE && *word(q, 0) == 0 && *word(q, 1) == 0, "what was unmapped came back");
+	cr_assert(up_map(rt, p + 3 * PAGE, 2 * PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &q) == 0,
+		  "%s", logged);
+	cr_assert(q == p + 3 * PAGE && *word(q, 0) == 0 && *word(q, 1) == 0,
+		  "what was unmapped came back");
 	*word(q, 0) = 5;
 	check_fill(p, 0, 3, 0);
 	check_fill(p, 5, 3, 0);
@@ -338,15 +344,18 @@ Test(api, protection_is_sigsegv_for_what_is_not_allowed)
 	catch_signals();
 	p = map(12 * PAGE);
 	fill(p, 0, 6, 0);
-	push_out(p);	/* some are swapped, some never written: no difference */
+	push_out(p); /* some are swapped, some never written: no difference */
 	for (unsigned i = 0; i < 4; i++) {
 		cr_assert(up_protect(rt, p + 4 * PAGE, 4 * PAGE, prots[i]) == 0, "%s", logged);
 		cr_assert(strcmp(vma_of(p + 5 * PAGE), vma[i]) == 0, "%s", vma_of(p + 5 * PAGE));
 		for (size_t page = 4; page < 8; page++) {
-			cr_assert(touch(p + page * PAGE, false) == (prots[i] == PROT_NONE ? SIGSEGV : 0));
-			cr_assert(touch(p + page * PAGE + 8, true) == (prots[i] & PROT_WRITE ? 0 : SIGSEGV));
+			cr_assert(touch(p + page * PAGE, false) ==
+				  (prots[i] == PROT_NONE ? SIGSEGV : 0));
+			cr_assert(touch(p + page * PAGE + 8, true) ==
+				  (prots[i] & PROT_WRITE ? 0 : SIGSEGV));
 			if (!(prots[i] & PROT_WRITE))
-				cr_assert(fault_address == p + page * PAGE + (prots[i] == PROT_NONE ? 8 : 8));
+				cr_assert(fault_address ==
+					  p + page * PAGE + (prots[i] == PROT_NONE ? 8 : 8));
 		}
 		cr_assert(touch(p + 3 * PAGE + 8, true) == 0 && touch(p + 8 * PAGE + 8, true) == 0);
 	}
@@ -415,7 +424,8 @@ Test(api, runtimes_and_threads_do_not_mix_their_pages)
 	clock_gettime(CLOCK_REALTIME, &until);
 	until.tv_sec += 3 * DEADLINE;
 	for (unsigned i = 0; i < 6; i++) {
-		cr_assert(pthread_timedjoin_np(w[i].thread, NULL, &until) == 0, "worker %u is stuck", i);
+		cr_assert(pthread_timedjoin_np(w[i].thread, NULL, &until) == 0,
+			  "worker %u is stuck", i);
 		cr_assert(w[i].ok, "worker %u read what it had not written", i);
 	}
 	for (unsigned i = 0; i < 2; i++) {
@@ -438,9 +448,10 @@ Test(api, dontneed_reads_as_zeros_wherever_the_pages_were)
 	p = map(n * PAGE);
 	fill(p, 0, n, 0);
 	push_out(p);
-	fill(p, n / 2, 64, 1);	/* some in memory, the others in swap */
+	fill(p, n / 2, 64, 1); /* some in memory, the others in swap */
 	cr_assert(up_advise(rt, p + PAGE, (n - 2) * PAGE, UP_ADVICE_DONTNEED) == 0);
-	cr_assert(count_bits(p + PAGE, n - 2, 0xff) == 0, "something is left of what was discarded");
+	cr_assert(count_bits(p + PAGE, n - 2, 0xff) == 0,
+		  "something is left of what was discarded");
 	for (size_t i = 1; i < n - 1; i++) {
 		for (size_t w = 0; w < PAGE / 8; w += 64)
 			cr_assert(word(p, i)[w] == 0, "page %zu", i);
@@ -450,9 +461,10 @@ Test(api, dontneed_reads_as_zeros_wherever_the_pages_were)
 	cr_assert(up_advise(rt, p, n * PAGE, UP_ADVICE_DONTNEED) == 0);
 	/* A write that was in flight still holds its frames. */
 	AWAIT(({
-		st = stats();
-		st.resident == 0 && st.staged == 0 && st.swapped == 0;
-	}), "resident %lu, staged %lu, swapped %lu", st.resident, st.staged, st.swapped);
+		      st = stats();
+		      st.resident == 0 && st.staged == 0 && st.swapped == 0;
+	      }),
+	      "resident %lu, staged %lu, swapped %lu", st.resident, st.staged, st.swapped);
 	up_runtime_destroy(rt);
 }
 
@@ -469,13 +481,15 @@ Test(api, willneed_brings_pages_in_by_itself)
 	push_out(p);
 	was = stats();
 	cr_assert(up_advise(rt, p, n * PAGE, UP_ADVICE_WILLNEED) == 0);
-	AWAIT(count_bits(p, n, UP_PAGE_MAPPED) == n, "%zu of %zu pages are in memory", count_bits(p, n, UP_PAGE_MAPPED),
-	      n);
+	AWAIT(count_bits(p, n, UP_PAGE_MAPPED) == n, "%zu of %zu pages are in memory",
+	      count_bits(p, n, UP_PAGE_MAPPED), n);
 	st = stats();
 	cr_assert(st.readahead_pages >= was.readahead_pages + n / 2);
-	cr_assert(st.faults[UP_FAULT_MAJOR] == was.faults[UP_FAULT_MAJOR], "nobody has touched them");
+	cr_assert(st.faults[UP_FAULT_MAJOR] == was.faults[UP_FAULT_MAJOR],
+		  "nobody has touched them");
 	check_fill(p, 0, n, 0);
-	cr_assert(stats().faults[UP_FAULT_MAJOR] == was.faults[UP_FAULT_MAJOR], "they were not there after all");
+	cr_assert(stats().faults[UP_FAULT_MAJOR] == was.faults[UP_FAULT_MAJOR],
+		  "they were not there after all");
 	up_runtime_destroy(rt);
 }
 
@@ -486,7 +500,7 @@ Test(api, cold_pages_leave_before_others)
 	size_t i = 0, left;
 
 	start(8 * MiB);
-	warm = map(n * PAGE);	/* older than the cold ones: first to leave, but for the advice */
+	warm = map(n * PAGE); /* older than the cold ones: first to leave, but for the advice */
 	fill(warm, 0, n, 0);
 	cold = map(n * PAGE);
 	fill(cold, 0, n, 0);
@@ -549,7 +563,7 @@ Test(api, residency_tells_where_each_page_is)
 	cr_assert(vec[0] == UP_PAGE_MAPPED && vec[1] == UP_PAGE_MAPPED && vec[n - 1] == 0);
 	push_out(p);
 	cr_assert(residency(p) == UP_PAGE_SWAPPED);
-	check_fill(p, 0, 1, 0);		/* a read: the copy in swap is still good */
+	check_fill(p, 0, 1, 0); /* a read: the copy in swap is still good */
 	AWAIT(residency(p) == (UP_PAGE_MAPPED | UP_PAGE_SWAPPED), "bits %#x", residency(p));
 	up_runtime_destroy(rt);
 }
@@ -570,11 +584,13 @@ Test(api, an_object_keeps_its_contents_from_one_mapping_to_the_next)
 	cr_assert(stats().mapped == 0 && stats().objects == 1);
 
 	/* Back in two parts, the second half first. */
-	cr_assert(up_map(rt, NULL, n / 2 * PAGE, RW, UP_SHARED, o, n / 2 * PAGE, &b) == 0, "%s", logged);
+	cr_assert(up_map(rt, NULL, n / 2 * PAGE, RW, UP_SHARED, o, n / 2 * PAGE, &b) == 0, "%s",
+		  logged);
 	cr_assert(up_map(rt, NULL, n / 2 * PAGE, RW, UP_SHARED, o, 0, &a) == 0, "%s", logged);
 	check_fill(a, 0, n / 2, 0);
 	for (size_t i = 0; i < n / 2; i++)
-		cr_assert(*word(b, i) == (n / 2 + i + 1) * UINT64_C(0x9e3779b97f4a7c15), "page %zu", n / 2 + i);
+		cr_assert(*word(b, i) == (n / 2 + i + 1) * UINT64_C(0x9e3779b97f4a7c15), "page %zu",
+			  n / 2 + i);
 
 	/* The mapping has a reference of its own; the last one frees. */
 	cr_assert(up_object_ref(o) == o);
@@ -598,7 +614,8 @@ child_keeps_inaccessible(void)
 
 	if (setgid(65534) < 0 || setuid(65534) < 0 || up_runtime_create(&rt, &cfg) != 0)
 		return 77;
-	if (up_object_create_anon(rt, n * PAGE, 0, &o) != 0 || up_map(rt, NULL, n * PAGE, RW, UP_SHARED, o, 0, &p) != 0)
+	if (up_object_create_anon(rt, n * PAGE, 0, &o) != 0 ||
+	    up_map(rt, NULL, n * PAGE, RW, UP_SHARED, o, 0, &p) != 0)
 		return 1;
 	fill(p, 0, n, 0);
 	if (up_protect(rt, p, n * PAGE, PROT_NONE) != 0 || up_unmap(rt, p, n * PAGE) != 0)
@@ -687,42 +704,50 @@ Test(api, statistics_add_up)
 		cr_assert(intact(p, (i * 7919) % n, 0));
 	st = stats();
 	cr_assert(st.limit == 4 * MiB && st.used_max <= st.limit && st.used <= st.used_max);
-	cr_assert(st.used_max > st.limit / 2, "12 MiB went through 4, and %lu were used", st.used_max);
+	cr_assert(st.used_max > st.limit / 2, "12 MiB went through 4, and %lu were used",
+		  st.used_max);
 	cr_assert(st.resident + st.staged + st.free_frames + st.metadata <= st.limit);
 	cr_assert(st.mapped == n * PAGE && st.entries == 1 && st.objects == 1);
-	cr_assert(st.reserve_used == n * PAGE && st.reserve_free == st.reserve_max - st.reserve_used);
+	cr_assert(st.reserve_used == n * PAGE &&
+		  st.reserve_free == st.reserve_max - st.reserve_used);
 	cr_assert(st.faults[UP_FAULT_ZERO] > 0 && st.faults[UP_FAULT_MAJOR] > 0);
 	cr_assert(st.faults[UP_FAULT_ZERO] + st.zero_ahead_pages <= n + st.pages_out);
 	cr_assert(st.pages_out >= n - 4 * MiB / PAGE && st.pages_staged >= st.pages_out);
 	cr_assert(st.swap_writes > 0 && st.swap_write_bytes >= st.swap_writes * PAGE);
 	cr_assert(st.swap_reads > 0 && st.swap_read_bytes >= st.swap_reads * PAGE);
-	cr_assert(st.swap_read_errors + st.swap_write_errors + st.checksum_errors + st.bad_slots == 0);
+	cr_assert(st.swap_read_errors + st.swap_write_errors + st.checksum_errors + st.bad_slots ==
+		  0);
 	cr_assert(st.lost == 0 && st.fault_sigbus == 0);
 
 	/* The last answer is counted after it has woken us: wait for it. */
 	AWAIT(({
-		st = stats();
-		faults = 0;
-		for (unsigned k = 0; k < UP_FAULT_KINDS; k++)
-			faults += st.faults[k] - st.latency[k].count;
-		faults == 0;
-	}), "faults and latencies differ by %lu", faults);
+		      st = stats();
+		      faults = 0;
+		      for (unsigned k = 0; k < UP_FAULT_KINDS; k++)
+			      faults += st.faults[k] - st.latency[k].count;
+		      faults == 0;
+	      }),
+	      "faults and latencies differ by %lu", faults);
 	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
 		const struct up_latency *l = &st.latency[k];
 
 		if (l->count > 0)
-			cr_assert(l->p50 <= l->p99 && l->p99 <= l->p999 && l->p999 <= l->max + l->max / 32 && l->max > 0);
+			cr_assert(l->p50 <= l->p99 && l->p99 <= l->p999 &&
+				  l->p999 <= l->max + l->max / 32 && l->max > 0);
 	}
 
 	/* At rest every page is in one place. */
 	AWAIT(({
-		st = stats();
-		st.resident + st.staged + st.swapped == n * PAGE;
-	}), "resident %lu, staged %lu, swapped %lu of %zu", st.resident, st.staged, st.swapped, n * PAGE);
+		      st = stats();
+		      st.resident + st.staged + st.swapped == n *PAGE;
+	      }),
+	      "resident %lu, staged %lu, swapped %lu of %zu", st.resident, st.staged, st.swapped,
+	      n * PAGE);
 	AWAIT(({
-		st = stats();
-		st.resident + st.staged + st.free_frames + st.metadata <= st.used;
-	}), "used %lu is less than its parts", st.used);
+		      st = stats();
+		      st.resident + st.staged + st.free_frames + st.metadata <= st.used;
+	      }),
+	      "used %lu is less than its parts", st.used);
 	up_runtime_destroy(rt);
 }
 
@@ -772,18 +797,24 @@ check_printed(int (*print)(struct up_runtime *, FILE *), const char *const *want
 
 Test(api, statistics_and_events_are_printed_for_people)
 {
-	static const char *const screen[] = {
-		"of 4.0 (at most", "regions   8.0 MiB in 1 entries, 1 objects", "zero-fill", "major", "p99.9", "pageout",
-		"swap ", "checksum", NULL
-	};
-	static const char *const events[] = { "fault-major", "swap-read", "swap-write", "stage", NULL };
+	static const char *const screen[] = { "of 4.0 (at most",
+					      "regions   8.0 MiB in 1 entries, 1 objects",
+					      "zero-fill",
+					      "major",
+					      "p99.9",
+					      "pageout",
+					      "swap ",
+					      "checksum",
+					      NULL };
+	static const char *const events[] = { "fault-major", "swap-read", "swap-write", "stage",
+					      NULL };
 	char *p;
 
 	start(4 * MiB);
 	p = map(8 * MiB);
 	cr_assert(up_advise(rt, p, 8 * MiB, UP_ADVICE_RANDOM) == 0);
 	fill(p, 0, 8 * MiB / PAGE, 0);
-	check_fill(p, 0, 64, 0);	/* few: the recorder keeps the last 1024 events of a thread */
+	check_fill(p, 0, 64, 0); /* few: the recorder keeps the last 1024 events of a thread */
 	check_printed(up_stats_print, screen);
 	check_printed(up_trace_print, events);
 	up_runtime_destroy(rt);
@@ -795,7 +826,8 @@ Test(api, version_and_features_are_told)
 	uint64_t all;
 	char want[32];
 
-	snprintf(want, sizeof want, "%d.%d.%d", UP_VERSION_MAJOR, UP_VERSION_MINOR, UP_VERSION_PATCH);
+	snprintf(want, sizeof want, "%d.%d.%d", UP_VERSION_MAJOR, UP_VERSION_MINOR,
+		 UP_VERSION_PATCH);
 	cr_assert(strcmp(up_version(), want) == 0);
 	rt = create(&cfg);
 	all = up_features(rt);
@@ -806,7 +838,8 @@ Test(api, version_and_features_are_told)
 
 		cfg.feature_mask = UINT64_C(1) << bit;
 		rt = create(&cfg);
-		cr_assert(up_features(rt) == (all & ~cfg.feature_mask), "bit %u: %#lx of %#lx", bit, up_features(rt), all);
+		cr_assert(up_features(rt) == (all & ~cfg.feature_mask), "bit %u: %#lx of %#lx", bit,
+			  up_features(rt), all);
 		p = map(6 * MiB);
 		fill(p, 0, 6 * MiB / PAGE, bit);
 		check_fill(p, 0, 6 * MiB / PAGE, bit);
@@ -838,7 +871,8 @@ Test(api, system_calls_reach_pages_that_are_not_there)
 	cr_assert(pread(fd, copy, n * PAGE, 0) == (ssize_t)(n * PAGE));
 	for (size_t i = 0; i < n; i++)
 		cr_assert(memcmp(copy + i * PAGE, p + i * PAGE, PAGE) == 0, "page %zu", i);
-	cr_assert(pread(fd, p + n * PAGE, n * PAGE, 0) == (ssize_t)(n * PAGE), "pread: %s", strerror(errno));
+	cr_assert(pread(fd, p + n * PAGE, n * PAGE, 0) == (ssize_t)(n * PAGE), "pread: %s",
+		  strerror(errno));
 	cr_assert(memcmp(p + n * PAGE, copy, n * PAGE) == 0);
 
 	/* And into swapped ones. */
@@ -892,7 +926,8 @@ Test(api, swap_goes_to_the_file_by_path_or_descriptor_and_leaves_it_empty)
 
 	cfg.swap_path = swap_name;
 	swap_through(&cfg, "by path");
-	cr_assert(fstat(fd, &st) == 0 && st.st_size >= (off_t)(8 * MiB) && st.st_blocks > 0, "the file is not used");
+	cr_assert(fstat(fd, &st) == 0 && st.st_size >= (off_t)(8 * MiB) && st.st_blocks > 0,
+		  "the file is not used");
 	up_runtime_destroy(rt);
 	cr_assert(fstat(fd, &st) == 0 && st.st_size == 0, "the file was not left empty");
 
@@ -990,13 +1025,15 @@ Test(api, a_page_damaged_in_the_swap_file_is_sigbus_and_no_other_is)
 	for (size_t i = 0; i < n; i++)
 		cr_assert(i == victim || intact(p, i, 0), "page %zu was damaged too", i);
 	st = stats();
-	cr_assert(st.checksum_errors == 1 && st.lost == PAGE && st.fault_sigbus >= 1 && st.bad_slots == 1);
+	cr_assert(st.checksum_errors == 1 && st.lost == PAGE && st.fault_sigbus >= 1 &&
+		  st.bad_slots == 1);
 	cr_assert(residency(p + victim * PAGE) == UP_PAGE_LOST);
 	cr_assert(strstr(logged, "checksum mismatch") != NULL, "%s", logged);
 
 	/* Until it is discarded. */
 	cr_assert(up_advise(rt, p + victim * PAGE, PAGE, UP_ADVICE_DONTNEED) == 0);
-	cr_assert(touch(p + victim * PAGE, false) == 0 && *word(p, victim) == 0 && stats().lost == 0);
+	cr_assert(touch(p + victim * PAGE, false) == 0 && *word(p, victim) == 0 &&
+		  stats().lost == 0);
 	up_runtime_destroy(rt);
 	close(fd);
 	unlink(swap_name);
@@ -1019,7 +1056,8 @@ Test(api, a_swap_file_cut_short_is_a_read_error_on_its_pages)
 	push_out(p + (n - 1) * PAGE);
 	cr_assert(ftruncate(fd, 0) == 0);
 	for (size_t i = 0; i < n; i++) {
-		const bool there = (residency(p + i * PAGE) & (UP_PAGE_MAPPED | UP_PAGE_STAGED)) != 0;
+		const bool there =
+			(residency(p + i * PAGE) & (UP_PAGE_MAPPED | UP_PAGE_STAGED)) != 0;
 		const int sig = touch(p + i * PAGE, false);
 
 		cr_assert(sig == (there ? 0 : SIGBUS), "page %zu: signal %d", i, sig);
@@ -1027,7 +1065,7 @@ Test(api, a_swap_file_cut_short_is_a_read_error_on_its_pages)
 		cr_assert(sig != 0 || intact(p, i, 0), "page %zu", i);
 	}
 	cr_assert(bus > 0 && stats().swap_read_errors >= bus && stats().lost == bus * PAGE);
-	q = map(PAGE);	/* life goes on */
+	q = map(PAGE); /* life goes on */
 	*word(q, 0) = 1;
 	up_runtime_destroy(rt);
 	close(fd);
@@ -1157,7 +1195,8 @@ Test(api, service_threads_are_named_and_take_no_signals)
 	n = service_threads(blocked, 16);
 	cr_assert(n == 3, "%u threads are called uffd-pager", n);
 	for (unsigned i = 0; i < n; i++)
-		cr_assert((blocked[i] | kill_stop | libc) == UINT64_MAX, "thread %u blocks %#lx only", i, blocked[i]);
+		cr_assert((blocked[i] | kill_stop | libc) == UINT64_MAX,
+			  "thread %u blocks %#lx only", i, blocked[i]);
 	up_runtime_destroy(rt);
 	n = service_threads(blocked, 16);
 	cr_assert(n == 0, "%u threads outlive their runtime", n);
@@ -1167,7 +1206,8 @@ Test(api, the_log_says_what_was_found_and_where_the_swap_is)
 {
 	start(4 * MiB);
 	cr_assert(nlogged >= 2, "%s", logged);
-	cr_assert(strstr(logged, "2: Linux ") != NULL && strstr(logged, "2: swap: ") != NULL, "%s", logged);
+	cr_assert(strstr(logged, "2: Linux ") != NULL && strstr(logged, "2: swap: ") != NULL, "%s",
+		  logged);
 	up_runtime_destroy(rt);
 	/* Without a callback: silent, and no harm. */
 	rt = create(&(struct up_config){ .memory_limit = 4 * MiB });
@@ -1180,7 +1220,7 @@ Test(api, creating_and_destroying_leaves_no_descriptor_and_no_mapping)
 	unsigned files[2], lines[2];
 
 	for (unsigned turn = 0; turn < 6; turn++) {
-		const unsigned at = turn < 3 ? 0 : 1;	/* by then the C library has what it keeps */
+		const unsigned at = turn < 3 ? 0 : 1; /* by then the C library has what it keeps */
 		char line[512];
 		DIR *d;
 		FILE *f;

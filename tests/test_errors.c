@@ -92,7 +92,8 @@ refused(const char *what, int r, int want, const char *text)
 	cr_expect(r == want, "%s: %s instead of %s", what, r < 0 ? strerrorname_np(-r) : "success",
 		  strerrorname_np(-want));
 	cr_expect(strstr(logged, text) != NULL, "%s: \"%s\" is not in: %s", what, text, logged);
-	cr_expect(nlogged[UP_LOG_ERROR] == 1, "%s: %u lines: %s", what, nlogged[UP_LOG_ERROR], logged);
+	cr_expect(nlogged[UP_LOG_ERROR] == 1, "%s: %u lines: %s", what, nlogged[UP_LOG_ERROR],
+		  logged);
 	log_clear();
 }
 #define REFUSED(call, want, text) refused(#call, (call), (want), (text))
@@ -175,9 +176,9 @@ try_write(char *p, uint64_t word)
 }
 
 /* What is counted after the thread was woken is there soon; the suite's time-out is the deadline. */
-#define AWAIT_STAT(field, value)                                          \
-	do                                                                \
-		cr_assert(up_stats_get(rt, &st, sizeof st) == 0);         \
+#define AWAIT_STAT(field, value)                                  \
+	do                                                        \
+		cr_assert(up_stats_get(rt, &st, sizeof st) == 0); \
 	while (st.field < (value))
 
 /* --- create --- */
@@ -199,12 +200,12 @@ create_refused(const struct up_config *cfg, int want, const char *text)
 		up_runtime_destroy(out);
 }
 
-#define BAD_FIELD(field, value, text)                    \
-	do {                                             \
-		struct up_config cfg_ = config();        \
-                                                         \
-		cfg_.field = (value);                    \
-		create_refused(&cfg_, -EINVAL, (text));  \
+#define BAD_FIELD(field, value, text)                                \
+	do {                                                         \
+		struct up_config cfg_ = config();                    \
+                                                                     \
+		cfg_.field = (value);                                \
+		create_refused(&cfg_, -EINVAL, (text));              \
 		cr_expect(nlogged[UP_LOG_ERROR] == 1, "%s", logged); \
 	} while (0)
 
@@ -297,7 +298,7 @@ Test(errors, a_swap_file_has_one_user)
 	cfg.swap_fd = fd;
 	create_refused(&cfg, -EBUSY, "is locked");
 	up_runtime_destroy(rt);
-	create(&cfg);		/* and then it is free again */
+	create(&cfg); /* and then it is free again */
 	up_runtime_destroy(rt);
 	cr_assert(fcntl(fd, F_GETFD) >= 0, "our descriptor was closed");
 	close(fd);
@@ -325,7 +326,8 @@ child_no_userfaultfd(void)
 	cfg.feature_mask = UP_MASK_DEV_UFFD;
 	if (up_runtime_create(&rt, &cfg) != -EPERM || rt != NULL)
 		return 1;
-	if (strstr(logged, "vm.unprivileged_userfaultfd") == NULL || strstr(logged, "/dev/userfaultfd") == NULL)
+	if (strstr(logged, "vm.unprivileged_userfaultfd") == NULL ||
+	    strstr(logged, "/dev/userfaultfd") == NULL)
 		return 2;
 	return 0;
 }
@@ -404,7 +406,7 @@ child_nobody(void)
 	    access("/dev/userfaultfd", R_OK | W_OK) == 0)
 		return SKIP;
 	r = up_runtime_create(&rt, &cfg);
-	if (r == -EPERM)	/* before Linux 5.11 there is no way */
+	if (r == -EPERM) /* before Linux 5.11 there is no way */
 		return strstr(logged, "vm.unprivileged_userfaultfd") != NULL ? 0 : 1;
 	if (r != 0)
 		return 2;
@@ -415,9 +417,9 @@ child_nobody(void)
 	if (up_map(rt, NULL, 16 * PAGE, RW, UP_PRIVATE, NULL, 0, &p) != 0)
 		return 5;
 	zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
-	if (read(zero, p, 1) >= 0 || errno != EFAULT)	/* as the warning says */
+	if (read(zero, p, 1) >= 0 || errno != EFAULT) /* as the warning says */
 		return 6;
-	*(volatile char *)p = 1;			/* own touches are served */
+	*(volatile char *)p = 1; /* own touches are served */
 	if (read(zero, p, 1) != 1)
 		return 7;
 	up_runtime_destroy(rt);
@@ -468,19 +470,23 @@ Test(errors, a_region_that_the_swap_can_not_hold_is_refused_when_it_is_mapped)
 	create(&cfg);
 	up_stats_get(rt, &was, sizeof was);
 	log_clear();
-	REFUSED(up_map(rt, NULL, 4 * MiB, RW, UP_PRIVATE, NULL, 0, &p), -ENOSPC, "no swap space for 1024 pages");
+	REFUSED(up_map(rt, NULL, 4 * MiB, RW, UP_PRIVATE, NULL, 0, &p), -ENOSPC,
+		"no swap space for 1024 pages");
 	cr_expect(p == NULL);
-	REFUSED(up_object_create_anon(rt, 4 * MiB, 0, &o), -ENOSPC, "up_object_create_anon: no swap space");
+	REFUSED(up_object_create_anon(rt, 4 * MiB, 0, &o), -ENOSPC,
+		"up_object_create_anon: no swap space");
 	cr_expect(o == NULL);
 	up_stats_get(rt, &st, sizeof st);
-	cr_expect(st.reserve_used == 0 && st.reserve_free == 2 * MiB && st.objects == 0 && st.mapped == 0);
+	cr_expect(st.reserve_used == 0 && st.reserve_free == 2 * MiB && st.objects == 0 &&
+		  st.mapped == 0);
 
 	/* All of it but a page; then one page fits, and no second. */
 	cr_assert(up_map(rt, NULL, 2 * MiB - PAGE, RW, UP_PRIVATE, NULL, 0, &p) == 0);
 	cr_assert(up_map(rt, NULL, PAGE, RW, UP_PRIVATE, NULL, 0, &p) == 0);
 	log_clear();
 	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE, NULL, 0, &p), -ENOSPC, "UP_NORESERVE");
-	cr_assert(up_map(rt, NULL, 64 * MiB, RW, UP_PRIVATE | UP_NORESERVE, NULL, 0, &p) == 0, "%s", logged);
+	cr_assert(up_map(rt, NULL, 64 * MiB, RW, UP_PRIVATE | UP_NORESERVE, NULL, 0, &p) == 0, "%s",
+		  logged);
 	up_runtime_destroy(rt);
 }
 
@@ -494,7 +500,8 @@ Test(errors, an_overcommitted_fault_without_swap_is_sigbus_and_logged)
 	cfg.swap_size = 2 * MiB;
 	cfg.flags = UP_OVERCOMMIT;
 	create(&cfg);
-	cr_assert(up_map(rt, NULL, 8 * MiB, RW, UP_PRIVATE, NULL, 0, (void **)&p) == 0, "%s", logged);
+	cr_assert(up_map(rt, NULL, 8 * MiB, RW, UP_PRIVATE, NULL, 0, (void **)&p) == 0, "%s",
+		  logged);
 	for (size_t i = 0; i < 8 * MiB / PAGE; i++) {
 		const int sig = try_write(p + i * PAGE, i + 1);
 
@@ -503,7 +510,8 @@ Test(errors, an_overcommitted_fault_without_swap_is_sigbus_and_logged)
 	}
 	cr_assert(bus == 6 * MiB / PAGE, "%u pages of 2048 got SIGBUS with swap for 512", bus);
 	up_stats_get(rt, &st, sizeof st);
-	cr_assert(st.reserve_used == 2 * MiB, "%lu bytes of swap are promised, of 2 MiB", st.reserve_used);
+	cr_assert(st.reserve_used == 2 * MiB, "%lu bytes of swap are promised, of 2 MiB",
+		  st.reserve_used);
 	cr_assert(strstr(logged, "overcommitted, and the swap is full") != NULL, "%s", logged);
 	up_stats_get(rt, &st, sizeof st);
 	cr_assert(st.lost == (uint64_t)bus * PAGE);
@@ -551,11 +559,12 @@ full_disk(void)
 	cfg.swap_size = 0;
 	log_clear();
 	if (up_runtime_create(&rt, &cfg) != 0 || nlogged[UP_LOG_WARNING] == 0)
-		return 3;	/* and warns of tmpfs */
+		return 3; /* and warns of tmpfs */
 	log_clear();
 	if (up_map(rt, NULL, 32 * MiB, RW, UP_PRIVATE, NULL, 0, &p) != -ENOSPC || p != NULL)
 		return 4;
-	if (nlogged[UP_LOG_ERROR] != 1 || strstr(logged, "no swap space for 8192 pages (ENOSPC)") == NULL)
+	if (nlogged[UP_LOG_ERROR] != 1 ||
+	    strstr(logged, "no swap space for 8192 pages (ENOSPC)") == NULL)
 		return 5;
 	up_stats_get(rt, &st, sizeof st);
 	if (st.reserve_used != 0 || st.mapped != 0)
@@ -599,7 +608,8 @@ Test(errors, a_fault_that_finds_no_frame_in_time_is_sigbus)
 	cfg.swap_size = 32 * MiB;
 	cfg.fault_timeout_ms = 300;
 	create(&cfg);
-	cr_assert(up_map(rt, NULL, 16 * MiB, RW, UP_PRIVATE, NULL, 0, (void **)&p) == 0, "%s", logged);
+	cr_assert(up_map(rt, NULL, 16 * MiB, RW, UP_PRIVATE, NULL, 0, (void **)&p) == 0, "%s",
+		  logged);
 	cr_assert(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE) == 0, "seal: %s", strerror(errno));
 	for (size_t i = 0; i < n; i++) {
 		const int sig = try_write(p + i * PAGE, i + 1);
@@ -650,33 +660,47 @@ Test(errors, map_names_the_argument_that_is_out_of_range)
 	log_clear();
 	REFUSED(up_map(rt, NULL, 0, RW, UP_PRIVATE, NULL, 0, &p), -EINVAL, "up_map: length 0");
 	REFUSED(up_map(rt, NULL, 100, RW, UP_PRIVATE, NULL, 0, &p), -EINVAL, "up_map: length 100");
-	REFUSED(up_map(rt, NULL, PAGE, RW | PROT_EXEC, UP_PRIVATE, NULL, 0, &p), -EINVAL, "up_map: prot 0x7");
-	REFUSED(up_map(rt, NULL, PAGE, RW, 0, NULL, 0, &p), -EINVAL, "one of UP_PRIVATE and UP_SHARED");
-	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE | UP_SHARED, NULL, 0, &p), -EINVAL, "one of UP_PRIVATE");
-	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE | 0x100, NULL, 0, &p), -EINVAL, "unknown flags 0x100");
+	REFUSED(up_map(rt, NULL, PAGE, RW | PROT_EXEC, UP_PRIVATE, NULL, 0, &p), -EINVAL,
+		"up_map: prot 0x7");
+	REFUSED(up_map(rt, NULL, PAGE, RW, 0, NULL, 0, &p), -EINVAL,
+		"one of UP_PRIVATE and UP_SHARED");
+	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE | UP_SHARED, NULL, 0, &p), -EINVAL,
+		"one of UP_PRIVATE");
+	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE | 0x100, NULL, 0, &p), -EINVAL,
+		"unknown flags 0x100");
 	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE, NULL, PAGE, &p), -EINVAL, "has no offset");
 	REFUSED(up_map(rt, NULL, PAGE, RW, UP_SHARED, o, 5, &p), -EINVAL, "offset 5");
-	REFUSED(up_map(rt, NULL, 2 * PAGE, RW, UP_SHARED, o, 7 * PAGE, &p), -EINVAL, "the object ends before");
-	REFUSED(up_map(rt, NULL, PAGE, RW, UP_SHARED, o, 8 * PAGE, &p), -EINVAL, "the object ends before");
-	REFUSED(up_map(rt, NULL, PAGE, RW, UP_SHARED, o, UINT64_MAX - PAGE + 1, &p), -EINVAL, "the object ends");
-	REFUSED(up_map(rt, NULL, SIZE_MAX - PAGE + 1, RW, UP_SHARED, o, 0, &p), -EINVAL, "the object ends");
+	REFUSED(up_map(rt, NULL, 2 * PAGE, RW, UP_SHARED, o, 7 * PAGE, &p), -EINVAL,
+		"the object ends before");
+	REFUSED(up_map(rt, NULL, PAGE, RW, UP_SHARED, o, 8 * PAGE, &p), -EINVAL,
+		"the object ends before");
+	REFUSED(up_map(rt, NULL, PAGE, RW, UP_SHARED, o, UINT64_MAX - PAGE + 1, &p), -EINVAL,
+		"the object ends");
+	REFUSED(up_map(rt, NULL, SIZE_MAX - PAGE + 1, RW, UP_SHARED, o, 0, &p), -EINVAL,
+		"the object ends");
 	REFUSED(up_map(rt, NULL, PAGE, RW, UP_SHARED, foreign, 0, &p), -EINVAL, "another runtime");
-	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &p), -EINVAL, "UP_FIXED needs");
-	REFUSED(up_map(rt, (void *)0x10000001, PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &p), -EINVAL,
-		"address 0x10000001");
-	REFUSED(up_map(rt, (void *)(UINTPTR_MAX - PAGE + 1), 2 * PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &p),
+	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &p), -EINVAL,
+		"UP_FIXED needs");
+	REFUSED(up_map(rt, (void *)0x10000001, PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &p),
+		-EINVAL, "address 0x10000001");
+	REFUSED(up_map(rt, (void *)(UINTPTR_MAX - PAGE + 1), 2 * PAGE, RW, UP_PRIVATE | UP_FIXED,
+		       NULL, 0, &p),
 		-EINVAL, "wraps");
 	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE, NULL, 0, NULL), -EINVAL, "addr is NULL");
 	cr_expect(up_map(NULL, NULL, PAGE, RW, UP_PRIVATE, NULL, 0, &p) == -EINVAL);
 
-	REFUSED(up_map(rt, NULL, PAGE, RW, UP_SHARED, NULL, 0, &p), -ENOTSUP, "shared anonymous memory needs");
-	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE, o, 0, &p), -ENOTSUP, "private mappings of an object");
+	REFUSED(up_map(rt, NULL, PAGE, RW, UP_SHARED, NULL, 0, &p), -ENOTSUP,
+		"shared anonymous memory needs");
+	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE, o, 0, &p), -ENOTSUP,
+		"private mappings of an object");
 	cr_expect(p == NULL);
 	up_stats_get(rt, &st, sizeof st);
-	cr_expect(st.mapped == 0 && st.entries == 0 && st.objects == 1 && st.reserve_used == 8 * PAGE);
+	cr_expect(st.mapped == 0 && st.entries == 0 && st.objects == 1 &&
+		  st.reserve_used == 8 * PAGE);
 
 	/* A hint is only that. */
-	cr_expect(up_map(rt, (void *)0x10000001, PAGE, RW, UP_PRIVATE, NULL, 0, &p) == 0, "%s", logged);
+	cr_expect(up_map(rt, (void *)0x10000001, PAGE, RW, UP_PRIVATE, NULL, 0, &p) == 0, "%s",
+		  logged);
 	cr_expect(((uintptr_t)p & (PAGE - 1)) == 0);
 	cr_expect(try_write(p, 1) == 0);
 	up_runtime_destroy(rt);
@@ -695,9 +719,11 @@ Test(errors, a_fixed_mapping_replaces_nothing)
 	theirs[3 * PAGE] = 5;
 	ours[3 * PAGE] = 6;
 	log_clear();
-	REFUSED(up_map(rt, (void *)(uintptr_t)theirs, 4 * PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &p), -EEXIST,
-		"EEXIST");
-	REFUSED(up_map(rt, ours + 3 * PAGE, PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &p), -EEXIST, "up_map");
+	REFUSED(up_map(rt, (void *)(uintptr_t)theirs, 4 * PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0,
+		       &p),
+		-EEXIST, "EEXIST");
+	REFUSED(up_map(rt, ours + 3 * PAGE, PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &p), -EEXIST,
+		"up_map");
 	cr_expect(p == NULL && theirs[3 * PAGE] == 5 && ours[3 * PAGE] == 6);
 	up_runtime_destroy(rt);
 }
@@ -747,16 +773,18 @@ Test(errors, calls_on_ranges_name_what_is_wrong_with_them)
 
 	REFUSED(up_advise(rt, p + 1, PAGE, UP_ADVICE_COLD), -EINVAL, "up_advise: address");
 	REFUSED(up_advise(rt, p, 0, UP_ADVICE_COLD), -EINVAL, "up_advise: length 0");
-	REFUSED(up_advise(rt, WRAPPING, 2 * PAGE, UP_ADVICE_COLD), -EINVAL, "up_advise: the range wraps");
+	REFUSED(up_advise(rt, WRAPPING, 2 * PAGE, UP_ADVICE_COLD), -EINVAL,
+		"up_advise: the range wraps");
 	REFUSED(up_advise(rt, p, PAGE, (enum up_advice)6), -EINVAL, "unknown advice 6");
-	REFUSED(up_advise(rt, p, PAGE, (enum up_advice)-1), -EINVAL, "unknown advice -1");
+	REFUSED(up_advise(rt, p, PAGE, (enum up_advice) - 1), -EINVAL, "unknown advice -1");
 	for (enum up_advice a = UP_ADVICE_NORMAL; a <= UP_ADVICE_COLD; a++)
 		REFUSED(up_advise(rt, p, 9 * PAGE, a), -ENOMEM, "up_advise: part of");
 	cr_expect(up_advise(NULL, p, PAGE, UP_ADVICE_COLD) == -EINVAL);
 
 	REFUSED(up_residency(rt, p + 1, PAGE, vec), -EINVAL, "up_residency: address");
 	REFUSED(up_residency(rt, p, 0, vec), -EINVAL, "up_residency: length 0");
-	REFUSED(up_residency(rt, WRAPPING, 2 * PAGE, vec), -EINVAL, "up_residency: the range wraps");
+	REFUSED(up_residency(rt, WRAPPING, 2 * PAGE, vec), -EINVAL,
+		"up_residency: the range wraps");
 	REFUSED(up_residency(rt, p, 9 * PAGE, vec), -ENOMEM, "up_residency: part of");
 	REFUSED(up_residency(rt, p, PAGE, NULL), -EINVAL, "vec is NULL");
 	cr_expect(up_residency(NULL, p, PAGE, vec) == -EINVAL);
@@ -780,10 +808,12 @@ Test(errors, object_calls_name_what_is_wrong)
 	create(&cfg);
 	log_clear();
 	REFUSED(up_object_create_anon(rt, 0, 0, &o), -EINVAL, "up_object_create_anon: size 0");
-	REFUSED(up_object_create_anon(rt, PAGE + 1, 0, &o), -EINVAL, "up_object_create_anon: size 4097");
+	REFUSED(up_object_create_anon(rt, PAGE + 1, 0, &o), -EINVAL,
+		"up_object_create_anon: size 4097");
 	REFUSED(up_object_create_anon(rt, PAGE, UP_SHARED, &o), -EINVAL, "unknown flags 0x2");
 	REFUSED(up_object_create_anon(rt, PAGE, 0, NULL), -EINVAL, "obj is NULL");
-	REFUSED(up_object_create_anon(rt, UINT64_MAX - PAGE + 1, 0, &o), -ENOMEM, "up_object_create_anon: the meta");
+	REFUSED(up_object_create_anon(rt, UINT64_MAX - PAGE + 1, 0, &o), -ENOMEM,
+		"up_object_create_anon: the meta");
 	cr_expect(o == NULL);
 	cr_expect(up_object_create_anon(NULL, PAGE, 0, &o) == -EINVAL);
 	up_object_unref(NULL);
@@ -838,10 +868,12 @@ Test(errors, metadata_that_does_not_fit_the_limit_is_enomem)
 	cfg.memory_limit = UP_MEMORY_LIMIT_MIN;
 	create(&cfg);
 	log_clear();
-	REFUSED(up_map(rt, NULL, (size_t)4 << 30, RW, UP_PRIVATE, NULL, 0, &p), -ENOMEM, "memory limit, 2097152");
-	REFUSED(up_map(rt, NULL, SIZE_MAX - PAGE + 1, RW, UP_PRIVATE, NULL, 0, &p), -ENOMEM, "up_map: the metadata");
-	REFUSED(up_map(rt, NULL, (size_t)1 << 50, RW, UP_PRIVATE | UP_NORESERVE, NULL, 0, &p), -ENOMEM,
-		"up_map: mapping 1125899906842624 bytes");
+	REFUSED(up_map(rt, NULL, (size_t)4 << 30, RW, UP_PRIVATE, NULL, 0, &p), -ENOMEM,
+		"memory limit, 2097152");
+	REFUSED(up_map(rt, NULL, SIZE_MAX - PAGE + 1, RW, UP_PRIVATE, NULL, 0, &p), -ENOMEM,
+		"up_map: the metadata");
+	REFUSED(up_map(rt, NULL, (size_t)1 << 50, RW, UP_PRIVATE | UP_NORESERVE, NULL, 0, &p),
+		-ENOMEM, "up_map: mapping 1125899906842624 bytes");
 	cr_expect(p == NULL);
 	up_stats_get(rt, &st, sizeof st);
 	cr_expect(st.mapped == 0 && st.objects == 0 && st.reserve_used == 0);
@@ -864,12 +896,12 @@ child_of_fork(void)
 	void *p;
 
 	log_clear();
-#define ECHILD_OF(n, call)                                                \
-	do {                                                              \
-		if ((call) != -ECHILD)                                    \
-			return (n);                                       \
-		if (nlogged[UP_LOG_ERROR] != ++lines)                     \
-			return 100 + (n);                                 \
+#define ECHILD_OF(n, call)                            \
+	do {                                          \
+		if ((call) != -ECHILD)                \
+			return (n);                   \
+		if (nlogged[UP_LOG_ERROR] != ++lines) \
+			return 100 + (n);             \
 	} while (0)
 	ECHILD_OF(1, up_map(rt, NULL, PAGE, RW, UP_PRIVATE, NULL, 0, &p));
 	ECHILD_OF(2, up_unmap(rt, region, PAGE));
@@ -887,7 +919,7 @@ child_of_fork(void)
 		return 10;
 	up_object_unref(object);
 	up_runtime_destroy(rt);
-	up_runtime_destroy(rt);		/* twice: it does nothing at all */
+	up_runtime_destroy(rt); /* twice: it does nothing at all */
 	if (try_write(region, 7) != SIGSEGV)
 		return 11;
 	/* It may have one of its own. */
@@ -912,7 +944,8 @@ Test(errors, in_a_forked_child_every_call_is_echild)
 	r = in_child(child_of_fork);
 	cr_assert(r == 0, "step %d", r);
 	cr_assert(*(uint64_t *)(void *)region == 42);
-	cr_assert(up_stats_get(rt, &st, sizeof st) == 0 && st.objects == 2 && st.mapped == 8 * PAGE);
+	cr_assert(up_stats_get(rt, &st, sizeof st) == 0 && st.objects == 2 &&
+		  st.mapped == 8 * PAGE);
 	up_object_unref(object);
 	cr_assert(up_unmap(rt, region, 8 * PAGE) == 0);
 	up_runtime_destroy(rt);

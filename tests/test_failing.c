@@ -25,12 +25,21 @@
 
 #define RW (PROT_READ | PROT_WRITE)
 #define NPAGES 96u
-#define NTH_MAX 5000u		/* a sweep that is not over by then never will be */
-#define SEEDS 2u		/* which error a call returns, and how far it got, is drawn */
+#define NTH_MAX 5000u /* a sweep that is not over by then never will be */
+#define SEEDS 2u      /* which error a call returns, and how far it got, is drawn */
 
 TestSuite(failing, .timeout = 220);
 
-enum source { FAIL_CALL, FAIL_COMMIT, FAIL_ENTRY, FAIL_OBJECT, FAIL_NODE, FAIL_LEAF, FAIL_ANON, SOURCES };
+enum source {
+	FAIL_CALL,
+	FAIL_COMMIT,
+	FAIL_ENTRY,
+	FAIL_OBJECT,
+	FAIL_NODE,
+	FAIL_LEAF,
+	FAIL_ANON,
+	SOURCES
+};
 
 static const char *const source_name[SOURCES] = {
 	"call", "commit", "map entry", "object", "node", "leaf", "anon",
@@ -39,12 +48,12 @@ static const char *const source_name[SOURCES] = {
 
 struct scene {
 	struct rig *r;
-	uintptr_t va;			/* a region of NPAGES, or 0 */
-	uint64_t word[NPAGES];		/* the first word of each page */
-	bool gone[NPAGES];		/* unmapped */
-	struct up_object *object;	/* what is mapped there, or NULL */
-	uintptr_t more;			/* a second region, of the operation's own */
-	size_t nmore;			/* its pages */
+	uintptr_t va;		  /* a region of NPAGES, or 0 */
+	uint64_t word[NPAGES];	  /* the first word of each page */
+	bool gone[NPAGES];	  /* unmapped */
+	struct up_object *object; /* what is mapped there, or NULL */
+	uintptr_t more;		  /* a second region, of the operation's own */
+	size_t nmore;		  /* its pages */
 	uint64_t serial;
 	struct up_stats before;
 	uint64_t meta_before;
@@ -53,16 +62,16 @@ struct scene {
 
 struct operation {
 	const char *name;
-	unsigned must;			/* sources (FROM) that it draws on, so must have failed */
+	unsigned must; /* sources (FROM) that it draws on, so must have failed */
 	void (*prepare)(struct scene *);
 	/* 0; -errno of the call; -EIO: the touch was SIGBUS. */
 	int (*run)(struct scene *);
 	/* After it succeeded; NULL: the contents of the region are checked anyway. */
 	void (*check)(struct scene *);
-	bool is_call;			/* a failure is reported, and has changed nothing */
+	bool is_call; /* a failure is reported, and has changed nothing */
 };
 
-static char where[256];			/* which step of which sweep this is, for messages */
+static char where[256]; /* which step of which sweep this is, for messages */
 
 #define must(cond, ...) cr_assert(cond, __VA_ARGS__)
 
@@ -129,8 +138,8 @@ check_contents(struct scene *s)
 		if (s->gone[i])
 			continue;
 		got = rig_get(s->r, page(s, i));
-		must(got == s->word[i], "%s: page %zu holds %#lx, not %#lx", where, i, (unsigned long)got,
-		     (unsigned long)s->word[i]);
+		must(got == s->word[i], "%s: page %zu holds %#lx, not %#lx", where, i,
+		     (unsigned long)got, (unsigned long)s->word[i]);
 	}
 }
 
@@ -205,13 +214,16 @@ check_unchanged(struct scene *s)
 {
 	const struct up_stats now = rig_stats(s->r), *was = &s->before;
 
-	must(now.mapped == was->mapped, "%s: mapped went from %lu to %lu", where, was->mapped, now.mapped);
-	must(now.entries == was->entries, "%s: %lu entries became %lu", where, was->entries, now.entries);
-	must(now.objects == was->objects, "%s: %lu objects became %lu", where, was->objects, now.objects);
+	must(now.mapped == was->mapped, "%s: mapped went from %lu to %lu", where, was->mapped,
+	     now.mapped);
+	must(now.entries == was->entries, "%s: %lu entries became %lu", where, was->entries,
+	     now.entries);
+	must(now.objects == was->objects, "%s: %lu objects became %lu", where, was->objects,
+	     now.objects);
 	must(now.reserve_used == was->reserve_used, "%s: swap promised went from %lu to %lu", where,
 	     was->reserve_used, now.reserve_used);
-	must(meta_promised(s->r) == s->meta_before, "%s: metadata promised went from %lu to %lu", where,
-	     s->meta_before, meta_promised(s->r));
+	must(meta_promised(s->r) == s->meta_before, "%s: metadata promised went from %lu to %lu",
+	     where, s->meta_before, meta_promised(s->r));
 	must(now.resident + now.staged + now.swapped == was->resident + was->staged + was->swapped,
 	     "%s: pages came or went", where);
 	must(now.lost == was->lost, "%s: a page was lost", where);
@@ -248,12 +260,12 @@ tear_down(struct scene *s)
 
 	for (size_t i = 0; s->va != 0 && i < NPAGES; i++) {
 		if (!s->gone[i])
-			must(up_unmap(s->r->rt, (void *)page(s, i), PAGE_SIZE) == 0, "%s: the last unmap failed",
-			     where);
+			must(up_unmap(s->r->rt, (void *)page(s, i), PAGE_SIZE) == 0,
+			     "%s: the last unmap failed", where);
 	}
 	if (s->more != 0)
-		must(up_unmap(s->r->rt, (void *)s->more, s->nmore * PAGE_SIZE) == 0, "%s: the last unmap failed",
-		     where);
+		must(up_unmap(s->r->rt, (void *)s->more, s->nmore * PAGE_SIZE) == 0,
+		     "%s: the last unmap failed", where);
 	up_object_unref(s->object);
 	rig_settle(s->r);
 	pager_check(s->r->p);
@@ -263,8 +275,8 @@ tear_down(struct scene *s)
 	must(st.reserve_used == 0 && meta_promised(s->r) == 0, "%s: promises are left", where);
 	must(s->r->p->swap.nused == 0, "%s: swap slots are left", where);
 	for (enum source src = FAIL_ENTRY; src < SOURCES; src++)
-		must(zone_count(zone_of(s->r, src)) == 0, "%s: items of the %s zone are left", where,
-		     source_name[src]);
+		must(zone_count(zone_of(s->r, src)) == 0, "%s: items of the %s zone are left",
+		     where, source_name[src]);
 
 	/* And it still works. */
 	s->va = rig_map(s->r, PAGE_SIZE);
@@ -278,13 +290,15 @@ tear_down(struct scene *s)
 static bool
 turn(const struct operation *op, enum source src, unsigned nth, uint64_t mask, uint64_t seed)
 {
-	const struct rig_config cfg = { .mask = mask, .seed = seed * 1000 + nth, .swap_slots = 4096 };
+	const struct rig_config cfg = { .mask = mask,
+					.seed = seed * 1000 + nth,
+					.swap_slots = 4096 };
 	struct scene s = { .r = rig_up(&cfg) };
 	bool fired;
 	int r;
 
-	snprintf(where, sizeof where, "%s, %s %u fails%s, seed %lu", op->name, source_name[src], nth,
-		 mask ? ", without MOVE" : "", seed);
+	snprintf(where, sizeof where, "%s, %s %u fails%s, seed %lu", op->name, source_name[src],
+		 nth, mask ? ", without MOVE" : "", seed);
 	op->prepare(&s);
 	rig_settle(s.r);
 	note_levels(&s);
@@ -338,8 +352,8 @@ sweep(const struct operation *op)
 			}
 		}
 	}
-	must((seen & op->must) == op->must, "%s: of %#x only %#x ever failed: the sweep shows nothing", op->name,
-	     op->must, seen);
+	must((seen & op->must) == op->must,
+	     "%s: of %#x only %#x ever failed: the sweep shows nothing", op->name, op->must, seen);
 }
 
 /* --- scenes --- */
@@ -379,7 +393,8 @@ static void
 swapped_page(struct scene *s)
 {
 	half_swapped(s);
-	must((resident(s, 0) & (UP_PAGE_MAPPED | UP_PAGE_STAGED)) == 0, "%s: page 0 is still in memory", where);
+	must((resident(s, 0) & (UP_PAGE_MAPPED | UP_PAGE_STAGED)) == 0,
+	     "%s: page 0 is still in memory", where);
 }
 
 static void
@@ -397,7 +412,8 @@ drive_to(struct scene *s, enum page_state state)
 	const size_t most = 2 * s->r->cfg.memory / PAGE_SIZE;
 	const uintptr_t other = rig_map(s->r, most * PAGE_SIZE);
 
-	must(up_advise(s->r->rt, (void *)s->va, NPAGES / 2 * PAGE_SIZE, UP_ADVICE_COLD) == 0, "COLD");
+	must(up_advise(s->r->rt, (void *)s->va, NPAGES / 2 * PAGE_SIZE, UP_ADVICE_COLD) == 0,
+	     "COLD");
 	for (size_t i = 0; i < most && state_of(s, 0) != state; i++)
 		rig_put(s->r, other + i * PAGE_SIZE, i + 1);
 	must(state_of(s, 0) == state, "%s: page 0 never came to state %d", where, (int)state);
@@ -406,7 +422,8 @@ drive_to(struct scene *s, enum page_state state)
 		rig_settle(s->r);
 	} else {
 		/* Unmapping settles the writes; keep what is needed, and it goes at the end. */
-		must(up_unmap(s->r->rt, (void *)(other + NPAGES * PAGE_SIZE), (most - NPAGES) * PAGE_SIZE) == 0,
+		must(up_unmap(s->r->rt, (void *)(other + NPAGES * PAGE_SIZE),
+			      (most - NPAGES) * PAGE_SIZE) == 0,
 		     "unmap");
 		s->more = other;
 		s->nmore = NPAGES;
@@ -516,8 +533,12 @@ read_all(struct scene *s)
 Test(failing, touching_a_new_page)
 {
 	const struct operation op = {
-		"touch a new page", FROM(FAIL_CALL) | FROM(FAIL_COMMIT) | FROM(FAIL_LEAF) | FROM(FAIL_ANON),
-		new_region, write_page_0, NULL, false,
+		"touch a new page",
+		FROM(FAIL_CALL) | FROM(FAIL_COMMIT) | FROM(FAIL_LEAF) | FROM(FAIL_ANON),
+		new_region,
+		write_page_0,
+		NULL,
+		false,
 	};
 
 	sweep(&op);
@@ -526,8 +547,12 @@ Test(failing, touching_a_new_page)
 Test(failing, touching_a_run_of_new_pages)
 {
 	const struct operation op = {
-		"touch new pages in a row", FROM(FAIL_CALL) | FROM(FAIL_COMMIT) | FROM(FAIL_ANON),
-		new_region, write_all, NULL, false,
+		"touch new pages in a row",
+		FROM(FAIL_CALL) | FROM(FAIL_COMMIT) | FROM(FAIL_ANON),
+		new_region,
+		write_all,
+		NULL,
+		false,
 	};
 
 	sweep(&op);
@@ -536,7 +561,12 @@ Test(failing, touching_a_run_of_new_pages)
 Test(failing, touching_a_swapped_page)
 {
 	const struct operation op = {
-		"touch a swapped page", FROM(FAIL_CALL), lone_swapped_page, read_page_0, NULL, false,
+		"touch a swapped page",
+		FROM(FAIL_CALL),
+		lone_swapped_page,
+		read_page_0,
+		NULL,
+		false,
 	};
 
 	sweep(&op);
@@ -594,12 +624,15 @@ Test(failing, touching_a_page_that_is_being_written)
 				bool fired = true;
 
 				for (unsigned nth = 1; fired; nth++) {
-					const struct rig_config cfg = { .mask = masks[m], .seed = seed * 1000 + nth,
+					const struct rig_config cfg = { .mask = masks[m],
+									.seed = seed * 1000 + nth,
 									.swap_slots = 4096 };
 					struct scene s = { .r = rig_up(&cfg) };
 
-					snprintf(where, sizeof where, "rescue, %s %u fails%s, seed %lu",
-						 source_name[src], nth, masks[m] ? ", without MOVE" : "", seed);
+					snprintf(where, sizeof where,
+						 "rescue, %s %u fails%s, seed %lu",
+						 source_name[src], nth,
+						 masks[m] ? ", without MOVE" : "", seed);
 					held_write(&s);
 					arm(s.r, src, nth);
 					must(rescue_page_0(&s) == 0, "%s: SIGBUS", where);
@@ -645,7 +678,8 @@ thrash(struct scene *s)
 			must(up_advise(s->r->rt, (void *)va, PAGE_SIZE, UP_ADVICE_DONTNEED) == 0,
 			     "%s: discarding a lost page failed", where);
 		else
-			must(word == 7000 + i, "%s: page %zu holds %#lx", where, i, (unsigned long)word);
+			must(word == 7000 + i, "%s: page %zu holds %#lx", where, i,
+			     (unsigned long)word);
 	}
 	return 0;
 }
@@ -653,8 +687,12 @@ thrash(struct scene *s)
 Test(failing, paging_more_than_fits_in_memory)
 {
 	const struct operation op = {
-		"page out and in", FROM(FAIL_CALL) | FROM(FAIL_COMMIT) | FROM(FAIL_ANON), big_region, thrash,
-		NULL, false,
+		"page out and in",
+		FROM(FAIL_CALL) | FROM(FAIL_COMMIT) | FROM(FAIL_ANON),
+		big_region,
+		thrash,
+		NULL,
+		false,
 	};
 
 	sweep(&op);
@@ -677,7 +715,7 @@ touch_lost(struct scene *s)
 	must(rig_touch(s->r, 0, page(s, 0), false, &word, 0, sizeof word) == SIM_SIGBUS,
 	     "%s: a page that can not be read was given out", where);
 	must(resident(s, 0) == UP_PAGE_LOST, "%s: not lost", where);
-	s->r->f.injected[SIM_READ]++;	/* the one that the bad disk has failed */
+	s->r->f.injected[SIM_READ]++; /* the one that the bad disk has failed */
 	return 0;
 }
 
@@ -715,8 +753,9 @@ check_more(struct scene *s)
 Test(failing, mapping)
 {
 	const struct operation op = {
-		"map", FROM(FAIL_CALL) | FROM(FAIL_ENTRY) | FROM(FAIL_OBJECT), half_written, map_more,
-		check_more, true,
+		"map",	      FROM(FAIL_CALL) | FROM(FAIL_ENTRY) | FROM(FAIL_OBJECT),
+		half_written, map_more,
+		check_more,   true,
 	};
 
 	sweep(&op);
@@ -726,8 +765,12 @@ Test(failing, mapping)
 Test(failing, mapping_the_first_region)
 {
 	const struct operation op = {
-		"map the first", FROM(FAIL_CALL) | FROM(FAIL_COMMIT) | FROM(FAIL_ENTRY) | FROM(FAIL_OBJECT),
-		empty_scene, map_more, check_more, true,
+		"map the first",
+		FROM(FAIL_CALL) | FROM(FAIL_COMMIT) | FROM(FAIL_ENTRY) | FROM(FAIL_OBJECT),
+		empty_scene,
+		map_more,
+		check_more,
+		true,
 	};
 
 	sweep(&op);
@@ -761,15 +804,17 @@ check_unmapped(struct scene *s)
 	for (size_t i = 0; i < NPAGES; i++) {
 		const enum sim_state st = sim_state(s->r->pm, page(s, i));
 
-		must((st == SIM_UNMAPPED) == s->gone[i], "%s: page %zu is in state %d of the kernel's", where, i,
-		     (int)st);
+		must((st == SIM_UNMAPPED) == s->gone[i],
+		     "%s: page %zu is in state %d of the kernel's", where, i, (int)st);
 	}
 }
 
 Test(failing, unmapping_a_whole_region)
 {
 	const struct operation op = {
-		"unmap all", FROM(FAIL_CALL) | FROM(FAIL_ENTRY), half_swapped, unmap_whole, check_unmapped, true,
+		"unmap all",	FROM(FAIL_CALL) | FROM(FAIL_ENTRY),
+		half_swapped,	unmap_whole,
+		check_unmapped, true,
 	};
 
 	sweep(&op);
@@ -778,7 +823,9 @@ Test(failing, unmapping_a_whole_region)
 Test(failing, unmapping_a_part)
 {
 	const struct operation op = {
-		"unmap a part", FROM(FAIL_CALL) | FROM(FAIL_ENTRY), half_swapped, unmap_part, check_unmapped, true,
+		"unmap a part", FROM(FAIL_CALL) | FROM(FAIL_ENTRY),
+		half_swapped,	unmap_part,
+		check_unmapped, true,
 	};
 
 	sweep(&op);
@@ -803,7 +850,9 @@ check_protected(struct scene *s)
 Test(failing, protecting_a_part)
 {
 	const struct operation op = {
-		"protect", FROM(FAIL_CALL) | FROM(FAIL_ENTRY), half_swapped, protect_part, check_protected, true,
+		"protect",	 FROM(FAIL_CALL) | FROM(FAIL_ENTRY),
+		half_swapped,	 protect_part,
+		check_protected, true,
 	};
 
 	sweep(&op);
@@ -838,7 +887,8 @@ check_advice(struct scene *s, enum up_advice advice)
 {
 	const struct map_entry *e = map_lookup(&s->r->p->map, page(s, NPAGES / 2));
 
-	must(e->advice == advice && e->start == page(s, NPAGES / 4), "%s: the advice was not kept", where);
+	must(e->advice == advice && e->start == page(s, NPAGES / 4), "%s: the advice was not kept",
+	     where);
 }
 
 static void
@@ -871,7 +921,8 @@ Test(failing, advising_normal)
 Test(failing, advising_sequential)
 {
 	const struct operation op = {
-		"advise SEQUENTIAL", FROM(FAIL_ENTRY), half_swapped, advise_sequential, check_sequential, true,
+		"advise SEQUENTIAL", FROM(FAIL_ENTRY), half_swapped,
+		advise_sequential,   check_sequential, true,
 	};
 
 	sweep(&op);
@@ -945,7 +996,8 @@ look(struct scene *s)
 	memset(vec, 0xff, sizeof vec);
 	r = up_residency(s->r->rt, (void *)s->va, sizeof vec * PAGE_SIZE, vec);
 	for (size_t i = 0; r == 0 && i < NPAGES; i++)
-		must((vec[i] == 0) == (s->word[i] == 0), "%s: page %zu: bits %#x", where, i, vec[i]);
+		must((vec[i] == 0) == (s->word[i] == 0), "%s: page %zu: bits %#x", where, i,
+		     vec[i]);
 	return r;
 }
 
@@ -970,7 +1022,12 @@ create_object(struct scene *s)
 Test(failing, creating_an_object)
 {
 	const struct operation op = {
-		"create object", FROM(FAIL_OBJECT) | FROM(FAIL_COMMIT), empty_scene, create_object, NULL, true,
+		"create object",
+		FROM(FAIL_OBJECT) | FROM(FAIL_COMMIT),
+		empty_scene,
+		create_object,
+		NULL,
+		true,
 	};
 
 	sweep(&op);
@@ -985,7 +1042,9 @@ check_object_mapped(struct scene *s)
 Test(failing, mapping_an_object)
 {
 	const struct operation op = {
-		"map object", FROM(FAIL_CALL) | FROM(FAIL_ENTRY), new_object, map_object, check_object_mapped, true,
+		"map object",	     FROM(FAIL_CALL) | FROM(FAIL_ENTRY),
+		new_object,	     map_object,
+		check_object_mapped, true,
 	};
 
 	sweep(&op);
@@ -1012,8 +1071,9 @@ check_part_of_object_kept(struct scene *s)
 Test(failing, unmapping_an_object)
 {
 	const struct operation op = {
-		"unmap object", FROM(FAIL_CALL) | FROM(FAIL_ENTRY), mapped_object, unmap_whole, check_object_kept,
-		true,
+		"unmap object",	   FROM(FAIL_CALL) | FROM(FAIL_ENTRY),
+		mapped_object,	   unmap_whole,
+		check_object_kept, true,
 	};
 
 	sweep(&op);
@@ -1022,8 +1082,12 @@ Test(failing, unmapping_an_object)
 Test(failing, unmapping_a_part_of_an_object)
 {
 	const struct operation op = {
-		"unmap part of object", FROM(FAIL_CALL) | FROM(FAIL_ENTRY), mapped_object, unmap_part,
-		check_part_of_object_kept, true,
+		"unmap part of object",
+		FROM(FAIL_CALL) | FROM(FAIL_ENTRY),
+		mapped_object,
+		unmap_part,
+		check_part_of_object_kept,
+		true,
 	};
 
 	sweep(&op);
@@ -1049,13 +1113,15 @@ check_object_gone(struct scene *s)
 {
 	const struct up_stats st = rig_stats(s->r);
 
-	must(st.objects == 0 && st.resident + st.staged + st.swapped == 0, "%s: something is left", where);
+	must(st.objects == 0 && st.resident + st.staged + st.swapped == 0, "%s: something is left",
+	     where);
 	must(s->r->p->swap.nused == 0, "%s: slots are left", where);
 }
 
 Test(failing, dropping_an_object)
 {
-	const struct operation op = { "unref object", 0, unmapped_object, drop_object, check_object_gone, false };
+	const struct operation op = { "unref object",	 0,    unmapped_object, drop_object,
+				      check_object_gone, false };
 
 	sweep(&op);
 }
@@ -1087,7 +1153,8 @@ Test(failing, creating_a_runtime)
 
 		r->fail_commit = ++nth;
 		failed = rig_create(r) < 0;
-		must(failed == r->commit_failed, "commit %u: failed %d, create %d", nth, r->commit_failed, failed);
+		must(failed == r->commit_failed, "commit %u: failed %d, create %d", nth,
+		     r->commit_failed, failed);
 		r->fail_commit = 0;
 		if (failed) {
 			must(r->rt == NULL, "commit %u: a failed create returned a runtime", nth);
@@ -1114,7 +1181,8 @@ Test(failing, destroying_a_runtime)
 		bool fired = true;
 
 		for (unsigned nth = 1; fired; nth++) {
-			struct scene s = { .r = rig_up(&(struct rig_config){ .seed = nth, .swap_slots = 4096 }) };
+			struct scene s = { .r = rig_up(&(struct rig_config){
+						   .seed = nth, .swap_slots = 4096 }) };
 
 			snprintf(where, sizeof where, "destroy, call %u fails", nth);
 			mapped_object(&s);

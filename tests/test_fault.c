@@ -10,7 +10,7 @@
 
 TestSuite(fault, .timeout = 120);
 
-#define PAGE(i) (va + (size_t)(i) * PAGE_SIZE)
+#define PAGE(i) (va + (size_t)(i)*PAGE_SIZE)
 
 /*
  * Nothing there: zeros
@@ -81,7 +81,7 @@ Test(fault, random_first_touches_never_run_ahead)
 	for (unsigned i = 0; i < 100; i++)
 		check_zeros(PAGE(i * 37 % 100 * 2));
 	expect(ZEROS(100));
-	for (unsigned i = 100; i-- > 0;)	/* backwards is no stream either */
+	for (unsigned i = 100; i-- > 0;) /* backwards is no stream either */
 		check_zeros(PAGE(i * 2 + 1));
 	expect(ZEROS(100));
 	over();
@@ -126,7 +126,7 @@ Test(fault, a_run_of_zeros_stops_where_there_is_something)
 	expect(ZEROS(1));
 	for (unsigned i = 0; i < 5; i++)
 		check_zeros(PAGE(i));
-	expect(ZEROS(3), .zero_ahead_pages = 2);	/* 0; 1, 2; 3, 4 and not 5, 6 */
+	expect(ZEROS(3), .zero_ahead_pages = 2); /* 0; 1, 2; 3, 4 and not 5, 6 */
 	cr_assert(eq(int, where(PAGE(6)), NOWHERE));
 	check_page(PAGE(5), 5);
 	expect(.limit = 0);
@@ -140,7 +140,7 @@ Test(fault, a_run_of_zeros_takes_what_the_budget_has)
 	scene((struct rig_config){ .seed = 1 });
 	va = rig_map(r, 32 * PAGE_SIZE);
 	advise(va, 32, UP_ADVICE_SEQUENTIAL);
-	put_page(PAGE(31), 1);		/* metadata is there */
+	put_page(PAGE(31), 1); /* metadata is there */
 	seen();
 	squeeze(20);
 	serve_one(va);
@@ -416,7 +416,7 @@ Test(fault, four_streams_of_reads_at_once)
 
 Test(fault, what_lies_scattered_in_the_swap_is_read_in_many_requests_at_once)
 {
-	const unsigned most = NREADS * 2 / 3;	/* the rest is for who really waits */
+	const unsigned most = NREADS * 2 / 3; /* the rest is for who really waits */
 	uint64_t w;
 	uintptr_t va;
 
@@ -517,7 +517,7 @@ Test(fault, more_reads_than_requests_wait_their_turn)
 		cr_assert(eq(int, sim_touch(r->pm, t, PAGE(t), false, &w, 0, 8), SIM_OK));
 		cr_assert(eq(u64, w, word_of(100 + t, 0)));
 	}
-	scene_seen.fault_waits = rig_stats(r).fault_waits;	/* as often as they were tried */
+	scene_seen.fault_waits = rig_stats(r).fault_waits; /* as often as they were tried */
 	expect(MAJOR(N), READ(N, N));
 	over();
 }
@@ -558,7 +558,7 @@ Test(fault, the_second_copy_of_a_message_does_not_start_a_second_read)
 	seen();
 	check_pages(va, 16, 100);
 	rig_settle(r);
-	expect(MAJOR(16), READ(16, 16), .fault_waits = 16);	/* met the page busy */
+	expect(MAJOR(16), READ(16, 16), .fault_waits = 16); /* met the page busy */
 	over();
 }
 
@@ -589,7 +589,7 @@ Test(fault, a_message_that_outlives_its_region_is_a_stray)
 	sim_messages(r->pm, 1000, 0, 0);
 	put_page(va, 1);
 	rig_settle(r);
-	sim_messages(r->pm, 1000, 0, 100);	/* the copy comes much later */
+	sim_messages(r->pm, 1000, 0, 100); /* the copy comes much later */
 	while (sim_queued(r->pm, 0) == 0) {
 		put_page(PAGE(1), 1);
 		stage();
@@ -756,7 +756,7 @@ Test(fault, what_finds_no_room_is_parked_and_then_served)
 	seen();
 	rig_step(r);
 	rig_step(r);
-	expect(.fault_waits = 2);	/* two more looks */
+	expect(.fault_waits = 2); /* two more looks */
 	cr_assert(eq(uint, r->p->service[0]->nparked, 1));
 	cr_assert(sim_waiting(r->pm, 1));
 	cr_assert(eq(int, where(PAGE(8)), NOWHERE), "nothing is left of a try");
@@ -782,7 +782,7 @@ Test(fault, more_faults_than_can_be_parked_are_not_forgotten)
 
 	scene((struct rig_config){ .seed = 1 });
 	va = map_random(8 + N);
-	put_page(PAGE(8 + N - 1), 1);	/* metadata is there */
+	put_page(PAGE(8 + N - 1), 1); /* metadata is there */
 	advise(PAGE(8 + N - 1), 1, UP_ADVICE_DONTNEED);
 	put_pages(va, 8, 100);
 	launder();
@@ -1028,7 +1028,7 @@ Test(fault, without_room_for_an_anon_or_a_leaf_a_fault_waits)
 	atomic_store(&r->p->zones.anon.fail_in, 1);
 	put_page(PAGE(1), 2);
 	expect(ZEROS(1), .fault_waits = 1);
-	atomic_store(&r->p->zones.node.fail_in, 1);	/* the tree is there: not needed */
+	atomic_store(&r->p->zones.node.fail_in, 1); /* the tree is there: not needed */
 	put_page(PAGE(LEAF_SLOTS), 3);
 	expect(ZEROS(1));
 	atomic_store(&r->p->zones.node.fail_in, 0);
@@ -1043,7 +1043,7 @@ Test(fault, without_room_for_the_page_table_a_fault_waits)
 
 	scene((struct rig_config){ .seed = 1 });
 	va = map_random(200);
-	put_pages(va, 64, 100);		/* the table grows by so many */
+	put_pages(va, 64, 100); /* the table grows by so many */
 	cr_assert(eq(u32, r->p->pages.free, PAGE_NONE));
 	while (r->p->pages.table.committed >= (r->p->pages.table.n + 64) * sizeof(struct page))
 		put_page(PAGE(r->p->pages.table.n), 100 + r->p->pages.table.n);
@@ -1184,7 +1184,7 @@ disk_lies(enum sim_lie how)
 
 	scene((struct rig_config){ .seed = 1, .swap_slots = 64 });
 	va = map_random(16);
-	for (unsigned round = 0; round < 8; round++) {		/* slots have a past */
+	for (unsigned round = 0; round < 8; round++) { /* slots have a past */
 		put_pages(va, 16, 1000 * round);
 		swap_out();
 	}
@@ -1245,7 +1245,7 @@ Test(fault, of_a_cluster_only_the_damaged_pages_are_lost)
 			check_page(PAGE(i), 100 + i);
 	}
 	expect(.fault_sigbus = 2);
-	expect_sigbus(PAGE(3));		/* marked in the page table: no fault any more */
+	expect_sigbus(PAGE(3)); /* marked in the page table: no fault any more */
 	expect(.limit = 0);
 	over();
 }
@@ -1290,7 +1290,7 @@ Test(fault, a_mark_that_the_kernel_refuses_is_tried_again)
 	sim_disk_corrupt(r->disk, slot_of(va), SIM_FLIP);
 	seen();
 	sim_fail_nth(&r->f, 1, SIM_BIT(SIM_POISON), -EAGAIN);
-	expect_sigbus(va);		/* woken, it finds nothing and faults once more */
+	expect_sigbus(va); /* woken, it finds nothing and faults once more */
 	cr_assert(sim_fail_disarm(&r->f));
 	expect(READ(1, 1), .checksum_errors = 1, .bad_slots = 1, .fault_sigbus = 1);
 	lives_on(va, 2, 0, 100);
@@ -1427,7 +1427,7 @@ Test(fault, a_slow_read_is_not_a_time_out)
  */
 
 struct unmapper {
-	uintptr_t touch;	/* by thread 2, in the middle of it */
+	uintptr_t touch; /* by thread 2, in the middle of it */
 	unsigned calls;
 };
 
@@ -1492,7 +1492,7 @@ Test(fault, unmapping_what_is_being_written_leaves_it_to_the_write)
 	cr_assert(zero(sz, zone_count(&r->p->zones.anon)));
 	sim_disk_release(r->disk, SWAP_WRITE);
 	rig_settle(r);
-	expect(.limit = 0);		/* orphans do not count as paged out */
+	expect(.limit = 0); /* orphans do not count as paged out */
 	cr_assert(zero(sz, r->p->pages.count[PAGE_LAUNDRY]));
 	cr_assert(zero(sz, r->p->swap.nused));
 	cr_assert(eq(sz, frames_nfree(&r->p->frames), 8));
@@ -1650,7 +1650,7 @@ Test(fault, what_is_needed_soon_and_was_never_written_costs_nothing)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_noreserve((size_t)1 << 28);	/* a TiB */
+	va = map_noreserve((size_t)1 << 28); /* a TiB */
 	put_page(PAGE(1 << 20), 1);
 	swap_out();
 	seen();
@@ -1671,7 +1671,7 @@ Test(fault, advice_without_room_to_spare_is_forgotten)
 	put_pages(va, 32, 100);
 	swap_out();
 	seen();
-	squeeze(CLUSTER_MAX - 32 - 1);	/* and the 32 frames that the pages left */
+	squeeze(CLUSTER_MAX - 32 - 1); /* and the 32 frames that the pages left */
 	advise(va, 32, UP_ADVICE_WILLNEED);
 	rig_settle(r);
 	expect(.limit = 0);
@@ -1839,21 +1839,21 @@ Test(fault, an_object_keeps_its_pages_from_one_mapping_to_the_next)
 		put_pages(va, 8, 100);
 		expect(ZEROS(8));
 
-		unmap(va, 8);		/* mapped until now */
+		unmap(va, 8); /* mapped until now */
 		cr_assert(eq(u64, rig_stats(r).staged, 8 * PAGE_SIZE));
 		va = map_object(o, 8);
 		check_pages(va, 8, 100);
 		expect(SOFT(8));
 
 		stage();
-		unmap(va, 8);		/* staged */
+		unmap(va, 8); /* staged */
 		va = map_object(o, 8);
 		all_are(va, 8, STAGED);
 		check_pages(va, 8, 100);
 		expect(SOFT(8), .pages_staged = 8);
 
 		launder();
-		unmap(va, 8);		/* being written */
+		unmap(va, 8); /* being written */
 		va = map_object(o, 8);
 		all_are(va, 8, LAUNDRY);
 		check_pages(va, 4, 100);
@@ -1864,7 +1864,7 @@ Test(fault, an_object_keeps_its_pages_from_one_mapping_to_the_next)
 
 		swap_out();
 		expect(.pages_staged = 8, .pages_out = 8, .clean_skips = 4, WROTE(1, 4));
-		unmap(va, 8);		/* in swap */
+		unmap(va, 8); /* in swap */
 		va = map_object(o, 8);
 		all_are(va, 8, SWAPPED);
 		check_pages(va, 8, 100);
@@ -1995,7 +1995,7 @@ Test(fault, a_write_fault_on_a_page_that_is_back_only_wakes)
 	put_pages(va, 8, 100);
 	copy_va = PAGE(3);
 	sim_on_copy(r->pm, write_during_copy, NULL);
-	sim_messages(r->pm, 1000, 0, 0);	/* the second copy finds it in place */
+	sim_messages(r->pm, 1000, 0, 0); /* the second copy finds it in place */
 	seen();
 	stage();
 	sim_on_copy(r->pm, NULL, NULL);

@@ -139,8 +139,7 @@ map_text(void)
 	for (const struct map_entry *e = map.first; e != NULL; e = e->next) {
 		len += (size_t)snprintf(text + len, sizeof text - len, "%s%zu-%zu %c+%" PRIu64,
 					len == 0 ? "" : ", ", (e->start - BASE) >> PAGE_SHIFT,
-					(e->end - BASE) >> PAGE_SHIFT,
-					name(e->object), e->offset);
+					(e->end - BASE) >> PAGE_SHIFT, name(e->object), e->offset);
 		cr_assert(lt(sz, len, sizeof text), "too many entries for text");
 	}
 	return text;
@@ -150,9 +149,8 @@ map_text(void)
 static unsigned
 clip(size_t start, size_t end)
 {
-	struct map_entry *spare[2] = {
-		map_entry_alloc(&map, ZONE_NOWAIT), map_entry_alloc(&map, ZONE_NOWAIT)
-	};
+	struct map_entry *spare[2] = { map_entry_alloc(&map, ZONE_NOWAIT),
+				       map_entry_alloc(&map, ZONE_NOWAIT) };
 	unsigned used;
 
 	cr_assert(spare[0] != NULL && spare[1] != NULL);
@@ -197,7 +195,7 @@ Test(map, an_entry_starts_zeroed_even_when_it_is_a_used_one, .init = rig_up, .fi
 		}
 		for (size_t i = 0; i < ARRAY_SIZE(e); i++) {
 			memset(e[i], 0xa5, sizeof *e[i]);
-			e[i]->height = 0;	/* in no map */
+			e[i]->height = 0; /* in no map */
 			map_entry_free(&map, e[i]);
 		}
 	}
@@ -266,7 +264,7 @@ Test(map, first_from_is_the_lowest_entry_that_ends_above_the_address, .init = ri
 static unsigned
 deepest(size_t n)
 {
-	size_t least = 1, less = 0;	/* of height h and h - 1 */
+	size_t least = 1, less = 0; /* of height h and h - 1 */
 	unsigned h = 1;
 
 	while (least + less + 1 <= n) {
@@ -358,9 +356,9 @@ Test(map, covers_is_true_only_without_a_gap, .init = rig_up, .fini = rig_down)
 		size_t start, end;
 		bool covered;
 	} want[] = {
-		{ 2, 6, true },	  { 2, 8, true },   { 3, 5, true },   { 5, 7, true },
-		{ 6, 8, true },	  { 9, 10, true },  { 1, 3, false },  { 1, 2, false },
-		{ 2, 9, false },  { 7, 10, false }, { 8, 9, false },  { 8, 10, false },
+		{ 2, 6, true },	  { 2, 8, true },   { 3, 5, true },    { 5, 7, true },
+		{ 6, 8, true },	  { 9, 10, true },  { 1, 3, false },   { 1, 2, false },
+		{ 2, 9, false },  { 7, 10, false }, { 8, 9, false },   { 8, 10, false },
 		{ 9, 11, false }, { 0, 20, false }, { 10, 11, false },
 	};
 
@@ -370,7 +368,8 @@ Test(map, covers_is_true_only_without_a_gap, .init = rig_up, .fini = rig_down)
 	rig_check();
 	for (size_t i = 0; i < ARRAY_SIZE(want); i++) {
 		cr_assert(eq(int, map_covers(&map, addr(want[i].start), addr(want[i].end)),
-			     want[i].covered), "[%zu, %zu)", want[i].start, want[i].end);
+			     want[i].covered),
+			  "[%zu, %zu)", want[i].start, want[i].end);
 	}
 }
 
@@ -381,13 +380,12 @@ Test(map, inserting_over_an_entry_is_eexist_and_changes_nothing, .init = rig_up,
 	static const struct {
 		size_t start, n;
 	} over[] = {
-		{ 4, 4 },	/* the same */
-		{ 5, 1 },	/* inside */
-		{ 4, 1 }, { 7, 1 },
-		{ 3, 2 }, { 7, 2 },	/* over an edge */
-		{ 3, 6 },	/* around */
-		{ 7, 4 },	/* across the gap into the next one */
-		{ 0, 40 },	/* all */
+		{ 4, 4 },				 /* the same */
+		{ 5, 1 },				 /* inside */
+		{ 4, 1 },  { 7, 1 }, { 3, 2 }, { 7, 2 }, /* over an edge */
+		{ 3, 6 },				 /* around */
+		{ 7, 4 },				 /* across the gap into the next one */
+		{ 0, 40 },				 /* all */
 	};
 	char before[512];
 
@@ -625,27 +623,27 @@ Test(map, a_waiting_writer_goes_ahead_of_new_readers, .init = rig_up, .fini = ri
 
 /* ---- against an oracle ---- */
 
-#define SPAN ((size_t)512)		/* pages that the random test plays on */
+#define SPAN ((size_t)512) /* pages that the random test plays on */
 
 /* One page: what it belongs to, and whether an entry begins there. */
 struct model_page {
-	struct object *object;		/* NULL: unmapped */
+	struct object *object; /* NULL: unmapped */
 	uint64_t offset;
 	int prot;
 	bool begins;
 };
 
 struct model {
-	struct model_page page[SPAN + 1];	/* the last one stays unmapped */
+	struct model_page page[SPAN + 1]; /* the last one stays unmapped */
 	uint64_t seed, state;
 	unsigned op;
 };
 
-#define model_assert(md, cond)                                                              \
-	do {                                                                                \
-		if (!(cond))                                                                \
-			cr_fatal("seed %" PRIu64 ", operation %u: %s", (md)->seed, (md)->op,  \
-				 #cond);                                                    \
+#define model_assert(md, cond)                                                               \
+	do {                                                                                 \
+		if (!(cond))                                                                 \
+			cr_fatal("seed %" PRIu64 ", operation %u: %s", (md)->seed, (md)->op, \
+				 #cond);                                                     \
 	} while (0)
 
 static void
@@ -959,7 +957,7 @@ static void
 spoil_alignment(void)
 {
 	nth(2)->start++;
-	map.pages--;			/* what [start + 1, end) rounds to */
+	map.pages--; /* what [start + 1, end) rounds to */
 }
 
 static void

@@ -187,11 +187,11 @@ Test(object, a_page_in_a_sparse_terabyte_costs_one_path)
 
 	set(o, TIB_PAGES - 1);
 	expect_nodes(3, 1);
-	set(o, TIB_PAGES - LEAF_SLOTS);		/* the same leaf */
+	set(o, TIB_PAGES - LEAF_SLOTS); /* the same leaf */
 	expect_nodes(3, 1);
-	set(o, TIB_PAGES - LEAF_SLOTS - 1);	/* its neighbour */
+	set(o, TIB_PAGES - LEAF_SLOTS - 1); /* its neighbour */
 	expect_nodes(3, 2);
-	set(o, 0);				/* nothing in common but the root */
+	set(o, 0); /* nothing in common but the root */
 	expect_nodes(5, 3);
 	object_check(o);
 	clear(o, 0);
@@ -240,7 +240,7 @@ Test(object, a_leaf_made_again_is_empty)
 	clear(o, 0);
 	cr_assert(eq(sz, object_prune(o, 0, 1), 1));
 	cr_assert(object_leaf(o, 0, NULL) == NULL);
-	set(o, 0);	/* asserts that the slot is 0 */
+	set(o, 0); /* asserts that the slot is 0 */
 	clear(o, 0);
 	cr_assert(eq(sz, object_prune(o, 0, 1), 1));
 	object_unref(o);
@@ -291,7 +291,7 @@ Test(object, pruning_spares_what_is_used_and_what_is_outside_the_range)
 		pthread_mutex_unlock(&object_leaf(o, i * leaf, &created)->lock);
 	set(o, 3 * leaf + 5);
 	expect_nodes(1, 8);
-	cr_assert(eq(sz, object_prune(o, 2 * leaf, 5 * leaf), 2));	/* 2 and 4, not 3 */
+	cr_assert(eq(sz, object_prune(o, 2 * leaf, 5 * leaf), 2)); /* 2 and 4, not 3 */
 	expect_nodes(1, 6);
 	cr_assert(zero(sz, object_prune(o, 2 * leaf, 5 * leaf)));
 	cr_assert(eq(sz, object_prune(o, 0, 1), 1)); /* a range that only touches it */
@@ -404,7 +404,7 @@ Test(object, random_slots_agree_with_a_bitmap)
 /* Threads that meet in the same leaves. */
 struct maker {
 	struct object *o;
-	atomic_uint *made;	/* by leaf */
+	atomic_uint *made; /* by leaf */
 	unsigned first;
 };
 
@@ -422,7 +422,7 @@ make_leaves(void *arg)
 
 		if (l == NULL)
 			abort();
-		l->nused++;	/* (l): two at once would lose one */
+		l->nused++; /* (l): two at once would lose one */
 		pthread_mutex_unlock(&l->lock);
 		if (created)
 			atomic_fetch_add(&m->made[n], 1);
@@ -580,7 +580,7 @@ Test(anon, of_a_freed_one_nothing_is_inherited)
 	an->loc = 7;
 	atomic_store(&an->kind, ANON_LOST);
 	free_anon(an);
-	an = new_anon();	/* the same bytes: a zone reuses the lowest */
+	an = new_anon(); /* the same bytes: a zone reuses the lowest */
 	cr_assert(eq(int, an->kind, ANON_CORE));
 	cr_assert(eq(u32, an->loc, UINT32_MAX));
 	cr_assert(zero(u64, an->hash));
@@ -609,7 +609,7 @@ Test(anon, is_wanted_only_while_somebody_holds_it)
 	struct anon *an = new_anon();
 
 	cr_assert(anon_want(an));
-	cr_assert(anon_want(an));	/* asking twice is asking */
+	cr_assert(anon_want(an)); /* asking twice is asking */
 	cr_assert(not(anon_trybusy(an)));
 	cr_assert(anon_unbusy(&waitqs, an));
 	cr_assert(zero(int, an->bits));
@@ -668,7 +668,7 @@ Test(anon, nobody_waits_for_what_is_not_busy)
 
 struct sleeper {
 	pthread_mutex_t leaf;
-	struct anon *_Atomic an;	/* (leaf) NULL: gone */
+	struct anon *_Atomic an; /* (leaf) NULL: gone */
 	atomic_uint woken;
 };
 
@@ -731,7 +731,7 @@ Test(anon, freeing_wakes_who_sleeps)
 	s.an = an;
 	start(&t, sleep_until_free, &s);
 	cr_assert(until(is_wanted, an), "nobody asked");
-	pthread_mutex_lock(&s.leaf);	/* the slot is emptied under the lock, then the anon goes */
+	pthread_mutex_lock(&s.leaf); /* the slot is emptied under the lock, then the anon goes */
 	s.an = NULL;
 	pthread_mutex_unlock(&s.leaf);
 	cr_assert(anon_free(&waitqs, &zones.anon, an, &wanted));
@@ -743,7 +743,7 @@ Test(anon, freeing_wakes_who_sleeps)
 struct crowd {
 	pthread_mutex_t leaf;
 	struct anon *an;
-	unsigned long inside;	/* guarded by BUSY alone */
+	unsigned long inside; /* guarded by BUSY alone */
 };
 
 #define CROWD_ROUNDS 20000u
@@ -762,7 +762,7 @@ take_turns(void *arg)
 		pthread_mutex_unlock(&c->leaf);
 		c->inside++;
 		if (i % 64 == 0)
-			sched_yield();	/* let others run into it */
+			sched_yield(); /* let others run into it */
 		anon_unbusy(&waitqs, c->an);
 		i++;
 	}
@@ -1026,7 +1026,7 @@ Test(page, states_are_counted_all_the_way_round)
 	cr_assert(eq(sz, pages.count[PAGE_LAUNDRY], 1));
 	cr_assert(zero(sz, pages.count[PAGE_TRANSIT] + pages.count[PAGE_STAGED]));
 	pages_check(&pages);
-	pg->anon = NULL;	/* an orphan is freed from LAUNDRY */
+	pg->anon = NULL; /* an orphan is freed from LAUNDRY */
 	page_free(&pages, pg);
 	cr_assert(zero(sz, pages.count[PAGE_LAUNDRY]));
 }
@@ -1235,7 +1235,7 @@ Test(frame, runs_are_neighbours_and_never_overlap)
 		}
 	}
 	cr_assert(zero(sz, hole_take(&frames, 1, &f)));
-	hole_give(&frames, 0, 256);	/* in one piece, across words */
+	hole_give(&frames, 0, 256); /* in one piece, across words */
 }
 
 Test(frame, a_short_run_is_better_than_none)
@@ -1314,8 +1314,8 @@ Test(frame_asserts, what_is_free_is_not_given, .signal = SIGABRT)
 
 static struct {
 	unsigned calls;
-	uint64_t need;	/* what the last call asked for */
-	uint64_t to;	/* what it grows to; 0: as asked */
+	uint64_t need; /* what the last call asked for */
+	uint64_t to;   /* what it grows to; 0: as asked */
 	int error;
 } growth;
 
@@ -1405,7 +1405,7 @@ Test(resv, growth_that_fails_or_falls_short_promises_nothing)
 	growth.error = 0;
 	growth.to = 12;
 	cr_assert(eq(int, resv_take(&r, 13), -ENOSPC));
-	expect_resv(&r, 12, 0);		/* what it did grow is kept */
+	expect_resv(&r, 12, 0); /* what it did grow is kept */
 	resv_fini(&r);
 }
 
@@ -1422,7 +1422,7 @@ Test(resv, what_is_gone_can_leave_more_promised_than_there_is)
 	cr_assert(eq(int, resv_take(&r, 1), -ENOSPC));
 	resv_give(&r, 1);
 	cr_assert(zero(int, resv_take(&r, 1)));
-	resv_shrink(&r, 100);		/* never below nothing */
+	resv_shrink(&r, 100); /* never below nothing */
 	expect_resv(&r, 0, 7);
 	resv_give(&r, 7);
 	resv_fini(&r);

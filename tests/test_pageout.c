@@ -11,7 +11,7 @@
 
 TestSuite(pageout, .timeout = 120);
 
-#define PAGE(i) (va + (size_t)(i) * PAGE_SIZE)
+#define PAGE(i) (va + (size_t)(i)*PAGE_SIZE)
 
 /* The sum over a range, for pages that may be anywhere. */
 static size_t
@@ -55,7 +55,7 @@ Test(pageout, takes_the_oldest_first)
 	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
 	va = map_random(192);
 	for (unsigned b = 0; b < 3; b++) {
-		for (unsigned i = 0; i < 64; i++)	/* within a cluster, any order */
+		for (unsigned i = 0; i < 64; i++) /* within a cluster, any order */
 			put_page(PAGE(order[b] * 64 + i * 37 % 64), i);
 	}
 	seen();
@@ -85,7 +85,7 @@ Test(pageout, a_touch_while_staged_is_a_second_chance)
 	put_pages(va, 192, 100);
 	stage();
 	all_are(va, 64, STAGED);
-	check_page(PAGE(5), 105);	/* to the tail: behind the other 128 */
+	check_page(PAGE(5), 105); /* to the tail: behind the other 128 */
 	seen();
 	stage();
 	all_are(PAGE(64), 64, STAGED);
@@ -96,7 +96,7 @@ Test(pageout, a_touch_while_staged_is_a_second_chance)
 	all_are(PAGE(5), 1, MAPPED);
 	sim_disk_release(r->disk, SWAP_WRITE);
 	swap_out();
-	all_are(PAGE(5), 1, SWAPPED);	/* a second chance, not a third */
+	all_are(PAGE(5), 1, SWAPPED); /* a second chance, not a third */
 	over();
 }
 
@@ -135,7 +135,7 @@ Test(pageout, cold_pages_go_before_others)
 	all_are(va, 54, STAGED);
 	all_are(PAGE(54), 96, MAPPED);
 	all_are(PAGE(160), 32, MAPPED);
-	advise(PAGE(40), 20, UP_ADVICE_COLD);	/* some are out already: nothing is to be done */
+	advise(PAGE(40), 20, UP_ADVICE_COLD); /* some are out already: nothing is to be done */
 	advise(PAGE(180), 1, UP_ADVICE_COLD);
 	stage();
 	all_are(PAGE(54), 6, STAGED);
@@ -443,7 +443,7 @@ Test(pageout, a_bad_slot_is_found_and_never_used_again)
 	swap_out();
 	bad = slot_of(PAGE(10));
 	put_pages(va, 64, 200);
-	swap_out();			/* now in the other half */
+	swap_out(); /* now in the other half */
 	put_pages(va, 64, 300);
 	sim_disk_bad(r->disk, bad, SWAP_WRITE, true);
 	seen();
@@ -919,7 +919,7 @@ Test(pageout, every_page_that_left_can_be_accounted_for)
 
 	scene((struct rig_config){ .seed = 1 });
 	va = map_random(N);
-	for (unsigned i = 0; i < N; i++) {	/* a third zeros, the rest written */
+	for (unsigned i = 0; i < N; i++) { /* a third zeros, the rest written */
 		if (i % 3 == 0)
 			check_zeros(PAGE(i));
 		else

@@ -27,19 +27,19 @@
 #define OPS 6000
 
 struct region {
-	uintptr_t va;		/* 0: none */
+	uintptr_t va; /* 0: none */
 	size_t npages;
-	uint64_t *word;		/* what the first word of each page must be */
-	unsigned char *prot;	/* PROT_*, or GONE */
+	uint64_t *word;	     /* what the first word of each page must be */
+	unsigned char *prot; /* PROT_*, or GONE */
 	struct up_object *object;
-	bool noreserve;		/* overcommitted: SIGBUS when the swap is full */
+	bool noreserve; /* overcommitted: SIGBUS when the swap is full */
 };
 #define GONE 0xff
 
 /* A touch that has begun and may be waiting. */
 struct touch {
 	bool active, write;
-	bool any;		/* the range changed under it: no expectation */
+	bool any; /* the range changed under it: no expectation */
 	struct region *rg;
 	size_t page;
 	uint64_t word;
@@ -50,8 +50,8 @@ struct world {
 	uint64_t seed;
 	struct region rg[REGIONS];
 	struct touch touch[THREADS];
-	bool lossy;		/* SIGBUS is allowed */
-	uint64_t serial;	/* every word written is different */
+	bool lossy;	 /* SIGBUS is allowed */
+	uint64_t serial; /* every word written is different */
 	uint64_t ops, verified, sigbus;
 };
 
@@ -94,7 +94,8 @@ judge(struct world *w, struct touch *t, enum sim_result res, uint64_t got)
 	switch (res) {
 	case SIM_OK:
 		if (rg->prot[t->page] == GONE || (rg->prot[t->page] & need) == 0)
-			fail(w, "page %zu of %#lx: access was not allowed", t->page, (unsigned long)rg->va);
+			fail(w, "page %zu of %#lx: access was not allowed", t->page,
+			     (unsigned long)rg->va);
 		if (t->write)
 			rg->word[t->page] = t->word;
 		else if (got != rg->word[t->page])
@@ -104,7 +105,8 @@ judge(struct world *w, struct touch *t, enum sim_result res, uint64_t got)
 		break;
 	case SIM_SIGBUS:
 		if (!w->lossy && !rg->noreserve)
-			fail(w, "page %zu of %#lx: SIGBUS on an honest disk", t->page, (unsigned long)rg->va);
+			fail(w, "page %zu of %#lx: SIGBUS on an honest disk", t->page,
+			     (unsigned long)rg->va);
 		w->sigbus++;
 		break;
 	default:
@@ -122,7 +124,8 @@ advance(struct world *w, unsigned thread)
 	uint64_t word = t->word;
 	enum sim_result res;
 
-	res = sim_touch(w->r->pm, thread, t->rg->va + t->page * PAGE_SIZE, t->write, &word, 0, sizeof word);
+	res = sim_touch(w->r->pm, thread, t->rg->va + t->page * PAGE_SIZE, t->write, &word, 0,
+			sizeof word);
 	if (res == SIM_FAULT)
 		return false;
 	judge(w, t, res, word);
@@ -134,8 +137,8 @@ finish(struct world *w, unsigned thread)
 {
 	for (unsigned steps = 0; w->touch[thread].active && !advance(w, thread); steps++) {
 		if (steps > RIG_PATIENCE)
-			fail(w, "thread %u: fault at page %zu of %#lx is not served (stranded: %d)", thread,
-			     w->touch[thread].page, (unsigned long)w->touch[thread].rg->va,
+			fail(w, "thread %u: fault at page %zu of %#lx is not served (stranded: %d)",
+			     thread, w->touch[thread].page, (unsigned long)w->touch[thread].rg->va,
 			     sim_stranded(w->r->pm));
 		rig_step(w->r);
 	}
@@ -193,7 +196,7 @@ op_map(struct world *w)
 	}
 	if (rg == NULL)
 		return;
-	for (unsigned i = 0; i < THREADS; i++) {	/* none still points here */
+	for (unsigned i = 0; i < THREADS; i++) { /* none still points here */
 		if (w->touch[i].rg == rg) {
 			finish(w, i);
 			w->touch[i].rg = NULL;
@@ -203,8 +206,8 @@ op_map(struct world *w)
 	if (below(w, 4) == 0) {
 		r = up_object_create_anon(w->r->rt, rg->npages * PAGE_SIZE, 0, &rg->object);
 		if (r == 0) {
-			r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED,
-				   rg->object, 0, &p);
+			r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE,
+				   UP_SHARED, rg->object, 0, &p);
 			if (r < 0)
 				up_object_unref(rg->object);
 		}
@@ -295,8 +298,8 @@ op_unmap(struct world *w, struct region *rg)
 			if (w->touch[i].rg == rg)
 				finish(w, i);
 		}
-		r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED,
-			   rg->object, 0, &p);
+		r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE,
+			   UP_SHARED, rg->object, 0, &p);
 		if (r == 0) {
 			rg->va = (uintptr_t)p;
 			memset(rg->prot, PROT_READ | PROT_WRITE, rg->npages);
@@ -369,13 +372,15 @@ op_residency(struct world *w, struct region *rg)
 		return;
 	for (size_t i = 0; i < n; i++) {
 		/* What the call waited for may have let others in: the bits are a snapshot, old by now. */
-		if ((vec[i] & ~(UP_PAGE_MAPPED | UP_PAGE_STAGED | UP_PAGE_SWAPPED | UP_PAGE_LOST)) != 0 ||
-		    (vec[i] & (UP_PAGE_MAPPED | UP_PAGE_STAGED)) == (UP_PAGE_MAPPED | UP_PAGE_STAGED))
+		if ((vec[i] &
+		     ~(UP_PAGE_MAPPED | UP_PAGE_STAGED | UP_PAGE_SWAPPED | UP_PAGE_LOST)) != 0 ||
+		    (vec[i] & (UP_PAGE_MAPPED | UP_PAGE_STAGED)) ==
+			    (UP_PAGE_MAPPED | UP_PAGE_STAGED))
 			fail(w, "page %zu of %#lx: residency %#x makes no sense", first + i,
 			     (unsigned long)rg->va, vec[i]);
 		if (rg->word[first + i] != 0 && vec[i] == 0)
-			fail(w, "page %zu of %#lx has content, residency says never written", first + i,
-			     (unsigned long)rg->va);
+			fail(w, "page %zu of %#lx has content, residency says never written",
+			     first + i, (unsigned long)rg->va);
 	}
 }
 
@@ -387,7 +392,9 @@ check_budget(struct world *w)
 	const uint64_t pages = (uint64_t)sim_resident_pages(w->r->pm) * PAGE_SIZE;
 
 	if (pages + st.metadata > w->r->cfg.memory)
-		fail(w, "the kernel has %" PRIu64 " bytes resident, metadata is %" PRIu64 ", the limit %zu",
+		fail(w,
+		     "the kernel has %" PRIu64 " bytes resident, metadata is %" PRIu64
+		     ", the limit %zu",
 		     pages, st.metadata, w->r->cfg.memory);
 }
 
@@ -478,8 +485,11 @@ play(struct world *w)
 {
 	const struct rig_config cfg = {
 		.memory = UP_MEMORY_LIMIT_MIN + (w->seed % 3) * ((size_t)512 << 10),
-		.swap_slots = 4096, .services = 1 + w->seed % 3, .seed = w->seed,
-		.mask = w->seed % 2 ? UP_MASK_MOVE : 0, .fault_timeout_ms = 3600000,
+		.swap_slots = 4096,
+		.services = 1 + w->seed % 3,
+		.seed = w->seed,
+		.mask = w->seed % 2 ? UP_MASK_MOVE : 0,
+		.fault_timeout_ms = 3600000,
 	};
 	const unsigned how = (unsigned)(w->seed * 0x9e3779b97f4a7c15u >> 60);
 
@@ -528,7 +538,8 @@ number(const char *s)
 int
 main(int argc, char **argv)
 {
-	uint64_t seconds = 5, seed = now_ns(), rounds = UINT64_MAX, n = 0, ops = 0, verified = 0, sigbus = 0;
+	uint64_t seconds = 5, seed = now_ns(), rounds = UINT64_MAX, n = 0, ops = 0, verified = 0,
+		 sigbus = 0;
 	uint64_t end;
 
 	for (int i = 1; i < argc; i++) {
@@ -541,7 +552,8 @@ main(int argc, char **argv)
 		} else if (i + 1 < argc && strcmp(argv[i], "--rounds") == 0) {
 			rounds = number(argv[++i]);
 		} else {
-			fprintf(stderr, "usage: random [--seconds N] [--seed S] [--rounds R] [--verbose]\n");
+			fprintf(stderr,
+				"usage: random [--seconds N] [--seed S] [--rounds R] [--verbose]\n");
 			return 2;
 		}
 	}
@@ -557,7 +569,7 @@ main(int argc, char **argv)
 		sigbus += w.sigbus;
 	}
 	printf("random: %" PRIu64 " rounds from seed %" PRIu64 ": %" PRIu64 " operations, %" PRIu64
-	       " touches verified, %" PRIu64 " SIGBUS on a lying disk; no mismatch, no leak\n", n, seed, ops,
-	       verified, sigbus);
+	       " touches verified, %" PRIu64 " SIGBUS on a lying disk; no mismatch, no leak\n",
+	       n, seed, ops, verified, sigbus);
 	return 0;
 }

@@ -279,7 +279,7 @@ Test(runmap, growing_past_the_maximum_is_refused_and_adds_nothing)
 /* Fail the 1st, 2nd, 3rd ... commit in turn, until there is none left to fail. */
 Test(runmap, growing_adds_nothing_and_leaks_nothing_whichever_commit_fails)
 {
-	const size_t n = (size_t)64 << 15;	/* 256 KiB of words: several commits */
+	const size_t n = (size_t)64 << 15; /* 256 KiB of words: several commits */
 	unsigned nth = 0;
 	bool fired;
 	int r;

@@ -23,7 +23,7 @@ static struct trace_slot slots[SLOTS];
 static void
 rig_up(void)
 {
-	memset(slots, 0xa5, sizeof slots);	/* init must not rely on zeros */
+	memset(slots, 0xa5, sizeof slots); /* init must not rely on zeros */
 	memset(&ring, 0xa5, sizeof ring);
 	trace_init(&ring, slots, SLOTS);
 }
@@ -85,7 +85,7 @@ Test(trace, a_reader_that_keeps_up_misses_nothing_round_after_round, .init = rig
 	for (uint64_t n = 0; n < 10 * SLOTS; n++) {
 		add_nth(&ring, n);
 		if (n % 5 != 0)
-			continue;		/* up to five at a time */
+			continue; /* up to five at a time */
 		while (trace_read(&ring, &cursor, &ev)) {
 			cr_assert(is_nth(&ev, read), "event %" PRIu64, read);
 			read++;
@@ -150,14 +150,14 @@ Test(trace, an_event_being_overwritten_is_skipped, .init = rig_up)
 
 	for (uint64_t n = 0; n < SLOTS; n++)
 		add_nth(&ring, n);
-	atomic_store(&slots[0].seq, 2 * SLOTS + 1);		/* event SLOTS begun */
+	atomic_store(&slots[0].seq, 2 * SLOTS + 1); /* event SLOTS begun */
 	atomic_store(&slots[0].time_ns, 12345);
 	cr_assert(trace_read(&ring, &cursor, &ev));
 	cr_assert(is_nth(&ev, 1));
 	cr_assert(eq(u64, cursor, 2));
 
 	cursor = 0;
-	atomic_store(&slots[0].seq, 2 * SLOTS + 2);		/* complete, head not yet moved */
+	atomic_store(&slots[0].seq, 2 * SLOTS + 2); /* complete, head not yet moved */
 	cr_assert(trace_read(&ring, &cursor, &ev));
 	cr_assert(is_nth(&ev, 1));
 }

@@ -324,7 +324,7 @@ Test(zone, only_items_handed_out_are_constructed, .init = up, .fini = down)
 
 Test(zone, a_freed_slab_goes_back_to_the_arena, .init = up, .fini = down)
 {
-	enum { N = 3 * 40 };		/* more than 3 slabs of 900 bytes an item */
+	enum { N = 3 * 40 }; /* more than 3 slabs of 900 bytes an item */
 	void *item[N];
 
 	zone_init(&zone, &heap.arena, "big", 900, NULL, NULL);
@@ -366,7 +366,7 @@ Test(zone, an_item_that_goes_to_and_fro_commits_nothing, .init = up, .fini = dow
 
 Test(zone, slabs_are_reused_lowest_address_first, .init = up, .fini = down)
 {
-	enum { N = 200 };		/* slabs of 3 items */
+	enum { N = 200 }; /* slabs of 3 items */
 	char *item[3 * N];
 
 	zone_init(&zone, &heap.arena, "large", SLAB_SIZE / 4, NULL, NULL);
@@ -457,10 +457,10 @@ Test(zone, an_arena_out_of_addresses_means_null_without_a_reclaim)
 }
 
 struct reclaimer {
-	size_t ballast;			/* budget that reclaim can give back */
+	size_t ballast; /* budget that reclaim can give back */
 	size_t asked;
 	unsigned calls;
-	unsigned vain;			/* so many calls give nothing, but say there is hope */
+	unsigned vain; /* so many calls give nothing, but say there is hope */
 };
 
 static int
@@ -656,7 +656,7 @@ Test(zone, nothing_leaks_and_all_heals_whichever_commit_fails, .timeout = 30)
 #define STRESS_NS 500000000u
 
 struct stress_item {
-	uint64_t seal;			/* of the address: nobody else writes while it is out */
+	uint64_t seal; /* of the address: nobody else writes while it is out */
 	uint64_t fill[20];
 };
 
@@ -1017,7 +1017,8 @@ memory_comes_and_goes(void)
 		cr_assert(eq(ulong, locked_kib(), locked));
 	}
 	/* The addresses are still ours. */
-	squatter = mmap(p, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	squatter =
+		mmap(p, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 	cr_assert(eq(ptr, squatter, MAP_FAILED));
 	sysmem_ops.release(NULL, p, len);
 	cr_assert(not(readable(q)));
@@ -1098,7 +1099,7 @@ count_vmas(const void *base, size_t len)
 
 Test(sysmem, a_zone_lives_in_it_and_what_it_gives_back_is_one_vma_again, .timeout = 30)
 {
-	enum { N = 3 * 256 };		/* slabs of 3 items */
+	enum { N = 3 * 256 }; /* slabs of 3 items */
 	const size_t max = 32 << 20;
 	static void *item[N];
 	struct budget b;

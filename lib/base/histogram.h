@@ -11,11 +11,11 @@
 
 #include "base.h"
 
-#define HIST_SUB 32			/* parts of a power of two */
-#define HIST_BUCKETS (38 * HIST_SUB)	/* up to 2^42 ns = 73 minutes; more counts as that */
+#define HIST_SUB 32		     /* parts of a power of two */
+#define HIST_BUCKETS (38 * HIST_SUB) /* up to 2^42 ns = 73 minutes; more counts as that */
 
 struct histogram {
-	_Atomic uint64_t bucket[HIST_BUCKETS];	/* 32 bits would wrap within hours */
+	_Atomic uint64_t bucket[HIST_BUCKETS]; /* 32 bits would wrap within hours */
 	_Atomic uint64_t max;
 };
 

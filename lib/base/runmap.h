@@ -22,14 +22,14 @@
 #include "vm/zone.h"
 
 struct runmap {
-	struct wired_array words;	/* uint64_t, bit set = free */
-	struct wired_array any;		/* bit per word: has a free item */
-	struct wired_array full;	/* bit per word: all 64 free */
-	size_t n;			/* items managed; a multiple of 64 */
+	struct wired_array words; /* uint64_t, bit set = free */
+	struct wired_array any;	  /* bit per word: has a free item */
+	struct wired_array full;  /* bit per word: all 64 free */
+	size_t n;		  /* items managed; a multiple of 64 */
 	size_t nfree;
-	size_t nfull;			/* words that are free throughout */
-	size_t cursor;			/* word where the next search for a run starts */
-	size_t single;			/* word where the next search for one item starts */
+	size_t nfull;  /* words that are free throughout */
+	size_t cursor; /* word where the next search for a run starts */
+	size_t single; /* word where the next search for one item starts */
 };
 
 /* An empty map that may grow up to `max` items.  0 or -ENOMEM. */

@@ -94,7 +94,7 @@ struct source {
 	const struct trace *ring;
 	uint64_t cursor, until;
 	struct trace_event ev;
-	bool more;			/* ev is there */
+	bool more; /* ev is there */
 };
 
 static void

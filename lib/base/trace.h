@@ -32,45 +32,45 @@
 #include "base/base.h"
 
 enum trace_kind {
-	TRACE_FAULT_MINOR = 0,	/* how faults ended */
+	TRACE_FAULT_MINOR = 0, /* how faults ended */
 	TRACE_FAULT_ZERO,
 	TRACE_FAULT_SOFT,
 	TRACE_FAULT_MAJOR,
 	TRACE_FAULT_WP,
-	TRACE_FAULT_WAIT,	/* met a busy page or no free frame */
-	TRACE_FAULT_RETRY,	/* the kernel said EAGAIN */
+	TRACE_FAULT_WAIT,  /* met a busy page or no free frame */
+	TRACE_FAULT_RETRY, /* the kernel said EAGAIN */
 	TRACE_FAULT_SIGBUS,
-	TRACE_RESCUE,		/* came back while its write was in flight */
-	TRACE_STAGE,		/* pages taken out of the page table */
-	TRACE_CLEAN,		/* dropped unwritten: swap has the same bytes */
-	TRACE_ZERO_SKIP,	/* dropped unwritten: all zeros */
+	TRACE_RESCUE,	 /* came back while its write was in flight */
+	TRACE_STAGE,	 /* pages taken out of the page table */
+	TRACE_CLEAN,	 /* dropped unwritten: swap has the same bytes */
+	TRACE_ZERO_SKIP, /* dropped unwritten: all zeros */
 	TRACE_SWAP_READ,
 	TRACE_SWAP_WRITE,
 	TRACE_SWAP_ERROR,
-	TRACE_CHECKSUM,		/* came back other than it left */
-	TRACE_PINNED,		/* could not be taken out */
+	TRACE_CHECKSUM, /* came back other than it left */
+	TRACE_PINNED,	/* could not be taken out */
 	TRACE_KINDS
 };
 
 struct trace_event {
-	uint64_t time_ns;	/* now_ns() */
-	uint64_t va;		/* or a slot number, where there is no address */
-	uint32_t arg;		/* of the kind: pages, bytes, an errno */
-	uint16_t kind;		/* enum trace_kind */
+	uint64_t time_ns; /* now_ns() */
+	uint64_t va;	  /* or a slot number, where there is no address */
+	uint32_t arg;	  /* of the kind: pages, bytes, an errno */
+	uint16_t kind;	  /* enum trace_kind */
 	uint16_t arg2;
 };
 
 struct trace_slot {
-	_Atomic uint64_t seq;		/* (w) see above */
-	_Atomic uint64_t time_ns;	/* (w) */
-	_Atomic uint64_t va;		/* (w) */
-	_Atomic uint64_t rest;		/* (w) arg, kind << 32, arg2 << 48 */
+	_Atomic uint64_t seq;	  /* (w) see above */
+	_Atomic uint64_t time_ns; /* (w) */
+	_Atomic uint64_t va;	  /* (w) */
+	_Atomic uint64_t rest;	  /* (w) arg, kind << 32, arg2 << 48 */
 };
 
 struct trace {
-	struct trace_slot *slots;	/* (c) the caller's; wired if the owner serves faults */
-	uint64_t mask;			/* (c) slots - 1 */
-	_Atomic uint64_t head;		/* (w) events ever added */
+	struct trace_slot *slots; /* (c) the caller's; wired if the owner serves faults */
+	uint64_t mask;		  /* (c) slots - 1 */
+	_Atomic uint64_t head;	  /* (w) events ever added */
 };
 
 /*

@@ -24,16 +24,16 @@
 #include "pager/pager.h"
 
 enum verdict {
-	V_DONE,		/* answered */
-	V_IO,		/* a read is under way */
-	V_BUSY,		/* dropped: the holder of the page wakes the thread */
-	V_BUSY_ROAMS,	/* the holder may know the page by another address: park */
-	V_ROOM,		/* no frame or no metadata: park */
-	V_REPEAT,	/* the holder of the page has just let go: start over */
-	V_AGAIN,	/* the kernel said so: park */
-	V_GROW,		/* overcommitted: the swap must grow first, with no lock held */
-	V_STRAY,	/* no entry: park, it is about to be unmapped */
-	V_SIGBUS,	/* lost */
+	V_DONE,	      /* answered */
+	V_IO,	      /* a read is under way */
+	V_BUSY,	      /* dropped: the holder of the page wakes the thread */
+	V_BUSY_ROAMS, /* the holder may know the page by another address: park */
+	V_ROOM,	      /* no frame or no metadata: park */
+	V_REPEAT,     /* the holder of the page has just let go: start over */
+	V_AGAIN,      /* the kernel said so: park */
+	V_GROW,	      /* overcommitted: the swap must grow first, with no lock held */
+	V_STRAY,      /* no entry: park, it is about to be unmapped */
+	V_SIGBUS,     /* lost */
 };
 
 struct fault {
@@ -41,18 +41,18 @@ struct fault {
 	struct pager *p;
 	uintptr_t va;
 	bool write, wp;
-	bool grown;		/* the swap has been asked to grow */
+	bool grown; /* the swap has been asked to grow */
 	uint64_t t0;
-	uint64_t serial;	/* of the entry found; 0: none */
+	uint64_t serial; /* of the entry found; 0: none */
 
 	/* steps 1 and 2; (map.lock) */
 	struct map_entry *entry;
 	struct object *object;
 	uint64_t index;
 	unsigned shard;
-	struct leaf *leaf;	/* locked */
-	unsigned at;		/* slot in leaf */
-	unsigned run_max;	/* pages from here to the end of entry or leaf */
+	struct leaf *leaf; /* locked */
+	unsigned at;	   /* slot in leaf */
+	unsigned run_max;  /* pages from here to the end of entry or leaf */
 };
 
 void
@@ -179,7 +179,7 @@ leaf_forget(struct pager *p, struct leaf *leaf, unsigned at)
 	lost = atomic_load_explicit(&leaf_anon(leaf, at)->kind, memory_order_relaxed) == ANON_LOST;
 	leaf_clear(leaf, at);
 	pthread_mutex_unlock(&leaf->lock);
-	if (noreserve && !lost)	/* a lost page needs no slot: its promise went when it was lost */
+	if (noreserve && !lost) /* a lost page needs no slot: its promise went when it was lost */
 		resv_give(&p->resv_swap, 1);
 }
 
@@ -253,7 +253,7 @@ zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
 			if (r == -ENOMEM && frames_nfree(&p->frames) == 0)
 				pager_short(p);
 			if (r == -ENOMEM && fresh) {
-				fresh = false;	/* the kernel has none: recycle */
+				fresh = false; /* the kernel has none: recycle */
 				continue;
 			}
 			if (r < 0) {
@@ -279,7 +279,7 @@ zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
 		*err = enter_pages(p, pg + i, nf, &done);
 		i += done;
 		if (*err < 0)
-			return i;	/* unzero() gives the other frames back */
+			return i; /* unzero() gives the other frames back */
 	}
 	return i;
 }
@@ -342,7 +342,8 @@ fault_zero(struct fault *f)
 	pthread_mutex_unlock(&f->leaf->lock);
 	pthread_rwlock_unlock(&p->map.lock);
 	if (lost != NULL) {
-		log_line(&p->log, UP_LOG_ERROR, "fault at %#lx: overcommitted, and the swap is full; SIGBUS",
+		log_line(&p->log, UP_LOG_ERROR,
+			 "fault at %#lx: overcommitted, and the swap is full; SIGBUS",
 			 (unsigned long)f->va);
 		return verdict_lost(f, lost);
 	}
@@ -502,14 +503,15 @@ read_on(struct fault *f, unsigned got, unsigned want)
 
 		pthread_mutex_lock(&f->leaf->lock);
 		an = leaf_anon(f->leaf, f->at + got);
-		if (an == NULL || atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_SWAP ||
+		if (an == NULL ||
+		    atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_SWAP ||
 		    !anon_trybusy(an)) {
 			pthread_mutex_unlock(&f->leaf->lock);
 		} else if (atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_SWAP) {
 			pthread_mutex_unlock(&f->leaf->lock);
 			page_unbusy(p, an, f->shard, va);
-		} else if (pagein_start(f->s, f->leaf, f->at + got, va, f->shard, want - got, false, f->t0,
-					&n) < 0) {
+		} else if (pagein_start(f->s, f->leaf, f->at + got, va, f->shard, want - got, false,
+					f->t0, &n) < 0) {
 			break;
 		}
 		got += n;
@@ -584,9 +586,10 @@ fault_resolve(struct fault *f)
 			atomic_store(&e->unrecorded, true);
 		pthread_rwlock_unlock(&p->map.lock);
 		if (denied) {
-			log_line(&p->log, UP_LOG_ERROR,
-				 "fault at %#lx: overcommitted, and no metadata left within the limit; SIGBUS",
-				 (unsigned long)f->va);
+			log_line(
+				&p->log, UP_LOG_ERROR,
+				"fault at %#lx: overcommitted, and no metadata left within the limit; SIGBUS",
+				(unsigned long)f->va);
 			return fault_sigbus(f->s, f->va) == 0 ? V_SIGBUS : V_AGAIN;
 		}
 		pager_starved(p, METADATA_STEP);
@@ -625,8 +628,9 @@ park(struct service *s, const struct fault *f)
 		s->parked_overflow = true;
 		return;
 	}
-	s->parked[s->nparked++] = (struct parked){ .va = f->va, .t0 = f->t0, .serial = f->serial,
-						   .write = f->write, .wp = f->wp };
+	s->parked[s->nparked++] = (struct parked){
+		.va = f->va, .t0 = f->t0, .serial = f->serial, .write = f->write, .wp = f->wp
+	};
 	atomic_store_explicit(&s->waiting, s->nparked, memory_order_relaxed);
 }
 
@@ -689,7 +693,8 @@ wake_all(struct service *s)
 	pthread_rwlock_rdlock(&p->map.lock);
 	for (struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
 		if (e->shard == s->id)
-			p->pmap->ops->wake(p->pmap, e->shard, e->start, (e->end - e->start) >> PAGE_SHIFT);
+			p->pmap->ops->wake(p->pmap, e->shard, e->start,
+					   (e->end - e->start) >> PAGE_SHIFT);
 	}
 	pthread_rwlock_unlock(&p->map.lock);
 }
@@ -750,9 +755,10 @@ time_out(struct service *s, const struct parked *pk, uint64_t now)
 		atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
 		atomic_fetch_add(&p->nlost, 1);
 	}
-	log_line(&p->log, UP_LOG_ERROR,
-		 "fault at %#lx not served for %u ms: no frame could be freed; SIGBUS, content lost",
-		 (unsigned long)pk->va, (unsigned)((now - pk->t0) / 1000000));
+	log_line(
+		&p->log, UP_LOG_ERROR,
+		"fault at %#lx not served for %u ms: no frame could be freed; SIGBUS, content lost",
+		(unsigned long)pk->va, (unsigned)((now - pk->t0) / 1000000));
 	r = fault_sigbus(s, pk->va);
 	page_unbusy(p, an, s->id, pk->va);
 	return r == 0;
@@ -779,7 +785,8 @@ fault_unpark(struct service *s)
 		if (!same) {
 			/* Unmapped, or another mapping by now: whoever waits there faults anew. */
 			p->pmap->ops->wake(p->pmap, s->id, pk.va, 1);
-		} else if (now <= pk.t0 || now - pk.t0 <= p->fault_timeout || !time_out(s, &pk, now)) {
+		} else if (now <= pk.t0 || now - pk.t0 <= p->fault_timeout ||
+			   !time_out(s, &pk, now)) {
 			fault_handle(s, pk.va, pk.write, pk.wp, pk.t0);
 		}
 	}

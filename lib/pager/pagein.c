@@ -16,7 +16,8 @@
 
 /* Release anons made busy for a page-in that does not take place. */
 static void
-let_go(struct pager *p, struct anon *const an[], unsigned from, unsigned n, unsigned shard, uintptr_t va)
+let_go(struct pager *p, struct anon *const an[], unsigned from, unsigned n, unsigned shard,
+       uintptr_t va)
 {
 	for (unsigned i = from; i < n; i++)
 		page_unbusy(p, an[i], shard, va + (uintptr_t)i * PAGE_SIZE);
@@ -24,8 +25,8 @@ let_go(struct pager *p, struct anon *const an[], unsigned from, unsigned n, unsi
 
 /* Make the neighbours behind `at` busy while their slots follow on.  Returns how many in all. => leaf locked */
 static unsigned
-collect(struct pager *p, struct leaf *leaf, unsigned at, unsigned want, unsigned shard, uintptr_t va,
-	struct anon *an[])
+collect(struct pager *p, struct leaf *leaf, unsigned at, unsigned want, unsigned shard,
+	uintptr_t va, struct anon *an[])
 {
 	unsigned n = 1;
 
@@ -163,7 +164,8 @@ verify(struct service *s, const struct page *pg)
 		return true;
 	count(s, C_CHECKSUM, 1);
 	trace_add(&s->trace, now_ns(), TRACE_CHECKSUM, pg->va, pg->slot);
-	log_line(&p->log, UP_LOG_ERROR, "page at %#lx, swap slot %u: checksum mismatch, content lost",
+	log_line(&p->log, UP_LOG_ERROR,
+		 "page at %#lx, swap slot %u: checksum mismatch, content lost",
 		 (unsigned long)pg->va, pg->slot);
 	return false;
 }
@@ -304,8 +306,8 @@ will_need(struct service *s, uintptr_t *va, uintptr_t end)
 			const size_t left = (end - *va) >> PAGE_SHIFT;
 
 			ok = pagein_start(s, leaf, at, *va, e->shard,
-					  (unsigned)MIN(left, MIN(LEAF_SLOTS - at, CLUSTER_MAX)), false,
-					  now_ns(), &got) == 0;
+					  (unsigned)MIN(left, MIN(LEAF_SLOTS - at, CLUSTER_MAX)),
+					  false, now_ns(), &got) == 0;
 		} else {
 			pthread_mutex_unlock(&leaf->lock);
 			page_unbusy(p, an, e->shard, *va);
@@ -340,7 +342,7 @@ pagein_commands(struct service *s)
 		if (frames_available(p) < CLUSTER_MAX)
 			va = end;
 		else if (!requests_spare(s) || !will_need(s, &va, end))
-			return;		/* go on when a read completes */
+			return; /* go on when a read completes */
 
 		pthread_mutex_lock(&s->cmd_lock);
 		s->cmd[0].va = va;

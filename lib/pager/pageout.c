@@ -22,9 +22,9 @@
 #include "base/hash.h"
 #include "pager/pager.h"
 
-#define BACKOFF_MIN 1000000u		/* ns after a failed write */
+#define BACKOFF_MIN 1000000u /* ns after a failed write */
 #define BACKOFF_MAX 1000000000u
-#define SHORT_NS 100000000u		/* how long we believe that the system has no memory for us */
+#define SHORT_NS 100000000u /* how long we believe that the system has no memory for us */
 
 /*
  * Calls of the kernel in one deactivation.  Pages that lie side by side leave in one; scattered ones cost a
@@ -345,7 +345,8 @@ deactivate(struct service *s, unsigned most)
 	for (unsigned calls = 0; i < n && calls < STAGE_CALLS;) {
 		unsigned j = i + 1;
 
-		while (j < n && pg[j]->va == pg[j - 1]->va + PAGE_SIZE && pg[j]->shard == pg[i]->shard)
+		while (j < n && pg[j]->va == pg[j - 1]->va + PAGE_SIZE &&
+		       pg[j]->shard == pg[i]->shard)
 			j++;
 		for (; i < j; calls++)
 			i += stage_run(s, pg + i, j - i);
@@ -407,7 +408,7 @@ write_backoff(struct pager *p)
 	uint64_t ns = atomic_load(&p->write_backoff);
 
 	if (now < atomic_load(&p->write_again))
-		return false;	/* one of several that were in flight together: one failure, one pause */
+		return false; /* one of several that were in flight together: one failure, one pause */
 	ns = MIN(MAX(ns * 2, BACKOFF_MIN), BACKOFF_MAX);
 	atomic_store(&p->write_backoff, ns);
 	atomic_store(&p->write_again, now + ns);
@@ -466,7 +467,7 @@ write_cluster(struct service *s, struct page *pg[], const uint64_t hash[], unsig
 		pthread_mutex_lock(&p->pages.lock);
 		page_set_state_locked(&p->pages, pg[i], PAGE_LAUNDRY);
 		pthread_mutex_unlock(&p->pages.lock);
-		page_unbusy(p, an, shard, va);	/* pg[i] may be an orphan from here on */
+		page_unbusy(p, an, shard, va); /* pg[i] may be an orphan from here on */
 	}
 	request_submit(s, req);
 	return (unsigned)got;
@@ -564,7 +565,7 @@ pageout_done(struct service *s, struct request *req)
 			page_free(&p->pages, pg);
 		}
 		if (ok && !orphan)
-			continue;	/* the page has the slot now */
+			continue; /* the page has the slot now */
 		if (!ok && req->n == 1 && req->io.result != -ENOSPC &&
 		    atomic_exchange(&p->written, false)) {
 			/*
@@ -584,12 +585,13 @@ pageout_done(struct service *s, struct request *req)
 		atomic_store(&p->written, true);
 	} else {
 		count(s, C_WRITE_ERRORS, 1);
-		trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, req->io.slot, (uint32_t)-req->io.result);
+		trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, req->io.slot,
+			  (uint32_t)-req->io.result);
 		/* A cluster is tried again at once, page by page, to find the bad slot; then we slow down. */
 		if (req->n > 1 ? atomic_load(&p->written) : write_backoff(p))
 			log_line(&p->log, UP_LOG_ERROR,
-				 "writing %u pages to swap slot %u: error %d; kept in memory", req->n,
-				 req->io.slot, -req->io.result);
+				 "writing %u pages to swap slot %u: error %d; kept in memory",
+				 req->n, req->io.slot, -req->io.result);
 	}
 	request_put(s, req);
 	services_kick(p, s);
@@ -606,7 +608,8 @@ pageout_step(struct service *s)
 
 	if (pthread_mutex_trylock(&p->pageout_lock) != 0)
 		return false;
-	available = frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed);
+	available =
+		frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed);
 	high = high_watermark(p);
 	/* There is room for it: another has gone, or it was the system that had none to give. */
 	if (atomic_load(&p->budget.used) + atomic_load(&p->starved) <= p->budget.limit)
@@ -620,7 +623,8 @@ pageout_step(struct service *s)
 	else if (available < high / 2 || s->nparked > 0)
 		atomic_store_explicit(&p->pageout_on, true, memory_order_relaxed);
 
-	if (atomic_load_explicit(&p->pageout_on, memory_order_relaxed) || atomic_load(&p->starved) > 0) {
+	if (atomic_load_explicit(&p->pageout_on, memory_order_relaxed) ||
+	    atomic_load(&p->starved) > 0) {
 		pthread_mutex_lock(&p->pages.lock);
 		inactive = p->pages.queue[Q_INACTIVE].n;
 		active = p->pages.queue[Q_ACTIVE].n;

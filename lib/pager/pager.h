@@ -38,12 +38,12 @@
 #include "vm/resv.h"
 
 #define MAX_SERVICES UP_SERVICE_THREADS_MAX
-#define MSG_BATCH 32		/* fault messages taken at a time */
-#define PARKED_MAX 128		/* faults that wait for room, per service */
-#define NREADS 24		/* page-in requests in flight, per service */
-#define NWRITES 8		/* pageout requests in flight, per service */
-#define TRACE_EVENTS 1024	/* per service */
-#define CMD_MAX 16		/* will-need requests queued, per service */
+#define MSG_BATCH 32	  /* fault messages taken at a time */
+#define PARKED_MAX 128	  /* faults that wait for room, per service */
+#define NREADS 24	  /* page-in requests in flight, per service */
+#define NWRITES 8	  /* pageout requests in flight, per service */
+#define TRACE_EVENTS 1024 /* per service */
+#define CMD_MAX 16	  /* will-need requests queued, per service */
 
 /* Metadata that a page out of core costs: its slot word, anon and bitmap bits, with slab slack. */
 #define META_PER_PAGE 26
@@ -56,7 +56,7 @@
 #define FRAMES_MIN 128
 
 enum counter {
-	C_FAULT,		/* + enum up_fault_kind */
+	C_FAULT, /* + enum up_fault_kind */
 	C_WAIT = C_FAULT + UP_FAULT_KINDS,
 	C_RETRY,
 	C_STRAY,
@@ -94,33 +94,36 @@ struct pager {
 	struct anon_waitqs waitqs;
 	struct pmap *pmap;
 	struct swap_area swap;
-	struct resv resv_swap;		/* pages */
-	struct resv resv_meta;		/* bytes */
-	struct object *objects;		/* (map.change) all of them */
-	uint64_t next_serial;		/* (map.change) */
-	size_t overhead;		/* (c) stacks and rings of the threads, charged to the budget */
+	struct resv resv_swap;	/* pages */
+	struct resv resv_meta;	/* bytes */
+	struct object *objects; /* (map.change) all of them */
+	uint64_t next_serial;	/* (map.change) */
+	size_t overhead;	/* (c) stacks and rings of the threads, charged to the budget */
 
-	uint64_t hash_seed;		/* (c) random per runtime */
-	uint64_t zero_hash;		/* (c) of a page of zeros */
-	uint64_t fault_timeout;		/* (c) ns */
+	uint64_t hash_seed;	/* (c) random per runtime */
+	uint64_t zero_hash;	/* (c) of a page of zeros */
+	uint64_t fault_timeout; /* (c) ns */
 
-	atomic_size_t nswapped;		/* anons of kind SWAP */
-	atomic_size_t nlost;		/* anons of kind LOST */
-	_Atomic uint64_t nreclaimed;	/* pages that left memory with a copy in swap, ever */
-	atomic_size_t laundering;	/* pages whose write is in flight */
+	atomic_size_t nswapped;	     /* anons of kind SWAP */
+	atomic_size_t nlost;	     /* anons of kind LOST */
+	_Atomic uint64_t nreclaimed; /* pages that left memory with a copy in swap, ever */
+	atomic_size_t laundering;    /* pages whose write is in flight */
 
 	/* pageout */
-	pthread_mutex_t pageout_lock;	/* one thread chooses victims at a time */
-	atomic_bool pageout_on;		/* between the low and the high watermark */
-	atomic_size_t starved;		/* bytes of metadata that could not be had: give free frames back; 0: none */
+	pthread_mutex_t pageout_lock; /* one thread chooses victims at a time */
+	atomic_bool pageout_on;	      /* between the low and the high watermark */
+	atomic_size_t
+		starved; /* bytes of metadata that could not be had: give free frames back; 0: none */
 	_Atomic uint64_t write_again;	/* after a failed write: not before this time */
-	_Atomic uint64_t write_backoff;	/* ns, doubling while writes fail */
-	atomic_bool written;		/* a write has succeeded since a slot was last retired for one that failed */
-	_Atomic uint64_t short_until;	/* the system has no memory: do not count on the budget's room; 0: it has */
+	_Atomic uint64_t write_backoff; /* ns, doubling while writes fail */
+	atomic_bool
+		written; /* a write has succeeded since a slot was last retired for one that failed */
+	_Atomic uint64_t
+		short_until; /* the system has no memory: do not count on the budget's room; 0: it has */
 
 	struct service *service[MAX_SERVICES];
-	unsigned nservices;		/* (c) */
-	unsigned next_shard;		/* (map.change) */
+	unsigned nservices;  /* (c) */
+	unsigned next_shard; /* (map.change) */
 
 	/* Single-threaded tests: called instead of sleeping when a user thread meets a busy page. */
 	void (*idle)(void *ctx);
@@ -135,24 +138,24 @@ struct request {
 	struct request *next;
 	enum request_kind kind;
 	unsigned n;
-	bool demanded;			/* pagein: page[0] has a thread waiting */
-	bool retried;			/* pagein: failed once already */
-	uint64_t t0;			/* when its fault was read, ns */
+	bool demanded; /* pagein: page[0] has a thread waiting */
+	bool retried;  /* pagein: failed once already */
+	uint64_t t0;   /* when its fault was read, ns */
 	struct page *page[CLUSTER_MAX];
 };
 
 /* A fault that waits for room, or for the kernel to settle. */
 struct parked {
 	uintptr_t va;
-	uint64_t t0;			/* first seen */
-	uint64_t serial;		/* of the mapping it was for; 0: there was none */
+	uint64_t t0;	 /* first seen */
+	uint64_t serial; /* of the mapping it was for; 0: there was none */
 	bool write, wp;
 };
 
 struct service {
 	struct pager *p;
-	unsigned id;			/* also its shard */
-	struct wired_array mem;		/* what this struct lives in */
+	unsigned id;		/* also its shard */
+	struct wired_array mem; /* what this struct lives in */
 	struct io_engine *io;
 	pthread_t thread;
 	atomic_bool stop;
@@ -165,20 +168,20 @@ struct service {
 	struct pmap_fault msg[MSG_BATCH];
 	struct parked parked[PARKED_MAX];
 	unsigned nparked;
-	atomic_uint waiting;		/* nparked, for other threads to look at */
-	bool parked_overflow;		/* some faults were dropped: wake everything */
-	uint64_t parked_look;		/* when the parked were last tried, ns */
-	bool more;			/* the queue may hold more messages */
+	atomic_uint waiting;  /* nparked, for other threads to look at */
+	bool parked_overflow; /* some faults were dropped: wake everything */
+	uint64_t parked_look; /* when the parked were last tried, ns */
+	bool more;	      /* the queue may hold more messages */
 
 	struct request *free_reads, *free_writes;
-	unsigned nreads;		/* in flight */
+	unsigned nreads; /* in flight */
 	struct request reads[NREADS], writes[NWRITES];
 
 	pthread_mutex_t cmd_lock;
 	struct {
 		uintptr_t va, end;
-	} cmd[CMD_MAX];			/* (cmd_lock) will-need ranges */
-	unsigned ncmd;			/* (cmd_lock) */
+	} cmd[CMD_MAX]; /* (cmd_lock) will-need ranges */
+	unsigned ncmd;	/* (cmd_lock) */
 };
 
 static inline void
@@ -223,7 +226,8 @@ void anon_gone(struct pager *p, struct anon *an, unsigned shard, uintptr_t va);
 /* --- readahead.c --- */
 
 /* How many pages from `index` on to bring in (>= 1, at most `max`).  *stream: for readahead_done(). */
-unsigned readahead_window(struct map_entry *e, uint64_t index, unsigned max, struct ra_stream **stream);
+unsigned readahead_window(struct map_entry *e, uint64_t index, unsigned max,
+			  struct ra_stream **stream);
 /* `n` were brought in. */
 void readahead_done(struct ra_stream *stream, uint64_t index, unsigned n);
 

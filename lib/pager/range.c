@@ -55,7 +55,7 @@ range_discard(struct pager *p, unsigned shard, uintptr_t va, uint64_t n)
 struct batch {
 	struct leaf *leaf;
 	unsigned n;
-	unsigned at[CLUSTER_MAX];	/* slots, ascending */
+	unsigned at[CLUSTER_MAX]; /* slots, ascending */
 	struct anon *anon[CLUSTER_MAX];
 };
 
@@ -155,7 +155,7 @@ release_content(struct pager *p, struct anon *an)
 	pthread_mutex_lock(&p->pages.lock);
 	state = pg->state;
 	if (state == PAGE_LAUNDRY)
-		pg->anon = NULL;	/* frame and slot are the write's now */
+		pg->anon = NULL; /* frame and slot are the write's now */
 	else
 		page_dequeue_locked(&p->pages, pg);
 	pthread_mutex_unlock(&p->pages.lock);
@@ -171,7 +171,8 @@ release_content(struct pager *p, struct anon *an)
 }
 
 void
-range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va, unsigned shard)
+range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+	   unsigned shard)
 {
 	const uint64_t end = first + n;
 	uint64_t at = first;
@@ -250,7 +251,8 @@ keep_page(struct pager *p, struct page *pg)
 		if (r == -ENOENT)
 			return false;
 		if (tries > 1000) {
-			log_line(&p->log, UP_LOG_ERROR, "page at %#lx can not be kept: error %d, content lost",
+			log_line(&p->log, UP_LOG_ERROR,
+				 "page at %#lx can not be kept: error %d, content lost",
 				 (unsigned long)pg->va, -r);
 			range_discard(p, pg->shard, pg->va, 1);
 			return false;
@@ -284,13 +286,15 @@ range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n)
 				anon_gone(p, b.anon[i], 0, 0);
 				continue;
 			}
-			anon_unbusy(&p->waitqs, b.anon[i]);	/* the unmap that follows wakes the range */
+			anon_unbusy(&p->waitqs,
+				    b.anon[i]); /* the unmap that follows wakes the range */
 		}
 	}
 }
 
 void
-range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va, unsigned shard)
+range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+	   unsigned shard)
 {
 	const uint64_t end = first + n;
 	uint64_t at = first;

@@ -20,8 +20,8 @@
 #include "base/hash.h"
 #include "pager/pager.h"
 
-#define PARKED_NS 1000000	/* how long the parked wait before they are tried again */
-#define FAULT_ROUNDS 4		/* batches of faults in one turn */
+#define PARKED_NS 1000000 /* how long the parked wait before they are tried again */
+#define FAULT_ROUNDS 4	  /* batches of faults in one turn */
 
 struct request *
 request_get(struct service *s, enum request_kind kind)
@@ -193,7 +193,8 @@ service_step(struct service *s, int64_t timeout_ns)
 
 	if (s->more)
 		timeout_ns = 0;
-	else if ((s->nparked > 0 || s->parked_overflow) && (timeout_ns < 0 || timeout_ns > PARKED_NS))
+	else if ((s->nparked > 0 || s->parked_overflow) &&
+		 (timeout_ns < 0 || timeout_ns > PARKED_NS))
 		timeout_ns = PARKED_NS;
 	s->io->ops->wait(s->io, timeout_ns, &ev);
 
@@ -356,7 +357,8 @@ pager_check(struct pager *p)
 	/* Every physical page is charged once. */
 	assert(frames_nfree(&p->frames) + staged + p->frames.holes.nfree == p->frames.n);
 	assert(atomic_load(&p->budget.used) ==
-	       p->overhead + arena_bytes(&p->arena) + ((frames_nfree(&p->frames) + staged + mapped) << PAGE_SHIFT));
+	       p->overhead + arena_bytes(&p->arena) +
+		       ((frames_nfree(&p->frames) + staged + mapped) << PAGE_SHIFT));
 	assert(atomic_load(&p->budget.used) <= p->budget.limit);
 	(void)anons;
 	(void)slots;

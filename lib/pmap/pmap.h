@@ -49,9 +49,9 @@
 #include "base/base.h"
 
 struct pmap_fault {
-	uintptr_t va;		/* page aligned */
+	uintptr_t va; /* page aligned */
 	bool write;
-	bool wp;		/* the page is there but write-protected */
+	bool wp; /* the page is there but write-protected */
 };
 
 struct pmap;
@@ -73,8 +73,10 @@ struct pmap_ops {
 	int (*protect)(struct pmap *, uintptr_t va, size_t len, int prot);
 
 	int (*zero)(struct pmap *, unsigned shard, uintptr_t va, size_t n, size_t *done);
-	int (*enter)(struct pmap *, unsigned shard, uintptr_t va, frame_t frame, size_t n, size_t *done);
-	int (*remove)(struct pmap *, unsigned shard, uintptr_t va, frame_t hole, size_t n, size_t *done);
+	int (*enter)(struct pmap *, unsigned shard, uintptr_t va, frame_t frame, size_t n,
+		     size_t *done);
+	int (*remove)(struct pmap *, unsigned shard, uintptr_t va, frame_t hole, size_t n,
+		      size_t *done);
 
 	/* Copy the bytes of a page that is in its region, whatever its protection.  -ENOENT, -EIO. */
 	int (*read)(struct pmap *, uintptr_t va, void *buf);
@@ -106,11 +108,11 @@ struct pmap_ops {
 /* A backend embeds this first. */
 struct pmap {
 	const struct pmap_ops *ops;
-	char *stage;		/* frame f is at stage + f * PAGE_SIZE; readable and writable while a frame */
-	frame_t nstage;		/* addresses in the staging area */
+	char *stage; /* frame f is at stage + f * PAGE_SIZE; readable and writable while a frame */
+	frame_t nstage; /* addresses in the staging area */
 	unsigned nshards;
-	size_t headroom;	/* bytes that enter/remove may hold beyond what is accounted, in all */
-	uint64_t features;	/* UP_MASK_* found and used */
+	size_t headroom;   /* bytes that enter/remove may hold beyond what is accounted, in all */
+	uint64_t features; /* UP_MASK_* found and used */
 };
 
 static inline void *

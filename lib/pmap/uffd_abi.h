@@ -18,15 +18,15 @@
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
 
-#ifndef UFFD_USER_MODE_ONLY	/* Linux 5.11 */
+#ifndef UFFD_USER_MODE_ONLY /* Linux 5.11 */
 #define UFFD_USER_MODE_ONLY 1
 #endif
 
-#ifndef UFFD_FEATURE_POISON	/* Linux 6.6 */
+#ifndef UFFD_FEATURE_POISON /* Linux 6.6 */
 #define UFFD_FEATURE_POISON (1 << 14)
 #endif
 
-#ifndef UFFD_FEATURE_MOVE	/* Linux 6.8 */
+#ifndef UFFD_FEATURE_MOVE /* Linux 6.8 */
 #define UFFD_FEATURE_MOVE (1 << 16)
 #endif
 
@@ -40,7 +40,7 @@ struct uffdio_move {
 	__u64 src;
 	__u64 len;
 	__u64 mode;
-	__s64 move;		/* out: bytes moved, or a negative errno */
+	__s64 move; /* out: bytes moved, or a negative errno */
 };
 #endif
 
@@ -51,11 +51,11 @@ struct uffdio_move {
 struct uffdio_poison {
 	struct uffdio_range range;
 	__u64 mode;
-	__s64 updated;		/* out: bytes poisoned, or a negative errno */
+	__s64 updated; /* out: bytes poisoned, or a negative errno */
 };
 #endif
 
-#ifndef MADV_DONTNEED_LOCKED	/* Linux 5.18 */
+#ifndef MADV_DONTNEED_LOCKED /* Linux 5.18 */
 #define MADV_DONTNEED_LOCKED 24
 #endif
 

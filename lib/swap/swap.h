@@ -33,19 +33,19 @@ typedef uint32_t slot_t;
  * Keys: (c) constant once open, (lock) written under lock; an atomic is read without it too.
  */
 struct swap_area {
-	int fd;			/* (c) our own descriptor */
-	bool odirect;		/* (c) */
-	bool fixed;		/* (c) the size was given, or it is a device: never grows */
-	bool unreserved;	/* (c) the file system has no fallocate(): space is not certain */
-	bool truncate;		/* (c) a file that others can see: to be left behind empty */
-	bool locked;		/* (c) flock()ed, and the lock is ours to drop */
+	int fd;		 /* (c) our own descriptor */
+	bool odirect;	 /* (c) */
+	bool fixed;	 /* (c) the size was given, or it is a device: never grows */
+	bool unreserved; /* (c) the file system has no fallocate(): space is not certain */
+	bool truncate;	 /* (c) a file that others can see: to be left behind empty */
+	bool locked;	 /* (c) flock()ed, and the lock is ours to drop */
 	const struct logger *log;
 	pthread_mutex_t grow_lock;
 	pthread_mutex_t lock;
-	struct runmap slots;	/* (lock) */
-	atomic_size_t nslots;	/* (lock, and grow_lock) slots that exist: free, used and bad */
-	atomic_size_t nused;	/* (lock) */
-	atomic_size_t nbad;	/* (lock) */
+	struct runmap slots;  /* (lock) */
+	atomic_size_t nslots; /* (lock, and grow_lock) slots that exist: free, used and bad */
+	atomic_size_t nused;  /* (lock) */
+	atomic_size_t nbad;   /* (lock) */
 };
 
 /*
@@ -93,25 +93,25 @@ struct swap_io {
 	/* filled in by the caller */
 	enum swap_op op;
 	slot_t slot;
-	unsigned n;			/* slots [slot, slot + n), 1..CLUSTER_MAX */
-	unsigned niov;			/* iov[0 .. niov) cover exactly n pages, in slot order */
-	struct iovec iov[CLUSTER_MAX];	/* page aligned, whole pages; the engine changes it */
-	void *owner;			/* the caller's */
+	unsigned n;		       /* slots [slot, slot + n), 1..CLUSTER_MAX */
+	unsigned niov;		       /* iov[0 .. niov) cover exactly n pages, in slot order */
+	struct iovec iov[CLUSTER_MAX]; /* page aligned, whole pages; the engine changes it */
+	void *owner;		       /* the caller's */
 
 	/* valid once reaped */
-	int result;			/* 0 or -errno */
+	int result; /* 0 or -errno */
 
 	/* engine */
-	size_t done;			/* bytes */
-	unsigned stalls;		/* attempts in a row that moved no whole page */
+	size_t done;	 /* bytes */
+	unsigned stalls; /* attempts in a row that moved no whole page */
 	struct swap_io *next;
 };
 
 /* What io_engine wait() found. */
 struct io_events {
-	struct swap_io *completed;	/* list by ->next, in order of completion */
-	bool readable;			/* the watched descriptor may have news: read it empty */
-	bool kicked;			/* somebody called kick() */
+	struct swap_io *completed; /* list by ->next, in order of completion */
+	bool readable;		   /* the watched descriptor may have news: read it empty */
+	bool kicked;		   /* somebody called kick() */
 };
 
 struct io_engine;
@@ -139,8 +139,8 @@ struct io_engine_ops {
 
 struct io_engine {
 	const struct io_engine_ops *ops;
-	unsigned depth;		/* requests that may be in flight */
-	unsigned inflight;	/* submitted, not reaped */
+	unsigned depth;	   /* requests that may be in flight */
+	unsigned inflight; /* submitted, not reaped */
 };
 
 /*

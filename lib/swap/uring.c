@@ -243,7 +243,7 @@ uring_reap(struct uring *u, struct io_events *ev, struct swap_io ***tail)
 	struct io_uring_cqe *cqe;
 	unsigned head, seen = 0;
 
-	io_uring_for_each_cqe(&u->ring, head, cqe) {
+	io_uring_for_each_cqe (&u->ring, head, cqe) {
 		struct swap_io *io;
 
 		seen++;

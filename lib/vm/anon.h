@@ -35,11 +35,11 @@ enum anon_kind { ANON_CORE, ANON_SWAP, ANON_LOST };
 #define ANON_WANTED 2u
 
 struct anon {
-	uint64_t hash;			/* (b) of the content in the slot: loc if SWAP, page->slot if CORE */
-	uint32_t loc;			/* (b) page number or slot */
-	_Atomic uint16_t refs;		/* objects that hold it */
-	_Atomic uint8_t bits;		/* ANON_BUSY, ANON_WANTED */
-	_Atomic uint8_t kind;		/* (b) to change; anybody may peek for a hint */
+	uint64_t hash;	       /* (b) of the content in the slot: loc if SWAP, page->slot if CORE */
+	uint32_t loc;	       /* (b) page number or slot */
+	_Atomic uint16_t refs; /* objects that hold it */
+	_Atomic uint8_t bits;  /* ANON_BUSY, ANON_WANTED */
+	_Atomic uint8_t kind;  /* (b) to change; anybody may peek for a hint */
 };
 
 /* Sleeping places for user threads that meet a busy anon, shared by hash of its address. */
@@ -63,8 +63,8 @@ anon_trybusy(struct anon *an)
 {
 	uint8_t old = 0;
 
-	return atomic_compare_exchange_strong_explicit(&an->bits, &old, ANON_BUSY, memory_order_acquire,
-						       memory_order_relaxed);
+	return atomic_compare_exchange_strong_explicit(&an->bits, &old, ANON_BUSY,
+						       memory_order_acquire, memory_order_relaxed);
 }
 
 /* Ask the holder for a wake-up; false if there is no holder any more. */

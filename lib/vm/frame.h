@@ -24,9 +24,9 @@
 
 struct frames {
 	pthread_mutex_t lock;
-	struct runmap free;	/* (lock) frames without content */
-	struct runmap holes;	/* (lock) */
-	uint32_t n;		/* (c) addresses */
+	struct runmap free;  /* (lock) frames without content */
+	struct runmap holes; /* (lock) */
+	uint32_t n;	     /* (c) addresses */
 };
 
 /* All holes.  n is rounded up to a multiple of 64.  0 or -ENOMEM. */

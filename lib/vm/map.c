@@ -156,7 +156,7 @@ tree_insert(struct map *m, struct map_entry *e, struct map_entry *prev, struct m
 static void
 tree_remove(struct map *m, struct map_entry *e)
 {
-	struct map_entry *next = e->next;	/* with a right subtree: its leftmost */
+	struct map_entry *next = e->next; /* with a right subtree: its leftmost */
 	struct map_entry *changed;
 
 	if (e->left == NULL || e->right == NULL) {
@@ -208,14 +208,14 @@ map_entry_alloc(struct map *m, enum zone_wait wait)
 	struct map_entry *e = zone_alloc(m->entries, wait);
 
 	if (e != NULL)
-		memset(e, 0, sizeof *e);	/* the atomics too: nobody else knows it yet */
+		memset(e, 0, sizeof *e); /* the atomics too: nobody else knows it yet */
 	return e;
 }
 
 void
 map_entry_free(struct map *m, struct map_entry *e)
 {
-	assert(e == NULL || e->height == 0);	/* 0: in no map */
+	assert(e == NULL || e->height == 0); /* 0: in no map */
 	zone_free(m->entries, e);
 }
 
@@ -255,7 +255,7 @@ map_first_from(struct map *m, uintptr_t va)
 		}
 		best = e;
 		if (e->start <= va)
-			break;		/* holds va: none below it can */
+			break; /* holds va: none below it can */
 		e = e->left;
 	}
 	return best;
@@ -345,12 +345,13 @@ clip_at(struct map *m, uintptr_t at, struct map_entry **spare)
 	upper->flags = e->flags;
 	upper->shard = e->shard;
 	upper->serial = e->serial;
-	atomic_store_explicit(&upper->unrecorded, atomic_load(&e->unrecorded), memory_order_relaxed);
+	atomic_store_explicit(&upper->unrecorded, atomic_load(&e->unrecorded),
+			      memory_order_relaxed);
 	if (upper->object != NULL)
 		object_ref(upper->object);
 
 	e->end = at;
-	m->pages -= entry_pages(upper);		/* which linking it adds again */
+	m->pages -= entry_pages(upper); /* which linking it adds again */
 	entry_link(m, upper, e, e->next);
 }
 

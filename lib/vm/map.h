@@ -30,8 +30,8 @@ struct object;
 
 /* Access streams seen in an entry; racy on purpose, a wrong guess costs a read. */
 struct ra_stream {
-	_Atomic uint64_t next;		/* object index of the next miss expected; 0: unused */
-	_Atomic uint32_t window;	/* pages brought in last time */
+	_Atomic uint64_t next;	 /* object index of the next miss expected; 0: unused */
+	_Atomic uint32_t window; /* pages brought in last time */
 };
 #define RA_STREAMS 4
 
@@ -42,28 +42,28 @@ struct map_entry {
 	int height;
 
 	/* (map->lock) for writing to change, for reading to read */
-	uintptr_t start, end;		/* page aligned, start < end */
-	struct object *object;		/* owns a reference */
-	uint64_t offset;		/* of start in the object, pages */
+	uintptr_t start, end;  /* page aligned, start < end */
+	struct object *object; /* owns a reference */
+	uint64_t offset;       /* of start in the object, pages */
 	int prot;
-	enum up_advice advice;		/* NORMAL, SEQUENTIAL or RANDOM */
-	unsigned flags;			/* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
-	unsigned shard;			/* which uffd its VMA is registered with */
-	uint64_t serial;		/* of the up_map() that made it; halves of a split keep it */
-	atomic_bool unrecorded;		/* a page is poisoned, and no anon says so */
+	enum up_advice advice;	/* NORMAL, SEQUENTIAL or RANDOM */
+	unsigned flags;		/* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
+	unsigned shard;		/* which uffd its VMA is registered with */
+	uint64_t serial;	/* of the up_map() that made it; halves of a split keep it */
+	atomic_bool unrecorded; /* a page is poisoned, and no anon says so */
 
 	struct ra_stream stream[RA_STREAMS];
-	atomic_uint stream_hand;	/* the one to replace next */
+	atomic_uint stream_hand; /* the one to replace next */
 };
 
 struct map {
-	pthread_mutex_t change;		/* outermost: one VMA-changing call at a time */
+	pthread_mutex_t change; /* outermost: one VMA-changing call at a time */
 	pthread_rwlock_t lock;
-	struct zone *entries;		/* (c) */
-	struct map_entry *root;		/* (lock) */
-	struct map_entry *first;	/* (lock) lowest address */
-	size_t n;			/* (lock) entries */
-	uint64_t pages;			/* (lock) sum of their lengths */
+	struct zone *entries;	 /* (c) */
+	struct map_entry *root;	 /* (lock) */
+	struct map_entry *first; /* (lock) lowest address */
+	size_t n;		 /* (lock) entries */
+	uint64_t pages;		 /* (lock) sum of their lengths */
 };
 
 void map_init(struct map *m, struct zone *entries);

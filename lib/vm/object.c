@@ -195,7 +195,7 @@ first_from(void *at, unsigned level, uint64_t index)
 		return at;
 	for (unsigned c = child_of(index, level); c < LEAF_SLOTS && l == NULL; c++) {
 		l = first_from(((struct node *)at)->child[c], level - 1, index);
-		index = 0;	/* later children are taken from their start */
+		index = 0; /* later children are taken from their start */
 	}
 	return l;
 }

@@ -39,10 +39,10 @@ struct object;
 
 struct leaf {
 	pthread_mutex_t lock;
-	struct object *object;		/* (c) while linked */
-	uint64_t base;			/* (c) while linked: index of slot 0 */
-	unsigned nused;			/* (l) slots that are not 0 */
-	uintptr_t slot[LEAF_SLOTS];	/* (l) */
+	struct object *object;	    /* (c) while linked */
+	uint64_t base;		    /* (c) while linked: index of slot 0 */
+	unsigned nused;		    /* (l) slots that are not 0 */
+	uintptr_t slot[LEAF_SLOTS]; /* (l) */
 };
 
 /* An inner node of the radix tree: only pointers. */
@@ -57,18 +57,18 @@ struct object_zones {
 
 struct object {
 	pthread_rwlock_t lock;
-	struct object_zones *zones;	/* (c) */
-	uint64_t npages;		/* (c) */
-	unsigned height;		/* (c) levels of inner nodes */
-	void *root;			/* (o) */
-	atomic_uint refs;		/* (a) map entries and handles */
-	atomic_uint handles;		/* (a) references held by the program */
-	bool roams;			/* (c) may be unmapped and mapped elsewhere with its pages */
-	bool noreserve;			/* (c) pages are promised when first touched, not when mapped */
-	uint64_t reserved;		/* pages promised when mapped (vm/resv.h); map->change guards it */
-	void (*release)(struct object *);	/* (c) called when refs drops to 0 */
-	void *owner;			/* (c) the runtime's, for release */
-	struct object *next, *prev;	/* the runtime's list of objects; its owner guards them */
+	struct object_zones *zones; /* (c) */
+	uint64_t npages;	    /* (c) */
+	unsigned height;	    /* (c) levels of inner nodes */
+	void *root;		    /* (o) */
+	atomic_uint refs;	    /* (a) map entries and handles */
+	atomic_uint handles;	    /* (a) references held by the program */
+	bool roams;		    /* (c) may be unmapped and mapped elsewhere with its pages */
+	bool noreserve;		    /* (c) pages are promised when first touched, not when mapped */
+	uint64_t reserved; /* pages promised when mapped (vm/resv.h); map->change guards it */
+	void (*release)(struct object *); /* (c) called when refs drops to 0 */
+	void *owner;			  /* (c) the runtime's, for release */
+	struct object *next, *prev;	  /* the runtime's list of objects; its owner guards them */
 };
 
 void object_zones_init(struct object_zones *z, struct arena *a);

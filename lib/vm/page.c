@@ -54,9 +54,15 @@ page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index)
 	if (ps->free != PAGE_NONE || grow_locked(ps)) {
 		pg = page_at(ps, ps->free);
 		ps->free = pg->next;
-		*pg = (struct page){ .anon = an, .leaf = leaf, .index = (uint16_t)index,
-				     .frame = FRAME_NONE, .slot = UINT32_MAX, .next = PAGE_NONE,
-				     .prev = PAGE_NONE, .state = PAGE_FREE, .queue = Q_NONE };
+		*pg = (struct page){ .anon = an,
+				     .leaf = leaf,
+				     .index = (uint16_t)index,
+				     .frame = FRAME_NONE,
+				     .slot = UINT32_MAX,
+				     .next = PAGE_NONE,
+				     .prev = PAGE_NONE,
+				     .state = PAGE_FREE,
+				     .queue = Q_NONE };
 		page_set_state_locked(ps, pg, PAGE_TRANSIT);
 	}
 	pthread_mutex_unlock(&ps->lock);
@@ -113,7 +119,8 @@ page_enqueue_locked(struct pages *ps, struct page *pg, enum page_queue q, enum p
 }
 
 void
-page_enqueue_head_locked(struct pages *ps, struct page *pg, enum page_queue q, enum page_state state)
+page_enqueue_head_locked(struct pages *ps, struct page *pg, enum page_queue q,
+			 enum page_state state)
 {
 	const pageno_t no = page_no(ps, pg);
 
@@ -187,7 +194,8 @@ pages_check(struct pages *ps)
 		const struct page *pg = page_at(ps, (pageno_t)i);
 
 		count[pg->state]++;
-		assert(pg->queue != Q_NONE || (pg->state != PAGE_MAPPED && pg->state != PAGE_STAGED));
+		assert(pg->queue != Q_NONE ||
+		       (pg->state != PAGE_MAPPED && pg->state != PAGE_STAGED));
 		assert(pg->state != PAGE_LAUNDRY || pg->frame != FRAME_NONE);
 	}
 	for (unsigned s = 0; s < PAGE_STATES; s++)

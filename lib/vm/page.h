@@ -50,29 +50,29 @@ enum page_state { PAGE_FREE, PAGE_TRANSIT, PAGE_MAPPED, PAGE_STAGED, PAGE_LAUNDR
 enum page_queue { Q_ACTIVE, Q_INACTIVE, Q_CLEAN, Q_COUNT, Q_NONE = Q_COUNT };
 
 struct page {
-	struct anon *anon;	/* (q) NULL: orphan */
-	struct leaf *leaf;	/* (b) where the anon's slot is */
-	uintptr_t va;		/* (b) the page's address in its region; 0: in none */
-	frame_t frame;		/* (b) where it is staged, or FRAME_NONE */
-	uint32_t slot;		/* (b) swap slot with the same bytes (or getting them), or UINT32_MAX */
-	pageno_t next, prev;	/* (q) */
-	uint16_t index;		/* (b) in the leaf */
-	uint8_t shard;		/* (b) of the region */
+	struct anon *anon; /* (q) NULL: orphan */
+	struct leaf *leaf; /* (b) where the anon's slot is */
+	uintptr_t va;	   /* (b) the page's address in its region; 0: in none */
+	frame_t frame;	   /* (b) where it is staged, or FRAME_NONE */
+	uint32_t slot;	   /* (b) swap slot with the same bytes (or getting them), or UINT32_MAX */
+	pageno_t next, prev; /* (q) */
+	uint16_t index;	     /* (b) in the leaf */
+	uint8_t shard;	     /* (b) of the region */
 	/* (q) and (b) to change, either to read.  Atomic, since a finished write only has (q). */
 	_Atomic uint8_t state;
-	uint8_t queue;		/* (q) */
-	bool alone;		/* (b) its cluster could not be written: write it on its own */
+	uint8_t queue; /* (q) */
+	bool alone;    /* (b) its cluster could not be written: write it on its own */
 };
 
 struct pages {
 	pthread_mutex_t lock;
-	struct wired_array table;	/* of struct page; address constant */
-	pageno_t free;			/* (q) list by ->next */
+	struct wired_array table; /* of struct page; address constant */
+	pageno_t free;		  /* (q) list by ->next */
 	struct {
 		pageno_t head, tail;
 		size_t n;
-	} queue[Q_COUNT];		/* (q) */
-	size_t count[PAGE_STATES];	/* (q) pages in each state */
+	} queue[Q_COUNT];	   /* (q) */
+	size_t count[PAGE_STATES]; /* (q) pages in each state */
 };
 
 /* Room for `max` pages.  0 or -ENOMEM. */
@@ -83,7 +83,7 @@ void pages_fini(struct pages *ps);
 static inline struct page *
 page_at(const struct pages *ps, pageno_t no)
 {
-	assert(no < ps->table.max);	/* .n grows under the queue lock, which callers need not hold */
+	assert(no < ps->table.max); /* .n grows under the queue lock, which callers need not hold */
 	return (struct page *)ps->table.base + no;
 }
 
@@ -99,7 +99,8 @@ struct page *page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, un
 void page_free(struct pages *ps, struct page *pg);
 
 /* With the queue lock held: */
-void page_enqueue_locked(struct pages *ps, struct page *pg, enum page_queue q, enum page_state state);
+void page_enqueue_locked(struct pages *ps, struct page *pg, enum page_queue q,
+			 enum page_state state);
 void page_enqueue_head_locked(struct pages *ps, struct page *pg, enum page_queue q,
 			      enum page_state state);
 /* Off its queue; state becomes TRANSIT. */

@@ -17,8 +17,8 @@
 
 struct resv {
 	pthread_mutex_t lock;
-	uint64_t max;		/* (lock) what can be promised */
-	uint64_t used;		/* (lock) what is */
+	uint64_t max;  /* (lock) what can be promised */
+	uint64_t used; /* (lock) what is */
 	/* (c) Make max at least `need`: 0 and *max updated, or -errno.  May be NULL.  Called with the lock. */
 	int (*grow)(void *ctx, uint64_t need, uint64_t *max);
 	void *ctx;

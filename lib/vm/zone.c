@@ -64,11 +64,11 @@
 /* At the front of each slab.  Guarded by the lock of its zone. */
 struct slab {
 	struct zone *zone;
-	struct slab *next, *prev;	/* on zone->partial or zone->full */
-	uint16_t ncarved;		/* items [0, ncarved) were handed out once */
-	uint16_t nfree;			/* of those, how many are free now */
-	uint16_t hint;			/* no bit is set in words before this one */
-	uint64_t map[];			/* a bit an item: carved and free */
+	struct slab *next, *prev; /* on zone->partial or zone->full */
+	uint16_t ncarved;	  /* items [0, ncarved) were handed out once */
+	uint16_t nfree;		  /* of those, how many are free now */
+	uint16_t hint;		  /* no bit is set in words before this one */
+	uint64_t map[];		  /* a bit an item: carved and free */
 };
 
 /*
@@ -239,8 +239,9 @@ arena_init(struct arena *a, const struct arena_ops *ops, void *ctx, struct budge
 	a->budget = b;
 	a->nslabs = max / SLAB_SIZE + (max % SLAB_SIZE != 0);
 	if (a->nslabs != 0) {
-		a->base = a->nslabs > SIZE_MAX / SLAB_SIZE ? NULL :
-			ops->reserve(ctx, a->nslabs * SLAB_SIZE);
+		a->base = a->nslabs > SIZE_MAX / SLAB_SIZE
+				  ? NULL
+				  : ops->reserve(ctx, a->nslabs * SLAB_SIZE);
 		if (a->base == NULL)
 			return -ENOMEM;
 		assert((uintptr_t)a->base % SLAB_SIZE == 0);
@@ -263,9 +264,9 @@ release:
 void
 arena_fini(struct arena *a)
 {
-	assert(a->top == 0);		/* else a zone still has slabs */
+	assert(a->top == 0); /* else a zone still has slabs */
 	wired_array_fini(&a->free);
-	assert(atomic_load(&a->committed) == 0);	/* else a wired array was forgotten */
+	assert(atomic_load(&a->committed) == 0); /* else a wired array was forgotten */
 	if (a->nslabs != 0)
 		a->ops->release(a->ctx, a->base, a->nslabs * SLAB_SIZE);
 	pthread_mutex_destroy(&a->lock);
@@ -451,8 +452,8 @@ slab_put(struct slab *s, const void *item)
 	const unsigned off = (unsigned)((const char *)item - (const char *)s) - s->zone->slab_first;
 	const unsigned i = off / (unsigned)s->zone->item_size;
 
-	assert(i * s->zone->item_size == off);		/* the start of an item */
-	assert(i < s->ncarved && (s->map[i / 64] >> i % 64 & 1) == 0);	/* and not free yet */
+	assert(i * s->zone->item_size == off);			       /* the start of an item */
+	assert(i < s->ncarved && (s->map[i / 64] >> i % 64 & 1) == 0); /* and not free yet */
 	s->map[i / 64] |= (uint64_t)1 << i % 64;
 	s->hint = (uint16_t)MIN(s->hint, i / 64);
 	s->nfree++;
@@ -471,8 +472,8 @@ first_item(size_t item_size, unsigned n)
 }
 
 void
-zone_init(struct zone *z, struct arena *a, const char *name, size_t item_size,
-	  void (*ctor)(void *), void (*dtor)(void *))
+zone_init(struct zone *z, struct arena *a, const char *name, size_t item_size, void (*ctor)(void *),
+	  void (*dtor)(void *))
 {
 	unsigned n;
 

@@ -32,9 +32,9 @@
 
 /* The memory limit.  Every frame and every byte of metadata is charged before it exists. */
 struct budget {
-	size_t limit;			/* constant */
+	size_t limit; /* constant */
 	atomic_size_t used;
-	atomic_size_t used_max;		/* highest `used` ever */
+	atomic_size_t used_max; /* highest `used` ever */
 };
 
 void budget_init(struct budget *b, size_t limit);
@@ -65,22 +65,22 @@ struct wired_array {
 	void *base;
 	size_t item;
 	size_t max;
-	size_t n;			/* items usable */
-	size_t committed;		/* bytes */
+	size_t n;	  /* items usable */
+	size_t committed; /* bytes */
 };
 
 struct arena {
-	const struct arena_ops *ops;	/* (c) */
-	void *ctx;			/* (c) */
-	struct budget *budget;		/* (c) */
+	const struct arena_ops *ops; /* (c) */
+	void *ctx;		     /* (c) */
+	struct budget *budget;	     /* (c) */
 	pthread_mutex_t lock;
-	char *base;			/* (c) slabs [0, nslabs) from here */
-	size_t nslabs;			/* (c) reserved */
-	size_t top;			/* (lock) slabs [0, top) have a bit in `free` */
-	struct wired_array free;	/* (lock) uint64_t, bit set = slab is free */
-	size_t nfree;			/* (lock) set bits */
-	size_t hint;			/* (lock) no bit is set in words before this one */
-	atomic_size_t committed;	/* (a) bytes charged: slabs, wired arrays, `free` */
+	char *base;		 /* (c) slabs [0, nslabs) from here */
+	size_t nslabs;		 /* (c) reserved */
+	size_t top;		 /* (lock) slabs [0, top) have a bit in `free` */
+	struct wired_array free; /* (lock) uint64_t, bit set = slab is free */
+	size_t nfree;		 /* (lock) set bits */
+	size_t hint;		 /* (lock) no bit is set in words before this one */
+	atomic_size_t committed; /* (a) bytes charged: slabs, wired arrays, `free` */
 };
 
 /* Reserve room for `max` bytes of slabs.  0 or -ENOMEM. */
@@ -92,26 +92,26 @@ void arena_fini(struct arena *a);
 size_t arena_bytes(struct arena *a);
 
 enum zone_wait {
-	ZONE_NOWAIT,	/* NULL when the budget has no room */
-	ZONE_WAIT,	/* lets the arena reclaim first; the caller holds no lock */
+	ZONE_NOWAIT, /* NULL when the budget has no room */
+	ZONE_WAIT,   /* lets the arena reclaim first; the caller holds no lock */
 };
 
 struct slab;
 
 struct zone {
-	struct arena *arena;		/* (c) */
-	const char *name;		/* (c) */
-	size_t item_size;		/* (c) rounded up to 16 */
-	unsigned slab_first;		/* (c) offset of the first item in a slab */
-	unsigned slab_items;		/* (c) items in a slab */
-	void (*ctor)(void *item);	/* (c) run when an item is carved from a slab, or NULL */
-	void (*dtor)(void *item);	/* (c) run when the slab goes back, or NULL */
+	struct arena *arena;	  /* (c) */
+	const char *name;	  /* (c) */
+	size_t item_size;	  /* (c) rounded up to 16 */
+	unsigned slab_first;	  /* (c) offset of the first item in a slab */
+	unsigned slab_items;	  /* (c) items in a slab */
+	void (*ctor)(void *item); /* (c) run when an item is carved from a slab, or NULL */
+	void (*dtor)(void *item); /* (c) run when the slab goes back, or NULL */
 	pthread_mutex_t lock;
-	struct slab *partial;		/* (lock) slabs with items out and a free item */
-	struct slab *full;		/* (lock) slabs without a free item */
-	struct slab *empty;		/* (lock) one slab without items out, kept, or NULL */
-	size_t nslabs;			/* (lock) on the two lists, and `empty` */
-	atomic_size_t nitems;		/* (lock) to write, (a) to read: items handed out */
+	struct slab *partial; /* (lock) slabs with items out and a free item */
+	struct slab *full;    /* (lock) slabs without a free item */
+	struct slab *empty;   /* (lock) one slab without items out, kept, or NULL */
+	size_t nslabs;	      /* (lock) on the two lists, and `empty` */
+	atomic_size_t nitems; /* (lock) to write, (a) to read: items handed out */
 	/* Tests: fail the nth allocation from now (1 = next); 0 = off. */
 	atomic_uint fail_in;
 };
