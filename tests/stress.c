@@ -1024,7 +1024,7 @@ op_dontneed(struct worker *w)
 {
 	struct spot s;
 
-	if (!pick_ready(w, &s, below(w, 4) == 0 ? SIZE_MAX : 4, PROT_NONE))
+	if (!pick_ready(w, &s, below(w, 16) == 0 ? SIZE_MAX : 4, PROT_NONE))
 		return;
 	/* Have it read in, written out or moved about just now. */
 	if (below(w, 3) == 0)
@@ -1197,14 +1197,19 @@ static void
 drop_own(struct worker *w)
 {
 	struct region *r = &w->own;
+	/* An object may be dropped while it is mapped, and live on as long as that. */
+	const bool first = below(w, 2);
 
+	if (first)
+		up_object_unref(r->object);
 	while (r->grain[0].mapped) {
 		struct spot s = { .r = r, .g = &r->grain[0] };
 
 		if (unmap_pages(w->m, atomic_load(&s.g->va), r->npages))
 			unmapped(w, &s);
 	}
-	up_object_unref(r->object);
+	if (!first)
+		up_object_unref(r->object);
 	r->object = NULL;
 	forget(r, 0, OWN_PAGES);
 }
@@ -1252,13 +1257,11 @@ owner_of(struct mill *m, uint32_t id)
 }
 
 static void
-op_peek(struct worker *w)
+peek(struct worker *w, const struct region *r, size_t page)
 {
-	const struct region *r = &w->m->region[below(w, NSHARED)];
-	struct grain *g = &r->grain[below(w, r->ngrains)];
-	const size_t at = below(w, grain_pages(r, g));
+	struct grain *g = &r->grain[page / r->gsize];
 	const unsigned flux = atomic_load(&g->flux);
-	const char *va = (const char *)atomic_load(&g->va) + at * PAGE;
+	const char *va = (const char *)atomic_load(&g->va) + (page - grain_first(r, g)) * PAGE;
 	const uint64_t begin = stress_now();
 	uint64_t v = 0;
 	uint32_t id;
@@ -1271,16 +1274,53 @@ op_peek(struct worker *w)
 		if ((flux & 1) || atomic_load(&g->flux) != flux)
 			return;
 		if (got != 1)
-			fail(w->m, "region %u page %zu of worker %u: %s", r->index,
-			     grain_first(r, g) + at, g->owner, got == 0 ? "SIGSEGV" : "SIGBUS");
+			fail(w->m, "region %u page %zu of worker %u: %s", r->index, page, g->owner,
+			     got == 0 ? "SIGSEGV" : "SIGBUS");
 		if (v == 0 || (tag_valid(v, &id) && owner_of(w->m, id) == g->owner))
 			return;
 		/* Half a word of a copy in progress, perhaps. */
 		if (stress_now() - begin > 2000000000u)
-			fail(w->m, "region %u page %zu of worker %u begins with %#" PRIx64,
-			     r->index, grain_first(r, g) + at, g->owner, v);
+			fail(w->m, "region %u page %zu of worker %u begins with %#" PRIx64, r->index, page, g->owner, v);
 		sched_yield();
 	}
+}
+
+static void
+op_peek(struct worker *w)
+{
+	const struct region *r = &w->m->region[below(w, NSHARED)];
+
+	for (unsigned i = 0; i < 4; i++)
+		peek(w, r, below(w, r->npages));
+}
+
+/* Run through a region as a program that reads it from end to end: neighbours are brought along. */
+static void
+op_scan(struct worker *w)
+{
+	const struct region *r = &w->m->region[below(w, NSHARED)];
+	const size_t stride = below(w, 4) == 0 ? 1 + below(w, 4) : 1;
+	size_t page = below(w, r->npages);
+
+	for (unsigned i = 0; i < 48 && page < r->npages; i++, page += stride)
+		peek(w, r, page);
+}
+
+/* The kernel looks the pages up itself, as a debugger would. */
+static void
+op_vm_read(struct worker *w)
+{
+	struct iovec local = { .iov_base = w->buf }, remote;
+	struct spot s;
+
+	if (!pick_ready(w, &s, RUN_MAX, PROT_READ))
+		return;
+	remote = (struct iovec){ s.va, s.n * PAGE };
+	local.iov_len = s.n * PAGE;
+	w->syscalls++;
+	if (process_vm_readv(w->m->pid, &local, 1, &remote, 1, 0) != (ssize_t)(s.n * PAGE))
+		fail(w->m, "process_vm_readv of %zu pages at %p: %s", s.n, (void *)s.va, strerrorname_np(errno));
+	verify_at(w, &s, w->buf);
 }
 
 /* --- workers --- */
@@ -1292,21 +1332,23 @@ static const struct op {
 	uint64_t needs; /* UP_MASK_*: features */
 } ops[] = {
 	{ "read", op_read, 200, 0 },
-	{ "write", op_write, 120, 0 },
+	{ "write", op_write, 160, 0 },
 	{ "touch", op_touch, 80, 0 },
 	{ "copy", op_copy, 30, 0 },
 	{ "local copy", op_local, 30, 0 },
 	{ "count", op_count, 60, 0 },
-	{ "peek", op_peek, 150, 0 },
+	{ "peek", op_peek, 60, 0 },
+	{ "scan", op_scan, 20, 0 },
+	{ "process_vm_readv", op_vm_read, 20, UP_MASK_KERNEL_FAULTS },
 	{ "file I/O", op_file, 20, UP_MASK_KERNEL_FAULTS },
 	{ "pipe I/O", op_pipe, 20, UP_MASK_KERNEL_FAULTS },
 	{ "direct I/O", op_direct, 10, UP_MASK_KERNEL_FAULTS | UP_MASK_MOVE },
-	{ "dontneed", op_dontneed, 30, 0 },
+	{ "dontneed", op_dontneed, 20, 0 },
 	{ "residency", op_residency, 10, 0 },
 	{ "advice", op_span, 30, 0 },
 	{ "protect", op_protect, 15, 0 },
 	{ "unmap", op_unmap, 30, 0 },
-	{ "own region", op_own, 6, 0 },
+	{ "own region", op_own, 4, 0 },
 };
 
 static void

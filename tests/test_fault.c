@@ -756,7 +756,7 @@ Test(fault, what_finds_no_room_is_parked_and_then_served)
 	seen();
 	rig_step(r);
 	rig_step(r);
-	expect(.fault_waits = 2); /* two more looks */
+	expect(.limit = 0); /* two more looks, and still the same wait */
 	cr_assert(eq(uint, r->p->service[0]->nparked, 1));
 	cr_assert(sim_waiting(r->pm, 1));
 	cr_assert(eq(int, where(PAGE(8)), NOWHERE), "nothing is left of a try");

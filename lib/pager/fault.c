@@ -634,8 +634,8 @@ park(struct service *s, const struct fault *f)
 	atomic_store_explicit(&s->waiting, s->nparked, memory_order_relaxed);
 }
 
-void
-fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
+static void
+handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0, bool first)
 {
 	struct fault f = { .s = s, .p = s->p, .va = va, .write = write, .wp = wp, .t0 = t0 };
 	enum verdict v;
@@ -667,7 +667,7 @@ fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
 		break;
 	case V_BUSY_ROAMS:
 	case V_ROOM:
-		count(s, C_WAIT, 1);
+		count(s, C_WAIT, first); /* however often it is tried again */
 		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 1);
 		park(s, &f);
 		break;
@@ -682,6 +682,12 @@ fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
 		park(s, &f);
 		break;
 	}
+}
+
+void
+fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
+{
+	handle(s, va, write, wp, t0, true);
 }
 
 /* Faults were dropped for want of a place to park them: everyone faults again. */
@@ -787,7 +793,7 @@ fault_unpark(struct service *s)
 			p->pmap->ops->wake(p->pmap, s->id, pk.va, 1);
 		} else if (now <= pk.t0 || now - pk.t0 <= p->fault_timeout ||
 			   !time_out(s, &pk, now)) {
-			fault_handle(s, pk.va, pk.write, pk.wp, pk.t0);
+			handle(s, pk.va, pk.write, pk.wp, pk.t0, false);
 		}
 	}
 	atomic_store_explicit(&s->waiting, s->nparked, memory_order_relaxed);
