@@ -370,7 +370,7 @@ resident_by_smaps(struct resident *r)
 		/* The flags are the last line of a mapping. */
 		if (strncmp(line, "VmFlags:", 8) != 0)
 			continue;
-		if (strstr(line, " dc") != NULL)
+		if (strstr(line, " dc") != NULL || strstr(line, " wf") != NULL)
 			r->pager += rss;
 		else
 			r->program += anon;
@@ -1371,12 +1371,30 @@ work_once(struct worker *w)
 	}
 }
 
+/* Begin with content, lest the first seconds be about zeros. */
+static void
+fill_some(struct worker *w)
+{
+	for (unsigned k = 0; k < NSHARED; k++) {
+		struct region *r = &w->m->region[k];
+
+		post_step(w->post, "first fill", (void *)r->base, r->npages);
+		for (size_t page = 0; page < r->npages; page++) {
+			if (r->grain[page / r->gsize].owner != w->id || page % 4 == 0)
+				continue;
+			r->want[page] = next_version(w, r, page);
+			page_fill((uint64_t *)(r->base + page * PAGE), &r->want[page]);
+		}
+	}
+}
+
 static void *
 worker_thread(void *arg)
 {
 	struct worker *w = arg;
 
 	me = w;
+	fill_some(w);
 	while (!atomic_load_explicit(&w->m->stop, memory_order_relaxed)) {
 		work_once(w);
 		pass_gate(w->m, w->post);

@@ -95,7 +95,7 @@ struct resident {
 	uint64_t pager;	  /* mappings of the library: regions, staging, metadata */
 	uint64_t program; /* anonymous memory of everything else */
 };
-/* By smaps: right when nothing moves.  The library's mappings are those that fork() leaves out. */
+/* By smaps: right when nothing moves.  The library's mappings are those that fork() leaves out or wipes. */
 void resident_by_smaps(struct resident *r);
 /* RssAnon of the process, one number, right at any time. */
 uint64_t resident_anon(void);
