@@ -100,12 +100,20 @@ runtime_reclaim(void *ctx, size_t bytes)
 
 /* --- create --- */
 
+/* The limit as configured, or a quarter of what there is. */
 static size_t
-default_limit(void)
+choose_limit(size_t configured, const struct logger *log)
 {
-	const long pages = sysconf(_SC_PHYS_PAGES);
+	bool in_cgroup;
+	const size_t total = sysmem_total(&in_cgroup);
 
-	return pages > 0 ? (size_t)pages / 4 * PAGE_SIZE : (size_t)256 << 20;
+	if (configured == 0)
+		return MAX(MIN(total, SIZE_MAX / 8) / 4 & ~PAGE_MASK, UP_MEMORY_LIMIT_MIN);
+	if (configured >= total)
+		log_line(log, UP_LOG_WARNING,
+			 "memory_limit %zu is not below the %zu bytes of %s: the kernel may kill first",
+			 configured, total, in_cgroup ? "the memory cgroup" : "this machine");
+	return configured;
 }
 
 static unsigned
@@ -340,8 +348,8 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	rt->pid = getpid();
 	rt->mask = cfg->feature_mask;
 	rt->overcommit = (cfg->flags & UP_OVERCOMMIT) != 0;
-	rt->memory_limit = cfg->memory_limit != 0 ? cfg->memory_limit : default_limit();
 	p->log = (struct logger){ .fn = cfg->log, .ctx = cfg->log_ctx };
+	rt->memory_limit = choose_limit(cfg->memory_limit, &p->log);
 	p->fault_timeout =
 		(uint64_t)(cfg->fault_timeout_ms != 0 ? cfg->fault_timeout_ms : 30000) * 1000000;
 	p->nservices = cfg->service_threads != 0 ? cfg->service_threads
@@ -372,8 +380,12 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	if (!budget_charge(&p->budget, p->overhead))
 		goto fini_arena;
 	for (unsigned i = 0; i < p->nservices; i++) {
-		if (service_alloc(p, i) == NULL)
+		if (service_alloc(p, i) == NULL) {
+			log_line(&p->log, UP_LOG_ERROR,
+				 "memory_limit %zu is too small for service_threads %u", rt->memory_limit,
+				 p->nservices);
 			goto free_services;
+		}
 	}
 	r = b->swap_open(b->ctx, &p->swap, &p->arena, cfg, &p->log);
 	if (r < 0)
@@ -394,10 +406,6 @@ close_swap:
 	resv_fini(&p->resv_swap);
 	swap_area_close(&p->swap);
 free_services:
-	if (r == -ENOMEM)
-		log_line(&p->log, UP_LOG_ERROR,
-			 "memory_limit %zu is too small for %u service threads", rt->memory_limit,
-			 p->nservices);
 	free_services(p);
 	budget_uncharge(&p->budget, p->overhead);
 fini_arena:

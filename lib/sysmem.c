@@ -16,8 +16,12 @@
 #include "sysmem.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 /* Linux 5.14 and 5.18; older C library headers lack them, older kernels say EINVAL. */
 #ifndef MADV_POPULATE_WRITE
@@ -135,3 +139,72 @@ const struct arena_ops sysmem_ops = {
 	.commit = sysmem_commit,
 	.decommit = sysmem_decommit,
 };
+
+/* --- how much there is --- */
+
+/* A limit as the kernel prints it; SIZE_MAX for none ("max", or a number close to 2^63). */
+static size_t
+read_limit(const char *path)
+{
+	unsigned long long n = 0;
+	FILE *f = fopen(path, "re");
+
+	if (f == NULL)
+		return SIZE_MAX;
+	if (fscanf(f, "%llu", &n) != 1 || n == 0 || n > (1ULL << 62))
+		n = SIZE_MAX;
+	fclose(f);
+	return (size_t)n;
+}
+
+/* The smallest limit from a cgroup upwards: root is where its hierarchy is mounted. */
+static size_t
+cgroup_limit(const char *root, char *group, const char *file)
+{
+	size_t least = SIZE_MAX;
+
+	for (;;) {
+		char path[PATH_MAX], *slash;
+		size_t n;
+
+		snprintf(path, sizeof path, "%s%s/%s", root, group, file);
+		n = read_limit(path);
+		least = MIN(least, n);
+		slash = strrchr(group, '/');
+		if (slash == NULL)
+			return least;
+		*slash = '\0';
+	}
+}
+
+size_t
+sysmem_total(bool *in_cgroup)
+{
+	const long pages = sysconf(_SC_PHYS_PAGES);
+	size_t total = pages > 0 ? (size_t)pages * PAGE_SIZE : SIZE_MAX;
+	char line[PATH_MAX];
+	FILE *f = fopen("/proc/self/cgroup", "re");
+
+	*in_cgroup = false;
+	while (f != NULL && fgets(line, sizeof line, f) != NULL) {
+		char *names = strchr(line, ':'), *group = names != NULL ? strchr(names + 1, ':') : NULL;
+		size_t n = SIZE_MAX;
+
+		if (group == NULL)
+			continue;
+		*group++ = '\0';
+		names++;
+		group[strcspn(group, "\n")] = '\0';
+		if (*names == '\0')
+			n = cgroup_limit("/sys/fs/cgroup", group, "memory.max");
+		else if (strcmp(names, "memory") == 0)
+			n = cgroup_limit("/sys/fs/cgroup/memory", group, "memory.limit_in_bytes");
+		if (n < total) {
+			total = n;
+			*in_cgroup = true;
+		}
+	}
+	if (f != NULL)
+		fclose(f);
+	return total;
+}

@@ -14,4 +14,10 @@
  */
 extern const struct arena_ops sysmem_ops;
 
+/*
+ * The memory that this process can have, bytes: the machine's, or the smallest limit of its memory
+ * cgroup (v1 or v2) and those above it.  *in_cgroup says which.
+ */
+size_t sysmem_total(bool *in_cgroup);
+
 #endif

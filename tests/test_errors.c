@@ -313,7 +313,7 @@ Test(errors, a_limit_too_small_for_the_threads_is_enomem)
 	up_runtime_destroy(rt);
 	cfg.memory_limit = UP_MEMORY_LIMIT_MIN;
 	cfg.service_threads = 16;
-	create_refused(&cfg, -ENOMEM, "too small for 16 service threads");
+	create_refused(&cfg, -ENOMEM, "too small for service_threads 16");
 }
 
 static int

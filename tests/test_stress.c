@@ -1,61 +1,612 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * test_stress.c: the mill of stress.c in short runs, one for each way of running the library.
+ * test_stress.c: threads on the real kernel: the mill of stress.c in several sizes, and the
+ * interleavings that chance finds too seldom, one by one.
  *
- * Each run has threads that read, write, hand pages to system calls, advise, protect, unmap and map
- * again, objects included, while others fork, take signals and create runtimes, all under
- * a limit so small that everything thrashes.  Every byte has an oracle, every step a
- * deadline, and the kernel's count of resident memory is held against the limit.
+ * Every thread has a post of the watch: whoever hangs ends the test with the state of all.
  */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "stress.h"
 
-TestSuite(stress, .timeout = 240);
+#define PAGE ((size_t)UP_PAGE_SIZE)
+#define WORDS (PAGE / 8)
+#define RW (PROT_READ | PROT_WRITE)
+#define THREADS_MAX 8
+
+TestSuite(stress, .timeout = STRESS_SANITIZED ? 280 : 120);
+
+/* --- rig --- */
+
+static struct watch watch;
+static struct up_runtime *rt;
+static atomic_bool stop;
+static pthread_t thread[THREADS_MAX];
+static unsigned nthreads;
 
 static void
-mill(struct stress cfg)
+rig_up(size_t memory, unsigned services)
 {
-	struct stress_result res;
-	struct up_config config = { .memory_limit = cfg.memory, .feature_mask = cfg.mask };
-	struct up_runtime *rt;
-	const int r = up_runtime_create(&rt, &config);
+	const struct up_config cfg = { .memory_limit = memory, .service_threads = services };
+	const int r = up_runtime_create(&rt, &cfg);
 
-	if (r < 0)
-		cr_skip_test("no userfaultfd here: %d", r);
+	if (r == -EPERM || r == -ENOSYS)
+		cr_skip_test("userfaultfd is not allowed here");
+	cr_assert(eq(int, r, 0));
+	touch_init();
+	watch_start(&watch, rt, THREADS_MAX + 1, "this test");
+}
+
+/* The post of the test's own thread. */
+static struct post *
+main_post(void)
+{
+	return &watch.post[THREADS_MAX];
+}
+
+static void
+rig_down(void)
+{
+	post_step(main_post(), "up_runtime_destroy", NULL, 0);
 	up_runtime_destroy(rt);
+	post_step(main_post(), NULL, NULL, 0);
+	watch.rt = NULL;
+	watch_stop(&watch);
+}
 
-	stress_run(&cfg, &res); /* aborts on the first thing that is wrong */
-	cr_assert(gt(u64, res.pages, 0), "nothing was verified");
-	cr_assert(gt(u64, res.st.pages_out, 0), "nothing was paged out: no stress");
+static void
+spawn(void *(*body)(void *), void *arg)
+{
+	cr_assert(lt(uint, nthreads, THREADS_MAX));
+	cr_assert(eq(int, pthread_create(&thread[nthreads++], NULL, body, arg), 0));
+}
+
+static void
+join_all(void)
+{
+	post_step(main_post(), "waiting for the threads", NULL, 0);
+	atomic_store(&stop, true);
+	for (unsigned i = 0; i < nthreads; i++)
+		pthread_join(thread[i], NULL);
+	nthreads = 0;
+	post_step(main_post(), NULL, NULL, 0);
+}
+
+static uint64_t
+deadline(unsigned seconds)
+{
+	return stress_now() + seconds * UINT64_C(1000000000);
+}
+
+static char *
+map_some(size_t npages)
+{
+	void *p;
+
+	cr_assert(eq(int, up_map(rt, NULL, npages * PAGE, RW, UP_PRIVATE, NULL, 0, &p), 0));
+	return p;
+}
+
+static uint64_t *
+page_at(char *base, size_t i)
+{
+	return (uint64_t *)(base + i * PAGE);
+}
+
+/* Content that no other page has had. */
+static void
+fill(char *base, size_t from, size_t n, uint64_t salt)
+{
+	for (size_t i = from; i < from + n; i++) {
+		uint64_t *p = page_at(base, i);
+
+		for (size_t w = 0; w < WORDS; w++)
+			p[w] = stress_mix(salt << 32 | i) + w;
+	}
+}
+
+static bool
+holds(const uint64_t *p, size_t i, uint64_t salt)
+{
+	for (size_t w = 0; w < WORDS; w++) {
+		if (p[w] != stress_mix(salt << 32 | i) + w)
+			return false;
+	}
+	return true;
+}
+
+static struct up_stats
+stats(void)
+{
+	struct up_stats st;
+
+	cr_assert(eq(int, up_stats_get(rt, &st, sizeof st), 0));
+	return st;
+}
+
+/* --- the mill --- */
+
+static void
+mill(unsigned threads, unsigned services, size_t memory, uint64_t seed)
+{
+	const struct stress cfg = { .seconds = 4, .threads = threads, .services = services, .memory = memory,
+				    .seed = seed };
+	struct stress_result res;
+
+	rig_up(memory, services);	/* skips where there is no userfaultfd */
+	rig_down();
+	stress_run(&cfg, &res);
 	cr_assert(gt(u64, res.st.faults[UP_FAULT_MAJOR], 0));
-	cr_assert(gt(u64, res.samples, 0));
-	cr_assert(eq(u64, res.st.checksum_errors, 0));
-	cr_assert(eq(u64, res.st.lost, 0));
+	cr_assert(gt(u64, res.st.pages_out, 0));
+	cr_assert(eq(u64, res.st.fault_sigbus, 0));
 }
 
-Test(stress, one_service_and_two_mebibytes)
+Test(stress, everything_at_once_with_one_service)
 {
-	mill((struct stress){ .seconds = 6,
-			      .threads = 6,
-			      .services = 1,
-			      .memory = UP_MEMORY_LIMIT_MIN,
-			      .seed = 11 });
+	mill(6, 1, UP_MEMORY_LIMIT_MIN, 11);
 }
 
-Test(stress, four_services_on_few_cpus)
+Test(stress, everything_at_once_with_two_services)
 {
-	mill((struct stress){
-		.seconds = 6, .threads = 8, .services = 4, .memory = 4 << 20, .seed = 12 });
+	mill(5, 2, (size_t)3 << 20, 12);
 }
 
-Test(stress, two_services_without_move)
+Test(stress, everything_at_once_with_four_services_in_the_least_memory)
 {
-	mill((struct stress){ .seconds = 6,
-			      .threads = 6,
-			      .services = 2,
-			      .memory = 3 << 20,
-			      .mask = UP_MASK_MOVE,
-			      .seed = 13 });
+	mill(8, 4, UP_MEMORY_LIMIT_MIN, 13);
+}
+
+Test(stress, everything_at_once_with_room_for_half)
+{
+	mill(4, 1, (size_t)12 << 20, 14);
+}
+
+/* --- the library's own callers --- */
+
+static void *paged;
+static size_t paged_pages;
+static _Atomic uint64_t handled;
+
+/* Touches paged memory, as handlers of programs that keep their heap there do. */
+static void
+on_signal(int sig)
+{
+	const size_t i = stress_mix(atomic_fetch_add(&handled, 1)) % paged_pages;
+
+	(void)sig;
+	atomic_fetch_add((_Atomic uint64_t *)page_at(paged, i), 1);
+}
+
+static void *
+call_everything(void *arg)
+{
+	struct post *post = &watch.post[(uintptr_t)arg];
+	unsigned char vec[64];
+	struct up_stats st;
+	void *p;
+
+	while (!atomic_load(&stop)) {
+		post_step(post, "calls under signals", NULL, 0);
+		if (up_map(rt, NULL, 64 * PAGE, RW, UP_PRIVATE, NULL, 0, &p) != 0)
+			continue;
+		memset(p, 1, 20 * PAGE);
+		up_advise(rt, p, 40 * PAGE, UP_ADVICE_COLD);
+		up_protect(rt, p, 8 * PAGE, PROT_READ);
+		up_residency(rt, p, 64 * PAGE, vec);
+		up_advise(rt, p, 8 * PAGE, UP_ADVICE_DONTNEED);
+		up_stats_get(rt, &st, sizeof st);
+		up_unmap(rt, p, 64 * PAGE);
+		/* What the handlers want is out of memory as often as can be. */
+		up_advise(rt, paged, paged_pages * PAGE, UP_ADVICE_COLD);
+	}
+	post_step(post, NULL, NULL, 0);
+	return NULL;
+}
+
+/*
+ * A handler runs while its thread is inside a call, and waits for a page: were the call to hold a
+ * lock that the pager needs to bring it in, both would wait for ever.
+ */
+Test(stress, a_signal_handler_may_touch_paged_memory_during_a_call)
+{
+	struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
+	const uint64_t end = deadline(4);
+	uint64_t sum = 0;
+
+	rig_up(UP_MEMORY_LIMIT_MIN, 1);
+	sigaction(SIGUSR1, &sa, NULL);
+	paged_pages = 400;
+	paged = map_some(paged_pages);
+	fill(paged, 0, paged_pages, 0);
+	for (size_t i = 0; i < paged_pages; i++)
+		*page_at(paged, i) = 0;
+	for (uintptr_t i = 0; i < 2; i++)
+		spawn(call_everything, (void *)i);
+	while (stress_now() < end) {
+		post_step(main_post(), "sending signals", NULL, 0);
+		for (unsigned i = 0; i < nthreads; i++)
+			pthread_kill(thread[i], SIGUSR1);
+		sched_yield();
+	}
+	join_all();
+	for (size_t i = 0; i < paged_pages; i++)
+		sum += *page_at(paged, i);
+	cr_assert(gt(u64, sum, 0));
+	cr_assert(eq(u64, sum, atomic_load(&handled)));
+	rig_down();
+}
+
+Test(stress, residency_may_be_written_into_the_pages_it_is_about)
+{
+	const size_t n = 600;
+	unsigned char *vec;
+	char *base;
+
+	rig_up(UP_MEMORY_LIMIT_MIN, 1);
+	base = map_some(n);
+	for (unsigned round = 0; round < 30; round++) {
+		fill(base, 0, n, round);
+		/* The vector ends up in pages that have long left memory. */
+		vec = (unsigned char *)page_at(base, round * 7 % 400);
+		post_step(main_post(), "up_residency", vec, n);
+		cr_assert(eq(int, up_residency(rt, base, n * PAGE, vec), 0));
+		for (size_t i = 0; i < n; i++)
+			cr_assert(ne(uint, vec[i], 0), "page %zu has content", i);
+	}
+	rig_down();
+}
+
+Test(stress, statistics_may_be_written_into_paged_memory)
+{
+	const size_t n = 600;
+	struct up_stats *st;
+	char *base;
+
+	rig_up(UP_MEMORY_LIMIT_MIN, 1);
+	base = map_some(n);
+	fill(base, 0, n, 1);
+	st = (struct up_stats *)page_at(base, 3);
+	post_step(main_post(), "up_stats_get", st, 1);
+	cr_assert(eq(int, up_stats_get(rt, st, sizeof *st), 0));
+	cr_assert(gt(u64, st->pages_out, 0));
+	rig_down();
+}
+
+/* --- more than fits anywhere --- */
+
+#define CROWD 300
+
+static char *crowd_base;
+static atomic_uint crowd_ready;
+static atomic_bool crowd_go;
+
+static void *
+crowd_member(void *arg)
+{
+	const size_t me = (uintptr_t)arg;
+
+	atomic_fetch_add(&crowd_ready, 1);
+	while (!atomic_load(&crowd_go))
+		sched_yield();
+	for (unsigned round = 0; round < 4; round++)
+		fill(crowd_base, me * 8, 8, round);
+	for (size_t i = 0; i < 8; i++) {
+		if (!holds(page_at(crowd_base, me * 8 + i), me * 8 + i, 3))
+			watch_fail(&watch, "page %zu of thread %zu is wrong", i, me);
+	}
+	return NULL;
+}
+
+/* More faults at once than the pager has places to park them: some are dropped and must come again. */
+Test(stress, more_threads_than_parking_places_all_get_their_pages)
+{
+	pthread_t crowd[CROWD];
+	pthread_attr_t attr;
+
+	rig_up(UP_MEMORY_LIMIT_MIN, 1);
+	crowd_base = map_some(CROWD * 8);
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, (size_t)128 << 10);
+	for (uintptr_t i = 0; i < CROWD; i++)
+		cr_assert(eq(int, pthread_create(&crowd[i], &attr, crowd_member, (void *)i), 0));
+	pthread_attr_destroy(&attr);
+	while (atomic_load(&crowd_ready) < CROWD)
+		sched_yield();
+	atomic_store(&crowd_go, true);
+	for (unsigned i = 0; i < CROWD; i++) {
+		post_step(main_post(), "waiting for a thread of the crowd", NULL, i);
+		pthread_join(crowd[i], NULL);
+	}
+	rig_down();
+}
+
+/* --- what goes away under those who use it --- */
+
+static char *shared_base;
+static size_t shared_pages;
+
+static void *
+touch_until_segv(void *arg)
+{
+	struct post *post = &watch.post[(uintptr_t)arg];
+	uint64_t n = (uintptr_t)arg, v;
+
+	for (;;) {
+		n = stress_mix(n);
+		post_step(post, "touching until it is gone", page_at(shared_base, n % shared_pages), 1);
+		switch (touch_read(page_at(shared_base, n % shared_pages), &v)) {
+		case 0:
+			post_step(post, NULL, NULL, 0);
+			return NULL;
+		case -1:
+			watch_fail(&watch, "SIGBUS, not SIGSEGV");
+		default:
+			break;
+		}
+	}
+}
+
+Test(stress, threads_that_touch_pages_while_the_runtime_is_destroyed_get_SIGSEGV)
+{
+	for (unsigned round = 0; round < 12; round++) {
+		const uint64_t end = stress_now() + 30000000;
+
+		rig_up(UP_MEMORY_LIMIT_MIN, 1 + round % 3);
+		shared_pages = 900;
+		shared_base = map_some(shared_pages);
+		fill(shared_base, 0, shared_pages, round);
+		for (uintptr_t i = 0; i < 4; i++)
+			spawn(touch_until_segv, (void *)i);
+		while (stress_now() < end)
+			sched_yield();
+		post_step(main_post(), "up_runtime_destroy under touches", NULL, 0);
+		watch.rt = NULL;
+		up_runtime_destroy(rt);
+		post_step(main_post(), "waiting for SIGSEGV everywhere", NULL, 0);
+		for (unsigned i = 0; i < nthreads; i++)
+			pthread_join(thread[i], NULL);
+		nthreads = 0;
+		post_step(main_post(), NULL, NULL, 0);
+		watch_stop(&watch);
+	}
+}
+
+/* All that the pages of a region had is given back, whatever was under way with them. */
+static void
+until_nothing_is_left(void)
+{
+	const uint64_t end = deadline(STEP_SECONDS / 2);
+	struct up_stats st;
+
+	do {
+		st = stats();
+		cr_assert(stress_now() < end, "%llu bytes resident, %llu staged, %llu swapped, %llu promised",
+			  (unsigned long long)st.resident, (unsigned long long)st.staged,
+			  (unsigned long long)st.swapped, (unsigned long long)st.reserve_used);
+		sched_yield();
+	} while (st.resident + st.staged + st.swapped + st.reserve_used + st.objects > 0);
+}
+
+Test(stress, unmapping_right_after_writing_leaves_neither_page_nor_slot)
+{
+	static const enum up_advice advice[] = { UP_ADVICE_COLD, UP_ADVICE_WILLNEED, UP_ADVICE_SEQUENTIAL };
+	const uint64_t end = deadline(4);
+
+	rig_up(UP_MEMORY_LIMIT_MIN, 2);
+	for (uint64_t round = 0; stress_now() < end; round++) {
+		const size_t n = 300 + round % 500;
+		char *base = map_some(n);
+
+		post_step(main_post(), "fill, advise, unmap", base, n);
+		fill(base, 0, n, round);
+		cr_assert(eq(int, up_advise(rt, base, n * PAGE, advice[round % 3]), 0));
+		/* Half first: the writes and reads under way straddle the cut. */
+		cr_assert(eq(int, up_unmap(rt, base + n / 2 * PAGE, (n - n / 2) * PAGE), 0));
+		if (round % 2)
+			cr_assert(holds(page_at(base, n / 3), n / 3, round), "page %zu", n / 3);
+		cr_assert(eq(int, up_unmap(rt, base, n / 2 * PAGE), 0));
+		if (round % 8 == 0)
+			until_nothing_is_left();
+	}
+	until_nothing_is_left();
+	rig_down();
+}
+
+/* --- objects that wander --- */
+
+static struct up_object *object;
+static _Atomic uintptr_t object_at;
+static atomic_uint moves;
+
+static void *
+follow(void *arg)
+{
+	struct post *post = &watch.post[(uintptr_t)arg];
+	uint64_t n = (uintptr_t)arg, v;
+
+	while (!atomic_load(&stop)) {
+		const unsigned before = atomic_load(&moves);
+		const uintptr_t at = atomic_load(&object_at);
+		size_t i;
+		int r;
+
+		n = stress_mix(n);
+		i = n % shared_pages;
+		post_step(post, "following the object", (void *)(at + i * PAGE), 1);
+		r = touch_read((void *)(at + i * PAGE), &v);
+		/* Even, and the same before and after: it was mapped there all the time. */
+		if (before % 2 == 1 || atomic_load(&moves) != before)
+			continue;
+		if (r != 1)
+			watch_fail(&watch, "page %zu at %#lx: signal", i, (unsigned long)(at + i * PAGE));
+		if (v != stress_mix(UINT64_C(7) << 32 | i))
+			watch_fail(&watch, "page %zu at %#lx holds %#lx", i, (unsigned long)(at + i * PAGE),
+				   (unsigned long)v);
+	}
+	post_step(post, NULL, NULL, 0);
+	return NULL;
+}
+
+Test(stress, an_object_keeps_its_pages_while_it_is_unmapped_under_faults)
+{
+	const uint64_t end = deadline(5);
+	unsigned places = 0;
+	void *p;
+
+	rig_up(UP_MEMORY_LIMIT_MIN, 3);
+	shared_pages = 700;
+	cr_assert(eq(int, up_object_create_anon(rt, shared_pages * PAGE, 0, &object), 0));
+	cr_assert(eq(int, up_map(rt, NULL, shared_pages * PAGE, RW, UP_SHARED, object, 0, &p), 0));
+	fill(p, 0, shared_pages, 7);
+	atomic_store(&object_at, (uintptr_t)p);
+	for (uintptr_t i = 0; i < 4; i++)
+		spawn(follow, (void *)i);
+	while (stress_now() < end) {
+		void *before = p;
+
+		post_step(main_post(), "moving the object", p, shared_pages);
+		atomic_fetch_add(&moves, 1);
+		/* In two cuts, the second of which meets pages that are staged already. */
+		cr_assert(eq(int, up_unmap(rt, (char *)p + 200 * PAGE, 300 * PAGE), 0));
+		cr_assert(eq(int, up_unmap(rt, p, shared_pages * PAGE), 0));
+		cr_assert(eq(int, up_map(rt, NULL, shared_pages * PAGE, RW, UP_SHARED, object, 0, &p), 0));
+		places += p != before;
+		atomic_store(&object_at, (uintptr_t)p);
+		atomic_fetch_add(&moves, 1);
+		for (size_t i = 0; i < shared_pages; i += 1 + i % 7)
+			cr_assert(holds(page_at(p, i), i, 7), "page %zu", i);
+	}
+	join_all();
+	for (size_t i = 0; i < shared_pages; i++)
+		cr_assert(holds(page_at(p, i), i, 7), "page %zu", i);
+	cr_assert(eq(int, up_unmap(rt, p, shared_pages * PAGE), 0));
+	up_object_unref(object);
+	until_nothing_is_left();
+	rig_down();
+	cr_log_info("it was mapped elsewhere %u times", places);
+}
+
+/* --- discarding what others write --- */
+
+#define CELLS 700
+
+static _Atomic uint64_t written[CELLS];	/* the last value that was certainly stored */
+
+/* Counts each page's word up, and fills the others to have them written out. */
+static void *
+count_up(void *arg)
+{
+	struct post *post = &watch.post[(uintptr_t)arg];
+	uint64_t n = (uintptr_t)arg, value[CELLS] = { 0 };
+
+	while (!atomic_load(&stop)) {
+		const size_t i = stress_mix(++n) % (CELLS / 2) * 2 + (uintptr_t)arg;
+		uint64_t *p = page_at(shared_base, i);
+
+		post_step(post, "counting up", p, 1);
+		__atomic_store_n(p, ++value[i], __ATOMIC_RELEASE);
+		atomic_store(&written[i], value[i]);
+	}
+	post_step(post, NULL, NULL, 0);
+	return NULL;
+}
+
+/*
+ * What was stored before the discard began must not be seen after it: not out of swap, a staged frame,
+ * or a write in flight.
+ */
+Test(stress, discarded_content_does_not_come_back_under_writers)
+{
+	const uint64_t end = deadline(5);
+	uint64_t n = 99, discards = 0;
+
+	rig_up(UP_MEMORY_LIMIT_MIN, 2);
+	shared_pages = CELLS;
+	shared_base = map_some(CELLS);
+	for (uintptr_t i = 0; i < 2; i++)
+		spawn(count_up, (void *)i);
+	while (stress_now() < end) {
+		uint64_t before[64];
+		size_t first, len;
+
+		n = stress_mix(n);
+		first = n % CELLS;
+		len = 1 + (n >> 32) % 64;
+		len = len < CELLS - first ? len : CELLS - first;
+		post_step(main_post(), "discarding", page_at(shared_base, first), len);
+		if (n % 3 == 0)
+			up_advise(rt, page_at(shared_base, first), len * PAGE,
+				  n % 2 ? UP_ADVICE_WILLNEED : UP_ADVICE_COLD);
+		for (size_t i = 0; i < len; i++)
+			before[i] = atomic_load(&written[first + i]);
+		cr_assert(eq(int, up_advise(rt, page_at(shared_base, first), len * PAGE, UP_ADVICE_DONTNEED), 0));
+		for (size_t i = 0; i < len; i++) {
+			const uint64_t v = __atomic_load_n(page_at(shared_base, first + i), __ATOMIC_ACQUIRE);
+
+			cr_assert(v == 0 || v > before[i],
+				  "page %zu holds %llu; %llu had been stored before it was discarded", first + i,
+				  (unsigned long long)v, (unsigned long long)before[i]);
+		}
+		discards++;
+	}
+	join_all();
+	cr_assert(gt(u64, discards, 100));
+	rig_down();
+}
+
+/* --- nothing but read-ahead and cold pages --- */
+
+static void *
+verify_around(void *arg)
+{
+	struct post *post = &watch.post[(uintptr_t)arg];
+	size_t i = (uintptr_t)arg * 100;
+
+	while (!atomic_load(&stop)) {
+		i = (i + 1) % shared_pages;
+		post_step(post, "verifying", page_at(shared_base, i), 1);
+		if (!holds(page_at(shared_base, i), i, 5))
+			watch_fail(&watch, "page %zu at %p is wrong", i, (void *)page_at(shared_base, i));
+	}
+	post_step(post, NULL, NULL, 0);
+	return NULL;
+}
+
+Test(stress, advice_never_changes_what_streams_of_readers_see)
+{
+	static const enum up_advice advice[] = { UP_ADVICE_WILLNEED, UP_ADVICE_COLD, UP_ADVICE_WILLNEED,
+						 UP_ADVICE_SEQUENTIAL, UP_ADVICE_RANDOM, UP_ADVICE_NORMAL };
+	const uint64_t end = deadline(5);
+	unsigned char vec[64];
+	uint64_t n = 5;
+
+	rig_up((size_t)3 << 20, 2);
+	shared_pages = 2000;
+	shared_base = map_some(shared_pages);
+	fill(shared_base, 0, shared_pages, 5);
+	for (uintptr_t i = 0; i < 4; i++)
+		spawn(verify_around, (void *)i);
+	while (stress_now() < end) {
+		size_t first;
+
+		n = stress_mix(n);
+		first = n % (shared_pages - 64) / 16 * 16;
+		post_step(main_post(), "advising", page_at(shared_base, first), 64);
+		cr_assert(eq(int, up_advise(rt, page_at(shared_base, first), 64 * PAGE, advice[n % 6]), 0));
+		cr_assert(eq(int, up_residency(rt, page_at(shared_base, first), 64 * PAGE, vec), 0));
+		for (unsigned i = 0; i < 64; i++)
+			cr_assert(ne(uint, vec[i], 0), "page %zu has content", first + i);
+	}
+	join_all();
+	cr_assert(gt(u64, stats().readahead_pages, 0));
+	rig_down();
 }

@@ -1047,7 +1047,7 @@ Test(sysmem, memory_that_may_not_be_locked_is_resident_all_the_same)
 	cr_assert(zero(int, prctl(PR_SET_DUMPABLE, 1)));
 }
 
-Test(sysmem, a_forked_child_does_not_have_it)
+Test(sysmem, a_forked_child_finds_it_wiped)
 {
 	unsigned char *p = sysmem_ops.reserve(NULL, SLAB_SIZE);
 	int status;
@@ -1055,11 +1055,13 @@ Test(sysmem, a_forked_child_does_not_have_it)
 
 	cr_assert(zero(int, sysmem_ops.commit(NULL, p, SLAB_SIZE)));
 	cr_assert(readable(p));
+	memset(p, 0x5a, SLAB_SIZE);
 	pid = fork();
 	if (pid == 0)
-		_exit(readable(p));
+		_exit(p[0] != 0 || memcmp(p, p + 1, SLAB_SIZE - 1) != 0);
 	cr_assert(eq(int, waitpid(pid, &status, 0), pid));
-	cr_assert(zero(int, status), "the child could read it");
+	cr_assert(zero(int, status), "the child sees what was there");
+	cr_assert(eq(int, p[0], 0x5a));
 	sysmem_ops.release(NULL, p, SLAB_SIZE);
 }
 
