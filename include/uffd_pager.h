@@ -13,7 +13,8 @@
  *   units     lengths, offsets and limits are bytes.  Addresses, offsets and lengths of
  *             regions are multiples of the page size, 4096; times are nanoseconds.
  *   threads   every function may be called from any thread, also while other threads use
- *             the regions.  None may be called from a signal handler.
+ *             the regions.  None may be called from a signal handler, or on a stack that is
+ *             itself paged memory.  Signals are held back during a call that works on ranges.
  *   fork      regions are absent in a forked child (MADV_DONTFORK): touching them there
  *             is SIGSEGV, never zeros.  The runtime belongs to the process that created
  *             it; every call in the child returns -ECHILD (or nothing) and changes nothing.

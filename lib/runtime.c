@@ -392,8 +392,11 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 		goto free_services;
 	resv_init(&p->resv_swap, p->swap.nslots, p->swap.fixed ? NULL : grow_swap, p);
 	r = pager_init(p);
-	if (r < 0)
+	if (r < 0) {
+		log_line(&p->log, UP_LOG_ERROR, "no memory for the runtime within memory_limit %zu",
+			 rt->memory_limit);
 		goto close_swap;
+	}
 	r = start_services(rt);
 	if (r < 0)
 		goto fini_pager;

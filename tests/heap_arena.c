@@ -8,6 +8,7 @@
 #include "heap_arena.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -175,6 +176,9 @@ heap_reclaim(void *ctx, size_t bytes)
 void
 heap_arena_init(struct heap_arena *h, size_t limit, size_t max)
 {
+	/* Reservations are large and must stay untouched: no filling by MALLOC_PERTURB_. */
+	mallopt(M_PERTURB, 0);
+
 	memset(h, 0, sizeof *h);
 	pthread_mutex_init(&h->lock, NULL);
 	h->ops = (struct arena_ops){

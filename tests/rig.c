@@ -83,6 +83,7 @@ swap_open(void *ctx, struct swap_area *s, struct arena *arena, const struct up_c
 fini:
 	runmap_fini(&s->slots);
 close:
+	log_line(log, UP_LOG_ERROR, "swap: no memory for its map");
 	close(s->fd);
 	return ret;
 }

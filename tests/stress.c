@@ -316,6 +316,21 @@ peek_word(const void *addr)
 	return v;
 }
 
+/*
+ * An atomic addition, unseen as well: ThreadSanitizer makes an atomic access under a lock of its own, and
+ * with that lock held a page fault waits for a thread of the pager, which needs the lock.
+ */
+static uint64_t
+add_word(uint64_t *addr, uint64_t n)
+{
+#if defined(__x86_64__)
+	__asm__ volatile("lock xaddq %0, %1" : "+r"(n), "+m"(*addr) : : "memory");
+	return n;
+#else
+	return __atomic_fetch_add(addr, n, __ATOMIC_SEQ_CST);
+#endif
+}
+
 int
 touch_read(const void *addr, uint64_t *value)
 {
@@ -535,7 +550,7 @@ struct mill {
 	struct up_runtime *rt;
 	uint64_t features;
 	struct region region[NSHARED];
-	_Atomic uint64_t *counters; /* COUNTER_PAGES of paged memory */
+	uint64_t *counters; /* COUNTER_PAGES of paged memory; add_word(), peek_word() */
 	struct worker worker[WORKERS_MAX];
 	struct post *main_post;
 	pthread_t helper[HELPERS];
@@ -925,7 +940,7 @@ op_count(struct worker *w)
 		const size_t page = below(w, COUNTER_PAGES), k = below(w, COUNTERS_PER_PAGE);
 		const uint64_t n = 1 + below(w, 1000);
 
-		atomic_fetch_add(&w->m->counters[page * WORDS + 1 + k * 17], n);
+		add_word(&w->m->counters[page * WORDS + 1 + k * 17], n);
 		w->count[page * COUNTERS_PER_PAGE + k] += n;
 	}
 }
@@ -1294,6 +1309,51 @@ op_peek(struct worker *w)
 		peek(w, r, below(w, r->npages));
 }
 
+/*
+ * Pages that are locked into memory can not be taken out, nor thrown away as others can; whatever
+ * happens to them, it is without mistake.
+ */
+static void
+op_lock(struct worker *w)
+{
+	struct spot s;
+	int e;
+
+	if (!pick_ready(w, &s, 3, PROT_READ | PROT_WRITE))
+		return;
+	w->syscalls++;
+	/* Locking brings the pages in; an interrupted or refused attempt has locked some. */
+	if (mlock(s.va, s.n * PAGE) < 0 && errno != EAGAIN && errno != EINTR && errno != ENOMEM)
+		fail(w->m, "mlock of %zu pages at %p: %s", s.n, (void *)s.va, strerrorname_np(errno));
+	switch (below(w, 4)) {
+	case 0:
+		advise(w, s.va, s.n, UP_ADVICE_DONTNEED, true);
+		forget(s.r, s.page, s.n);
+		break;
+	case 1:
+		advise(w, s.va, s.n, UP_ADVICE_COLD, true);
+		break;
+	case 2:
+		/* Taken away as it is; the lock goes with the mapping. */
+		if (s.r->object != NULL && grain_pages(s.r, s.g) > 1) {
+			set_flux(s.g, true);
+			if (unmap_pages(w->m, atomic_load(&s.g->va), grain_pages(s.r, s.g))) {
+				unmapped(w, &s);
+				return;
+			}
+			set_flux(s.g, false);
+		}
+		break;
+	default:
+		break;
+	}
+	meanwhile(w, &s);
+	verify_at(w, &s, s.va);
+	e = munlock(s.va, s.n * PAGE) < 0 ? errno : 0;
+	if (e != 0)
+		fail(w->m, "munlock of %zu pages at %p: %s", s.n, (void *)s.va, strerrorname_np(e));
+}
+
 /* Run through a region as a program that reads it from end to end: neighbours are brought along. */
 static void
 op_scan(struct worker *w)
@@ -1348,6 +1408,7 @@ static const struct op {
 	{ "advice", op_span, 30, 0 },
 	{ "protect", op_protect, 15, 0 },
 	{ "unmap", op_unmap, 30, 0 },
+	{ "mlock", op_lock, 6, UP_MASK_KERNEL_FAULTS },
 	{ "own region", op_own, 4, 0 },
 };
 
@@ -1416,8 +1477,7 @@ on_tease(int sig)
 	if (w != NULL) {
 		const uint64_t n = atomic_fetch_add(&w->signal_adds, 1);
 
-		atomic_fetch_add(
-			&w->m->counters[stress_mix(n ^ w->id) % COUNTER_PAGES * WORDS + 100], 1);
+		add_word(&w->m->counters[stress_mix(n ^ w->id) % COUNTER_PAGES * WORDS + 100], 1);
 	}
 	errno = saved;
 }
@@ -1448,7 +1508,7 @@ static void __attribute__((noreturn)) child(struct mill *m, bool touch)
 
 	if (up_stats_get(m->rt, &st, sizeof st) != -ECHILD)
 		_exit(2);
-	if (up_unmap(m->rt, (void *)(uintptr_t)m->counters, PAGE) != -ECHILD)
+	if (up_unmap(m->rt, m->counters, PAGE) != -ECHILD)
 		_exit(3);
 	up_runtime_destroy(m->rt);
 	if (touch) {
@@ -1691,7 +1751,7 @@ check_counters(struct mill *m)
 {
 	for (size_t page = 0; page < COUNTER_PAGES; page++) {
 		for (size_t k = 0; k < COUNTERS_PER_PAGE; k++) {
-			const uint64_t got = atomic_load(&m->counters[page * WORDS + 1 + k * 17]);
+			const uint64_t got = peek_word(&m->counters[page * WORDS + 1 + k * 17]);
 			uint64_t sum = 0;
 
 			for (unsigned i = 0; i < m->cfg->threads; i++)
@@ -1699,7 +1759,7 @@ check_counters(struct mill *m)
 			if (got != sum)
 				fail(m, "counter %zu of page %zu (%p) is %" PRIu64 ", not %" PRIu64,
 				     k, page,
-				     (void *)(uintptr_t)&m->counters[page * WORDS + 1 + k * 17],
+				     (void *)&m->counters[page * WORDS + 1 + k * 17],
 				     got, sum);
 		}
 	}
@@ -1944,7 +2004,7 @@ verify_all(struct mill *m)
 	}
 	check_counters(m);
 	for (size_t page = 0; page < COUNTER_PAGES; page++)
-		got += atomic_load(&m->counters[page * WORDS + 100]);
+		got += peek_word(&m->counters[page * WORDS + 100]);
 	if (got != teased)
 		fail(m, "signal handlers added %" PRIu64 ", the pages say %" PRIu64, teased, got);
 }

@@ -8,11 +8,13 @@
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -460,25 +462,31 @@ Test(stress, an_object_keeps_its_pages_while_it_is_unmapped_under_faults)
 {
 	const uint64_t end = deadline(5);
 	unsigned places = 0;
+	char *room;
 	void *p;
 
 	rig_up(UP_MEMORY_LIMIT_MIN, 3);
 	shared_pages = 700;
+	/* Addresses that are free, for two places that overlap. */
+	room = mmap(NULL, 2 * shared_pages * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	cr_assert(ne(ptr, room, MAP_FAILED));
 	cr_assert(eq(int, up_object_create_anon(rt, shared_pages * PAGE, 0, &object), 0));
 	cr_assert(eq(int, up_map(rt, NULL, shared_pages * PAGE, RW, UP_SHARED, object, 0, &p), 0));
 	fill(p, 0, shared_pages, 7);
 	atomic_store(&object_at, (uintptr_t)p);
 	for (uintptr_t i = 0; i < 4; i++)
 		spawn(follow, (void *)i);
+	munmap(room, 2 * shared_pages * PAGE);
 	while (stress_now() < end) {
-		void *before = p;
+		/* Another address each time, for what remembers the old one to be wrong. */
+		char *before = p, *hint = room + (atomic_load(&moves) % 4) * (shared_pages / 2) * PAGE;
 
 		post_step(main_post(), "moving the object", p, shared_pages);
 		atomic_fetch_add(&moves, 1);
 		/* In two cuts, the second of which meets pages that are staged already. */
 		cr_assert(eq(int, up_unmap(rt, (char *)p + 200 * PAGE, 300 * PAGE), 0));
 		cr_assert(eq(int, up_unmap(rt, p, shared_pages * PAGE), 0));
-		cr_assert(eq(int, up_map(rt, NULL, shared_pages * PAGE, RW, UP_SHARED, object, 0, &p), 0));
+		cr_assert(eq(int, up_map(rt, hint, shared_pages * PAGE, RW, UP_SHARED, object, 0, &p), 0));
 		places += p != before;
 		atomic_store(&object_at, (uintptr_t)p);
 		atomic_fetch_add(&moves, 1);
@@ -492,7 +500,7 @@ Test(stress, an_object_keeps_its_pages_while_it_is_unmapped_under_faults)
 	up_object_unref(object);
 	until_nothing_is_left();
 	rig_down();
-	cr_log_info("it was mapped elsewhere %u times", places);
+	cr_assert(gt(uint, places, 1));
 }
 
 /* --- discarding what others write --- */
@@ -608,5 +616,300 @@ Test(stress, advice_never_changes_what_streams_of_readers_see)
 	}
 	join_all();
 	cr_assert(gt(u64, stats().readahead_pages, 0));
+	rig_down();
+}
+
+/* --- promises --- */
+
+#define STRICT_PAGES 500
+#define LOOSE_PAGES 900
+
+static char *strict, *loose;
+
+static void *
+use_strict(void *arg)
+{
+	struct post *post = &watch.post[(uintptr_t)arg];
+	uint64_t round = 0;
+
+	for (; !atomic_load(&stop); round++) {
+		post_step(post, "filling what was promised", strict, STRICT_PAGES);
+		fill(strict, 0, STRICT_PAGES, round);
+		post_step(post, "verifying what was promised", strict, STRICT_PAGES);
+		for (size_t i = 0; i < STRICT_PAGES; i++) {
+			if (!holds(page_at(strict, i), i, round))
+				watch_fail(&watch, "page %zu of round %lu is wrong", i, (unsigned long)round);
+		}
+	}
+	post_step(post, NULL, NULL, 0);
+	return NULL;
+}
+
+/* Takes what is left, and more: SIGBUS is the answer then. */
+static void *
+use_loose(void *arg)
+{
+	struct post *post = &watch.post[(uintptr_t)arg];
+	uint64_t v, refused = 0;
+
+	while (!atomic_load(&stop)) {
+		for (size_t i = 0; i < LOOSE_PAGES; i++) {
+			post_step(post, "overcommitting", page_at(loose, i), 1);
+			if (touch_write(page_at(loose, i), stress_mix(i)) == -1)
+				refused++;
+			else if (touch_read(page_at(loose, i), &v) != 1 || v != stress_mix(i))
+				watch_fail(&watch, "page %zu of the overcommitted region is wrong", i);
+		}
+		/* Discarding gives back what was taken, and heals. */
+		post_step(post, "discarding what is overcommitted", loose, LOOSE_PAGES);
+		if (up_advise(rt, loose, LOOSE_PAGES * PAGE, UP_ADVICE_DONTNEED) != 0)
+			watch_fail(&watch, "up_advise");
+	}
+	if (refused == 0)
+		watch_fail(&watch, "nothing was refused: not a test of anything");
+	post_step(post, NULL, NULL, 0);
+	return NULL;
+}
+
+Test(stress, what_is_reserved_never_pays_for_what_is_overcommitted)
+{
+	const struct up_config cfg = { .memory_limit = UP_MEMORY_LIMIT_MIN, .service_threads = 2,
+				       .swap_size = (STRICT_PAGES + 300) * PAGE };
+	const uint64_t end = deadline(5);
+	void *p;
+	int r;
+
+	r = up_runtime_create(&rt, &cfg);
+	if (r == -EPERM || r == -ENOSYS)
+		cr_skip_test("userfaultfd is not allowed here");
+	cr_assert(eq(int, r, 0));
+	touch_init();
+	watch_start(&watch, rt, THREADS_MAX + 1, "this test");
+	strict = map_some(STRICT_PAGES);
+	cr_assert(eq(int, up_map(rt, NULL, LOOSE_PAGES * PAGE, RW, UP_PRIVATE | UP_NORESERVE, NULL, 0, &p), 0));
+	loose = p;
+	spawn(use_strict, (void *)0);
+	spawn(use_loose, (void *)1);
+	while (stress_now() < end) {
+		const struct up_stats st = stats();
+
+		post_step(main_post(), "looking at the reserve", NULL, 0);
+		cr_assert(le(u64, st.reserve_used, st.reserve_max));
+		cr_assert(le(u64, st.used_max, st.limit));
+		sched_yield();
+	}
+	join_all();
+	rig_down();
+}
+
+/* --- a sparse giant --- */
+
+#define GIANT ((size_t)1 << 40)
+#define GIANT_THREADS 4
+#define GIANT_TOUCHES 60
+
+static char *giant;
+
+/* Touch pages far apart in a share of the giant, verify, discard: leaves and inner nodes come and go. */
+static void *
+roam(void *arg)
+{
+	struct post *post = &watch.post[(uintptr_t)arg];
+	const size_t share = GIANT / GIANT_THREADS;
+	char *const base = giant + (uintptr_t)arg * share;
+	uint64_t n = (uintptr_t)arg;
+
+	while (!atomic_load(&stop)) {
+		uint64_t *p[GIANT_TOUCHES];
+
+		for (unsigned i = 0; i < GIANT_TOUCHES; i++) {
+			n = stress_mix(n);
+			p[i] = (uint64_t *)(base + n % (share / PAGE) * PAGE);
+			post_step(post, "touching the giant", p[i], 1);
+			p[i][i] = n;
+			p[i][511] = i;
+		}
+		for (unsigned i = 0; i < GIANT_TOUCHES; i++) {
+			if (p[i][511] != i || p[i][i] == 0)
+				watch_fail(&watch, "the page at %p is wrong", (void *)p[i]);
+		}
+		post_step(post, "discarding a share of the giant", base, share / PAGE);
+		if (up_advise(rt, base, share, UP_ADVICE_DONTNEED) != 0)
+			watch_fail(&watch, "up_advise");
+		if (p[0][0] != 0)
+			watch_fail(&watch, "a discarded page is not zero");
+	}
+	post_step(post, NULL, NULL, 0);
+	return NULL;
+}
+
+Test(stress, a_sparse_terabyte_is_pruned_while_others_grow_it)
+{
+	const uint64_t end = deadline(4);
+	uint64_t before;
+	void *p;
+
+	rig_up((size_t)16 << 20, 2);
+	before = stats().metadata;
+	cr_assert(eq(int, up_map(rt, NULL, GIANT, RW, UP_PRIVATE | UP_NORESERVE, NULL, 0, &p), 0));
+	giant = p;
+	for (uintptr_t i = 0; i < GIANT_THREADS; i++)
+		spawn(roam, (void *)i);
+	while (stress_now() < end) {
+		post_step(main_post(), "letting them roam", NULL, 0);
+		cr_assert(eq(u64, stats().fault_sigbus, 0));
+		sched_yield();
+	}
+	join_all();
+	cr_assert(eq(int, up_unmap(rt, giant, GIANT), 0));
+	until_nothing_is_left();
+	/* The table of pages does not shrink: it stands for the frames, not for the giant. */
+	cr_assert(le(u64, stats().metadata, before + ((size_t)1 << 20)));
+	rig_down();
+}
+
+/* --- system calls on what goes away --- */
+
+static void *
+read_until_efault(void *arg)
+{
+	struct post *post = &watch.post[(uintptr_t)arg];
+	const int zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	uint64_t n = (uintptr_t)arg;
+
+	for (;;) {
+		ssize_t r;
+
+		n = stress_mix(n);
+		post_step(post, "read() until it is gone", page_at(shared_base, n % shared_pages), 3);
+		r = read(zero, (char *)page_at(shared_base, n % shared_pages) + 100, 2 * PAGE);
+		if (r < 0 && errno == EFAULT)
+			break;
+		/* At the last page, or at the edge of what is gone, the call comes back short. */
+		if (r <= 0)
+			watch_fail(&watch, "read: %zd, %s", r, strerror(errno));
+	}
+	close(zero);
+	post_step(post, NULL, NULL, 0);
+	return NULL;
+}
+
+Test(stress, a_system_call_on_pages_that_are_unmapped_under_it_is_EFAULT)
+{
+	for (unsigned round = 0; round < 20; round++) {
+		const uint64_t end = stress_now() + 20000000;
+
+		rig_up(UP_MEMORY_LIMIT_MIN, 1 + round % 2);
+		if ((up_features(rt) & UP_MASK_KERNEL_FAULTS) == 0)
+			cr_skip_test("faults from inside the kernel are not allowed here");
+		shared_pages = 700;
+		/* Three more: a read of the last page must not run into a neighbour. */
+		shared_base = map_some(shared_pages + 3);
+		fill(shared_base, 0, shared_pages, round);
+		for (uintptr_t i = 0; i < 4; i++)
+			spawn(read_until_efault, (void *)i);
+		while (stress_now() < end)
+			sched_yield();
+		post_step(main_post(), "up_unmap under system calls", shared_base, shared_pages);
+		cr_assert(eq(int, up_unmap(rt, shared_base, (shared_pages + 3) * PAGE), 0));
+		join_all();
+		until_nothing_is_left();
+		rig_down();
+	}
+}
+
+/* --- processes --- */
+
+/* The exit status of a child, which has STEP_SECONDS. */
+static int
+outcome(pid_t pid)
+{
+	int status;
+
+	post_step(main_post(), "waiting for a child", NULL, 0);
+	while (waitpid(pid, &status, 0) < 0)
+		cr_assert(eq(int, errno, EINTR));
+	post_step(main_post(), NULL, NULL, 0);
+	return status;
+}
+
+static void *
+touch_for_ever(void *arg)
+{
+	uint64_t n = (uintptr_t)arg;
+
+	for (;;) {
+		n = stress_mix(n);
+		*page_at(shared_base, n % shared_pages) = n;
+	}
+	return NULL;
+}
+
+Test(stress, a_process_may_exit_without_destroying_anything)
+{
+	for (unsigned round = 0; round < 10; round++) {
+		pid_t pid;
+
+		rig_up(UP_MEMORY_LIMIT_MIN, 1);
+		rig_down();
+		pid = fork();
+		if (pid == 0) {
+			const struct up_config cfg = { .memory_limit = UP_MEMORY_LIMIT_MIN };
+			const struct timespec a_while = { .tv_nsec = 20000000 };
+			pthread_t t;
+			void *p;
+
+			if (up_runtime_create(&rt, &cfg) != 0)
+				_exit(2);
+			shared_pages = 900;
+			if (up_map(rt, NULL, shared_pages * PAGE, RW, UP_PRIVATE, NULL, 0, &p) != 0)
+				_exit(3);
+			shared_base = p;
+			for (uintptr_t i = 0; i < 4; i++)
+				pthread_create(&t, NULL, touch_for_ever, (void *)i);
+			nanosleep(&a_while, NULL);
+			_exit(7);
+		}
+		watch_start(&watch, NULL, THREADS_MAX + 1, "this test");
+		cr_assert(eq(int, outcome(pid), 7 << 8));
+		watch_stop(&watch);
+	}
+}
+
+Test(stress, a_forked_child_may_have_a_runtime_of_its_own)
+{
+	char *base;
+
+	rig_up(UP_MEMORY_LIMIT_MIN, 2);
+	shared_pages = 900;
+	base = map_some(shared_pages);
+	shared_base = base;
+	fill(base, 0, shared_pages, 5);
+	spawn(verify_around, (void *)0);
+	for (unsigned round = 0; round < 10; round++) {
+		const pid_t pid = fork();
+
+		if (pid == 0) {
+			const struct up_config cfg = { .memory_limit = UP_MEMORY_LIMIT_MIN };
+			struct up_runtime *mine;
+			void *p;
+
+			if (up_runtime_create(&mine, &cfg) != 0 ||
+			    up_map(mine, NULL, 900 * PAGE, RW, UP_PRIVATE, NULL, 0, &p) != 0)
+				_exit(2);
+			fill(p, 0, 900, round);
+			for (size_t i = 0; i < 900; i++) {
+				if (!holds(page_at(p, i), i, round))
+					_exit(3);
+			}
+			up_runtime_destroy(mine);
+			up_runtime_destroy(rt);		/* the parent's: does nothing */
+			_exit(0);
+		}
+		cr_assert(eq(int, outcome(pid), 0), "round %u", round);
+	}
+	join_all();
+	for (size_t i = 0; i < shared_pages; i++)
+		cr_assert(holds(page_at(base, i), i, 5), "page %zu", i);
 	rig_down();
 }
