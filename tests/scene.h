@@ -143,7 +143,7 @@ where(uintptr_t va)
 		return NOWHERE;
 	if (pg == NULL)
 		return an->kind == ANON_SWAP ? SWAPPED : LOST;
-	switch (pg->state) {
+	switch ((enum page_state)atomic_load(&pg->state)) {
 	case PAGE_MAPPED:
 		return MAPPED;
 	case PAGE_LAUNDRY:
