@@ -766,7 +766,7 @@ pick(struct worker *w, struct spot *s, size_t most)
 		at = below(w, size);
 		s->n = 1 + below(w, MIN(size - at, most));
 		s->page = grain_first(s->r, s->g) + at;
-		s->va = (char *)atomic_load(&s->g->va) + at * PAGE;
+		s->va = (void *)((uintptr_t)atomic_load(&s->g->va) + at * PAGE);
 		return true;
 	}
 	return false;

@@ -23,6 +23,13 @@
 #include "heap_arena.h"
 #include "sysmem.h"
 
+/* Per suite: a time-out of a single test makes Criterion 2.4 leak. */
+TestSuite(arena, .timeout = 60);
+TestSuite(budget, .timeout = 60);
+TestSuite(sysmem, .timeout = 60);
+TestSuite(wired_array, .timeout = 60);
+TestSuite(zone, .timeout = 60);
+
 static struct heap_arena heap;
 static struct zone zone;
 
@@ -130,7 +137,7 @@ charge_down(void *arg)
 	return NULL;
 }
 
-Test(budget, its_highest_level_is_exact_under_concurrency, .timeout = 60)
+Test(budget, its_highest_level_is_exact_under_concurrency)
 {
 	const size_t all = (size_t)CHARGERS * CHARGES * 3;
 	pthread_t t[CHARGERS];
@@ -176,7 +183,7 @@ crowd_member(void *arg)
 	return NULL;
 }
 
-Test(budget, the_limit_holds_under_concurrency, .timeout = 60)
+Test(budget, the_limit_holds_under_concurrency)
 {
 	pthread_t t[CHARGERS];
 	struct crowd c = { 0 };
@@ -485,7 +492,7 @@ reclaim(void *ctx, size_t bytes)
 	return 0;
 }
 
-Test(zone, a_waiting_allocation_reclaims_and_tries_again, .timeout = 30)
+Test(zone, a_waiting_allocation_reclaims_and_tries_again)
 {
 	struct reclaimer r = { .ballast = SLAB_SIZE + PAGE_SIZE, .vain = 3 };
 	void *item;
@@ -507,7 +514,7 @@ Test(zone, a_waiting_allocation_reclaims_and_tries_again, .timeout = 30)
 	down();
 }
 
-Test(zone, a_waiting_allocation_gives_up_when_reclaim_sees_no_hope, .timeout = 30)
+Test(zone, a_waiting_allocation_gives_up_when_reclaim_sees_no_hope)
 {
 	struct reclaimer r = { .vain = 2 };
 
@@ -522,7 +529,7 @@ Test(zone, a_waiting_allocation_gives_up_when_reclaim_sees_no_hope, .timeout = 3
 	down();
 }
 
-Test(zone, a_failing_commit_is_not_reclaimed_for_ever, .timeout = 30)
+Test(zone, a_failing_commit_is_not_reclaimed_for_ever)
 {
 	struct reclaimer r = { .vain = UINT32_MAX };
 
@@ -551,7 +558,7 @@ reclaim_by_freeing_an_item(void *ctx, size_t bytes)
 	return 0;
 }
 
-Test(zone, an_item_freed_during_reclaim_is_enough, .timeout = 30)
+Test(zone, an_item_freed_during_reclaim_is_enough)
 {
 	void *item[3], *spare, *got;
 
@@ -591,7 +598,7 @@ Test(zone, the_nth_allocation_fails_once_when_told_so, .init = up, .fini = down)
  * Fail the 1st, 2nd, 3rd ... commit in turn, until there is none left to fail: two zones and
  * an array, several slabs and steps each.
  */
-Test(zone, nothing_leaks_and_all_heals_whichever_commit_fails, .timeout = 30)
+Test(zone, nothing_leaks_and_all_heals_whichever_commit_fails)
 {
 	enum { N = 30 };
 	struct wired_array array;
@@ -736,7 +743,7 @@ stress(void *arg)
 	return NULL;
 }
 
-Test(zone, many_threads_never_share_an_item_and_the_budget_holds, .timeout = 60)
+Test(zone, many_threads_never_share_an_item_and_the_budget_holds)
 {
 	pthread_t t[STRESS_THREADS];
 
@@ -769,7 +776,7 @@ stampede(void *arg)
 	return NULL;
 }
 
-Test(zone, threads_that_find_it_empty_together_make_no_more_slabs_than_fit, .timeout = 60)
+Test(zone, threads_that_find_it_empty_together_make_no_more_slabs_than_fit)
 {
 	for (unsigned round = 0; round < 200; round++) {
 		void *got[STRESS_THREADS] = { NULL };
@@ -1099,7 +1106,7 @@ count_vmas(const void *base, size_t len)
 	return n;
 }
 
-Test(sysmem, a_zone_lives_in_it_and_what_it_gives_back_is_one_vma_again, .timeout = 30)
+Test(sysmem, a_zone_lives_in_it_and_what_it_gives_back_is_one_vma_again)
 {
 	enum { N = 3 * 256 }; /* slabs of 3 items */
 	const size_t max = 32 << 20;

@@ -581,16 +581,20 @@ fault_resolve(struct fault *f)
 	f->index = e->offset + ((f->va - e->start) >> PAGE_SHIFT);
 	f->leaf = leaf_for(p, f->object, f->index, &denied);
 	if (f->leaf == NULL) {
-		/* Not even the metadata to remember it: the entry does. */
-		if (denied)
+		int r = -EAGAIN;
+
+		/* Not even the metadata to remember it: the entry does, and may not change till it is done. */
+		if (denied) {
 			atomic_store(&e->unrecorded, true);
+			r = fault_sigbus(f->s, f->va);
+		}
 		pthread_rwlock_unlock(&p->map.lock);
 		if (denied) {
 			log_line(
 				&p->log, UP_LOG_ERROR,
 				"fault at %#lx: overcommitted, and no metadata left within the limit; SIGBUS",
 				(unsigned long)f->va);
-			return fault_sigbus(f->s, f->va) == 0 ? V_SIGBUS : V_AGAIN;
+			return r == 0 ? V_SIGBUS : V_AGAIN;
 		}
 		pager_starved(p, METADATA_STEP);
 		return V_ROOM;
