@@ -4,9 +4,6 @@
  */
 #include "base/histogram.h"
 
-/* Per suite: a time-out of a single test makes Criterion 2.4 leak. */
-TestSuite(histogram, .timeout = 60);
-
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <pthread.h>
@@ -144,7 +141,8 @@ live_writer(void *arg)
 	return NULL;
 }
 
-Test(histogram, a_reader_beside_the_writer_sees_ordered_percentiles_and_counts_that_only_rise)
+Test(histogram, a_reader_beside_the_writer_sees_ordered_percentiles_and_counts_that_only_rise,
+     .timeout = 20)
 {
 	struct histogram *const one[] = { &hist[0] };
 	struct up_latency l;
