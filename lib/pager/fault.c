@@ -628,6 +628,19 @@ fault_resolve(struct fault *f)
 static void
 park(struct service *s, const struct fault *f)
 {
+	/*
+	 * One place an address: its wake-up is for all who wait there.  A thread with a signal pending that
+	 * faults inside a system call comes again and again until the page is there.
+	 */
+	for (unsigned i = 0; i < s->nparked; i++) {
+		struct parked *pk = &s->parked[i];
+
+		if (pk->va == f->va && pk->serial == f->serial) {
+			pk->write |= f->write;
+			pk->wp &= f->wp;
+			return;
+		}
+	}
 	if (s->nparked == PARKED_MAX) {
 		s->parked_overflow = true;
 		return;
