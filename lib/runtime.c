@@ -746,14 +746,29 @@ unlock:
 	return r;
 }
 
-/* Take two entries for map_clip(); both or none. */
-static int
-spare_alloc(struct pager *p, struct map_entry *spare[2])
+/* True if an entry has to be cut at this address. */
+static bool
+cuts(struct pager *p, uintptr_t at)
 {
-	spare[0] = entry_alloc(p);
-	spare[1] = spare[0] != NULL ? entry_alloc(p) : NULL;
-	if (spare[1] != NULL)
-		return 0;
+	const struct map_entry *e = map_lookup(&p->map, at);
+
+	return e != NULL && e->start != at;
+}
+
+/*
+ * The entries that map_clip() will use; all or none.  No more than those: what takes whole entries away
+ * must go ahead when there is no room for another.  => map.change is held.
+ */
+static int
+spare_alloc(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2])
+{
+	spare[0] = spare[1] = NULL;
+	if (cuts(p, start) && (spare[0] = entry_alloc(p)) == NULL)
+		goto fail;
+	if (cuts(p, end) && (spare[1] = entry_alloc(p)) == NULL)
+		goto fail;
+	return 0;
+fail:
 	if (spare[0] != NULL)
 		entry_free(p, spare[0]);
 	log_line(&p->log, UP_LOG_ERROR, "no room for a map entry within the memory limit");
@@ -840,7 +855,7 @@ up_unmap(struct up_runtime *rt, void *addr, size_t length)
 		return r;
 
 	change_begin(p, &old);
-	r = spare_alloc(p, spare);
+	r = spare_alloc(p, start, end, spare);
 	if (r < 0)
 		goto unlock;
 	r = split_vmas(p, start, end);
@@ -903,7 +918,7 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	r = check_covered(rt, "up_protect", start, end);
 	if (r < 0)
 		goto unlock;
-	r = spare_alloc(p, spare);
+	r = spare_alloc(p, start, end, spare);
 	if (r < 0)
 		goto unlock;
 	r = p->pmap->ops->protect(p->pmap, start, length, prot);
@@ -936,7 +951,7 @@ advise_entries(struct pager *p, uintptr_t start, uintptr_t end, enum up_advice a
 	struct map_entry *spare[2];
 	int r;
 
-	r = spare_alloc(p, spare);
+	r = spare_alloc(p, start, end, spare);
 	if (r < 0)
 		return r;
 	pthread_rwlock_wrlock(&p->map.lock);
