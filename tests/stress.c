@@ -2,19 +2,20 @@
 /*
  * stress.c: everything at once, on the real kernel, against an oracle.
  *
- *	workers    each owns pages by hash, so that neighbours in a cluster, a leaf, a mapping belong to
- *	           different threads.  Only the owner of a page writes, discards, protects or unmaps it,
- *	           and remembers what it must hold; reading, advising and counting is for everyone
+ *	workers    each owns pages by hash, so that neighbours in a cluster, a leaf, a mapping
+ *	           belong to different threads.  Only the owner of a page writes, discards, protects
+ *	           or unmaps it, and remembers what it must hold; reading, advising and counting is
+ *	           for everyone
  *	teaser     sends signals whose handler touches paged memory
  *	forker     forks; its children must find the regions gone
  *	neighbour  creates, fills and destroys other runtimes
  *	clerk      prints statistics and the trace
- *	main       samples what the kernel has resident; now and then stops everybody and compares the
- *	           pager's idea of each page with the kernel's
+ *	main       samples what the kernel has resident; now and then stops everybody and compares
+ *	           the pager's idea of each page with the kernel's
  *
  * What a page holds follows from (id, major, minor), over all of its 512 words; the first is a tag
- * that checks itself, so that others may look at a page at any time, also while it is unmapped under
- * them, and tell a page of another owner from a page in motion.
+ * that checks itself, so that others may look at a page at any time, also while it is unmapped
+ * under them, and tell a page of another owner from a page in motion.
  *
  * Alternative looked at: one lock a page, any thread does anything.  It has more freedom, but the
  * lock orders the threads, and with it go the interleavings (and the races that TSan could see).
@@ -317,8 +318,8 @@ peek_word(const void *addr)
 }
 
 /*
- * An atomic addition, unseen as well: ThreadSanitizer makes an atomic access under a lock of its own, and
- * with that lock held a page fault waits for a thread of the pager, which needs the lock.
+ * An atomic addition, unseen as well: ThreadSanitizer makes an atomic access under a lock of its
+ * own, and with that lock held a page fault waits for a thread of the pager, which needs the lock.
  */
 static uint64_t
 add_word(uint64_t *addr, uint64_t n)
@@ -549,6 +550,8 @@ struct mill {
 	struct watch watch;
 	struct up_runtime *rt;
 	uint64_t features;
+	unsigned
+		noreserve; /* UP_NORESERVE, or 0 where the limit leaves no metadata to overcommit */
 	struct region region[NSHARED];
 	uint64_t *counters; /* COUNTER_PAGES of paged memory; add_word(), peek_word() */
 	struct worker worker[WORKERS_MAX];
@@ -558,7 +561,7 @@ struct mill {
 	atomic_bool stop;
 	atomic_bool neighbours; /* another runtime may exist just now */
 	_Atomic uint64_t forks, runtimes;
-	atomic_uint rests;	/* times that everybody stood still */
+	atomic_uint rests; /* times that everybody stood still */
 	uint64_t samples, peak;
 	char again[200];
 
@@ -685,8 +688,8 @@ forget(struct region *r, size_t first, size_t n)
 }
 
 /*
- * Map [first, first + n) of the region again, exactly at `va` if that is not 0.  False: not now, for
- * a reason that may go away.
+ * Map [first, first + n) of the region again, exactly at `va` if that is not 0.  False: not now,
+ * for a reason that may go away.
  */
 static bool
 map_pages(struct mill *m, struct region *r, size_t first, size_t n, uintptr_t va, uintptr_t *got)
@@ -813,9 +816,9 @@ wrong(struct worker *w, const struct spot *s, size_t page, const uint64_t *at, s
 	fail(w->m,
 	     "region %u page %zu (%p): %zu words wrong, %zu zero; word %zu is %#" PRIx64
 	     ", not %#" PRIx64
-	     "; want id %#x version %u.%u; it has %s tag, id %#x version %u; looked at again %s; residency %#x",
+	     "; want id %#x version %u.%u; %s tag, id %#x version %u; looked at again %s; residency %#x",
 	     s->r->index, page, (const void *)(s->va + (page - s->page) * PAGE), n, zero, word, got,
-	     expect, want->id, want->major, want->minor, tag ? "a valid" : "no", id,
+	     expect, want->id, want->major, want->minor, tag ? "valid" : "no", id,
 	     (unsigned)(at[0] & MAJOR_MASK),
 	     page_verify(at, want) == WORDS ? "it is right" : "it is still wrong", vec);
 }
@@ -1245,14 +1248,14 @@ op_own(struct worker *w)
 	switch (below(w, 3)) {
 	case 0:
 		e = up_object_create_anon(w->m->rt, r->npages * PAGE,
-					  below(w, 2) ? UP_NORESERVE : 0, &r->object);
+					  below(w, 2) ? w->m->noreserve : 0, &r->object);
 		if (e == 0)
 			r->flags = UP_SHARED;
 		else if (e != -ENOMEM)
 			fail(w->m, "up_object_create_anon: %s", strerrorname_np(-e));
 		break;
 	case 1:
-		r->flags |= UP_NORESERVE;
+		r->flags |= w->m->noreserve;
 		break;
 	default:
 		break;
@@ -1296,7 +1299,8 @@ peek(struct worker *w, const struct region *r, size_t page)
 			return;
 		/* Half a word of a copy in progress, perhaps. */
 		if (stress_now() - begin > 2000000000u)
-			fail(w->m, "region %u page %zu of worker %u begins with %#" PRIx64, r->index, page, g->owner, v);
+			fail(w->m, "region %u page %zu of worker %u begins with %#" PRIx64,
+			     r->index, page, g->owner, v);
 		sched_yield();
 	}
 }
@@ -1325,7 +1329,8 @@ op_lock(struct worker *w)
 	w->syscalls++;
 	/* Locking brings the pages in; an interrupted or refused attempt has locked some. */
 	if (mlock(s.va, s.n * PAGE) < 0 && errno != EAGAIN && errno != EINTR && errno != ENOMEM)
-		fail(w->m, "mlock of %zu pages at %p: %s", s.n, (void *)s.va, strerrorname_np(errno));
+		fail(w->m, "mlock of %zu pages at %p: %s", s.n, (void *)s.va,
+		     strerrorname_np(errno));
 	switch (below(w, 4)) {
 	case 0:
 		advise(w, s.va, s.n, UP_ADVICE_DONTNEED, true);
@@ -1380,7 +1385,8 @@ op_vm_read(struct worker *w)
 	local.iov_len = s.n * PAGE;
 	w->syscalls++;
 	if (process_vm_readv(w->m->pid, &local, 1, &remote, 1, 0) != (ssize_t)(s.n * PAGE))
-		fail(w->m, "process_vm_readv of %zu pages at %p: %s", s.n, (void *)s.va, strerrorname_np(errno));
+		fail(w->m, "process_vm_readv of %zu pages at %p: %s", s.n, (void *)s.va,
+		     strerrorname_np(errno));
 	verify_at(w, &s, w->buf);
 }
 
@@ -1484,8 +1490,8 @@ on_tease(int sig)
 }
 
 /*
- * Every other time between two rests only: a signal makes a thread that waits for a page fault again,
- * and so hides that nobody was going to wake it.
+ * Every other time between two rests only: a signal makes a thread that waits for a page fault
+ * again, and so hides that nobody was going to wake it.
  */
 static void *
 teaser_thread(void *arg)
@@ -1764,9 +1770,8 @@ check_counters(struct mill *m)
 				sum += m->worker[i].count[page * COUNTERS_PER_PAGE + k];
 			if (got != sum)
 				fail(m, "counter %zu of page %zu (%p) is %" PRIu64 ", not %" PRIu64,
-				     k, page,
-				     (void *)&m->counters[page * WORDS + 1 + k * 17],
-				     got, sum);
+				     k, page, (void *)&m->counters[page * WORDS + 1 + k * 17], got,
+				     sum);
 		}
 	}
 }
@@ -1928,13 +1933,16 @@ set_up(struct mill *m)
 	if (e != 0)
 		fail(m, "up_runtime_create: %s", strerrorname_np(-e));
 	m->features = up_features(m->rt);
+	/* Where services take up nearly all, SIGBUS would be the right answer to overcommitting. */
+	if (cfg->memory / MAX(cfg->services, 1) >= (size_t)512 << 10)
+		m->noreserve = UP_NORESERVE;
 	watch_start(&m->watch, m->rt, cfg->threads + 1 + HELPERS, m->again);
 	m->main_post = &m->watch.post[cfg->threads];
 	post_step(m->main_post, "setting up", NULL, 0);
 	/* Grains of a page, of clusters, and of what unmapping is quick with. */
 	make_region(m, 0, 1000, 1, UP_PRIVATE);
 	make_region(m, 1, 1500, 24, UP_PRIVATE);
-	make_region(m, 2, 1024, 64, UP_PRIVATE | UP_NORESERVE);
+	make_region(m, 2, 1024, 64, UP_PRIVATE | m->noreserve);
 	make_region(m, 3, 1100, 32, UP_SHARED);
 	e = up_map(m->rt, NULL, COUNTER_PAGES * PAGE, PROT_READ | PROT_WRITE, UP_PRIVATE, NULL, 0,
 		   &p);

@@ -95,7 +95,7 @@ struct resident {
 	uint64_t pager;	  /* mappings of the library: regions, staging, metadata */
 	uint64_t program; /* anonymous memory of everything else */
 };
-/* By smaps: right when nothing moves.  The library's mappings are those that fork() leaves out or wipes. */
+/* By smaps: right when nothing moves.  What fork() leaves out or wipes is the library's. */
 void resident_by_smaps(struct resident *r);
 /* RssAnon of the process, one number, right at any time. */
 uint64_t resident_anon(void);
@@ -103,7 +103,7 @@ uint64_t resident_anon(void);
 /* 1: a touch of this address works; 0: SIGSEGV; -1: SIGBUS.  *value: the word there. */
 int touch_read(const void *addr, uint64_t *value);
 int touch_write(void *addr, uint64_t value);
-/* The calling process's handlers for both signals, from now on.  Also needed once before touch_*(). */
+/* The process's handlers for both signals, from now on; needed once before touch_*(). */
 void touch_init(void);
 
 uint64_t stress_now(void);

@@ -5,8 +5,10 @@
  *	stress [--seconds N] [--threads T] [--memory BYTES] [--mask LIST] [--seed S] [--services K]
  *	       [--alone] [--hold]
  *
- * LIST: features to do without, of move, poison, odirect, dev_uffd, kernel_faults, ring_flags; or all.
- * --alone: no fork(), no signals, no second runtime meanwhile.  --hold: a failure stays for a debugger.
+ * LIST: features to do without, of move, poison, odirect, dev_uffd, kernel_faults, ring_flags; or
+ * all.
+ * --alone: no fork(), no signals, no second runtime meanwhile.  --hold: a failure stays for a
+ * debugger.
  *
  * A plain program, since Criterion does not start under ThreadSanitizer, which is where this
  * wants to be run as well.

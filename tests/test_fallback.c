@@ -51,7 +51,9 @@ static void
 rig_up(uint64_t mask)
 {
 	char name[] = "/var/tmp/test_fallback.XXXXXX";
-	struct up_config cfg = { .memory_limit = UP_MEMORY_LIMIT_MIN, .service_threads = 1, .feature_mask = mask };
+	struct up_config cfg = { .memory_limit = UP_MEMORY_LIMIT_MIN,
+				 .service_threads = 1,
+				 .feature_mask = mask };
 	void *p;
 	int r;
 
@@ -61,7 +63,8 @@ rig_up(uint64_t mask)
 	cfg.swap_fd = swap;
 	r = up_runtime_create(&rt, &cfg);
 	if (r == -EPERM || r == -ENOSYS)
-		cr_skip_test("userfaultfd is not allowed here with features %#llx masked", (unsigned long long)mask);
+		cr_skip_test("userfaultfd is not allowed here with features %#llx masked",
+			     (unsigned long long)mask);
 	cr_assert(eq(int, r, 0));
 	features = up_features(rt);
 	touch_init();
@@ -200,17 +203,21 @@ Test(fallback, features_in_use_are_those_found_less_the_masked)
 static void
 mill(uint64_t mask, uint64_t seed)
 {
-	const struct stress cfg = { .seconds = 2, .threads = 4, .services = 1 + seed % 2,
-				    .memory = UP_MEMORY_LIMIT_MIN, .mask = mask, .seed = seed };
+	const struct stress cfg = { .seconds = 2,
+				    .threads = 4,
+				    .services = 1 + seed % 2,
+				    .memory = UP_MEMORY_LIMIT_MIN,
+				    .mask = mask,
+				    .seed = seed };
 	struct stress_result res;
 
-	rig_up(mask);		/* skips where this is not to be had */
+	rig_up(mask); /* skips where this is not to be had */
 	rig_down();
 	stress_run(&cfg, &res);
 	cr_assert(gt(u64, res.st.faults[UP_FAULT_MAJOR], 0));
 	cr_assert(gt(u64, res.st.pages_out, 0));
 	cr_assert(eq(u64, res.st.fault_sigbus, 0));
-	/* Copying says nothing of who has a page pinned; and only the program's calls come through the kernel. */
+	/* Then the mill must have kept from them. */
 	if (mask & UP_MASK_KERNEL_FAULTS)
 		cr_assert(eq(u64, res.syscalls, 0));
 }
@@ -298,7 +305,8 @@ Test(fallback, with_faults_in_the_kernel_a_system_call_waits_for_the_page)
 static void
 for_each_way(void (*test)(void))
 {
-	static const uint64_t ways[] = { 0, UP_MASK_POISON, UP_MASK_POISON | UP_MASK_ODIRECT, UP_MASK_ALL };
+	static const uint64_t ways[] = { 0, UP_MASK_POISON, UP_MASK_POISON | UP_MASK_ODIRECT,
+					 UP_MASK_ALL };
 
 	for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
 		rig_up(ways[i]);
@@ -362,7 +370,11 @@ lost_and_unmapped(void)
 	for (size_t i = 0; i < NPAGES; i++) {
 		uint64_t v;
 
-		cr_assert(eq(int, touch_read(page_at(i), &v), i % 100 < 50 ? 0 : lost[i] ? -1 : 1), "page %zu", i);
+		cr_assert(eq(int, touch_read(page_at(i), &v),
+			     i % 100 < 50 ? 0
+			     : lost[i]	  ? -1
+					  : 1),
+			  "page %zu", i);
 	}
 	/* The rest is left to the runtime's end. */
 }

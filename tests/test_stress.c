@@ -140,11 +140,14 @@ stats(void)
 static void
 mill(unsigned threads, unsigned services, size_t memory, uint64_t seed)
 {
-	const struct stress cfg = { .seconds = 4, .threads = threads, .services = services, .memory = memory,
+	const struct stress cfg = { .seconds = 4,
+				    .threads = threads,
+				    .services = services,
+				    .memory = memory,
 				    .seed = seed };
 	struct stress_result res;
 
-	rig_up(memory, services);	/* skips where there is no userfaultfd */
+	rig_up(memory, services); /* skips where there is no userfaultfd */
 	rig_down();
 	stress_run(&cfg, &res);
 	cr_assert(gt(u64, res.st.faults[UP_FAULT_MAJOR], 0));
@@ -308,7 +311,7 @@ crowd_member(void *arg)
 	return NULL;
 }
 
-/* More faults at once than the pager has places to park them: some are dropped and must come again. */
+/* More faults than the pager has places to park them: some are dropped and must come again. */
 Test(stress, more_threads_than_parking_places_all_get_their_pages)
 {
 	pthread_t crowd[CROWD];
@@ -344,7 +347,8 @@ touch_until_segv(void *arg)
 
 	for (;;) {
 		n = stress_mix(n);
-		post_step(post, "touching until it is gone", page_at(shared_base, n % shared_pages), 1);
+		post_step(post, "touching until it is gone", page_at(shared_base, n % shared_pages),
+			  1);
 		switch (touch_read(page_at(shared_base, n % shared_pages), &v)) {
 		case 0:
 			post_step(post, NULL, NULL, 0);
@@ -391,7 +395,8 @@ until_nothing_is_left(void)
 
 	do {
 		st = stats();
-		cr_assert(stress_now() < end, "%llu bytes resident, %llu staged, %llu swapped, %llu promised",
+		cr_assert(stress_now() < end,
+			  "%llu bytes resident, %llu staged, %llu swapped, %llu promised",
 			  (unsigned long long)st.resident, (unsigned long long)st.staged,
 			  (unsigned long long)st.swapped, (unsigned long long)st.reserve_used);
 		sched_yield();
@@ -400,7 +405,8 @@ until_nothing_is_left(void)
 
 Test(stress, unmapping_right_after_writing_leaves_neither_page_nor_slot)
 {
-	static const enum up_advice advice[] = { UP_ADVICE_COLD, UP_ADVICE_WILLNEED, UP_ADVICE_SEQUENTIAL };
+	static const enum up_advice advice[] = { UP_ADVICE_COLD, UP_ADVICE_WILLNEED,
+						 UP_ADVICE_SEQUENTIAL };
 	const uint64_t end = deadline(4);
 
 	rig_up(UP_MEMORY_LIMIT_MIN, 2);
@@ -449,10 +455,11 @@ follow(void *arg)
 		if (before % 2 == 1 || atomic_load(&moves) != before)
 			continue;
 		if (r != 1)
-			watch_fail(&watch, "page %zu at %#lx: signal", i, (unsigned long)(at + i * PAGE));
+			watch_fail(&watch, "page %zu at %#lx: signal", i,
+				   (unsigned long)(at + i * PAGE));
 		if (v != stress_mix(UINT64_C(7) << 32 | i))
-			watch_fail(&watch, "page %zu at %#lx holds %#lx", i, (unsigned long)(at + i * PAGE),
-				   (unsigned long)v);
+			watch_fail(&watch, "page %zu at %#lx holds %#lx", i,
+				   (unsigned long)(at + i * PAGE), (unsigned long)v);
 	}
 	post_step(post, NULL, NULL, 0);
 	return NULL;
@@ -479,14 +486,17 @@ Test(stress, an_object_keeps_its_pages_while_it_is_unmapped_under_faults)
 	munmap(room, 2 * shared_pages * PAGE);
 	while (stress_now() < end) {
 		/* Another address each time, for what remembers the old one to be wrong. */
-		char *before = p, *hint = room + (atomic_load(&moves) % 4) * (shared_pages / 2) * PAGE;
+		char *before = p,
+		     *hint = room + (atomic_load(&moves) % 4) * (shared_pages / 2) * PAGE;
 
 		post_step(main_post(), "moving the object", p, shared_pages);
 		atomic_fetch_add(&moves, 1);
 		/* In two cuts, the second of which meets pages that are staged already. */
 		cr_assert(eq(int, up_unmap(rt, (char *)p + 200 * PAGE, 300 * PAGE), 0));
 		cr_assert(eq(int, up_unmap(rt, p, shared_pages * PAGE), 0));
-		cr_assert(eq(int, up_map(rt, hint, shared_pages * PAGE, RW, UP_SHARED, object, 0, &p), 0));
+		cr_assert(eq(int,
+			     up_map(rt, hint, shared_pages * PAGE, RW, UP_SHARED, object, 0, &p),
+			     0));
 		places += p != before;
 		atomic_store(&object_at, (uintptr_t)p);
 		atomic_fetch_add(&moves, 1);
@@ -507,7 +517,7 @@ Test(stress, an_object_keeps_its_pages_while_it_is_unmapped_under_faults)
 
 #define CELLS 700
 
-static _Atomic uint64_t written[CELLS];	/* the last value that was certainly stored */
+static _Atomic uint64_t written[CELLS]; /* the last value that was certainly stored */
 
 /* Counts each page's word up, and fills the others to have them written out. */
 static void *
@@ -529,8 +539,8 @@ count_up(void *arg)
 }
 
 /*
- * What was stored before the discard began must not be seen after it: not out of swap, a staged frame,
- * or a write in flight.
+ * What was stored before the discard began must not be seen after it: not out of swap, a staged
+ * frame, or a write in flight.
  */
 Test(stress, discarded_content_does_not_come_back_under_writers)
 {
@@ -556,13 +566,18 @@ Test(stress, discarded_content_does_not_come_back_under_writers)
 				  n % 2 ? UP_ADVICE_WILLNEED : UP_ADVICE_COLD);
 		for (size_t i = 0; i < len; i++)
 			before[i] = atomic_load(&written[first + i]);
-		cr_assert(eq(int, up_advise(rt, page_at(shared_base, first), len * PAGE, UP_ADVICE_DONTNEED), 0));
+		cr_assert(eq(int,
+			     up_advise(rt, page_at(shared_base, first), len * PAGE,
+				       UP_ADVICE_DONTNEED),
+			     0));
 		for (size_t i = 0; i < len; i++) {
-			const uint64_t v = __atomic_load_n(page_at(shared_base, first + i), __ATOMIC_ACQUIRE);
+			const uint64_t v =
+				__atomic_load_n(page_at(shared_base, first + i), __ATOMIC_ACQUIRE);
 
-			cr_assert(v == 0 || v > before[i],
-				  "page %zu holds %llu; %llu had been stored before it was discarded", first + i,
-				  (unsigned long long)v, (unsigned long long)before[i]);
+			cr_assert(
+				v == 0 || v > before[i],
+				"page %zu holds %llu; %llu had been stored before it was discarded",
+				first + i, (unsigned long long)v, (unsigned long long)before[i]);
 		}
 		discards++;
 	}
@@ -583,7 +598,8 @@ verify_around(void *arg)
 		i = (i + 1) % shared_pages;
 		post_step(post, "verifying", page_at(shared_base, i), 1);
 		if (!holds(page_at(shared_base, i), i, 5))
-			watch_fail(&watch, "page %zu at %p is wrong", i, (void *)page_at(shared_base, i));
+			watch_fail(&watch, "page %zu at %p is wrong", i,
+				   (void *)page_at(shared_base, i));
 	}
 	post_step(post, NULL, NULL, 0);
 	return NULL;
@@ -591,8 +607,9 @@ verify_around(void *arg)
 
 Test(stress, advice_never_changes_what_streams_of_readers_see)
 {
-	static const enum up_advice advice[] = { UP_ADVICE_WILLNEED, UP_ADVICE_COLD, UP_ADVICE_WILLNEED,
-						 UP_ADVICE_SEQUENTIAL, UP_ADVICE_RANDOM, UP_ADVICE_NORMAL };
+	static const enum up_advice advice[] = { UP_ADVICE_WILLNEED, UP_ADVICE_COLD,
+						 UP_ADVICE_WILLNEED, UP_ADVICE_SEQUENTIAL,
+						 UP_ADVICE_RANDOM,   UP_ADVICE_NORMAL };
 	const uint64_t end = deadline(5);
 	unsigned char vec[64];
 	uint64_t n = 5;
@@ -609,8 +626,11 @@ Test(stress, advice_never_changes_what_streams_of_readers_see)
 		n = stress_mix(n);
 		first = n % (shared_pages - 64) / 16 * 16;
 		post_step(main_post(), "advising", page_at(shared_base, first), 64);
-		cr_assert(eq(int, up_advise(rt, page_at(shared_base, first), 64 * PAGE, advice[n % 6]), 0));
-		cr_assert(eq(int, up_residency(rt, page_at(shared_base, first), 64 * PAGE, vec), 0));
+		cr_assert(eq(int,
+			     up_advise(rt, page_at(shared_base, first), 64 * PAGE, advice[n % 6]),
+			     0));
+		cr_assert(
+			eq(int, up_residency(rt, page_at(shared_base, first), 64 * PAGE, vec), 0));
 		for (unsigned i = 0; i < 64; i++)
 			cr_assert(ne(uint, vec[i], 0), "page %zu has content", first + i);
 	}
@@ -638,7 +658,8 @@ use_strict(void *arg)
 		post_step(post, "verifying what was promised", strict, STRICT_PAGES);
 		for (size_t i = 0; i < STRICT_PAGES; i++) {
 			if (!holds(page_at(strict, i), i, round))
-				watch_fail(&watch, "page %zu of round %lu is wrong", i, (unsigned long)round);
+				watch_fail(&watch, "page %zu of round %lu is wrong", i,
+					   (unsigned long)round);
 		}
 	}
 	post_step(post, NULL, NULL, 0);
@@ -658,7 +679,8 @@ use_loose(void *arg)
 			if (touch_write(page_at(loose, i), stress_mix(i)) == -1)
 				refused++;
 			else if (touch_read(page_at(loose, i), &v) != 1 || v != stress_mix(i))
-				watch_fail(&watch, "page %zu of the overcommitted region is wrong", i);
+				watch_fail(&watch, "page %zu of the overcommitted region is wrong",
+					   i);
 		}
 		/* Discarding gives back what was taken, and heals. */
 		post_step(post, "discarding what is overcommitted", loose, LOOSE_PAGES);
@@ -673,7 +695,8 @@ use_loose(void *arg)
 
 Test(stress, what_is_reserved_never_pays_for_what_is_overcommitted)
 {
-	const struct up_config cfg = { .memory_limit = UP_MEMORY_LIMIT_MIN, .service_threads = 2,
+	const struct up_config cfg = { .memory_limit = UP_MEMORY_LIMIT_MIN,
+				       .service_threads = 2,
 				       .swap_size = (STRICT_PAGES + 300) * PAGE };
 	const uint64_t end = deadline(5);
 	void *p;
@@ -686,7 +709,10 @@ Test(stress, what_is_reserved_never_pays_for_what_is_overcommitted)
 	touch_init();
 	watch_start(&watch, rt, THREADS_MAX + 1, "this test");
 	strict = map_some(STRICT_PAGES);
-	cr_assert(eq(int, up_map(rt, NULL, LOOSE_PAGES * PAGE, RW, UP_PRIVATE | UP_NORESERVE, NULL, 0, &p), 0));
+	cr_assert(
+		eq(int,
+		   up_map(rt, NULL, LOOSE_PAGES * PAGE, RW, UP_PRIVATE | UP_NORESERVE, NULL, 0, &p),
+		   0));
 	loose = p;
 	spawn(use_strict, (void *)0);
 	spawn(use_loose, (void *)1);
@@ -702,6 +728,35 @@ Test(stress, what_is_reserved_never_pays_for_what_is_overcommitted)
 	rig_down();
 }
 
+Test(stress, what_is_mapped_can_be_unmapped_when_no_metadata_is_left)
+{
+	/* The second kind promises no metadata for pages, and so takes the last of it. */
+	static const unsigned kinds[] = { UP_PRIVATE, UP_PRIVATE | UP_NORESERVE };
+	static void *piece[20000];
+	unsigned n = 0;
+
+	rig_up(UP_MEMORY_LIMIT_MIN, 1);
+	for (unsigned k = 0; k < 2; k++) {
+		int r = 0;
+
+		while (n < 20000 && r == 0) {
+			post_step(main_post(), "mapping until there is no room", NULL, n);
+			r = up_map(rt, NULL, 3 * PAGE, RW, kinds[k], NULL, 0, &piece[n]);
+			if (r == 0 && k == 0)
+				fill(piece[n], 0, 3, n);
+			n += r == 0;
+		}
+		cr_assert(eq(int, r, -ENOMEM), "%u mappings", n);
+	}
+	/* To cut one there is no room; to take it away none is needed. */
+	for (unsigned i = 0; i < n; i++) {
+		post_step(main_post(), "unmapping without room", piece[i], 3);
+		cr_assert(eq(int, up_unmap(rt, piece[i], 3 * PAGE), 0), "mapping %u of %u", i, n);
+	}
+	until_nothing_is_left();
+	rig_down();
+}
+
 /* --- a sparse giant --- */
 
 #define GIANT ((size_t)1 << 40)
@@ -710,7 +765,7 @@ Test(stress, what_is_reserved_never_pays_for_what_is_overcommitted)
 
 static char *giant;
 
-/* Touch pages far apart in a share of the giant, verify, discard: leaves and inner nodes come and go. */
+/* Touch pages far apart in a share of the giant, verify, discard: nodes come and go. */
 static void *
 roam(void *arg)
 {
@@ -781,7 +836,8 @@ read_until_efault(void *arg)
 		ssize_t r;
 
 		n = stress_mix(n);
-		post_step(post, "read() until it is gone", page_at(shared_base, n % shared_pages), 3);
+		post_step(post, "read() until it is gone", page_at(shared_base, n % shared_pages),
+			  3);
 		r = read(zero, (char *)page_at(shared_base, n % shared_pages) + 100, 2 * PAGE);
 		if (r < 0 && errno == EFAULT)
 			break;
@@ -903,7 +959,7 @@ Test(stress, a_forked_child_may_have_a_runtime_of_its_own)
 					_exit(3);
 			}
 			up_runtime_destroy(mine);
-			up_runtime_destroy(rt);		/* the parent's: does nothing */
+			up_runtime_destroy(rt); /* the parent's: does nothing */
 			_exit(0);
 		}
 		cr_assert(eq(int, outcome(pid), 0), "round %u", round);
