@@ -314,7 +314,7 @@ run_random(struct worker *w)
 static __attribute__((noinline)) void
 touch_stack(void)
 {
-	volatile char room[64 << 10];
+	volatile char room[24 << 10];
 
 	for (size_t i = 0; i < sizeof(room); i += UP_PAGE_SIZE)
 		room[i] = 0;
@@ -1074,7 +1074,8 @@ parse_option(int key, char *arg, struct argp_state *state)
 		demo.swap_path = arg;
 		break;
 	case OPT_SERVICE_THREADS:
-		demo.service_threads = (unsigned)parse_number("service-threads", arg, 1, 64, state);
+		demo.service_threads = (unsigned)parse_number("service-threads", arg, 1,
+							      UP_SERVICE_THREADS_MAX, state);
 		break;
 	case 'M':
 		demo.mask = parse_mask(arg, state);
@@ -1219,5 +1220,9 @@ main(int argc, char **argv)
 	close(demo.smaps_fd);
 	close(demo.status_fd);
 	free(demo.version);
+	if (fflush(stdout) != 0 || ferror(stdout)) {
+		fprintf(stderr, "bigger_than_memory: standard output: %s\n", strerror(errno));
+		status = EXIT_WRONG;
+	}
 	return status;
 }

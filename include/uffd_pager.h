@@ -176,7 +176,7 @@ UP_API void up_runtime_destroy(struct up_runtime *rt);
  * `object` NULL: anonymous memory, zero-filled, offset 0; UP_PRIVATE.  An object made by
  * up_object_create_anon(): UP_SHARED, and a page of it can be mapped in one place at a time
  * (-EBUSY); what was written stays in the object after up_unmap().  The mapping takes a
- * reference of its own.  `hint` may be NULL.  `prot` is PROT_NONE or a combination of
+ * reference of its own.  `hint` may be NULL, and is rounded down unless UP_FIXED.  `prot` is PROT_NONE or a combination of
  * PROT_READ, PROT_WRITE; a region is readable whenever it is writable.
  *
  * Success: *addr is mapped until up_unmap() or up_runtime_destroy().
@@ -207,7 +207,7 @@ enum up_advice {
 	UP_ADVICE_RANDOM,     /* never read ahead */
 	UP_ADVICE_WILLNEED,   /* start bringing the range in; returns at once */
 	UP_ADVICE_DONTNEED,   /* discard the contents: the range reads as zeros afterwards */
-	UP_ADVICE_COLD,	      /* throw these pages out before others */
+	UP_ADVICE_COLD	      /* throw these pages out before others */
 };
 
 /*
@@ -220,7 +220,7 @@ UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_a
 /* up_residency() bits */
 #define UP_PAGE_MAPPED (1u << 0)  /* in the page table: a touch costs nothing */
 #define UP_PAGE_STAGED (1u << 1)  /* in memory: a touch is a soft fault */
-#define UP_PAGE_SWAPPED (1u << 2) /* has a copy in swap */
+#define UP_PAGE_SWAPPED (1u << 2) /* has a copy in swap, maybe of older content if it is mapped */
 #define UP_PAGE_LOST (1u << 3)	  /* a touch is SIGBUS */
 
 /*
@@ -318,7 +318,7 @@ struct up_stats {
  */
 UP_API int up_stats_get(struct up_runtime *rt, struct up_stats *st, size_t size);
 
-/* Print the statistics for people, one screen.  -EINVAL on NULL, -EIO if printing failed. */
+/* Print the statistics for people, one screen, and flush.  -EINVAL on NULL, -EIO if printing failed. */
 UP_API int up_stats_print(struct up_runtime *rt, FILE *out);
 
 /*

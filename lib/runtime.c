@@ -110,9 +110,10 @@ choose_limit(size_t configured, const struct logger *log)
 	if (configured == 0)
 		return MAX(MIN(total, SIZE_MAX / 8) / 4 & ~PAGE_MASK, UP_MEMORY_LIMIT_MIN);
 	if (configured >= total)
-		log_line(log, UP_LOG_WARNING,
-			 "memory_limit %zu is not below the %zu bytes of %s: the kernel may kill first",
-			 configured, total, in_cgroup ? "the memory cgroup" : "this machine");
+		log_line(
+			log, UP_LOG_WARNING,
+			"memory_limit %zu is not below the %zu bytes of %s: the kernel may kill first",
+			configured, total, in_cgroup ? "the memory cgroup" : "this machine");
 	return configured;
 }
 
@@ -162,6 +163,10 @@ check_config(const struct up_config *cfg, const struct logger *log)
 	if (cfg->swap_path != NULL && cfg->swap_fd > 0) {
 		log_line(log, UP_LOG_ERROR,
 			 "up_runtime_create: both swap_path and swap_fd are set");
+		return -EINVAL;
+	}
+	if (cfg->swap_path != NULL && cfg->swap_path[0] == '\0') {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: swap_path is an empty string");
 		return -EINVAL;
 	}
 	if (memcmp(cfg->reserved, none, sizeof none) != 0) {
@@ -382,8 +387,8 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	for (unsigned i = 0; i < p->nservices; i++) {
 		if (service_alloc(p, i) == NULL) {
 			log_line(&p->log, UP_LOG_ERROR,
-				 "memory_limit %zu is too small for service_threads %u", rt->memory_limit,
-				 p->nservices);
+				 "memory_limit %zu is too small for service_threads %u",
+				 rt->memory_limit, p->nservices);
 			goto free_services;
 		}
 	}
@@ -438,7 +443,7 @@ foreign(const struct up_runtime *rt)
 	return rt->pid != getpid();
 }
 
-static int
+int
 check_process(const struct up_runtime *rt, const char *call)
 {
 	if (!foreign(rt))
@@ -559,6 +564,14 @@ promise_swap(struct pager *p, uint64_t npages)
 	return r;
 }
 
+void
+swap_promised(struct pager *p, uint64_t *max, uint64_t *used)
+{
+	resv_get(&p->resv_swap, max, used);
+	if (!p->swap.fixed)
+		*max = MAX(*max, swap_area_max(&p->swap));
+}
+
 /* A new object with its promises.  => map.change is held. */
 static int
 object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool noreserve,
@@ -580,10 +593,15 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool nor
 	if (!noreserve) {
 		r = promise_swap(p, npages);
 		if (r < 0) {
-			log_line(&p->log, UP_LOG_ERROR,
-				 "%s: no swap space for %llu pages (%s); make it larger or use "
-				 "UP_NORESERVE",
-				 call, (unsigned long long)npages, strerrorname_np(-r));
+			uint64_t max, used;
+
+			swap_promised(p, &max, &used);
+			log_line(
+				&p->log, UP_LOG_ERROR,
+				"%s: no swap space for %llu pages (%s): %llu are promised of %llu; "
+				"make it larger or use UP_NORESERVE",
+				call, (unsigned long long)npages, strerrorname_np(-r),
+				(unsigned long long)used, (unsigned long long)max);
 			goto give_meta;
 		}
 	}

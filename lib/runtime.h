@@ -51,6 +51,12 @@ struct backend {
  */
 int runtime_reclaim(void *ctx, size_t bytes);
 
+/* 0, or -ECHILD and a log line in a process other than the one that created it. */
+int check_process(const struct up_runtime *rt, const char *call);
+
+/* Pages of swap that there can be, and those promised to mapped regions and objects. */
+void swap_promised(struct pager *p, uint64_t *max, uint64_t *used);
+
 /*
  * Around what a thread of the program does in here: no handler runs meanwhile.  One that touches paged memory
  * would wait for a service thread, and that for a lock which the interrupted call holds.

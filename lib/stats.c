@@ -44,9 +44,7 @@ fill_reserve(struct pager *p, struct up_stats *st)
 {
 	uint64_t max, used;
 
-	resv_get(&p->resv_swap, &max, &used);
-	if (!p->swap.fixed)
-		max = MAX(max, swap_area_max(&p->swap));
+	swap_promised(p, &max, &used);
 	st->reserve_max = max << PAGE_SHIFT;
 	st->reserve_used = used << PAGE_SHIFT;
 	st->reserve_free = (max > used ? max - used : 0) << PAGE_SHIFT;
@@ -98,16 +96,27 @@ fill_stats(struct up_runtime *rt, struct up_stats *st)
 	st->objects = zone_count(&p->zones.object);
 }
 
+static int
+refuse_null(const struct up_runtime *rt, const char *what)
+{
+	log_line(&rt->p.log, UP_LOG_ERROR, "%s is NULL", what);
+	return -EINVAL;
+}
+
 int
 up_stats_get(struct up_runtime *rt, struct up_stats *st, size_t size)
 {
 	struct up_stats full;
 	sigset_t old;
+	int r;
 
-	if (rt == NULL || st == NULL)
+	if (rt == NULL)
 		return -EINVAL;
-	if (rt->pid != getpid())
-		return -ECHILD;
+	r = check_process(rt, "up_stats_get");
+	if (r < 0)
+		return r;
+	if (st == NULL)
+		return refuse_null(rt, "up_stats_get: st");
 	signals_hold(&old);
 	fill_stats(rt, &full);
 	signals_release(&old);
@@ -140,8 +149,13 @@ up_stats_print(struct up_runtime *rt, FILE *out)
 	struct up_stats st;
 	int r;
 
-	if (rt == NULL || out == NULL)
+	if (rt == NULL)
 		return -EINVAL;
+	r = check_process(rt, "up_stats_print");
+	if (r < 0)
+		return r;
+	if (out == NULL)
+		return refuse_null(rt, "up_stats_print: out");
 	r = up_stats_get(rt, &st, sizeof st);
 	if (r < 0)
 		return r;
@@ -181,20 +195,24 @@ up_stats_print(struct up_runtime *rt, FILE *out)
 		" checksum; %" PRIu64 " bad slots\n",
 		mib(st.swap_read_bytes), st.swap_reads, mib(st.swap_write_bytes), st.swap_writes,
 		st.swap_read_errors, st.swap_write_errors, st.checksum_errors, st.bad_slots);
-	return ferror(out) ? -EIO : 0;
+	return fflush(out) != 0 || ferror(out) ? -EIO : 0;
 }
 
 int
 up_trace_print(struct up_runtime *rt, FILE *out)
 {
 	struct trace *rings[MAX_SERVICES];
+	int r;
 
-	if (rt == NULL || out == NULL)
+	if (rt == NULL)
 		return -EINVAL;
-	if (rt->pid != getpid())
-		return -ECHILD;
+	r = check_process(rt, "up_trace_print");
+	if (r < 0)
+		return r;
+	if (out == NULL)
+		return refuse_null(rt, "up_trace_print: out");
 	for (unsigned i = 0; i < rt->p.nservices; i++)
 		rings[i] = &rt->p.service[i]->trace;
 	trace_print(rings, rt->p.nservices, out);
-	return ferror(out) ? -EIO : 0;
+	return fflush(out) != 0 || ferror(out) ? -EIO : 0;
 }

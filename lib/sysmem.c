@@ -19,7 +19,6 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -187,7 +186,8 @@ sysmem_total(bool *in_cgroup)
 
 	*in_cgroup = false;
 	while (f != NULL && fgets(line, sizeof line, f) != NULL) {
-		char *names = strchr(line, ':'), *group = names != NULL ? strchr(names + 1, ':') : NULL;
+		char *names = strchr(line, ':'),
+		     *group = names != NULL ? strchr(names + 1, ':') : NULL;
 		size_t n = SIZE_MAX;
 
 		if (group == NULL)

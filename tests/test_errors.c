@@ -248,7 +248,7 @@ Test(errors, create_says_what_open_said_of_the_swap)
 		const char *text;
 	} bad[] = {
 		{ "/nonexistent/swap", -ENOENT, "/nonexistent/swap" },
-		{ "", -ENOENT, "swap: " },
+		{ "", -EINVAL, "swap_path is an empty string" },
 		{ "/var/tmp", -EINVAL, "a directory" },
 		{ "/dev/null", -EINVAL, "a character device" },
 		{ "/proc/self/exe", -EINVAL, "a symbolic link" },

@@ -812,9 +812,7 @@ check_unmapped(struct scene *s)
 Test(failing, unmapping_a_whole_region)
 {
 	const struct operation op = {
-		"unmap all",	FROM(FAIL_CALL),
-		half_swapped,	unmap_whole,
-		check_unmapped, true,
+		"unmap all", FROM(FAIL_CALL), half_swapped, unmap_whole, check_unmapped, true,
 	};
 
 	sweep(&op);
@@ -1071,9 +1069,8 @@ check_part_of_object_kept(struct scene *s)
 Test(failing, unmapping_an_object)
 {
 	const struct operation op = {
-		"unmap object",	   FROM(FAIL_CALL),
-		mapped_object,	   unmap_whole,
-		check_object_kept, true,
+		"unmap object", FROM(FAIL_CALL),   mapped_object,
+		unmap_whole,	check_object_kept, true,
 	};
 
 	sweep(&op);

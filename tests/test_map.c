@@ -191,7 +191,9 @@ Test(map, an_entry_starts_zeroed_even_when_it_is_a_used_one, .init = rig_up, .fi
 		for (size_t i = 0; i < ARRAY_SIZE(e); i++) {
 			e[i] = map_entry_alloc(&map, ZONE_WAIT);
 			cr_assert(ne(ptr, e[i], NULL));
-			cr_assert(eq(int, memcmp(e[i], &zero, sizeof zero), 0), "round %u", round);
+			cr_assert(eq(int, memcmp((char *)e[i], (const char *)&zero, sizeof zero),
+				     0),
+				  "round %u", round);
 		}
 		for (size_t i = 0; i < ARRAY_SIZE(e); i++) {
 			memset(e[i], 0xa5, sizeof *e[i]);
@@ -399,7 +401,7 @@ Test(map, inserting_over_an_entry_is_eexist_and_changes_nothing, .init = rig_up,
 
 		memcpy(&copy, e, sizeof copy);
 		cr_assert(eq(int, map_insert(&map, e), -EEXIST), "case %zu", i);
-		cr_assert(eq(int, memcmp(&copy, e, sizeof copy), 0), "case %zu", i);
+		cr_assert(eq(int, memcmp((char *)&copy, (char *)e, sizeof copy), 0), "case %zu", i);
 		cr_assert(eq(str, map_text(), before), "case %zu", i);
 		cr_assert(eq(sz, map.n, 3));
 		rig_check();

@@ -1428,20 +1428,6 @@ Test(resv, what_is_gone_can_leave_more_promised_than_there_is)
 	resv_fini(&r);
 }
 
-Test(resv, a_forced_promise_counts_like_any_other)
-{
-	struct resv r;
-
-	resv_init(&r, 2, NULL, NULL);
-	cr_assert(zero(int, resv_take(&r, 2)));
-	resv_force(&r, 1);
-	expect_resv(&r, 2, 3);
-	resv_give(&r, 1);
-	cr_assert(eq(int, resv_take(&r, 1), -ENOSPC));
-	resv_give(&r, 2);
-	resv_fini(&r);
-}
-
 static void *
 take_and_give(void *arg)
 {

@@ -354,6 +354,9 @@ child_unprivileged(void)
 
 	if (setgid(NOBODY) < 0 || setuid(NOBODY) < 0)
 		return 77;
+	/* As after a change of identity, also if there was none: /proc/self/mem is closed. */
+	if (prctl(PR_SET_DUMPABLE, 0) < 0)
+		return 77;
 	if (make_pmap(0) != 0)
 		return 1;
 	if (pm->features & UP_MASK_KERNEL_FAULTS)

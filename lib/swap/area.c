@@ -299,10 +299,15 @@ file_warnings(struct swap_area *s, const struct source *src)
 		log_line(s->log, UP_LOG_WARNING,
 			 "swap: %s is in memory (tmpfs): pages written there still use it up",
 			 src->name);
-	if (fstat(s->fd, &st) == 0 && (st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
+	if (fstat(s->fd, &st) < 0)
+		return;
+	if ((st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
 		log_line(s->log, UP_LOG_WARNING,
 			 "swap: %s has mode %03o: others may read what is written there", src->name,
 			 (unsigned)st.st_mode & 0777);
+	if (st.st_size > 0)
+		log_line(s->log, UP_LOG_WARNING, "swap: the %llu bytes that were in %s are gone",
+			 (unsigned long long)st.st_size, src->name);
 }
 
 /* Bytes that a file may have.  Beyond RLIMIT_FSIZE there is a signal, not only an error. */
@@ -346,12 +351,22 @@ fail:
 	return r;
 }
 
-/* Write and read the first page with O_DIRECT.  On failure the descriptor is as before. */
+/* Write and read `len` bytes of the first page, the way that the descriptor is set to now. */
+static bool
+first_page_works(int fd, size_t len)
+{
+	static const char mark[] = "uffd-pager swap";
+	_Alignas(4096) char out[PAGE_SIZE] = { 0 }, in[PAGE_SIZE];
+
+	memcpy(out, mark, sizeof mark);
+	return pwrite(fd, out, len, 0) == (ssize_t)len && pread(fd, in, len, 0) == (ssize_t)len &&
+	       memcmp(in, out, len) == 0;
+}
+
+/* Try O_DIRECT.  On failure the descriptor is as before. */
 static bool
 odirect_works(int fd, bool borrowed)
 {
-	static const char mark[] = "uffd-pager swap";
-	_Alignas(4096) char out[PAGE_SIZE], in[PAGE_SIZE];
 	const int flags = fcntl(fd, F_GETFL);
 
 	if (flags < 0)
@@ -361,10 +376,7 @@ odirect_works(int fd, bool borrowed)
 		return false;
 	if (!borrowed && fcntl(fd, F_SETFL, flags | O_DIRECT) < 0)
 		return false;
-	memset(out, 0, sizeof out);
-	memcpy(out, mark, sizeof mark);
-	if (pwrite(fd, out, sizeof out, 0) == (ssize_t)sizeof out &&
-	    pread(fd, in, sizeof in, 0) == (ssize_t)sizeof in && memcmp(in, out, sizeof in) == 0)
+	if (first_page_works(fd, PAGE_SIZE))
 		return true;
 	if (!borrowed)
 		(void)fcntl(fd, F_SETFL, flags);
@@ -553,6 +565,11 @@ area_take(struct swap_area *s, struct arena *arena, struct source *src, uint64_t
 	}
 	if ((mask & UP_MASK_ODIRECT) == 0)
 		s->odirect = odirect_works(s->fd, src->borrowed);
+	if (!s->odirect && !first_page_works(s->fd, 512)) {
+		log_line(s->log, UP_LOG_ERROR, "swap: %s does not keep what is written to it",
+			 src->name);
+		return -EINVAL;
+	}
 	if (!src->device && ftruncate(s->fd, 0) < 0)
 		return -errno;
 

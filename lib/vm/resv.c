@@ -61,14 +61,6 @@ resv_give(struct resv *r, uint64_t n)
 }
 
 void
-resv_force(struct resv *r, uint64_t n)
-{
-	pthread_mutex_lock(&r->lock);
-	r->used += n;
-	pthread_mutex_unlock(&r->lock);
-}
-
-void
 resv_shrink(struct resv *r, uint64_t n)
 {
 	pthread_mutex_lock(&r->lock);

@@ -33,8 +33,6 @@ int resv_take(struct resv *r, uint64_t n);
 /* The same without growing: true, or false and nothing changed.  Never takes long. */
 bool resv_try(struct resv *r, uint64_t n);
 void resv_give(struct resv *r, uint64_t n);
-/* Promise whether or not it can be kept: for what will not need it, and is given back all the same. */
-void resv_force(struct resv *r, uint64_t n);
 
 /* Something promised is gone for good (a bad slot); used may exceed max afterwards. */
 void resv_shrink(struct resv *r, uint64_t n);
