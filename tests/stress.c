@@ -1620,8 +1620,9 @@ neighbour_thread(void *arg)
 		seed = stress_mix(seed);
 		atomic_store(&m->neighbours, true);
 		live(m, post, seed);
-		atomic_store(&m->neighbours, false);
+		/* Counted before it is denied: sample_budget() looks at both, in the other order. */
 		atomic_fetch_add(&m->runtimes, 1);
+		atomic_store(&m->neighbours, false);
 		nap(50000000);
 		pass_gate(m, post);
 	}
@@ -1667,16 +1668,19 @@ sample_budget(struct mill *m)
 {
 	uint64_t limit = m->cfg->memory, anon, mine;
 	struct resident before, after;
+	uint64_t runtimes;
 	bool others;
 
 	/* A sanitizer's shadow grows and shrinks beside us. */
 	if (STRESS_SANITIZED)
 		return;
+	runtimes = atomic_load(&m->runtimes);
 	others = atomic_load(&m->neighbours);
 	resident_by_smaps(&before);
 	anon = resident_anon();
 	resident_by_smaps(&after);
-	if (others || atomic_load(&m->neighbours))
+	/* One that is there, or was there meanwhile, from its first page to its last. */
+	if (others || atomic_load(&m->neighbours) || atomic_load(&m->runtimes) != runtimes)
 		limit += NEIGHBOUR_MEMORY;
 	mine = MAX(before.program, after.program);
 	mine = anon > mine ? anon - mine : 0;
