@@ -174,16 +174,17 @@ UP_API void up_runtime_destroy(struct up_runtime *rt);
  * Map `length` bytes of `object` from `offset` at *addr.
  *
  * `object` NULL: anonymous memory, zero-filled, offset 0; UP_PRIVATE.  An object made by
- * up_object_create_anon(): UP_SHARED, and a page of it can be mapped in one place at a time
- * (-EBUSY); what was written stays in the object after up_unmap().  The mapping takes a
- * reference of its own.  `hint` may be NULL, and is rounded down unless UP_FIXED.  `prot` is PROT_NONE or a combination of
+ * up_object_create_anon(): with UP_SHARED a page of it can be mapped in one place at a time
+ * (-EBUSY), and what was written stays in the object after up_unmap(); UP_PRIVATE maps a copy of
+ * it as it is now, see up_clone(), and up_object's own reservation decides about UP_NORESERVE.  The
+ * mapping takes a reference of its own.  `hint` may be NULL, and is rounded down unless UP_FIXED.  `prot` is PROT_NONE or a combination of
  * PROT_READ, PROT_WRITE; a region is readable whenever it is writable.
  *
  * Success: *addr is mapped until up_unmap() or up_runtime_destroy().
  * -EINVAL  an argument is out of range.      -ENOMEM  limit too small for the metadata of a
  * -ENOSPC  the swap can not hold the region.          reserved region, or address space is out.
  * -EEXIST  UP_FIXED and occupied.            -EBUSY   see above.
- * -ENOTSUP a combination that this version does not have.
+ * -EACCES  PROT_WRITE and a snapshot.        -ENOTSUP a combination that this version does not have.
  */
 UP_API int up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flags,
 		  struct up_object *object, uint64_t offset, void **addr);
@@ -198,6 +199,7 @@ UP_API int up_unmap(struct up_runtime *rt, void *addr, size_t length);
 /*
  * Change the protection; as mprotect(), with SIGSEGV for what is not allowed.
  * -EINVAL  a bad range or prot.  -ENOMEM  part of the range is not mapped through `rt`.
+ * -EACCES  PROT_WRITE and a snapshot.
  */
 UP_API int up_protect(struct up_runtime *rt, void *addr, size_t length, int prot);
 
@@ -243,6 +245,30 @@ UP_API struct up_object *up_object_ref(struct up_object *obj);
 
 /* Drop one; the last (mappings count) frees pages and slots.  NULL is fine.  Nothing happens in a forked child. */
 UP_API void up_object_unref(struct up_object *obj);
+
+/*
+ * Map a copy of [addr, addr + length) as it is now somewhere else, at *copy: private memory with the same protection,
+ * advice and reservation.  What is written to either side from then on is seen there only.  Copies of copies are fine.
+ *
+ * No data is copied by the call, and the copy is one instant of the original: threads that touch paged memory of this
+ * runtime while it is made wait until it is (about 50 ns a page of the objects concerned that is in memory, and the
+ * end of I/O in flight on them).  A page is copied when the first of those that see it touches it, to read or to write;
+ * who is the last to see it takes it over instead.
+ *
+ * Success: *copy is mapped until up_unmap() or up_runtime_destroy().  Nothing is reserved for what both have in common
+ * twice, but as much as for a new region of that length, in case both sides write everything (up_map()).
+ * -EINVAL  an argument is out of range.      -ENOMEM  part of the range is not mapped through `rt`; or as up_map()
+ * -ENOSPC  the swap can not hold the copy.
+ */
+UP_API int up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy);
+
+/*
+ * Make an object that stays what `obj` is now, whoever writes to `obj` afterwards; see up_clone() for what it costs.  It can be
+ * mapped UP_SHARED for reading, or UP_PRIVATE.  Success: *snapshot holds one reference, yours.
+ * -EINVAL, -ENOMEM, -ENOSPC as up_clone().
+ */
+UP_API int up_object_snapshot(struct up_runtime *rt, struct up_object *obj,
+			      struct up_object **snapshot);
 
 /* How a fault ended, for the latency histograms. */
 enum up_fault_kind {
@@ -310,6 +336,8 @@ struct up_stats {
 	uint64_t entries, objects; /* counts */
 
 	struct up_latency latency[UP_FAULT_KINDS];
+
+	uint64_t copies; /* pages copied since somebody else sees them too: up_clone() */
 };
 
 /*

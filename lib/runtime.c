@@ -25,8 +25,6 @@
 
 #define PROT_VALID (PROT_READ | PROT_WRITE)
 
-#define bad(rt, ...) (log_line(&(rt)->p.log, UP_LOG_ERROR, __VA_ARGS__), -EINVAL)
-
 /* --- the real foundation --- */
 
 static int
@@ -473,14 +471,14 @@ signals_release(const sigset_t *old)
 }
 
 /* A call that looks at mappings or changes them: one at a time. */
-static void
+void
 change_begin(struct pager *p, sigset_t *old)
 {
 	signals_hold(old);
 	pthread_mutex_lock(&p->map.change);
 }
 
-static void
+void
 change_end(struct pager *p, const sigset_t *old)
 {
 	pthread_mutex_unlock(&p->map.change);
@@ -488,7 +486,7 @@ change_end(struct pager *p, const sigset_t *old)
 }
 
 /* 0, or why [addr, addr + length) is no range. */
-static int
+int
 check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length)
 {
 	if (addr & PAGE_MASK)
@@ -512,7 +510,7 @@ meta_for(uint64_t npages)
 #define META_PER_ENTRY (sizeof(struct map_entry) + sizeof(struct map_entry) / 8)
 #define META_PER_OBJECT (sizeof(struct object) + sizeof(struct object) / 8)
 
-static struct map_entry *
+struct map_entry *
 entry_alloc(struct pager *p)
 {
 	struct map_entry *e;
@@ -525,7 +523,7 @@ entry_alloc(struct pager *p)
 	return e;
 }
 
-static void
+void
 entry_free(struct pager *p, struct map_entry *e)
 {
 	map_entry_free(&p->map, e);
@@ -537,8 +535,15 @@ static void
 object_release(struct object *o)
 {
 	struct pager *p = o->owner;
+	const uint64_t npages = o->npages, offset = o->backing_offset;
+	struct object *b = NULL;
 
-	range_free(p, o, 0, o->npages, 0, 0);
+	if (o->backing != NULL) {
+		pthread_rwlock_wrlock(&p->map.lock);
+		b = object_unshadow(o);
+		pthread_rwlock_unlock(&p->map.lock);
+	}
+	range_free(p, o, 0, npages, 0, 0, true);
 	resv_give(&p->resv_swap, o->reserved);
 	resv_give(&p->resv_meta, META_PER_OBJECT + (o->noreserve ? 0 : meta_for(o->npages)));
 	if (o->next != NULL)
@@ -548,6 +553,10 @@ object_release(struct object *o)
 	else
 		p->objects = o->next;
 	object_free(o);
+	if (b != NULL) {
+		chain_dropped(p, b, offset, npages);
+		object_unref(b);
+	}
 }
 
 /* Swap for npages.  A file that grows needs room for its slot maps too, which pageout may have to make. */
@@ -572,10 +581,9 @@ swap_promised(struct pager *p, uint64_t *max, uint64_t *used)
 		*max = MAX(*max, swap_area_max(&p->swap));
 }
 
-/* A new object with its promises.  => map.change is held. */
-static int
-object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool noreserve,
-	      struct object **out)
+int
+object_create(struct up_runtime *rt, const char *call, uint64_t npages, uint64_t nswap,
+	      bool noreserve, struct object **out)
 {
 	const uint64_t meta = META_PER_OBJECT + (noreserve ? 0 : meta_for(npages));
 	struct pager *p = &rt->p;
@@ -590,8 +598,10 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool nor
 			call, (unsigned long long)npages, rt->memory_limit);
 		return -ENOMEM;
 	}
-	if (!noreserve) {
-		r = promise_swap(p, npages);
+	if (noreserve)
+		nswap = 0;
+	if (nswap > 0) {
+		r = promise_swap(p, nswap);
 		if (r < 0) {
 			uint64_t max, used;
 
@@ -600,7 +610,7 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool nor
 				&p->log, UP_LOG_ERROR,
 				"%s: no swap space for %llu pages (%s): %llu are promised of %llu; "
 				"make it larger or use UP_NORESERVE",
-				call, (unsigned long long)npages, strerrorname_np(-r),
+				call, (unsigned long long)nswap, strerrorname_np(-r),
 				(unsigned long long)used, (unsigned long long)max);
 			goto give_meta;
 		}
@@ -613,7 +623,7 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool nor
 		goto give_swap;
 	}
 	o->noreserve = noreserve;
-	o->reserved = noreserve ? 0 : npages;
+	o->reserved = nswap;
 	o->release = object_release;
 	o->owner = p;
 	o->next = p->objects;
@@ -624,8 +634,7 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool nor
 	return 0;
 
 give_swap:
-	if (!noreserve)
-		resv_give(&p->resv_swap, npages);
+	resv_give(&p->resv_swap, nswap);
 give_meta:
 	resv_give(&p->resv_meta, meta);
 	return r;
@@ -675,11 +684,14 @@ check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsi
 			  length >> PAGE_SHIFT > o->npages - (offset >> PAGE_SHIFT)))
 		return bad(rt, "up_map: the object ends before offset %llu + length %zu",
 			   (unsigned long long)offset, length);
-	if ((o == NULL) != (kind == UP_PRIVATE)) {
+	if (o == NULL && kind == UP_SHARED) {
 		log_line(&rt->p.log, UP_LOG_ERROR,
-			 o == NULL ? "up_map: shared anonymous memory needs an object"
-				   : "up_map: private mappings of an object are not supported yet");
+			 "up_map: shared anonymous memory needs an object");
 		return -ENOTSUP;
+	}
+	if (o != NULL && o->readonly && kind == UP_SHARED && (prot & PROT_WRITE)) {
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_map: a snapshot can not be written to");
+		return -EACCES;
 	}
 	return 0;
 }
@@ -689,7 +701,8 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
        struct up_object *object, uint64_t offset, void **addr)
 {
 	struct object *o = (struct object *)object;
-	const uint64_t npages = length >> PAGE_SHIFT, first = offset >> PAGE_SHIFT;
+	const uint64_t npages = length >> PAGE_SHIFT;
+	uint64_t first = offset >> PAGE_SHIFT;
 	struct map_entry *e;
 	struct pager *p;
 	sigset_t old;
@@ -711,10 +724,15 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 
 	change_begin(p, &old);
 	if (o == NULL) {
-		r = object_create(rt, "up_map", npages, rt->overcommit || (flags & UP_NORESERVE),
-				  &o);
+		r = object_create(rt, "up_map", npages, npages,
+				  rt->overcommit || (flags & UP_NORESERVE), &o);
 		if (r < 0)
 			goto unlock;
+	} else if (flags & UP_PRIVATE) {
+		r = cow_shadow(rt, "up_map", o, first, npages, &o);
+		if (r < 0)
+			goto unlock;
+		first = 0;
 	} else {
 		if (object_is_mapped(p, o, first, npages)) {
 			log_line(&p->log, UP_LOG_ERROR,
@@ -816,7 +834,7 @@ entry_destroy(struct pager *p, struct map_entry *e)
 			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
 		range_keep(p, o, e->offset, npages);
 	} else {
-		range_free(p, o, e->offset, npages, e->start, e->shard);
+		range_free(p, o, e->offset, npages, e->start, e->shard, atomic_load(&o->refs) == 1);
 	}
 	r = p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
 	if (r < 0) {
@@ -901,7 +919,7 @@ unlock:
 }
 
 /* => map.change is held, so the map does not change. */
-static int
+int
 check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end)
 {
 	if (map_covers(&rt->p.map, start, end))
@@ -909,6 +927,21 @@ check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_
 	log_line(&rt->p.log, UP_LOG_ERROR, "%s: part of %#lx-%#lx is not mapped", call,
 		 (unsigned long)start, (unsigned long)end);
 	return -ENOMEM;
+}
+
+/* A snapshot stays as it is.  => map.change is held. */
+static int
+check_writable(struct up_runtime *rt, uintptr_t start, uintptr_t end)
+{
+	for (struct map_entry *e = map_first_from(&rt->p.map, start); e != NULL && e->start < end;
+	     e = e->next) {
+		if (e->object->readonly) {
+			log_line(&rt->p.log, UP_LOG_ERROR,
+				 "up_protect: a snapshot can not be written to");
+			return -EACCES;
+		}
+	}
+	return 0;
 }
 
 int
@@ -934,6 +967,8 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 
 	change_begin(p, &old);
 	r = check_covered(rt, "up_protect", start, end);
+	if (r == 0 && (prot & PROT_WRITE))
+		r = check_writable(rt, start, end);
 	if (r < 0)
 		goto unlock;
 	r = spare_alloc(p, start, end, spare);
@@ -995,7 +1030,7 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 		range_willneed(p, e->shard, start, end);
 		break;
 	case UP_ADVICE_DONTNEED:
-		range_free(p, e->object, first, n, start, e->shard);
+		range_free(p, e->object, first, n, start, e->shard, false);
 		if (atomic_load(&e->unrecorded))
 			range_discard(p, e->shard, start, n);
 		p->pmap->ops->wake(p->pmap, e->shard, start, n);
@@ -1101,10 +1136,10 @@ up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, stru
 		return bad(rt, "up_object_create_anon: unknown flags %#x", flags & ~UP_NORESERVE);
 
 	change_begin(p, &old);
-	r = object_create(rt, "up_object_create_anon", size >> PAGE_SHIFT,
+	r = object_create(rt, "up_object_create_anon", size >> PAGE_SHIFT, size >> PAGE_SHIFT,
 			  rt->overcommit || (flags & UP_NORESERVE), &o);
 	if (r == 0) {
-		o->roams = true;
+		o->roams = o->loose = true;
 		atomic_store(&o->handles, 1);
 		*out = (struct up_object *)o;
 	}
@@ -1166,15 +1201,21 @@ up_runtime_destroy(struct up_runtime *rt)
 
 	/* Nobody serves faults any more: threads that still wait for one wake up to SIGSEGV. */
 	change_begin(p, &old);
+	p->closing = true;
 	for (struct object *o = p->objects; o != NULL; o = o->next)
 		atomic_store(&o->handles, 0); /* nothing is kept */
 	while ((e = map_first_from(&p->map, 0)) != NULL) {
 		map_remove(&p->map, e);
 		entry_destroy(p, e);
 	}
+	/* Nothing but handles is left, and what their objects are shadows of. */
 	while (p->objects != NULL) {
-		atomic_store(&p->objects->refs, 1);
-		object_unref(p->objects);
+		struct object *o = p->objects;
+
+		while (o->nshadows > 0)
+			o = o->shadows;
+		atomic_store(&o->refs, 1);
+		object_unref(o);
 	}
 	change_end(p, &old);
 

@@ -51,6 +51,34 @@ struct backend {
  */
 int runtime_reclaim(void *ctx, size_t bytes);
 
+/* A call that changes mappings, or looks at them at leisure: one at a time.  Signals are held meanwhile. */
+void change_begin(struct pager *p, sigset_t *old);
+void change_end(struct pager *p, const sigset_t *old);
+
+/* -EINVAL, and the log line why. */
+#define bad(rt, ...) (log_line(&(rt)->p.log, UP_LOG_ERROR, __VA_ARGS__), -EINVAL)
+/* 0, or why [addr, addr + length) is no range; whether all of it is mapped.  The latter => map.change is held. */
+int check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length);
+int check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end);
+
+/* A map entry out of the metadata's share of the limit, or NULL. */
+struct map_entry *entry_alloc(struct pager *p);
+void entry_free(struct pager *p, struct map_entry *e);
+
+/*
+ * A new object with its promises: metadata for npages, and `nswap` slots, unless noreserve.  One reference, the
+ * caller's.  => map.change is held
+ */
+int object_create(struct up_runtime *rt, const char *call, uint64_t npages, uint64_t nswap,
+		  bool noreserve, struct object **out);
+
+/*
+ * cow.c: an object for pages [first, first + n) of `from` as they are now; what either writes from here on is its own.
+ * => map.change is held.  0: *copy has one reference, the caller's.
+ */
+int cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uint64_t first,
+	       uint64_t n, struct object **copy);
+
 /* 0, or -ECHILD and a log line in a process other than the one that created it. */
 int check_process(const struct up_runtime *rt, const char *call);
 

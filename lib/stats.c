@@ -85,6 +85,7 @@ fill_stats(struct up_runtime *rt, struct up_stats *st)
 	st->swap_write_errors = total(p, C_WRITE_ERRORS);
 	st->checksum_errors = total(p, C_CHECKSUM);
 	st->bad_slots = total(p, C_BAD_SLOTS);
+	st->copies = total(p, C_COPY);
 	fill_levels(rt, st);
 	fill_reserve(p, st);
 
@@ -181,10 +182,11 @@ up_stats_print(struct up_runtime *rt, FILE *out)
 			us(st.latency[k].p999), us(st.latency[k].max));
 	}
 	fprintf(out,
-		"  waited %" PRIu64 ", retried %" PRIu64 ", stray %" PRIu64 ", rescued %" PRIu64
-		", SIGBUS %" PRIu64 "; ahead: %" PRIu64 " read, %" PRIu64 " zeroed\n",
-		st.fault_waits, st.fault_retries, st.fault_strays, st.rescues, st.fault_sigbus,
-		st.readahead_pages, st.zero_ahead_pages);
+		"  copied %" PRIu64 ", waited %" PRIu64 ", retried %" PRIu64 ", stray %" PRIu64
+		", rescued %" PRIu64 ", SIGBUS %" PRIu64 "; ahead: %" PRIu64 " read, %" PRIu64
+		" zeroed\n",
+		st.copies, st.fault_waits, st.fault_retries, st.fault_strays, st.rescues,
+		st.fault_sigbus, st.readahead_pages, st.zero_ahead_pages);
 	fprintf(out,
 		"pageout   %" PRIu64 " pages staged, %" PRIu64 " out: %" PRIu64
 		" unchanged, %" PRIu64 " zero; %" PRIu64 " pinned\n",

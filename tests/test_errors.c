@@ -691,8 +691,6 @@ Test(errors, map_names_the_argument_that_is_out_of_range)
 
 	REFUSED(up_map(rt, NULL, PAGE, RW, UP_SHARED, NULL, 0, &p), -ENOTSUP,
 		"shared anonymous memory needs");
-	REFUSED(up_map(rt, NULL, PAGE, RW, UP_PRIVATE, o, 0, &p), -ENOTSUP,
-		"private mappings of an object");
 	cr_expect(p == NULL);
 	up_stats_get(rt, &st, sizeof st);
 	cr_expect(st.mapped == 0 && st.entries == 0 && st.objects == 1 &&
@@ -750,6 +748,8 @@ Test(errors, a_page_of_an_object_is_mapped_in_one_place)
 
 Test(errors, calls_on_ranges_name_what_is_wrong_with_them)
 {
+	struct up_object *snapshot;
+	void *copy;
 	const struct up_config cfg = config();
 	unsigned char vec[8];
 	char *p;
@@ -770,6 +770,15 @@ Test(errors, calls_on_ranges_name_what_is_wrong_with_them)
 	REFUSED(up_protect(rt, p, PAGE, RW | PROT_EXEC), -EINVAL, "up_protect: prot 0x7");
 	REFUSED(up_protect(rt, p, 9 * PAGE, PROT_READ), -ENOMEM, "up_protect: part of");
 	cr_expect(up_protect(NULL, p, PAGE, RW) == -EINVAL);
+
+	REFUSED(up_clone(rt, p + 1, PAGE, &copy), -EINVAL, "up_clone: address");
+	REFUSED(up_clone(rt, p, 0, &copy), -EINVAL, "up_clone: length 0");
+	REFUSED(up_clone(rt, WRAPPING, 2 * PAGE, &copy), -EINVAL, "up_clone: the range wraps");
+	REFUSED(up_clone(rt, p, PAGE, NULL), -EINVAL, "up_clone: copy is NULL");
+	REFUSED(up_clone(rt, p, 9 * PAGE, &copy), -ENOMEM, "up_clone: part of");
+	cr_expect(up_clone(NULL, p, PAGE, &copy) == -EINVAL && copy == NULL);
+	REFUSED(up_object_snapshot(rt, NULL, &snapshot), -EINVAL,
+		"up_object_snapshot: an argument");
 
 	REFUSED(up_advise(rt, p + 1, PAGE, UP_ADVICE_COLD), -EINVAL, "up_advise: address");
 	REFUSED(up_advise(rt, p, 0, UP_ADVICE_COLD), -EINVAL, "up_advise: length 0");

@@ -7,7 +7,7 @@
  * A round is one runtime with a budget of its own choosing and some way in which kernel and disk misbehave
  * (none; EAGAIN, EEXIST, ENOMEM and partial batches; a disk that fails or lies; messages twice, late and
  * out of order).  Simulated threads touch pages, several faults being under way at any moment, while regions
- * are mapped, unmapped, protected, advised and discarded.  An oracle knows the first word of every page.
+ * are mapped, unmapped, protected, advised, discarded and cloned, and objects have their snapshot taken.  An oracle knows the first word of every page.
  *
  * Where the disk is honest every read must return the oracle's word.  Where it is not, SIGBUS is allowed as
  * well, but a wrong word never.  After every round everything is counted back to zero.  A failure
@@ -32,6 +32,7 @@ struct region {
 	uint64_t *word;	     /* what the first word of each page must be */
 	unsigned char *prot; /* PROT_*, or GONE */
 	struct up_object *object;
+	bool readonly;	/* maps a snapshot */
 	bool noreserve; /* overcommitted: SIGBUS when the swap is full */
 };
 #define GONE 0xff
@@ -183,25 +184,50 @@ settle_range(struct world *w, const struct region *rg, size_t first, size_t n)
 
 /* --- operations --- */
 
-static void
-op_map(struct world *w)
+/* A place in the table, or NULL. */
+static struct region *
+vacant(struct world *w)
 {
 	struct region *rg = NULL;
-	void *p = NULL;
-	int r;
 
 	for (unsigned i = 0; i < REGIONS && rg == NULL; i++) {
 		if (w->rg[i].va == 0)
 			rg = &w->rg[i];
 	}
-	if (rg == NULL)
-		return;
-	for (unsigned i = 0; i < THREADS; i++) { /* none still points here */
+	for (unsigned i = 0; i < THREADS && rg != NULL; i++) { /* none still points here */
 		if (w->touch[i].rg == rg) {
 			finish(w, i);
 			w->touch[i].rg = NULL;
 		}
 	}
+	return rg;
+}
+
+/* The region has pages [first, ...) of `like`, or zeros. */
+static void
+settle_in(struct world *w, struct region *rg, void *p, const struct region *like, size_t first)
+{
+	rg->va = (uintptr_t)p;
+	rg->word = calloc(rg->npages, sizeof *rg->word);
+	rg->prot = malloc(rg->npages);
+	if (rg->word == NULL || rg->prot == NULL)
+		fail(w, "out of memory");
+	memset(rg->prot, PROT_READ | PROT_WRITE, rg->npages);
+	if (like != NULL) {
+		memcpy(rg->word, like->word + first, rg->npages * sizeof *rg->word);
+		memcpy(rg->prot, like->prot + first, rg->npages);
+	}
+}
+
+static void
+op_map(struct world *w)
+{
+	struct region *rg = vacant(w);
+	void *p = NULL;
+	int r;
+
+	if (rg == NULL)
+		return;
 	*rg = (struct region){ .npages = 1 + below(w, 1500) };
 	if (below(w, 4) == 0) {
 		r = up_object_create_anon(w->r->rt, rg->npages * PAGE_SIZE, 0, &rg->object);
@@ -221,12 +247,7 @@ op_map(struct world *w)
 			fail(w, "up_map: %s", strerrorname_np(-r));
 		return;
 	}
-	rg->va = (uintptr_t)p;
-	rg->word = calloc(rg->npages, sizeof *rg->word);
-	rg->prot = malloc(rg->npages);
-	if (rg->word == NULL || rg->prot == NULL)
-		fail(w, "out of memory");
-	memset(rg->prot, PROT_READ | PROT_WRITE, rg->npages);
+	settle_in(w, rg, p, NULL, 0);
 }
 
 static void
@@ -290,7 +311,7 @@ op_unmap(struct world *w, struct region *rg)
 		left |= rg->prot[i] != GONE;
 	if (left)
 		return;
-	if (rg->object != NULL && below(w, 2) == 0) {
+	if (rg->object != NULL && !rg->readonly && below(w, 2) == 0) {
 		/* What was written stays in the object. */
 		void *p;
 
@@ -334,10 +355,84 @@ op_protect(struct world *w, struct region *rg)
 	r = up_protect(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, prot);
 	if (r == 0 && !covered(rg, first, n))
 		fail(w, "up_protect of a hole succeeded");
+	if (r == 0 && rg->readonly && (prot & PROT_WRITE))
+		fail(w, "a snapshot became writable");
 	if (r == 0)
 		memset(rg->prot + first, prot, n);
-	else if (r != -ENOMEM)
+	else if (r != -ENOMEM && !(r == -EACCES && rg->readonly))
 		fail(w, "up_protect: %s", strerrorname_np(-r));
+}
+
+/* Writes under way in the range end; reads see the same before and after. */
+static void
+finish_writes(struct world *w, const struct region *rg)
+{
+	for (unsigned i = 0; i < THREADS; i++) {
+		if (w->touch[i].active && w->touch[i].rg == rg && w->touch[i].write)
+			finish(w, i);
+	}
+}
+
+static void
+op_clone(struct world *w, struct region *rg)
+{
+	struct region *copy = vacant(w);
+	size_t first = 0, n = rg->npages;
+	void *p;
+	int r;
+
+	if (copy == NULL)
+		return;
+	if (below(w, 3) == 0)
+		some_range(w, rg, &first, &n);
+	if (resettled(w, rg, first, n))
+		return;
+	finish_writes(w, rg);
+	r = up_clone(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, &p);
+	if (r == 0 && !covered(rg, first, n))
+		fail(w, "up_clone of a hole succeeded");
+	if (r < 0 && r != -ENOMEM && r != -ENOSPC)
+		fail(w, "up_clone: %s", strerrorname_np(-r));
+	if (r < 0)
+		return;
+	*copy = (struct region){ .npages = n, .noreserve = rg->noreserve };
+	settle_in(w, copy, p, rg, first);
+}
+
+/* A snapshot of an object, mapped for reading, or a private mapping of the object. */
+static void
+op_snapshot(struct world *w, struct region *rg)
+{
+	struct region *copy = vacant(w);
+	struct up_object *snap;
+	void *p;
+	int r;
+
+	if (copy == NULL || rg->object == NULL)
+		return;
+	finish_writes(w, rg);
+	*copy = (struct region){ .npages = rg->npages };
+	if (below(w, 2) == 0) {
+		r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE,
+			   UP_PRIVATE, rg->object, 0, &p);
+	} else {
+		r = up_object_snapshot(w->r->rt, rg->object, &snap);
+		if (r == 0) {
+			r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ, UP_SHARED,
+				   snap, 0, &p);
+			if (r < 0)
+				up_object_unref(snap);
+			else
+				copy->object = snap;
+			copy->readonly = true;
+		}
+	}
+	if (r < 0 && r != -ENOMEM && r != -ENOSPC)
+		fail(w, "copying an object: %s", strerrorname_np(-r));
+	if (r < 0)
+		return;
+	settle_in(w, copy, p, rg, 0);
+	memset(copy->prot, copy->readonly ? PROT_READ : PROT_READ | PROT_WRITE, copy->npages);
 }
 
 static void
@@ -452,8 +547,12 @@ operate(struct world *w)
 		op_unmap(w, rg);
 	} else if (what < 970) {
 		op_protect(w, rg);
-	} else if (what < 990) {
+	} else if (what < 985) {
 		op_advise(w, rg);
+	} else if (what < 992) {
+		op_clone(w, rg);
+	} else if (what < 995) {
+		op_snapshot(w, rg);
 	} else {
 		op_residency(w, rg);
 	}

@@ -7,7 +7,8 @@
  *	3  look: what does the leaf's slot say?
  *	4  resolve by what was found, and wake:
  *
- *	   nothing      fault_zero     zero-fill, with a run of neighbours if this is a stream
+ *	   nothing      fault_beneath  copy what shows through from a backing object, or take it over
+ *	                fault_zero     zero-fill, with a run of neighbours if this is a stream
  *	   CORE  STAGED fault_soft     move the frame back
  *	         LAUNDRY fault_rescue  copy it: the disk is still reading the frame
  *	         MAPPED fault_mapped   somebody was faster, or the program discarded it itself
@@ -27,7 +28,7 @@ enum verdict {
 	V_DONE,	      /* answered */
 	V_IO,	      /* a read is under way */
 	V_BUSY,	      /* dropped: the holder of the page wakes the thread */
-	V_BUSY_ROAMS, /* the holder may know the page by another address: park */
+	V_BUSY_LOOSE, /* the holder may know the page by another address: park */
 	V_ROOM,	      /* no frame or no metadata: park */
 	V_REPEAT,     /* the holder of the page has just let go: start over */
 	V_AGAIN,      /* the kernel said so: park */
@@ -171,13 +172,16 @@ enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done
 void
 leaf_forget(struct pager *p, struct leaf *leaf, unsigned at)
 {
-	const bool noreserve = leaf->object->noreserve;
-	bool lost;
+	bool noreserve, lost;
 
 	/* Once its slots are empty, leaf and object may go: no touch after that. */
 	pthread_mutex_lock(&leaf->lock);
+	noreserve = leaf->noreserve;
 	lost = atomic_load_explicit(&leaf_anon(leaf, at)->kind, memory_order_relaxed) == ANON_LOST;
-	leaf_clear(leaf, at);
+	if (atomic_load_explicit(&leaf->object->chained, memory_order_relaxed))
+		leaf_mark(leaf, at); /* nothing may show through */
+	else
+		leaf_clear(leaf, at);
 	pthread_mutex_unlock(&leaf->lock);
 	if (noreserve && !lost) /* a lost page needs no slot: its promise went when it was lost */
 		resv_give(&p->resv_swap, 1);
@@ -301,6 +305,15 @@ lost_anon(struct pager *p, struct leaf *leaf, unsigned at)
 	return an;
 }
 
+static enum verdict
+overcommitted(struct fault *f, struct anon *lost)
+{
+	log_line(&f->p->log, UP_LOG_ERROR,
+		 "fault at %#lx: overcommitted, and the swap is full; SIGBUS",
+		 (unsigned long)f->va);
+	return verdict_lost(f, lost);
+}
+
 /* => leaf and map are locked; both are unlocked on return. */
 static enum verdict
 fault_zero(struct fault *f)
@@ -313,8 +326,10 @@ fault_zero(struct fault *f)
 	bool full = false;
 	int err;
 
-	want = readahead_window(f->entry, f->index, MIN(f->run_max, CLUSTER_MAX / 2), &stream);
-	for (n = 0; n < want && f->leaf->slot[f->at + n] == 0; n++) {
+	/* Of a neighbour in a shadow we do not know what shows through there. */
+	want = f->object->backing != NULL ? 1 : MIN(f->run_max, CLUSTER_MAX / 2);
+	want = readahead_window(f->entry, f->index, want, &stream);
+	for (n = 0; n < want && leaf_anon(f->leaf, f->at + n) == NULL; n++) {
 		struct anon *an;
 
 		/* What was not promised when it was mapped must be had now. */
@@ -341,12 +356,8 @@ fault_zero(struct fault *f)
 		lost = lost_anon(p, f->leaf, f->at);
 	pthread_mutex_unlock(&f->leaf->lock);
 	pthread_rwlock_unlock(&p->map.lock);
-	if (lost != NULL) {
-		log_line(&p->log, UP_LOG_ERROR,
-			 "fault at %#lx: overcommitted, and the swap is full; SIGBUS",
-			 (unsigned long)f->va);
-		return verdict_lost(f, lost);
-	}
+	if (lost != NULL)
+		return overcommitted(f, lost);
 	if (n == 0 && full && !f->grown)
 		return V_GROW;
 	if (n == 0) {
@@ -536,11 +547,7 @@ fault_swap(struct fault *f)
 	return r == 0 ? V_IO : V_ROOM;
 }
 
-/*
- * The leaf, made if need be.  The metadata of an object without a reservation is promised now, a leaf
- * at a time, lest it eat what was promised to others; *denied if that is not to be had.
- */
-static struct leaf *
+struct leaf *
 leaf_for(struct pager *p, struct object *o, uint64_t index, bool *denied)
 {
 	struct leaf *leaf = object_leaf(o, index, NULL);
@@ -557,6 +564,203 @@ leaf_for(struct pager *p, struct object *o, uint64_t index, bool *denied)
 	if (o->noreserve && !created)
 		resv_give(&p->resv_meta, META_PER_LEAF);
 	return leaf;
+}
+
+/* => the anon is busy, map and leaf are locked; all are released or handed on. */
+static enum verdict
+fault_anon(struct fault *f, struct anon *an)
+{
+	struct pager *p = f->p;
+
+	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP)
+		return fault_swap(f);
+
+	/* BUSY keeps the anon and the VMA; no lock is needed from here. */
+	pthread_mutex_unlock(&f->leaf->lock);
+	pthread_rwlock_unlock(&p->map.lock);
+	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_CORE)
+		return fault_core(f, an);
+	return verdict_lost(f, an);
+}
+
+/* A promise and an anon for a page that has none yet.  => leaf locked.  NULL: *full, the promise is refused. */
+static struct anon *
+promised_anon(struct fault *f, bool *full)
+{
+	struct anon *an;
+
+	*full = f->object->noreserve && !resv_try(&f->p->resv_swap, 1);
+	if (*full)
+		return NULL;
+	an = anon_alloc(&f->p->zones.anon);
+	if (an == NULL && f->object->noreserve)
+		resv_give(&f->p->resv_swap, 1);
+	return an;
+}
+
+/* What shows through is nobody else's: it moves up into our object, wherever its content is. */
+static enum verdict
+take_over(struct fault *f, const struct beneath *b)
+{
+	struct pager *p = f->p;
+
+	leaf_set_anon(f->leaf, f->at, b->anon);
+	pthread_mutex_lock(&b->leaf->lock);
+	leaf_clear(b->leaf, b->at);
+	pthread_mutex_unlock(&b->leaf->lock);
+	if (atomic_load_explicit(&b->anon->kind, memory_order_relaxed) == ANON_CORE) {
+		struct page *pg = page_at(&p->pages, b->anon->loc);
+
+		pg->leaf = f->leaf;
+		pg->index = (uint16_t)f->at;
+	}
+	return fault_anon(f, b->anon);
+}
+
+/*
+ * Others see it too: we get a copy.  => map and leaf locked, the page beneath is busy and in core; all are released.
+ */
+static enum verdict
+copy_up(struct fault *f, const struct beneath *b)
+{
+	struct pager *p = f->p;
+	const struct page *from = page_at(&p->pages, b->anon->loc);
+	struct page *pg = NULL;
+	struct anon *an;
+	frame_t frame;
+	unsigned done;
+	bool full;
+	int r = -ENOMEM;
+
+	an = promised_anon(f, &full);
+	if (an != NULL) {
+		pg = page_alloc(&p->pages, an, f->leaf, f->at);
+		if (pg == NULL) {
+			anon_gone(p, an, f->shard, 0);
+			if (f->object->noreserve)
+				resv_give(&p->resv_swap, 1);
+		}
+	}
+	if (pg == NULL && full && f->grown) {
+		an = lost_anon(p, f->leaf, f->at);
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		page_unbusy(p, b->anon, f->shard, 0);
+		return an != NULL ? overcommitted(f, an) : V_ROOM;
+	}
+	if (pg == NULL) {
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		page_unbusy(p, b->anon, f->shard, 0);
+		if (full)
+			return V_GROW;
+		pager_starved(p, METADATA_STEP);
+		return V_ROOM;
+	}
+	pg->va = f->va;
+	pg->shard = (uint8_t)f->shard;
+	an->loc = page_no(&p->pages, pg);
+	leaf_set_anon(f->leaf, f->at, an);
+	pthread_mutex_unlock(&f->leaf->lock);
+	pthread_rwlock_unlock(&p->map.lock);
+
+	if (frames_obtain(p, 1, &frame) > 0) {
+		/* Its frame stays while it is busy, also if it is being written. */
+		memcpy(pmap_frame(p->pmap, frame), pmap_frame(p->pmap, from->frame), PAGE_SIZE);
+		pg->frame = frame;
+		r = enter_pages(p, &pg, 1, &done);
+	}
+	page_unbusy(p, b->anon, f->shard, 0);
+	if (r < 0) {
+		/* As if nothing had been: what is beneath shows through again. */
+		const bool noreserve = f->object->noreserve;
+
+		pthread_mutex_lock(&f->leaf->lock);
+		leaf_clear(f->leaf, f->at);
+		pthread_mutex_unlock(&f->leaf->lock);
+		if (noreserve)
+			resv_give(&p->resv_swap, 1);
+		if (pg->frame != FRAME_NONE)
+			frame_give(&p->frames, pg->frame, 1);
+		page_free(&p->pages, pg);
+		anon_gone(p, an, f->shard, f->va);
+		return r == -ENOMEM ? V_ROOM : V_AGAIN;
+	}
+	page_unbusy(p, an, f->shard, f->va);
+	count(f->s, C_COPY, 1);
+	fault_answered(f->s, UP_FAULT_SOFT, f->va, f->t0);
+	return V_DONE;
+}
+
+/* What shows through is in swap and others see it too: bring it in, as a page of the backing object. */
+static enum verdict
+read_beneath(struct fault *f, const struct beneath *b)
+{
+	struct pager *p = f->p;
+	struct ra_stream *stream;
+	unsigned want, got;
+	int r;
+
+	want = readahead_window(f->entry, f->index, MIN(f->run_max, LEAF_SLOTS - b->at), &stream);
+	pthread_mutex_lock(&b->leaf->lock);
+	r = pagein_start(f->s, b->leaf, b->at, 0, f->shard, want, true, f->t0, &got);
+	if (r == 0)
+		readahead_done(stream, f->index, got);
+	pthread_rwlock_unlock(&p->map.lock);
+	return r == 0 ? V_BUSY_LOOSE : V_ROOM;
+}
+
+/* Nothing in the object itself.  => map and leaf are locked; both are unlocked on return. */
+static enum verdict
+fault_beneath(struct fault *f)
+{
+	struct pager *p = f->p;
+	struct beneath b;
+	struct anon *lost;
+	bool seen, denied;
+
+	switch (chain_find(f->object, f->index, &b)) {
+	case BENEATH_ZEROS:
+		return fault_zero(f);
+	case BENEATH_BUSY:
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		return V_BUSY_LOOSE;
+	case BENEATH_PAGE:
+		break;
+	}
+
+	/* Looking at our siblings with our own leaf locked, we could meet one of them that looks at us. */
+	pthread_mutex_unlock(&f->leaf->lock);
+	seen = chain_seen(b.object, b.index, f->object);
+	if (seen && atomic_load_explicit(&b.anon->kind, memory_order_relaxed) == ANON_SWAP)
+		return read_beneath(f, &b);
+	f->leaf = leaf_for(p, f->object, f->index, &denied);
+	if (f->leaf == NULL || f->leaf->slot[f->at] != 0) {
+		const bool repeat = f->leaf != NULL;
+
+		if (repeat)
+			pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		page_unbusy(p, b.anon, f->shard, 0);
+		if (!repeat)
+			pager_starved(p, METADATA_STEP);
+		return repeat ? V_REPEAT : V_ROOM;
+	}
+	if (!seen)
+		return take_over(f, &b);
+	if (atomic_load_explicit(&b.anon->kind, memory_order_relaxed) == ANON_CORE)
+		return copy_up(f, &b);
+	/* Lost: for each who sees it. */
+	lost = lost_anon(p, f->leaf, f->at);
+	pthread_mutex_unlock(&f->leaf->lock);
+	pthread_rwlock_unlock(&p->map.lock);
+	page_unbusy(p, b.anon, f->shard, 0);
+	if (lost == NULL) {
+		pager_starved(p, METADATA_STEP);
+		return V_ROOM;
+	}
+	return verdict_lost(f, lost);
 }
 
 /* Steps 1 to 4. */
@@ -579,6 +783,10 @@ fault_resolve(struct fault *f)
 	f->object = e->object;
 	f->shard = e->shard;
 	f->index = e->offset + ((f->va - e->start) >> PAGE_SHIFT);
+	if (p->frozen) {
+		pthread_rwlock_unlock(&p->map.lock);
+		return V_AGAIN;
+	}
 	f->leaf = leaf_for(p, f->object, f->index, &denied);
 	if (f->leaf == NULL) {
 		int r = -EAGAIN;
@@ -604,25 +812,18 @@ fault_resolve(struct fault *f)
 
 	an = leaf_anon(f->leaf, f->at);
 	if (an == NULL)
-		return fault_zero(f);
+		return f->object->backing != NULL && f->leaf->slot[f->at] == 0 ? fault_beneath(f)
+									       : fault_zero(f);
 	if (!anon_trybusy(an)) {
-		const bool asked = anon_want(an), roams = f->object->roams;
+		const bool asked = anon_want(an), loose = f->object->loose;
 
 		pthread_mutex_unlock(&f->leaf->lock);
 		pthread_rwlock_unlock(&p->map.lock);
 		if (!asked)
 			return V_REPEAT;
-		return roams ? V_BUSY_ROAMS : V_BUSY;
+		return loose ? V_BUSY_LOOSE : V_BUSY;
 	}
-	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP)
-		return fault_swap(f);
-
-	/* BUSY keeps the anon and the VMA; no lock is needed from here. */
-	pthread_mutex_unlock(&f->leaf->lock);
-	pthread_rwlock_unlock(&p->map.lock);
-	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_CORE)
-		return fault_core(f, an);
-	return verdict_lost(f, an);
+	return fault_anon(f, an);
 }
 
 static void
@@ -682,7 +883,7 @@ handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0, bool f
 		count(s, C_WAIT, 1);
 		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 0);
 		break;
-	case V_BUSY_ROAMS:
+	case V_BUSY_LOOSE:
 	case V_ROOM:
 		count(s, C_WAIT, first); /* however often it is tried again */
 		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 1);
@@ -735,7 +936,7 @@ anon_to_lose(struct pager *p, uintptr_t va, struct leaf **leaf)
 	*leaf = NULL;
 	pthread_rwlock_rdlock(&p->map.lock);
 	e = map_lookup(&p->map, va);
-	if (e != NULL) {
+	if (e != NULL && !p->frozen) {
 		index = e->offset + ((va - e->start) >> PAGE_SHIFT);
 		*leaf = leaf_for(p, e->object, index, &denied);
 		if (*leaf != NULL) {
@@ -772,7 +973,7 @@ time_out(struct service *s, const struct parked *pk, uint64_t now)
 	}
 	if (atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_LOST) {
 		release_content(p, an);
-		if (leaf->object->noreserve)
+		if (leaf->noreserve)
 			resv_give(&p->resv_swap, 1);
 		an->loc = UINT32_MAX;
 		atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);

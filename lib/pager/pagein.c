@@ -14,13 +14,20 @@
 #include "base/hash.h"
 #include "pager/pager.h"
 
+/* The address of the page `i` behind the one at `va`, if that has one. */
+static uintptr_t
+va_behind(uintptr_t va, unsigned i)
+{
+	return va != 0 ? va + (uintptr_t)i * PAGE_SIZE : 0;
+}
+
 /* Release anons made busy for a page-in that does not take place. */
 static void
 let_go(struct pager *p, struct anon *const an[], unsigned from, unsigned n, unsigned shard,
        uintptr_t va)
 {
 	for (unsigned i = from; i < n; i++)
-		page_unbusy(p, an[i], shard, va + (uintptr_t)i * PAGE_SIZE);
+		page_unbusy(p, an[i], shard, va_behind(va, i));
 }
 
 /* Make the neighbours behind `at` busy while their slots follow on.  Returns how many in all. => leaf locked */
@@ -39,7 +46,7 @@ collect(struct pager *p, struct leaf *leaf, unsigned at, unsigned want, unsigned
 			break;
 		if (atomic_load_explicit(&next->kind, memory_order_relaxed) != ANON_SWAP ||
 		    next->loc != an[0]->loc + n) {
-			page_unbusy(p, next, shard, va + (uintptr_t)n * PAGE_SIZE);
+			page_unbusy(p, next, shard, va_behind(va, n));
 			break;
 		}
 		an[n] = next;
@@ -78,7 +85,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 
 		if (pg == NULL)
 			break;
-		pg->va = va + (uintptr_t)npages * PAGE_SIZE;
+		pg->va = va_behind(va, npages);
 		pg->shard = (uint8_t)shard;
 		pg->frame = f[npages];
 		pg->slot = slot + npages;
@@ -125,7 +132,7 @@ lost(struct service *s, struct page *pg, bool waited_for)
 
 	swap_retire(&p->swap, pg->slot);
 	resv_shrink(&p->resv_swap, 1);
-	if (pg->leaf->object->noreserve)
+	if (pg->leaf->noreserve)
 		resv_give(&p->resv_swap, 1);
 	count(s, C_BAD_SLOTS, 1);
 	an->loc = UINT32_MAX;
@@ -134,7 +141,7 @@ lost(struct service *s, struct page *pg, bool waited_for)
 	atomic_fetch_add(&p->nlost, 1);
 	frame_give(&p->frames, pg->frame, 1);
 	page_free(&p->pages, pg);
-	if (waited_for)
+	if (waited_for && va != 0)
 		again = fault_sigbus(s, va) < 0;
 	page_unbusy(p, an, shard, va);
 	if (again)
@@ -172,14 +179,15 @@ verify(struct service *s, const struct page *pg)
 
 /*
  * Install verified pages of one request: pg[0 .. n), busy, in TRANSIT.  Returns the verdict on pg[0].
- * A page that the kernel does not take now stays in core, staged and clean: its next fault is soft.
+ * A page that the kernel does not take now stays in core, staged and clean: its next fault is soft; and so do
+ * those of a backing object, which have no address.
  */
 static int
 install(struct service *s, struct page *const pg[], unsigned n)
 {
 	struct pager *p = s->p;
-	unsigned done;
-	int r;
+	unsigned done = 0;
+	int r = 0;
 
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
@@ -188,7 +196,8 @@ install(struct service *s, struct page *const pg[], unsigned n)
 		atomic_store_explicit(&an->kind, ANON_CORE, memory_order_relaxed);
 		atomic_fetch_sub(&p->nswapped, 1);
 	}
-	r = enter_pages(p, pg, n, &done);
+	if (pg[0]->va != 0)
+		r = enter_pages(p, pg, n, &done);
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
 		const unsigned shard = pg[i]->shard;
@@ -198,7 +207,7 @@ install(struct service *s, struct page *const pg[], unsigned n)
 			page_stage(p, pg[i]);
 		page_unbusy(p, an, shard, va);
 	}
-	return done > 0 ? 0 : r;
+	return done > 0 ? 0 : r; /* also if none has an address */
 }
 
 static void
@@ -252,10 +261,13 @@ pagein_done(struct service *s, struct request *req)
 			lost(s, pg, i == 0 && req->demanded);
 		/* Somebody waits for the first: it goes in before the others are even verified. */
 		if (i == 0 && ngood == 1 && req->demanded) {
-			if (install(s, good, 1) == 0)
-				fault_answered(s, UP_FAULT_MAJOR, va0, req->t0);
-			else
+			const int r = install(s, good, 1);
+
+			/* Who waits for one without an address is parked, and looks again in this turn. */
+			if (r < 0)
 				fault_handle(s, va0, false, false, req->t0);
+			else if (va0 != 0)
+				fault_answered(s, UP_FAULT_MAJOR, va0, req->t0);
 			ngood = 0;
 		}
 	}
@@ -279,7 +291,7 @@ will_need(struct service *s, uintptr_t *va, uintptr_t end)
 
 	pthread_rwlock_rdlock(&p->map.lock);
 	e = map_first_from(&p->map, *va);
-	if (e == NULL || e->start >= end) {
+	if (e == NULL || e->start >= end || p->frozen) {
 		pthread_rwlock_unlock(&p->map.lock);
 		*va = end;
 		return true;

@@ -7,6 +7,7 @@
  *	readahead.c  streams: how many neighbours to bring along
  *	pagein.c     swap -> frame -> region: read, verify, enter
  *	pageout.c    region -> frame -> swap: deactivate, launder, reclaim; where frames come from
+ *	chain.c      shadows: what lies beneath a page, and who else sees it
  *	range.c      what user threads do to ranges: free, keep, cool, look
  *
  * Everything here runs unchanged over the simulated kernel: a test builds a struct pager with
@@ -77,6 +78,7 @@ enum counter {
 	C_WRITE_ERRORS,
 	C_CHECKSUM,
 	C_BAD_SLOTS,
+	C_COPY,
 	COUNTERS
 };
 
@@ -124,6 +126,9 @@ struct pager {
 	struct service *service[MAX_SERVICES];
 	unsigned nservices;  /* (c) */
 	unsigned next_shard; /* (map.change) */
+
+	bool frozen;  /* (map.lock) faults wait: chain_freeze() */
+	bool closing; /* (map.change) everything is being destroyed */
 
 	/* Single-threaded tests: called instead of sleeping when a user thread meets a busy page. */
 	void (*idle)(void *ctx);
@@ -223,6 +228,50 @@ void leaf_forget(struct pager *p, struct leaf *leaf, unsigned at);
 /* Free a busy anon whose slot is empty already, and wake whoever asked. */
 void anon_gone(struct pager *p, struct anon *an, unsigned shard, uintptr_t va);
 
+/*
+ * The leaf, made if need be.  The metadata of an object without a reservation is promised now, a leaf
+ * at a time, lest it eat what was promised to others; *denied if that is not to be had.
+ */
+struct leaf *leaf_for(struct pager *p, struct object *o, uint64_t index, bool *denied);
+
+/* --- chain.c: shadows --- */
+
+/* What lies beneath a page. */
+struct beneath {
+	struct object *object;
+	uint64_t index;
+	struct leaf *leaf;
+	unsigned at;
+	struct anon *anon; /* busy, the finder's */
+};
+
+enum beneath_what { BENEATH_ZEROS, BENEATH_PAGE, BENEATH_BUSY };
+
+/* Look down the chain from page `index` of `o`, which has nothing there itself.  => map locked */
+enum beneath_what chain_find(struct object *o, uint64_t index, struct beneath *b);
+/*
+ * True if a front object other than `except` sees page `index` of the backing object `o`.  => map locked, or map.change
+ * held; no leaf locked.  It stays true or false while the caller has the page busy.
+ */
+bool chain_seen(struct object *o, uint64_t index, const struct object *except);
+/*
+ * Stop all faults, so that what is in regions can be taken out as of one instant, or chains can be turned round; let
+ * them go on.  => map.change is held
+ */
+void chain_freeze(struct pager *p);
+void chain_thaw(struct pager *p);
+/*
+ * Part: what `o` has goes to `b`, an empty object of the same size, and `o` becomes its shadow.  The reference to `b`
+ * passes to `o`.  => frozen, no page of `o` is in a region, map.lock held for writing
+ */
+void chain_part(struct object *o, struct object *b);
+/* [first, first + n) of a shadow are zeros from now on.  => map.change is held, its own pages there are freed. */
+void chain_hide(struct pager *p, struct object *o, uint64_t first, uint64_t n);
+/* Forget the marks of a range. */
+void chain_unmark(struct object *o, uint64_t first, uint64_t n);
+/* A shadow of `b` that saw its [first, first + n) is gone: let go of what nobody sees; join with the last shadow. */
+void chain_dropped(struct pager *p, struct object *b, uint64_t first, uint64_t n);
+
 /* --- readahead.c --- */
 
 /* How many pages from `index` on to bring in (>= 1, at most `max`).  *stream: for readahead_done(). */
@@ -268,13 +317,31 @@ bool frames_shrink(struct pager *p);
 
 /* --- range.c: user threads --- */
 
+/* A run of busy anons in one leaf. */
+struct batch {
+	struct leaf *leaf;
+	unsigned n;
+	unsigned at[CLUSTER_MAX]; /* slots, ascending */
+	struct anon *anon[CLUSTER_MAX];
+};
+
 /*
- * Free the contents of object pages [first, first + n).  Waits for busy pages.
+ * The next up to CLUSTER_MAX pages in [*first, end) that exist, all made busy; *first moves behind the
+ * last one looked at.  False when there are no more.  Nothing is locked on return.
+ */
+bool range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end, struct batch *b);
+/* A page in motion: sleep until it may have come to rest.  => leaf locked; unlocked on return. */
+void range_wait(struct pager *p, struct leaf *leaf, struct anon *an);
+/* Sleep for a millisecond, in which something may happen. */
+void range_doze(struct pager *p);
+/*
+ * Free the contents of object pages [first, first + n), which are zeros from then on, also if the object is a
+ * shadow.  Waits for busy pages.
  * => map.change held, nothing else.  va: where page `first` is mapped (then mapped pages are
- *    discarded from there), or 0 if it is not.
+ *    discarded from there), or 0 if it is not.  gone: nobody will look at them any more.
  */
 void range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
-		unsigned shard);
+		unsigned shard, bool gone);
 /* Take the mapped pages of a range out of their region and keep them staged: the region goes away. */
 void range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n);
 /* Make mapped pages of the range the next victims. */

@@ -13,9 +13,8 @@
 
 #include "pager/pager.h"
 
-/* A page in motion: sleep until it has come to rest.  => leaf locked; unlocked on return. */
-static void
-wait_for(struct pager *p, struct leaf *leaf, struct anon *an)
+void
+range_wait(struct pager *p, struct leaf *leaf, struct anon *an)
 {
 	if (p->idle == NULL) {
 		anon_wait(&p->waitqs, an, &leaf->lock);
@@ -25,8 +24,8 @@ wait_for(struct pager *p, struct leaf *leaf, struct anon *an)
 	p->idle(p->idle_ctx);
 }
 
-static void
-doze(struct pager *p)
+void
+range_doze(struct pager *p)
 {
 	const struct timespec ms = { .tv_nsec = 1000000 };
 
@@ -47,24 +46,12 @@ range_discard(struct pager *p, unsigned shard, uintptr_t va, uint64_t n)
 				 (unsigned long long)n, (unsigned long)va, -r);
 			return;
 		}
-		doze(p);
+		range_doze(p);
 	}
 }
 
-/* A run of busy anons in one leaf. */
-struct batch {
-	struct leaf *leaf;
-	unsigned n;
-	unsigned at[CLUSTER_MAX]; /* slots, ascending */
-	struct anon *anon[CLUSTER_MAX];
-};
-
-/*
- * The next up to CLUSTER_MAX pages in [*first, end) that exist, all made busy; *first moves behind the
- * last one looked at.  False when there are no more.  Nothing is locked on return.
- */
-static bool
-next_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end, struct batch *b)
+bool
+range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end, struct batch *b)
 {
 	while (*first < end) {
 		struct leaf *leaf = object_next_leaf(o, *first);
@@ -98,7 +85,7 @@ next_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end, str
 			return true;
 		}
 		if (blocker != NULL)
-			wait_for(p, leaf, blocker);
+			range_wait(p, leaf, blocker);
 		else
 			pthread_mutex_unlock(&leaf->lock);
 	}
@@ -172,14 +159,14 @@ release_content(struct pager *p, struct anon *an)
 
 void
 range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
-	   unsigned shard)
+	   unsigned shard, bool gone)
 {
 	const uint64_t end = first + n;
 	uint64_t at = first;
 	size_t leaves;
 	struct batch b;
 
-	while (next_batch(p, o, &at, end, &b)) {
+	while (range_batch(p, o, &at, end, &b)) {
 		const uintptr_t base = va != 0 ? va + ((b.leaf->base - first) << PAGE_SHIFT) : 0;
 
 		if (va != 0)
@@ -191,6 +178,10 @@ range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintpt
 				  va != 0 ? base + (uintptr_t)b.at[i] * PAGE_SIZE : 0);
 		}
 	}
+	if (atomic_load(&o->chained) && gone)
+		chain_unmark(o, first, n);
+	else if (o->backing != NULL)
+		chain_hide(p, o, first, n);
 	leaves = object_prune(o, first, end);
 	if (o->noreserve)
 		resv_give(&p->resv_meta, leaves * META_PER_LEAF);
@@ -209,7 +200,7 @@ copy_out(struct pager *p, struct page *pg)
 
 	while (frames_obtain(p, 1, &f) == 0) {
 		services_press(p);
-		doze(p);
+		range_doze(p);
 	}
 	r = p->pmap->ops->read(p->pmap, pg->va, pmap_frame(p->pmap, f));
 	if (r < 0) {
@@ -237,7 +228,7 @@ keep_page(struct pager *p, struct page *pg)
 		size_t done = 0;
 
 		while (hole_take(&p->frames, 1, &hole) == 0)
-			doze(p);
+			range_doze(p);
 		r = p->pmap->ops->remove(p->pmap, pg->shard, pg->va, hole, 1, &done);
 		if (r == 0) {
 			pg->frame = hole;
@@ -257,13 +248,54 @@ keep_page(struct pager *p, struct page *pg)
 			range_discard(p, pg->shard, pg->va, 1);
 			return false;
 		}
-		doze(p);
+		range_doze(p);
 	}
 	pg->va = 0;
 	pthread_mutex_lock(&p->pages.lock);
 	page_enqueue_locked(&p->pages, pg, Q_INACTIVE, PAGE_STAGED);
 	pthread_mutex_unlock(&p->pages.lock);
 	return true;
+}
+
+/*
+ * Take pages that lie side by side out in one call.  => busy and MAPPED.  Returns how many from the front are STAGED;
+ * the next one is a case for keep_page().
+ */
+static unsigned
+keep_run(struct pager *p, struct page *const pg[], unsigned n)
+{
+	frame_t hole;
+	size_t nhole, done = 0;
+
+	nhole = hole_take(&p->frames, n, &hole);
+	if (nhole == 0)
+		return 0;
+	p->pmap->ops->remove(p->pmap, pg[0]->shard, pg[0]->va, hole, nhole, &done);
+	hole_give(&p->frames, hole + (frame_t)done, nhole - done);
+	pthread_mutex_lock(&p->pages.lock);
+	for (unsigned i = 0; i < done; i++) {
+		page_dequeue_locked(&p->pages, pg[i]);
+		pg[i]->frame = hole + i;
+		pg[i]->va = 0;
+		page_enqueue_locked(&p->pages, pg[i], Q_INACTIVE, PAGE_STAGED);
+	}
+	pthread_mutex_unlock(&p->pages.lock);
+	return (unsigned)done;
+}
+
+/* The mapped pages of a batch that lie side by side, from the `i`th on. */
+static unsigned
+run_of(struct pager *p, const struct batch *b, unsigned i, struct page *pg[])
+{
+	unsigned n = 0;
+
+	for (; i + n < b->n; n++) {
+		pg[n] = mapped_page(p, b->anon[i + n]);
+		if (pg[n] == NULL || pg[n]->shard != pg[0]->shard ||
+		    pg[n]->va != pg[0]->va + (uintptr_t)n * PAGE_SIZE)
+			break;
+	}
+	return n;
 }
 
 void
@@ -273,21 +305,28 @@ range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n)
 	uint64_t at = first;
 	struct batch b;
 
-	while (next_batch(p, o, &at, end, &b)) {
-		for (unsigned i = 0; i < b.n; i++) {
-			struct page *pg = mapped_page(p, b.anon[i]);
+	while (range_batch(p, o, &at, end, &b)) {
+		for (unsigned i = 0; i < b.n;) {
+			struct page *pg[CLUSTER_MAX];
+			const unsigned run = run_of(p, &b, i, pg),
+				       kept = run > 1 ? keep_run(p, pg, run) : 0;
 
-			if (pg != NULL && !keep_page(p, pg)) {
-				if (pg->slot != SLOT_NONE)
-					swap_free(&p->swap, pg->slot, 1);
-				page_free(&p->pages, pg);
+			/* Whoever waits there is woken by the unmap that follows, or is parked. */
+			for (unsigned k = 0; k < kept; k++)
+				anon_unbusy(&p->waitqs, b.anon[i++]);
+			if (kept > 0)
+				continue;
+			if (run > 0 && !keep_page(p, pg[0])) {
+				if (pg[0]->slot != SLOT_NONE)
+					swap_free(&p->swap, pg[0]->slot, 1);
+				page_free(&p->pages, pg[0]);
 				budget_uncharge(&p->budget, PAGE_SIZE);
 				leaf_forget(p, b.leaf, b.at[i]);
 				anon_gone(p, b.anon[i], 0, 0);
-				continue;
+			} else {
+				anon_unbusy(&p->waitqs, b.anon[i]);
 			}
-			anon_unbusy(&p->waitqs,
-				    b.anon[i]); /* the unmap that follows wakes the range */
+			i++;
 		}
 	}
 }
@@ -300,7 +339,7 @@ range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintpt
 	uint64_t at = first;
 	struct batch b;
 
-	while (next_batch(p, o, &at, end, &b)) {
+	while (range_batch(p, o, &at, end, &b)) {
 		/* From the back, so that the lowest address ends up first in line. */
 		for (unsigned i = b.n; i-- > 0;) {
 			struct page *pg = mapped_page(p, b.anon[i]);
@@ -341,6 +380,21 @@ residency(struct pager *p, const struct anon *an)
 	return bits;
 }
 
+/* What shows through from a backing object where a page has nothing of its own. */
+static void
+residency_beneath(struct pager *p, struct object *o, uint64_t index, unsigned char *vec)
+{
+	struct beneath b;
+	enum beneath_what what;
+
+	while ((what = chain_find(o, index, &b)) == BENEATH_BUSY)
+		range_doze(p);
+	if (what == BENEATH_PAGE) {
+		*vec = residency(p, b.anon);
+		page_unbusy(p, b.anon, 0, 0);
+	}
+}
+
 void
 range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		unsigned shard, unsigned char *vec)
@@ -350,7 +404,11 @@ range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 	struct batch b;
 
 	memset(vec, 0, n);
-	while (next_batch(p, o, &at, end, &b)) {
+	for (uint64_t i = 0; i < n && o->backing != NULL; i++) {
+		if (!object_has(o, first + i))
+			residency_beneath(p, o, first + i, &vec[i]);
+	}
+	while (range_batch(p, o, &at, end, &b)) {
 		const uint64_t base = b.leaf->base - first;
 		unsigned char bits[CLUSTER_MAX];
 

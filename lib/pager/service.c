@@ -286,11 +286,12 @@ struct census {
 };
 
 static void
-count_anons(struct object *o, struct census *c)
+count_anons(struct pages *pages, struct object *o, struct census *c)
 {
 	uint64_t at = 0;
 	struct leaf *leaf;
 
+	(void)pages;
 	while ((leaf = object_next_leaf(o, at)) != NULL) {
 		for (unsigned i = 0; i < LEAF_SLOTS; i++) {
 			const struct anon *an = leaf_anon(leaf, i);
@@ -298,6 +299,9 @@ count_anons(struct object *o, struct census *c)
 			if (an == NULL)
 				continue;
 			assert(atomic_load(&an->bits) == 0);
+			/* Nobody writes to what shows through. */
+			assert(o->nshadows == 0 || atomic_load(&an->kind) != ANON_CORE ||
+			       page_at(pages, an->loc)->state != PAGE_MAPPED);
 			switch (atomic_load(&an->kind)) {
 			case ANON_CORE:
 				c->core++;
@@ -321,6 +325,7 @@ pager_check(struct pager *p)
 	struct census c = { 0 };
 	size_t staged, mapped, slots = 0, anons;
 
+	assert(!p->frozen);
 	map_check(&p->map);
 	pages_check(&p->pages);
 	frames_check(&p->frames);
@@ -328,7 +333,7 @@ pager_check(struct pager *p)
 	object_zones_check(&p->zones);
 	for (struct object *o = p->objects; o != NULL; o = o->next) {
 		object_check(o);
-		count_anons(o, &c);
+		count_anons(&p->pages, o, &c);
 	}
 
 	/* At rest everything is in a queue, and every anon in core has exactly one page. */

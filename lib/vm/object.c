@@ -87,12 +87,16 @@ object_alloc(struct object_zones *z, uint64_t npages, enum zone_wait wait)
 	o->root = NULL;
 	atomic_store(&o->refs, 1);
 	atomic_store(&o->handles, 0);
-	o->roams = false;
-	o->noreserve = false;
+	o->roams = o->loose = false;
+	o->noreserve = o->readonly = false;
 	o->reserved = 0;
 	o->release = NULL;
 	o->owner = NULL;
 	o->next = o->prev = NULL;
+	o->backing = o->shadows = o->sibling = NULL;
+	o->backing_offset = 0;
+	o->nshadows = 0;
+	atomic_store(&o->chained, false);
 	return o;
 }
 
@@ -113,6 +117,7 @@ void
 object_free(struct object *o)
 {
 	assert(o->root == NULL && atomic_load(&o->refs) == 0);
+	assert(o->backing == NULL && o->shadows == NULL);
 	zone_free(&o->zones->object, o);
 }
 
@@ -158,6 +163,7 @@ create_locked(struct object *o, uint64_t index, bool *created)
 	if (l == NULL)
 		return NULL;
 	l->object = o;
+	l->noreserve = o->noreserve;
 	l->base = index & ~(uint64_t)(LEAF_SLOTS - 1);
 	l->nused = 0;
 	memset(l->slot, 0, sizeof l->slot);
@@ -183,6 +189,19 @@ object_leaf(struct object *o, uint64_t index, bool *created)
 		pthread_mutex_lock(&l->lock);
 	pthread_rwlock_unlock(&o->lock);
 	return l;
+}
+
+bool
+object_has(struct object *o, uint64_t index)
+{
+	struct leaf *l = object_leaf(o, index, NULL);
+	bool has;
+
+	if (l == NULL)
+		return false;
+	has = l->slot[index - l->base] != 0;
+	pthread_mutex_unlock(&l->lock);
+	return has;
 }
 
 /* The first leaf at or after `index` below `at`, a node `level` above the leaves. */
@@ -279,11 +298,13 @@ check(struct object *o, void *at, unsigned level, uint64_t base)
 		unsigned used = 0;
 
 		assert(l->object == o && l->base == base && base < o->npages);
+		assert(l->noreserve == o->noreserve);
 		for (unsigned i = 0; i < LEAF_SLOTS; i++) {
 			if (l->slot[i] == 0)
 				continue;
 			assert(base + i < o->npages);
-			assert(atomic_load(&leaf_anon(l, i)->refs) > 0);
+			assert(l->slot[i] == SLOT_BASE || atomic_load(&leaf_anon(l, i)->refs) > 0);
+			assert(l->slot[i] != SLOT_BASE || atomic_load(&o->chained));
 			used++;
 		}
 		assert(used == l->nused);
@@ -294,11 +315,115 @@ check(struct object *o, void *at, unsigned level, uint64_t base)
 		check(o, ((struct node *)at)->child[c], level - 1, base + c * span);
 }
 
+/* Hand every leaf below `at`, `level` above the leaves, to another object. */
+static void
+hand_on(void *at, unsigned level, struct object *to)
+{
+	if (at == NULL)
+		return;
+	if (level == 0) {
+		struct leaf *l = at;
+
+		pthread_mutex_lock(&l->lock);
+		l->object = to;
+		pthread_mutex_unlock(&l->lock);
+		return;
+	}
+	for (unsigned c = 0; c < LEAF_SLOTS; c++)
+		hand_on(((struct node *)at)->child[c], level - 1, to);
+}
+
+void
+object_take_tree(struct object *to, struct object *from)
+{
+	assert(to->root == NULL && to->npages == from->npages && to->noreserve == from->noreserve);
+	pthread_rwlock_wrlock(&to->lock);
+	pthread_rwlock_wrlock(&from->lock);
+	hand_on(from->root, from->height, to);
+	to->root = from->root;
+	from->root = NULL;
+	pthread_rwlock_unlock(&from->lock);
+	pthread_rwlock_unlock(&to->lock);
+}
+
+static uint64_t
+count_below(void *at, unsigned level)
+{
+	uint64_t n = 0;
+
+	if (at == NULL)
+		return 0;
+	if (level == 0) {
+		struct leaf *l = at;
+
+		pthread_mutex_lock(&l->lock);
+		n = l->nused;
+		pthread_mutex_unlock(&l->lock);
+		return n;
+	}
+	for (unsigned c = 0; c < LEAF_SLOTS; c++)
+		n += count_below(((struct node *)at)->child[c], level - 1);
+	return n;
+}
+
+uint64_t
+object_count(struct object *o)
+{
+	uint64_t n;
+
+	pthread_rwlock_rdlock(&o->lock);
+	n = count_below(o->root, o->height);
+	pthread_rwlock_unlock(&o->lock);
+	return n;
+}
+
+void
+object_shadow(struct object *o, struct object *backing, uint64_t offset)
+{
+	assert(o->backing == NULL && offset + o->npages <= backing->npages);
+	o->backing = backing;
+	o->backing_offset = offset;
+	o->sibling = backing->shadows;
+	backing->shadows = o;
+	backing->nshadows++;
+	atomic_store(&o->chained, true);
+}
+
+struct object *
+object_unshadow(struct object *o)
+{
+	struct object *b = o->backing, **link = &b->shadows;
+
+	while (*link != o)
+		link = &(*link)->sibling;
+	*link = o->sibling;
+	b->nshadows--;
+	o->backing = o->sibling = NULL;
+	o->backing_offset = 0;
+	return b;
+}
+
+unsigned
+object_depth(const struct object *o)
+{
+	unsigned n = 0;
+
+	for (; o->backing != NULL; o = o->backing)
+		n++;
+	return n;
+}
+
 void
 object_check(struct object *o)
 {
+	unsigned n = 0;
+
+	for (const struct object *s = o->shadows; s != NULL; s = s->sibling, n++)
+		assert(s->backing == o && s->backing_offset + s->npages <= o->npages);
+	assert(n == o->nshadows);
+	(void)n;
 	pthread_rwlock_rdlock(&o->lock);
-	assert(atomic_load(&o->refs) >= atomic_load(&o->handles));
+	assert(atomic_load(&o->refs) >= atomic_load(&o->handles) + o->nshadows);
 	check(o, o->root, o->height, 0);
 	pthread_rwlock_unlock(&o->lock);
 }

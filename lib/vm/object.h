@@ -6,8 +6,20 @@
  * leaves of 512 slots (2 MiB of pages).  A part that was never touched has no nodes, so a sparse
  * object of a terabyte costs one struct.  A slot is one tagged word:
  *
- *	0            nothing: zeros
+ *	0            nothing: what the backing object has there; zeros if there is none
+ *	SLOT_BASE    zeros, whatever the backing object has there
  *	ANON  | 1    an anonymous page, in core or not (anon.h)
+ *
+ * Shadows.  An object may have a backing object that shows through wherever a slot is 0:
+ *
+ *	entry --> front object  (what was written since)          another entry --> front object
+ *	               |   backing, + backing_offset                                   |
+ *	               +------------------> backing object <---------------------------+
+ *	                                    (what was there when they parted)
+ *
+ * Nobody writes to a backing object: no page of it is ever in a region, and whoever touches one gets a
+ * copy in his front object, or, if he is the last who sees it, the page itself (pager/chain.c).  The shape of the
+ * chains changes under map.change, with map.lock held for writing; a fault goes down them under map.lock.
  *
  * The leaf is the unit of locking; it is taken for the few instructions in which a slot is looked
  * up or changed, never across a system call.  What must stay put for longer is made busy.
@@ -20,7 +32,9 @@
  *
  *	object->lock (read: walk the tree; write: link and unlink nodes)  >  leaf->lock
  *
- * Keys: (c) constant once created, (o) object->lock, (l) leaf->lock, (a) atomic.
+ * and of leaves, that of a front object before one of its backing objects.
+ *
+ * Keys: (c) constant once created, (o) object->lock, (l) leaf->lock, (m) map.lock, (a) atomic.
  */
 #ifndef UP_OBJECT_H
 #define UP_OBJECT_H
@@ -37,9 +51,13 @@
 
 struct object;
 
+/* The mark of a slot that is zeros although there is a backing object. */
+#define SLOT_BASE ((uintptr_t)2)
+
 struct leaf {
 	pthread_mutex_t lock;
-	struct object *object;	    /* (c) while linked */
+	struct object *object;	    /* (l) the tree may be handed on, see object_take_tree() */
+	bool noreserve;		    /* (c) while linked: the object's */
 	uint64_t base;		    /* (c) while linked: index of slot 0 */
 	unsigned nused;		    /* (l) slots that are not 0 */
 	uintptr_t slot[LEAF_SLOTS]; /* (l) */
@@ -64,11 +82,20 @@ struct object {
 	atomic_uint refs;	    /* (a) map entries and handles */
 	atomic_uint handles;	    /* (a) references held by the program */
 	bool roams;		    /* (c) may be unmapped and mapped elsewhere with its pages */
+	bool loose;		    /* (m) its pages may be staged without an address to wake */
 	bool noreserve;		    /* (c) pages are promised when first touched, not when mapped */
+	bool readonly;		    /* (c) a snapshot */
 	uint64_t reserved; /* pages promised when mapped (vm/resv.h); map->change guards it */
 	void (*release)(struct object *); /* (c) called when refs drops to 0 */
 	void *owner;			  /* (c) the runtime's, for release */
-	struct object *next, *prev;	  /* the runtime's list of objects; its owner guards them */
+
+	struct object *backing;	    /* (m) owns a reference; NULL: zeros show through */
+	uint64_t backing_offset;    /* (m) of our page 0 in it, pages */
+	struct object *shadows;	    /* (m) those whose backing we are, by ->sibling */
+	struct object *sibling;	    /* (m) */
+	unsigned nshadows;	    /* (m) */
+	atomic_bool chained;	    /* (a) has, or has had, a backing object */
+	struct object *next, *prev; /* the runtime's list of objects; its owner guards them */
 };
 
 void object_zones_init(struct object_zones *z, struct arena *a);
@@ -91,26 +118,52 @@ void object_free(struct object *o);
  */
 struct leaf *object_leaf(struct object *o, uint64_t index, bool *created);
 
+/* Has the object something of its own there, be it zeros? */
+bool object_has(struct object *o, uint64_t index);
+
 /* The first leaf that holds slots at or after `from`, locked; NULL if there is none. */
 struct leaf *object_next_leaf(struct object *o, uint64_t from);
 
 /* Free the leaves in [first, end) that are empty, and nodes that become so.  Returns how many leaves. */
 size_t object_prune(struct object *o, uint64_t first, uint64_t end);
 
+/*
+ * Give the whole tree of `from` to `to`, which has none and the same size.  => map.change is held.  Pages in motion
+ * do not mind: their leaves stay.
+ */
+void object_take_tree(struct object *to, struct object *from);
+/* Slots in use, marks included; a snapshot. */
+uint64_t object_count(struct object *o);
+
+/* Become a shadow of `backing`, whose reference passes to `o`; stop being one, and the reference is the caller's. */
+void object_shadow(struct object *o, struct object *backing, uint64_t offset);
+struct object *object_unshadow(struct object *o);
+/* Backing objects below this one. */
+unsigned object_depth(const struct object *o);
+
 /* Slots.  The leaf is locked. */
 static inline struct anon *
 leaf_anon(const struct leaf *l, unsigned i)
 {
-	assert(l->slot[i] == 0 || (l->slot[i] & 1));
-	return (struct anon *)(l->slot[i] & ~(uintptr_t)1);
+	assert(l->slot[i] == 0 || l->slot[i] == SLOT_BASE || (l->slot[i] & 1));
+	return (struct anon *)((l->slot[i] & 1) ? l->slot[i] - 1 : 0);
 }
 
 static inline void
 leaf_set_anon(struct leaf *l, unsigned i, struct anon *an)
 {
-	assert(l->slot[i] == 0);
+	assert((l->slot[i] & 1) == 0);
+	if (l->slot[i] == 0)
+		l->nused++;
 	l->slot[i] = (uintptr_t)an | 1;
-	l->nused++;
+}
+
+static inline void
+leaf_mark(struct leaf *l, unsigned i)
+{
+	if (l->slot[i] == 0)
+		l->nused++;
+	l->slot[i] = SLOT_BASE;
 }
 
 static inline void

@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * cow.c: clones, snapshots and private mappings of objects.
+ *
+ * All three are one operation.  What an object has becomes a backing object, and the object itself and a new one
+ * are shadows of it from then on:
+ *
+ *	before   entry --> O                     after   entry --> O (empty) --+
+ *	                                                                       +--> B (all that O had)
+ *	                                           new entry --> C (empty) ----+
+ *
+ * No byte is copied.  The pages that are in regions are taken out first, with all faults stopped: a thread that
+ * touches one meanwhile waits, so nothing that is stored after what it misses can be in the copy, and the copy is what
+ * memory was at one instant.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime.h"
+
+/* One object to part, and its copy. */
+struct part {
+	struct object *from;
+	uint64_t first, n; /* what is copied */
+	struct object *copy;
+	struct object *under;	 /* ready to take what `from` has; NULL once used */
+	struct map_entry *entry; /* of the copy; NULL if it is not mapped */
+};
+
+static void
+part_abandon(struct pager *p, struct part *part)
+{
+	if (part->entry != NULL)
+		entry_free(p, part->entry);
+	if (part->under != NULL)
+		object_unref(part->under);
+	if (part->copy != NULL)
+		object_unref(part->copy);
+}
+
+/* Everything that may fail. */
+static int
+part_prepare(struct up_runtime *rt, const char *call, struct part *part)
+{
+	struct object *from = part->from;
+	int r;
+
+	/* Of each page there are at most as many copies as objects that can tell them apart: chain.c. */
+	r = object_create(rt, call, part->n, part->n, from->noreserve, &part->copy);
+	if (r == 0)
+		r = object_create(rt, call, from->npages, 0, from->noreserve, &part->under);
+	return r;
+}
+
+/* Take every page of the object out of its regions. */
+static void
+bring_out(struct pager *p, struct object *o)
+{
+	/* What nobody may read can not always be copied out. */
+	for (struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
+		if (e->object == o && e->prot == PROT_NONE)
+			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
+	}
+	range_keep(p, o, 0, o->npages);
+	for (struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
+		if (e->object == o && e->prot == PROT_NONE)
+			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_NONE);
+	}
+}
+
+/* => frozen, map.lock held for writing */
+static void
+part_take(struct part *part)
+{
+	struct object *o = part->from;
+
+	/* An object that has nothing of its own has nothing to hand down. */
+	if (o->root != NULL && object_count(o) > 0) {
+		chain_part(o, part->under);
+		part->under = NULL;
+	}
+	part->copy->loose = true;
+	if (o->backing != NULL) {
+		object_ref(o->backing);
+		object_shadow(part->copy, o->backing, o->backing_offset + part->first);
+	}
+}
+
+static void
+part_all(struct pager *p, struct part part[], size_t n)
+{
+	chain_freeze(p);
+	for (size_t i = 0; i < n; i++)
+		bring_out(p, part[i].from);
+	pthread_rwlock_wrlock(&p->map.lock);
+	for (size_t i = 0; i < n; i++) {
+		part_take(&part[i]);
+		if (part[i].entry != NULL) {
+			int r = map_insert(&p->map, part[i].entry);
+
+			assert(r == 0); /* the kernel gave us free addresses */
+			(void)r;
+		}
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	chain_thaw(p);
+	for (size_t i = 0; i < n; i++) {
+		if (part[i].under != NULL)
+			object_unref(part[i].under);
+	}
+}
+
+int
+cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uint64_t first, uint64_t n,
+	   struct object **copy)
+{
+	struct part part = { .from = from, .first = first, .n = n };
+	const int r = part_prepare(rt, call, &part);
+
+	if (r < 0) {
+		part_abandon(&rt->p, &part);
+		return r;
+	}
+	part_all(&rt->p, &part, 1);
+	*copy = part.copy;
+	return 0;
+}
+
+/* --- up_clone --- */
+
+/* One part for each entry of the range, which is covered.  Returns how many; 0: no memory. */
+static size_t
+parts_of(struct pager *p, uintptr_t start, uintptr_t end, struct part **parts)
+{
+	struct map_entry *e;
+	size_t n = 0, i = 0;
+
+	for (e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
+		n++;
+	*parts = calloc(n, sizeof **parts);
+	if (*parts == NULL)
+		return 0;
+	for (e = map_first_from(&p->map, start); i < n; e = e->next, i++) {
+		const uintptr_t from = MAX(start, e->start);
+
+		(*parts)[i] = (struct part){
+			.from = e->object,
+			.first = e->offset + ((from - e->start) >> PAGE_SHIFT),
+			.n = (MIN(end, e->end) - from) >> PAGE_SHIFT,
+		};
+	}
+	return n;
+}
+
+/* Addresses and entries for the copies.  => everything else is prepared. */
+static int
+place(struct pager *p, uintptr_t start, size_t length, struct part part[], size_t n, uintptr_t *va)
+{
+	const struct map_entry *e = map_lookup(&p->map, start);
+	const unsigned shard = p->next_shard++ % p->nservices;
+	uintptr_t at;
+	int r;
+
+	for (size_t i = 0; i < n; i++) {
+		part[i].entry = entry_alloc(p);
+		if (part[i].entry == NULL) {
+			log_line(&p->log, UP_LOG_ERROR,
+				 "up_clone: no room for a map entry within the memory limit");
+			return -ENOMEM;
+		}
+	}
+	r = p->pmap->ops->map(p->pmap, 0, false, length, e->prot, shard, va);
+	if (r < 0) {
+		log_line(&p->log, UP_LOG_ERROR, "up_clone: mapping %zu bytes: %s", length,
+			 strerrorname_np(-r));
+		return r;
+	}
+	at = *va;
+	for (size_t i = 0; i < n; i++, e = e->next) {
+		struct map_entry *copy = part[i].entry;
+		const size_t len = part[i].n << PAGE_SHIFT;
+
+		copy->start = at;
+		copy->end = at += len;
+		copy->object = part[i].copy;
+		copy->offset = 0;
+		copy->prot = e->prot;
+		copy->flags = UP_PRIVATE | (e->flags & UP_NORESERVE);
+		copy->advice = e->advice;
+		copy->shard = shard;
+		copy->serial = ++p->next_serial;
+		r = i == 0 ? 0 : p->pmap->ops->protect(p->pmap, copy->start, len, copy->prot);
+		if (r < 0) {
+			log_line(&p->log, UP_LOG_ERROR, "up_clone: protecting the copy: %s",
+				 strerrorname_np(-r));
+			p->pmap->ops->unmap(p->pmap, *va, length, shard);
+			return r;
+		}
+	}
+	/* The first piece's protection is what all of it was mapped with. */
+	return 0;
+}
+
+int
+up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct part *part = NULL;
+	struct pager *p;
+	size_t n = 0;
+	uintptr_t va;
+	sigset_t old;
+	int r;
+
+	if (copy != NULL)
+		*copy = NULL;
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	r = check_process(rt, "up_clone");
+	if (r == 0)
+		r = check_range(rt, "up_clone", start, length);
+	if (r < 0)
+		return r;
+	if (copy == NULL)
+		return bad(rt, "up_clone: copy is NULL");
+
+	change_begin(p, &old);
+	r = check_covered(rt, "up_clone", start, end);
+	if (r < 0)
+		goto unlock;
+	n = parts_of(p, start, end, &part);
+	if (n == 0) {
+		log_line(&p->log, UP_LOG_ERROR, "up_clone: out of memory");
+		r = -ENOMEM;
+		goto unlock;
+	}
+	for (size_t i = 0; i < n && r == 0; i++)
+		r = part_prepare(rt, "up_clone", &part[i]);
+	if (r == 0)
+		r = place(p, start, length, part, n, &va);
+	if (r == 0) {
+		part_all(p, part, n);
+		*copy = (void *)va;
+	} else {
+		for (size_t i = 0; i < n; i++)
+			part_abandon(p, &part[i]);
+	}
+unlock:
+	change_end(p, &old);
+	free(part);
+	return r;
+}
+
+int
+up_object_snapshot(struct up_runtime *rt, struct up_object *obj, struct up_object **snapshot)
+{
+	struct object *o = (struct object *)obj, *copy;
+	sigset_t old;
+	int r;
+
+	if (snapshot != NULL)
+		*snapshot = NULL;
+	if (rt == NULL)
+		return -EINVAL;
+	r = check_process(rt, "up_object_snapshot");
+	if (r < 0)
+		return r;
+	if (o == NULL || snapshot == NULL)
+		return bad(rt, "up_object_snapshot: an argument is NULL");
+	if (o->owner != &rt->p)
+		return bad(rt, "up_object_snapshot: the object belongs to another runtime");
+
+	change_begin(&rt->p, &old);
+	r = cow_shadow(rt, "up_object_snapshot", o, 0, o->npages, &copy);
+	if (r == 0) {
+		copy->readonly = copy->roams = true;
+		atomic_store(&copy->handles, 1);
+		*snapshot = (struct up_object *)copy;
+	}
+	change_end(&rt->p, &old);
+	return r;
+}

@@ -1,0 +1,503 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * test_cow.c: clones and snapshots over the simulated kernel: who sees what, what is copied, what is freed.
+ */
+#include <errno.h>
+
+#include "scene.h"
+
+TestSuite(cow, .timeout = 30);
+
+static struct object *
+object_at(uintptr_t va)
+{
+	const struct map_entry *e = map_lookup(&r->p->map, va);
+
+	cr_assert(e != NULL);
+	return e->object;
+}
+
+static uintptr_t
+clone_of(uintptr_t va, size_t n)
+{
+	void *copy;
+
+	cr_assert(eq(int, up_clone(r->rt, (void *)va, n * PAGE_SIZE, &copy), 0));
+	return (uintptr_t)copy;
+}
+
+/* Pages that exist, wherever they are. */
+static size_t
+anons(void)
+{
+	return zone_count(&r->p->zones.anon);
+}
+
+static uint64_t
+promised(void)
+{
+	uint64_t max, used;
+
+	resv_get(&r->p->resv_swap, &max, &used);
+	return used;
+}
+
+static uint64_t
+promised_metadata(void)
+{
+	uint64_t max, used;
+
+	resv_get(&r->p->resv_meta, &max, &used);
+	return used;
+}
+
+/* --- what each side sees --- */
+
+Test(cow, both_sides_see_what_was_and_then_their_own)
+{
+	uintptr_t a, b;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(8);
+	put_pages(a, 6, 100); /* two were never touched */
+	b = clone_of(a, 8);
+	put_page(a + 1 * PAGE_SIZE, 201);
+	put_page(b + 2 * PAGE_SIZE, 302);
+	put_page(a + 6 * PAGE_SIZE, 206);
+	put_page(b + 7 * PAGE_SIZE, 307);
+
+	check_page(a, 100);
+	check_page(b, 100);
+	check_page(a + 1 * PAGE_SIZE, 201);
+	check_page(b + 1 * PAGE_SIZE, 101);
+	check_page(a + 2 * PAGE_SIZE, 102);
+	check_page(b + 2 * PAGE_SIZE, 302);
+	check_page(a + 6 * PAGE_SIZE, 206);
+	check_zeros(b + 6 * PAGE_SIZE);
+	check_zeros(a + 7 * PAGE_SIZE);
+	check_page(b + 7 * PAGE_SIZE, 307);
+	rig_down(r);
+}
+
+Test(cow, nothing_is_copied_by_the_clone_itself)
+{
+	uintptr_t a;
+	size_t before;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(64);
+	put_pages(a, 64, 0);
+	seen();
+	before = anons();
+	clone_of(a, 64);
+	expect(.pages_staged = 0);
+	cr_assert(eq(sz, anons(), before));
+	cr_assert(eq(u64, rig_stats(r).copies, 0));
+	rig_down(r);
+}
+
+Test(cow, the_last_who_sees_a_page_takes_it_instead_of_copying)
+{
+	uintptr_t a, b;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(16);
+	put_pages(a, 16, 0);
+	b = clone_of(a, 16);
+	for (size_t i = 0; i < 16; i++)
+		put_page(a + i * PAGE_SIZE, 1000 + i);
+	cr_assert(eq(u64, rig_stats(r).copies, 16));
+	cr_assert(eq(sz, anons(), 32));
+	check_pages(b, 16, 0);
+	cr_assert(eq(u64, rig_stats(r).copies, 16), "nobody else sees these any more");
+	cr_assert(eq(sz, anons(), 32));
+	check_pages(a, 16, 1000);
+	rig_down(r);
+}
+
+Test(cow, what_is_in_swap_is_read_for_both)
+{
+	uintptr_t a, b;
+
+	scene((struct rig_config){ .seed = 3 });
+	a = map_random(32);
+	put_pages(a, 32, 7);
+	for (size_t i = 0; i < 32; i++)
+		rig_push_out(r, a + i * PAGE_SIZE);
+	b = clone_of(a, 32);
+	check_pages(b, 32, 7);
+	check_pages(a, 32, 7);
+	put_pages(b, 32, 500);
+	check_pages(a, 32, 7);
+	check_pages(b, 32, 500);
+	rig_down(r);
+}
+
+Test(cow, a_part_can_be_cloned_and_parts_of_different_protection)
+{
+	uintptr_t a, b;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(700); /* beyond a leaf */
+	put_pages(a + 500 * PAGE_SIZE, 30, 40);
+	cr_assert(zero(int,
+		       up_protect(r->rt, (void *)(a + 510 * PAGE_SIZE), 5 * PAGE_SIZE, PROT_READ)));
+	b = clone_of(a + 505 * PAGE_SIZE, 15);
+	check_pages(b, 15, 45);
+	cr_assert(eq(int, rig_touch(r, 0, b + 5 * PAGE_SIZE, true, &w, 0, 8), SIM_SIGSEGV));
+	put_page(b, 900);
+	check_pages(a + 500 * PAGE_SIZE, 30, 40);
+	cr_assert(eq(int, object_at(b)->npages, 5), "a piece for each entry");
+	rig_down(r);
+}
+
+Test(cow, pages_that_nobody_may_touch_are_cloned_with_their_content)
+{
+	uintptr_t a, b;
+
+	scene((struct rig_config){ .seed = 1, .mask = UP_MASK_MOVE });
+	a = map_random(4);
+	put_pages(a, 4, 0);
+	cr_assert(zero(int, up_protect(r->rt, (void *)a, 4 * PAGE_SIZE, PROT_NONE)));
+	b = clone_of(a, 4);
+	for (unsigned i = 0; i < 2; i++) {
+		uint64_t w = 0;
+		const uintptr_t va = i == 0 ? a : b;
+
+		cr_assert(eq(int, rig_touch(r, 0, va, false, &w, 0, 8), SIM_SIGSEGV));
+		cr_assert(zero(int, up_protect(r->rt, (void *)va, 4 * PAGE_SIZE,
+					       PROT_READ | PROT_WRITE)));
+		check_pages(va, 4, 0);
+	}
+	rig_down(r);
+}
+
+Test(cow, discarding_is_seen_on_one_side_only)
+{
+	uintptr_t a, b;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(8);
+	put_pages(a, 8, 0);
+	b = clone_of(a, 8);
+	check_page(a, 0); /* one is its own already */
+	cr_assert(zero(int, up_advise(r->rt, (void *)a, 4 * PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	for (size_t i = 0; i < 4; i++)
+		check_zeros(a + i * PAGE_SIZE);
+	check_pages(b, 8, 0);
+	check_pages(a + 4 * PAGE_SIZE, 4, 4);
+	rig_down(r);
+}
+
+/* A page of zeros is dropped at pageout: what it hid must stay hidden. */
+Test(cow, zeros_written_over_a_shared_page_stay_zeros_after_pageout)
+{
+	static char zeros[PAGE_SIZE];
+	uintptr_t a, b;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(4);
+	put_pages(a, 4, 0);
+	b = clone_of(a, 4);
+	for (size_t i = 0; i < 4; i++)
+		cr_assert(eq(int, rig_touch(r, 0, a + i * PAGE_SIZE, true, zeros, 0, PAGE_SIZE),
+			     SIM_OK));
+	for (size_t i = 0; i < 4; i++)
+		rig_push_out(r, a + i * PAGE_SIZE);
+	rig_settle(r);
+	for (size_t i = 0; i < 4; i++)
+		check_zeros(a + i * PAGE_SIZE);
+	check_pages(b, 4, 0);
+	cr_assert(gt(u64, rig_stats(r).zero_skips, 0), "none was dropped: nothing was tested");
+	rig_down(r);
+}
+
+/* --- chains --- */
+
+Test(cow, clones_of_clones_each_see_their_own_time)
+{
+	uintptr_t va[9];
+
+	scene((struct rig_config){ .seed = 5, .memory = 4 << 20 });
+	va[0] = map_random(40);
+	put_pages(va[0], 40, 0);
+	for (unsigned k = 1; k < 9; k++) {
+		va[k] = clone_of(va[k - 1], 40);
+		put_page(va[k] + k * PAGE_SIZE, 100 * k);
+		put_page(va[k - 1] + 20 * PAGE_SIZE, 1000 * k);
+	}
+	for (unsigned k = 0; k < 9; k++) {
+		for (unsigned i = 0; i < 40; i++) {
+			uint64_t want = i;
+
+			if (i >= 1 && i <= k)
+				want = 100 * i;
+			if (i == 20 && k < 8)
+				want = 1000 * (k + 1);
+			check_page(va[k] + i * PAGE_SIZE, want);
+		}
+	}
+	/* Out of order, so that chains close in the middle as well as at their ends. */
+	for (unsigned k = 0; k < 9; k += 2) {
+		unmap(va[k], 40);
+		if (k + 1 < 9)
+			check_page(va[k + 1] + 39 * PAGE_SIZE, 39);
+	}
+	for (unsigned k = 1; k < 9; k += 2) {
+		check_page(va[k] + k * PAGE_SIZE, 100 * k);
+		check_page(va[k], 0);
+	}
+	unmap(va[1], 40);
+	unmap(va[5], 40);
+	unmap(va[7], 40);
+	cr_assert(eq(uint, object_depth(object_at(va[3])), 0), "the last one stands alone");
+	cr_assert(eq(sz, anons(), 40));
+	check_page(va[3] + 3 * PAGE_SIZE, 300);
+	rig_down(r);
+}
+
+Test(cow, a_thousand_rounds_leave_what_a_fresh_state_would_have)
+{
+	uint64_t swap, meta;
+	uintptr_t a;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	a = map_random(600);
+	put_pages(a, 600, 0);
+	swap = promised();
+	meta = promised_metadata();
+	for (unsigned k = 0; k < 1000; k++) {
+		const uintptr_t b = clone_of(a, 600);
+
+		put_page(a + (k % 600) * PAGE_SIZE, k % 600 + 10000 * (k / 600 + 1));
+		put_page(b + (k * 7 % 600) * PAGE_SIZE, 999);
+		cr_assert(le(uint, object_depth(object_at(a)), 2));
+		/* Half of the time it is the original that goes. */
+		if (k % 2 == 0)
+			unmap(b, 600);
+		else {
+			check_page(a + 599 * PAGE_SIZE, k >= 599 ? 10599 : 599);
+			unmap(b, 600);
+		}
+		cr_assert(eq(uint, object_depth(object_at(a)), 0), "round %u", k);
+		cr_assert(eq(sz, anons(), 600), "round %u", k);
+	}
+	for (unsigned i = 0; i < 600; i++)
+		check_page(a + i * PAGE_SIZE, i + (i < 400 ? 20000 : 10000));
+	cr_assert(eq(u64, promised(), swap));
+	cr_assert(eq(u64, promised_metadata(), meta));
+	cr_assert(eq(uint, r->p->objects != NULL && r->p->objects->next == NULL, 1));
+	rig_down(r);
+}
+
+Test(cow, the_original_may_go_first_round_after_round)
+{
+	uintptr_t a;
+
+	scene((struct rig_config){ .seed = 2, .memory = 4 << 20 });
+	a = map_random(100);
+	put_pages(a, 100, 0);
+	for (unsigned k = 0; k < 300; k++) {
+		const uintptr_t b = clone_of(a, 100);
+
+		put_page(b + (k % 100) * PAGE_SIZE, k % 100 + 1000 * (k / 100 + 1));
+		unmap(a, 100);
+		a = b;
+		cr_assert(le(uint, object_depth(object_at(a)), 1));
+	}
+	check_pages(a, 100, 3000);
+	cr_assert(eq(sz, anons(), 100));
+	rig_down(r);
+}
+
+Test(cow, cloning_again_without_a_write_does_not_deepen_the_chain)
+{
+	uintptr_t a;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	a = map_random(10);
+	put_pages(a, 10, 0);
+	for (unsigned k = 0; k < 20; k++)
+		check_page(clone_of(a, 10), 0);
+	cr_assert(eq(uint, object_depth(object_at(a)), 1));
+	rig_down(r);
+}
+
+Test(cow, what_only_an_unmapped_part_saw_is_freed_at_once)
+{
+	uintptr_t a, b;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(20);
+	put_pages(a, 20, 0);
+	b = clone_of(a, 20);
+	put_pages(a, 20, 100); /* b alone sees the old ones */
+	cr_assert(eq(sz, anons(), 40));
+	unmap(b + 5 * PAGE_SIZE, 10);
+	cr_assert(eq(sz, anons(), 30));
+	check_pages(b, 5, 0);
+	check_pages(b + 15 * PAGE_SIZE, 5, 15);
+	check_pages(a, 20, 100);
+	rig_down(r);
+}
+
+/* --- promises --- */
+
+Test(cow, a_clone_promises_as_much_as_a_region_and_gives_it_back)
+{
+	uintptr_t a, b;
+	uint64_t before;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1, .swap_slots = 256 });
+	a = map_random(100);
+	put_pages(a, 100, 0);
+	before = promised();
+	b = clone_of(a, 100);
+	cr_assert(eq(u64, promised(), before + 100));
+	cr_assert(eq(int, up_clone(r->rt, (void *)a, 100 * PAGE_SIZE, &p), -ENOSPC));
+	cr_assert(rig_logged(r, "up_clone: no swap space for 100 pages"));
+	cr_assert(eq(ptr, p, NULL));
+	check_pages(b, 100, 0);
+	unmap(b, 100);
+	cr_assert(eq(u64, promised(), before));
+	check_pages(a, 100, 0);
+	rig_down(r);
+}
+
+/* Everything that was promised is used, on a swap with not a slot to spare. */
+Test(cow, both_sides_can_be_written_to_in_full_when_the_swap_has_just_room)
+{
+	uintptr_t a, b;
+
+	scene((struct rig_config){ .seed = 1, .swap_slots = 1536 });
+	a = map_random(768);
+	put_pages(a, 768, 0);
+	b = clone_of(a, 768);
+	put_pages(a, 768, 10000);
+	put_pages(b, 768, 20000);
+	check_pages(a, 768, 10000);
+	check_pages(b, 768, 20000);
+	cr_assert(eq(u64, rig_stats(r).fault_sigbus, 0));
+	rig_down(r);
+}
+
+Test(cow, an_overcommitted_copy_that_finds_no_slot_is_SIGBUS_and_never_wrong)
+{
+	uintptr_t a, b;
+	unsigned lost = 0;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1, .swap_slots = 700 });
+	cr_assert(zero(int, up_map(r->rt, NULL, 600 * PAGE_SIZE, PROT_READ | PROT_WRITE,
+				   UP_PRIVATE | UP_NORESERVE, NULL, 0, &p)));
+	a = (uintptr_t)p;
+	put_pages(a, 600, 0);
+	b = clone_of(a, 600);
+	for (unsigned i = 0; i < 600; i++) {
+		uint64_t w = 77;
+
+		lost += rig_touch(r, 0, b + i * PAGE_SIZE, true, &w, 0, 8) == SIM_SIGBUS;
+	}
+	cr_assert(gt(uint, lost, 0));
+	check_pages(a, 600, 0);
+	rig_down(r);
+}
+
+Test(cow, lost_content_is_lost_for_whoever_sees_it)
+{
+	uintptr_t a, b;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(2);
+	put_pages(a, 2, 0);
+	rig_push_out(r, a);
+	rig_settle(r);
+	b = clone_of(a, 2);
+	sim_fail_rate(&r->f, SIM_READ, -EIO, 1000);
+	cr_assert(eq(int, rig_touch(r, 0, b, false, &w, 0, 8), SIM_SIGBUS));
+	sim_fail_rate(&r->f, SIM_READ, -EIO, 0);
+	cr_assert(eq(int, rig_touch(r, 0, a, false, &w, 0, 8), SIM_SIGBUS));
+	check_page(a + PAGE_SIZE, 1);
+	check_page(b + PAGE_SIZE, 1);
+	cr_assert(zero(int, up_advise(r->rt, (void *)b, PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	check_zeros(b);
+	rig_down(r);
+}
+
+/* --- objects --- */
+
+Test(cow, a_snapshot_stays_what_the_object_was)
+{
+	struct up_object *obj, *snap, *later;
+	void *p, *q, *s;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(zero(int, up_object_create_anon(r->rt, 16 * PAGE_SIZE, 0, &obj)));
+	cr_assert(zero(int, up_map(r->rt, NULL, 16 * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED,
+				   obj, 0, &p)));
+	put_pages((uintptr_t)p, 16, 0);
+	cr_assert(zero(int, up_object_snapshot(r->rt, obj, &snap)));
+	put_pages((uintptr_t)p, 8, 100);
+	cr_assert(zero(int, up_object_snapshot(r->rt, obj, &later)));
+	put_pages((uintptr_t)p, 4, 200);
+
+	cr_assert(eq(int,
+		     up_map(r->rt, NULL, 16 * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED, snap, 0,
+			    &q),
+		     -EACCES));
+	cr_assert(
+		zero(int, up_map(r->rt, NULL, 16 * PAGE_SIZE, PROT_READ, UP_SHARED, snap, 0, &q)));
+	check_pages((uintptr_t)q, 16, 0);
+	cr_assert(eq(int, rig_touch(r, 0, (uintptr_t)q, true, &w, 0, 8), SIM_SIGSEGV));
+	cr_assert(eq(int, up_protect(r->rt, q, PAGE_SIZE, PROT_READ | PROT_WRITE), -EACCES));
+	cr_assert(rig_logged(r, "a snapshot can not be written to"));
+
+	cr_assert(zero(int, up_map(r->rt, NULL, 16 * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_PRIVATE,
+				   later, 0, &s)));
+	check_pages((uintptr_t)s, 8, 100);
+	put_page((uintptr_t)s + PAGE_SIZE, 5000);
+	check_page((uintptr_t)p + PAGE_SIZE, 201);
+	check_pages((uintptr_t)p + 4 * PAGE_SIZE, 4, 104);
+	up_object_unref(later);
+	up_object_unref(snap);
+	up_object_unref(obj);
+	check_page((uintptr_t)s + PAGE_SIZE, 5000);
+	check_pages((uintptr_t)q, 16, 0);
+	rig_down(r);
+}
+
+Test(cow, residency_tells_of_what_shows_through)
+{
+	unsigned char vec[3];
+	uintptr_t a, b;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(3);
+	put_pages(a, 2, 0);
+	rig_push_out(r, a);
+	rig_settle(r);
+	b = clone_of(a, 3);
+	cr_assert(zero(int, up_residency(r->rt, (void *)b, 3 * PAGE_SIZE, vec)));
+	cr_assert(ne(uint, vec[0] & UP_PAGE_SWAPPED, 0));
+	cr_assert(ne(uint, vec[1] & (UP_PAGE_STAGED | UP_PAGE_SWAPPED), 0));
+	cr_assert(zero(uint, vec[2]));
+	rig_down(r);
+}
+
+Test(cow, a_hole_can_not_be_cloned)
+{
+	uintptr_t a;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(8);
+	unmap(a + 4 * PAGE_SIZE, 1);
+	cr_assert(eq(int, up_clone(r->rt, (void *)a, 8 * PAGE_SIZE, &p), -ENOMEM));
+	cr_assert(eq(int, up_clone(r->rt, (void *)a, 100, &p), -EINVAL));
+	cr_assert(eq(int, up_clone(r->rt, (void *)a, 8 * PAGE_SIZE, NULL), -EINVAL));
+	rig_down(r);
+}
