@@ -334,8 +334,9 @@ turn(const struct operation *op, enum source src, unsigned nth, uint64_t mask, u
 	return fired;
 }
 
+/* `step`: of long operations, which do the same over and over, every so manieth failure will do. */
 static void
-sweep(const struct operation *op)
+sweep_by(const struct operation *op, unsigned step)
 {
 	static const uint64_t masks[] = { 0, UP_MASK_MOVE };
 	unsigned seen = 0;
@@ -347,13 +348,21 @@ sweep(const struct operation *op)
 
 				while (turn(op, src, nth, masks[m], seed)) {
 					seen |= FROM(src);
-					must(++nth < NTH_MAX, "%s: no end to it", where);
+					/* The first few all, and then others for each seed and mask. */
+					nth += step == 1 || nth < step ? 1 : step + (seed + m) % 2;
+					must(nth < NTH_MAX, "%s: no end to it", where);
 				}
 			}
 		}
 	}
 	must((seen & op->must) == op->must,
 	     "%s: of %#x only %#x ever failed: the sweep shows nothing", op->name, op->must, seen);
+}
+
+static void
+sweep(const struct operation *op)
+{
+	sweep_by(op, 1);
 }
 
 /* --- scenes --- */
@@ -695,7 +704,7 @@ Test(failing, paging_more_than_fits_in_memory)
 		false,
 	};
 
-	sweep(&op);
+	sweep_by(&op, 12);
 }
 
 static void
@@ -756,6 +765,142 @@ Test(failing, mapping)
 		"map",	      FROM(FAIL_CALL) | FROM(FAIL_ENTRY) | FROM(FAIL_OBJECT),
 		half_written, map_more,
 		check_more,   true,
+	};
+
+	sweep(&op);
+}
+
+/* --- copies --- */
+
+static uint64_t copied[NPAGES]; /* what the copy must hold */
+
+static int
+clone_it(struct scene *s)
+{
+	void *p;
+	const int r = up_clone(s->r->rt, (void *)s->va, NPAGES * PAGE_SIZE, &p);
+
+	must((r == 0) == (p != NULL), "%s: up_clone returned %d and %p", where, r, p);
+	memcpy(copied, s->word, sizeof copied);
+	s->more = (uintptr_t)p;
+	s->nmore = NPAGES;
+	return r;
+}
+
+/* A page of the copy may be lost where the same page of the original is: the read failed for both. */
+static void
+check_copy(struct scene *s)
+{
+	unsigned lost = 0;
+
+	for (size_t i = 0; i < NPAGES; i++) {
+		uint64_t word = ~copied[i];
+		const enum sim_result res =
+			rig_touch(s->r, 0, s->more + i * PAGE_SIZE, false, &word, 0, sizeof word);
+
+		must(res == SIM_OK || (res == SIM_SIGBUS && ++lost <= s->r->f.injected[SIM_READ]),
+		     "%s: the touch of page %zu of the copy ended with %d", where, i, (int)res);
+		must(res != SIM_OK || word == copied[i],
+		     "%s: page %zu of the copy holds %#lx, not %#lx", where, i, (unsigned long)word,
+		     (unsigned long)copied[i]);
+	}
+}
+
+Test(failing, cloning)
+{
+	const struct operation op = {
+		"clone",      FROM(FAIL_CALL) | FROM(FAIL_ENTRY) | FROM(FAIL_OBJECT),
+		half_swapped, clone_it,
+		check_copy,   true,
+	};
+
+	sweep(&op);
+}
+
+static void
+cloned(struct scene *s)
+{
+	half_swapped(s);
+	clone_it(s);
+}
+
+/* Pages of both sides, written and read, in memory and in swap. */
+static int
+use_both(struct scene *s)
+{
+	for (size_t i = 0; i < NPAGES; i += 3) {
+		uint64_t word = 0x5eed0000 + i;
+		const uintptr_t va = i % 2 ? s->more + i * PAGE_SIZE : page(s, i);
+		const enum sim_result res = rig_touch(s->r, 0, va, true, &word, 0, sizeof word);
+
+		must(res == SIM_OK || (res == SIM_SIGBUS && s->r->f.injected[SIM_READ] > 0),
+		     "%s: the touch of page %zu ended with %d", where, i, (int)res);
+		if (res != SIM_OK)
+			continue;
+		if (i % 2)
+			copied[i] = word;
+		else
+			s->word[i] = word;
+	}
+	return 0;
+}
+
+Test(failing, writing_to_both_sides_of_a_clone)
+{
+	const struct operation op = {
+		"write to clone and original",
+		FROM(FAIL_CALL) | FROM(FAIL_LEAF) | FROM(FAIL_ANON),
+		cloned,
+		use_both,
+		check_copy,
+		false,
+	};
+
+	sweep(&op);
+}
+
+/* Both sides have pages of their own: joining moves some, and lets go of others. */
+static void
+cloned_and_used(struct scene *s)
+{
+	cloned(s);
+	use_both(s);
+}
+
+static int
+drop_copy(struct scene *s)
+{
+	const int r = up_unmap(s->r->rt, (void *)s->more, s->nmore * PAGE_SIZE);
+
+	if (r == 0)
+		s->more = 0;
+	return r;
+}
+
+Test(failing, unmapping_a_clone)
+{
+	const struct operation op = {
+		"unmap the clone", FROM(FAIL_CALL), cloned_and_used, drop_copy, NULL, true,
+	};
+
+	sweep(&op);
+}
+
+static int
+forget_copied(struct scene *s)
+{
+	const int r = up_advise(s->r->rt, (void *)(s->more + 3 * PAGE_SIZE), 20 * PAGE_SIZE,
+				UP_ADVICE_DONTNEED);
+
+	if (r == 0)
+		memset(copied + 3, 0, 20 * sizeof copied[0]);
+	return r;
+}
+
+Test(failing, discarding_a_part_of_a_clone)
+{
+	const struct operation op = {
+		"discard in the clone", 0, cloned, forget_copied, check_copy, true,
 	};
 
 	sweep(&op);
