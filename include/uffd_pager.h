@@ -208,13 +208,14 @@ enum up_advice {
 	UP_ADVICE_SEQUENTIAL, /* read far ahead from the first fault on */
 	UP_ADVICE_RANDOM,     /* never read ahead */
 	UP_ADVICE_WILLNEED,   /* start bringing the range in; returns at once */
-	UP_ADVICE_DONTNEED,   /* discard the contents: the range reads as zeros afterwards */
-	UP_ADVICE_COLD	      /* throw these pages out before others */
+	UP_ADVICE_DONTNEED, /* discard the contents: the range reads as zeros afterwards; see below */
+	UP_ADVICE_COLD	    /* throw these pages out before others */
 };
 
 /*
  * Advise about a range.  The first three stay with the mapping; the others act once.
- * DONTNEED also clears pages that were lost to an error.
+ * DONTNEED also clears pages that were lost to an error.  Memory of a named object reads as its source has it afterwards;
+ * what was changed in a shared mapping is written back first, and if that fails nothing is discarded.
  * -EINVAL  a bad range or advice.  -ENOMEM  part of the range is not mapped through `rt`.
  */
 UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice);
@@ -240,6 +241,82 @@ UP_API int up_residency(struct up_runtime *rt, const void *addr, size_t length, 
 UP_API int up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags,
 				 struct up_object **obj);
 
+/*
+ * Named objects: their pages come from somewhere, and go back there.
+ *
+ *	UP_SHARED   what is written goes back to the source: the pages that changed and only those, at up_sync(), when they
+ *		    are thrown out, and when they are unmapped.  A page can be mapped in one place at a time.
+ *	UP_PRIVATE  what is written is the mapping's own, and goes to the swap; reserved as anonymous memory is.
+ *
+ * Whether a page has changed is told by a 64-bit hash of its content.  The last page reads as zeros behind the end of the object.  A page
+ * that can not be had (the source failed, or ends before it by now) is SIGBUS, until it is discarded or unmapped.  A write that fails keeps the
+ * page in memory and is tried again; up_sync() tells of it once.  What can not be written back when it is unmapped is lost,
+ * with a log line.
+ *
+ * All: success: *obj holds one reference, yours.  -EINVAL, -ENOMEM, and what is said below.
+ */
+
+/*
+ * A regular file from `offset` (a multiple of the page size) on, `size` bytes; 0: to its end.  Pages beyond the end of the file
+ * are SIGBUS.  Transfers go through the kernel's page cache.  `fd` is duplicated.  If it is not open for writing, UP_SHARED with
+ * PROT_WRITE is -EACCES.  `flags`: 0.  -EBADF, and other errors of fstat().
+ */
+UP_API int up_object_create_file(struct up_runtime *rt, int fd, uint64_t offset, uint64_t size,
+				 unsigned flags, struct up_object **obj);
+
+/*
+ * A block device, or a file of which nothing shall be in the page cache: whole sectors by O_DIRECT.  Else as up_object_create_file(), for
+ * all of it.  `fd` is opened again through /proc; yours stays as it is.
+ */
+UP_API int up_object_create_device(struct up_runtime *rt, int fd, unsigned flags,
+				   struct up_object **obj);
+
+/* One run of pages of a custom object, to be filled or to be kept. */
+struct up_request;
+
+/*
+ * A pager of your own.  The functions are called on a thread of the library that serves other faults as well: what takes its
+ * time belongs on a thread of yours.  They must not touch paged memory of this runtime, nor call the library but for
+ * up_request_*().
+ */
+struct up_pager_ops {
+	size_t size; /* sizeof(struct up_pager_ops) */
+	/*
+	 * Fill the buffer of `req`.  0: up_request_complete() has been called, or will be, from any thread.  -errno: it
+	 * will not be; the request failed.  Several may be under way.  One that is never completed keeps its pages, and who
+	 * touches or unmaps them, waiting, but nobody else.
+	 */
+	int (*page_in)(void *ctx, struct up_request *req);
+	/* The same: keep what is in the buffer.  NULL: the object can not be written to. */
+	int (*page_out)(void *ctx, struct up_request *req);
+	/* The object is gone; no request is under way.  May be NULL.  Called in up_*() of the thread that let go of it last. */
+	void (*destroy)(void *ctx);
+};
+
+/*
+ * An object of `size` bytes whose pages your functions provide.  `ops` is copied; `ctx` is handed to them and stays yours to free,
+ * at `destroy`.  On failure `destroy` is called if the arguments were sound.
+ */
+UP_API int up_object_create_custom(struct up_runtime *rt, uint64_t size,
+				   const struct up_pager_ops *ops, void *ctx,
+				   struct up_object **obj);
+
+/* Where in the object, bytes, a multiple of the page size; how many bytes, less than whole pages only at its end. */
+UP_API uint64_t up_request_offset(const struct up_request *req);
+UP_API size_t up_request_length(const struct up_request *req);
+/* Page aligned, and valid until the request is completed.  Of a page-out it must not be written to. */
+UP_API void *up_request_buffer(const struct up_request *req);
+/* The request is done: 0, or -errno.  Any thread, once; `req` is gone. */
+UP_API void up_request_complete(struct up_request *req, int status);
+
+/*
+ * Write what has changed in shared mappings of named objects in the range back, and wait until that is safe (fdatasync()).
+ * Other memory in the range needs none.  Threads may go on writing meanwhile.
+ * 0, or the first error, of this call or of a write since the last one; those pages are kept and tried again.
+ * -EINVAL  a bad range.  -ENOMEM  part of the range is not mapped through `rt`.
+ */
+UP_API int up_sync(struct up_runtime *rt, void *addr, size_t length);
+
 /* Take one more reference; returns `obj`.  NULL is fine.  Nothing happens in a forked child. */
 UP_API struct up_object *up_object_ref(struct up_object *obj);
 
@@ -258,7 +335,7 @@ UP_API void up_object_unref(struct up_object *obj);
  * Success: *copy is mapped until up_unmap() or up_runtime_destroy().  Nothing is reserved for what both have in common
  * twice, but as much as for a new region of that length, in case both sides write everything (up_map()).
  * -EINVAL  an argument is out of range.      -ENOMEM  part of the range is not mapped through `rt`; or as up_map()
- * -ENOSPC  the swap can not hold the copy.
+ * -ENOSPC  the swap can not hold the copy.   -ENOTSUP a shared mapping of a named object.
  */
 UP_API int up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy);
 
@@ -338,6 +415,8 @@ struct up_stats {
 	struct up_latency latency[UP_FAULT_KINDS];
 
 	uint64_t copies; /* pages copied since somebody else sees them too: up_clone() */
+	uint64_t source_reads, source_writes,
+		source_errors; /* requests to the pagers of named objects */
 };
 
 /*

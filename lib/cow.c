@@ -46,6 +46,13 @@ part_prepare(struct up_runtime *rt, const char *call, struct part *part)
 	struct object *from = part->from;
 	int r;
 
+	if (from->source != NULL) {
+		log_line(
+			&rt->p.log, UP_LOG_ERROR,
+			"%s: shared mappings of a named object can not be copied: others may write to it",
+			call);
+		return -ENOTSUP;
+	}
 	/* Of each page there are at most as many copies as objects that can tell them apart: chain.c. */
 	r = object_create(rt, call, part->n, part->n, from->noreserve, &part->copy);
 	if (r == 0)
@@ -81,6 +88,7 @@ part_take(struct part *part)
 		part->under = NULL;
 	}
 	part->copy->loose = true;
+	part->copy->named = o->named;
 	if (o->backing != NULL) {
 		object_ref(o->backing);
 		object_shadow(part->copy, o->backing, o->backing_offset + part->first);

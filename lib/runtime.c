@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/hash.h"
+#include "pager/source.h"
 #include "runtime.h"
 #include "sysmem.h"
 
@@ -552,6 +553,8 @@ object_release(struct object *o)
 		o->prev->next = o->next;
 	else
 		p->objects = o->next;
+	if (o->source != NULL)
+		o->source->ops->destroy(o->source);
 	object_free(o);
 	if (b != NULL) {
 		chain_dropped(p, b, offset, npages);
@@ -690,7 +693,7 @@ check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsi
 		return -ENOTSUP;
 	}
 	if (o != NULL && o->readonly && kind == UP_SHARED && (prot & PROT_WRITE)) {
-		log_line(&rt->p.log, UP_LOG_ERROR, "up_map: a snapshot can not be written to");
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_map: the object can not be written to");
 		return -EACCES;
 	}
 	return 0;
@@ -728,6 +731,19 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 				  rt->overcommit || (flags & UP_NORESERVE), &o);
 		if (r < 0)
 			goto unlock;
+	} else if (o->source != NULL && (flags & UP_PRIVATE)) {
+		struct object *named = o;
+
+		r = object_create(rt, "up_map", npages, npages,
+				  rt->overcommit || (flags & UP_NORESERVE), &o);
+		if (r < 0)
+			goto unlock;
+		pthread_rwlock_wrlock(&p->map.lock);
+		o->named = o->loose = true;
+		object_ref(named);
+		object_shadow(o, named, first);
+		pthread_rwlock_unlock(&p->map.lock);
+		first = 0;
 	} else if (flags & UP_PRIVATE) {
 		r = cow_shadow(rt, "up_map", o, first, npages, &o);
 		if (r < 0)
@@ -828,7 +844,21 @@ entry_destroy(struct pager *p, struct map_entry *e)
 	const uint64_t npages = (e->end - e->start) >> PAGE_SHIFT;
 	int r;
 
-	if (atomic_load(&o->handles) > 0) {
+	if (o->source != NULL) {
+		r = source_sync(p, o, e->offset, npages);
+		if (r < 0) {
+			int none = 0;
+
+			/* For up_sync() of what else is mapped of it to tell. */
+			atomic_compare_exchange_strong(&o->source->error, &none, r);
+			log_line(
+				&p->log, UP_LOG_ERROR,
+				"unmapping %#lx-%#lx: writing back to the %s pager: %s; content lost",
+				(unsigned long)e->start, (unsigned long)e->end,
+				o->source->ops->name, strerrorname_np(-r));
+		}
+		range_free(p, o, e->offset, npages, e->start, e->shard, false);
+	} else if (atomic_load(&o->handles) > 0) {
 		/* A page that nobody may read can not always be copied out; if this fails, keep_page() still tries. */
 		if (e->prot == PROT_NONE)
 			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
@@ -937,7 +967,7 @@ check_writable(struct up_runtime *rt, uintptr_t start, uintptr_t end)
 	     e = e->next) {
 		if (e->object->readonly) {
 			log_line(&rt->p.log, UP_LOG_ERROR,
-				 "up_protect: a snapshot can not be written to");
+				 "up_protect: the object can not be written to");
 			return -EACCES;
 		}
 	}
@@ -1018,18 +1048,23 @@ advise_entries(struct pager *p, uintptr_t start, uintptr_t end, enum up_advice a
 }
 
 /* Advice that acts once, on one entry's part of the range.  => map.change is held. */
-static void
+static int
 advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end,
 	    enum up_advice advice)
 {
 	const uint64_t first = e->offset + ((start - e->start) >> PAGE_SHIFT);
 	const uint64_t n = (end - start) >> PAGE_SHIFT;
+	int r = 0;
 
 	switch (advice) {
 	case UP_ADVICE_WILLNEED:
 		range_willneed(p, e->shard, start, end);
 		break;
 	case UP_ADVICE_DONTNEED:
+		if (e->object->source != NULL)
+			r = source_sync(p, e->object, first, n);
+		if (r < 0)
+			break;
 		range_free(p, e->object, first, n, start, e->shard, false);
 		if (atomic_load(&e->unrecorded))
 			range_discard(p, e->shard, start, n);
@@ -1039,6 +1074,7 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 		range_cool(p, e->object, first, n, start, e->shard);
 		break;
 	}
+	return r;
 }
 
 int
@@ -1066,8 +1102,11 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 		r = advise_entries(p, start, end, advice);
 	} else if (r == 0) {
 		for (struct map_entry *e = map_first_from(&p->map, start);
-		     e != NULL && e->start < end; e = e->next)
-			advise_part(p, e, MAX(start, e->start), MIN(end, e->end), advice);
+		     e != NULL && e->start < end && r == 0; e = e->next)
+			r = advise_part(p, e, MAX(start, e->start), MIN(end, e->end), advice);
+		if (r < 0)
+			log_line(&p->log, UP_LOG_ERROR, "up_advise: writing back: %s",
+				 strerrorname_np(-r));
 	}
 	change_end(p, &old);
 	return r;

@@ -86,6 +86,9 @@ fill_stats(struct up_runtime *rt, struct up_stats *st)
 	st->checksum_errors = total(p, C_CHECKSUM);
 	st->bad_slots = total(p, C_BAD_SLOTS);
 	st->copies = total(p, C_COPY);
+	st->source_reads = total(p, C_SOURCE_INS);
+	st->source_writes = total(p, C_SOURCE_OUTS);
+	st->source_errors = total(p, C_SOURCE_ERRORS);
 	fill_levels(rt, st);
 	fill_reserve(p, st);
 
@@ -197,6 +200,11 @@ up_stats_print(struct up_runtime *rt, FILE *out)
 		" checksum; %" PRIu64 " bad slots\n",
 		mib(st.swap_read_bytes), st.swap_reads, mib(st.swap_write_bytes), st.swap_writes,
 		st.swap_read_errors, st.swap_write_errors, st.checksum_errors, st.bad_slots);
+	if (st.source_reads + st.source_writes + st.source_errors > 0)
+		fprintf(out,
+			"named     %" PRIu64 " reads, %" PRIu64 " writes of their pagers, %" PRIu64
+			" errors\n",
+			st.source_reads, st.source_writes, st.source_errors);
 	return fflush(out) != 0 || ferror(out) ? -EIO : 0;
 }
 

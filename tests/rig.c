@@ -241,8 +241,8 @@ busy(struct rig *r)
 	for (unsigned i = 0; i < r->p->nservices; i++) {
 		const struct service *s = r->p->service[i];
 
-		if (s->io->inflight > 0 || s->nparked > 0 || s->parked_overflow || s->more ||
-		    s->ncmd > 0 || sim_queued(r->pm, i) > 0)
+		if (s->io->inflight > 0 || s->nhanded > 0 || s->nparked > 0 || s->parked_overflow ||
+		    s->more || s->ncmd > 0 || sim_queued(r->pm, i) > 0)
 			return true;
 	}
 	return false;

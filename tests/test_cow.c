@@ -454,7 +454,7 @@ Test(cow, a_snapshot_stays_what_the_object_was)
 	check_pages((uintptr_t)q, 16, 0);
 	cr_assert(eq(int, rig_touch(r, 0, (uintptr_t)q, true, &w, 0, 8), SIM_SIGSEGV));
 	cr_assert(eq(int, up_protect(r->rt, q, PAGE_SIZE, PROT_READ | PROT_WRITE), -EACCES));
-	cr_assert(rig_logged(r, "a snapshot can not be written to"));
+	cr_assert(rig_logged(r, "the object can not be written to"));
 
 	cr_assert(zero(int, up_map(r->rt, NULL, 16 * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_PRIVATE,
 				   later, 0, &s)));

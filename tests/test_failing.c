@@ -30,7 +30,7 @@
 
 TestSuite(failing, .timeout = 220);
 
-enum source {
+enum failing {
 	FAIL_CALL,
 	FAIL_COMMIT,
 	FAIL_ENTRY,
@@ -146,7 +146,7 @@ check_contents(struct scene *s)
 /* --- the source of failures --- */
 
 static struct zone *
-zone_of(struct rig *r, enum source src)
+zone_of(struct rig *r, enum failing src)
 {
 	switch (src) {
 	case FAIL_ENTRY:
@@ -163,7 +163,7 @@ zone_of(struct rig *r, enum source src)
 }
 
 static void
-arm(struct rig *r, enum source src, unsigned nth)
+arm(struct rig *r, enum failing src, unsigned nth)
 {
 	switch (src) {
 	case FAIL_CALL:
@@ -181,7 +181,7 @@ arm(struct rig *r, enum source src, unsigned nth)
 
 /* True if it happened. */
 static bool
-disarm(struct rig *r, enum source src)
+disarm(struct rig *r, enum failing src)
 {
 	bool fired;
 
@@ -274,7 +274,7 @@ tear_down(struct scene *s)
 	must(st.resident + st.staged + st.swapped + st.lost == 0, "%s: pages are left", where);
 	must(st.reserve_used == 0 && meta_promised(s->r) == 0, "%s: promises are left", where);
 	must(s->r->p->swap.nused == 0, "%s: swap slots are left", where);
-	for (enum source src = FAIL_ENTRY; src < SOURCES; src++)
+	for (enum failing src = FAIL_ENTRY; src < SOURCES; src++)
 		must(zone_count(zone_of(s->r, src)) == 0, "%s: items of the %s zone are left",
 		     where, source_name[src]);
 
@@ -288,7 +288,7 @@ tear_down(struct scene *s)
 
 /* One turn; true if something failed. */
 static bool
-turn(const struct operation *op, enum source src, unsigned nth, uint64_t mask, uint64_t seed)
+turn(const struct operation *op, enum failing src, unsigned nth, uint64_t mask, uint64_t seed)
 {
 	const struct rig_config cfg = { .mask = mask,
 					.seed = seed * 1000 + nth,
@@ -343,7 +343,7 @@ sweep_by(const struct operation *op, unsigned step)
 
 	for (uint64_t seed = 1; seed <= SEEDS; seed++) {
 		for (unsigned m = 0; m < ARRAY_SIZE(masks); m++) {
-			for (enum source src = 0; src < SOURCES; src++) {
+			for (enum failing src = 0; src < SOURCES; src++) {
 				unsigned nth = 1;
 
 				while (turn(op, src, nth, masks[m], seed)) {
@@ -629,7 +629,7 @@ Test(failing, touching_a_page_that_is_being_written)
 
 	for (uint64_t seed = 1; seed <= SEEDS; seed++) {
 		for (unsigned m = 0; m < ARRAY_SIZE(masks); m++) {
-			for (enum source src = 0; src < SOURCES; src++) {
+			for (enum failing src = 0; src < SOURCES; src++) {
 				bool fired = true;
 
 				for (unsigned nth = 1; fired; nth++) {

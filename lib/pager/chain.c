@@ -21,21 +21,22 @@
 #include "pager/pager.h"
 
 enum beneath_what
-chain_find(struct object *o, uint64_t index, struct beneath *b)
+chain_find(struct object *o, uint64_t index, bool hidden, struct beneath *b)
 {
 	while (o->backing != NULL) {
 		struct leaf *leaf;
 		struct anon *an;
 		unsigned at;
-		bool nothing;
 
 		index += o->backing_offset;
 		o = o->backing;
+		if (hidden && o->source == NULL)
+			continue;
 		leaf = object_leaf(o, index, NULL);
 		if (leaf == NULL)
 			continue;
 		at = (unsigned)(index - leaf->base);
-		nothing = leaf->slot[at] == 0;
+		hidden |= leaf->slot[at] == SLOT_BASE;
 		an = leaf_anon(leaf, at);
 		if (an != NULL && anon_trybusy(an)) {
 			*b = (struct beneath){
@@ -47,10 +48,9 @@ chain_find(struct object *o, uint64_t index, struct beneath *b)
 		pthread_mutex_unlock(&leaf->lock);
 		if (an != NULL)
 			return BENEATH_BUSY;
-		if (!nothing)
-			return BENEATH_ZEROS;
 	}
-	return BENEATH_ZEROS;
+	*b = (struct beneath){ .object = o, .index = index };
+	return o->source != NULL ? BENEATH_SOURCE : BENEATH_ZEROS;
 }
 
 bool
@@ -90,8 +90,9 @@ chain_part(struct object *o, struct object *b)
 {
 	b->loose = o->loose = true;
 	/* Before there are leaves that say so: a page of zeros that is dropped meanwhile must leave a mark. */
+	b->named = o->named;
+	atomic_store(&b->chained, atomic_load(&o->chained));
 	atomic_store(&o->chained, true);
-	atomic_store(&b->chained, true);
 	object_take_tree(b, o);
 	if (o->backing != NULL) {
 		const uint64_t offset = o->backing_offset;
@@ -133,7 +134,7 @@ prune(struct pager *p, struct object *o, uint64_t first, uint64_t end)
 static void
 sweep(struct pager *p, struct object *b, uint64_t first, uint64_t n)
 {
-	for (; b != NULL; first += b->backing_offset, b = b->backing) {
+	for (; b != NULL && b->source == NULL; first += b->backing_offset, b = b->backing) {
 		uint64_t at = first;
 		struct batch batch;
 
@@ -251,7 +252,7 @@ move_slot(struct pager *p, struct leaf *leaf, unsigned at, struct object *to, ui
 			leaf_clear(target, i);
 		if (!keep && an != NULL) {
 			leaf_set_anon(target, i, an);
-			if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_CORE) {
+			if (anon_in_core(an)) {
 				struct page *pg = page_at(&p->pages, an->loc);
 
 				pg->leaf = target;
@@ -359,12 +360,11 @@ join(struct pager *p, struct object *b)
 			const uint64_t further = b->backing_offset;
 
 			object_shadow(o, object_unshadow(b), further + offset);
-		} else {
-			atomic_store(&o->chained, false);
 		}
+		atomic_store(&o->chained, o->backing != NULL && o->backing->source == NULL);
 		pthread_rwlock_unlock(&p->map.lock);
-		/* What shows through is zeros: no need to say so page by page. */
-		if (o->backing == NULL) {
+		/* Nothing is in between any more: no need to say so page by page. */
+		if (!atomic_load(&o->chained)) {
 			chain_unmark(o, 0, o->npages);
 			prune(p, o, 0, o->npages);
 		}
@@ -376,7 +376,7 @@ join(struct pager *p, struct object *b)
 void
 chain_dropped(struct pager *p, struct object *b, uint64_t first, uint64_t n)
 {
-	if (p->closing || b->nshadows == 0)
+	if (p->closing || b->nshadows == 0 || b->source != NULL)
 		return;
 	if (b->nshadows == 1)
 		join(p, b);

@@ -197,21 +197,19 @@ anon_gone(struct pager *p, struct anon *an, unsigned shard, uintptr_t va)
 		p->pmap->ops->wake(p->pmap, shard, va, 1);
 }
 
-/* Undo pages of a zero-fill that were never installed. */
-static void
-unzero(struct fault *f, struct page *const pg[], unsigned n)
+void
+unmake(struct pager *p, struct page *const pg[], unsigned n)
 {
-	struct pager *p = f->p;
-
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
 		const uintptr_t va = pg[i]->va;
+		const unsigned shard = pg[i]->shard;
 
 		leaf_forget(p, pg[i]->leaf, pg[i]->index);
 		if (pg[i]->frame != FRAME_NONE)
 			frame_give(&p->frames, pg[i]->frame, 1);
 		page_free(&p->pages, pg[i]);
-		anon_gone(p, an, f->shard, va);
+		anon_gone(p, an, shard, va);
 	}
 }
 
@@ -283,7 +281,7 @@ zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
 		*err = enter_pages(p, pg + i, nf, &done);
 		i += done;
 		if (*err < 0)
-			return i; /* unzero() gives the other frames back */
+			return i; /* unmake() gives the other frames back */
 	}
 	return i;
 }
@@ -368,11 +366,35 @@ fault_zero(struct fault *f)
 	done = zero_install(p, pg, n, &err);
 	for (unsigned i = 0; i < done; i++)
 		page_unbusy(p, pg[i]->anon, f->shard, pg[i]->va);
-	unzero(f, pg + done, n - done);
+	unmake(p, pg + done, n - done);
 	if (done == 0)
 		return err == -ENOMEM ? V_ROOM : V_AGAIN;
 	count(f->s, C_ZEROAHEAD, done - 1);
 	fault_answered(f->s, UP_FAULT_ZERO, f->va, f->t0);
+	return V_DONE;
+}
+
+/* The same of a named object, where zeros would be wrong: if the page is not there, it is read again. */
+static enum verdict
+fault_mapped_named(struct fault *f, struct anon *an)
+{
+	struct pager *p = f->p;
+	struct page *pg = page_at(&p->pages, an->loc);
+	struct leaf *leaf = pg->leaf;
+	const unsigned at = pg->index;
+	char page[PAGE_SIZE];
+	const int r = p->pmap->ops->read(p->pmap, f->va, page);
+
+	if (r == -ENOENT) {
+		release_content(p, an);
+		leaf_forget(p, leaf, at);
+		anon_gone(p, an, f->shard, f->va);
+		count(f->s, C_FOREIGN, 1);
+		return V_REPEAT;
+	}
+	p->pmap->ops->wake(p->pmap, f->shard, f->va, 1);
+	page_unbusy(p, an, f->shard, f->va);
+	fault_answered(f->s, UP_FAULT_MINOR, f->va, f->t0);
 	return V_DONE;
 }
 
@@ -388,6 +410,8 @@ fault_mapped(struct fault *f, struct anon *an)
 	size_t done = 0;
 	int r = -EEXIST;
 
+	if (!f->wp && page_at(&p->pages, an->loc)->leaf->named)
+		return fault_mapped_named(f, an);
 	if (!f->wp)
 		r = p->pmap->ops->zero(p->pmap, f->shard, f->va, 1, &done);
 	if (r == -EEXIST)
@@ -490,6 +514,11 @@ fault_core(struct fault *f, struct anon *an)
 	case PAGE_STAGED:
 		return fault_soft(f, an, pg);
 	case PAGE_LAUNDRY:
+		if (pg->leaf->sourced) {
+			/* A copy could be changed and written back before this write ends. */
+			page_unbusy(p, an, f->shard, f->va);
+			return V_BUSY_LOOSE;
+		}
 		return fault_rescue(f, an, pg);
 	default:
 		assert(!"a page that is not busy is MAPPED, STAGED or LAUNDRY");
@@ -578,7 +607,7 @@ fault_anon(struct fault *f, struct anon *an)
 	/* BUSY keeps the anon and the VMA; no lock is needed from here. */
 	pthread_mutex_unlock(&f->leaf->lock);
 	pthread_rwlock_unlock(&p->map.lock);
-	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_CORE)
+	if (anon_in_core(an))
 		return fault_core(f, an);
 	return verdict_lost(f, an);
 }
@@ -608,13 +637,23 @@ take_over(struct fault *f, const struct beneath *b)
 	pthread_mutex_lock(&b->leaf->lock);
 	leaf_clear(b->leaf, b->at);
 	pthread_mutex_unlock(&b->leaf->lock);
-	if (atomic_load_explicit(&b->anon->kind, memory_order_relaxed) == ANON_CORE) {
+	if (anon_in_core(b->anon)) {
 		struct page *pg = page_at(&p->pages, b->anon->loc);
 
 		pg->leaf = f->leaf;
 		pg->index = (uint16_t)f->at;
 	}
 	return fault_anon(f, b->anon);
+}
+
+/* The content of a page beneath: its frame stays while it is busy, also if it is being written. */
+static int
+copy_content(struct pager *p, const struct page *from, void *to)
+{
+	if (from->state == PAGE_MAPPED) /* of a named object that is mapped shared */
+		return p->pmap->ops->read(p->pmap, from->va, to);
+	memcpy(to, pmap_frame(p->pmap, from->frame), PAGE_SIZE);
+	return 0;
 }
 
 /*
@@ -627,6 +666,7 @@ copy_up(struct fault *f, const struct beneath *b)
 	const struct page *from = page_at(&p->pages, b->anon->loc);
 	struct page *pg = NULL;
 	struct anon *an;
+	const bool marked = f->leaf->slot[f->at] != 0;
 	frame_t frame;
 	unsigned done;
 	bool full;
@@ -665,10 +705,10 @@ copy_up(struct fault *f, const struct beneath *b)
 	pthread_rwlock_unlock(&p->map.lock);
 
 	if (frames_obtain(p, 1, &frame) > 0) {
-		/* Its frame stays while it is busy, also if it is being written. */
-		memcpy(pmap_frame(p->pmap, frame), pmap_frame(p->pmap, from->frame), PAGE_SIZE);
 		pg->frame = frame;
-		r = enter_pages(p, &pg, 1, &done);
+		r = copy_content(p, from, pmap_frame(p->pmap, frame));
+		if (r == 0)
+			r = enter_pages(p, &pg, 1, &done);
 	}
 	page_unbusy(p, b->anon, f->shard, 0);
 	if (r < 0) {
@@ -676,7 +716,10 @@ copy_up(struct fault *f, const struct beneath *b)
 		const bool noreserve = f->object->noreserve;
 
 		pthread_mutex_lock(&f->leaf->lock);
-		leaf_clear(f->leaf, f->at);
+		if (marked)
+			leaf_mark(f->leaf, f->at);
+		else
+			leaf_clear(f->leaf, f->at);
 		pthread_mutex_unlock(&f->leaf->lock);
 		if (noreserve)
 			resv_give(&p->resv_swap, 1);
@@ -710,6 +753,70 @@ read_beneath(struct fault *f, const struct beneath *b)
 	return r == 0 ? V_BUSY_LOOSE : V_ROOM;
 }
 
+/*
+ * What shows through is the source's: read it, and pages that follow.  Those of a private mapping become its own at once.
+ * => map and leaf are locked; both are unlocked on return.
+ */
+static enum verdict
+fault_source(struct fault *f, struct object *src, uint64_t index)
+{
+	struct pager *p = f->p;
+	const bool own = f->object == src, promise = f->object->noreserve && !own;
+	struct page *pg[CLUSTER_MAX] = { NULL };
+	struct request *req = source_may_start(f->s, src) ? request_get(f->s, REQ_PAGEIN) : NULL;
+	struct ra_stream *stream;
+	bool full = false;
+	unsigned want, n;
+
+	if (req == NULL) {
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		return V_ROOM;
+	}
+	/* Neighbours only where nothing lies between them and the source. */
+	want = own || f->object->backing == src ? MIN(f->run_max, CLUSTER_MAX) : 1;
+	want = (unsigned)MIN(want, src->npages - index);
+	want = readahead_window(f->entry, f->index, want, &stream);
+	for (n = 0; n < want; n++) {
+		struct anon *an;
+
+		if (n > 0 &&
+		    (f->leaf->slot[f->at + n] != 0 || (!own && object_has(src, index + n))))
+			break;
+		full = promise && !resv_try(&p->resv_swap, 1);
+		an = full ? NULL : anon_alloc(&p->zones.anon);
+		pg[n] = an != NULL ? page_alloc(&p->pages, an, f->leaf, f->at + n) : NULL;
+		if (pg[n] == NULL) {
+			if (an != NULL)
+				anon_gone(p, an, f->shard, 0);
+			if (promise && !full)
+				resv_give(&p->resv_swap, 1);
+			break;
+		}
+		pg[n]->va = f->va + (uintptr_t)n * PAGE_SIZE;
+		pg[n]->shard = (uint8_t)f->shard;
+		an->loc = page_no(&p->pages, pg[n]);
+		leaf_set_anon(f->leaf, f->at + n, an);
+	}
+	readahead_done(stream, f->index, n);
+	if (n == 0) {
+		struct anon *an = full && f->grown ? lost_anon(p, f->leaf, f->at) : NULL;
+
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		request_put(f->s, req);
+		if (an != NULL)
+			return overcommitted(f, an);
+		if (full && !f->grown)
+			return V_GROW;
+		pager_starved(p, METADATA_STEP);
+		return V_ROOM;
+	}
+	pthread_mutex_unlock(&f->leaf->lock);
+	pthread_rwlock_unlock(&p->map.lock);
+	return source_in(f->s, req, src, index, pg, n, f->t0) > 0 ? V_IO : V_ROOM;
+}
+
 /* Nothing in the object itself.  => map and leaf are locked; both are unlocked on return. */
 static enum verdict
 fault_beneath(struct fault *f)
@@ -719,9 +826,11 @@ fault_beneath(struct fault *f)
 	struct anon *lost;
 	bool seen, denied;
 
-	switch (chain_find(f->object, f->index, &b)) {
+	switch (chain_find(f->object, f->index, f->leaf->slot[f->at] == SLOT_BASE, &b)) {
 	case BENEATH_ZEROS:
 		return fault_zero(f);
+	case BENEATH_SOURCE:
+		return fault_source(f, b.object, b.index);
 	case BENEATH_BUSY:
 		pthread_mutex_unlock(&f->leaf->lock);
 		pthread_rwlock_unlock(&p->map.lock);
@@ -732,11 +841,12 @@ fault_beneath(struct fault *f)
 
 	/* Looking at our siblings with our own leaf locked, we could meet one of them that looks at us. */
 	pthread_mutex_unlock(&f->leaf->lock);
-	seen = chain_seen(b.object, b.index, f->object);
+	seen = b.object->source != NULL || chain_seen(b.object, b.index, f->object);
 	if (seen && atomic_load_explicit(&b.anon->kind, memory_order_relaxed) == ANON_SWAP)
 		return read_beneath(f, &b);
 	f->leaf = leaf_for(p, f->object, f->index, &denied);
-	if (f->leaf == NULL || f->leaf->slot[f->at] != 0) {
+	if (f->leaf == NULL || leaf_anon(f->leaf, f->at) != NULL ||
+	    (f->leaf->slot[f->at] != 0 && b.object->source == NULL)) {
 		const bool repeat = f->leaf != NULL;
 
 		if (repeat)
@@ -749,7 +859,7 @@ fault_beneath(struct fault *f)
 	}
 	if (!seen)
 		return take_over(f, &b);
-	if (atomic_load_explicit(&b.anon->kind, memory_order_relaxed) == ANON_CORE)
+	if (anon_in_core(b.anon))
 		return copy_up(f, &b);
 	/* Lost: for each who sees it. */
 	lost = lost_anon(p, f->leaf, f->at);
@@ -811,9 +921,10 @@ fault_resolve(struct fault *f)
 	f->run_max = (unsigned)MIN((e->end - f->va) >> PAGE_SHIFT, LEAF_SLOTS - f->at);
 
 	an = leaf_anon(f->leaf, f->at);
+	if (an == NULL && f->object->source != NULL)
+		return fault_source(f, f->object, f->index);
 	if (an == NULL)
-		return f->object->backing != NULL && f->leaf->slot[f->at] == 0 ? fault_beneath(f)
-									       : fault_zero(f);
+		return f->object->backing != NULL ? fault_beneath(f) : fault_zero(f);
 	if (!anon_trybusy(an)) {
 		const bool asked = anon_want(an), loose = f->object->loose;
 
@@ -964,8 +1075,7 @@ time_out(struct service *s, const struct parked *pk, uint64_t now)
 
 	if (an == NULL)
 		return false;
-	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_CORE &&
-	    page_at(&p->pages, an->loc)->state == PAGE_MAPPED) {
+	if (anon_in_core(an) && page_at(&p->pages, an->loc)->state == PAGE_MAPPED) {
 		/* It came back after all. */
 		p->pmap->ops->wake(p->pmap, s->id, pk->va, 1);
 		page_unbusy(p, an, s->id, pk->va);

@@ -135,6 +135,22 @@ put_back(struct pager *p, struct page *pg, enum page_queue q, enum page_state st
 
 /* --- reclaim --- */
 
+/* Its source has the same bytes: nothing needs to be kept.  => busy, in TRANSIT, with a frame */
+static void
+forget_copy(struct pager *p, struct page *pg)
+{
+	struct leaf *leaf = pg->leaf;
+	struct anon *an = pg->anon;
+	const unsigned shard = pg->shard;
+	const uintptr_t va = pg->va;
+
+	leaf_forget(p, leaf, pg->index);
+	frame_give(&p->frames, pg->frame, 1);
+	page_free(&p->pages, pg);
+	anon_gone(p, an, shard, va);
+	atomic_fetch_add_explicit(&p->nreclaimed, 1, memory_order_relaxed);
+}
+
 /* Turn up to `want` clean pages into free frames; returns how many. */
 static unsigned
 reclaim(struct pager *p, unsigned want)
@@ -147,6 +163,10 @@ reclaim(struct pager *p, unsigned want)
 		const unsigned shard = pg[i]->shard;
 		const uintptr_t va = pg[i]->va;
 
+		if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_COPY) {
+			forget_copy(p, pg[i]);
+			continue;
+		}
 		an->loc = pg[i]->slot;
 		atomic_store_explicit(&an->kind, ANON_SWAP, memory_order_relaxed);
 		atomic_fetch_add(&p->nswapped, 1);
@@ -400,9 +420,8 @@ drop_zero(struct service *s, struct page *pg)
 	trace_add(&s->trace, now_ns(), TRACE_ZERO_SKIP, va, 1);
 }
 
-/* After a failed write: how long to leave the disk alone.  True if this begins a new pause. */
-static bool
-write_backoff(struct pager *p)
+bool
+pageout_backoff(struct pager *p)
 {
 	const uint64_t now = now_ns();
 	uint64_t ns = atomic_load(&p->write_backoff);
@@ -444,10 +463,11 @@ write_cluster(struct service *s, struct page *pg[], const uint64_t hash[], unsig
 	got = slots_take(p, pg[0]->alone ? 1 : n, &first);
 	if (got == 0) {
 		request_put(s, req);
-		write_backoff(p);
+		pageout_backoff(p);
 		return 0;
 	}
 	req->n = (unsigned)got;
+	req->object = NULL;
 	for (unsigned i = 0; i < got; i++) {
 		pg[i]->slot = first + i;
 		pg[i]->anon->hash = hash[i];
@@ -478,16 +498,16 @@ static bool
 launder(struct service *s)
 {
 	struct pager *p = s->p;
-	struct page *dirty[CLUSTER_MAX];
+	struct page *dirty[CLUSTER_MAX], *sourced[CLUSTER_MAX];
 	uint64_t hash[CLUSTER_MAX];
-	unsigned ndirty = 0, clean = 0, out = 0;
+	unsigned ndirty = 0, nsourced = 0, clean = 0, out = 0, back = 0;
 
 	if (s->free_writes == NULL)
 		return false;
 	/* Unchanged pages cost only their hash: look on until a whole cluster is dirty. */
-	for (unsigned round = 0; round < 4 && ndirty < CLUSTER_MAX; round++) {
+	for (unsigned round = 0; round < 4 && ndirty + nsourced < CLUSTER_MAX; round++) {
 		struct page *pg[CLUSTER_MAX];
-		const unsigned n = take_victims(p, Q_INACTIVE, CLUSTER_MAX - ndirty, pg);
+		const unsigned n = take_victims(p, Q_INACTIVE, CLUSTER_MAX - ndirty - nsourced, pg);
 
 		if (n == 0)
 			break;
@@ -496,12 +516,23 @@ launder(struct service *s)
 			const void *content = pmap_frame(p->pmap, pg[i]->frame);
 			const uint64_t h = hash_page(p->hash_seed, content);
 
-			if (h == p->zero_hash && page_is_zero(content)) {
+			const bool copy =
+				atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_COPY;
+
+			/* Of a named object nothing means what its source has. */
+			if (h == p->zero_hash && !pg[i]->leaf->named && page_is_zero(content)) {
 				drop_zero(s, pg[i]);
 				clean++;
 				continue;
 			}
-			if (pg[i]->slot != SLOT_NONE && an->hash == h) {
+			if (copy && (an->hash != h || pg[i]->alone)) {
+				if (pg[i]->leaf->sourced) {
+					sourced[nsourced++] = pg[i];
+					continue;
+				}
+				/* From here on it is a page of its own. */
+				atomic_store_explicit(&an->kind, ANON_CORE, memory_order_relaxed);
+			} else if (copy || (pg[i]->slot != SLOT_NONE && an->hash == h)) {
 				const unsigned shard = pg[i]->shard;
 				const uintptr_t va = pg[i]->va;
 
@@ -527,9 +558,18 @@ launder(struct service *s)
 			break;
 		out += n;
 	}
+	while (back < nsourced) {
+		const unsigned n = source_out(s, sourced + back, nsourced - back);
+
+		if (n == 0)
+			break;
+		back += n;
+	}
+	for (unsigned i = nsourced; i-- > back;)
+		put_back(p, sourced[i], Q_INACTIVE, PAGE_STAGED);
 	for (unsigned i = ndirty; i-- > out;)
 		put_back(p, dirty[i], Q_INACTIVE, PAGE_STAGED);
-	return clean + out > 0;
+	return clean + out + back > 0;
 }
 
 /* One page whose write has ended.  => pages.lock held.  True if it was an orphan: the caller frees it. */
@@ -588,7 +628,7 @@ pageout_done(struct service *s, struct request *req)
 		trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, req->io.slot,
 			  (uint32_t)-req->io.result);
 		/* A cluster is tried again at once, page by page, to find the bad slot; then we slow down. */
-		if (req->n > 1 ? atomic_load(&p->written) : write_backoff(p))
+		if (req->n > 1 ? atomic_load(&p->written) : pageout_backoff(p))
 			log_line(&p->log, UP_LOG_ERROR,
 				 "writing %u pages to swap slot %u: error %d; kept in memory",
 				 req->n, req->io.slot, -req->io.result);

@@ -79,6 +79,9 @@ enum counter {
 	C_CHECKSUM,
 	C_BAD_SLOTS,
 	C_COPY,
+	C_SOURCE_INS,
+	C_SOURCE_OUTS,
+	C_SOURCE_ERRORS,
 	COUNTERS
 };
 
@@ -137,10 +140,15 @@ struct pager {
 
 enum request_kind { REQ_PAGEIN, REQ_PAGEOUT };
 
-/* One swap I/O in flight and the pages it is for.  Belongs to its service. */
+/* One I/O in flight, of swap or with a source, and the pages it is for.  Belongs to its service. */
 struct request {
 	struct swap_io io;
 	struct request *next;
+	struct service *service; /* (c) */
+	struct object *object;	 /* whose source it is with; NULL: swap */
+	uint64_t index;		 /* of page[0] there */
+	int status;		 /* custom pagers: how it ended */
+	atomic_bool handed_out;	 /* custom pagers: up_request_complete() is still to come */
 	enum request_kind kind;
 	unsigned n;
 	bool demanded; /* pagein: page[0] has a thread waiting */
@@ -185,8 +193,10 @@ struct service {
 	pthread_mutex_t cmd_lock;
 	struct {
 		uintptr_t va, end;
-	} cmd[CMD_MAX]; /* (cmd_lock) will-need ranges */
-	unsigned ncmd;	/* (cmd_lock) */
+	} cmd[CMD_MAX];		   /* (cmd_lock) will-need ranges */
+	struct request *completed; /* (cmd_lock) by custom pagers, newest first */
+	unsigned nhanded;	   /* requests that custom pagers have */
+	unsigned ncmd;		   /* (cmd_lock) */
 };
 
 static inline void
@@ -245,10 +255,13 @@ struct beneath {
 	struct anon *anon; /* busy, the finder's */
 };
 
-enum beneath_what { BENEATH_ZEROS, BENEATH_PAGE, BENEATH_BUSY };
+enum beneath_what { BENEATH_ZEROS, BENEATH_SOURCE, BENEATH_PAGE, BENEATH_BUSY };
 
-/* Look down the chain from page `index` of `o`, which has nothing there itself.  => map locked */
-enum beneath_what chain_find(struct object *o, uint64_t index, struct beneath *b);
+/*
+ * Look down the chain from page `index` of `o`, which has nothing there itself; `hidden`: but the mark SLOT_BASE.
+ * => map locked, or map.change held.  Of a source object and index are filled in, of a page everything.
+ */
+enum beneath_what chain_find(struct object *o, uint64_t index, bool hidden, struct beneath *b);
 /*
  * True if a front object other than `except` sees page `index` of the backing object `o`.  => map locked, or map.change
  * held; no leaf locked.  It stays true or false while the caller has the page busy.
@@ -280,6 +293,32 @@ unsigned readahead_window(struct map_entry *e, uint64_t index, unsigned max,
 /* `n` were brought in. */
 void readahead_done(struct ra_stream *stream, uint64_t index, unsigned n);
 
+/* Undo pages that were never installed: busy, in TRANSIT, with frame or without. */
+void unmake(struct pager *p, struct page *const pg[], unsigned n);
+
+/* --- source.c: named objects --- */
+
+/*
+ * Start to read the page of a fault, and up to n - 1 that follow, from the object's source.
+ * => pg[0 .. n) are busy, in TRANSIT, in their slots, without frames.  req is ours.  Returns how many are under way, the
+ *    others are undone; 0: req is put back too.
+ */
+unsigned source_in(struct service *s, struct request *req, struct object *o, uint64_t index,
+		   struct page *const pg[], unsigned n, uint64_t t0);
+/*
+ * Start to write dirty pages of a source's own object back.  => busy, in TRANSIT, with frames; neighbours.  Returns how many are
+ * under way (from the front).
+ */
+unsigned source_out(struct service *s, struct page *const pg[], unsigned n);
+/* A custom pager that never completes its requests must not keep all of them from everyone else. */
+bool source_may_start(const struct service *s, const struct object *o);
+/* A request that has req->object is done. */
+void source_done(struct service *s, struct request *req);
+/* Those that custom pagers have completed. */
+void source_completions(struct service *s);
+/* Write back what has changed in [first, first + n).  => map.change is held, by a thread of the program.  0, or the first error. */
+int source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n);
+
 /* --- pagein.c --- */
 
 /*
@@ -306,6 +345,8 @@ void pageout_done(struct service *s, struct request *req);
 unsigned frames_obtain(struct pager *p, unsigned want, frame_t f[]);
 /* Give frames back, as free frames. */
 void frames_release(struct pager *p, const frame_t f[], unsigned n);
+/* After a failed write: how long to leave the disk alone.  True if this begins a new pause. */
+bool pageout_backoff(struct pager *p);
 /* Frames that could be had at once. */
 size_t frames_available(struct pager *p);
 /* The system, or our memory cgroup, had no page for us although the budget has room. */

@@ -56,6 +56,7 @@ range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end, st
 	while (*first < end) {
 		struct leaf *leaf = object_next_leaf(o, *first);
 		struct anon *blocker = NULL;
+		bool writing = false;
 		unsigned at, stop;
 
 		if (leaf == NULL)
@@ -76,6 +77,13 @@ range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end, st
 				blocker = an;
 				break;
 			}
+			/* What is on its way back to its source has to arrive first. */
+			if (leaf->sourced && anon_in_core(an) &&
+			    page_at(&p->pages, an->loc)->state == PAGE_LAUNDRY) {
+				anon_unbusy(&p->waitqs, an);
+				writing = true;
+				break;
+			}
 			b->at[b->n] = at;
 			b->anon[b->n++] = an;
 		}
@@ -84,10 +92,13 @@ range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end, st
 			pthread_mutex_unlock(&leaf->lock);
 			return true;
 		}
-		if (blocker != NULL)
+		if (blocker != NULL) {
 			range_wait(p, leaf, blocker);
-		else
-			pthread_mutex_unlock(&leaf->lock);
+			continue;
+		}
+		pthread_mutex_unlock(&leaf->lock);
+		if (writing)
+			range_doze(p);
 	}
 	return false;
 }
@@ -98,7 +109,7 @@ mapped_page(struct pager *p, const struct anon *an)
 {
 	struct page *pg;
 
-	if (atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_CORE)
+	if (!anon_in_core(an))
 		return NULL;
 	pg = page_at(&p->pages, an->loc);
 	return pg->state == PAGE_MAPPED ? pg : NULL;
@@ -178,9 +189,9 @@ range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintpt
 				  va != 0 ? base + (uintptr_t)b.at[i] * PAGE_SIZE : 0);
 		}
 	}
-	if (atomic_load(&o->chained) && gone)
+	if (gone)
 		chain_unmark(o, first, n);
-	else if (o->backing != NULL)
+	else if (atomic_load(&o->chained))
 		chain_hide(p, o, first, n);
 	leaves = object_prune(o, first, end);
 	if (o->noreserve)
@@ -387,7 +398,7 @@ residency_beneath(struct pager *p, struct object *o, uint64_t index, unsigned ch
 	struct beneath b;
 	enum beneath_what what;
 
-	while ((what = chain_find(o, index, &b)) == BENEATH_BUSY)
+	while ((what = chain_find(o, index, false, &b)) == BENEATH_BUSY)
 		range_doze(p);
 	if (what == BENEATH_PAGE) {
 		*vec = residency(p, b.anon);

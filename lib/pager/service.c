@@ -72,6 +72,7 @@ request_fill(struct pager *p, struct request *req, enum swap_op op, slot_t first
 		req->io.iov[niov].iov_len = PAGE_SIZE;
 		niov++;
 	}
+	req->io.elsewhere = req->io.ends = false;
 	req->io.op = op;
 	req->io.slot = first;
 	req->io.n = req->n;
@@ -109,10 +110,12 @@ service_alloc(struct pager *p, unsigned id)
 	trace_init(&s->trace, s->trace_slots, TRACE_EVENTS);
 	for (unsigned i = 0; i < NREADS; i++) {
 		s->reads[i].kind = REQ_PAGEIN;
+		s->reads[i].service = s;
 		request_free(s, &s->reads[i]);
 	}
 	for (unsigned i = 0; i < NWRITES; i++) {
 		s->writes[i].kind = REQ_PAGEOUT;
+		s->writes[i].service = s;
 		request_free(s, &s->writes[i]);
 	}
 	p->service[id] = s;
@@ -161,7 +164,9 @@ complete(struct service *s, struct swap_io *done)
 		struct request *req = done->owner;
 
 		done = done->next;
-		if (req->kind == REQ_PAGEIN)
+		if (req->object != NULL)
+			source_done(s, req);
+		else if (req->kind == REQ_PAGEIN)
 			pagein_done(s, req);
 		else
 			pageout_done(s, req);
@@ -200,6 +205,8 @@ service_step(struct service *s, int64_t timeout_ns)
 
 	look = ev.completed != NULL || ev.kicked;
 	complete(s, ev.completed);
+	if (s->nhanded > 0)
+		source_completions(s);
 	if (ev.readable || s->more)
 		s->more = serve(s);
 	if (s->nparked > 0 || s->parked_overflow) {
@@ -217,11 +224,13 @@ service_run(struct service *s)
 	while (!atomic_load_explicit(&s->stop, memory_order_acquire))
 		service_step(s, -1);
 	/* What is in flight belongs to us until it is done. */
-	while (s->io->inflight > 0) {
+	while (s->io->inflight > 0 || s->nhanded > 0) {
 		struct io_events ev;
 
 		s->io->ops->wait(s->io, -1, &ev);
 		complete(s, ev.completed);
+		if (s->nhanded > 0)
+			source_completions(s);
 	}
 }
 
@@ -299,11 +308,12 @@ count_anons(struct pages *pages, struct object *o, struct census *c)
 			if (an == NULL)
 				continue;
 			assert(atomic_load(&an->bits) == 0);
-			/* Nobody writes to what shows through. */
-			assert(o->nshadows == 0 || atomic_load(&an->kind) != ANON_CORE ||
+			/* Nobody writes to what shows through, unless it is somebody's source. */
+			assert(o->nshadows == 0 || o->source != NULL || !anon_in_core(an) ||
 			       page_at(pages, an->loc)->state != PAGE_MAPPED);
 			switch (atomic_load(&an->kind)) {
 			case ANON_CORE:
+			case ANON_COPY:
 				c->core++;
 				break;
 			case ANON_SWAP:

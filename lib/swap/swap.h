@@ -96,13 +96,17 @@ struct swap_io {
 	unsigned n;		       /* slots [slot, slot + n), 1..CLUSTER_MAX */
 	unsigned niov;		       /* iov[0 .. niov) cover exactly n pages, in slot order */
 	struct iovec iov[CLUSTER_MAX]; /* page aligned, whole pages; the engine changes it */
+	bool elsewhere;		       /* not the swap area: `fd` at `offset`, slot means nothing */
+	bool ends;		       /* reading: it may end early, at the end of a file */
+	int fd;			       /* if elsewhere; the engine does not keep it */
+	uint64_t offset;	       /* if elsewhere, bytes */
 	void *owner;		       /* the caller's */
 
 	/* valid once reaped */
-	int result; /* 0 or -errno */
+	int result;  /* 0 or -errno */
+	size_t done; /* bytes; less than all only if it ends */
 
 	/* engine */
-	size_t done;	 /* bytes */
 	unsigned stalls; /* attempts in a row that moved no whole page */
 	struct swap_io *next;
 };

@@ -90,7 +90,9 @@ uring_sqe(struct uring *u)
 static void
 uring_queue(struct uring *u, struct swap_io *io)
 {
-	const uint64_t offset = ((uint64_t)io->slot << PAGE_SHIFT) + io->done;
+	const uint64_t offset =
+		(io->elsewhere ? io->offset : (uint64_t)io->slot << PAGE_SHIFT) + io->done;
+	const int fd = io->elsewhere ? io->fd : u->fd;
 	const bool plain = u->plain_rw && io->niov == 1;
 	struct io_uring_sqe *sqe = uring_sqe(u);
 	void *base = io->iov[0].iov_base;
@@ -98,13 +100,13 @@ uring_queue(struct uring *u, struct swap_io *io)
 
 	assert(io->niov > 0 && io->done < (size_t)io->n << PAGE_SHIFT);
 	if (io->op == SWAP_READ && plain)
-		io_uring_prep_read(sqe, u->fd, base, len, offset);
+		io_uring_prep_read(sqe, fd, base, len, offset);
 	else if (io->op == SWAP_READ)
-		io_uring_prep_readv(sqe, u->fd, io->iov, io->niov, offset);
+		io_uring_prep_readv(sqe, fd, io->iov, io->niov, offset);
 	else if (plain)
-		io_uring_prep_write(sqe, u->fd, base, len, offset);
+		io_uring_prep_write(sqe, fd, base, len, offset);
 	else
-		io_uring_prep_writev(sqe, u->fd, io->iov, io->niov, offset);
+		io_uring_prep_writev(sqe, fd, io->iov, io->niov, offset);
 	io_uring_sqe_set_data(sqe, io);
 }
 
@@ -162,6 +164,10 @@ io_step(struct swap_io *io, int res)
 {
 	size_t whole;
 
+	if (res == 0 && io->ends && io->op == SWAP_READ) {
+		io->result = 0;
+		return true;
+	}
 	if (res == 0)
 		res = -EIO; /* the end of the file */
 	if (res < 0 && res != -EINTR && res != -EAGAIN) {
@@ -174,6 +180,11 @@ io_step(struct swap_io *io, int res)
 		assert(io->done + whole <= (size_t)io->n << PAGE_SHIFT);
 		io->stalls = 0;
 		io_advance(io, whole);
+	} else if (io->ends && io->op == SWAP_READ && res > 0 && io->stalls > 0) {
+		/* The same fraction of a page again: the file ends there. */
+		io->done += (size_t)res;
+		io->result = 0;
+		return true;
 	} else if (++io->stalls == STALLS_MAX) {
 		io->result = -EIO;
 		return true;

@@ -29,18 +29,31 @@
 #include "base/base.h"
 #include "vm/zone.h"
 
-enum anon_kind { ANON_CORE, ANON_SWAP, ANON_LOST };
+/*
+ * COPY is CORE too: in core, and when it was last looked at the same as what its object's pager (a file, say) has; hash is
+ * that content's.  As long as it still hashes to that it can be forgotten, and be read again.
+ */
+enum anon_kind { ANON_CORE, ANON_SWAP, ANON_LOST, ANON_COPY };
 
 #define ANON_BUSY 1u
 #define ANON_WANTED 2u
 
 struct anon {
-	uint64_t hash;	       /* (b) of the content in the slot: loc if SWAP, page->slot if CORE */
+	uint64_t
+		hash; /* (b) of the content in the slot: loc if SWAP, page->slot if CORE; COPY: see above */
 	uint32_t loc;	       /* (b) page number or slot */
 	_Atomic uint16_t refs; /* objects that hold it */
 	_Atomic uint8_t bits;  /* ANON_BUSY, ANON_WANTED */
 	_Atomic uint8_t kind;  /* (b) to change; anybody may peek for a hint */
 };
+
+static inline bool
+anon_in_core(const struct anon *an)
+{
+	const uint8_t kind = atomic_load_explicit(&an->kind, memory_order_relaxed);
+
+	return kind == ANON_CORE || kind == ANON_COPY;
+}
 
 /* Sleeping places for user threads that meet a busy anon, shared by hash of its address. */
 #define ANON_WAITQS 32

@@ -97,6 +97,8 @@ object_alloc(struct object_zones *z, uint64_t npages, enum zone_wait wait)
 	o->backing_offset = 0;
 	o->nshadows = 0;
 	atomic_store(&o->chained, false);
+	o->source = NULL;
+	o->named = false;
 	return o;
 }
 
@@ -163,7 +165,9 @@ create_locked(struct object *o, uint64_t index, bool *created)
 	if (l == NULL)
 		return NULL;
 	l->object = o;
-	l->noreserve = o->noreserve;
+	l->noreserve = o->noreserve && o->source == NULL;
+	l->named = o->named;
+	l->sourced = o->source != NULL;
 	l->base = index & ~(uint64_t)(LEAF_SLOTS - 1);
 	l->nused = 0;
 	memset(l->slot, 0, sizeof l->slot);
@@ -298,13 +302,13 @@ check(struct object *o, void *at, unsigned level, uint64_t base)
 		unsigned used = 0;
 
 		assert(l->object == o && l->base == base && base < o->npages);
-		assert(l->noreserve == o->noreserve);
+		assert(l->noreserve == (o->noreserve && o->source == NULL));
+		assert(l->named == o->named && l->sourced == (o->source != NULL));
 		for (unsigned i = 0; i < LEAF_SLOTS; i++) {
 			if (l->slot[i] == 0)
 				continue;
 			assert(base + i < o->npages);
 			assert(l->slot[i] == SLOT_BASE || atomic_load(&leaf_anon(l, i)->refs) > 0);
-			assert(l->slot[i] != SLOT_BASE || atomic_load(&o->chained));
 			used++;
 		}
 		assert(used == l->nused);
@@ -337,6 +341,7 @@ void
 object_take_tree(struct object *to, struct object *from)
 {
 	assert(to->root == NULL && to->npages == from->npages && to->noreserve == from->noreserve);
+	assert(to->named == from->named && to->source == NULL && from->source == NULL);
 	pthread_rwlock_wrlock(&to->lock);
 	pthread_rwlock_wrlock(&from->lock);
 	hand_on(from->root, from->height, to);
@@ -386,7 +391,8 @@ object_shadow(struct object *o, struct object *backing, uint64_t offset)
 	o->sibling = backing->shadows;
 	backing->shadows = o;
 	backing->nshadows++;
-	atomic_store(&o->chained, true);
+	if (backing->source == NULL)
+		atomic_store(&o->chained, true);
 }
 
 struct object *

@@ -6,8 +6,8 @@
  * leaves of 512 slots (2 MiB of pages).  A part that was never touched has no nodes, so a sparse
  * object of a terabyte costs one struct.  A slot is one tagged word:
  *
- *	0            nothing: what the backing object has there; zeros if there is none
- *	SLOT_BASE    zeros, whatever the backing object has there
+ *	0            nothing: what the backing object has there; without one, what the source has; else zeros
+ *	SLOT_BASE    what is at the end of the chain, the source's or zeros, whatever is in between
  *	ANON  | 1    an anonymous page, in core or not (anon.h)
  *
  * Shadows.  An object may have a backing object that shows through wherever a slot is 0:
@@ -27,6 +27,9 @@
  * Alternative looked at: a hash of (object, index), as 4.4BSD and FreeBSD's early VM.  It has no
  * per-leaf cost, but neighbours are then found one by one, and read-ahead, pageout and unmap all
  * work on runs.
+ *
+ * A named object has a source: a file, a device, a pager of the program.  Its own pages, those of shared mappings, are
+ * written back there; a private mapping is a shadow of it.
  *
  * Lock order: docs/architecture.md.  Here:
  *
@@ -50,16 +53,19 @@
 #define LEAF_SLOTS (1u << LEAF_SHIFT)
 
 struct object;
+struct source; /* pager/source.h */
 
-/* The mark of a slot that is zeros although there is a backing object. */
+/* The mark of a slot through which no anonymous object shows, only what is at the end of the chain. */
 #define SLOT_BASE ((uintptr_t)2)
 
 struct leaf {
 	pthread_mutex_t lock;
-	struct object *object;	    /* (l) the tree may be handed on, see object_take_tree() */
-	bool noreserve;		    /* (c) while linked: the object's */
-	uint64_t base;		    /* (c) while linked: index of slot 0 */
-	unsigned nused;		    /* (l) slots that are not 0 */
+	struct object *object; /* (l) the tree may be handed on, see object_take_tree() */
+	bool noreserve;	       /* (c) while linked: each page holds a promise of a swap slot */
+	bool named;	       /* (c) while linked: there is a source at the end of the chain */
+	bool sourced;	       /* (c) while linked: and it is the object's own */
+	uint64_t base;	       /* (c) while linked: index of slot 0 */
+	unsigned nused;	       /* (l) slots that are not 0 */
 	uintptr_t slot[LEAF_SLOTS]; /* (l) */
 };
 
@@ -94,7 +100,9 @@ struct object {
 	struct object *shadows;	    /* (m) those whose backing we are, by ->sibling */
 	struct object *sibling;	    /* (m) */
 	unsigned nshadows;	    /* (m) */
-	atomic_bool chained;	    /* (a) has, or has had, a backing object */
+	atomic_bool chained;	    /* (a) an anonymous object shows through, or has been */
+	struct source *source;	    /* (c) whose pages these are; NULL: anonymous */
+	bool named;		    /* (c) there is a source at the end of the chain */
 	struct object *next, *prev; /* the runtime's list of objects; its owner guards them */
 };
 

@@ -105,7 +105,7 @@ page_enqueue_locked(struct pages *ps, struct page *pg, enum page_queue q, enum p
 
 	assert(pg->queue == Q_NONE && pg->anon != NULL && belongs(q, state));
 	assert((pg->frame == FRAME_NONE) == (state == PAGE_MAPPED));
-	assert(q != Q_CLEAN || pg->slot != UINT32_MAX);
+	assert(q != Q_CLEAN || pg->slot != UINT32_MAX || pg->anon->kind == ANON_COPY);
 	page_set_state_locked(ps, pg, state);
 	pg->queue = (uint8_t)q;
 	pg->next = PAGE_NONE;
@@ -182,7 +182,8 @@ pages_check(struct pages *ps)
 			assert(pg->queue == q && pg->prev == prev && belongs(q, pg->state));
 			assert(pg->anon != NULL);
 			assert((pg->frame == FRAME_NONE) == (pg->state == PAGE_MAPPED));
-			assert(q != Q_CLEAN || pg->slot != UINT32_MAX);
+			assert(q != Q_CLEAN || pg->slot != UINT32_MAX ||
+			       pg->anon->kind == ANON_COPY);
 			(void)pg;
 			prev = no;
 			n++;

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * objects.c: named objects, whose pages come from a file, a device or a pager of the program.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "pager/custom.h"
+#include "pager/source.h"
+#include "pager/vnode.h"
+#include "runtime.h"
+
+/* Arguments that every kind has.  0, or the error of the call. */
+static int
+check_create(struct up_runtime *rt, const char *call, unsigned flags, struct up_object **out)
+{
+	int r;
+
+	if (out != NULL)
+		*out = NULL;
+	if (rt == NULL)
+		return -EINVAL;
+	r = check_process(rt, call);
+	if (r < 0)
+		return r;
+	if (out == NULL)
+		return bad(rt, "%s: obj is NULL", call);
+	if (flags != 0)
+		return bad(rt, "%s: unknown flags %#x", call, flags);
+	return 0;
+}
+
+/* The object for a source, which is destroyed if there can be none. */
+static int
+create(struct up_runtime *rt, const char *call, struct source *src, bool readonly,
+       struct up_object **out)
+{
+	const uint64_t npages = (src->bytes + PAGE_MASK) >> PAGE_SHIFT;
+	struct object *o;
+	sigset_t old;
+	int r;
+
+	change_begin(&rt->p, &old);
+	/* Its leaves are promised as they are made: a file may be far larger than what is touched of it. */
+	r = object_create(rt, call, npages, 0, true, &o);
+	if (r == 0) {
+		o->source = src;
+		o->named = o->loose = true;
+		o->readonly = readonly;
+		atomic_store(&o->handles, 1);
+		*out = (struct up_object *)o;
+	}
+	change_end(&rt->p, &old);
+	if (r < 0)
+		src->ops->destroy(src);
+	return r;
+}
+
+int
+up_object_create_file(struct up_runtime *rt, int fd, uint64_t offset, uint64_t size, unsigned flags,
+		      struct up_object **obj)
+{
+	struct source *src;
+	bool readonly;
+	int r = check_create(rt, "up_object_create_file", flags, obj);
+
+	if (r < 0)
+		return r;
+	if ((offset & PAGE_MASK) || offset > INT64_MAX || size > INT64_MAX - offset)
+		return bad(rt, "up_object_create_file: offset %llu, size %llu",
+			   (unsigned long long)offset, (unsigned long long)size);
+	r = vnode_file(fd, offset, size, &readonly, &src);
+	if (r < 0) {
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_create_file: descriptor %d: %s%s", fd,
+			 r == -EINVAL ? "not a regular file open for reading, or empty: " : "",
+			 strerrorname_np(-r));
+		return r;
+	}
+	return create(rt, "up_object_create_file", src, readonly, obj);
+}
+
+int
+up_object_create_device(struct up_runtime *rt, int fd, unsigned flags, struct up_object **obj)
+{
+	struct source *src;
+	bool readonly;
+	int r = check_create(rt, "up_object_create_device", flags, obj);
+
+	if (r < 0)
+		return r;
+	r = vnode_device(fd, &readonly, &src);
+	if (r < 0) {
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_create_device: descriptor %d: %s%s",
+			 fd,
+			 r == -EINVAL ? "no block device or file for direct I/O, or empty: " : "",
+			 strerrorname_np(-r));
+		return r;
+	}
+	return create(rt, "up_object_create_device", src, readonly, obj);
+}
+
+int
+up_object_create_custom(struct up_runtime *rt, uint64_t size, const struct up_pager_ops *ops,
+			void *ctx, struct up_object **obj)
+{
+	struct source *src;
+	int r = check_create(rt, "up_object_create_custom", 0, obj);
+
+	if (r < 0)
+		return r;
+	if (size == 0 || size > INT64_MAX)
+		return bad(rt, "up_object_create_custom: size %llu", (unsigned long long)size);
+	if (ops == NULL || ops->size < sizeof *ops || ops->page_in == NULL)
+		return bad(rt, "up_object_create_custom: ops without page_in, or of no known size");
+	r = custom_source(size, ops, ctx, &src);
+	if (r < 0) {
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_create_custom: out of memory");
+		return r;
+	}
+	return create(rt, "up_object_create_custom", src, ops->page_out == NULL, obj);
+}
+
+int
+up_sync(struct up_runtime *rt, void *addr, size_t length)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct pager *p;
+	sigset_t old;
+	int r, error = 0;
+
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	r = check_process(rt, "up_sync");
+	if (r == 0)
+		r = check_range(rt, "up_sync", start, length);
+	if (r < 0)
+		return r;
+
+	change_begin(p, &old);
+	r = check_covered(rt, "up_sync", start, end);
+	for (struct map_entry *e = r == 0 ? map_first_from(&p->map, start) : NULL;
+	     e != NULL && e->start < end; e = e->next) {
+		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
+
+		if (e->object->source == NULL)
+			continue;
+		r = source_sync(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
+				(to - from) >> PAGE_SHIFT);
+		if (r < 0 && error == 0) {
+			error = r;
+			log_line(&p->log, UP_LOG_ERROR, "up_sync: writing back to the %s pager: %s",
+				 e->object->source->ops->name, strerrorname_np(-r));
+		}
+	}
+	change_end(p, &old);
+	return error != 0 ? error : r;
+}

@@ -1,0 +1,373 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * source.c: pages of named objects: source -> frame -> region, and back.
+ *
+ * From source_in() to source_done() the anons are busy, as with a page-in from swap.  A write back differs from one to swap in that
+ * it must be in order: what is written has one place, so a page whose write is in flight is not given to
+ * the program as a copy (fault.c waits), and is not forgotten (range.c waits).
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/hash.h"
+#include "pager/source.h"
+
+/* --- page-in --- */
+
+static void
+start_in(struct service *s, struct request *req)
+{
+	struct source *src = req->object->source;
+	int r;
+
+	request_fill(s->p, req, SWAP_READ, 0);
+	count(s, C_SOURCE_INS, 1);
+	trace_add(&s->trace, req->t0, TRACE_SWAP_READ, req->page[0]->va, req->n);
+	r = src->ops->start(s, src, req, false);
+	if (r < 0) {
+		req->io.result = r;
+		source_done(s, req);
+	}
+}
+
+bool
+source_may_start(const struct service *s, const struct object *o)
+{
+	return !o->source->ops->contiguous || s->nhanded < NREADS / 2;
+}
+
+unsigned
+source_in(struct service *s, struct request *req, struct object *o, uint64_t index,
+	  struct page *const pg[], unsigned n, uint64_t t0)
+{
+	struct pager *p = s->p;
+	frame_t f[CLUSTER_MAX];
+	unsigned nf = frames_obtain(p, n, f);
+
+	if (o->source->ops->contiguous && nf > 1) {
+		unsigned run = 1;
+
+		while (run < nf && f[run] == f[0] + run)
+			run++;
+		frames_release(p, f + run, nf - run);
+		nf = run;
+	}
+	unmake(p, pg + nf, n - nf);
+	if (nf == 0) {
+		request_put(s, req);
+		return 0;
+	}
+	for (unsigned i = 0; i < nf; i++) {
+		pg[i]->frame = f[i];
+		req->page[i] = pg[i];
+	}
+	req->n = nf;
+	req->demanded = true;
+	req->retried = false;
+	req->t0 = t0;
+	req->object = o;
+	req->index = index;
+	start_in(s, req);
+	return nf;
+}
+
+/* The demanded page can not be had: who touches it is told, until it is discarded. */
+static void
+lost(struct service *s, struct page *pg)
+{
+	struct pager *p = s->p;
+	struct anon *an = pg->anon;
+	const unsigned shard = pg->shard;
+	const uintptr_t va = pg->va;
+	bool again;
+
+	if (pg->leaf->noreserve)
+		resv_give(&p->resv_swap, 1);
+	an->loc = UINT32_MAX;
+	atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
+	atomic_fetch_add(&p->nlost, 1);
+	frame_give(&p->frames, pg->frame, 1);
+	pg->frame = FRAME_NONE;
+	page_free(&p->pages, pg);
+	again = fault_sigbus(s, va) < 0;
+	page_unbusy(p, an, shard, va);
+	if (again)
+		fault_handle(s, va, false, false, now_ns());
+}
+
+/* Install busy pages in TRANSIT whose frames hold what the source has.  Returns the verdict on the first. */
+static int
+install(struct pager *p, struct page *const pg[], unsigned n)
+{
+	unsigned done;
+	int r;
+
+	for (unsigned i = 0; i < n; i++) {
+		struct anon *an = pg[i]->anon;
+
+		an->hash = hash_page(p->hash_seed, pmap_frame(p->pmap, pg[i]->frame));
+		atomic_store_explicit(&an->kind, ANON_COPY, memory_order_relaxed);
+	}
+	r = enter_pages(p, pg, n, &done);
+	for (unsigned i = 0; i < n; i++) {
+		struct anon *an = pg[i]->anon;
+		const unsigned shard = pg[i]->shard;
+		const uintptr_t va = pg[i]->va;
+
+		if (i >= done)
+			page_stage(p, pg[i]);
+		page_unbusy(p, an, shard, va);
+	}
+	return done > 0 ? 0 : r;
+}
+
+static void
+in_done(struct service *s, struct request *req)
+{
+	struct pager *p = s->p;
+	struct source *src = req->object->source;
+	const size_t want = source_length(src, req->index, req->n);
+	const size_t got = req->io.result == 0 ? MIN(req->io.done, want) : 0;
+	const uintptr_t va0 = req->page[0]->va;
+	int r = req->io.result;
+	unsigned n;
+
+	if (r == 0 && got < want)
+		r = src->ops->ended(src, req->index, want, got);
+	if (r < 0) {
+		count(s, C_SOURCE_ERRORS, 1);
+		trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, va0, (uint32_t)-r);
+		/* Of several only one may be bad: those that nobody waits for are left for later. */
+		unmake(p, req->page + 1, req->n - 1);
+		if (req->n > 1 && !req->retried) {
+			req->retried = true;
+			req->n = 1;
+			start_in(s, req);
+			return;
+		}
+		log_line(&p->log, UP_LOG_ERROR,
+			 "page at %#lx: the %s pager failed with %s at offset %llu; SIGBUS",
+			 (unsigned long)va0, src->ops->name, strerrorname_np(-r),
+			 (unsigned long long)(req->index << PAGE_SHIFT));
+		lost(s, req->page[0]);
+		request_put(s, req);
+		return;
+	}
+	n = (unsigned)((got + PAGE_MASK) >> PAGE_SHIFT);
+	unmake(p, req->page + MAX(n, 1), req->n - MAX(n, 1));
+	if (n == 0) {
+		log_line(&p->log, UP_LOG_ERROR, "page at %#lx: past the end of the %s; SIGBUS",
+			 (unsigned long)va0, src->ops->name);
+		lost(s, req->page[0]);
+		request_put(s, req);
+		return;
+	}
+	if (got & PAGE_MASK)
+		memset((char *)pmap_frame(p->pmap, req->page[n - 1]->frame) + (got & PAGE_MASK), 0,
+		       PAGE_SIZE - (got & PAGE_MASK));
+	if (install(p, req->page, 1) == 0)
+		fault_answered(s, UP_FAULT_MAJOR, va0, req->t0);
+	else
+		fault_handle(s, va0, false, false, req->t0);
+	if (n > 1)
+		install(p, req->page + 1, n - 1);
+	count(s, C_READAHEAD, n - 1);
+	request_put(s, req);
+}
+
+/* --- page-out --- */
+
+/* Its write has ended.  True if it was an orphan: the caller frees it. */
+static bool
+written(struct pager *p, struct page *pg, bool ok)
+{
+	bool orphan;
+
+	pthread_mutex_lock(&p->pages.lock);
+	orphan = pg->anon == NULL;
+	if (!orphan) {
+		page_set_state_locked(&p->pages, pg, PAGE_TRANSIT);
+		pg->alone = !ok; /* it is not what its hash says */
+		page_enqueue_locked(&p->pages, pg, ok ? Q_CLEAN : Q_INACTIVE, PAGE_STAGED);
+	}
+	pthread_mutex_unlock(&p->pages.lock);
+	return orphan;
+}
+
+/* The source ends before this page now: its content goes with what was cut off, and a touch will be SIGBUS. */
+static void
+forget(struct pager *p, struct page *pg)
+{
+	struct leaf *leaf;
+	struct anon *an;
+	unsigned at, shard;
+	uintptr_t va;
+
+	pthread_mutex_lock(&p->pages.lock);
+	an = pg->anon;
+	if (an == NULL || pg->state != PAGE_STAGED || !anon_trybusy(an)) {
+		pthread_mutex_unlock(&p->pages.lock);
+		return; /* the next attempt to write it comes here again */
+	}
+	pthread_mutex_unlock(&p->pages.lock);
+	leaf = pg->leaf;
+	at = pg->index;
+	shard = pg->shard;
+	va = pg->va;
+	release_content(p, an);
+	leaf_forget(p, leaf, at);
+	anon_gone(p, an, shard, va);
+}
+
+static void
+out_done(struct service *s, struct request *req)
+{
+	struct pager *p = s->p;
+	struct source *src = req->object->source;
+	const int r = req->io.result;
+	int none = 0;
+
+	for (unsigned i = 0; i < req->n; i++) {
+		struct page *pg = req->page[i];
+
+		if (written(p, pg, r == 0)) {
+			frame_give(&p->frames, pg->frame, 1);
+			page_free(&p->pages, pg);
+		} else if (r == -ENXIO) {
+			forget(p, pg);
+		}
+	}
+	atomic_fetch_sub(&p->laundering, req->n);
+	if (r == 0) {
+		atomic_store_explicit(&p->write_backoff, 0, memory_order_relaxed);
+	} else {
+		count(s, C_SOURCE_ERRORS, 1);
+		atomic_compare_exchange_strong(&src->error, &none, r);
+		if (pageout_backoff(p))
+			log_line(
+				&p->log, UP_LOG_ERROR,
+				"the %s pager failed to write %u pages at offset %llu: %s; kept in memory",
+				src->ops->name, req->n,
+				(unsigned long long)(req->index << PAGE_SHIFT),
+				strerrorname_np(-r));
+	}
+	request_put(s, req);
+	services_kick(p, s);
+}
+
+unsigned
+source_out(struct service *s, struct page *const pg[], unsigned n)
+{
+	struct pager *p = s->p;
+	struct request *req = request_get(s, REQ_PAGEOUT);
+	struct leaf *leaf = pg[0]->leaf;
+	struct source *src;
+	unsigned run = 1;
+	int r;
+
+	if (req == NULL)
+		return 0;
+	/* Busy pages keep their leaf, and that its object. */
+	pthread_mutex_lock(&leaf->lock);
+	req->object = leaf->object;
+	pthread_mutex_unlock(&leaf->lock);
+	src = req->object->source;
+	while (run < n && !pg[0]->alone && pg[run]->leaf == leaf &&
+	       pg[run]->index == pg[0]->index + run &&
+	       (!src->ops->contiguous || pg[run]->frame == pg[0]->frame + run))
+		run++;
+	req->index = leaf->base + pg[0]->index;
+	req->n = run;
+	req->t0 = now_ns();
+	for (unsigned i = 0; i < run; i++) {
+		req->page[i] = pg[i];
+		pg[i]->anon->hash = hash_page(p->hash_seed, pmap_frame(p->pmap, pg[i]->frame));
+	}
+	request_fill(p, req, SWAP_WRITE, 0);
+	atomic_fetch_add(&p->laundering, run);
+	count(s, C_SOURCE_OUTS, 1);
+	trace_add(&s->trace, req->t0, TRACE_SWAP_WRITE, pg[0]->va, run);
+	for (unsigned i = 0; i < run; i++) {
+		struct anon *an = pg[i]->anon;
+		const unsigned shard = pg[i]->shard;
+		const uintptr_t va = pg[i]->va;
+
+		pthread_mutex_lock(&p->pages.lock);
+		page_set_state_locked(&p->pages, pg[i], PAGE_LAUNDRY);
+		pthread_mutex_unlock(&p->pages.lock);
+		page_unbusy(p, an, shard, va);
+	}
+	r = src->ops->start(s, src, req, true);
+	if (r < 0) {
+		req->io.result = r;
+		source_done(s, req);
+	}
+	return run;
+}
+
+void
+source_done(struct service *s, struct request *req)
+{
+	if (req->kind == REQ_PAGEIN)
+		in_done(s, req);
+	else
+		out_done(s, req);
+}
+
+/* --- up_sync() --- */
+
+/* Write one busy page back if it has changed.  */
+static int
+sync_page(struct pager *p, struct object *o, struct anon *an, uint64_t index)
+{
+	struct source *src = o->source;
+	_Alignas(4096) char copy[PAGE_SIZE];
+	struct page *pg;
+	void *content = copy;
+	uint64_t h;
+	int r = 0;
+
+	if (!anon_in_core(an))
+		return 0;
+	pg = page_at(&p->pages, an->loc);
+	if (pg->state == PAGE_MAPPED)
+		r = p->pmap->ops->read(p->pmap, pg->va, copy);
+	else
+		content = pmap_frame(p->pmap, pg->frame);
+	if (r < 0)
+		return r == -ENOENT ? 0 : r; /* the program has discarded it */
+	h = hash_page(p->hash_seed, content);
+	if (h == an->hash && !pg->alone)
+		return 0;
+	r = src->ops->write(src, o, index, content, source_length(src, index, 1));
+	if (r == 0) {
+		an->hash = h;
+		pg->alone = false;
+	}
+	return r;
+}
+
+int
+source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n)
+{
+	struct source *src = o->source;
+	uint64_t at = first;
+	struct batch b;
+	int error = 0, r;
+
+	while (range_batch(p, o, &at, first + n, &b)) {
+		for (unsigned i = 0; i < b.n; i++) {
+			r = sync_page(p, o, b.anon[i], b.leaf->base + b.at[i]);
+			if (error == 0)
+				error = r;
+			/* Those of named objects are loose: who waits for one is parked. */
+			page_unbusy(p, b.anon[i], 0, 0);
+		}
+	}
+	r = atomic_exchange(&src->error, 0);
+	if (error == 0)
+		error = r;
+	if (error == 0 && src->ops->flush != NULL)
+		error = src->ops->flush(src);
+	return error;
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * source.h (private): where the pages of a named object come from: a file, a device, a pager of the program.
+ *
+ *	nothing --source_in--> MAPPED, COPY --launder: unchanged--> CLEAN --reclaim--> nothing
+ *	                                    --launder: changed, of a shared mapping--> LAUNDRY --source_out--> CLEAN
+ *	                                    --launder: changed, of a private mapping--> as any anonymous page
+ *
+ * Changed or not is told by content: the hash taken when a page came in, or was last written back, is kept with its anon.  So
+ * nobody watches for writes, and a page is written back only if its bytes differ.
+ */
+#ifndef UP_SOURCE_H
+#define UP_SOURCE_H
+
+#include "pager/pager.h"
+
+struct source_ops {
+	const char *name;
+	bool contiguous; /* a request is one buffer */
+	/*
+	 * Start a request whose I/O vector points at its frames: a page-in, or if `write` a page-out.  Service threads.
+	 * 0: source_done() follows.  -errno: it does not; it failed.
+	 */
+	int (*start)(struct service *s, struct source *src, struct request *req, bool write);
+	/* Write now; threads of the program. */
+	int (*write)(struct source *src, struct object *o, uint64_t index, void *page, size_t len);
+	/* Make what was written durable; NULL: nothing to do. */
+	int (*flush)(struct source *src);
+	/* 0, or why what was read is not to be believed: `got` of `want` bytes at page `index`. */
+	int (*ended)(struct source *src, uint64_t index, size_t want, size_t got);
+	void (*destroy)(struct source *src);
+};
+
+struct source {
+	const struct source_ops *ops; /* (c) */
+	uint64_t bytes;	  /* (c) size of the object; its last page may be a part of one */
+	atomic_int error; /* the first failed write that up_sync() has not told of yet */
+};
+
+/* Bytes of n pages from `index` on that exist. */
+static inline size_t
+source_length(const struct source *src, uint64_t index, size_t n)
+{
+	const uint64_t start = index << PAGE_SHIFT;
+
+	return (size_t)MIN((uint64_t)n << PAGE_SHIFT, src->bytes - start);
+}
+
+#endif

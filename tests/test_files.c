@@ -1,0 +1,538 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * test_files.c: named objects on the real kernel: files, devices, and a pager with threads of its own.
+ */
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/loop.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "stress.h"
+#include "uffd_pager.h"
+
+#define PAGE ((size_t)UP_PAGE_SIZE)
+#define MiB ((size_t)1 << 20)
+#define RW (PROT_READ | PROT_WRITE)
+
+TestSuite(files, .timeout = 60);
+
+static struct up_runtime *rt;
+static char logged[8192];
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+collect(void *ctx, enum up_log_level level, const char *line)
+{
+	size_t len;
+
+	(void)ctx;
+	pthread_mutex_lock(&log_lock);
+	len = strlen(logged);
+	snprintf(logged + len, sizeof logged - len, "%d: %s\n", (int)level, line);
+	pthread_mutex_unlock(&log_lock);
+}
+
+static void
+start(size_t memory)
+{
+	const struct up_config cfg = { .memory_limit = memory,
+				       .service_threads = 2,
+				       .log = collect };
+	const int r = up_runtime_create(&rt, &cfg);
+
+	if (r == -EPERM || r == -ENOSYS)
+		cr_skip_test("no userfaultfd or io_uring here: %s", logged);
+	cr_assert(zero(int, r), "%s", logged);
+	touch_init();
+}
+
+static uint64_t
+word_of(size_t page, unsigned i)
+{
+	return stress_mix(page + 1) + i;
+}
+
+static void
+page_of(size_t page, uint64_t *w)
+{
+	for (unsigned i = 0; i < PAGE / 8; i++)
+		w[i] = word_of(page, i);
+}
+
+/* A nameless file of `bytes`, filled. */
+static int
+file_of(size_t bytes)
+{
+	char name[] = "/var/tmp/test_files.XXXXXX";
+	const int fd = mkostemp(name, O_CLOEXEC);
+	uint64_t w[PAGE / 8];
+
+	cr_assert(ge(int, fd, 0), "%s", strerror(errno));
+	unlink(name);
+	for (size_t at = 0; at < bytes; at += PAGE) {
+		const size_t n = bytes - at < PAGE ? bytes - at : PAGE;
+
+		page_of(at / PAGE, w);
+		cr_assert(eq(sz, (size_t)pwrite(fd, w, n, (off_t)at), n));
+	}
+	return fd;
+}
+
+static struct up_object *
+object_of(int fd, uint64_t offset, uint64_t size)
+{
+	struct up_object *obj;
+
+	cr_assert(zero(int, up_object_create_file(rt, fd, offset, size, 0, &obj)), "%s", logged);
+	return obj;
+}
+
+static uint64_t *
+map(struct up_object *obj, size_t bytes, unsigned flags, int prot)
+{
+	void *p;
+
+	cr_assert(zero(int, up_map(rt, NULL, bytes, prot, flags, obj, 0, &p)), "%s", logged);
+	return p;
+}
+
+static void
+check(const uint64_t *p, size_t page, size_t content)
+{
+	for (unsigned i = 0; i < PAGE / 8; i++)
+		cr_assert(eq(u64, p[page * (PAGE / 8) + i], word_of(content, i)),
+			  "page %zu, word %u", page, i);
+}
+
+/* Reads [0, n) of a file past any cache of ours. */
+static void
+check_file(int fd, size_t page, size_t content)
+{
+	uint64_t w[PAGE / 8] = { 0 }, want[PAGE / 8];
+
+	page_of(content, want);
+	cr_assert(eq(sz, (size_t)pread(fd, w, sizeof w, (off_t)(page * PAGE)), PAGE));
+	cr_assert(zero(int, memcmp(w, want, sizeof w)), "page %zu of the file", page);
+}
+
+static struct up_stats
+stats(void)
+{
+	struct up_stats st;
+
+	cr_assert(zero(int, up_stats_get(rt, &st, sizeof st)));
+	return st;
+}
+
+Test(files, a_file_four_times_the_budget_is_read_and_never_written)
+{
+	const size_t n = 8 * MiB / PAGE;
+	const int fd = file_of(8 * MiB);
+	struct up_object *obj;
+	struct stat before, after;
+	uint64_t *p;
+
+	start(2 * MiB);
+	fstat(fd, &before);
+	obj = object_of(fd, 0, 0);
+	p = map(obj, 8 * MiB, UP_SHARED, RW);
+	for (unsigned turn = 0; turn < 2; turn++) {
+		for (size_t i = 0; i < n; i++)
+			check(p, i, i);
+	}
+	for (size_t i = n; i-- > 0;)
+		check(p, i * 7 % n, i * 7 % n);
+	cr_assert(eq(u64, stats().source_writes, 0));
+	cr_assert(eq(u64, stats().swap_writes, 0));
+	cr_assert(zero(int, up_sync(rt, p, 8 * MiB)));
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	fstat(fd, &after);
+	cr_assert(eq(i64, before.st_mtim.tv_nsec, after.st_mtim.tv_nsec), "it has been written to");
+	close(fd);
+}
+
+Test(files, what_is_written_to_a_shared_mapping_is_in_the_file)
+{
+	const size_t n = 8 * MiB / PAGE;
+	const int fd = file_of(8 * MiB);
+	struct up_object *obj;
+	uint64_t *p;
+
+	start(2 * MiB);
+	obj = object_of(fd, 0, 0);
+	p = map(obj, 8 * MiB, UP_SHARED, RW);
+	for (size_t i = 0; i < n; i += 2)
+		page_of(100000 + i, p + i * (PAGE / 8));
+	cr_assert(zero(int, up_sync(rt, p, 8 * MiB)), "%s", logged);
+	for (size_t i = 0; i < n; i++)
+		check_file(fd, i, i % 2 ? i : 100000 + i);
+	for (size_t i = 1; i < n; i += 2)
+		page_of(200000 + i, p + i * (PAGE / 8));
+	cr_assert(zero(int, up_unmap(rt, p, 8 * MiB)));
+	for (size_t i = 0; i < n; i++)
+		check_file(fd, i, i % 2 ? 200000 + i : 100000 + i);
+	/* And again through another mapping of the same object. */
+	p = map(obj, 8 * MiB, UP_SHARED, PROT_READ);
+	for (size_t i = 0; i < n; i++)
+		check(p, i, i % 2 ? 200000 + i : 100000 + i);
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+Test(files, destroying_the_runtime_writes_back)
+{
+	const int fd = file_of(MiB);
+	uint64_t *p;
+
+	start(2 * MiB);
+	p = map(object_of(fd, 0, 0), MiB, UP_SHARED, RW);
+	page_of(777, p + 5 * (PAGE / 8));
+	up_runtime_destroy(rt);
+	check_file(fd, 5, 777);
+	check_file(fd, 6, 6);
+	close(fd);
+}
+
+Test(files, a_private_mapping_leaves_the_file_alone)
+{
+	const size_t n = 4 * MiB / PAGE;
+	const int fd = file_of(4 * MiB);
+	struct up_object *obj;
+	uint64_t *p, *q;
+	void *c;
+
+	start(2 * MiB);
+	obj = object_of(fd, 0, 0);
+	p = map(obj, 4 * MiB, UP_PRIVATE, RW);
+	q = map(obj, 4 * MiB, UP_PRIVATE, RW);
+	up_object_unref(obj);
+	for (size_t i = 0; i < n; i += 3)
+		page_of(5000 + i, p + i * (PAGE / 8));
+	cr_assert(zero(int, up_clone(rt, p, 4 * MiB, &c)), "%s", logged);
+	for (size_t i = 0; i < n; i += 2)
+		page_of(9000 + i, p + i * (PAGE / 8));
+	for (size_t i = 0; i < n; i++) {
+		check(p, i, i % 2 == 0 ? 9000 + i : i % 3 == 0 ? 5000 + i : i);
+		check(c, i, i % 3 == 0 ? 5000 + i : i);
+		check(q, i, i);
+	}
+	up_runtime_destroy(rt);
+	for (size_t i = 0; i < n; i++)
+		check_file(fd, i, i);
+	close(fd);
+}
+
+Test(files, the_tail_is_zeros_and_beyond_the_end_is_SIGBUS)
+{
+	const size_t bytes = 5 * PAGE + 1000;
+	const int fd = file_of(bytes);
+	struct up_object *obj;
+	uint64_t *p, v, w[PAGE / 8];
+	struct stat st;
+
+	start(2 * MiB);
+	obj = object_of(fd, 0, 8 * PAGE);
+	p = map(obj, 8 * PAGE, UP_SHARED, RW);
+	for (unsigned i = 0; i < PAGE / 8; i++)
+		cr_assert(eq(u64, p[5 * (PAGE / 8) + i], i < 125 ? word_of(5, i) : 0), "word %u",
+			  i);
+	cr_assert(eq(int, touch_read(p + 6 * (PAGE / 8), &v), -1));
+	cr_assert(eq(int, touch_read(p + 7 * (PAGE / 8), &v), -1));
+	check(p, 4, 4);
+	/* What is written behind the end stays there: the file does not grow. */
+	up_object_unref(obj);
+	cr_assert(zero(int, up_unmap(rt, p, 8 * PAGE)));
+	obj = object_of(fd, 0, 0);
+	p = map(obj, 6 * PAGE, UP_SHARED, RW);
+	memset(p + 5 * (PAGE / 8), 0x11, PAGE);
+	cr_assert(zero(int, up_sync(rt, p, 6 * PAGE)), "%s", logged);
+	fstat(fd, &st);
+	cr_assert(eq(sz, (size_t)st.st_size, bytes));
+	cr_assert(eq(sz, (size_t)pread(fd, w, PAGE, 5 * (off_t)PAGE), 1000));
+	cr_assert(eq(u64, w[124], UINT64_C(0x1111111111111111)));
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+Test(files, a_file_that_is_truncated_underneath_is_SIGBUS_and_never_zeros)
+{
+	const int fd = file_of(64 * PAGE);
+	struct up_object *obj;
+	uint64_t *p, v;
+
+	start(2 * MiB);
+	obj = object_of(fd, 0, 0);
+	p = map(obj, 64 * PAGE, UP_SHARED, RW);
+	cr_assert(zero(int, up_advise(rt, p, 64 * PAGE, UP_ADVICE_RANDOM)));
+	check(p, 3, 3);
+	cr_assert(zero(int, ftruncate(fd, 10 * (off_t)PAGE)));
+	check(p, 9, 9);
+	for (size_t i = 10; i < 64; i += 9)
+		cr_assert(eq(int, touch_read(p + i * (PAGE / 8), &v), -1), "page %zu", i);
+	cr_assert(zero(int, up_unmap(rt, p, 64 * PAGE)));
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+Test(files, a_file_that_can_only_be_read_is_mapped_for_reading)
+{
+	char name[64];
+	const int fd = file_of(4 * PAGE);
+	int ro;
+	struct up_object *obj;
+	void *p;
+
+	snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+	ro = open(name, O_RDONLY | O_CLOEXEC);
+	cr_assert(ge(int, ro, 0));
+	start(2 * MiB);
+	obj = object_of(ro, PAGE, 0);
+	cr_assert(eq(int, up_map(rt, NULL, 3 * PAGE, RW, UP_SHARED, obj, 0, &p), -EACCES));
+	check(map(obj, 3 * PAGE, UP_SHARED, PROT_READ), 2, 3);
+	page_of(42, map(obj, 3 * PAGE, UP_PRIVATE, RW));
+	cr_assert(eq(int, up_object_create_file(rt, -1, 0, 0, 0, &obj), -EBADF));
+	cr_assert(eq(int, up_object_create_file(rt, ro, 100, 0, 0, &obj), -EINVAL));
+	cr_assert(eq(int, up_object_create_file(rt, ro, 1 << 20, 0, 0, &obj), -EINVAL));
+	up_runtime_destroy(rt);
+	close(ro);
+	close(fd);
+}
+
+/* --- devices --- */
+
+/* A loop device over `fd`, of which the kernel forgets when it is closed; -1: not to be had. */
+static int
+loop_over(int fd, unsigned sector)
+{
+	const int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
+	struct loop_config cfg = { .fd = (uint32_t)fd,
+				   .block_size = sector,
+				   .info.lo_flags = LO_FLAGS_AUTOCLEAR };
+	char name[32];
+	int n, loop;
+
+	if (control < 0)
+		return -1;
+	n = ioctl(control, LOOP_CTL_GET_FREE);
+	close(control);
+	if (n < 0)
+		return -1;
+	snprintf(name, sizeof name, "/dev/loop%d", n);
+	loop = open(name, O_RDWR | O_CLOEXEC);
+	if (loop >= 0 && ioctl(loop, LOOP_CONFIGURE, &cfg) < 0) {
+		close(loop);
+		return -1;
+	}
+	return loop;
+}
+
+static void
+use_device(unsigned sector)
+{
+	const size_t bytes = 4 * MiB + 512;
+	const int fd = file_of(sector == 512 ? bytes : 4 * MiB), loop = loop_over(fd, sector);
+	const size_t n = 4 * MiB / PAGE;
+	struct up_object *obj;
+	uint64_t *p;
+
+	if (loop < 0)
+		cr_skip_test("no loop device with sectors of %u bytes", sector);
+	start(2 * MiB);
+	cr_assert(zero(int, up_object_create_device(rt, loop, 0, &obj)), "%s", logged);
+	p = map(obj, 4 * MiB, UP_SHARED, RW);
+	for (size_t i = 0; i < n; i++)
+		check(p, i, i);
+	for (size_t i = 0; i < n; i += 3)
+		page_of(70000 + i, p + i * (PAGE / 8));
+	cr_assert(zero(int, up_sync(rt, p, 4 * MiB)), "%s", logged);
+	for (size_t i = 0; i < n; i++)
+		check(p, i, i % 3 ? i : 70000 + i);
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	for (size_t i = 0; i < n; i++)
+		check_file(fd, i, i % 3 ? i : 70000 + i);
+	close(loop);
+	close(fd);
+}
+
+Test(files, a_device_of_small_sectors)
+{
+	use_device(512);
+}
+
+Test(files, a_device_of_large_sectors)
+{
+	use_device(4096);
+}
+
+Test(files, what_is_no_device_is_refused)
+{
+	struct up_object *obj;
+	int null, pipes[2];
+
+	start(2 * MiB);
+	null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	cr_assert(eq(int, up_object_create_device(rt, null, 0, &obj), -EINVAL));
+	cr_assert(eq(int, up_object_create_file(rt, null, 0, 0, 0, &obj), -EINVAL));
+	cr_assert(zero(int, pipe(pipes)));
+	cr_assert(eq(int, up_object_create_file(rt, pipes[0], 0, 0, 0, &obj), -EINVAL));
+	cr_assert(strstr(logged, "no block device") != NULL);
+	cr_assert(strstr(logged, "not a regular file") != NULL);
+	up_runtime_destroy(rt);
+}
+
+/* --- a pager with threads of its own --- */
+
+#define QUEUE 256
+
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	struct up_request *req[QUEUE];
+	bool out[QUEUE];
+	unsigned head, tail, most;
+	bool stop;
+	uint64_t *store;
+} q = { .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER };
+
+static int
+enqueue(struct up_request *req, bool out)
+{
+	pthread_mutex_lock(&q.lock);
+	cr_assert(lt(uint, q.tail - q.head, QUEUE));
+	q.out[q.tail % QUEUE] = out;
+	q.req[q.tail++ % QUEUE] = req;
+	if (q.tail - q.head > q.most)
+		q.most = q.tail - q.head;
+	pthread_cond_signal(&q.cond);
+	pthread_mutex_unlock(&q.lock);
+	return 0;
+}
+
+static int
+queue_in(void *ctx, struct up_request *req)
+{
+	(void)ctx;
+	return enqueue(req, false);
+}
+
+static int
+queue_out(void *ctx, struct up_request *req)
+{
+	(void)ctx;
+	return enqueue(req, true);
+}
+
+static void *
+carry(void *arg)
+{
+	for (;;) {
+		const struct timespec us = { .tv_nsec = 20000 };
+		struct up_request *req;
+		char *at;
+		bool out;
+
+		pthread_mutex_lock(&q.lock);
+		while (q.head == q.tail && !q.stop)
+			pthread_cond_wait(&q.cond, &q.lock);
+		if (q.head == q.tail) {
+			pthread_mutex_unlock(&q.lock);
+			return arg;
+		}
+		out = q.out[q.head % QUEUE];
+		req = q.req[q.head++ % QUEUE];
+		pthread_mutex_unlock(&q.lock);
+		nanosleep(&us, NULL);
+		at = (char *)q.store + up_request_offset(req);
+		if (out)
+			memcpy(at, up_request_buffer(req), up_request_length(req));
+		else
+			memcpy(up_request_buffer(req), at, up_request_length(req));
+		up_request_complete(req, 0);
+	}
+}
+
+struct user {
+	pthread_t thread;
+	uint64_t *p;
+	size_t npages;
+	unsigned id, of;
+	bool wrong;
+};
+
+/* Each owns every `of`th page: counts them up, and finds them as they were left. */
+static void *
+use(void *arg)
+{
+	struct user *u = arg;
+
+	for (unsigned turn = 0; turn < 6; turn++) {
+		for (size_t i = u->id; i < u->npages; i += u->of) {
+			uint64_t *w = u->p + i * (PAGE / 8);
+
+			if (w[0] != word_of(i, 0) + turn || w[511] != word_of(i, 511) + turn)
+				u->wrong = true;
+			w[0]++;
+			w[511]++;
+		}
+	}
+	return NULL;
+}
+
+Test(files, a_pager_of_the_program_serves_many_threads)
+{
+	static const struct up_pager_ops ops = { .size = sizeof ops,
+						 .page_in = queue_in,
+						 .page_out = queue_out };
+	const size_t n = 6 * MiB / PAGE;
+	struct user u[4];
+	struct up_object *obj;
+	pthread_t carriers[3];
+	uint64_t *p;
+
+	q.store = malloc(6 * MiB);
+	for (size_t i = 0; i < n; i++)
+		page_of(i, q.store + i * (PAGE / 8));
+	start(2 * MiB);
+	for (unsigned i = 0; i < 3; i++)
+		cr_assert(zero(int, pthread_create(&carriers[i], NULL, carry, NULL)));
+	cr_assert(zero(int, up_object_create_custom(rt, 6 * MiB, &ops, NULL, &obj)), "%s", logged);
+	p = map(obj, 6 * MiB, UP_SHARED, RW);
+	cr_assert(zero(int, up_advise(rt, p, 6 * MiB, UP_ADVICE_RANDOM)));
+	for (unsigned i = 0; i < 4; i++) {
+		u[i] = (struct user){ .p = p, .npages = n, .id = i, .of = 4 };
+		cr_assert(zero(int, pthread_create(&u[i].thread, NULL, use, &u[i])));
+	}
+	for (unsigned i = 0; i < 40; i++)
+		cr_assert(zero(int, up_sync(rt, p, 6 * MiB)));
+	for (unsigned i = 0; i < 4; i++) {
+		pthread_join(u[i].thread, NULL);
+		cr_assert(not(u[i].wrong), "thread %u found what it had not left", i);
+	}
+	cr_assert(zero(int, up_sync(rt, p, 6 * MiB)));
+	for (size_t i = 0; i < n; i++)
+		cr_assert(eq(u64, q.store[i * (PAGE / 8)], word_of(i, 0) + 6), "page %zu", i);
+	cr_assert(gt(uint, q.most, 1), "there was never more than one request at a time");
+	cr_assert(eq(u64, stats().swap_writes, 0));
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	pthread_mutex_lock(&q.lock);
+	q.stop = true;
+	pthread_cond_broadcast(&q.cond);
+	pthread_mutex_unlock(&q.lock);
+	for (unsigned i = 0; i < 3; i++)
+		pthread_join(carriers[i], NULL);
+	free(q.store);
+}

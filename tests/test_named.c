@@ -1,0 +1,564 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * test_named.c: named objects over the simulated kernel: a pager of the test's own, which keeps its pages in an
+ * array, can be slow, fail and count.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "scene.h"
+
+TestSuite(named, .timeout = 30);
+
+#define NPAGES 4096
+
+/* What the pager has, and what it was asked for. */
+static uint64_t *store; /* NPAGES pages */
+static unsigned nin, nout, nin_pages, nout_pages, ndestroyed;
+static bool slow; /* requests are kept until the test completes them */
+static int fail_in, fail_out;
+static struct up_request *kept[64];
+static unsigned nkept;
+static bool kept_out[64];
+
+static void
+carry_out(struct up_request *req, bool out)
+{
+	char *at = (char *)store + up_request_offset(req);
+
+	if (out)
+		memcpy(at, up_request_buffer(req), up_request_length(req));
+	else
+		memcpy(up_request_buffer(req), at, up_request_length(req));
+}
+
+static int
+request(struct up_request *req, bool out)
+{
+	const int error = out ? fail_out : fail_in;
+
+	cr_assert(eq(u64, up_request_offset(req) % PAGE_SIZE, 0));
+	cr_assert(gt(sz, up_request_length(req), 0));
+	if (error != 0)
+		return error;
+	if (slow) {
+		cr_assert(lt(uint, nkept, ARRAY_SIZE(kept)));
+		kept_out[nkept] = out;
+		kept[nkept++] = req;
+		return 0;
+	}
+	carry_out(req, out);
+	up_request_complete(req, 0);
+	return 0;
+}
+
+static int
+page_in(void *ctx, struct up_request *req)
+{
+	cr_assert(eq(ptr, ctx, (void *)&store));
+	nin++;
+	nin_pages += (unsigned)((up_request_length(req) + PAGE_MASK) / PAGE_SIZE);
+	return request(req, false);
+}
+
+static int
+page_out(void *ctx, struct up_request *req)
+{
+	cr_assert(eq(ptr, ctx, (void *)&store));
+	nout++;
+	nout_pages += (unsigned)((up_request_length(req) + PAGE_MASK) / PAGE_SIZE);
+	return request(req, true);
+}
+
+static void
+destroyed(void *ctx)
+{
+	cr_assert(eq(ptr, ctx, (void *)&store));
+	ndestroyed++;
+}
+
+static const struct up_pager_ops ops = {
+	.size = sizeof ops, .page_in = page_in, .page_out = page_out, .destroy = destroyed
+};
+
+static void
+complete_kept(int status)
+{
+	for (unsigned i = 0; i < nkept; i++) {
+		if (status == 0)
+			carry_out(kept[i], kept_out[i]);
+		up_request_complete(kept[i], status);
+	}
+	nkept = 0;
+}
+
+static struct up_object *
+custom(uint64_t size)
+{
+	struct up_object *obj;
+
+	store = calloc(NPAGES, PAGE_SIZE);
+	cr_assert(store != NULL);
+	for (size_t i = 0; i < NPAGES; i++) {
+		for (unsigned k = 0; k < PAGE_SIZE / 8; k++)
+			store[i * PAGE_SIZE / 8 + k] = word_of(i, k);
+	}
+	cr_assert(zero(int, up_object_create_custom(r->rt, size, &ops, &store, &obj)));
+	return obj;
+}
+
+static uintptr_t
+map_named(struct up_object *obj, size_t npages, unsigned flags, int prot)
+{
+	void *p;
+
+	cr_assert(zero(int, up_map(r->rt, NULL, npages * PAGE_SIZE, prot, flags, obj, 0, &p)));
+	return (uintptr_t)p;
+}
+
+static void
+in_order(uintptr_t va, size_t npages)
+{
+	cr_assert(zero(int, up_advise(r->rt, (void *)va, npages * PAGE_SIZE, UP_ADVICE_RANDOM)));
+}
+
+static bool
+stored(size_t page, uint64_t number)
+{
+	return is_page(store + page * PAGE_SIZE / 8, number);
+}
+
+static void
+finish(struct up_object *obj)
+{
+	up_object_unref(obj);
+	rig_down(r);
+	cr_assert(eq(uint, ndestroyed, 1));
+	free(store);
+}
+
+Test(named, pages_come_from_the_pager_as_they_are_touched)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(100 * PAGE_SIZE);
+	va = map_named(obj, 100, UP_SHARED, PROT_READ);
+	in_order(va, 100);
+	check_page(va + 7 * PAGE_SIZE, 7);
+	check_page(va + 99 * PAGE_SIZE, 99);
+	cr_assert(eq(uint, nin, 2));
+	check_pages(va, 100, 0);
+	cr_assert(eq(uint, nin_pages, 100));
+	cr_assert(eq(uint, nout, 0));
+	finish(obj);
+}
+
+Test(named, a_stream_asks_for_runs)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	obj = custom(400 * PAGE_SIZE);
+	va = map_named(obj, 400, UP_SHARED, PROT_READ);
+	check_pages(va, 400, 0);
+	cr_assert(lt(uint, nin, 60), "%u requests for 400 pages", nin);
+	cr_assert(eq(uint, nin_pages, 400));
+	finish(obj);
+}
+
+/* Four times what fits: unchanged pages are forgotten and asked for again, and never written. */
+Test(named, unchanged_pages_are_forgotten_and_not_written)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 2 });
+	obj = custom(2048 * PAGE_SIZE);
+	va = map_named(obj, 2048, UP_SHARED, PROT_READ | PROT_WRITE);
+	check_pages(va, 2048, 0);
+	check_pages(va, 2048, 0);
+	cr_assert(gt(uint, nin_pages, 2048));
+	cr_assert(eq(uint, nout, 0));
+	cr_assert(eq(u64, rig_stats(r).swap_writes, 0));
+	finish(obj);
+}
+
+Test(named, what_is_written_to_a_shared_mapping_goes_back_under_pressure)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 3 });
+	obj = custom(2048 * PAGE_SIZE);
+	va = map_named(obj, 2048, UP_SHARED, PROT_READ | PROT_WRITE);
+	for (size_t i = 0; i < 2048; i += 2)
+		put_page(va + i * PAGE_SIZE, 10000 + i);
+	for (size_t i = 0; i < 2048; i++)
+		check_page(va + i * PAGE_SIZE, i % 2 ? i : 10000 + i);
+	cr_assert(gt(uint, nout_pages, 0));
+	cr_assert(eq(u64, rig_stats(r).swap_writes, 0), "it has a place of its own");
+	unmap(va, 2048);
+	for (size_t i = 0; i < 2048; i++)
+		cr_assert(stored(i, i % 2 ? i : 10000 + i), "page %zu", i);
+	finish(obj);
+}
+
+Test(named, sync_writes_what_changed_and_only_that)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	check_pages(va, 64, 0);
+	put_page(va + 3 * PAGE_SIZE, 1003);
+	put_page(va + 40 * PAGE_SIZE, 1040);
+	put_page(va + 41 * PAGE_SIZE, 41); /* the same as it was */
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 64 * PAGE_SIZE)));
+	cr_assert(eq(uint, nout_pages, 2));
+	cr_assert(stored(3, 1003) && stored(40, 1040));
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 64 * PAGE_SIZE)));
+	cr_assert(eq(uint, nout_pages, 2), "nothing has changed since");
+	put_page(va + 3 * PAGE_SIZE, 2003);
+	put_page(va + 4 * PAGE_SIZE, 2004);
+	cr_assert(zero(int, up_sync(r->rt, (void *)(va + 4 * PAGE_SIZE), PAGE_SIZE)));
+	cr_assert(stored(3, 1003) && stored(4, 2004), "a part of the range");
+	unmap(va, 64);
+	cr_assert(stored(3, 2003));
+	finish(obj);
+}
+
+Test(named, a_failed_write_is_told_once_and_tried_again)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(8 * PAGE_SIZE);
+	va = map_named(obj, 8, UP_SHARED, PROT_READ | PROT_WRITE);
+	put_page(va, 500);
+	fail_out = -EIO;
+	cr_assert(eq(int, up_sync(r->rt, (void *)va, 8 * PAGE_SIZE), -EIO));
+	cr_assert(rig_logged(r, "up_sync: writing back to the custom pager: EIO"));
+	check_page(va, 500);
+	fail_out = 0;
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 8 * PAGE_SIZE)));
+	cr_assert(stored(0, 500));
+	finish(obj);
+}
+
+/* A write that failed at pageout is told by the next up_sync(), once; the page stayed in memory. */
+Test(named, a_write_that_failed_at_pageout_is_told_by_sync)
+{
+	struct up_object *obj;
+	uintptr_t va, other;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(32 * PAGE_SIZE);
+	va = map_named(obj, 32, UP_SHARED, PROT_READ | PROT_WRITE);
+	for (size_t i = 0; i < 32; i++)
+		put_page(va + i * PAGE_SIZE, 700 + i);
+	fail_out = -EIO;
+	other = map_random(1500);
+	put_pages(other, 1500, 0);
+	cr_assert(gt(u64, rig_stats(r).source_errors, 0), "no write failed: nothing was tested");
+	fail_out = 0;
+	check_pages(va, 32, 700);
+	cr_assert(eq(int, up_sync(r->rt, (void *)va, 32 * PAGE_SIZE), -EIO));
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 32 * PAGE_SIZE)));
+	for (size_t i = 0; i < 32; i++)
+		cr_assert(stored(i, 700 + i));
+	finish(obj);
+}
+
+Test(named, a_private_mapping_never_writes_back)
+{
+	struct up_object *obj;
+	uintptr_t a, b;
+
+	scene((struct rig_config){ .seed = 4 });
+	obj = custom(1500 * PAGE_SIZE);
+	a = map_named(obj, 1500, UP_PRIVATE, PROT_READ | PROT_WRITE);
+	b = map_named(obj, 1500, UP_PRIVATE, PROT_READ | PROT_WRITE);
+	for (size_t i = 0; i < 1500; i += 3)
+		put_page(a + i * PAGE_SIZE, 20000 + i);
+	for (size_t i = 0; i < 1500; i += 5)
+		put_page(b + i * PAGE_SIZE, 30000 + i);
+	for (size_t i = 0; i < 1500; i++) {
+		check_page(a + i * PAGE_SIZE, i % 3 ? i : 20000 + i);
+		check_page(b + i * PAGE_SIZE, i % 5 ? i : 30000 + i);
+	}
+	cr_assert(eq(uint, nout, 0));
+	cr_assert(gt(u64, rig_stats(r).swap_writes, 0));
+	for (size_t i = 0; i < 1500; i++)
+		cr_assert(stored(i, i));
+	finish(obj);
+}
+
+Test(named, a_private_mapping_sees_what_a_shared_one_has_in_memory)
+{
+	struct up_object *obj;
+	uintptr_t shared, priv;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(8 * PAGE_SIZE);
+	shared = map_named(obj, 8, UP_SHARED, PROT_READ | PROT_WRITE);
+	priv = map_named(obj, 8, UP_PRIVATE, PROT_READ | PROT_WRITE);
+	put_page(shared, 99);
+	check_page(priv, 99);
+	put_page(priv, 77);
+	check_page(shared, 99);
+	check_page(priv + PAGE_SIZE, 1);
+	finish(obj);
+}
+
+/* Zeros are content like any other here: forgetting them would bring the source's bytes back. */
+Test(named, zeros_over_a_named_page_stay_zeros)
+{
+	static char zeros[PAGE_SIZE];
+	struct up_object *obj;
+	uintptr_t shared, priv;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(8 * PAGE_SIZE);
+	shared = map_named(obj, 8, UP_SHARED, PROT_READ | PROT_WRITE);
+	priv = map_named(obj, 8, UP_PRIVATE, PROT_READ | PROT_WRITE);
+	check_page(priv + PAGE_SIZE, 1);
+	cr_assert(eq(int, rig_touch(r, 0, priv + PAGE_SIZE, true, zeros, 0, PAGE_SIZE), SIM_OK));
+	cr_assert(eq(int, rig_touch(r, 0, shared, true, zeros, 0, PAGE_SIZE), SIM_OK));
+	rig_push_out(r, priv + PAGE_SIZE);
+	rig_push_out(r, shared);
+	rig_settle(r);
+	check_zeros(priv + PAGE_SIZE);
+	check_zeros(shared);
+	check_page(shared + PAGE_SIZE, 1);
+	finish(obj);
+}
+
+Test(named, discarding_brings_back_what_the_source_has)
+{
+	struct up_object *obj;
+	uintptr_t shared, priv;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(8 * PAGE_SIZE);
+	shared = map_named(obj, 8, UP_SHARED, PROT_READ | PROT_WRITE);
+	priv = map_named(obj, 8, UP_PRIVATE, PROT_READ | PROT_WRITE);
+	put_page(priv, 123);
+	put_page(shared + PAGE_SIZE, 456);
+	cr_assert(zero(int, up_advise(r->rt, (void *)priv, 8 * PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	cr_assert(zero(int, up_advise(r->rt, (void *)shared, 8 * PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	check_page(priv, 0);
+	check_page(shared + PAGE_SIZE, 456);
+	cr_assert(stored(1, 456), "a shared page is written back first");
+	finish(obj);
+}
+
+Test(named, clones_of_private_mappings_part_from_the_file_and_each_other)
+{
+	struct up_object *obj;
+	uintptr_t a, b, c;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	a = map_named(obj, 64, UP_PRIVATE, PROT_READ | PROT_WRITE);
+	put_page(a, 500);
+	put_page(a + PAGE_SIZE, 501);
+	cr_assert(zero(int, up_clone(r->rt, (void *)a, 64 * PAGE_SIZE, &p)));
+	b = (uintptr_t)p;
+	put_page(a, 600);
+	put_page(b + 2 * PAGE_SIZE, 702);
+	cr_assert(zero(int, up_clone(r->rt, (void *)b, 64 * PAGE_SIZE, &p)));
+	c = (uintptr_t)p;
+	cr_assert(zero(int, up_advise(r->rt, (void *)b, 64 * PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	check_page(a, 600);
+	check_page(a + PAGE_SIZE, 501);
+	check_pages(a + 2 * PAGE_SIZE, 62, 2);
+	check_pages(b, 64, 0); /* what the pager has, through everything in between */
+	check_page(c, 500);
+	check_page(c + PAGE_SIZE, 501);
+	check_page(c + 2 * PAGE_SIZE, 702);
+	check_pages(c + 3 * PAGE_SIZE, 61, 3);
+	unmap(a, 64);
+	unmap(b, 64);
+	check_page(c, 500);
+	check_page(c + 2 * PAGE_SIZE, 702);
+	cr_assert(eq(uint, nout, 0));
+	finish(obj);
+}
+
+Test(named, a_failed_read_is_SIGBUS_on_that_page_until_it_is_discarded)
+{
+	struct up_object *obj;
+	uint64_t w = 0;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(16 * PAGE_SIZE);
+	va = map_named(obj, 16, UP_SHARED, PROT_READ | PROT_WRITE);
+	fail_in = -EACCES;
+	cr_assert(eq(int, rig_touch(r, 0, va, false, &w, 0, 8), SIM_SIGBUS));
+	cr_assert(rig_logged(r, "the custom pager failed with EACCES"));
+	fail_in = 0;
+	check_page(va + PAGE_SIZE, 1);
+	cr_assert(eq(int, rig_touch(r, 0, va, false, &w, 0, 8), SIM_SIGBUS));
+	cr_assert(zero(int, up_advise(r->rt, (void *)va, PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	check_page(va, 0);
+	finish(obj);
+}
+
+Test(named, requests_may_take_their_time_and_block_nobody_else)
+{
+	struct up_object *obj;
+	uintptr_t va, other;
+	uint64_t w[4] = { 0 };
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ);
+	in_order(va, 64);
+	other = map_random(8);
+	slow = true;
+	for (unsigned t = 0; t < 4; t++)
+		cr_assert(eq(int,
+			     sim_touch(r->pm, 4 + t, va + t * 9 * PAGE_SIZE, false, &w[t], 0, 8),
+			     SIM_FAULT));
+	for (unsigned i = 0; i < 20; i++)
+		rig_step(r);
+	cr_assert(eq(uint, nkept, 4), "several are under way at once");
+	put_pages(other, 8, 0);
+	check_pages(other, 8, 0);
+	complete_kept(0);
+	slow = false;
+	for (unsigned t = 0; t < 4; t++) {
+		cr_assert(eq(int, rig_touch(r, 4 + t, va + t * 9 * PAGE_SIZE, false, &w[t], 0, 8),
+			     SIM_OK));
+		cr_assert(eq(u64, w[t], word_of(t * 9, 0)));
+	}
+	cr_assert(eq(uint, nin, 4));
+	finish(obj);
+}
+
+Test(named, a_late_failure_is_SIGBUS_too)
+{
+	struct up_object *obj;
+	uint64_t w = 0;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(4 * PAGE_SIZE);
+	va = map_named(obj, 4, UP_PRIVATE, PROT_READ);
+	in_order(va, 4);
+	slow = true;
+	cr_assert(eq(int, sim_touch(r->pm, 0, va, false, &w, 0, 8), SIM_FAULT));
+	for (unsigned i = 0; i < 10; i++)
+		rig_step(r);
+	cr_assert(eq(uint, nkept, 1));
+	complete_kept(-ETIMEDOUT);
+	slow = false;
+	cr_assert(eq(int, rig_touch(r, 0, va, false, &w, 0, 8), SIM_SIGBUS));
+	check_page(va + PAGE_SIZE, 1);
+	finish(obj);
+}
+
+/* The program goes on writing to a page whose old content is on its way: the new content must arrive last. */
+Test(named, a_write_in_flight_is_not_overtaken)
+{
+	struct up_object *obj;
+	uintptr_t va, other;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(8 * PAGE_SIZE);
+	va = map_named(obj, 8, UP_SHARED, PROT_READ | PROT_WRITE);
+	put_page(va, 111);
+	slow = true;
+	other = map_random(1500);
+	for (size_t i = 0; i < 1500 && nkept == 0; i++)
+		put_page(other + i * PAGE_SIZE, i);
+	cr_assert(gt(uint, nkept, 0), "it is not on its way");
+	cr_assert(eq(int, sim_touch(r->pm, 3, va, true, &w, 0, 8), SIM_FAULT));
+	for (unsigned i = 0; i < 50; i++)
+		rig_step(r);
+	cr_assert(eq(int, sim_touch(r->pm, 3, va, true, &w, 0, 8), SIM_FAULT),
+		  "it waits for the write");
+	slow = false;
+	complete_kept(0);
+	put_page(va, 222);
+	cr_assert(stored(0, 111));
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 8 * PAGE_SIZE)));
+	cr_assert(stored(0, 222));
+	finish(obj);
+}
+
+Test(named, the_last_page_is_zeros_behind_the_end)
+{
+	struct up_object *obj;
+	uint64_t w[PAGE_SIZE / 8];
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(3 * PAGE_SIZE + 800);
+	va = map_named(obj, 4, UP_SHARED, PROT_READ | PROT_WRITE);
+	cr_assert(eq(int, rig_touch(r, 0, va + 3 * PAGE_SIZE, false, w, 0, sizeof w), SIM_OK));
+	for (unsigned i = 0; i < PAGE_SIZE / 8; i++)
+		cr_assert(eq(u64, w[i], i < 100 ? word_of(3, i) : 0), "word %u", i);
+	memset(w, 0x55, sizeof w);
+	cr_assert(eq(int, rig_touch(r, 0, va + 3 * PAGE_SIZE, true, w, 0, sizeof w), SIM_OK));
+	unmap(va, 4);
+	cr_assert(eq(u64, store[3 * PAGE_SIZE / 8 + 99], UINT64_C(0x5555555555555555)));
+	cr_assert(eq(u64, store[3 * PAGE_SIZE / 8 + 100], word_of(3, 100)),
+		  "nothing behind the end");
+	finish(obj);
+}
+
+Test(named, what_can_not_be_written_to_is_said_when_it_is_mapped)
+{
+	static const struct up_pager_ops in_only = { .size = sizeof in_only, .page_in = page_in };
+	struct up_object *obj, *none;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(4 * PAGE_SIZE);
+	up_object_unref(obj);
+	cr_assert(zero(int, up_object_create_custom(r->rt, 4 * PAGE_SIZE, &in_only, &store, &obj)));
+	cr_assert(eq(int,
+		     up_map(r->rt, NULL, 4 * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED, obj, 0,
+			    &p),
+		     -EACCES));
+	cr_assert(rig_logged(r, "can not be written to"));
+	cr_assert(zero(int, up_map(r->rt, NULL, 4 * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_PRIVATE,
+				   obj, 0, &p)));
+	put_page((uintptr_t)p, 5);
+	cr_assert(eq(int, up_map(r->rt, NULL, 5 * PAGE_SIZE, PROT_READ, UP_SHARED, obj, 0, &p),
+		     -EINVAL));
+	cr_assert(eq(int, up_object_create_custom(r->rt, 0, &ops, &store, &none), -EINVAL));
+	cr_assert(eq(int, up_object_create_custom(r->rt, 10, NULL, &store, &none), -EINVAL));
+	cr_assert(
+		eq(int,
+		   up_object_create_custom(r->rt, 10, &(struct up_pager_ops){ .size = sizeof ops },
+					   &store, &none),
+		   -EINVAL));
+	finish(obj);
+}
+
+/* A terabyte costs nothing until it is touched. */
+Test(named, a_giant_needs_metadata_only_where_it_is_touched)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(UINT64_C(1) << 40);
+	va = map_named(obj, (size_t)1 << 28, UP_SHARED, PROT_READ);
+	in_order(va, (size_t)1 << 28);
+	check_page(va, 0);
+	check_page(va + 4000 * PAGE_SIZE, 4000);
+	unmap(va, (size_t)1 << 28);
+	finish(obj);
+}
