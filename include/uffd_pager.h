@@ -241,6 +241,22 @@ UP_API int up_residency(struct up_runtime *rt, const void *addr, size_t length, 
 UP_API int up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags,
 				 struct up_object **obj);
 
+/* The longest name of an object, bytes, without the terminating 0. */
+#define UP_OBJECT_NAME_MAX 255
+
+/*
+ * "Files in swap": an anonymous object that other parts of the program find by its name.  The name is copied, and keeps
+ * the object and its content until up_object_remove(), or up_runtime_destroy(), whoever drops his references.
+ *
+ * create_named: as up_object_create_anon(); -EEXIST if there is one of that name.  open: *obj holds one more reference,
+ * yours; -ENOENT.  remove: the name is free again; the object lives on while it is mapped or referenced; -ENOENT.
+ * All: -EINVAL for a name that is empty or too long.
+ */
+UP_API int up_object_create_named(struct up_runtime *rt, const char *name, uint64_t size,
+				  unsigned flags, struct up_object **obj);
+UP_API int up_object_open(struct up_runtime *rt, const char *name, struct up_object **obj);
+UP_API int up_object_remove(struct up_runtime *rt, const char *name);
+
 /*
  * Named objects: their pages come from somewhere, and go back there.
  *

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * objects.c: named objects, whose pages come from a file, a device or a pager of the program.
+ * objects.c: named objects, whose pages come from a file, a device or a pager of the program; and anonymous ones that
+ * have a name to be found by.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "pager/custom.h"
@@ -29,6 +31,133 @@ check_create(struct up_runtime *rt, const char *call, unsigned flags, struct up_
 		return bad(rt, "%s: unknown flags %#x", call, flags);
 	return 0;
 }
+
+/* --- by name --- */
+
+/* => map.change is held */
+static struct object *
+find_name(struct pager *p, const char *name)
+{
+	struct object *o = p->objects;
+
+	while (o != NULL && (o->name == NULL || strcmp(o->name, name) != 0))
+		o = o->next;
+	return o;
+}
+
+static int
+check_name(struct up_runtime *rt, const char *call, const char *name)
+{
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	r = check_process(rt, call);
+	if (r < 0)
+		return r;
+	if (name == NULL || name[0] == '\0' || strlen(name) > UP_OBJECT_NAME_MAX)
+		return bad(rt, "%s: a name has 1 to %d bytes", call, UP_OBJECT_NAME_MAX);
+	return 0;
+}
+
+int
+up_object_create_named(struct up_runtime *rt, const char *name, uint64_t size, unsigned flags,
+		       struct up_object **obj)
+{
+	struct object *o;
+	sigset_t old;
+	char *copy;
+	int r;
+
+	if (obj != NULL)
+		*obj = NULL;
+	r = check_name(rt, "up_object_create_named", name);
+	if (r < 0)
+		return r;
+	if (obj == NULL)
+		return bad(rt, "up_object_create_named: obj is NULL");
+	if (size == 0 || (size & PAGE_MASK))
+		return bad(
+			rt,
+			"up_object_create_named: size %llu is not a positive multiple of the page size",
+			(unsigned long long)size);
+	if (flags & ~UP_NORESERVE)
+		return bad(rt, "up_object_create_named: unknown flags %#x", flags & ~UP_NORESERVE);
+
+	copy = strdup(name);
+	change_begin(&rt->p, &old);
+	if (copy == NULL) {
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_create_named: out of memory");
+		r = -ENOMEM;
+	} else if (find_name(&rt->p, name) != NULL) {
+		log_line(&rt->p.log, UP_LOG_ERROR,
+			 "up_object_create_named: there is a \"%s\" already", name);
+		r = -EEXIST;
+	} else {
+		r = object_create_handle(rt, "up_object_create_named", size >> PAGE_SHIFT, flags,
+					 &o);
+	}
+	if (r == 0) {
+		/* The name is a handle of its own. */
+		o->name = copy;
+		copy = NULL;
+		*obj = up_object_ref((struct up_object *)o);
+	}
+	change_end(&rt->p, &old);
+	free(copy);
+	return r;
+}
+
+int
+up_object_open(struct up_runtime *rt, const char *name, struct up_object **obj)
+{
+	struct object *o;
+	sigset_t old;
+	int r;
+
+	if (obj != NULL)
+		*obj = NULL;
+	r = check_name(rt, "up_object_open", name);
+	if (r < 0)
+		return r;
+	if (obj == NULL)
+		return bad(rt, "up_object_open: obj is NULL");
+	change_begin(&rt->p, &old);
+	o = find_name(&rt->p, name);
+	if (o != NULL)
+		*obj = up_object_ref((struct up_object *)o);
+	else
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_open: there is no \"%s\"", name);
+	change_end(&rt->p, &old);
+	return o != NULL ? 0 : -ENOENT;
+}
+
+int
+up_object_remove(struct up_runtime *rt, const char *name)
+{
+	struct object *o;
+	sigset_t old;
+	char *gone = NULL;
+	int r = check_name(rt, "up_object_remove", name);
+
+	if (r < 0)
+		return r;
+	change_begin(&rt->p, &old);
+	o = find_name(&rt->p, name);
+	if (o != NULL) {
+		gone = o->name;
+		o->name = NULL;
+	} else {
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_remove: there is no \"%s\"", name);
+	}
+	change_end(&rt->p, &old);
+	free(gone);
+	/* The name's reference, which kept it until here. */
+	up_object_unref((struct up_object *)o);
+	return o != NULL ? 0 : -ENOENT;
+}
+
+/* --- with a source --- */
 
 /* The object for a source, which is destroyed if there can be none. */
 static int

@@ -555,6 +555,8 @@ object_release(struct object *o)
 		p->objects = o->next;
 	if (o->source != NULL)
 		o->source->ops->destroy(o->source);
+	free(o->name);
+	o->name = NULL;
 	object_free(o);
 	if (b != NULL) {
 		chain_dropped(p, b, offset, npages);
@@ -1149,6 +1151,20 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 /* --- objects --- */
 
 int
+object_create_handle(struct up_runtime *rt, const char *call, uint64_t npages, unsigned flags,
+		     struct object **o)
+{
+	const int r = object_create(rt, call, npages, npages,
+				    rt->overcommit || (flags & UP_NORESERVE), o);
+
+	if (r == 0) {
+		(*o)->roams = (*o)->loose = true;
+		atomic_store(&(*o)->handles, 1);
+	}
+	return r;
+}
+
+int
 up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, struct up_object **out)
 {
 	struct object *o;
@@ -1175,13 +1191,9 @@ up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, stru
 		return bad(rt, "up_object_create_anon: unknown flags %#x", flags & ~UP_NORESERVE);
 
 	change_begin(p, &old);
-	r = object_create(rt, "up_object_create_anon", size >> PAGE_SHIFT, size >> PAGE_SHIFT,
-			  rt->overcommit || (flags & UP_NORESERVE), &o);
-	if (r == 0) {
-		o->roams = o->loose = true;
-		atomic_store(&o->handles, 1);
+	r = object_create_handle(rt, "up_object_create_anon", size >> PAGE_SHIFT, flags, &o);
+	if (r == 0)
 		*out = (struct up_object *)o;
-	}
 	change_end(p, &old);
 	return r;
 }

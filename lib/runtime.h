@@ -72,6 +72,10 @@ void entry_free(struct pager *p, struct map_entry *e);
 int object_create(struct up_runtime *rt, const char *call, uint64_t npages, uint64_t nswap,
 		  bool noreserve, struct object **out);
 
+/* An anonymous object that outlives its mappings; the reference is the program's.  => map.change is held */
+int object_create_handle(struct up_runtime *rt, const char *call, uint64_t npages, unsigned flags,
+			 struct object **o);
+
 /*
  * cow.c: an object for pages [first, first + n) of `from` as they are now; what either writes from here on is its own.
  * => map.change is held.  0: *copy has one reference, the caller's.

@@ -470,6 +470,52 @@ Test(cow, a_snapshot_stays_what_the_object_was)
 	rig_down(r);
 }
 
+Test(cow, a_name_keeps_an_object_until_it_is_removed)
+{
+	struct up_object *obj, *again, *none;
+	char longest[UP_OBJECT_NAME_MAX + 2];
+	void *p;
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(zero(int, up_object_create_named(r->rt, "table", 8 * PAGE_SIZE, 0, &obj)));
+	cr_assert(
+		eq(int, up_object_create_named(r->rt, "table", 8 * PAGE_SIZE, 0, &none), -EEXIST));
+	cr_assert(eq(ptr, none, NULL));
+	cr_assert(zero(int, up_map(r->rt, NULL, 8 * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED,
+				   obj, 0, &p)));
+	put_pages((uintptr_t)p, 8, 0);
+	unmap((uintptr_t)p, 8);
+	up_object_unref(obj);
+	cr_assert(eq(sz, anons(), 8), "nobody but the name has it");
+
+	cr_assert(zero(int, up_object_open(r->rt, "table", &again)));
+	cr_assert(eq(ptr, again, obj));
+	cr_assert(
+		zero(int, up_map(r->rt, NULL, 8 * PAGE_SIZE, PROT_READ, UP_SHARED, again, 0, &p)));
+	check_pages((uintptr_t)p, 8, 0);
+	cr_assert(zero(int, up_object_remove(r->rt, "table")));
+	cr_assert(eq(int, up_object_remove(r->rt, "table"), -ENOENT));
+	cr_assert(eq(int, up_object_open(r->rt, "table", &none), -ENOENT));
+	cr_assert(rig_logged(r, "there is no \"table\""));
+	check_pages((uintptr_t)p, 8, 0);
+	/* The name is free for another. */
+	cr_assert(zero(int, up_object_create_named(r->rt, "table", PAGE_SIZE, 0, &obj)));
+	cr_assert(ne(ptr, again, obj));
+	up_object_unref(obj);
+	up_object_unref(again);
+	unmap((uintptr_t)p, 8);
+	cr_assert(zero(sz, anons()));
+
+	memset(longest, 'x', sizeof longest - 1);
+	longest[sizeof longest - 1] = '\0';
+	cr_assert(eq(int, up_object_create_named(r->rt, longest, PAGE_SIZE, 0, &obj), -EINVAL));
+	cr_assert(eq(int, up_object_create_named(r->rt, "", PAGE_SIZE, 0, &obj), -EINVAL));
+	cr_assert(eq(int, up_object_create_named(r->rt, "odd", 100, 0, &obj), -EINVAL));
+	cr_assert(zero(int, up_object_create_named(r->rt, longest + 1, PAGE_SIZE, 0, &obj)));
+	/* Two names are left for the runtime's end to drop. */
+	rig_down(r);
+}
+
 Test(cow, residency_tells_of_what_shows_through)
 {
 	unsigned char vec[3];

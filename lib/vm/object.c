@@ -93,6 +93,7 @@ object_alloc(struct object_zones *z, uint64_t npages, enum zone_wait wait)
 	o->release = NULL;
 	o->owner = NULL;
 	o->next = o->prev = NULL;
+	o->name = NULL;
 	o->backing = o->shadows = o->sibling = NULL;
 	o->backing_offset = 0;
 	o->nshadows = 0;
@@ -119,7 +120,7 @@ void
 object_free(struct object *o)
 {
 	assert(o->root == NULL && atomic_load(&o->refs) == 0);
-	assert(o->backing == NULL && o->shadows == NULL);
+	assert(o->backing == NULL && o->shadows == NULL && o->name == NULL);
 	zone_free(&o->zones->object, o);
 }
 

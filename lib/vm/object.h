@@ -103,6 +103,7 @@ struct object {
 	atomic_bool chained;	    /* (a) an anonymous object shows through, or has been */
 	struct source *source;	    /* (c) whose pages these are; NULL: anonymous */
 	bool named;		    /* (c) there is a source at the end of the chain */
+	char *name;		    /* map->change guards it; malloc()ed, NULL: none */
 	struct object *next, *prev; /* the runtime's list of objects; its owner guards them */
 };
 
