@@ -530,9 +530,9 @@ entry_free(struct pager *p, struct map_entry *e)
 	resv_give(&p->resv_meta, META_PER_ENTRY);
 }
 
-/* => map.change is held.  The object's last reference is gone. */
-static void
-object_release(struct object *o)
+/* One of a chain.  Returns its backing object if that was its last reference, or NULL. */
+static struct object *
+release_one(struct object *o)
 {
 	struct pager *p = o->owner;
 	const uint64_t npages = o->npages, offset = o->backing_offset;
@@ -553,10 +553,18 @@ object_release(struct object *o)
 	else
 		p->objects = o->next;
 	object_free(o);
-	if (b != NULL) {
-		chain_dropped(p, b, offset, npages);
-		object_unref(b);
-	}
+	if (b == NULL)
+		return NULL;
+	chain_dropped(p, b, offset, npages);
+	return object_drop(b) ? b : NULL;
+}
+
+/* => map.change is held.  The object's last reference is gone.  A chain may be too deep for recursion. */
+static void
+object_release(struct object *o)
+{
+	while (o != NULL)
+		o = release_one(o);
 }
 
 /* Swap for npages.  A file that grows needs room for its slot maps too, which pageout may have to make. */
@@ -832,9 +840,14 @@ entry_destroy(struct pager *p, struct map_entry *e)
 		/* A page that nobody may read can not always be copied out; if this fails, keep_page() still tries. */
 		if (e->prot == PROT_NONE)
 			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
-		range_keep(p, o, e->offset, npages);
+		range_keep(p, o, e->offset, npages, false);
 	} else {
-		range_free(p, o, e->offset, npages, e->start, e->shard, atomic_load(&o->refs) == 1);
+		const bool gone = p->closing || atomic_load(&o->refs) == 1;
+
+		/* Nobody can look there any more; if it is not hidden, what only this part saw stays for a while. */
+		if (!gone)
+			chain_hide(p, o, e->offset, npages);
+		range_free(p, o, e->offset, npages, e->start, e->shard, gone);
 	}
 	r = p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
 	if (r < 0) {
@@ -1018,18 +1031,22 @@ advise_entries(struct pager *p, uintptr_t start, uintptr_t end, enum up_advice a
 }
 
 /* Advice that acts once, on one entry's part of the range.  => map.change is held. */
-static void
+static int
 advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end,
 	    enum up_advice advice)
 {
 	const uint64_t first = e->offset + ((start - e->start) >> PAGE_SHIFT);
 	const uint64_t n = (end - start) >> PAGE_SHIFT;
+	int r;
 
 	switch (advice) {
 	case UP_ADVICE_WILLNEED:
 		range_willneed(p, e->shard, start, end);
 		break;
 	case UP_ADVICE_DONTNEED:
+		r = chain_hide(p, e->object, first, n);
+		if (r < 0)
+			return r;
 		range_free(p, e->object, first, n, start, e->shard, false);
 		if (atomic_load(&e->unrecorded))
 			range_discard(p, e->shard, start, n);
@@ -1039,6 +1056,7 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 		range_cool(p, e->object, first, n, start, e->shard);
 		break;
 	}
+	return 0;
 }
 
 int
@@ -1066,8 +1084,8 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 		r = advise_entries(p, start, end, advice);
 	} else if (r == 0) {
 		for (struct map_entry *e = map_first_from(&p->map, start);
-		     e != NULL && e->start < end; e = e->next)
-			advise_part(p, e, MAX(start, e->start), MIN(end, e->end), advice);
+		     e != NULL && e->start < end && r == 0; e = e->next)
+			r = advise_part(p, e, MAX(start, e->start), MIN(end, e->end), advice);
 	}
 	change_end(p, &old);
 	return r;
