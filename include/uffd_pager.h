@@ -216,7 +216,8 @@ enum up_advice {
  * Advise about a range.  The first three stay with the mapping; the others act once.
  * DONTNEED also clears pages that were lost to an error.  Memory of a named object reads as its source has it afterwards;
  * what was changed in a shared mapping is written back first, and if that fails nothing is discarded.
- * -EINVAL  a bad range or advice.  -ENOMEM  part of the range is not mapped through `rt`.
+ * -EINVAL  a bad range or advice.  -ENOMEM  part of the range is not mapped through `rt`; or DONTNEED of a clone, and no
+ * metadata left within the limit to remember that: what lies before it in the range may be discarded.
  */
 UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice);
 
@@ -352,13 +353,14 @@ UP_API void up_object_unref(struct up_object *obj);
  * twice, but as much as for a new region of that length, in case both sides write everything (up_map()).
  * -EINVAL  an argument is out of range.      -ENOMEM  part of the range is not mapped through `rt`; or as up_map()
  * -ENOSPC  the swap can not hold the copy.   -ENOTSUP a shared mapping of a named object.
+ * -EBUSY   a page is pinned for I/O (a registered buffer, O_DIRECT) and was not let go of within a second or so.
  */
 UP_API int up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy);
 
 /*
  * Make an object that stays what `obj` is now, whoever writes to `obj` afterwards; see up_clone() for what it costs.  It can be
  * mapped UP_SHARED for reading, or UP_PRIVATE.  Success: *snapshot holds one reference, yours.
- * -EINVAL, -ENOMEM, -ENOSPC as up_clone().
+ * -EINVAL, -ENOMEM, -ENOSPC, -EBUSY as up_clone().
  */
 UP_API int up_object_snapshot(struct up_runtime *rt, struct up_object *obj,
 			      struct up_object **snapshot);

@@ -19,18 +19,23 @@
 
 #include "runtime.h"
 
+/* With ever longer pauses, for a second or so in all. */
+#define FREEZE_TRIES 32
+
 /* One object to part, and its copy. */
 struct part {
 	struct object *from;
 	uint64_t first, n; /* what is copied */
 	struct object *copy;
-	struct object *under;	 /* ready to take what `from` has; NULL once used */
+	struct object
+		*under; /* ready to take what `from` has, once for each of these; NULL once used */
 	struct map_entry *entry; /* of the copy; NULL if it is not mapped */
 };
 
 static void
 part_abandon(struct pager *p, struct part *part)
 {
+	part->from->parting = false;
 	if (part->entry != NULL)
 		entry_free(p, part->entry);
 	if (part->under != NULL)
@@ -39,7 +44,7 @@ part_abandon(struct pager *p, struct part *part)
 		object_unref(part->copy);
 }
 
-/* Everything that may fail. */
+/* Everything that may fail but for pages that can not be moved. */
 static int
 part_prepare(struct up_runtime *rt, const char *call, struct part *part)
 {
@@ -55,24 +60,58 @@ part_prepare(struct up_runtime *rt, const char *call, struct part *part)
 	}
 	/* Of each page there are at most as many copies as objects that can tell them apart: chain.c. */
 	r = object_create(rt, call, part->n, part->n, from->noreserve, &part->copy);
-	if (r == 0)
-		r = object_create(rt, call, from->npages, 0, from->noreserve, &part->under);
+	/* Pieces of one object part from it together. */
+	if (r < 0 || from->parting)
+		return r;
+	r = object_create(rt, call, from->npages, 0, from->noreserve, &part->under);
+	from->parting = r == 0;
 	return r;
 }
 
-/* Take every page of the object out of its regions. */
-static void
+/* Take every page of the object out of its regions.  => frozen */
+static int
 bring_out(struct pager *p, struct object *o)
 {
-	/* What nobody may read can not always be copied out. */
+	/* Should it come to nothing, there are staged pages without an address. */
+	pthread_rwlock_wrlock(&p->map.lock);
+	o->loose = true;
+	pthread_rwlock_unlock(&p->map.lock);
 	for (struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
-		if (e->object == o && e->prot == PROT_NONE)
-			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
+		if (e->object == o)
+			range_unmark(p, o, e->offset, (e->end - e->start) >> PAGE_SHIFT, e->start,
+				     e->shard);
 	}
-	range_keep(p, o, 0, o->npages);
-	for (struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
-		if (e->object == o && e->prot == PROT_NONE)
-			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_NONE);
+	return range_keep(p, o, 0, o->npages, true);
+}
+
+/*
+ * Stop everybody, and take out what is in regions.  A page that is pinned for I/O has to stay until that has ended: its
+ * bytes go into the memory that was pinned, and the region must have them.  The I/O itself may wait for a fault, so
+ * faults go on between attempts.
+ *
+ * => 0: frozen.  Else: not, and why.
+ */
+static int
+freeze(struct pager *p, const char *call, const struct part part[], size_t n)
+{
+	for (unsigned tries = 0;; tries++) {
+		int r = 0;
+
+		chain_freeze(p);
+		for (size_t i = 0; i < n && r == 0; i++) {
+			if (part[i].under != NULL)
+				r = bring_out(p, part[i].from);
+		}
+		if (r == 0)
+			return 0;
+		chain_thaw(p);
+		if (tries == FREEZE_TRIES) {
+			log_line(&p->log, UP_LOG_ERROR, "%s: a page can not be parted now: %s",
+				 call, r == -EBUSY ? "pinned for I/O" : strerrorname_np(-r));
+			return r == -EBUSY ? r : -ENOMEM;
+		}
+		for (unsigned i = 0; i <= tries; i++)
+			range_doze(p);
 	}
 }
 
@@ -84,6 +123,7 @@ part_take(struct part *part)
 
 	/* An object that has nothing of its own has nothing to hand down. */
 	if (o->root != NULL && object_count(o) > 0) {
+		assert(part->under != NULL);
 		chain_part(o, part->under);
 		part->under = NULL;
 	}
@@ -95,20 +135,21 @@ part_take(struct part *part)
 	}
 }
 
-static void
-part_all(struct pager *p, struct part part[], size_t n)
+/* 0, or why everything is as before: the parts are still to be abandoned. */
+static int
+part_all(struct pager *p, const char *call, struct part part[], size_t n)
 {
-	chain_freeze(p);
-	for (size_t i = 0; i < n; i++)
-		bring_out(p, part[i].from);
+	int r = freeze(p, call, part, n);
+
+	if (r < 0)
+		return r;
 	pthread_rwlock_wrlock(&p->map.lock);
 	for (size_t i = 0; i < n; i++) {
+		part[i].from->parting = false;
 		part_take(&part[i]);
 		if (part[i].entry != NULL) {
-			int r = map_insert(&p->map, part[i].entry);
-
+			r = map_insert(&p->map, part[i].entry);
 			assert(r == 0); /* the kernel gave us free addresses */
-			(void)r;
 		}
 	}
 	pthread_rwlock_unlock(&p->map.lock);
@@ -117,6 +158,7 @@ part_all(struct pager *p, struct part part[], size_t n)
 		if (part[i].under != NULL)
 			object_unref(part[i].under);
 	}
+	return 0;
 }
 
 int
@@ -124,15 +166,15 @@ cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uint64_
 	   struct object **copy)
 {
 	struct part part = { .from = from, .first = first, .n = n };
-	const int r = part_prepare(rt, call, &part);
+	int r = part_prepare(rt, call, &part);
 
-	if (r < 0) {
+	if (r == 0)
+		r = part_all(&rt->p, call, &part, 1);
+	if (r < 0)
 		part_abandon(&rt->p, &part);
-		return r;
-	}
-	part_all(&rt->p, &part, 1);
-	*copy = part.copy;
-	return 0;
+	else
+		*copy = part.copy;
+	return r;
 }
 
 /* --- up_clone --- */
@@ -249,12 +291,14 @@ up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 	if (r == 0)
 		r = place(p, start, length, part, n, &va);
 	if (r == 0) {
-		part_all(p, part, n);
-		*copy = (void *)va;
-	} else {
-		for (size_t i = 0; i < n; i++)
-			part_abandon(p, &part[i]);
+		r = part_all(p, "up_clone", part, n);
+		if (r < 0)
+			p->pmap->ops->unmap(p->pmap, va, length, part[0].entry->shard);
+		else
+			*copy = (void *)va;
 	}
+	for (size_t i = 0; i < n && r < 0; i++)
+		part_abandon(p, &part[i]);
 unlock:
 	change_end(p, &old);
 	free(part);

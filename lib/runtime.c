@@ -531,9 +531,9 @@ entry_free(struct pager *p, struct map_entry *e)
 	resv_give(&p->resv_meta, META_PER_ENTRY);
 }
 
-/* => map.change is held.  The object's last reference is gone. */
-static void
-object_release(struct object *o)
+/* One of a chain.  Returns its backing object if that was its last reference, or NULL. */
+static struct object *
+release_one(struct object *o)
 {
 	struct pager *p = o->owner;
 	const uint64_t npages = o->npages, offset = o->backing_offset;
@@ -558,10 +558,18 @@ object_release(struct object *o)
 	free(o->name);
 	o->name = NULL;
 	object_free(o);
-	if (b != NULL) {
-		chain_dropped(p, b, offset, npages);
-		object_unref(b);
-	}
+	if (b == NULL)
+		return NULL;
+	chain_dropped(p, b, offset, npages);
+	return object_drop(b) ? b : NULL;
+}
+
+/* => map.change is held.  The object's last reference is gone.  A chain may be too deep for recursion. */
+static void
+object_release(struct object *o)
+{
+	while (o != NULL)
+		o = release_one(o);
 }
 
 /* Swap for npages.  A file that grows needs room for its slot maps too, which pageout may have to make. */
@@ -864,9 +872,14 @@ entry_destroy(struct pager *p, struct map_entry *e)
 		/* A page that nobody may read can not always be copied out; if this fails, keep_page() still tries. */
 		if (e->prot == PROT_NONE)
 			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
-		range_keep(p, o, e->offset, npages);
+		range_keep(p, o, e->offset, npages, false);
 	} else {
-		range_free(p, o, e->offset, npages, e->start, e->shard, atomic_load(&o->refs) == 1);
+		const bool gone = p->closing || atomic_load(&o->refs) == 1;
+
+		/* Nobody can look there any more; if it is not hidden, what only this part saw stays for a while. */
+		if (!gone)
+			chain_hide(p, o, e->offset, npages);
+		range_free(p, o, e->offset, npages, e->start, e->shard, gone);
 	}
 	r = p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
 	if (r < 0) {
@@ -1063,8 +1076,8 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 		range_willneed(p, e->shard, start, end);
 		break;
 	case UP_ADVICE_DONTNEED:
-		if (e->object->source != NULL)
-			r = source_sync(p, e->object, first, n);
+		r = e->object->source != NULL ? source_sync(p, e->object, first, n)
+					      : chain_hide(p, e->object, first, n);
 		if (r < 0)
 			break;
 		range_free(p, e->object, first, n, start, e->shard, false);

@@ -547,3 +547,282 @@ Test(cow, a_hole_can_not_be_cloned)
 	cr_assert(eq(int, up_clone(r->rt, (void *)a, 8 * PAGE_SIZE, NULL), -EINVAL));
 	rig_down(r);
 }
+
+/* --- what only a hostile reader thinks of --- */
+
+Test(cow, what_nobody_sees_is_freed_also_when_the_chain_closes)
+{
+	uintptr_t a, c, d;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(2);
+	put_pages(a, 2, 0);
+	c = clone_of(a, 2);
+	put_page(a + PAGE_SIZE, 101);
+	d = clone_of(a, 2);
+	put_page(c, 300); /* a and d see the old one */
+	put_page(a, 200); /* now d alone, through two objects */
+	unmap(d, 2);
+	cr_assert(eq(sz, anons(), 4), "two for a, two for c");
+	check_page(c, 300);
+	check_page(c + PAGE_SIZE, 1);
+	check_page(a, 200);
+	check_page(a + PAGE_SIZE, 101);
+	rig_down(r);
+}
+
+Test(cow, what_nobody_sees_is_freed_when_a_chain_closes_in_the_middle)
+{
+	uintptr_t a, first, second;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(2);
+	put_pages(a, 2, 0);
+	first = clone_of(a, 2);
+	put_page(a + PAGE_SIZE, 101);
+	second = clone_of(a, 2);
+	put_page(a, 200);
+	put_page(second, 300); /* the old one: for the first clone only */
+	unmap(first, 2);
+	cr_assert(eq(sz, anons(), 3), "one for each of a and the second, one that both see");
+	check_page(a, 200);
+	check_page(second, 300);
+	check_page(a + PAGE_SIZE, 101);
+	check_page(second + PAGE_SIZE, 101);
+	rig_down(r);
+}
+
+/* A region in many pieces is one object: what it had needs one backing object, not one a piece. */
+Test(cow, a_region_in_pieces_costs_metadata_once)
+{
+	const size_t n = 8192, step = 512;
+	uintptr_t a, b;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	a = map_random(n);
+	put_pages(a, 4, 0);
+	for (size_t i = step; i < n; i += 2 * step)
+		cr_assert(zero(int, up_protect(r->rt, (void *)(a + i * PAGE_SIZE), step * PAGE_SIZE,
+					       PROT_READ)));
+	b = clone_of(a, n);
+	check_pages(b, 4, 0);
+	check_pages(a, 4, 0);
+	rig_down(r);
+}
+
+/* However long a clone takes: what it kept waiting is served, not given up. */
+Test(cow, a_fault_that_a_clone_kept_waiting_does_not_time_out)
+{
+	uintptr_t a;
+	uint64_t w;
+
+	scene((struct rig_config){ .seed = 1, .fault_timeout_ms = 5 });
+	a = map_random(4);
+	put_pages(a, 4, 0);
+	clone_of(a, 4);
+	chain_freeze(r->p);
+	cr_assert(eq(int, sim_touch(r->pm, 1, a, false, &w, 0, 8), SIM_FAULT));
+	rig_step(r);
+	for (const uint64_t end = now_ns() + 10000000; now_ns() < end;)
+		;
+	chain_thaw(r->p);
+	cr_assert(eq(int, rig_touch(r, 1, a, false, &w, 0, 8), SIM_OK));
+	check_pages(a, 4, 0);
+	cr_assert(zero(u64, rig_stats(r).fault_sigbus));
+	rig_down(r);
+}
+
+Test(cow, discarding_a_lost_page_that_was_cloned_since_clears_it)
+{
+	uintptr_t a, b;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(2);
+	put_pages(a, 2, 0);
+	rig_push_out(r, a);
+	rig_settle(r);
+	sim_fail_rate(&r->f, SIM_READ, -EIO, 1000);
+	cr_assert(eq(int, rig_touch(r, 0, a, false, &w, 0, 8), SIM_SIGBUS));
+	sim_fail_rate(&r->f, SIM_READ, -EIO, 0);
+	b = clone_of(a, 2);
+	cr_assert(eq(int, rig_touch(r, 0, a, false, &w, 0, 8), SIM_SIGBUS));
+	b = clone_of(a, 2);
+	cr_assert(zero(int, up_advise(r->rt, (void *)a, PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	check_zeros(a);
+	cr_assert(eq(int, rig_touch(r, 0, b, false, &w, 0, 8), SIM_SIGBUS));
+	check_page(a + PAGE_SIZE, 1);
+	check_page(b + PAGE_SIZE, 1);
+	rig_down(r);
+}
+
+/* A reader comes between what a discard looks at and what it hides: afterwards the page is zeros all the same. */
+Test(cow, a_reader_during_a_discard_does_not_keep_the_old_content)
+{
+	uintptr_t a, b;
+	uint64_t w;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(8);
+	put_pages(a, 8, 0);
+	b = clone_of(a, 8);
+	put_page(b + 5 * PAGE_SIZE, 500);
+	swap_out();
+	check_page(a, 0); /* in memory again, for b as well */
+	sim_disk_delay(r->disk, 50);
+	cr_assert(eq(int, sim_touch(r->pm, 1, b + 5 * PAGE_SIZE, false, &w, 0, 8), SIM_FAULT));
+	rig_step(r);
+	cr_assert(eq(int, sim_touch(r->pm, 2, b, false, &w, 0, 8), SIM_FAULT));
+	cr_assert(zero(int, up_advise(r->rt, (void *)b, 8 * PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	for (size_t i = 0; i < 8; i++)
+		check_zeros(b + i * PAGE_SIZE);
+	check_pages(a, 8, 0);
+	rig_down(r);
+}
+
+/* I/O into a pinned page goes on into the memory that it pinned, so that page can not be parted from its region. */
+Test(cow, what_is_pinned_for_io_stays_where_it_is)
+{
+	uint64_t *memory;
+	uintptr_t a;
+	void *b;
+
+	scene((struct rig_config){ .seed = 1 });
+	a = map_random(4);
+	put_pages(a, 4, 0);
+	sim_pin(r->pm, a + PAGE_SIZE);
+	memory = (uint64_t *)(uintptr_t)sim_peek(r->pm, a + PAGE_SIZE);
+	cr_assert(eq(int, up_clone(r->rt, (void *)a, 4 * PAGE_SIZE, &b), -EBUSY));
+	cr_assert(eq(ptr, b, NULL));
+	cr_assert(rig_logged(r, "pinned"));
+	cr_assert(eq(int, sim_state(r->pm, a + PAGE_SIZE), SIM_PRESENT));
+	memory[7] = 4711; /* the I/O comes to its end */
+	sim_unpin(r->pm, a + PAGE_SIZE);
+	cr_assert(eq(u64, rig_get(r, a + PAGE_SIZE) != 0, 1));
+	cr_assert(eq(u64, ((const uint64_t *)sim_peek(r->pm, a + PAGE_SIZE))[7], 4711));
+	put_page(a + PAGE_SIZE, 1);
+	cr_assert(zero(int, up_clone(r->rt, (void *)a, 4 * PAGE_SIZE, &b)));
+	check_pages((uintptr_t)b, 4, 0);
+	check_pages(a, 4, 0);
+	rig_down(r);
+}
+
+/* Hiding costs metadata only where there is something to hide. */
+Test(cow, discarding_a_sparse_clone_costs_next_to_nothing)
+{
+	const size_t n = (size_t)64 << 10; /* 128 leaves */
+	uintptr_t a, b;
+	uint64_t before;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(zero(int, up_map(r->rt, NULL, n * PAGE_SIZE, PROT_READ | PROT_WRITE,
+				   UP_PRIVATE | UP_NORESERVE, NULL, 0, &p)));
+	a = (uintptr_t)p;
+	put_page(a + 1000 * PAGE_SIZE, 1);
+	b = clone_of(a, n);
+	before = promised_metadata();
+	cr_assert(zero(int, up_advise(r->rt, (void *)b, n * PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	cr_assert(le(u64, promised_metadata(), before + META_PER_LEAF));
+	cr_assert(not(rig_logged(r, "no metadata left")));
+	check_zeros(b + 1000 * PAGE_SIZE);
+	check_page(a + 1000 * PAGE_SIZE, 1);
+	rig_down(r);
+}
+
+/* Either the content is gone, or the call says that it is not. */
+Test(cow, a_discard_without_metadata_to_remember_it_is_an_error)
+{
+	const size_t leaves = 40, n = leaves * LEAF_SLOTS;
+	uintptr_t a, b;
+	uint64_t max, used;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	cr_assert(zero(int, up_map(r->rt, NULL, n * PAGE_SIZE, PROT_READ | PROT_WRITE,
+				   UP_PRIVATE | UP_NORESERVE, NULL, 0, &p)));
+	a = (uintptr_t)p;
+	for (size_t i = 0; i < leaves; i++)
+		put_page(a + i * LEAF_SLOTS * PAGE_SIZE, i);
+	b = clone_of(a, n);
+	resv_get(&r->p->resv_meta, &max, &used);
+	cr_assert(resv_try(&r->p->resv_meta, max - used - META_PER_LEAF * leaves / 2));
+	cr_assert(eq(int, up_advise(r->rt, (void *)b, n * PAGE_SIZE, UP_ADVICE_DONTNEED), -ENOMEM));
+	resv_give(&r->p->resv_meta, max - used - META_PER_LEAF * leaves / 2);
+	cr_assert(zero(int, up_advise(r->rt, (void *)b, n * PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	for (size_t i = 0; i < leaves; i++) {
+		check_zeros(b + i * LEAF_SLOTS * PAGE_SIZE);
+		check_page(a + i * LEAF_SLOTS * PAGE_SIZE, i);
+	}
+	rig_down(r);
+}
+
+/* At the end nothing needs to be remembered any more. */
+Test(cow, ending_a_runtime_with_clones_in_pieces_says_nothing)
+{
+	const size_t n = (size_t)64 << 10;
+	uintptr_t a, b;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(zero(int, up_map(r->rt, NULL, n * PAGE_SIZE, PROT_READ | PROT_WRITE,
+				   UP_PRIVATE | UP_NORESERVE, NULL, 0, &p)));
+	a = (uintptr_t)p;
+	for (size_t i = 0; i < 128; i += 4)
+		put_page(a + i * LEAF_SLOTS * PAGE_SIZE, i);
+	b = clone_of(a, n);
+	cr_assert(zero(int, up_protect(r->rt, (void *)b, n / 2 * PAGE_SIZE, PROT_READ)));
+	cr_assert(zero(int, up_protect(r->rt, (void *)a, n / 2 * PAGE_SIZE, PROT_READ)));
+	rig_settle(r);
+	up_runtime_destroy(r->rt);
+	r->rt = NULL;
+	cr_assert(zero(uint, r->nlog), "%s", r->log[0]);
+	rig_down(r);
+}
+
+/* --- depth --- */
+
+struct deep {
+	uintptr_t va;
+	unsigned levels;
+};
+
+/* On a stack as small as that of a service thread, or smaller. */
+static void *
+deep_chain(void *arg)
+{
+	struct deep *d = arg;
+	uintptr_t copy = 0;
+
+	for (unsigned i = 0; i < d->levels; i++) {
+		put_page(d->va + PAGE_SIZE, i); /* a level of its own */
+		copy = clone_of(d->va, 2);
+		check_page(
+			copy,
+			0); /* has its own from here on: who looks for others goes on to the next */
+	}
+	cr_assert(ge(uint, object_depth(object_at(d->va)), d->levels - 1));
+	check_page(d->va, 0);
+	check_page(copy + PAGE_SIZE, d->levels - 1);
+	rig_down(r);
+	return NULL;
+}
+
+Test(cow, thousands_of_snapshots_are_no_matter_of_the_stack)
+{
+	struct deep d = { .levels = 3000 };
+	pthread_attr_t attr;
+	pthread_t t;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1, .memory = 256 << 20 });
+	cr_assert(zero(int, up_map(r->rt, NULL, 2 * PAGE_SIZE, PROT_READ | PROT_WRITE,
+				   UP_PRIVATE | UP_NORESERVE, NULL, 0, &p)));
+	d.va = (uintptr_t)p;
+	put_pages(d.va, 2, 0);
+	cr_assert(zero(int, pthread_attr_init(&attr)));
+	cr_assert(zero(int, pthread_attr_setstacksize(&attr, (size_t)128 << 10)));
+	cr_assert(zero(int, pthread_create(&t, &attr, deep_chain, &d)));
+	cr_assert(zero(int, pthread_join(t, NULL)));
+	pthread_attr_destroy(&attr);
+}

@@ -53,18 +53,34 @@ chain_find(struct object *o, uint64_t index, bool hidden, struct beneath *b)
 	return o->source != NULL ? BENEATH_SOURCE : BENEATH_ZEROS;
 }
 
+/* Without recursion: who keeps thousands of snapshots has a chain as deep, and a service thread's stack is small. */
 bool
 chain_seen(struct object *o, uint64_t index, const struct object *except)
 {
-	for (struct object *s = o->shadows; s != NULL; s = s->sibling) {
-		const uint64_t i = index - s->backing_offset;
+	struct object *at = o, *s = o->shadows; /* of `at`, whose page `index` it is about */
 
-		if (s == except || index < s->backing_offset || i >= s->npages || object_has(s, i))
+	for (;;) {
+		uint64_t i;
+
+		while (s == NULL) {
+			if (at == o)
+				return false;
+			s = at->sibling;
+			index += at->backing_offset;
+			at = at->backing;
+		}
+		i = index - s->backing_offset;
+		if (s == except || index < s->backing_offset || i >= s->npages ||
+		    object_has(s, i)) {
+			s = s->sibling;
 			continue;
-		if (s->shadows == NULL || chain_seen(s, i, except))
+		}
+		if (s->shadows == NULL)
 			return true;
+		at = s;
+		index = i;
+		s = s->shadows;
 	}
-	return false;
 }
 
 void
@@ -81,6 +97,7 @@ chain_thaw(struct pager *p)
 {
 	pthread_rwlock_wrlock(&p->map.lock);
 	p->frozen = false;
+	atomic_store(&p->thawed, now_ns());
 	pthread_rwlock_unlock(&p->map.lock);
 	services_kick(p, NULL);
 }
@@ -167,29 +184,70 @@ patient_leaf(struct pager *p, struct object *o, uint64_t index)
 	return leaf;
 }
 
-void
-chain_hide(struct pager *p, struct object *o, uint64_t first, uint64_t n)
+/* The first page at or after `from` in whose leaf a backing object has something; UINT64_MAX: there is none. */
+static uint64_t
+next_beneath(struct object *o, uint64_t from)
 {
-	const uint64_t end = first + n;
+	uint64_t next = UINT64_MAX, shift = 0;
 
-	for (uint64_t at = first; at < end;) {
+	for (; o->backing != NULL && o->backing->source == NULL; o = o->backing) {
+		struct leaf *leaf;
+
+		shift += o->backing_offset;
+		leaf = object_next_leaf(o->backing, from + shift);
+		if (leaf == NULL)
+			continue;
+		next = MIN(next, MAX(leaf->base, from + shift) - shift);
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	return next;
+}
+
+/* A leaf wherever something shows through, marked if `mark`.  -ENOMEM: not everywhere. */
+static int
+hide_leaves(struct pager *p, struct object *o, uint64_t first, uint64_t end, bool mark)
+{
+	for (uint64_t at = first; (at = next_beneath(o, at)) < end;) {
 		struct leaf *leaf = patient_leaf(p, o, at);
 		uint64_t stop;
 
-		if (leaf == NULL) {
-			log_line(
-				&p->log, UP_LOG_ERROR,
-				"no metadata left to forget pages of a clone: they keep their content");
-			break;
-		}
+		if (leaf == NULL)
+			return -ENOMEM;
 		stop = MIN(end, leaf->base + LEAF_SLOTS);
 		for (; at < stop; at++) {
-			if (leaf->slot[at - leaf->base] == 0)
+			if (mark && leaf->slot[at - leaf->base] == 0)
 				leaf_mark(leaf, (unsigned)(at - leaf->base));
 		}
 		pthread_mutex_unlock(&leaf->lock);
 	}
-	sweep(p, o->backing, first + o->backing_offset, n);
+	return 0;
+}
+
+int
+chain_hide(struct pager *p, struct object *o, uint64_t first, uint64_t n)
+{
+	int r;
+
+	/* Directly over its source there is nothing to hide. */
+	if (!atomic_load(&o->chained) || p->closing)
+		return 0;
+	/* All the leaves first, so that nothing has changed if there is no room for them. */
+	r = hide_leaves(p, o, first, first + n, false);
+	if (r == 0)
+		r = hide_leaves(p, o, first, first + n, true);
+	else
+		prune(p, o, first, first + n);
+	if (r < 0)
+		log_line(&p->log, UP_LOG_ERROR,
+			 "no metadata left within the limit to forget pages of a clone");
+	return r;
+}
+
+void
+chain_hidden(struct pager *p, struct object *o, uint64_t first, uint64_t n)
+{
+	if (o->backing != NULL && !p->closing)
+		sweep(p, o->backing, first + o->backing_offset, n);
 }
 
 void
@@ -334,7 +392,7 @@ has_leaves(struct pager *p, struct object *o, struct object *like)
  * The only shadow `o` of `b` and `b` become one; the smaller moves.  The pages of `o` may be in a region meanwhile, and
  * in the tree of a backing object, which is why nobody may fault.
  */
-static void
+static bool
 join(struct pager *p, struct object *b)
 {
 	struct object *o = b->shadows;
@@ -371,6 +429,7 @@ join(struct pager *p, struct object *b)
 		object_unref(b);
 	}
 	chain_thaw(p);
+	return r == 0;
 }
 
 void
@@ -378,8 +437,12 @@ chain_dropped(struct pager *p, struct object *b, uint64_t first, uint64_t n)
 {
 	if (p->closing || b->nshadows == 0 || b->source != NULL)
 		return;
-	if (b->nshadows == 1)
-		join(p, b);
-	else
+	/*
+	 * To join is to let go of what the last shadow hides.  But what is further down, or hidden only from those above
+	 * that shadow, has to be looked for.
+	 */
+	if (b->nshadows > 1 || b->backing != NULL || b->shadows->shadows != NULL)
+		sweep(p, b, first, n);
+	if (b->nshadows == 1 && !join(p, b))
 		sweep(p, b, first, n);
 }

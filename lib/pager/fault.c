@@ -710,9 +710,11 @@ copy_up(struct fault *f, const struct beneath *b)
 		if (r == 0)
 			r = enter_pages(p, &pg, 1, &done);
 	}
-	page_unbusy(p, b->anon, f->shard, 0);
 	if (r < 0) {
-		/* As if nothing had been: what is beneath shows through again. */
+		/*
+		 * As if nothing had been: what is beneath shows through again.  It stays busy until then: somebody
+		 * who looked meanwhile would believe that we have our own, and take over what we need.
+		 */
 		const bool noreserve = f->object->noreserve;
 
 		pthread_mutex_lock(&f->leaf->lock);
@@ -721,6 +723,7 @@ copy_up(struct fault *f, const struct beneath *b)
 		else
 			leaf_clear(f->leaf, f->at);
 		pthread_mutex_unlock(&f->leaf->lock);
+		page_unbusy(p, b->anon, f->shard, 0);
 		if (noreserve)
 			resv_give(&p->resv_swap, 1);
 		if (pg->frame != FRAME_NONE)
@@ -729,6 +732,7 @@ copy_up(struct fault *f, const struct beneath *b)
 		anon_gone(p, an, f->shard, f->va);
 		return r == -ENOMEM ? V_ROOM : V_AGAIN;
 	}
+	page_unbusy(p, b->anon, f->shard, 0);
 	page_unbusy(p, an, f->shard, f->va);
 	count(f->s, C_COPY, 1);
 	fault_answered(f->s, UP_FAULT_SOFT, f->va, f->t0);
@@ -1103,12 +1107,14 @@ fault_unpark(struct service *s)
 {
 	struct pager *p = s->p;
 	const unsigned n = s->nparked;
-	const uint64_t now = now_ns();
+	const uint64_t now = now_ns(), thawed = atomic_load(&p->thawed);
 
 	/* Those that must wait on are parked again, in front of what has not been tried yet. */
 	s->nparked = 0;
 	for (unsigned i = 0; i < n; i++) {
 		const struct parked pk = s->parked[i];
+		/* How long a clone has kept everybody waiting does not count. */
+		const uint64_t since = MAX(pk.t0, thawed);
 		const struct map_entry *e;
 		bool same;
 
@@ -1119,7 +1125,7 @@ fault_unpark(struct service *s)
 		if (!same) {
 			/* Unmapped, or another mapping by now: whoever waits there faults anew. */
 			p->pmap->ops->wake(p->pmap, s->id, pk.va, 1);
-		} else if (now <= pk.t0 || now - pk.t0 <= p->fault_timeout ||
+		} else if (now <= since || now - since <= p->fault_timeout ||
 			   !time_out(s, &pk, now)) {
 			handle(s, pk.va, pk.write, pk.wp, pk.t0, false);
 		}

@@ -130,8 +130,9 @@ struct pager {
 	unsigned nservices;  /* (c) */
 	unsigned next_shard; /* (map.change) */
 
-	bool frozen;  /* (map.lock) faults wait: chain_freeze() */
-	bool closing; /* (map.change) everything is being destroyed */
+	bool frozen;		 /* (map.lock) faults wait: chain_freeze() */
+	_Atomic uint64_t thawed; /* ns, when that was over last */
+	bool closing;		 /* (map.change) everything is being destroyed */
 
 	/* Single-threaded tests: called instead of sleeping when a user thread meets a busy page. */
 	void (*idle)(void *ctx);
@@ -278,8 +279,13 @@ void chain_thaw(struct pager *p);
  * passes to `o`.  => frozen, no page of `o` is in a region, map.lock held for writing
  */
 void chain_part(struct object *o, struct object *b);
-/* [first, first + n) of a shadow are zeros from now on.  => map.change is held, its own pages there are freed. */
-void chain_hide(struct pager *p, struct object *o, uint64_t first, uint64_t n);
+/*
+ * [first, first + n) of a shadow hide what shows through there: zeros, but for its own pages.  => map.change is held
+ * => 0, or -ENOMEM: no metadata to remember it
+ */
+int chain_hide(struct pager *p, struct object *o, uint64_t first, uint64_t n);
+/* They are hidden: let go of what nobody else sees.  => map.change is held */
+void chain_hidden(struct pager *p, struct object *o, uint64_t first, uint64_t n);
 /* Forget the marks of a range. */
 void chain_unmark(struct object *o, uint64_t first, uint64_t n);
 /* A shadow of `b` that saw its [first, first + n) is gone: let go of what nobody sees; join with the last shadow. */
@@ -376,15 +382,22 @@ void range_wait(struct pager *p, struct leaf *leaf, struct anon *an);
 /* Sleep for a millisecond, in which something may happen. */
 void range_doze(struct pager *p);
 /*
- * Free the contents of object pages [first, first + n), which are zeros from then on, also if the object is a
- * shadow.  Waits for busy pages.
+ * Free the contents of object pages [first, first + n).  What shows through there from a backing object must be hidden
+ * already, so that no fault can bring it back: chain_hide().  Waits for busy pages.
  * => map.change held, nothing else.  va: where page `first` is mapped (then mapped pages are
  *    discarded from there), or 0 if it is not.  gone: nobody will look at them any more.
  */
 void range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		unsigned shard, bool gone);
-/* Take the mapped pages of a range out of their region and keep them staged: the region goes away. */
-void range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n);
+/*
+ * Take the mapped pages of a range out of their region and keep them staged.  If the region goes away, all of them, by
+ * a copy if need be.  If it is `live`, what the kernel does not hand over stays where it is: 0, or why that was so for
+ * one of them (-EBUSY: pinned for I/O, which goes on in the memory that it pinned).
+ */
+int range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool live);
+/* Clear the marks of lost pages out of a range of the page table; who touches one is told anew. */
+void range_unmark(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+		  unsigned shard);
 /* Make mapped pages of the range the next victims. */
 void range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		unsigned shard);

@@ -13,6 +13,8 @@
 
 #include "pager/pager.h"
 
+#define LIVE_TRIES 10 /* ms that a clone waits for one page with everybody else waiting */
+
 void
 range_wait(struct pager *p, struct leaf *leaf, struct anon *an)
 {
@@ -191,12 +193,33 @@ range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintpt
 	}
 	if (gone)
 		chain_unmark(o, first, n);
-	else if (atomic_load(&o->chained))
-		chain_hide(p, o, first, n);
+	else
+		chain_hidden(p, o, first, n);
 	leaves = object_prune(o, first, end);
 	if (o->noreserve)
 		resv_give(&p->resv_meta, leaves * META_PER_LEAF);
 	services_kick(p, NULL);
+}
+
+void
+range_unmark(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+	     unsigned shard)
+{
+	const uint64_t end = first + n;
+	uint64_t at = first;
+	struct batch b;
+
+	while (atomic_load(&p->nlost) > 0 && range_batch(p, o, &at, end, &b)) {
+		for (unsigned i = 0; i < b.n; i++) {
+			const uintptr_t page =
+				va + ((b.leaf->base + b.at[i] - first) << PAGE_SHIFT);
+
+			if (atomic_load_explicit(&b.anon[i]->kind, memory_order_relaxed) ==
+			    ANON_LOST)
+				range_discard(p, shard, page, 1);
+			page_unbusy(p, b.anon[i], shard, page);
+		}
+	}
 }
 
 /*
@@ -269,6 +292,47 @@ keep_page(struct pager *p, struct page *pg)
 }
 
 /*
+ * The same of a region that lives on.  A short while, for I/O to end; not longer, since faults wait meanwhile, and the
+ * I/O may wait for one.  => 0: STAGED.  -ENOENT: the program had discarded it, free it.  Else it is MAPPED as before.
+ */
+static int
+keep_live(struct pager *p, struct page *pg)
+{
+	frame_t hole;
+	int r;
+
+	pthread_mutex_lock(&p->pages.lock);
+	page_dequeue_locked(&p->pages, pg);
+	pthread_mutex_unlock(&p->pages.lock);
+	for (unsigned tries = 0;; tries++) {
+		size_t done = 0;
+
+		r = -EAGAIN;
+		if (hole_take(&p->frames, 1, &hole) > 0) {
+			r = p->pmap->ops->remove(p->pmap, pg->shard, pg->va, hole, 1, &done);
+			if (r < 0)
+				hole_give(&p->frames, hole, 1);
+		}
+		if (r == 0 || r == -ENOENT || tries == LIVE_TRIES)
+			break;
+		range_doze(p);
+	}
+	if (r == -ENOENT)
+		return r;
+	if (r == 0) {
+		pg->frame = hole;
+		pg->va = 0;
+	}
+	pthread_mutex_lock(&p->pages.lock);
+	if (r == 0)
+		page_enqueue_locked(&p->pages, pg, Q_INACTIVE, PAGE_STAGED);
+	else
+		page_enqueue_locked(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
+	pthread_mutex_unlock(&p->pages.lock);
+	return r;
+}
+
+/*
  * Take pages that lie side by side out in one call.  => busy and MAPPED.  Returns how many from the front are STAGED;
  * the next one is a case for keep_page().
  */
@@ -309,37 +373,56 @@ run_of(struct pager *p, const struct batch *b, unsigned i, struct page *pg[])
 	return n;
 }
 
-void
-range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n)
+/* A busy page that nobody had to take out: the program had discarded it. */
+static void
+keep_nothing(struct pager *p, const struct batch *b, unsigned i, struct page *pg)
+{
+	if (pg->slot != SLOT_NONE)
+		swap_free(&p->swap, pg->slot, 1);
+	page_free(&p->pages, pg);
+	budget_uncharge(&p->budget, PAGE_SIZE);
+	leaf_forget(p, b->leaf, b->at[i]);
+	anon_gone(p, b->anon[i], 0, 0);
+}
+
+int
+range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool live)
 {
 	const uint64_t end = first + n;
 	uint64_t at = first;
 	struct batch b;
+	int failed = 0;
 
 	while (range_batch(p, o, &at, end, &b)) {
 		for (unsigned i = 0; i < b.n;) {
 			struct page *pg[CLUSTER_MAX];
 			const unsigned run = run_of(p, &b, i, pg),
 				       kept = run > 1 ? keep_run(p, pg, run) : 0;
+			/* One that stays mapped may have stopped a writer, who is to be woken. */
+			const unsigned shard = run > 0 ? pg[0]->shard : 0;
+			const uintptr_t va = run > 0 ? pg[0]->va : 0;
+			int r = 0;
 
 			/* Whoever waits there is woken by the unmap that follows, or is parked. */
 			for (unsigned k = 0; k < kept; k++)
 				anon_unbusy(&p->waitqs, b.anon[i++]);
 			if (kept > 0)
 				continue;
-			if (run > 0 && !keep_page(p, pg[0])) {
-				if (pg[0]->slot != SLOT_NONE)
-					swap_free(&p->swap, pg[0]->slot, 1);
-				page_free(&p->pages, pg[0]);
-				budget_uncharge(&p->budget, PAGE_SIZE);
-				leaf_forget(p, b.leaf, b.at[i]);
-				anon_gone(p, b.anon[i], 0, 0);
-			} else {
-				anon_unbusy(&p->waitqs, b.anon[i]);
-			}
+			/* Once one has failed it will all be done again: no need to wait for others. */
+			if (run > 0 && live && failed == 0)
+				r = keep_live(p, pg[0]);
+			else if (run > 0 && !live)
+				r = keep_page(p, pg[0]) ? 0 : -ENOENT;
+			if (r == -ENOENT)
+				keep_nothing(p, &b, i, pg[0]);
+			else
+				page_unbusy(p, b.anon[i], shard, va);
+			if (r < 0 && r != -ENOENT)
+				failed = r;
 			i++;
 		}
 	}
+	return failed;
 }
 
 void

@@ -88,7 +88,7 @@ object_alloc(struct object_zones *z, uint64_t npages, enum zone_wait wait)
 	atomic_store(&o->refs, 1);
 	atomic_store(&o->handles, 0);
 	o->roams = o->loose = false;
-	o->noreserve = o->readonly = false;
+	o->noreserve = o->readonly = o->parting = false;
 	o->reserved = 0;
 	o->release = NULL;
 	o->owner = NULL;
@@ -109,10 +109,16 @@ object_ref(struct object *o)
 	atomic_fetch_add_explicit(&o->refs, 1, memory_order_relaxed);
 }
 
+bool
+object_drop(struct object *o)
+{
+	return atomic_fetch_sub_explicit(&o->refs, 1, memory_order_acq_rel) == 1;
+}
+
 void
 object_unref(struct object *o)
 {
-	if (atomic_fetch_sub_explicit(&o->refs, 1, memory_order_acq_rel) == 1)
+	if (object_drop(o))
 		o->release(o);
 }
 

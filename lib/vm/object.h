@@ -91,6 +91,7 @@ struct object {
 	bool loose;		    /* (m) its pages may be staged without an address to wake */
 	bool noreserve;		    /* (c) pages are promised when first touched, not when mapped */
 	bool readonly;		    /* (c) a snapshot */
+	bool parting;	   /* map->change: a clone that is being made has it already (cow.c) */
 	uint64_t reserved; /* pages promised when mapped (vm/resv.h); map->change guards it */
 	void (*release)(struct object *); /* (c) called when refs drops to 0 */
 	void *owner;			  /* (c) the runtime's, for release */
@@ -118,6 +119,8 @@ struct object *object_alloc(struct object_zones *z, uint64_t npages, enum zone_w
 void object_ref(struct object *o);
 /* The last one calls o->release, which empties the object and calls object_free(). */
 void object_unref(struct object *o);
+/* The same, but leaves that to the caller: true if it was the last. */
+bool object_drop(struct object *o);
 /* Every slot must be 0. */
 void object_free(struct object *o);
 
