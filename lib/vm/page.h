@@ -42,9 +42,6 @@
 #include "base/base.h"
 #include "vm/object.h"
 
-typedef uint32_t pageno_t;
-#define PAGE_NONE UINT32_MAX
-
 enum page_state { PAGE_FREE, PAGE_TRANSIT, PAGE_MAPPED, PAGE_STAGED, PAGE_LAUNDRY, PAGE_STATES };
 
 enum page_queue { Q_ACTIVE, Q_INACTIVE, Q_CLEAN, Q_COUNT, Q_NONE = Q_COUNT };
