@@ -98,7 +98,7 @@ optimum(uint32_t memory, const struct refstring *r, uint32_t *next, uint32_t *ne
 bool
 optimum_run(const struct model_config *cfg, const struct refstring *r, struct outcome *out)
 {
-	struct heap h = { .v = malloc(r->n * sizeof h.v[0]) };
+	struct heap h = { .v = calloc(r->n, sizeof h.v[0]) };
 	uint32_t *next = malloc(r->n * sizeof next[0]);
 	uint32_t *need = malloc(r->npages * sizeof need[0]);
 	bool *in = calloc(r->npages, sizeof in[0]);
@@ -168,7 +168,7 @@ list_oldest(struct list *l)
 static bool
 one_list(const struct model_config *cfg, const struct refstring *r, struct outcome *out, bool lru)
 {
-	struct list l = { .link = malloc(r->npages * sizeof l.link[0]),
+	struct list l = { .link = calloc(r->npages, sizeof l.link[0]),
 			  .oldest = NONE,
 			  .youngest = NONE };
 	bool *in = calloc(r->npages, sizeof in[0]);
@@ -269,7 +269,7 @@ s3_miss(struct s3 *s, uint32_t page)
 bool
 s3fifo_run(const struct model_config *cfg, const struct refstring *r, struct outcome *out)
 {
-	struct link *link = malloc(r->npages * sizeof link[0]);
+	struct link *link = calloc(r->npages, sizeof link[0]);
 	struct s3 s = {
 		.small = { .link = link, .oldest = NONE, .youngest = NONE },
 		.main = { .link = link, .oldest = NONE, .youngest = NONE },
