@@ -245,11 +245,12 @@ evict(pageno_t no, uint64_t key)
 {
 	policy_take(&policy, no);
 	policy_evicted(&policy, no, key);
+	policy_removed(&policy, no);
 }
 
-Test(policy, a_page_costs_12_bytes_and_4_for_its_ghost)
+Test(policy, a_page_costs_10_bytes_and_4_for_its_ghost)
 {
-	cr_assert(eq(sz, sizeof(struct policy_node), 12));
+	cr_assert(eq(sz, sizeof(struct policy_node), 10));
 	cr_assert(zero(sz, policy_ghost_bytes(POLICY_SFIFO, 1 << 20)));
 	cr_assert(eq(sz, policy_ghost_bytes(POLICY_SFIFO_REFAULT, 1 << 20), (size_t)4 << 20));
 	cr_assert(eq(sz, policy_ghost_bytes(POLICY_S3FIFO, 1 << 20), (size_t)4 << 20));
@@ -271,6 +272,7 @@ Test(policy, without_news_pages_leave_in_the_order_in_which_they_came)
 		for (pageno_t no = 0; no < 100; no++) {
 			cr_assert(eq(u32, victim(POLICY_CLEAN), no));
 			policy_evicted(&policy, no, no);
+			policy_removed(&policy, no);
 		}
 		down();
 	}
@@ -408,6 +410,39 @@ Test(policy, a_page_that_is_read_ahead_begins_as_new_and_is_no_ghost_any_more)
 	}
 }
 
+Test(policy, a_copy_is_as_good_as_the_page_it_was_made_from)
+{
+	for (unsigned kind = 0; kind < POLICY_KINDS; kind++) {
+		up(kind, PAGES);
+		policy_insert(&policy, 0);
+		policy_put(&policy, 0, POLICY_STAGED);
+		touch(0);
+		policy_take(&policy, 0);
+		policy_insert(&policy, 1);
+		policy_inherit(&policy, 1, 0);
+		policy_removed(&policy, 0);
+		policy_put(&policy, 1, POLICY_MAPPED);
+		cr_assert(eq(uint, policy_node(&policy, 1)->queue, PQ_MAIN));
+		cr_assert(eq(uint, policy_node(&policy, 1)->count, kind == POLICY_S3FIFO ? 2 : 0));
+		down();
+	}
+}
+
+/* Slots are used again. */
+Test(policy, a_page_that_is_not_remembered_takes_its_predecessors_ghost_along)
+{
+	up(POLICY_S3FIFO, PAGES);
+	arrive(0);
+	evict(0, 4711);
+	policy_insert(&policy, 1);
+	policy_put(&policy, 1, POLICY_STAGED);
+	touch(1);
+	evict(1, 4711);
+	cr_assert(eq(u32, policy_refault(&policy, 1, 4711, true), GHOST_UNKNOWN));
+	policy_removed(&policy, 1);
+	down();
+}
+
 Test(policy, discarding_leaves_no_ghost)
 {
 	up(POLICY_S3FIFO, PAGES);
@@ -482,6 +517,7 @@ make_main(pageno_t first, unsigned n)
 	for (unsigned i = 0; i < n; i++) {
 		policy_insert(&policy, first + i);
 		policy_evicted(&policy, first + i, first + i);
+		policy_removed(&policy, first + i);
 		come_back(first + i, first + i);
 		cr_assert(eq(uint, policy_node(&policy, first + i)->queue, PQ_MAIN));
 	}
@@ -699,10 +735,11 @@ model_touched(pageno_t no)
 static void
 model_evicted(pageno_t no, unsigned key)
 {
+	const bool remembered = model.home[no] == PQ_FRESH ||
+				(model.home[no] == PQ_MAIN && model.kind == POLICY_SFIFO_REFAULT);
+
 	model.clock++;
-	if (model.home[no] == PQ_FRESH ||
-	    (model.home[no] == PQ_MAIN && model.kind == POLICY_SFIFO_REFAULT))
-		model.left[key] = model.clock;
+	model.left[key] = remembered ? model.clock : 0;
 }
 
 /* Which are busy at the moment. */
@@ -798,6 +835,7 @@ dispose(pageno_t no, enum policy_place from, uint64_t *seed, bool used[])
 	default:
 		if (from == POLICY_CLEAN) {
 			policy_evicted(&policy, no, key);
+			policy_removed(&policy, no);
 			model_evicted(no, key);
 			used[no] = false;
 		} else {
@@ -872,6 +910,7 @@ run_model(enum policy_kind kind, uint64_t seed)
 			policy_take(&policy, no);
 			model_take(no);
 			policy_evicted(&policy, no, key);
+			policy_removed(&policy, no);
 			model_evicted(no, key);
 			used[no] = false;
 		}
@@ -888,6 +927,14 @@ Test(policy, random_signals_and_moves_agree_with_a_plain_model)
 }
 
 #ifndef NDEBUG
+Test(policy, putting_a_page_that_has_left_is_caught, .signal = SIGABRT)
+{
+	up(POLICY_SFIFO, PAGES);
+	arrive(1);
+	evict(1, 1);
+	policy_put(&policy, 1, POLICY_STAGED);
+}
+
 Test(policy, putting_a_page_on_two_queues_is_caught, .signal = SIGABRT)
 {
 	up(POLICY_SFIFO, PAGES);

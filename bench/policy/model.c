@@ -95,6 +95,7 @@ reclaim(struct model *m)
 		const uint32_t page = m->page_of[victim[i]];
 
 		policy_evicted(&m->policy, victim[i], page);
+		policy_removed(&m->policy, victim[i]);
 		m->frame_of[page] = PAGE_NONE;
 		m->spare[m->nfree++] = victim[i];
 	}

@@ -91,8 +91,9 @@ ghost_add(struct ghost *g, uint64_t key)
 }
 
 void
-ghost_tick(struct ghost *g)
+ghost_forget(struct ghost *g, uint64_t key)
 {
+	(void)ghost_take(g, key);
 	g->clock++;
 }
 

@@ -38,11 +38,14 @@ size_t ghost_bytes(size_t n);
 /* mem: ghost_bytes(n) of zeros, aligned to 4, the caller's for as long as `g` is used; NULL for none. */
 void ghost_init(struct ghost *g, void *mem, size_t n);
 
-/* A page was evicted.  Any key will do that is the same when the page comes back. */
+/*
+ * A page was evicted.  Any key will do that is the same when the page comes back, and that no other page
+ * has meanwhile: its swap slot.
+ */
 void ghost_add(struct ghost *g, uint64_t key);
 
-/* A page was evicted that need not be remembered. */
-void ghost_tick(struct ghost *g);
+/* A page was evicted that need not be remembered, nor who had its key before. */
+void ghost_forget(struct ghost *g, uint64_t key);
 
 /*
  * A page came back: its refault distance, exact to one part in 4,096 of the entries, and it is forgotten.

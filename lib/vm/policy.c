@@ -44,7 +44,7 @@ link_tail(struct policy *p, pageno_t no, enum policy_queue q)
 {
 	struct policy_node *nd = policy_node(p, no);
 
-	assert(nd->queue == PQ_NONE && q != PQ_NONE);
+	assert(nd->queue == PQ_NONE && nd->home != PQ_NONE);
 	nd->queue = (uint8_t)q;
 	nd->next = PAGE_NONE;
 	nd->prev = p->queue[q].tail;
@@ -61,7 +61,7 @@ link_head(struct policy *p, pageno_t no, enum policy_queue q)
 {
 	struct policy_node *nd = policy_node(p, no);
 
-	assert(nd->queue == PQ_NONE && q != PQ_NONE);
+	assert(nd->queue == PQ_NONE && nd->home != PQ_NONE);
 	nd->queue = (uint8_t)q;
 	nd->prev = PAGE_NONE;
 	nd->next = p->queue[q].head;
@@ -166,6 +166,17 @@ policy_cool(struct policy *p, pageno_t no)
 }
 
 void
+policy_inherit(struct policy *p, pageno_t to, pageno_t from)
+{
+	const struct policy_node *old = policy_node(p, from);
+	struct policy_node *nd = policy_node(p, to);
+
+	assert(nd->queue == PQ_NONE && old->queue == PQ_NONE);
+	nd->home = old->home;
+	nd->count = old->count;
+}
+
+void
 policy_evicted(struct policy *p, pageno_t no, uint64_t key)
 {
 	const struct policy_node *nd = policy_node(p, no);
@@ -175,15 +186,17 @@ policy_evicted(struct policy *p, pageno_t no, uint64_t key)
 	if (nd->home != PQ_COLD && p->ops->remember(p, nd))
 		ghost_add(&p->ghost, key);
 	else
-		ghost_tick(&p->ghost);
+		ghost_forget(&p->ghost, key);
 }
 
 void
 policy_removed(struct policy *p, pageno_t no)
 {
-	assert(policy_node(p, no)->queue == PQ_NONE);
+	struct policy_node *nd = policy_node(p, no);
+
+	assert(nd->queue == PQ_NONE);
+	nd->home = PQ_NONE; /* putting it anywhere now is caught */
 	(void)p;
-	(void)no;
 }
 
 /* --- victims --- */

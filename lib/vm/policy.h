@@ -12,7 +12,8 @@
  *	                           |                                                 |        | the write
  *	                           +------- policy_take, policy_touched, policy_put -+- CLEAN <--+
  *	                                                                                  |
- *	 policy_removed: discarded, from anywhere           policy_victims(CLEAN), policy_evicted: a ghost
+ *	 policy_removed: discarded, from anywhere           policy_victims(CLEAN), policy_evicted (a ghost),
+ *	                                                      policy_removed
  *
  * What user space sees of references is less than what a textbook assumes:
  *
@@ -62,14 +63,13 @@ enum policy_queue {
 	PQ_COUNT
 };
 
-/* A page's place; part of struct page. */
+/* A page's place; part of struct page, and packed so that it costs that no padding. */
 struct policy_node {
-	pageno_t next, prev;
-	uint8_t queue;	   /* enum policy_queue */
-	uint8_t home : 4;  /* the queue of it when mapped */
-	uint8_t count : 4; /* rounds that it has earned, or references seen: the policy's */
-	uint16_t owner;	   /* the owner's own: it would be padding otherwise */
-};
+	pageno_t next, prev; /* on no queue: the owner's */
+	uint8_t queue;	     /* enum policy_queue */
+	uint8_t home : 4;    /* the queue of it when mapped */
+	uint8_t count : 4;   /* rounds that it has earned, or references seen: the policy's */
+} __attribute__((packed, aligned(2)));
 
 struct policy;
 
@@ -157,6 +157,10 @@ uint32_t policy_refault(struct policy *p, pageno_t no, uint64_t key, bool demand
 void policy_touched(struct policy *p, pageno_t no);
 /* Somebody promised that it will not be used soon: once mapped again it goes before all others. */
 void policy_cool(struct policy *p, pageno_t no);
+/* Its content is another page's from now on, `to`, which is as good a page as `from` was. */
+void policy_inherit(struct policy *p, pageno_t to, pageno_t from);
+/* Its content is in swap only: the key may be remembered.  policy_removed() follows. */
+void policy_evicted(struct policy *p, pageno_t no, uint64_t key);
 
 /* --- moves --- */
 
@@ -172,18 +176,16 @@ typedef bool policy_take_fn(void *ctx, pageno_t no);
 
 /*
  * Up to `max` pages to go next from a place: MAPPED ones to stage, STAGED ones to write, CLEAN ones to evict.
- * => those in victim[0 .. result) are on no queue; each is put somewhere, evicted or removed.
+ * => those in victim[0 .. result) are on no queue; each is put somewhere or removed.
  * => pages that `take` refuses stay where they are; after 4 * max of them we give up.
  * => at least one, if there is one that is not refused: a page is spared only so often.
  */
 unsigned policy_victims(struct policy *p, enum policy_place from, unsigned max,
 			policy_take_fn *take, void *ctx, pageno_t victim[]);
 
-/* --- the end: the page is on no queue, and its number is free --- */
+/* --- the end --- */
 
-/* Its content is in swap only: the key may be remembered. */
-void policy_evicted(struct policy *p, pageno_t no, uint64_t key);
-/* Its content is of no use any more. */
+/* The page leaves memory, for swap or for good: its number is free.  On no queue. */
 void policy_removed(struct policy *p, pageno_t no);
 
 /* Assert links, counts and homes. */
