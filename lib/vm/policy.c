@@ -31,7 +31,8 @@ policy_init(struct policy *p, const struct policy_config *cfg)
 	assert(cfg->kind < POLICY_KINDS && cfg->stride >= sizeof(struct policy_node));
 	*p = (struct policy){ .ops = policies[cfg->kind],
 			      .nodes = cfg->nodes,
-			      .stride = cfg->stride };
+			      .stride = cfg->stride,
+			      .frames = cfg->frames };
 	for (unsigned q = 0; q < PQ_COUNT; q++)
 		p->queue[q].head = p->queue[q].tail = PAGE_NONE;
 	ghost_init(&p->ghost, p->ops->ghosts ? cfg->ghost : NULL, cfg->frames);

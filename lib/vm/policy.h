@@ -95,6 +95,7 @@ struct policy {
 	const struct policy_ops *ops; /* (c) */
 	char *nodes;		      /* (c) */
 	size_t stride;		      /* (c) */
+	size_t frames;		      /* (c) as configured */
 	struct {
 		pageno_t head, tail; /* oldest, youngest */
 		size_t n;

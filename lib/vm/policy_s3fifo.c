@@ -22,7 +22,7 @@
  *	evict from S if it is larger than a     the same, of pages in memory, when mapped victims are asked for
  *	  tenth, else from M
  *	ghost FIFO G of pages that S evicted,   a page that FRESH evicted and that comes back with a refault
- *	  as long as M; a miss found there        distance of no more than the pages in memory goes to MAIN,
+ *	  as long as M; a miss found there        distance of no more than the memory has frames goes to MAIN,
  *	  goes to M, else to S                    with freq 1: that miss is a hit that came too late
  *
  * Pages that left from MAIN are not remembered.  It would gain 1 per cent where use is skewed; but in a loop
@@ -58,7 +58,7 @@ static void
 s3_refault(struct policy *p, struct policy_node *nd, uint32_t distance)
 {
 	/* GHOST_UNKNOWN is farther than any. */
-	if (distance > in_memory(p)) {
+	if (distance > p->frames) {
 		nd->home = PQ_FRESH;
 		return;
 	}
