@@ -1084,6 +1084,8 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 		range_free(p, e->object, first, n, start, e->shard, false);
 		if (atomic_load(&e->unrecorded))
 			range_discard(p, e->shard, start, n);
+		if (atomic_load(&p->fenced))
+			p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
 		p->pmap->ops->wake(p->pmap, e->shard, start, n);
 		break;
 	default:

@@ -76,6 +76,7 @@ fault_sigbus(struct service *s, uintptr_t va)
 		return -EAGAIN;
 	if (r == -ENOTSUP) {
 		/* No way to SIGBUS on this kernel: SIGSEGV is better than a thread that waits for ever. */
+		atomic_store(&p->fenced, true);
 		p->pmap->ops->protect(p->pmap, va, PAGE_SIZE, PROT_NONE);
 		p->pmap->ops->wake(p->pmap, s->id, va, 1);
 	}

@@ -131,6 +131,7 @@ struct pager {
 	unsigned nservices;  /* (c) */
 	unsigned next_shard; /* (map.change) */
 
+	atomic_bool fenced;	 /* a lost page is PROT_NONE, for want of a better mark */
 	bool frozen;		 /* (map.lock) faults wait: chain_freeze() */
 	_Atomic uint64_t thawed; /* ns, when that was over last */
 	bool closing;		 /* (map.change) everything is being destroyed */
