@@ -362,6 +362,7 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	p->idle_ctx = b->ctx;
 	pthread_mutex_init(&rt->start_lock, NULL);
 	pthread_cond_init(&rt->start_cond, NULL);
+	p->policy = b->policy;
 	p->hash_seed = b->hash_seed;
 	if (p->hash_seed == 0 &&
 	    getrandom(&p->hash_seed, sizeof p->hash_seed, 0) != (ssize_t)sizeof p->hash_seed) {

@@ -42,7 +42,8 @@ struct backend {
 			     unsigned depth, uint64_t mask);
 	/* NULL: services run in threads.  Else nobody runs them, and this is called instead of sleeping. */
 	void (*idle)(void *ctx);
-	uint64_t hash_seed; /* 0: random */
+	uint64_t hash_seed;	 /* 0: random */
+	enum policy_kind policy; /* of replacement; 0: segmented FIFO */
 };
 
 /*

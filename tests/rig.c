@@ -155,7 +155,8 @@ rig_prepare(const struct rig_config *cfg)
 				       .swap_open = swap_open,
 				       .engine_create = engine_create,
 				       .idle = idle,
-				       .hash_seed = cfg->seed + 1 };
+				       .hash_seed = cfg->seed + 1,
+				       .policy = cfg->policy };
 	current = r;
 	virtual_now = 1000000000;
 	test_clock = virtual_clock;

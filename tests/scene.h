@@ -150,7 +150,7 @@ where(uintptr_t va)
 		return LAUNDRY;
 	default:
 		cr_assert(eq(int, pg->state, PAGE_STAGED));
-		return pg->queue == Q_CLEAN ? CLEAN : STAGED;
+		return page_queue_locked(pg) == Q_CLEAN ? CLEAN : STAGED;
 	}
 }
 
@@ -302,7 +302,7 @@ hold_frames(bool clean)
 		for (size_t i = 0; i < n; i++)
 			scene_held[scene_nheld++] = first + (frame_t)i;
 	}
-	while (clean && r->p->pages.queue[Q_CLEAN].n > 0) {
+	while (clean && page_count_locked(&r->p->pages, Q_CLEAN) > 0) {
 		n = frames_obtain(r->p, CLUSTER_MAX, scene_held + scene_nheld);
 		cr_assert(gt(sz, n, 0));
 		scene_nheld += n;
@@ -320,13 +320,13 @@ press(void)
 {
 	squeeze(0);
 	hold_frames(false);
-	r->p->pages.queue[Q_ACTIVE].n += SCENE_YOUNGER;
+	r->p->pages.policy.queue[PQ_MAIN].n += SCENE_YOUNGER;
 }
 
 static inline void
 relax(void)
 {
-	r->p->pages.queue[Q_ACTIVE].n -= SCENE_YOUNGER;
+	r->p->pages.policy.queue[PQ_MAIN].n -= SCENE_YOUNGER;
 	unsqueeze();
 	frames_release(r->p, scene_held, (unsigned)scene_nheld);
 	scene_nheld = 0;

@@ -1283,13 +1283,15 @@ open_files(void)
 	return n;
 }
 
-Test(failing, creating_a_runtime)
+static void
+creating_with(enum policy_kind policy)
 {
 	unsigned nth = 0;
 	bool failed = true;
 
 	while (failed) {
-		struct rig *r = rig_prepare(&(struct rig_config){ .services = 2 });
+		struct rig *r =
+			rig_prepare(&(struct rig_config){ .services = 2, .policy = policy });
 		const unsigned files = open_files();
 		uintptr_t va;
 
@@ -1311,6 +1313,12 @@ Test(failing, creating_a_runtime)
 		must(nth < NTH_MAX, "no end to it");
 	}
 	must(nth > 5, "create commits only %u times: not what it was", nth);
+}
+
+Test(failing, creating_a_runtime)
+{
+	for (unsigned policy = 0; policy < POLICY_KINDS; policy++)
+		creating_with(policy);
 }
 
 /* What a kernel refuses for a moment only; that munmap() of a whole VMA is refused is not known. */

@@ -820,7 +820,7 @@ static void
 pages_up(void)
 {
 	up();
-	cr_assert(zero(int, pages_init(&pages, &heap.arena, NPAGES)));
+	cr_assert(zero(int, pages_init(&pages, &heap.arena, NPAGES, NPAGES, POLICY_SFIFO)));
 	some_anon = new_anon();
 	some_leaf = zone_alloc(&zones.leaf, ZONE_NOWAIT);
 	cr_assert(some_leaf != NULL);
@@ -867,12 +867,13 @@ dequeue(struct page *pg)
 static void
 expect_queue(enum page_queue q, unsigned n, struct page *const want[])
 {
-	pageno_t no = page_oldest_locked(&pages, q);
+	const enum policy_queue of[] = { PQ_MAIN, PQ_STAGED, PQ_CLEAN };
+	pageno_t no = pages.policy.queue[of[q]].head;
 
-	cr_assert(eq(sz, pages.queue[q].n, n));
+	cr_assert(eq(sz, page_count_locked(&pages, q), n));
 	for (unsigned i = 0; i < n; i++) {
 		cr_assert(eq(u32, no, page_no(&pages, want[i])), "place %u in queue %d", i, (int)q);
-		no = page_at(&pages, no)->next;
+		no = page_at(&pages, no)->node.next;
 	}
 	cr_assert(eq(u32, no, PAGE_NONE));
 }
@@ -882,7 +883,7 @@ Test(page, is_born_in_transit_and_blank)
 	struct page *pg = new_page();
 
 	cr_assert(eq(int, pg->state, PAGE_TRANSIT));
-	cr_assert(eq(int, pg->queue, Q_NONE));
+	cr_assert(eq(int, page_queue_locked(pg), Q_NONE));
 	cr_assert(pg->anon == some_anon && pg->leaf == some_leaf);
 	cr_assert(eq(int, pg->index, 3));
 	cr_assert(eq(u32, pg->frame, FRAME_NONE));
@@ -962,7 +963,7 @@ Test(page, a_queue_gives_back_in_order)
 			expect_queue(q, 4 - i, pg + i);
 			dequeue(pg[i]);
 			cr_assert(eq(int, pg[i]->state, PAGE_TRANSIT));
-			cr_assert(eq(int, pg[i]->queue, Q_NONE));
+			cr_assert(eq(int, page_queue_locked(pg[i]), Q_NONE));
 			page_free(&pages, pg[i]);
 		}
 		expect_queue(q, 0, NULL);

@@ -867,6 +867,136 @@ Test(pageout, does_nothing_while_there_is_room)
 }
 
 /*
+ * What the policy is told (what it makes of that is in test_policy.c)
+ */
+
+static enum policy_queue
+queue_of(uintptr_t va)
+{
+	const struct page *pg = page_of(va);
+
+	cr_assert(pg != NULL, "%#lx is not in memory", (unsigned long)va);
+	return (enum policy_queue)pg->node.queue;
+}
+
+Test(pageout, the_policy_hears_of_soft_faults)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .policy = POLICY_S3FIFO });
+	va = map_random(8);
+	put_pages(va, 8, 100);
+	cr_assert(eq(int, queue_of(PAGE(3)), PQ_FRESH));
+	stage();
+	check_page(PAGE(3), 103);
+	cr_assert(eq(int, queue_of(PAGE(3)), PQ_MAIN));
+	all_are(PAGE(4), 4, STAGED);
+	over();
+}
+
+Test(pageout, the_policy_hears_of_rescues)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .policy = POLICY_S3FIFO });
+	va = map_random(8);
+	put_pages(va, 8, 100);
+	launder();
+	check_page(PAGE(3), 103);
+	cr_assert(eq(int, queue_of(PAGE(3)), PQ_MAIN));
+	over();
+}
+
+Test(pageout, the_policy_hears_of_pages_that_come_back_and_of_what_left_meanwhile)
+{
+	enum { N = 2000 };
+	uintptr_t va, others;
+
+	scene((struct rig_config){ .seed = 1, .policy = POLICY_S3FIFO });
+	va = map_random(2);
+	put_pages(va, 2, 100);
+	swap_out();
+	cr_assert(eq(u64, r->p->pages.policy.ghost.clock, 2));
+	check_page(PAGE(0), 100);
+	cr_assert(eq(int, queue_of(PAGE(0)), PQ_MAIN), "back at once");
+	others = map_random(N);
+	put_pages(others, N, 1);
+	swap_out();
+	cr_assert(eq(u64, r->p->pages.policy.ghost.clock, N + 3));
+	check_page(PAGE(1), 101);
+	cr_assert(eq(int, queue_of(PAGE(1)), PQ_FRESH), "back after long");
+	over();
+}
+
+Test(pageout, pages_that_are_read_ahead_are_new_to_the_policy)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .policy = POLICY_S3FIFO });
+	va = rig_map(r, 16 * PAGE_SIZE);
+	advise(va, 16, UP_ADVICE_SEQUENTIAL);
+	put_pages(va, 16, 100);
+	swap_out();
+	check_page(PAGE(0), 100);
+	rig_settle(r);
+	cr_assert(eq(int, queue_of(PAGE(0)), PQ_MAIN), "somebody waited for it");
+	all_are(PAGE(1), 7, MAPPED);
+	for (unsigned i = 1; i < 8; i++)
+		cr_assert(eq(int, queue_of(PAGE(i)), PQ_FRESH));
+	over();
+}
+
+Test(pageout, the_policy_hears_of_cold_pages_and_of_pinned_ones)
+{
+	for (unsigned kind = 0; kind < POLICY_KINDS; kind++) {
+		uintptr_t va;
+
+		scene((struct rig_config){ .seed = 1, .policy = kind });
+		va = map_random(16);
+		put_pages(va, 16, 100);
+		advise(PAGE(3), 1, UP_ADVICE_COLD);
+		advise(PAGE(9), 1, UP_ADVICE_COLD);
+		cr_assert(eq(int, queue_of(PAGE(3)), PQ_COLD));
+		sim_pin(r->pm, PAGE(3));
+		stage();
+		all_are(PAGE(9), 1, STAGED);
+		all_are(PAGE(3), 1, MAPPED);
+		/* In use, whatever was said: others go before it is tried again. */
+		cr_assert(eq(int, queue_of(PAGE(3)), PQ_MAIN));
+		sim_unpin(r->pm, PAGE(3));
+		check_pages(va, 16, 100);
+		over();
+	}
+}
+
+/* Faults of a loop over `n` pages that has been running for a while, a touch. */
+static double
+loop_misses(enum policy_kind kind, size_t n)
+{
+	uint64_t before;
+	uintptr_t va;
+	double misses;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20, .policy = kind });
+	va = map_random(n);
+	put_pages(va, n, 1);
+	for (unsigned round = 0; round < 5; round++)
+		check_pages(va, n, 1);
+	before = rig_stats(r).faults[UP_FAULT_MAJOR];
+	for (unsigned round = 0; round < 5; round++)
+		check_pages(va, n, 1);
+	misses = (double)(rig_stats(r).faults[UP_FAULT_MAJOR] - before) / (5 * (double)n);
+	over();
+	return misses;
+}
+
+Test(pageout, a_loop_that_just_does_not_fit_has_hits_with_s3fifo_and_none_with_sfifo)
+{
+	cr_assert(epsilon_eq(dbl, loop_misses(POLICY_SFIFO, 1050), 1, 1e-9));
+	cr_assert(lt(dbl, loop_misses(POLICY_S3FIFO, 1050), 0.8));
+}
+
+/*
  * Whole scenarios, to the last count
  */
 

@@ -589,6 +589,7 @@ play(struct world *w)
 		.seed = w->seed,
 		.mask = w->seed % 2 ? UP_MASK_MOVE : 0,
 		.fault_timeout_ms = 3600000,
+		.policy = w->seed / 3 % POLICY_KINDS,
 	};
 	const unsigned how = (unsigned)(w->seed * 0x9e3779b97f4a7c15u >> 60);
 

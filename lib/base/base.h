@@ -24,6 +24,10 @@
 typedef uint32_t frame_t;
 #define FRAME_NONE UINT32_MAX
 
+/* Number of a page in memory (vm/page.h), which replacement sorts (vm/policy.h). */
+typedef uint32_t pageno_t;
+#define PAGE_NONE UINT32_MAX
+
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))

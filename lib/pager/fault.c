@@ -479,6 +479,8 @@ fault_rescue(struct fault *f, struct anon *an, struct page *pg)
 	if (pg->state == PAGE_LAUNDRY) {
 		pg->anon = NULL;
 		an->loc = page_no(&p->pages, copy);
+		policy_inherit(&p->pages.policy, an->loc, page_no(&p->pages, pg));
+		policy_touched(&p->pages.policy, an->loc);
 		pthread_mutex_unlock(&p->pages.lock);
 		count(f->s, C_RESCUE, 1);
 		trace_add(&f->s->trace, f->t0, TRACE_RESCUE, f->va, 0);
@@ -486,6 +488,7 @@ fault_rescue(struct fault *f, struct anon *an, struct page *pg)
 	}
 	/* The write ended meanwhile: the frame itself can go back. */
 	page_dequeue_locked(&p->pages, pg);
+	policy_touched(&p->pages.policy, page_no(&p->pages, pg));
 	pthread_mutex_unlock(&p->pages.lock);
 	frame_give(&p->frames, frame, 1);
 	copy->frame = FRAME_NONE;
@@ -504,8 +507,10 @@ fault_core(struct fault *f, struct anon *an)
 	pthread_mutex_lock(&p->pages.lock);
 	state = pg->state;
 	assert(pg->anon == an);
-	if (state == PAGE_STAGED)
+	if (state == PAGE_STAGED) {
 		page_dequeue_locked(&p->pages, pg);
+		policy_touched(&p->pages.policy, an->loc);
+	}
 	pthread_mutex_unlock(&p->pages.lock);
 
 	switch (state) {

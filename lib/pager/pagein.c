@@ -180,11 +180,12 @@ verify(struct service *s, const struct page *pg)
 
 /*
  * Install verified pages of one request: pg[0 .. n), busy, in TRANSIT.  Returns the verdict on pg[0].
+ * demanded: a thread waits for each of them; else for none.
  * A page that the kernel does not take now stays in core, staged and clean: its next fault is soft; and so do
  * those of a backing object, which have no address.
  */
 static int
-install(struct service *s, struct page *const pg[], unsigned n)
+install(struct service *s, struct page *const pg[], unsigned n, bool demanded)
 {
 	struct pager *p = s->p;
 	unsigned done = 0;
@@ -197,6 +198,11 @@ install(struct service *s, struct page *const pg[], unsigned n)
 		atomic_store_explicit(&an->kind, ANON_CORE, memory_order_relaxed);
 		atomic_fetch_sub(&p->nswapped, 1);
 	}
+	pthread_mutex_lock(&p->pages.lock);
+	for (unsigned i = 0; i < n; i++)
+		policy_refault(&p->pages.policy, page_no(&p->pages, pg[i]), page_key(pg[i]),
+			       demanded);
+	pthread_mutex_unlock(&p->pages.lock);
 	if (pg[0]->va != 0)
 		r = enter_pages(p, pg, n, &done);
 	for (unsigned i = 0; i < n; i++) {
@@ -262,7 +268,7 @@ pagein_done(struct service *s, struct request *req)
 			lost(s, pg, i == 0 && req->demanded);
 		/* Somebody waits for the first: it goes in before the others are even verified. */
 		if (i == 0 && ngood == 1 && req->demanded) {
-			const int r = install(s, good, 1);
+			const int r = install(s, good, 1, true);
 
 			/* Who waits for one without an address is parked, and looks again in this turn. */
 			if (r < 0)
@@ -273,7 +279,7 @@ pagein_done(struct service *s, struct request *req)
 		}
 	}
 	if (ngood > 0)
-		install(s, good, ngood);
+		install(s, good, ngood, false);
 	count(s, C_READAHEAD, req->n - (req->demanded ? 1 : 0));
 	request_put(s, req);
 }

@@ -77,7 +77,7 @@ frames_available(struct pager *p)
 	if (system_short(p))
 		room = 0;
 	pthread_mutex_lock(&p->pages.lock);
-	clean = p->pages.queue[Q_CLEAN].n;
+	clean = page_count_locked(&p->pages, Q_CLEAN);
 	pthread_mutex_unlock(&p->pages.lock);
 	return frames_nfree(&p->frames) + room + clean;
 }
@@ -95,27 +95,17 @@ pager_starved(struct pager *p, size_t bytes)
 }
 
 /*
- * Take up to `max` of the oldest pages off a queue whose anon is not busy, and make them busy.
- * => they are in TRANSIT on return.  Busy ones met on ACTIVE go to its tail.
+ * Take up to `max` pages that should leave a queue next, and make them busy.
+ * => they are in TRANSIT on return.  Busy ones stay where they are.
  */
 static unsigned
 take_victims(struct pager *p, enum page_queue q, unsigned max, struct page *victim[])
 {
-	struct pages *ps = &p->pages;
-	unsigned n = 0, look = 4 * max;
-	pageno_t no;
+	unsigned n;
 
-	pthread_mutex_lock(&ps->lock);
-	for (no = page_oldest_locked(ps, q); no != PAGE_NONE && n < max && look > 0; look--) {
-		struct page *pg = page_at(ps, no);
-
-		no = pg->next;
-		if (!anon_trybusy(pg->anon))
-			continue;
-		page_dequeue_locked(ps, pg);
-		victim[n++] = pg;
-	}
-	pthread_mutex_unlock(&ps->lock);
+	pthread_mutex_lock(&p->pages.lock);
+	n = page_victims_locked(&p->pages, q, max, victim);
+	pthread_mutex_unlock(&p->pages.lock);
 	return n;
 }
 
@@ -158,6 +148,12 @@ reclaim(struct pager *p, unsigned want)
 	struct page *pg[CLUSTER_MAX];
 	const unsigned n = take_victims(p, Q_CLEAN, MIN(want, CLUSTER_MAX), pg);
 
+	if (n == 0)
+		return 0;
+	pthread_mutex_lock(&p->pages.lock);
+	for (unsigned i = 0; i < n; i++)
+		policy_evicted(&p->pages.policy, page_no(&p->pages, pg[i]), page_key(pg[i]));
+	pthread_mutex_unlock(&p->pages.lock);
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
 		const unsigned shard = pg[i]->shard;
@@ -339,6 +335,10 @@ stage_run(struct service *s, struct page *pg[], unsigned n)
 		return (unsigned)done + 1;
 	}
 	if (r == -EBUSY) {
+		/* Somebody holds it because he uses it. */
+		pthread_mutex_lock(&p->pages.lock);
+		policy_touched(&p->pages.policy, page_no(&p->pages, pg[done]));
+		pthread_mutex_unlock(&p->pages.lock);
 		count(s, C_PINNED, 1);
 		trace_add(&s->trace, now_ns(), TRACE_PINNED, pg[done]->va, 0);
 	}
@@ -666,8 +666,8 @@ pageout_step(struct service *s)
 	if (atomic_load_explicit(&p->pageout_on, memory_order_relaxed) ||
 	    atomic_load(&p->starved) > 0) {
 		pthread_mutex_lock(&p->pages.lock);
-		inactive = p->pages.queue[Q_INACTIVE].n;
-		active = p->pages.queue[Q_ACTIVE].n;
+		inactive = page_count_locked(&p->pages, Q_INACTIVE);
+		active = page_count_locked(&p->pages, Q_ACTIVE);
 		pthread_mutex_unlock(&p->pages.lock);
 		if (inactive < inactive_target(p) + CLUSTER_MAX &&
 		    active > (system_short(p) ? ACTIVE_MIN : 0))

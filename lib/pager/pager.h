@@ -105,9 +105,10 @@ struct pager {
 	uint64_t next_serial;	/* (map.change) */
 	size_t overhead;	/* (c) stacks and rings of the threads, charged to the budget */
 
-	uint64_t hash_seed;	/* (c) random per runtime */
-	uint64_t zero_hash;	/* (c) of a page of zeros */
-	uint64_t fault_timeout; /* (c) ns */
+	uint64_t hash_seed;	 /* (c) random per runtime */
+	uint64_t zero_hash;	 /* (c) of a page of zeros */
+	uint64_t fault_timeout;	 /* (c) ns */
+	enum policy_kind policy; /* (c) */
 
 	atomic_size_t nswapped;	     /* anons of kind SWAP */
 	atomic_size_t nlost;	     /* anons of kind LOST */
@@ -231,6 +232,13 @@ int fault_sigbus(struct service *s, uintptr_t va);
 int enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done);
 /* A page in TRANSIT that has its frame but no place in a region: back to a staged queue. */
 void page_stage(struct pager *p, struct page *pg);
+/* What the policy remembers a page by while it is out: its slot, or its address if a source has it. */
+static inline uint64_t
+page_key(const struct page *pg)
+{
+	return pg->slot != SLOT_NONE ? pg->slot : pg->va | UINT64_C(1) << 63;
+}
+
 /* Release BUSY and wake whoever asked. */
 void page_unbusy(struct pager *p, struct anon *an, unsigned shard, uintptr_t va);
 

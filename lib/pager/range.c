@@ -442,6 +442,7 @@ range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintpt
 			if (pg != NULL) {
 				pthread_mutex_lock(&p->pages.lock);
 				page_dequeue_locked(&p->pages, pg);
+				policy_cool(&p->pages.policy, page_no(&p->pages, pg));
 				page_enqueue_head_locked(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
 				pthread_mutex_unlock(&p->pages.lock);
 			}

@@ -253,7 +253,7 @@ pager_init(struct pager *p)
 
 	/* Orphans and rescues aside, a page has a frame; so this many always suffice. */
 	max_pages = p->budget.limit / PAGE_SIZE + (size_t)MAX_SERVICES * NWRITES * CLUSTER_MAX;
-	r = pages_init(&p->pages, &p->arena, max_pages);
+	r = pages_init(&p->pages, &p->arena, max_pages, p->budget.limit / PAGE_SIZE, p->policy);
 	if (r < 0)
 		goto fini_map;
 	r = frames_init(&p->frames, &p->arena, p->pmap->nstage);

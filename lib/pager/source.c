@@ -95,9 +95,12 @@ lost(struct service *s, struct page *pg)
 		fault_handle(s, va, false, false, now_ns());
 }
 
-/* Install busy pages in TRANSIT whose frames hold what the source has.  Returns the verdict on the first. */
+/*
+ * Install busy pages in TRANSIT whose frames hold what the source has.  Returns the verdict on the first.
+ * demanded: a thread waits for each of them; else for none.
+ */
 static int
-install(struct pager *p, struct page *const pg[], unsigned n)
+install(struct pager *p, struct page *const pg[], unsigned n, bool demanded)
 {
 	unsigned done;
 	int r;
@@ -108,6 +111,11 @@ install(struct pager *p, struct page *const pg[], unsigned n)
 		an->hash = hash_page(p->hash_seed, pmap_frame(p->pmap, pg[i]->frame));
 		atomic_store_explicit(&an->kind, ANON_COPY, memory_order_relaxed);
 	}
+	pthread_mutex_lock(&p->pages.lock);
+	for (unsigned i = 0; i < n; i++)
+		policy_refault(&p->pages.policy, page_no(&p->pages, pg[i]), page_key(pg[i]),
+			       demanded);
+	pthread_mutex_unlock(&p->pages.lock);
 	r = enter_pages(p, pg, n, &done);
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
@@ -165,12 +173,12 @@ in_done(struct service *s, struct request *req)
 	if (got & PAGE_MASK)
 		memset((char *)pmap_frame(p->pmap, req->page[n - 1]->frame) + (got & PAGE_MASK), 0,
 		       PAGE_SIZE - (got & PAGE_MASK));
-	if (install(p, req->page, 1) == 0)
+	if (install(p, req->page, 1, true) == 0)
 		fault_answered(s, UP_FAULT_MAJOR, va0, req->t0);
 	else
 		fault_handle(s, va0, false, false, req->t0);
 	if (n > 1)
-		install(p, req->page + 1, n - 1);
+		install(p, req->page + 1, n - 1, false);
 	count(s, C_READAHEAD, n - 1);
 	request_put(s, req);
 }

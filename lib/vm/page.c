@@ -2,24 +2,45 @@
 #include "vm/page.h"
 
 int
-pages_init(struct pages *ps, struct arena *arena, size_t max)
+pages_init(struct pages *ps, struct arena *arena, size_t max, size_t frames, enum policy_kind kind)
 {
+	const size_t nghosts = policy_ghost_bytes(kind, frames) / sizeof(uint32_t);
 	int r;
 
 	*ps = (struct pages){ .free = PAGE_NONE };
-	for (unsigned q = 0; q < Q_COUNT; q++)
-		ps->queue[q].head = ps->queue[q].tail = PAGE_NONE;
 	r = wired_array_init(&ps->table, arena, sizeof(struct page), max);
 	if (r < 0)
 		return r;
+	if (nghosts > 0) {
+		r = wired_array_init(&ps->ghosts, arena, sizeof(uint32_t), nghosts);
+		if (r < 0)
+			goto fini_table;
+		r = wired_array_grow(&ps->ghosts, nghosts);
+		if (r < 0)
+			goto fini_ghosts;
+	}
+	policy_init(&ps->policy, &(struct policy_config){ .kind = kind,
+							  .nodes = (char *)ps->table.base +
+								   offsetof(struct page, node),
+							  .stride = sizeof(struct page),
+							  .frames = frames,
+							  .ghost = ps->ghosts.base });
 	pthread_mutex_init(&ps->lock, NULL);
 	return 0;
+
+fini_ghosts:
+	wired_array_fini(&ps->ghosts);
+fini_table:
+	wired_array_fini(&ps->table);
+	return r;
 }
 
 void
 pages_fini(struct pages *ps)
 {
 	assert(ps->count[PAGE_FREE] == ps->table.n);
+	if (ps->ghosts.base != NULL)
+		wired_array_fini(&ps->ghosts);
 	wired_array_fini(&ps->table);
 	pthread_mutex_destroy(&ps->lock);
 }
@@ -37,8 +58,7 @@ grow_locked(struct pages *ps)
 		struct page *pg = page_at(ps, (pageno_t)i);
 
 		pg->state = PAGE_FREE;
-		pg->queue = Q_NONE;
-		pg->next = ps->free;
+		pg->node.next = ps->free;
 		ps->free = (pageno_t)i;
 	}
 	ps->count[PAGE_FREE] += n - old;
@@ -53,16 +73,14 @@ page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index)
 	pthread_mutex_lock(&ps->lock);
 	if (ps->free != PAGE_NONE || grow_locked(ps)) {
 		pg = page_at(ps, ps->free);
-		ps->free = pg->next;
+		ps->free = pg->node.next;
 		*pg = (struct page){ .anon = an,
 				     .leaf = leaf,
 				     .index = (uint16_t)index,
 				     .frame = FRAME_NONE,
 				     .slot = UINT32_MAX,
-				     .next = PAGE_NONE,
-				     .prev = PAGE_NONE,
-				     .state = PAGE_FREE,
-				     .queue = Q_NONE };
+				     .state = PAGE_FREE };
+		policy_insert(&ps->policy, page_no(ps, pg));
 		page_set_state_locked(ps, pg, PAGE_TRANSIT);
 	}
 	pthread_mutex_unlock(&ps->lock);
@@ -73,11 +91,12 @@ void
 page_free(struct pages *ps, struct page *pg)
 {
 	pthread_mutex_lock(&ps->lock);
-	assert(pg->queue == Q_NONE);
+	assert(page_queue_locked(pg) == Q_NONE);
 	assert(pg->state == PAGE_TRANSIT || (pg->state == PAGE_LAUNDRY && pg->anon == NULL));
 	page_set_state_locked(ps, pg, PAGE_FREE);
 	pg->anon = NULL;
-	pg->next = ps->free;
+	policy_removed(&ps->policy, page_no(ps, pg));
+	pg->node.next = ps->free;
 	ps->free = page_no(ps, pg);
 	pthread_mutex_unlock(&ps->lock);
 }
@@ -98,44 +117,29 @@ belongs(enum page_queue q, enum page_state state)
 	return state == (q == Q_ACTIVE ? PAGE_MAPPED : PAGE_STAGED);
 }
 
+static void
+enter_queue(struct pages *ps, struct page *pg, enum page_queue q, enum page_state state)
+{
+	assert(page_queue_locked(pg) == Q_NONE && pg->anon != NULL && belongs(q, state));
+	assert((pg->frame == FRAME_NONE) == (state == PAGE_MAPPED));
+	assert(q != Q_CLEAN || pg->slot != UINT32_MAX || pg->anon->kind == ANON_COPY);
+	(void)q;
+	page_set_state_locked(ps, pg, state);
+}
+
 void
 page_enqueue_locked(struct pages *ps, struct page *pg, enum page_queue q, enum page_state state)
 {
-	const pageno_t no = page_no(ps, pg);
-
-	assert(pg->queue == Q_NONE && pg->anon != NULL && belongs(q, state));
-	assert((pg->frame == FRAME_NONE) == (state == PAGE_MAPPED));
-	assert(q != Q_CLEAN || pg->slot != UINT32_MAX || pg->anon->kind == ANON_COPY);
-	page_set_state_locked(ps, pg, state);
-	pg->queue = (uint8_t)q;
-	pg->next = PAGE_NONE;
-	pg->prev = ps->queue[q].tail;
-	if (pg->prev == PAGE_NONE)
-		ps->queue[q].head = no;
-	else
-		page_at(ps, pg->prev)->next = no;
-	ps->queue[q].tail = no;
-	ps->queue[q].n++;
+	enter_queue(ps, pg, q, state);
+	policy_put(&ps->policy, page_no(ps, pg), (enum policy_place)q);
 }
 
 void
 page_enqueue_head_locked(struct pages *ps, struct page *pg, enum page_queue q,
 			 enum page_state state)
 {
-	const pageno_t no = page_no(ps, pg);
-
-	assert(pg->queue == Q_NONE && pg->anon != NULL && belongs(q, state));
-	assert((pg->frame == FRAME_NONE) == (state == PAGE_MAPPED));
-	page_set_state_locked(ps, pg, state);
-	pg->queue = (uint8_t)q;
-	pg->prev = PAGE_NONE;
-	pg->next = ps->queue[q].head;
-	if (pg->next == PAGE_NONE)
-		ps->queue[q].tail = no;
-	else
-		page_at(ps, pg->next)->prev = no;
-	ps->queue[q].head = no;
-	ps->queue[q].n++;
+	enter_queue(ps, pg, q, state);
+	policy_put_back(&ps->policy, page_no(ps, pg), (enum policy_place)q);
 }
 
 void
@@ -149,21 +153,29 @@ page_enqueue(struct pages *ps, struct page *pg, enum page_queue q, enum page_sta
 void
 page_dequeue_locked(struct pages *ps, struct page *pg)
 {
-	const enum page_queue q = pg->queue;
-
-	assert(q < Q_COUNT);
-	if (pg->prev == PAGE_NONE)
-		ps->queue[q].head = pg->next;
-	else
-		page_at(ps, pg->prev)->next = pg->next;
-	if (pg->next == PAGE_NONE)
-		ps->queue[q].tail = pg->prev;
-	else
-		page_at(ps, pg->next)->prev = pg->prev;
-	pg->next = pg->prev = PAGE_NONE;
-	pg->queue = Q_NONE;
-	ps->queue[q].n--;
+	policy_take(&ps->policy, page_no(ps, pg));
 	page_set_state_locked(ps, pg, PAGE_TRANSIT);
+}
+
+static bool
+not_busy(void *ctx, pageno_t no)
+{
+	return anon_trybusy(page_at(ctx, no)->anon);
+}
+
+unsigned
+page_victims_locked(struct pages *ps, enum page_queue q, unsigned max, struct page *victim[])
+{
+	pageno_t no[CLUSTER_MAX];
+	unsigned n;
+
+	assert(max <= CLUSTER_MAX);
+	n = policy_victims(&ps->policy, (enum policy_place)q, max, not_busy, ps, no);
+	for (unsigned i = 0; i < n; i++) {
+		victim[i] = page_at(ps, no[i]);
+		page_set_state_locked(ps, victim[i], PAGE_TRANSIT);
+	}
+	return n;
 }
 
 void
@@ -172,32 +184,20 @@ pages_check(struct pages *ps)
 	size_t count[PAGE_STATES] = { 0 };
 
 	pthread_mutex_lock(&ps->lock);
-	for (unsigned q = 0; q < Q_COUNT; q++) {
-		pageno_t prev = PAGE_NONE;
-		size_t n = 0;
-
-		for (pageno_t no = ps->queue[q].head; no != PAGE_NONE; no = page_at(ps, no)->next) {
-			const struct page *pg = page_at(ps, no);
-
-			assert(pg->queue == q && pg->prev == prev && belongs(q, pg->state));
-			assert(pg->anon != NULL);
-			assert((pg->frame == FRAME_NONE) == (pg->state == PAGE_MAPPED));
-			assert(q != Q_CLEAN || pg->slot != UINT32_MAX ||
-			       pg->anon->kind == ANON_COPY);
-			(void)pg;
-			prev = no;
-			n++;
-		}
-		assert(ps->queue[q].tail == prev && ps->queue[q].n == n);
-		(void)n;
-	}
+	policy_check(&ps->policy);
 	for (size_t i = 0; i < ps->table.n; i++) {
 		const struct page *pg = page_at(ps, (pageno_t)i);
+		const enum page_queue q = page_queue_locked(pg);
 
 		count[pg->state]++;
-		assert(pg->queue != Q_NONE ||
-		       (pg->state != PAGE_MAPPED && pg->state != PAGE_STAGED));
+		assert((q != Q_NONE) == (pg->state == PAGE_MAPPED || pg->state == PAGE_STAGED));
 		assert(pg->state != PAGE_LAUNDRY || pg->frame != FRAME_NONE);
+		if (q == Q_NONE)
+			continue;
+		assert(belongs(q, pg->state));
+		assert(pg->anon != NULL);
+		assert((pg->frame == FRAME_NONE) == (pg->state == PAGE_MAPPED));
+		assert(q != Q_CLEAN || pg->slot != UINT32_MAX || pg->anon->kind == ANON_COPY);
 	}
 	for (unsigned s = 0; s < PAGE_STATES; s++)
 		assert(count[s] == ps->count[s]);

@@ -27,8 +27,8 @@
  *
  * An orphan (LAUNDRY, anon NULL) owns its frame and slot until the write that reads the frame ends.
  *
- * Replacement is segmented FIFO: ACTIVE in order of arrival, then INACTIVE and CLEAN; a touch while
- * staged is a soft fault and sends the page to the tail of ACTIVE.
+ * In which order pages leave a queue is the policy's business (policy.h), which has several for ACTIVE; a
+ * touch while staged is a soft fault, sends the page back to ACTIVE, and the policy is told.
  *
  * Keys: (q) pages->lock, (b) holder of anon BUSY.  While LAUNDRY, slot and frame belong to the write:
  * (q) only.  pages->lock is innermost but for the frames, slots and zones.
@@ -41,13 +41,18 @@
 
 #include "base/base.h"
 #include "vm/object.h"
-
-typedef uint32_t pageno_t;
-#define PAGE_NONE UINT32_MAX
+#include "vm/policy.h"
 
 enum page_state { PAGE_FREE, PAGE_TRANSIT, PAGE_MAPPED, PAGE_STAGED, PAGE_LAUNDRY, PAGE_STATES };
 
-enum page_queue { Q_ACTIVE, Q_INACTIVE, Q_CLEAN, Q_COUNT, Q_NONE = Q_COUNT };
+/* The places of policy.h by the names that replacement has had since Mach. */
+enum page_queue {
+	Q_ACTIVE = POLICY_MAPPED,
+	Q_INACTIVE = POLICY_STAGED,
+	Q_CLEAN = POLICY_CLEAN,
+	Q_COUNT,
+	Q_NONE = Q_COUNT
+};
 
 struct page {
 	struct anon *anon; /* (q) NULL: orphan */
@@ -55,28 +60,27 @@ struct page {
 	uintptr_t va;	   /* (b) the page's address in its region; 0: in none */
 	frame_t frame;	   /* (b) where it is staged, or FRAME_NONE */
 	uint32_t slot;	   /* (b) swap slot with the same bytes (or getting them), or UINT32_MAX */
-	pageno_t next, prev; /* (q) */
-	uint16_t index;	     /* (b) in the leaf */
-	uint8_t shard;	     /* (b) of the region */
+	struct policy_node node; /* (q) its queue; .next: free list */
+	uint16_t index;		 /* (b) in the leaf */
+	uint8_t shard;		 /* (b) of the region */
 	/* (q) and (b) to change, either to read.  Atomic, since a finished write only has (q). */
 	_Atomic uint8_t state;
-	uint8_t queue; /* (q) */
-	bool alone;    /* (b) its cluster could not be written: write it on its own */
+	bool alone; /* (b) its cluster could not be written: write it on its own */
 };
+_Static_assert(sizeof(struct page) == 48, "docs/architecture.md says so");
 
 struct pages {
 	pthread_mutex_t lock;
-	struct wired_array table; /* of struct page; address constant */
-	pageno_t free;		  /* (q) list by ->next */
-	struct {
-		pageno_t head, tail;
-		size_t n;
-	} queue[Q_COUNT];	   /* (q) */
+	struct wired_array table;  /* of struct page; address constant */
+	pageno_t free;		   /* (q) list by ->node.next */
+	struct policy policy;	   /* (q) */
+	struct wired_array ghosts; /* (q) the policy's, uint32_t */
 	size_t count[PAGE_STATES]; /* (q) pages in each state */
 };
 
-/* Room for `max` pages.  0 or -ENOMEM. */
-int pages_init(struct pages *ps, struct arena *arena, size_t max);
+/* Room for `max` pages, of which `frames` are in memory at most.  0 or -ENOMEM. */
+int pages_init(struct pages *ps, struct arena *arena, size_t max, size_t frames,
+	       enum policy_kind kind);
 /* Asserts that every page was freed. */
 void pages_fini(struct pages *ps);
 
@@ -91,6 +95,31 @@ static inline pageno_t
 page_no(const struct pages *ps, const struct page *pg)
 {
 	return (pageno_t)(pg - (const struct page *)ps->table.base);
+}
+
+/* The queue that a page is on. => the queue lock is held */
+static inline enum page_queue
+page_queue_locked(const struct page *pg)
+{
+	switch ((enum policy_queue)pg->node.queue) {
+	case PQ_COLD:
+	case PQ_FRESH:
+	case PQ_MAIN:
+		return Q_ACTIVE;
+	case PQ_STAGED:
+		return Q_INACTIVE;
+	case PQ_CLEAN:
+		return Q_CLEAN;
+	default:
+		return Q_NONE;
+	}
+}
+
+/* Pages on a queue. => the queue lock is held */
+static inline size_t
+page_count_locked(const struct pages *ps, enum page_queue q)
+{
+	return policy_count(&ps->policy, (enum policy_place)q);
 }
 
 /* A page in TRANSIT for a busy anon; NULL when the budget has no room. */
@@ -110,12 +139,13 @@ void page_set_state_locked(struct pages *ps, struct page *pg, enum page_state st
 /* Without: the same, one page. */
 void page_enqueue(struct pages *ps, struct page *pg, enum page_queue q, enum page_state state);
 
-/* The oldest page of a queue, or PAGE_NONE; go on with ->next. */
-static inline pageno_t
-page_oldest_locked(const struct pages *ps, enum page_queue q)
-{
-	return ps->queue[q].head;
-}
+/*
+ * Up to `max` pages that should leave a queue next, whose anons were not busy and are now.
+ * => the queue lock is held
+ * => they are in TRANSIT.
+ */
+unsigned page_victims_locked(struct pages *ps, enum page_queue q, unsigned max,
+			     struct page *victim[]);
 
 /* Assert queues, states and counts. */
 void pages_check(struct pages *ps);

@@ -1,0 +1,289 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * policy.c: the queues, which all policies share; what differs is behind struct policy_ops.
+ */
+#include "vm/policy.h"
+
+/* Busy pages, and pages with rounds to their credit, that one request for victims passes by per victim. */
+#define LOOK 4
+
+static const struct policy_ops *const policies[POLICY_KINDS] = {
+	[POLICY_SFIFO] = &policy_sfifo,
+	[POLICY_SFIFO_REFAULT] = &policy_sfifo_refault,
+	[POLICY_S3FIFO] = &policy_s3fifo,
+};
+
+const char *
+policy_name(enum policy_kind kind)
+{
+	return policies[kind]->name;
+}
+
+size_t
+policy_ghost_bytes(enum policy_kind kind, size_t frames)
+{
+	return policies[kind]->ghosts ? ghost_bytes(frames) : 0;
+}
+
+void
+policy_init(struct policy *p, const struct policy_config *cfg)
+{
+	assert(cfg->kind < POLICY_KINDS && cfg->stride >= sizeof(struct policy_node));
+	*p = (struct policy){ .ops = policies[cfg->kind],
+			      .nodes = cfg->nodes,
+			      .stride = cfg->stride,
+			      .frames = cfg->frames };
+	for (unsigned q = 0; q < PQ_COUNT; q++)
+		p->queue[q].head = p->queue[q].tail = PAGE_NONE;
+	ghost_init(&p->ghost, p->ops->ghosts ? cfg->ghost : NULL, cfg->frames);
+}
+
+/* --- queues --- */
+
+static void
+link_tail(struct policy *p, pageno_t no, enum policy_queue q)
+{
+	struct policy_node *nd = policy_node(p, no);
+
+	assert(nd->queue == PQ_NONE && nd->home != PQ_NONE);
+	nd->queue = (uint8_t)q;
+	nd->next = PAGE_NONE;
+	nd->prev = p->queue[q].tail;
+	if (nd->prev == PAGE_NONE)
+		p->queue[q].head = no;
+	else
+		policy_node(p, nd->prev)->next = no;
+	p->queue[q].tail = no;
+	p->queue[q].n++;
+}
+
+static void
+link_head(struct policy *p, pageno_t no, enum policy_queue q)
+{
+	struct policy_node *nd = policy_node(p, no);
+
+	assert(nd->queue == PQ_NONE && nd->home != PQ_NONE);
+	nd->queue = (uint8_t)q;
+	nd->prev = PAGE_NONE;
+	nd->next = p->queue[q].head;
+	if (nd->next == PAGE_NONE)
+		p->queue[q].tail = no;
+	else
+		policy_node(p, nd->next)->prev = no;
+	p->queue[q].head = no;
+	p->queue[q].n++;
+}
+
+void
+policy_take(struct policy *p, pageno_t no)
+{
+	struct policy_node *nd = policy_node(p, no);
+	const enum policy_queue q = nd->queue;
+
+	assert(q > PQ_NONE && q < PQ_COUNT);
+	if (nd->prev == PAGE_NONE)
+		p->queue[q].head = nd->next;
+	else
+		policy_node(p, nd->prev)->next = nd->next;
+	if (nd->next == PAGE_NONE)
+		p->queue[q].tail = nd->prev;
+	else
+		policy_node(p, nd->next)->prev = nd->prev;
+	nd->next = nd->prev = PAGE_NONE;
+	nd->queue = PQ_NONE;
+	p->queue[q].n--;
+}
+
+static enum policy_queue
+queue_for(const struct policy_node *nd, enum policy_place place)
+{
+	switch (place) {
+	case POLICY_STAGED:
+		return PQ_STAGED;
+	case POLICY_CLEAN:
+		return PQ_CLEAN;
+	default:
+		return nd->home;
+	}
+}
+
+void
+policy_put(struct policy *p, pageno_t no, enum policy_place place)
+{
+	link_tail(p, no, queue_for(policy_node(p, no), place));
+}
+
+void
+policy_put_back(struct policy *p, pageno_t no, enum policy_place place)
+{
+	link_head(p, no, queue_for(policy_node(p, no), place));
+}
+
+/* --- signals --- */
+
+void
+policy_insert(struct policy *p, pageno_t no)
+{
+	struct policy_node *nd = policy_node(p, no);
+
+	assert(nd->queue == PQ_NONE);
+	nd->count = 0;
+	p->ops->insert(p, nd);
+}
+
+uint32_t
+policy_refault(struct policy *p, pageno_t no, uint64_t key, bool demanded)
+{
+	struct policy_node *nd = policy_node(p, no);
+	const uint32_t distance = ghost_take(&p->ghost, key);
+
+	assert(nd->queue == PQ_NONE);
+	nd->count = 0;
+	if (demanded)
+		p->ops->refault(p, nd, distance);
+	else
+		p->ops->insert(p, nd);
+	return distance;
+}
+
+void
+policy_touched(struct policy *p, pageno_t no)
+{
+	struct policy_node *nd = policy_node(p, no);
+
+	assert(nd->queue == PQ_NONE);
+	p->ops->touched(p, nd);
+}
+
+void
+policy_cool(struct policy *p, pageno_t no)
+{
+	struct policy_node *nd = policy_node(p, no);
+
+	assert(nd->queue == PQ_NONE);
+	nd->home = PQ_COLD;
+	nd->count = 0;
+	(void)p;
+}
+
+void
+policy_inherit(struct policy *p, pageno_t to, pageno_t from)
+{
+	const struct policy_node *old = policy_node(p, from);
+	struct policy_node *nd = policy_node(p, to);
+
+	assert(nd->queue == PQ_NONE && old->queue == PQ_NONE);
+	nd->home = old->home;
+	nd->count = old->count;
+}
+
+void
+policy_evicted(struct policy *p, pageno_t no, uint64_t key)
+{
+	const struct policy_node *nd = policy_node(p, no);
+
+	assert(nd->queue == PQ_NONE);
+	/* A page that was cooled is out because somebody wanted that: its return says nothing. */
+	if (nd->home != PQ_COLD && p->ops->remember(p, nd))
+		ghost_add(&p->ghost, key);
+	else
+		ghost_forget(&p->ghost, key);
+}
+
+void
+policy_removed(struct policy *p, pageno_t no)
+{
+	struct policy_node *nd = policy_node(p, no);
+
+	assert(nd->queue == PQ_NONE);
+	nd->home = PQ_NONE; /* putting it anywhere now is caught */
+	(void)p;
+}
+
+/* --- victims --- */
+
+/* The queue to look at next, given where each has been looked at to; PQ_NONE: all have been, to the end. */
+static enum policy_queue
+next_queue(const struct policy *p, enum policy_place from, const pageno_t at[])
+{
+	enum policy_queue q;
+
+	switch (from) {
+	case POLICY_STAGED:
+		return at[PQ_STAGED] != PAGE_NONE ? PQ_STAGED : PQ_NONE;
+	case POLICY_CLEAN:
+		return at[PQ_CLEAN] != PAGE_NONE ? PQ_CLEAN : PQ_NONE;
+	default:
+		break;
+	}
+	if (at[PQ_COLD] != PAGE_NONE)
+		return PQ_COLD;
+	q = p->ops->choose(p);
+	if (at[q] == PAGE_NONE)
+		q = q == PQ_MAIN ? PQ_FRESH : PQ_MAIN;
+	return at[q] != PAGE_NONE ? q : PQ_NONE;
+}
+
+unsigned
+policy_victims(struct policy *p, enum policy_place from, unsigned max, policy_take_fn *take,
+	       void *ctx, pageno_t victim[])
+{
+	/* Pages before these have been refused. */
+	pageno_t at[PQ_COUNT];
+	unsigned n = 0, look = LOOK * max, patience = LOOK * max;
+
+	for (unsigned q = 0; q < PQ_COUNT; q++)
+		at[q] = p->queue[q].head;
+	while (n < max && look > 0) {
+		const enum policy_queue q = next_queue(p, from, at);
+		const pageno_t no = at[q];
+		struct policy_node *nd;
+
+		if (q == PQ_NONE)
+			break;
+		nd = policy_node(p, no);
+		if (from == POLICY_MAPPED && patience > 0 && p->ops->spare(p, nd)) {
+			const pageno_t next = nd->next;
+
+			policy_take(p, no);
+			link_tail(p, no, q);
+			at[q] = next != PAGE_NONE ? next : no;
+			patience--;
+			p->spared++;
+			continue;
+		}
+		at[q] = nd->next;
+		if (!take(ctx, no)) {
+			look--;
+			continue;
+		}
+		policy_take(p, no);
+		victim[n++] = no;
+	}
+	return n;
+}
+
+void
+policy_check(const struct policy *p)
+{
+	for (unsigned q = PQ_NONE + 1; q < PQ_COUNT; q++) {
+		pageno_t prev = PAGE_NONE;
+		size_t n = 0;
+
+		for (pageno_t no = p->queue[q].head; no != PAGE_NONE;
+		     no = policy_node(p, no)->next) {
+			const struct policy_node *nd = policy_node(p, no);
+
+			assert(nd->queue == q && nd->prev == prev);
+			assert(nd->home >= PQ_COLD && nd->home <= PQ_MAIN);
+			assert(q > PQ_MAIN || nd->home == q);
+			(void)nd;
+			prev = no;
+			n++;
+		}
+		assert(p->queue[q].tail == prev && p->queue[q].n == n);
+		(void)n;
+	}
+	assert(p->queue[PQ_NONE].n == 0);
+	ghost_check(&p->ghost);
+}
