@@ -464,10 +464,10 @@ UP_API const char *up_version(void);
 /*
  * A heap: blocks of any size in one region, so that ordinary data structures live in paged memory.
  *
- * What the library knows of the blocks is apart from them, wired, and part of the memory limit: allocating
- * and freeing touch no block, and a block in swap is freed without being read.  Pages of which nothing is
- * handed out any more are discarded, not swapped: at most one span of 64 KiB for each of 36 sizes is
- * kept.  They are in the order of the pages: the lowest free ones are taken first.
+ * What the library knows of the blocks lies apart from them, wired, and counts as metadata against the
+ * limit: allocating and freeing touch no block, and a block in swap is freed without being read.
+ * Pages of which nothing is handed out are discarded, not swapped, but for one span of 64 KiB at most
+ * that is kept for each of 36 sizes.
  *
  * Unlike the other calls, those that return a block say NULL and set errno, as malloc() does.
  * ENOMEM: no room in the heap, or none for metadata within the memory limit; ECHILD: in a forked

@@ -7,10 +7,10 @@
  *	  words   a word a page: what the page belongs to	(wired array)
  *	  bin[]   one for each size of small blocks: its spans with room
  *
- * Lock order: heaps.lock; bin->lock; heap->lock; then the runtime's (map.change, zone, arena).
+ * Lock order: bin->lock > heap->lock > reservation, arena.  heaps.lock stands alone.
  * None of the three is held while content is discarded, and content itself is never touched
  * under a lock, or at all: only calloc() and realloc() do, without one.  Service threads take
- * none of them, so a thread may fault, or be stopped by a handler that does, while it holds them.
+ * none of them, so a thread may be stopped, while it holds one, by a handler that faults.
  *
  * Keys: (c) constant once created, (lock) the lock of the same struct, (a) atomic.
  */
