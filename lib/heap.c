@@ -202,18 +202,25 @@ meta_of(size_t npages)
 	return round_up(npages * sizeof(uint64_t), PAGE_SIZE) + fitmap_bytes(npages);
 }
 
+/* What the tables take now. */
+static uint64_t
+tables_bytes(const struct up_heap *h)
+{
+	return h->words.committed + h->pages.words.committed;
+}
+
 /* Words and bits for pages [0, end), grown within the budget.  => h->lock is held, and signals are. */
 static int
 tables_grow(struct up_heap *h, size_t end)
 {
 	struct pager *p = &h->rt->p;
-	const uint64_t more = meta_of(end) - h->promised;
+	const uint64_t need = meta_of(end), more = need > h->promised ? need - h->promised : 0;
 
 	if (!resv_try(&p->resv_meta, more))
 		return -ENOMEM;
 	for (unsigned tries = 0;
 	     fitmap_reach(&h->pages, end) < 0 || wired_array_grow(&h->words, end) < 0; tries++) {
-		if (tries == 3 || runtime_reclaim(p, more) < 0) {
+		if (tries == 3 || runtime_reclaim(p, need - tables_bytes(h)) < 0) {
 			resv_give(&p->resv_meta, more);
 			return -ENOMEM;
 		}
@@ -770,7 +777,7 @@ void *
 up_realloc(struct up_heap *h, void *ptr, size_t n)
 {
 	enum verdict v;
-	size_t have;
+	size_t have, off;
 	void *to;
 	bool zero;
 
@@ -787,13 +794,17 @@ up_realloc(struct up_heap *h, void *ptr, size_t n)
 	}
 	if (n > h->npages << PAGE_SHIFT)
 		return refuse(h, "up_realloc", n, HEAP_FULL);
+	off = (uintptr_t)ptr - (uintptr_t)h->base;
 	if (have <= SMALL_MAX ? n <= SMALL_MAX && bin_size(bin_of(n)) == have
-			      : n > SMALL_MAX && large_resize(h, (size_t)((char *)ptr - h->base),
-							      pages_of(n)))
+			      : n > SMALL_MAX && large_resize(h, off, pages_of(n)))
 		return ptr;
 	v = block_alloc(h, 1, n, &to, &zero);
-	if (v != GOT_IT)
-		return n <= have ? ptr : refuse(h, "up_realloc", n, v);
+	if (v != GOT_IT) {
+		/* A full heap has given back the spans that it kept: one may have been behind the block. */
+		if (n <= have || (have > SMALL_MAX && large_resize(h, off, pages_of(n))))
+			return ptr;
+		return refuse(h, "up_realloc", n, v);
+	}
 	memcpy(to, ptr, MIN(n, have));
 	block_free(h, ptr);
 	return to;
@@ -844,7 +855,7 @@ up_heap_stats_get(struct up_heap *h, struct up_heap_stats *st, size_t size)
 	now.blocks += h->nlarge;
 	now.allocated += h->large_pages << PAGE_SHIFT;
 	now.active = fitmap_taken(&h->pages) << PAGE_SHIFT;
-	now.metadata += h->promised;
+	now.metadata += tables_bytes(h);
 	pthread_mutex_unlock(&h->lock);
 	memset(st, 0, size);
 	memcpy(st, &now, MIN(size, sizeof now));
@@ -855,15 +866,18 @@ up_heap_stats_get(struct up_heap *h, struct up_heap_stats *st, size_t size)
  * The life of a heap
  */
 
-/* The struct and its tables.  => Signals are held. */
+/*
+ * The struct; and the tables, empty, with `promised` bytes for them, so that a region whose pages are reserved
+ * has its words too.  => Signals are held.
+ */
 static struct up_heap *
-heap_alloc(struct up_runtime *rt, size_t npages)
+heap_alloc(struct up_runtime *rt, size_t npages, uint64_t promised)
 {
 	struct pager *p = &rt->p;
 	struct wired_array mem;
 	struct up_heap *h;
 
-	if (!resv_try(&p->resv_meta, META_PER_HEAP))
+	if (!resv_try(&p->resv_meta, META_PER_HEAP + promised))
 		return NULL;
 	if (wired_array_init(&mem, &p->arena, sizeof *h, 1) < 0)
 		goto give;
@@ -873,6 +887,7 @@ heap_alloc(struct up_runtime *rt, size_t npages)
 	h = mem.base;
 	h->mem = mem;
 	h->npages = npages;
+	h->promised = promised;
 	if (fitmap_init(&h->pages, &p->arena, npages) < 0)
 		goto fini_mem;
 	if (wired_array_init(&h->words, &p->arena, sizeof(uint64_t), npages) < 0)
@@ -887,7 +902,7 @@ fini_pages:
 fini_mem:
 	wired_array_fini(&mem);
 give:
-	resv_give(&p->resv_meta, META_PER_HEAP);
+	resv_give(&p->resv_meta, META_PER_HEAP + promised);
 	return NULL;
 }
 
@@ -969,7 +984,8 @@ up_heap_create(struct up_runtime *rt, size_t size, unsigned flags, struct up_hea
 		return r;
 
 	signals_hold(&old);
-	h = heap_alloc(rt, size >> PAGE_SHIFT);
+	h = heap_alloc(rt, size >> PAGE_SHIFT,
+		       rt->overcommit || (flags & UP_NORESERVE) ? 0 : meta_of(size >> PAGE_SHIFT));
 	if (h != NULL) {
 		h->rt = rt;
 		h->base = base;
@@ -1015,6 +1031,7 @@ up_heap_destroy(struct up_heap *h)
 		rt->heaps.first = h->next;
 	pthread_mutex_unlock(&rt->heaps.lock);
 	heap_free(h, &rt->heaps, &rt->p);
+	zone_trim(&rt->heaps.spans);
 	signals_release(&old);
 }
 

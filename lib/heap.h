@@ -57,7 +57,7 @@ struct up_heap {
 	struct fitmap pages;  /* (lock) */
 	struct wired_array words; /* (lock) to grow; _Atomic uint64_t, see heap.c */
 	atomic_size_t nwords;	  /* (lock) to write, (a) to read: pages that have a word */
-	uint64_t promised;	  /* (lock) bytes of the reservation for metadata that we hold */
+	uint64_t promised;	  /* (lock) bytes of metadata that are ours to use for the tables */
 	size_t nlarge;		  /* (lock) large blocks handed out */
 	size_t large_pages;	  /* (lock) theirs */
 	struct heap_bin bin[HEAP_BINS];

@@ -417,6 +417,22 @@ Test(heap, a_large_block_grows_where_it_is_if_there_is_room_and_gives_its_tail_b
 	down();
 }
 
+Test(heap, a_block_grows_over_spans_that_were_only_kept)
+{
+	struct block b;
+	void *p;
+
+	up(4 * MiB, 2 * MiB);
+	adopt(&b, up_malloc(heap, MiB), MiB, 1, 2);
+	fill(&b, 0);
+	p = up_malloc(heap, 16);
+	cr_assert(p != NULL && up_free(heap, p) == 0);
+	cr_assert(gt(u64, heap_stats(heap).active, MiB), "the span is kept");
+	cr_assert(eq(ptr, up_realloc(heap, b.p, 2 * MiB), b.p), "%s", last_line);
+	check(&b, MiB);
+	down();
+}
+
 Test(heap, a_realloc_that_fails_leaves_the_block_alone)
 {
 	struct block b;
@@ -678,6 +694,23 @@ Test(heap, a_pointer_that_is_no_block_is_refused_and_changes_nothing)
 	down();
 }
 
+/* The largest region that can be mapped with its promises, but for a few pages. */
+static size_t
+max_strict(void)
+{
+	size_t size = 0;
+
+	for (size_t step = 4096 * MiB; step >= 64 * KiB; step /= 2) {
+		void *p;
+
+		if (up_map(rt, NULL, size + step, PROT_READ, UP_PRIVATE, NULL, 0, &p) < 0)
+			continue;
+		cr_assert(zero(int, up_unmap(rt, p, size + step)));
+		size += step;
+	}
+	return size;
+}
+
 Test(heap, bad_arguments_are_refused_with_a_line_in_the_log)
 {
 	static const struct {
@@ -696,8 +729,10 @@ Test(heap, bad_arguments_are_refused_with_a_line_in_the_log)
 	struct up_heap_stats st;
 	struct up_heap *h;
 	uint64_t metadata;
+	size_t most;
 
 	start(2 * MiB);
+	most = max_strict();
 	metadata = stats().metadata;
 	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
 		h = (struct up_heap *)&st;
@@ -705,6 +740,10 @@ Test(heap, bad_arguments_are_refused_with_a_line_in_the_log)
 		cr_assert(zero(ptr, h));
 		cr_assert(strstr(last_line, bad[i].why) != NULL, "%s", last_line);
 	}
+	/* The same where the region fits, and its words do not. */
+	cr_assert(eq(int, up_heap_create(rt, most, 0, &h), -ENOMEM));
+	cr_assert(zero(ptr, h));
+	cr_assert(strstr(last_line, "no room for the heap's tables") != NULL, "%s", last_line);
 	cr_assert(eq(int, up_heap_create(rt, MiB, 0, NULL), -EINVAL));
 	cr_assert(eq(int, up_heap_create(NULL, MiB, 0, &h), -EINVAL));
 	cr_assert(zero(u64, stats().mapped));
