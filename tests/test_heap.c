@@ -878,6 +878,41 @@ Test(heap, a_forked_child_has_no_heap_and_does_no_harm_to_the_parents)
 	down();
 }
 
+/* A clone of the region is a snapshot of all blocks; what is freed afterwards is zero here and stays there. */
+Test(heap, a_clone_of_the_region_keeps_what_is_freed)
+{
+	enum { N = 2000 };
+	struct block *b = calloc(N, sizeof *b), *then = calloc(N, sizeof *b);
+	const size_t size = 8 * MiB;
+	uint64_t seed = 6;
+	unsigned char *p;
+	void *base, *copy;
+	size_t n;
+
+	up(3 * MiB, size);
+	n = make_blocks(b, N, 5 * MiB, &seed);
+	base = heap_stats(heap).base;
+	cr_assert(eq(int, up_clone(rt, base, size, &copy), 0), "%s", last_line);
+	for (size_t i = 0; i < n; i++) {
+		then[i] = b[i];
+		then[i].p = (unsigned char *)copy + (b[i].p - (unsigned char *)base);
+	}
+	drop_all(b, n, &seed);
+	p = up_calloc(heap, 1, size);
+	cr_assert(p != NULL, "%s", last_line);
+	for (size_t i = 0; i < size; i++)
+		cr_assert(p[i] == 0, "byte %zu came back", i);
+	memset(p, 0x55, size);
+	for (size_t i = 0; i < n; i++)
+		check(&then[i], then[i].size);
+	cr_assert(eq(int, up_unmap(rt, copy, size), 0));
+	cr_assert(eq(int, up_free(heap, p), 0));
+	cr_assert(zero(u64, heap_stats(heap).active));
+	free(then);
+	free(b);
+	down();
+}
+
 /* --- threads, signals --- */
 
 /*
