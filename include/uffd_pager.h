@@ -62,6 +62,9 @@ struct up_runtime;
 /* A source of pages that can be mapped; reference counted. */
 struct up_object;
 
+/* malloc() and its family in a region of a runtime. */
+struct up_heap;
+
 /* Severity of a log line. */
 enum up_log_level {
 	UP_LOG_ERROR = 0, /* data was lost, or a call was refused */
@@ -457,6 +460,75 @@ UP_API uint64_t up_features(struct up_runtime *rt);
 
 /* "MAJOR.MINOR.PATCH" of the library that is linked in; static storage. */
 UP_API const char *up_version(void);
+
+/*
+ * A heap: blocks of any size in one region, so that ordinary data structures live in paged memory.
+ *
+ * What the library knows of the blocks lies apart from them, wired, and counts as metadata against the
+ * limit: allocating and freeing touch no block, and a block in swap is freed without being read.
+ * Pages of which nothing is handed out are discarded, not swapped, but for one span of 64 KiB at most
+ * that is kept for each of 36 sizes.
+ *
+ * Unlike the other calls, those that return a block say NULL and set errno, as malloc() does.
+ * ENOMEM: no room in the heap, or none for metadata within the memory limit; ECHILD: in a forked
+ * child; EINVAL: an argument.  Blocks are aligned to 16, those above 16 KiB to pages, and are the
+ * caller's until up_free(), up_heap_destroy() or up_runtime_destroy().  Any thread may free them.
+ */
+
+/*
+ * Create a heap over a region of `size` bytes, a multiple of the page size up to 16 TiB.
+ * `flags`: 0, or UP_NORESERVE as in up_map(): with it a heap far larger than the swap costs nothing until
+ * it is used, and a block that finds no swap or metadata left when it is touched is SIGBUS.
+ *
+ * Success: *heap is yours until up_heap_destroy() or up_runtime_destroy().  Failure: *heap is NULL.
+ * -EINVAL  an argument is out of range.  -ENOMEM, -ENOSPC as up_map().
+ */
+UP_API int up_heap_create(struct up_runtime *rt, size_t size, unsigned flags,
+			  struct up_heap **heap);
+
+/*
+ * Unmap the region with all that was allocated in it.  NULL is fine.  No other call on this heap
+ * may be in progress or follow.  In a forked child it does nothing.
+ */
+UP_API void up_heap_destroy(struct up_heap *heap);
+
+/* A block of at least n bytes, its content unknown.  n may be 0: a block of its own all the same. */
+UP_API void *up_malloc(struct up_heap *heap, size_t n);
+
+/* A block of count * size bytes, all zero.  One above 16 KiB is not touched for it. */
+UP_API void *up_calloc(struct up_heap *heap, size_t count, size_t size);
+
+/* A block at a multiple of `alignment`, a power of two. */
+UP_API void *up_memalign(struct up_heap *heap, size_t alignment, size_t n);
+
+/*
+ * Make the block at `ptr` n bytes long; NULL: a new one.  Its content up to the smaller size stays.
+ * It may move: what is returned replaces ptr.  NULL: nothing has changed, ptr is still yours.  A block made
+ * smaller is never refused.  n may be 0, and is no up_free().  errno EINVAL: ptr is no block of this heap.
+ */
+UP_API void *up_realloc(struct up_heap *heap, void *ptr, size_t n);
+
+/*
+ * Free a block.  NULL is fine.  -EINVAL, and nothing has changed: ptr is not the start of a block of
+ * this heap, or has been freed already and not handed out again since.
+ */
+UP_API int up_free(struct up_heap *heap, void *ptr);
+
+/* Bytes that may be used of the block at `ptr`, at least what was asked for; 0 if it is none, or NULL. */
+UP_API size_t up_malloc_usable_size(struct up_heap *heap, const void *ptr);
+
+/* Levels, bytes unless it says otherwise.  Fields are only ever appended. */
+struct up_heap_stats {
+	void *base;	    /* the region: for up_advise(), never DONTNEED, and up_residency() */
+	uint64_t size;	    /* of the region */
+	uint64_t active;    /* pages that hold blocks; the rest of the region is discarded */
+	uint64_t allocated; /* blocks handed out, with what they are rounded up by */
+	uint64_t blocks;    /* their number */
+	uint64_t metadata;  /* the heap's own, part of up_stats.metadata */
+};
+
+/* Fill *st; `size` is sizeof *st.  -EINVAL on NULL, -ECHILD in a forked child. */
+UP_API int up_heap_stats_get(struct up_heap *heap, struct up_heap_stats *st, size_t size);
 
 #ifdef __cplusplus
 }

@@ -380,10 +380,11 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	r = arena_init(&p->arena, b->memory, p, &p->budget, rt->memory_limit);
 	if (r < 0)
 		goto free_pmap;
+	heaps_init(&rt->heaps, &p->arena);
 	p->overhead = b->idle == NULL ? p->nservices * THREAD_OVERHEAD : 0;
 	r = -ENOMEM;
 	if (!budget_charge(&p->budget, p->overhead))
-		goto fini_arena;
+		goto fini_heaps;
 	for (unsigned i = 0; i < p->nservices; i++) {
 		if (service_alloc(p, i) == NULL) {
 			log_line(&p->log, UP_LOG_ERROR,
@@ -416,7 +417,8 @@ close_swap:
 free_services:
 	free_services(p);
 	budget_uncharge(&p->budget, p->overhead);
-fini_arena:
+fini_heaps:
+	heaps_fini(&rt->heaps, p);
 	arena_fini(&p->arena);
 free_pmap:
 	p->pmap->ops->destroy(p->pmap);
@@ -1296,6 +1298,7 @@ up_runtime_destroy(struct up_runtime *rt)
 		hole_give(&p->frames, f, n);
 		budget_uncharge(&p->budget, n * PAGE_SIZE);
 	}
+	heaps_fini(&rt->heaps, p);
 	pager_fini(p);
 	resv_fini(&p->resv_swap);
 	swap_area_close(&p->swap);

@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <sys/types.h>
 
+#include "heap.h"
 #include "pager/pager.h"
 
 struct up_runtime {
@@ -21,6 +22,7 @@ struct up_runtime {
 	pid_t pid;		       /* (c) the process that created it */
 	uint64_t mask;		       /* (c) features not to use */
 	bool swap_open;
+	struct heaps heaps;
 
 	/* starting and stopping threads */
 	pthread_mutex_t start_lock;
