@@ -186,6 +186,34 @@ Test(named, unchanged_pages_are_forgotten_and_not_written)
 	finish(obj);
 }
 
+static enum policy_queue
+queue_of(uintptr_t va)
+{
+	const struct anon *an = anon_at(va);
+
+	cr_assert(an != NULL && anon_in_core(an));
+	return (enum policy_queue)page_at(&r->p->pages, an->loc)->node.queue;
+}
+
+/* It has no slot while it is out: its address is what the policy remembers. */
+Test(named, the_policy_knows_a_page_that_comes_back_soon)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .policy = POLICY_S3FIFO });
+	obj = custom(NPAGES * PAGE_SIZE);
+	va = map_named(obj, 4, UP_SHARED, PROT_READ | PROT_WRITE);
+	in_order(va, 4);
+	check_pages(va, 4, 0);
+	cr_assert(eq(int, queue_of(va), PQ_FRESH));
+	swap_out();
+	cr_assert(eq(u64, r->p->pages.policy.ghost.clock, 4));
+	check_page(va + 2 * PAGE_SIZE, 2);
+	cr_assert(eq(int, queue_of(va + 2 * PAGE_SIZE), PQ_MAIN));
+	finish(obj);
+}
+
 Test(named, what_is_written_to_a_shared_mapping_goes_back_under_pressure)
 {
 	struct up_object *obj;
