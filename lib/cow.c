@@ -19,8 +19,8 @@
 
 #include "runtime.h"
 
-/* With ever longer pauses, for a second or so in all. */
-#define FREEZE_TRIES 32
+/* Pauses of 1, 2, 4 ... ms: half a second in all. */
+#define FREEZE_TRIES 9
 
 /* One object to part, and its copy. */
 struct part {
@@ -99,10 +99,10 @@ freeze(struct pager *p, const char *call, const struct part part[], size_t n)
 		chain_thaw(p);
 		if (tries == FREEZE_TRIES) {
 			log_line(&p->log, UP_LOG_ERROR, "%s: a page can not be parted now: %s", call,
-				 r == -EBUSY ? "pinned for I/O" : strerrorname_np(-r));
+				 r == -EBUSY ? "pinned for I/O, or locked" : strerrorname_np(-r));
 			return r == -EBUSY ? r : -ENOMEM;
 		}
-		for (unsigned i = 0; i <= tries; i++)
+		for (unsigned i = 0; i < 1u << tries; i++)
 			range_doze(p);
 	}
 }
