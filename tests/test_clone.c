@@ -2,7 +2,7 @@
 /*
  * test_clone.c: clones on the real kernel: threads at both sides at once, I/O under way, memory nobody may read.
  *
- * Public header only.  What one thread after the other can show is in test_cow.c, over the simulated kernel.
+ * What one thread after the other can show is in test_cow.c, over the simulated kernel.
  */
 #include <criterion/criterion.h>
 #include <errno.h>
@@ -17,10 +17,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "uffd_pager.h"
+#include "runtime.h"
 
 #define RW (PROT_READ | PROT_WRITE)
-#define PAGE ((size_t)UP_PAGE_SIZE)
+#define PAGE ((size_t)PAGE_SIZE)
 #define MiB ((size_t)1 << 20)
 
 TestSuite(clone, .timeout = 110);
@@ -85,14 +85,39 @@ read_all(void *arg)
 	return NULL;
 }
 
+/* A kernel that says EAGAIN every other time. */
+static const struct pmap_ops *honest;
+static atomic_uint asked;
+
+static int
+enter_perhaps(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t n, size_t *done)
+{
+	*done = 0;
+	return atomic_fetch_add(&asked, 1) % 2 ? honest->enter(pm, shard, va, frame, n, done)
+					       : -EAGAIN;
+}
+
 static void
-both_sides(uint64_t mask)
+be_fickle(void)
+{
+	static struct pmap_ops fickle;
+
+	honest = rt->p.pmap->ops;
+	fickle = *honest;
+	fickle.enter = enter_perhaps;
+	rt->p.pmap->ops = &fickle;
+}
+
+static void
+three_sides(uint64_t mask, bool fickle)
 {
 	const uint64_t end = now_ms() + 5000;
 	unsigned rounds = 0;
 	struct side s[3];
 
 	start(2 * MiB, mask);
+	if (fickle)
+		be_fickle();
 	s[0] = (struct side){ .base = map(PAGES * PAGE) };
 	for (; rounds < 5 || now_ms() < end; rounds++) {
 		pthread_t t[2];
@@ -122,12 +147,18 @@ both_sides(uint64_t mask)
 
 Test(clone, three_sides_may_touch_the_same_page_at_once)
 {
-	both_sides(0);
+	three_sides(0, false);
 }
 
 Test(clone, three_sides_may_touch_the_same_page_at_once_without_move)
 {
-	both_sides(UP_MASK_MOVE);
+	three_sides(UP_MASK_MOVE, false);
+}
+
+/* A copy that can not be entered is as if it had not been tried, also for those who look meanwhile. */
+Test(clone, three_sides_may_touch_the_same_page_at_once_while_the_kernel_refuses)
+{
+	three_sides(0, true);
 }
 
 /* --- what nobody may read --- */
