@@ -270,7 +270,8 @@ print_clone(FILE *out)
 	print_line(out, "            a page", "clone.call_page", "ns");
 	print_line(out, "up_unmap() of it, all of it touched", "clone.drop", "us");
 	print_line(out, "a touch of the clone, a copy: p50", "clone.copy.p50", "us");
-	print_line(out, "a touch of the original, the clone dropped: p50", "clone.before.p50", "us");
+	print_line(out, "a touch of the original, the clone dropped: p50", "clone.before.p50",
+		   "us");
 	print_line(out, "clone, two writes, drop: 1,000 times, each", "clone.round", "us");
 	print_line(out, "a touch of the original after that: p50", "clone.after.p50", "us");
 	fprintf(out, "  %-44s %s\n", "            over before",

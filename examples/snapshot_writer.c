@@ -42,9 +42,9 @@
 #define WORDS (PAGE / sizeof(uint64_t))
 #define MIB 1048576.0
 #define THREADS 2
-#define INITIAL 1000		   /* what is in each account at first */
+#define INITIAL 1000		  /* what is in each account at first */
 #define CHUNK ((size_t)256 << 10) /* of a dump, bytes */
-#define BETWEEN_NS 100000000	   /* from the end of a dump to the next snapshot */
+#define BETWEEN_NS 100000000	  /* from the end of a dump to the next snapshot */
 #define PAGES_MIN 64
 
 /* A word that one thread stores and a snapshot sees: in the order of the program, hence release. */
@@ -283,8 +283,8 @@ prove_journal(int fd, unsigned thread, uint64_t *back)
 		return true;
 	if (j[BEGUN] != done + 1) {
 		fprintf(stderr,
-			"thread %u: transfer %" PRIu64 " is begun, and the last one done is %" PRIu64
-			"\n",
+			"thread %u: transfer %" PRIu64
+			" is begun, and the last one done is %" PRIu64 "\n",
 			thread, j[BEGUN], done);
 		return false;
 	}
@@ -318,8 +318,8 @@ prove(int fd)
 		sum += back;
 	}
 	for (size_t at = first; at < end; at += CHUNK / sizeof(word)) {
-		const size_t left = end - at, n = left < CHUNK / sizeof(word) ? left
-									     : CHUNK / sizeof(word);
+		const size_t left = end - at,
+			     n = left < CHUNK / sizeof(word) ? left : CHUNK / sizeof(word);
 		uint64_t value;
 
 		fetch(fd, at, job.chunk, n * sizeof(word));
@@ -423,8 +423,8 @@ set_up(void)
 		die("no memory");
 	check("up_runtime_create", up_runtime_create(&job.rt, &cfg));
 	check("up_object_create_anon", up_object_create_anon(job.rt, job.size, 0, &job.object));
-	check("up_map", up_map(job.rt, NULL, job.size, PROT_READ | PROT_WRITE, UP_SHARED,
-			       job.object, 0, &p));
+	check("up_map",
+	      up_map(job.rt, NULL, job.size, PROT_READ | PROT_WRITE, UP_SHARED, job.object, 0, &p));
 	job.region = p;
 	job.table = p;
 	for (size_t i = 0; i < job.naccounts; i++)
@@ -449,8 +449,8 @@ run(void)
 
 	printf("%.0f MiB in %.0f MiB, %d threads; milliseconds\n", (double)job.size / MIB,
 	       (double)job.memory / MIB, THREADS);
-	printf("%8s %10s %15s %10s %10s %12s\n", "snapshot", "to take it", "writers waited", "to dump",
-	       "meanwhile", "pages copied");
+	printf("%8s %10s %15s %10s %10s %12s\n", "snapshot", "to take it", "writers waited",
+	       "to dump", "meanwhile", "pages copied");
 	do {
 		nanosleep(&(struct timespec){ .tv_nsec = BETWEEN_NS }, NULL);
 		torn += !back_up(++n);
@@ -461,8 +461,8 @@ run(void)
 		transfers += job.writer[i].done;
 	}
 	check("up_stats_get", up_stats_get(job.rt, &st, sizeof(st)));
-	printf("%" PRIu64 " transfers; at most %.1f MiB in memory, %.1f MiB in swap now\n", transfers,
-	       (double)st.used_max / MIB, (double)st.swapped / MIB);
+	printf("%" PRIu64 " transfers; at most %.1f MiB in memory, %.1f MiB in swap now\n",
+	       transfers, (double)st.used_max / MIB, (double)st.swapped / MIB);
 	if (torn > 0)
 		printf("FAIL: %u of %u dumps are not the table at one instant\n", torn, n);
 	else
@@ -526,9 +526,12 @@ static void
 parse(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "size", required_argument, NULL, 's' }, { "memory", required_argument, NULL, 'm' },
-		{ "seconds", required_argument, NULL, 't' }, { "out", required_argument, NULL, 'o' },
-		{ "live", no_argument, NULL, 'l' }, { "help", no_argument, NULL, 'h' },
+		{ "size", required_argument, NULL, 's' },
+		{ "memory", required_argument, NULL, 'm' },
+		{ "seconds", required_argument, NULL, 't' },
+		{ "out", required_argument, NULL, 'o' },
+		{ "live", no_argument, NULL, 'l' },
+		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
 	struct stat st;
@@ -545,7 +548,8 @@ parse(int argc, char **argv)
 			break;
 		case 't':
 			job.seconds = strtod(optarg, &end);
-			if (end == optarg || *end != '\0' || !(job.seconds >= 0 && job.seconds < 1e7))
+			if (end == optarg || *end != '\0' ||
+			    !(job.seconds >= 0 && job.seconds < 1e7))
 				refuse("--seconds", optarg);
 			break;
 		case 'o':

@@ -14,7 +14,6 @@
  * memory was at one instant.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "runtime.h"
@@ -27,7 +26,8 @@ struct part {
 	struct object *from;
 	uint64_t first, n; /* what is copied */
 	struct object *copy;
-	struct object *under;	 /* ready to take what `from` has, once for each of these; NULL once used */
+	struct object
+		*under; /* ready to take what `from` has, once for each of these; NULL once used */
 	struct map_entry *entry; /* of the copy; NULL if it is not mapped */
 };
 
@@ -98,7 +98,8 @@ freeze(struct pager *p, const char *call, const struct part part[], size_t n)
 			return 0;
 		chain_thaw(p);
 		if (tries == FREEZE_TRIES) {
-			log_line(&p->log, UP_LOG_ERROR, "%s: a page can not be parted now: %s", call,
+			log_line(&p->log, UP_LOG_ERROR, "%s: a page can not be parted now: %s",
+				 call,
 				 r == -EBUSY ? "pinned for I/O, or locked" : strerrorname_np(-r));
 			return r == -EBUSY ? r : -ENOMEM;
 		}
@@ -170,18 +171,28 @@ cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uint64_
 
 /* --- up_clone --- */
 
-/* One part for each entry of the range, which is covered.  Returns how many; 0: no memory. */
+/*
+ * One part for each entry of the range, which is covered.  In wired memory: what malloc() gives could itself be
+ * paged, even be what is cloned, and nobody can touch that while it is.  Returns how many; 0: no memory.
+ */
 static size_t
-parts_of(struct pager *p, uintptr_t start, uintptr_t end, struct part **parts)
+parts_of(struct pager *p, uintptr_t start, uintptr_t end, struct wired_array *mem,
+	 struct part **parts)
 {
 	struct map_entry *e;
 	size_t n = 0, i = 0;
 
 	for (e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
 		n++;
-	*parts = calloc(n, sizeof **parts);
-	if (*parts == NULL)
+	if (wired_array_init(mem, &p->arena, sizeof **parts, n) < 0)
 		return 0;
+	if (wired_array_grow(mem, n) < 0 &&
+	    (runtime_reclaim(p, round_up(n * sizeof **parts, PAGE_SIZE)) < 0 ||
+	     wired_array_grow(mem, n) < 0)) {
+		wired_array_fini(mem);
+		return 0;
+	}
+	*parts = mem->base;
 	for (e = map_first_from(&p->map, start); i < n; e = e->next, i++) {
 		const uintptr_t from = MAX(start, e->start);
 
@@ -248,6 +259,7 @@ up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 {
 	const uintptr_t start = (uintptr_t)addr, end = start + length;
 	struct part *part = NULL;
+	struct wired_array mem;
 	struct pager *p;
 	size_t n = 0;
 	uintptr_t va;
@@ -271,7 +283,7 @@ up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 	r = check_covered(rt, "up_clone", start, end);
 	if (r < 0)
 		goto unlock;
-	n = parts_of(p, start, end, &part);
+	n = parts_of(p, start, end, &mem, &part);
 	if (n == 0) {
 		log_line(&p->log, UP_LOG_ERROR, "up_clone: out of memory");
 		r = -ENOMEM;
@@ -291,8 +303,9 @@ up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 	for (size_t i = 0; i < n && r < 0; i++)
 		part_abandon(p, &part[i]);
 unlock:
+	if (part != NULL)
+		wired_array_fini(&mem);
 	change_end(p, &old);
-	free(part);
 	return r;
 }
 

@@ -503,9 +503,10 @@ page_verify(const uint64_t *page, const struct want *w)
 #define LATTICE 16    /* pages; clips by everybody fall on multiples, or entries would never end */
 #define PIECES_MAX 12 /* mappings of their own, each of which has its leaf's metadata promised */
 #define NEIGHBOUR_MEMORY UP_MEMORY_LIMIT_MIN
-#define CLONES 2       /* of one worker */
-#define CLONES_MAX 4   /* of all: each has metadata promised, and so has what it shares with the original */
-#define CLONE_PAGES 64 /* most pages of one */
+#define CLONES 2 /* of one worker */
+#define CLONES_MAX \
+	4 /* of all: each has metadata promised, and so has what it shares with the original */
+#define CLONE_PAGES 64	      /* most pages of one */
 #define SNAPPED (NSHARED - 1) /* the region whose object is snapshot */
 
 /* The unit of ownership, and of unmapping. */
@@ -548,7 +549,7 @@ struct worker {
 	uint32_t serial;
 	struct region own; /* nobody else's */
 	struct clone clone[CLONES];
-	uint64_t *buf;	   /* RUN_MAX pages of ordinary memory */
+	uint64_t *buf; /* RUN_MAX pages of ordinary memory */
 	unsigned char *vec;
 	int file, direct, pipe[2]; /* direct: the file with O_DIRECT, or -1 */
 	uint64_t count[COUNTER_PAGES * COUNTERS_PER_PAGE]; /* what it added */
@@ -2390,7 +2391,8 @@ stress_run(const struct stress *cfg, struct stress_result *res)
 		if (m->snap != NULL) {
 			const size_t at = stress_now() % (m->region[SNAPPED].npages - 16);
 
-			post_step(m->main_post, "looking at a snapshot", m->snap_va + at * PAGE, 16);
+			post_step(m->main_post, "looking at a snapshot", m->snap_va + at * PAGE,
+				  16);
 			verify_snapshot(m, at, 16);
 		}
 		nap(30000000);

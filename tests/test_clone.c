@@ -136,8 +136,8 @@ three_sides(uint64_t mask, bool fickle)
 		for (unsigned k = 0; k < 2; k++)
 			pthread_join(t[k], NULL);
 		for (unsigned k = 0; k < 3; k++)
-			cr_assert(s[k].wrong == 0, "round %u: %u pages of side %u are wrong", rounds,
-				  s[k].wrong, k);
+			cr_assert(s[k].wrong == 0, "round %u: %u pages of side %u are wrong",
+				  rounds, s[k].wrong, k);
 		for (unsigned k = 1; k < 3; k++)
 			cr_assert(up_unmap(rt, s[k].base, PAGES * PAGE) == 0);
 		s[0].version += 1000;
@@ -308,8 +308,8 @@ Test(clone, direct_io_into_a_region_arrives_whatever_is_cloned_meanwhile)
 	pthread_join(t, NULL);
 	cr_assert(d.errors == 0);
 	cr_assert(d.rounds > 10 && clones > 10, "%u reads, %u clones", d.rounds, clones);
-	cr_assert(d.wrong == 0, "%u pages do not hold what was read into them, of %u reads", d.wrong,
-		  d.rounds);
+	cr_assert(d.wrong == 0, "%u pages do not hold what was read into them, of %u reads",
+		  d.wrong, d.rounds);
 	close(d.fd);
 	close(fd);
 	up_runtime_destroy(rt);

@@ -751,7 +751,9 @@ deep_chain(void *arg)
 	for (unsigned i = 0; i < d->levels; i++) {
 		put_page(d->va + PAGE_SIZE, i); /* a level of its own */
 		copy = clone_of(d->va, 2);
-		check_page(copy, 0); /* has its own from here on: who looks for others goes on to the next */
+		check_page(
+			copy,
+			0); /* has its own from here on: who looks for others goes on to the next */
 	}
 	cr_assert(ge(uint, object_depth(object_at(d->va)), d->levels - 1));
 	check_page(d->va, 0);

@@ -127,9 +127,9 @@ struct pager {
 	unsigned nservices;  /* (c) */
 	unsigned next_shard; /* (map.change) */
 
-	bool frozen;  /* (map.lock) faults wait: chain_freeze() */
+	bool frozen;		 /* (map.lock) faults wait: chain_freeze() */
 	_Atomic uint64_t thawed; /* ns, when that was over last */
-	bool closing; /* (map.change) everything is being destroyed */
+	bool closing;		 /* (map.change) everything is being destroyed */
 
 	/* Single-threaded tests: called instead of sleeping when a user thread meets a busy page. */
 	void (*idle)(void *ctx);

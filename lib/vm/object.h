@@ -85,7 +85,7 @@ struct object {
 	bool loose;		    /* (m) its pages may be staged without an address to wake */
 	bool noreserve;		    /* (c) pages are promised when first touched, not when mapped */
 	bool readonly;		    /* (c) a snapshot */
-	bool parting; /* map->change: a clone that is being made has it already (cow.c) */
+	bool parting;	   /* map->change: a clone that is being made has it already (cow.c) */
 	uint64_t reserved; /* pages promised when mapped (vm/resv.h); map->change guards it */
 	void (*release)(struct object *); /* (c) called when refs drops to 0 */
 	void *owner;			  /* (c) the runtime's, for release */
