@@ -13,6 +13,7 @@
  *	kernel_swap.c  the kernel's own swap in a memory cgroup
  *	mmap_file.c    a mapped file in the same cgroup
  *	meta.c         metadata per page, mapping 1 TiB
+ *	clone.c        up_clone(), and what a thousand of them leave behind
  *	disk.c         the disk alone
  *
  * A forked child for each measurement, rather than all of them in one process: a contender can
@@ -195,7 +196,7 @@ job_fn floor_zero, floor_major; /* arg: enum place */
 job_fn ours_zero, ours_major;	/* arg: enum place */
 job_fn ours_patterns, swap_patterns, mmap_patterns;
 job_fn ours_threads; /* arg: struct threads_arg */
-job_fn meta_per_page, meta_sparse, disk_raw;
+job_fn meta_per_page, meta_sparse, clone_cost, disk_raw;
 
 struct threads_arg {
 	unsigned n;

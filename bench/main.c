@@ -68,6 +68,7 @@ static struct contender contenders[] = {
 	THREADS(3, "1, one region"), THREADS(4, "2, one region"), THREADS(5, "4, one region"),
 	{ .group = "meta", .name = "ours", .run = meta_per_page, .deadline = 60 },
 	{ .group = "sparse", .name = "ours", .run = meta_sparse, .deadline = 60 },
+	{ .group = "clone", .name = "ours", .run = clone_cost, .deadline = 120 },
 };
 /* clang-format on */
 #define NCONTENDERS (sizeof contenders / sizeof contenders[0])
@@ -82,7 +83,7 @@ usage(FILE *out)
 		"  --memory SIZE    its budget (256M)\n"
 		"  --rounds N       how often everybody runs (5)\n"
 		"  --only NAMES     groups and contenders, comma separated, of\n"
-		"                   disk latency pattern threads meta sparse\n"
+		"                   disk latency pattern threads meta sparse clone\n"
 		"                   raw floor ours swap swap_ssd mmap\n"
 		"  --no-advice      do not say which pattern comes\n"
 		"  --deadline S     seconds that one measurement may take\n"

@@ -261,6 +261,25 @@ print_sparse(FILE *out)
 }
 
 static void
+print_clone(FILE *out)
+{
+	char b[64];
+
+	fprintf(out, "\na clone of 64 MiB in memory\n");
+	print_line(out, "up_clone()", "clone.call", "us");
+	print_line(out, "            a page", "clone.call_page", "ns");
+	print_line(out, "up_unmap() of it, all of it touched", "clone.drop", "us");
+	print_line(out, "a touch of the clone, a copy: p50", "clone.copy.p50", "us");
+	print_line(out, "a touch of the original, the clone dropped: p50", "clone.before.p50",
+		   "us");
+	print_line(out, "clone, two writes, drop: 1,000 times, each", "clone.round", "us");
+	print_line(out, "a touch of the original after that: p50", "clone.after.p50", "us");
+	fprintf(out, "  %-44s %s\n", "            over before",
+		ratio_text("clone.after.p50", "clone.before.p50", b));
+	print_line(out, "objects after that", "clone.objects", "");
+}
+
+static void
 print_disk(FILE *out)
 {
 	fprintf(out, "\nthe disk alone, before each round\n");
@@ -307,6 +326,8 @@ report_print(FILE *out)
 		print_metadata(out);
 	if (any("sparse."))
 		print_sparse(out);
+	if (any("clone."))
+		print_clone(out);
 	if (any("disk."))
 		print_disk(out);
 	for (unsigned i = 0; i < nskips; i++)
@@ -368,6 +389,7 @@ json_ratios(FILE *f)
 			json_ratio(f, key, over, under, &comma);
 		}
 	}
+	json_ratio(f, "clone.fault_after_rounds", "clone.after.p50", "clone.before.p50", &comma);
 	fprintf(f, "\n  },\n");
 }
 

@@ -356,7 +356,8 @@ UP_API void up_object_unref(struct up_object *obj);
  * twice, but as much as for a new region of that length, in case both sides write everything (up_map()).
  * -EINVAL  an argument is out of range.      -ENOMEM  part of the range is not mapped through `rt`; or as up_map()
  * -ENOSPC  the swap can not hold the copy.   -ENOTSUP a shared mapping of a named object.
- * -EBUSY   a page is pinned for I/O (a registered buffer, O_DIRECT) and was not let go of within a second or so.
+ * -EBUSY   a page is pinned for I/O (a registered buffer, O_DIRECT), or locked by mlock(), and was not let go of for
+ *          half a second.
  */
 UP_API int up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy);
 

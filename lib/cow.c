@@ -14,13 +14,12 @@
  * memory was at one instant.
  */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "runtime.h"
 
-/* With ever longer pauses, for a second or so in all. */
-#define FREEZE_TRIES 32
+/* Pauses of 1, 2, 4 ... ms: half a second in all. */
+#define FREEZE_TRIES 9
 
 /* One object to part, and its copy. */
 struct part {
@@ -107,10 +106,11 @@ freeze(struct pager *p, const char *call, const struct part part[], size_t n)
 		chain_thaw(p);
 		if (tries == FREEZE_TRIES) {
 			log_line(&p->log, UP_LOG_ERROR, "%s: a page can not be parted now: %s",
-				 call, r == -EBUSY ? "pinned for I/O" : strerrorname_np(-r));
+				 call,
+				 r == -EBUSY ? "pinned for I/O, or locked" : strerrorname_np(-r));
 			return r == -EBUSY ? r : -ENOMEM;
 		}
-		for (unsigned i = 0; i <= tries; i++)
+		for (unsigned i = 0; i < 1u << tries; i++)
 			range_doze(p);
 	}
 }
@@ -179,18 +179,28 @@ cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uint64_
 
 /* --- up_clone --- */
 
-/* One part for each entry of the range, which is covered.  Returns how many; 0: no memory. */
+/*
+ * One part for each entry of the range, which is covered.  In wired memory: what malloc() gives could itself be
+ * paged, even be what is cloned, and nobody can touch that while it is.  Returns how many; 0: no memory.
+ */
 static size_t
-parts_of(struct pager *p, uintptr_t start, uintptr_t end, struct part **parts)
+parts_of(struct pager *p, uintptr_t start, uintptr_t end, struct wired_array *mem,
+	 struct part **parts)
 {
 	struct map_entry *e;
 	size_t n = 0, i = 0;
 
 	for (e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
 		n++;
-	*parts = calloc(n, sizeof **parts);
-	if (*parts == NULL)
+	if (wired_array_init(mem, &p->arena, sizeof **parts, n) < 0)
 		return 0;
+	if (wired_array_grow(mem, n) < 0 &&
+	    (runtime_reclaim(p, round_up(n * sizeof **parts, PAGE_SIZE)) < 0 ||
+	     wired_array_grow(mem, n) < 0)) {
+		wired_array_fini(mem);
+		return 0;
+	}
+	*parts = mem->base;
 	for (e = map_first_from(&p->map, start); i < n; e = e->next, i++) {
 		const uintptr_t from = MAX(start, e->start);
 
@@ -257,6 +267,7 @@ up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 {
 	const uintptr_t start = (uintptr_t)addr, end = start + length;
 	struct part *part = NULL;
+	struct wired_array mem;
 	struct pager *p;
 	size_t n = 0;
 	uintptr_t va;
@@ -280,7 +291,7 @@ up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 	r = check_covered(rt, "up_clone", start, end);
 	if (r < 0)
 		goto unlock;
-	n = parts_of(p, start, end, &part);
+	n = parts_of(p, start, end, &mem, &part);
 	if (n == 0) {
 		log_line(&p->log, UP_LOG_ERROR, "up_clone: out of memory");
 		r = -ENOMEM;
@@ -300,8 +311,9 @@ up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 	for (size_t i = 0; i < n && r < 0; i++)
 		part_abandon(p, &part[i]);
 unlock:
+	if (part != NULL)
+		wired_array_fini(&mem);
 	change_end(p, &old);
-	free(part);
 	return r;
 }
 

@@ -11,7 +11,8 @@
  *	neighbour  creates, fills and destroys other runtimes
  *	clerk      prints statistics and the trace
  *	main       samples what the kernel has resident; now and then stops everybody and compares
- *	           the pager's idea of each page with the kernel's
+ *	           the pager's idea of each page with the kernel's; keeps a snapshot of the shared object
+ *	           and looks whether it stays what it was while the workers write
  *
  * What a page holds follows from (id, major, minor), over all of its 512 words; the first is a tag
  * that checks itself, so that others may look at a page at any time, also while it is unmapped
@@ -502,6 +503,11 @@ page_verify(const uint64_t *page, const struct want *w)
 #define LATTICE 16    /* pages; clips by everybody fall on multiples, or entries would never end */
 #define PIECES_MAX 12 /* mappings of their own, each of which has its leaf's metadata promised */
 #define NEIGHBOUR_MEMORY UP_MEMORY_LIMIT_MIN
+#define CLONES 2 /* of one worker */
+#define CLONES_MAX \
+	4 /* of all: each has metadata promised, and so has what it shares with the original */
+#define CLONE_PAGES 64	      /* most pages of one */
+#define SNAPPED (NSHARED - 1) /* the region whose object is snapshot */
 
 /* The unit of ownership, and of unmapping. */
 struct grain {
@@ -526,6 +532,14 @@ struct region {
 
 struct mill;
 
+/* A copy of pages that a worker owned, its own whatever becomes of those. */
+struct clone {
+	uintptr_t va; /* 0: none */
+	size_t n;
+	bool held; /* somebody further up is at it */
+	struct want want[CLONE_PAGES];
+};
+
 struct worker {
 	struct mill *m;
 	struct post *post;
@@ -534,12 +548,13 @@ struct worker {
 	uint64_t random;
 	uint32_t serial;
 	struct region own; /* nobody else's */
-	uint64_t *buf;	   /* RUN_MAX pages of ordinary memory */
+	struct clone clone[CLONES];
+	uint64_t *buf; /* RUN_MAX pages of ordinary memory */
 	unsigned char *vec;
 	int file, direct, pipe[2]; /* direct: the file with O_DIRECT, or -1 */
 	uint64_t count[COUNTER_PAGES * COUNTERS_PER_PAGE]; /* what it added */
 	_Atomic uint64_t signal_adds;
-	uint64_t pages, peeks, syscalls;
+	uint64_t pages, peeks, syscalls, clones;
 };
 
 enum helper { TEASER, FORKER, NEIGHBOUR, CLERK, HELPERS };
@@ -557,7 +572,11 @@ struct mill {
 	struct worker worker[WORKERS_MAX];
 	struct post *main_post;
 	pthread_t helper[HELPERS];
-	atomic_uint pieces;
+	atomic_uint pieces, clones;
+	struct up_object *snap; /* main's, NULL: none just now */
+	char *snap_va;
+	struct want *snap_want;
+	uint64_t snapshots;
 	atomic_bool stop;
 	atomic_bool neighbours; /* another runtime may exist just now */
 	_Atomic uint64_t forks, runtimes;
@@ -1263,6 +1282,186 @@ op_own(struct worker *w)
 	ensure(w, r, &r->grain[0], PROT_READ);
 }
 
+/* --- what workers do: clones --- */
+
+static void
+verify_clone(struct worker *w, const struct clone *c, size_t first, size_t n)
+{
+	for (size_t i = first; i < first + n; i++) {
+		const uint64_t *page = (const uint64_t *)(c->va + i * PAGE);
+		const struct want *want = &c->want[i];
+		const size_t bad = page_verify(page, want);
+		unsigned char vec = 0xee;
+		uint64_t got;
+		uint32_t id;
+		bool tag;
+
+		if (bad == WORDS)
+			continue;
+		got = page[bad];
+		tag = tag_valid(page[0], &id);
+		up_residency(w->m->rt, page, PAGE, &vec);
+		fail(w->m,
+		     "page %zu of %zu of a clone (%p): word %zu is %#" PRIx64
+		     "; want id %#x version %u.%u; %s tag, id %#x version %u; residency %#x",
+		     i, c->n, (const void *)page, bad, got, want->id, want->major, want->minor,
+		     tag ? "valid" : "no", id, (unsigned)(page[0] & MAJOR_MASK), vec);
+	}
+	w->pages += n;
+}
+
+static void
+write_clone(struct worker *w, struct clone *c, size_t first, size_t n)
+{
+	const struct region none = { .index = NSHARED + w->id };
+
+	for (size_t i = first; i < first + n; i++) {
+		c->want[i] = next_version(w, &none, i);
+		page_fill((uint64_t *)(c->va + i * PAGE), &c->want[i]);
+	}
+}
+
+static bool
+drop_clone(struct worker *w, struct clone *c)
+{
+	/* Both ends are those of mappings: there is nothing that could be short. */
+	if (!unmap_pages(w->m, c->va, c->n))
+		return false;
+	c->va = 0;
+	atomic_fetch_sub(&w->m->clones, 1);
+	return true;
+}
+
+/* Copy n pages; *c is filled in but for what they hold.  False: not now. */
+static bool
+make_clone(struct worker *w, struct clone *c, const void *va, size_t n)
+{
+	void *p;
+	int e;
+
+	if (atomic_fetch_add(&w->m->clones, 1) >= CLONES_MAX) {
+		atomic_fetch_sub(&w->m->clones, 1);
+		return false;
+	}
+	e = up_clone(w->m->rt, (void *)(uintptr_t)va, n * PAGE, &p);
+	/* No metadata; or direct I/O of others does not come to an end, or pages are locked. */
+	if (e != 0 && e != -ENOMEM && e != -EBUSY)
+		fail(w->m, "up_clone of %zu pages at %p: %s", n, va, strerrorname_np(-e));
+	if (e != 0) {
+		atomic_fetch_sub(&w->m->clones, 1);
+		return false;
+	}
+	c->va = (uintptr_t)p;
+	c->n = n;
+	w->clones++;
+	/* The original may be PROT_READ or PROT_NONE. */
+	e = up_protect(w->m->rt, p, n * PAGE, PROT_READ | PROT_WRITE);
+	if (e != 0)
+		fail(w->m, "up_protect of a whole clone: %s", strerrorname_np(-e));
+	return true;
+}
+
+static struct clone *
+free_clone(struct worker *w)
+{
+	for (unsigned i = 0; i < CLONES; i++) {
+		if (w->clone[i].va == 0)
+			return &w->clone[i];
+	}
+	return NULL;
+}
+
+static void
+op_clone(struct worker *w)
+{
+	struct clone *c = free_clone(w);
+	struct spot s;
+	size_t i, n;
+
+	/* Also what nobody may read just now. */
+	if (c == NULL || !pick_ready(w, &s, CLONE_PAGES, below(w, 3) ? PROT_READ : PROT_NONE))
+		return;
+	if (!make_clone(w, c, s.va, s.n))
+		return;
+	memcpy(c->want, &s.r->want[s.page], s.n * sizeof c->want[0]);
+	i = below(w, c->n);
+	n = 1 + below(w, MIN(c->n - i, 16));
+	if (below(w, 2))
+		verify_clone(w, c, i, n);
+	if (below(w, 2))
+		write_clone(w, c, i, n);
+	/* And the other side, which has to see its own. */
+	if (s.g->prot == (PROT_READ | PROT_WRITE) && below(w, 2)) {
+		s.va += i * PAGE;
+		s.page += i;
+		s.n = n;
+		if (below(w, 2))
+			verify_at(w, &s, s.va);
+		for (size_t k = 0; k < s.n; k += 2) {
+			s.r->want[s.page + k] = next_version(w, s.r, s.page + k);
+			page_fill((uint64_t *)(s.va + k * PAGE), &s.r->want[s.page + k]);
+		}
+		verify_at(w, &s, s.va);
+	}
+	if (below(w, 2)) {
+		c->held = true;
+		meanwhile(w, &s);
+		c->held = false;
+		verify_clone(w, c, 0, c->n);
+	}
+}
+
+static void
+op_use_clone(struct worker *w)
+{
+	struct clone *c = &w->clone[below(w, CLONES)], *other = free_clone(w);
+	size_t i, n;
+
+	if (c->va == 0 || c->held)
+		return;
+	i = below(w, c->n);
+	n = 1 + below(w, MIN(c->n - i, 16));
+	switch (below(w, 16)) {
+	case 0:
+	case 1:
+		advise(w, (void *)(c->va + i * PAGE), n, UP_ADVICE_DONTNEED, true);
+		memset(&c->want[i], 0, n * sizeof c->want[0]);
+		if (below(w, 2))
+			verify_clone(w, c, i, n);
+		break;
+	case 2:
+		advise(w, (void *)(c->va + i * PAGE), n,
+		       below(w, 2) ? UP_ADVICE_WILLNEED : UP_ADVICE_COLD, true);
+		break;
+	case 3:
+		if (other != NULL && make_clone(w, other, (void *)(c->va + i * PAGE), c->n - i)) {
+			memcpy(other->want, &c->want[i], other->n * sizeof other->want[0]);
+			verify_clone(w, other, 0, MIN(other->n, 8));
+		}
+		break;
+	case 4:
+		if (i > 0 && unmap_pages(w->m, c->va + i * PAGE, c->n - i))
+			c->n = i;
+		break;
+	case 5:
+	case 6:
+	case 7:
+	case 8:
+		if (below(w, 2))
+			verify_clone(w, c, 0, c->n);
+		drop_clone(w, c);
+		break;
+	case 9:
+	case 10:
+	case 11:
+		write_clone(w, c, i, n);
+		break;
+	default:
+		verify_clone(w, c, i, n);
+		break;
+	}
+}
+
 /* --- what workers do: look at what is not theirs --- */
 
 static unsigned
@@ -1417,6 +1616,8 @@ static const struct op {
 	{ "unmap", op_unmap, 30, 0 },
 	{ "mlock", op_lock, 6, UP_MASK_KERNEL_FAULTS },
 	{ "own region", op_own, 4, 0 },
+	{ "clone", op_clone, 20, 0 },
+	{ "use a clone", op_use_clone, 60, 0 },
 };
 
 static void
@@ -1753,6 +1954,15 @@ compare_all(struct mill *m, int pagemap, const struct up_stats *st, char *why, s
 				return false;
 		}
 	}
+	for (unsigned i = 0; i < m->cfg->threads * CLONES; i++) {
+		const struct clone *c = &m->worker[i / CLONES].clone[i % CLONES];
+
+		if (c->va != 0 && !compare_pages(m, pagemap, c->va, c->n, &present, why, size))
+			return false;
+	}
+	if (m->snap_va != NULL && !compare_pages(m, pagemap, (uintptr_t)m->snap_va,
+						 m->region[SNAPPED].npages, &present, why, size))
+		return false;
 	if (!compare_pages(m, pagemap, (uintptr_t)m->counters, COUNTER_PAGES, &present, why, size))
 		return false;
 	if (present * PAGE == st->resident)
@@ -1813,6 +2023,68 @@ check_at_rest(struct mill *m)
 	if (!good)
 		fail(m, "at rest: %s", why);
 	close(pagemap);
+}
+
+/* --- main: a snapshot --- */
+
+static void
+verify_snapshot(struct mill *m, size_t first, size_t n)
+{
+	for (size_t i = first; i < first + n; i++) {
+		const uint64_t *page = (const uint64_t *)(m->snap_va + i * PAGE);
+		const size_t bad = page_verify(page, &m->snap_want[i]);
+
+		if (bad < WORDS)
+			fail(m,
+			     "page %zu of a snapshot (%p): word %zu is %#" PRIx64
+			     "; want id %#x version %u.%u",
+			     i, (const void *)page, bad, page[bad], m->snap_want[i].id,
+			     m->snap_want[i].major, m->snap_want[i].minor);
+	}
+}
+
+static void
+drop_snapshot(struct mill *m)
+{
+	if (m->snap == NULL)
+		return;
+	post_step(m->main_post, "verifying a snapshot", m->snap_va, m->region[SNAPPED].npages);
+	verify_snapshot(m, 0, m->region[SNAPPED].npages);
+	post_step(m->main_post, "dropping a snapshot", m->snap_va, m->region[SNAPPED].npages);
+	up_object_unref(m->snap);
+	if (!unmap_pages(m, (uintptr_t)m->snap_va, m->region[SNAPPED].npages))
+		fail(m, "up_unmap of a whole snapshot");
+	m->snap = NULL;
+	m->snap_va = NULL;
+}
+
+/* => everybody stands still, so that it is known what it must hold */
+static void
+take_snapshot(struct mill *m)
+{
+	const struct region *r = &m->region[SNAPPED];
+	void *p;
+	int e;
+
+	if (m->snap != NULL)
+		return;
+	post_step(m->main_post, "taking a snapshot", NULL, r->npages);
+	e = up_object_snapshot(m->rt, r->object, &m->snap);
+	if (e != 0 && e != -ENOMEM && e != -EBUSY)
+		fail(m, "up_object_snapshot: %s", strerrorname_np(-e));
+	if (e != 0)
+		return;
+	e = up_map(m->rt, NULL, r->npages * PAGE, PROT_READ, UP_SHARED, m->snap, 0, &p);
+	if (e != 0 && e != -ENOMEM)
+		fail(m, "up_map of a snapshot: %s", strerrorname_np(-e));
+	if (e != 0) {
+		up_object_unref(m->snap);
+		m->snap = NULL;
+		return;
+	}
+	m->snap_va = p;
+	memcpy(m->snap_want, r->want, r->npages * sizeof r->want[0]);
+	m->snapshots++;
 }
 
 /* --- setting up and taking down --- */
@@ -1953,6 +2225,9 @@ set_up(struct mill *m)
 	if (e != 0)
 		fail(m, "up_map: %s", strerrorname_np(-e));
 	m->counters = p;
+	m->snap_want = calloc(m->region[SNAPPED].npages, sizeof *m->snap_want);
+	if (m->snap_want == NULL)
+		fail(m, "out of memory");
 	for (unsigned i = 0; i < cfg->threads; i++)
 		make_worker(m, i);
 }
@@ -2018,6 +2293,12 @@ verify_all(struct mill *m)
 		for (unsigned k = 0; k < NSHARED; k++)
 			verify_region(m, w, &m->region[k]);
 		verify_region(m, w, &w->own);
+		for (unsigned k = 0; k < CLONES; k++) {
+			post_step(m->main_post, "verifying a clone", (void *)w->clone[k].va,
+				  w->clone[k].n);
+			if (w->clone[k].va != 0)
+				verify_clone(w, &w->clone[k], 0, w->clone[k].n);
+		}
 		teased += atomic_load(&w->signal_adds);
 	}
 	check_counters(m);
@@ -2034,8 +2315,16 @@ take_down(struct mill *m, struct up_stats *st)
 	const uint64_t end = stress_now() + STEP_SECONDS * UINT64_C(1000000000) / 2;
 
 	post_step(m->main_post, "unmapping all", NULL, 0);
-	for (unsigned i = 0; i < m->cfg->threads; i++)
-		drop_own(&m->worker[i]);
+	drop_snapshot(m);
+	for (unsigned i = 0; i < m->cfg->threads; i++) {
+		struct worker *w = &m->worker[i];
+
+		drop_own(w);
+		for (unsigned k = 0; k < CLONES; k++) {
+			if (w->clone[k].va != 0 && !drop_clone(w, &w->clone[k]))
+				fail(m, "the last up_unmap of a clone: no memory");
+		}
+	}
 	for (unsigned k = 0; k < NSHARED; k++) {
 		struct region *r = &m->region[k];
 
@@ -2071,10 +2360,12 @@ tally(struct mill *m, struct stress_result *res)
 		res->pages += m->worker[i].pages;
 		res->peeks += m->worker[i].peeks;
 		res->syscalls += m->worker[i].syscalls;
+		res->clones += m->worker[i].clones;
 		res->racing_signals += atomic_load(&m->worker[i].signal_adds);
 	}
 	res->forks = atomic_load(&m->forks);
 	res->runtimes = atomic_load(&m->runtimes);
+	res->snapshots = m->snapshots;
 	res->samples = m->samples;
 	res->peak = m->peak;
 }
@@ -2097,6 +2388,13 @@ stress_run(const struct stress *cfg, struct stress_result *res)
 	while (stress_now() < end) {
 		post_step(m->main_post, "sampling", NULL, 0);
 		sample_budget(m);
+		if (m->snap != NULL) {
+			const size_t at = stress_now() % (m->region[SNAPPED].npages - 16);
+
+			post_step(m->main_post, "looking at a snapshot", m->snap_va + at * PAGE,
+				  16);
+			verify_snapshot(m, at, 16);
+		}
 		nap(30000000);
 		if (stress_now() < rest)
 			continue;
@@ -2104,8 +2402,12 @@ stress_run(const struct stress *cfg, struct stress_result *res)
 		close_gate(m);
 		post_step(m->main_post, "comparing at rest", NULL, 0);
 		check_at_rest(m);
-		atomic_fetch_add(&m->rests, 1);
+		if (atomic_fetch_add(&m->rests, 1) % 3 == 0)
+			take_snapshot(m);
 		open_gate(m);
+		/* Two rests later, in the midst of the others. */
+		if (atomic_load(&m->rests) % 3 == 0)
+			drop_snapshot(m);
 		rest = stress_now() + 1000000000;
 	}
 	finish(m);
@@ -2131,5 +2433,6 @@ stress_run(const struct stress *cfg, struct stress_result *res)
 		free(m->region[k].grain);
 		free(m->region[k].want);
 	}
+	free(m->snap_want);
 	free(m);
 }

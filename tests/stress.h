@@ -77,7 +77,7 @@ struct stress {
 };
 
 struct stress_result {
-	uint64_t steps, pages, peeks, racing_signals, syscalls, forks, runtimes;
+	uint64_t steps, pages, peeks, racing_signals, syscalls, forks, runtimes, clones, snapshots;
 	uint64_t samples, peak; /* bytes resident, as the kernel counts them */
 	struct up_stats st;
 };

@@ -122,10 +122,11 @@ main(int argc, char **argv)
 	printf("stress: %u s, %u threads, %u services, %.1f MiB, without %s, seed %" PRIu64
 	       ": %" PRIu64 " steps, %" PRIu64 " pages verified, %" PRIu64 " peeks, %" PRIu64
 	       " system calls, %" PRIu64 " signals, %" PRIu64 " forks, %" PRIu64
-	       " other runtimes\n",
+	       " other runtimes, %" PRIu64 " clones, %" PRIu64 " snapshots, %" PRIu64
+	       " pages copied\n",
 	       cfg.seconds, cfg.threads, cfg.services, (double)cfg.memory / (1 << 20), mask,
 	       cfg.seed, res.steps, res.pages, res.peeks, res.syscalls, res.racing_signals,
-	       res.forks, res.runtimes);
+	       res.forks, res.runtimes, res.clones, res.snapshots, res.st.copies);
 	printf("stress: faults: %" PRIu64 " minor, %" PRIu64 " zero, %" PRIu64 " soft, %" PRIu64
 	       " major, %" PRIu64 " wp; %" PRIu64 " rescues, %" PRIu64 " waits, %" PRIu64
 	       " strays, %" PRIu64 " retries, %" PRIu64 " pinned, %" PRIu64 " out\n",

@@ -639,10 +639,13 @@ take_over(struct fault *f, const struct beneath *b)
 {
 	struct pager *p = f->p;
 
+	/* For a moment it is in both places; it is busy, so nobody does anything about it. */
 	leaf_set_anon(f->leaf, f->at, b->anon);
+	pthread_mutex_unlock(&f->leaf->lock);
 	pthread_mutex_lock(&b->leaf->lock);
 	leaf_clear(b->leaf, b->at);
 	pthread_mutex_unlock(&b->leaf->lock);
+	pthread_mutex_lock(&f->leaf->lock);
 	if (anon_in_core(b->anon)) {
 		struct page *pg = page_at(&p->pages, b->anon->loc);
 
@@ -827,46 +830,51 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	return source_in(f->s, req, src, index, pg, n, f->t0) > 0 ? V_IO : V_ROOM;
 }
 
-/* Nothing in the object itself.  => map and leaf are locked; both are unlocked on return. */
+/*
+ * Nothing in the object itself.  => map and leaf are locked; both are unlocked on return.
+ *
+ * The leaf is let go while we look down the chain and at our siblings: one of them may look at us.  That there is nothing
+ * in our slot does not change meanwhile but by a call that hides or discards it; and what we see stays in its place as
+ * long as we see it.
+ */
 static enum verdict
 fault_beneath(struct fault *f)
 {
 	struct pager *p = f->p;
+	enum beneath_what what;
+	const bool hidden = f->leaf->slot[f->at] == SLOT_BASE;
 	struct beneath b;
 	struct anon *lost;
-	bool seen, denied;
+	bool seen = false, denied;
 
-	switch (chain_find(f->object, f->index, f->leaf->slot[f->at] == SLOT_BASE, &b)) {
-	case BENEATH_ZEROS:
-		return fault_zero(f);
-	case BENEATH_SOURCE:
-		return fault_source(f, b.object, b.index);
-	case BENEATH_BUSY:
-		pthread_mutex_unlock(&f->leaf->lock);
+	pthread_mutex_unlock(&f->leaf->lock);
+	what = chain_find(f->object, f->index, hidden, &b);
+	if (what == BENEATH_BUSY) {
 		pthread_rwlock_unlock(&p->map.lock);
 		return V_BUSY_LOOSE;
-	case BENEATH_PAGE:
-		break;
 	}
-
-	/* Looking at our siblings with our own leaf locked, we could meet one of them that looks at us. */
-	pthread_mutex_unlock(&f->leaf->lock);
-	seen = b.object->source != NULL || chain_seen(b.object, b.index, f->object);
+	if (what == BENEATH_PAGE)
+		seen = b.object->source != NULL || chain_seen(b.object, b.index, f->object);
 	if (seen && atomic_load_explicit(&b.anon->kind, memory_order_relaxed) == ANON_SWAP)
 		return read_beneath(f, &b);
 	f->leaf = leaf_for(p, f->object, f->index, &denied);
 	if (f->leaf == NULL || leaf_anon(f->leaf, f->at) != NULL ||
-	    (f->leaf->slot[f->at] != 0 && b.object->source == NULL)) {
+	    (f->leaf->slot[f->at] == SLOT_BASE) != hidden) {
 		const bool repeat = f->leaf != NULL;
 
 		if (repeat)
 			pthread_mutex_unlock(&f->leaf->lock);
 		pthread_rwlock_unlock(&p->map.lock);
-		page_unbusy(p, b.anon, f->shard, 0);
+		if (what == BENEATH_PAGE)
+			page_unbusy(p, b.anon, f->shard, 0);
 		if (!repeat)
 			pager_starved(p, METADATA_STEP);
 		return repeat ? V_REPEAT : V_ROOM;
 	}
+	if (what == BENEATH_ZEROS)
+		return fault_zero(f);
+	if (what == BENEATH_SOURCE)
+		return fault_source(f, b.object, b.index);
 	if (!seen)
 		return take_over(f, &b);
 	if (anon_in_core(b.anon))

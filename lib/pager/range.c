@@ -13,7 +13,7 @@
 
 #include "pager/pager.h"
 
-#define LIVE_TRIES 10 /* ms that a clone waits for one page with everybody else waiting */
+#define LIVE_TRIES 3 /* ms that a clone waits for one page with everybody else waiting */
 
 void
 range_wait(struct pager *p, struct leaf *leaf, struct anon *an)

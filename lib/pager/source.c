@@ -156,7 +156,7 @@ in_done(struct service *s, struct request *req)
 		log_line(&p->log, UP_LOG_ERROR,
 			 "page at %#lx: the %s pager failed with %s at offset %llu; SIGBUS",
 			 (unsigned long)va0, src->ops->name, strerrorname_np(-r),
-			 (unsigned long long)(req->index << PAGE_SHIFT));
+			 (unsigned long long)req->index << PAGE_SHIFT);
 		lost(s, req->page[0]);
 		request_put(s, req);
 		return;
@@ -256,8 +256,7 @@ out_done(struct service *s, struct request *req)
 				&p->log, UP_LOG_ERROR,
 				"the %s pager failed to write %u pages at offset %llu: %s; kept in memory",
 				src->ops->name, req->n,
-				(unsigned long long)(req->index << PAGE_SHIFT),
-				strerrorname_np(-r));
+				(unsigned long long)req->index << PAGE_SHIFT, strerrorname_np(-r));
 	}
 	request_put(s, req);
 	services_kick(p, s);

@@ -347,14 +347,18 @@ hand_on(void *at, unsigned level, struct object *to)
 void
 object_take_tree(struct object *to, struct object *from)
 {
+	void *root;
+
 	assert(to->root == NULL && to->npages == from->npages && to->noreserve == from->noreserve);
 	assert(to->named == from->named && to->source == NULL && from->source == NULL);
-	pthread_rwlock_wrlock(&to->lock);
+	/* One lock after the other: nobody is on his way down either tree, and there is no order between objects. */
 	pthread_rwlock_wrlock(&from->lock);
-	hand_on(from->root, from->height, to);
-	to->root = from->root;
+	root = from->root;
 	from->root = NULL;
 	pthread_rwlock_unlock(&from->lock);
+	hand_on(root, from->height, to);
+	pthread_rwlock_wrlock(&to->lock);
+	to->root = root;
 	pthread_rwlock_unlock(&to->lock);
 }
 

@@ -35,7 +35,7 @@
  *
  *	object->lock (read: walk the tree; write: link and unlink nodes)  >  leaf->lock
  *
- * and of leaves, that of a front object before one of its backing objects.
+ * of one object at a time, and one leaf at a time: leaves change objects, so there is no order between two.
  *
  * Keys: (c) constant once created, (o) object->lock, (l) leaf->lock, (m) map.lock, (a) atomic.
  */
@@ -140,8 +140,8 @@ struct leaf *object_next_leaf(struct object *o, uint64_t from);
 size_t object_prune(struct object *o, uint64_t first, uint64_t end);
 
 /*
- * Give the whole tree of `from` to `to`, which has none and the same size.  => map.change is held.  Pages in motion
- * do not mind: their leaves stay.
+ * Give the whole tree of `from` to `to`, which has none and the same size.  => map.change is held, and map.lock for
+ * writing.  Pages in motion do not mind: their leaves stay.
  */
 void object_take_tree(struct object *to, struct object *from);
 /* Slots in use, marks included; a snapshot. */
