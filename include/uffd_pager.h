@@ -348,7 +348,7 @@ UP_API void up_object_unref(struct up_object *obj);
  * advice and reservation.  What is written to either side from then on is seen there only.  Copies of copies are fine.
  *
  * No data is copied by the call, and the copy is one instant of the original: threads that touch paged memory of this
- * runtime while it is made wait until it is (about 50 ns a page of the objects concerned that is in memory, and the
+ * runtime while it is made wait until it is (0.05 to 0.2 us a page of the objects concerned that is in memory, and the
  * end of I/O in flight on them).  A page is copied when the first of those that see it touches it, to read or to write;
  * who is the last to see it takes it over instead.
  *
