@@ -268,7 +268,8 @@ written(struct region *rg, size_t page, uint64_t word)
 	if (rg->nm == NULL)
 		return;
 	if (!rg->shared) {
-		rg->mine[page] = true;
+		/* To store what is there already does not make it the mapping's own, and zeros may be there. */
+		rg->mine[page] |= word != 0 || !rg->nm->zeroed[rg->first + page];
 		return;
 	}
 	rg->nm->zeroed[rg->first + page] |= word == 0;
