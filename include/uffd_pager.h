@@ -215,7 +215,7 @@ enum up_advice {
 /*
  * Advise about a range.  The first three stay with the mapping; the others act once.
  * DONTNEED also clears pages that were lost to an error.  Memory of a named object reads as its source has it afterwards;
- * what was changed in a shared mapping is written back first, and if that fails nothing is discarded.
+ * what was changed in a shared mapping is written back first, and what can not be is kept.
  * -EINVAL  a bad range or advice.  -ENOMEM  part of the range is not mapped through `rt`.
  */
 UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice);

@@ -196,6 +196,7 @@ struct service {
 	} cmd[CMD_MAX];		   /* (cmd_lock) will-need ranges */
 	struct request *completed; /* (cmd_lock) by custom pagers, newest first */
 	unsigned nhanded;	   /* requests that custom pagers have */
+	unsigned nhanded_out;	   /* those of them that are page-outs */
 	unsigned ncmd;		   /* (cmd_lock) */
 };
 
@@ -311,11 +312,13 @@ unsigned source_in(struct service *s, struct request *req, struct object *o, uin
  */
 unsigned source_out(struct service *s, struct page *const pg[], unsigned n);
 /* A custom pager that never completes its requests must not keep all of them from everyone else. */
-bool source_may_start(const struct service *s, const struct object *o);
+bool source_may_start(const struct service *s, const struct object *o, bool write);
 /* A request that has req->object is done. */
 void source_done(struct service *s, struct request *req);
 /* Those that custom pagers have completed. */
 void source_completions(struct service *s);
+/* Write one busy page back if it has changed; threads of the program. */
+int source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index);
 /* Write back what has changed in [first, first + n).  => map.change is held, by a thread of the program.  0, or the first error. */
 int source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n);
 
@@ -385,6 +388,12 @@ void range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 		unsigned shard, bool gone);
 /* Take the mapped pages of a range out of their region and keep them staged: the region goes away. */
 void range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n);
+/*
+ * The same of a shared mapping of a source: each page is taken out of its region, written back if it has changed and only then let go of, so
+ * that no store is lost in between.  What can not be written is kept, staged, unless `force`.  0, or the first error.
+ */
+int range_give_back(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+		    unsigned shard, bool force);
 /* Make mapped pages of the range the next victims. */
 void range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		unsigned shard);
