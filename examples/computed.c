@@ -104,16 +104,15 @@ main(int argc, char **argv)
 			fputs(usage, stdout);
 			return 0;
 		} else if (strcmp(argv[i], "--size") == 0) {
-			size = number("--size", argv[i + 1]);
+			size = number("--size", argv[++i]);
 		} else if (strcmp(argv[i], "--memory") == 0) {
-			memory = number("--memory", argv[i + 1]);
+			memory = number("--memory", argv[++i]);
 		} else if (strcmp(argv[i], "--checks") == 0) {
-			checks = number("--checks", argv[i + 1]);
+			checks = number("--checks", argv[++i]);
 		} else {
 			fprintf(stderr, "computed: unknown argument %s; see --help\n", argv[i]);
 			return 2;
 		}
-		i++;
 	}
 	if (memory < UP_MEMORY_LIMIT_MIN) {
 		fprintf(stderr, "computed: --memory is at least %zu; see --help\n",
