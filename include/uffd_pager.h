@@ -218,7 +218,7 @@ enum up_advice {
 /*
  * Advise about a range.  The first three stay with the mapping; the others act once.
  * DONTNEED also clears pages that were lost to an error.  Memory of a named object reads as its source has it afterwards;
- * what was changed in a shared mapping is written back first, and if that fails nothing is discarded.
+ * what was changed in a shared mapping is written back first, and what can not be is kept.
  * -EINVAL  a bad range or advice.  -ENOMEM  part of the range is not mapped through `rt`; or DONTNEED of a clone, and no
  * metadata left within the limit to remember that: what lies before it in the range may be discarded.
  */
@@ -268,7 +268,8 @@ UP_API int up_object_remove(struct up_runtime *rt, const char *name);
  *		    are thrown out, and when they are unmapped.  A page can be mapped in one place at a time.
  *	UP_PRIVATE  what is written is the mapping's own, and goes to the swap; reserved as anonymous memory is.
  *
- * Whether a page has changed is told by a 64-bit hash of its content.  The last page reads as zeros behind the end of the object.  A page
+ * Whether a page has changed is told by a 64-bit hash of its content.  So to store in a page only the bytes that it has already does not
+ * count as writing: in a private mapping such a page still shows what the source has, should that change later.  The last page reads as zeros behind the end of the object.  A page
  * that can not be had (the source failed, or ends before it by now) is SIGBUS, until it is discarded or unmapped.  A write that fails keeps the
  * page in memory and is tried again; up_sync() tells of it once.  What can not be written back when it is unmapped is lost,
  * with a log line.

@@ -858,7 +858,11 @@ entry_destroy(struct pager *p, struct map_entry *e)
 	int r;
 
 	if (o->source != NULL) {
-		r = source_sync(p, o, e->offset, npages);
+		if (e->prot == PROT_NONE)
+			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
+		/* Nobody makes room for pages that are taken out, once the services are gone. */
+		r = p->closing ? source_sync(p, o, e->offset, npages)
+			       : range_give_back(p, o, e->offset, npages, e->start, e->shard, true);
 		if (r < 0) {
 			int none = 0;
 
@@ -1079,8 +1083,20 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 		range_willneed(p, e->shard, start, end);
 		break;
 	case UP_ADVICE_DONTNEED:
-		r = e->object->source != NULL ? source_sync(p, e->object, first, n)
-					      : chain_hide(p, e->object, first, n);
+		if (e->object->source != NULL) {
+			if (e->prot == PROT_NONE)
+				p->pmap->ops->protect(p->pmap, start, end - start, PROT_READ);
+			r = range_give_back(p, e->object, first, n, start, e->shard, false);
+			if (e->prot == PROT_NONE)
+				p->pmap->ops->protect(p->pmap, start, end - start, PROT_NONE);
+			if (r == 0 && atomic_load(&e->unrecorded))
+				range_discard(p, e->shard, start, n);
+			if (atomic_load(&p->fenced))
+				p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
+			p->pmap->ops->wake(p->pmap, e->shard, start, n);
+			break;
+		}
+		r = chain_hide(p, e->object, first, n);
 		if (r < 0)
 			break;
 		range_free(p, e->object, first, n, start, e->shard, false);

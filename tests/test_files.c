@@ -286,6 +286,62 @@ Test(files, a_file_that_is_truncated_underneath_is_SIGBUS_and_never_zeros)
 	close(fd);
 }
 
+/* Pages that go back in one request, half of which the file does not have any more: the other half must arrive, to the last byte. */
+Test(files, what_is_in_front_of_a_truncated_end_is_written_back)
+{
+	const int fd = file_of(64 * PAGE);
+	struct up_object *obj;
+	uint64_t *p, *other, w[PAGE / 8], want[PAGE / 8];
+	void *q;
+
+	start(2 * MiB);
+	obj = object_of(fd, 0, 0);
+	p = map(obj, 64 * PAGE, UP_SHARED, RW);
+	for (size_t i = 0; i < 64; i++)
+		page_of(1000 + i, p + i * (PAGE / 8));
+	cr_assert(zero(int, ftruncate(fd, 10 * (off_t)PAGE + 1000)));
+	cr_assert(zero(int, up_map(rt, NULL, 16 * MiB, RW, UP_PRIVATE, NULL, 0, &q)));
+	other = q;
+	for (size_t i = 0; i < 16 * MiB / PAGE; i++)
+		other[i * (PAGE / 8)] = i + 1;
+	for (size_t i = 0; i < 10; i++)
+		check(p, i, 1000 + i);
+	cr_assert(zero(int, up_unmap(rt, p, 64 * PAGE)));
+	for (size_t i = 0; i < 10; i++)
+		check_file(fd, i, 1000 + i);
+	page_of(1010, want);
+	cr_assert(eq(sz, (size_t)pread(fd, w, PAGE, 10 * (off_t)PAGE), 1000));
+	cr_assert(zero(int, memcmp(w, want, 1000)), "the part of a page in front of the end");
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+/* As msync() and MADV_DONTNEED: what was cut off is nobody's failure. */
+Test(files, sync_and_discard_do_not_mind_a_truncated_end)
+{
+	const int fd = file_of(16 * PAGE);
+	struct up_object *obj;
+	uint64_t *p, v;
+
+	start(2 * MiB);
+	obj = object_of(fd, 0, 0);
+	p = map(obj, 16 * PAGE, UP_SHARED, RW);
+	for (size_t i = 0; i < 16; i++)
+		page_of(1000 + i, p + i * (PAGE / 8));
+	cr_assert(zero(int, ftruncate(fd, 4 * (off_t)PAGE)));
+	cr_assert(zero(int, up_sync(rt, p, 16 * PAGE)), "%s", logged);
+	for (size_t i = 0; i < 4; i++)
+		check_file(fd, i, 1000 + i);
+	p[8 * (PAGE / 8)]++;
+	cr_assert(zero(int, up_advise(rt, p, 16 * PAGE, UP_ADVICE_DONTNEED)), "%s", logged);
+	cr_assert(eq(int, touch_read(p + 8 * (PAGE / 8), &v), -1));
+	check(p, 3, 1003);
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
 Test(files, a_file_that_can_only_be_read_is_mapped_for_reading)
 {
 	char name[64];

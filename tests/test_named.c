@@ -524,6 +524,127 @@ Test(named, a_write_in_flight_is_not_overtaken)
 	finish(obj);
 }
 
+/* It is neither lost nor may an older one be read while it is on its way: who waits for it waits. */
+Test(named, a_slow_write_does_not_time_out)
+{
+	struct up_object *obj;
+	uintptr_t va, other;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1, .fault_timeout_ms = 1 });
+	obj = custom(8 * PAGE_SIZE);
+	va = map_named(obj, 8, UP_SHARED, PROT_READ | PROT_WRITE);
+	put_page(va, 111);
+	slow = true;
+	other = map_random(1500);
+	for (size_t i = 0; i < 1500 && nkept == 0; i++)
+		put_page(other + i * PAGE_SIZE, i);
+	cr_assert(gt(uint, nkept, 0), "it is not on its way");
+	cr_assert(eq(int, sim_touch(r->pm, 3, va, false, &w, 0, 8), SIM_FAULT));
+	for (unsigned i = 0; i < 2000; i++)
+		rig_step(r);
+	cr_assert(eq(int, sim_touch(r->pm, 3, va, false, &w, 0, 8), SIM_FAULT));
+	slow = false;
+	complete_kept(0);
+	cr_assert(eq(int, rig_touch(r, 3, va, false, &w, 0, 8), SIM_OK));
+	check_page(va, 111);
+	cr_assert(eq(u64, rig_stats(r).lost, 0));
+	finish(obj);
+}
+
+/* A pager that never answers keeps its own pages, and nobody else from the swap. */
+Test(named, writes_that_never_end_do_not_keep_others_from_the_swap)
+{
+	struct up_object *obj;
+	uintptr_t va, other;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(256 * PAGE_SIZE);
+	va = map_named(obj, 256, UP_SHARED, PROT_READ | PROT_WRITE);
+	in_order(va, 256);
+	slow = false;
+	/* Every other page, so that each is a request of its own. */
+	for (size_t i = 0; i < 256; i += 2)
+		put_page(va + i * PAGE_SIZE, 5000 + i);
+	slow = true;
+	other = map_random(1500);
+	for (size_t i = 0; i < 1500; i++)
+		put_page(other + i * PAGE_SIZE, 7000 + i);
+	cr_assert(gt(uint, nkept, 0), "none is on its way: nothing was tested");
+	for (size_t i = 0; i < 1500; i++)
+		check_page(other + i * PAGE_SIZE, 7000 + i);
+	slow = false;
+	complete_kept(0);
+	rig_settle(r);
+	for (size_t i = 0; i < 256; i += 2)
+		check_page(va + i * PAGE_SIZE, 5000 + i);
+	finish(obj);
+}
+
+/* Another thread stores to a page that has been written back already, but is still there: not lost. */
+static uintptr_t store_at;
+static unsigned stored_late;
+
+static int
+page_out_and_store(void *ctx, struct up_request *req)
+{
+	uint64_t w = UINT64_C(0xfeed);
+
+	if (up_request_offset(req) == PAGE_SIZE && store_at != 0 &&
+	    sim_touch(r->pm, 9, store_at, true, &w, 0, 8) == SIM_OK)
+		stored_late++;
+	return page_out(ctx, req);
+}
+
+static void
+store_while(bool unmapped)
+{
+	static const struct up_pager_ops late = { .size = sizeof late,
+						  .page_in = page_in,
+						  .page_out = page_out_and_store,
+						  .destroy = destroyed };
+	struct up_object *obj;
+	uint64_t w = 0;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(4 * PAGE_SIZE);
+	up_object_unref(obj);
+	ndestroyed = 0;
+	cr_assert(zero(int, up_object_create_custom(r->rt, 4 * PAGE_SIZE, &late, &store, &obj)));
+	va = map_named(obj, 4, UP_SHARED, PROT_READ | PROT_WRITE);
+	put_page(va, 900);
+	put_page(va + PAGE_SIZE, 901);
+	store_at = va;
+	stored_late = 0;
+	if (unmapped) {
+		unmap(va, 4);
+	} else {
+		cr_assert(
+			zero(int, up_advise(r->rt, (void *)va, 4 * PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	}
+	store_at = 0;
+	if (stored_late > 0)
+		cr_assert(eq(u64, store[0], UINT64_C(0xfeed)), "a store that was done is lost");
+	else
+		cr_assert(stored(0, 900));
+	cr_assert(stored(1, 901));
+	/* The thread that could not store then gets to it now, or its mapping is gone. */
+	w = UINT64_C(0xfeed);
+	cr_assert(eq(int, rig_touch(r, 9, va, true, &w, 0, 8), unmapped ? SIM_SIGSEGV : SIM_OK));
+	finish(obj);
+}
+
+Test(named, a_store_during_unmap_is_not_lost)
+{
+	store_while(true);
+}
+
+Test(named, a_store_during_discard_is_not_lost)
+{
+	store_while(false);
+}
+
 Test(named, the_last_page_is_zeros_behind_the_end)
 {
 	struct up_object *obj;

@@ -7,7 +7,10 @@
  * A round is one runtime with a budget of its own choosing and some way in which kernel and disk misbehave
  * (none; EAGAIN, EEXIST, ENOMEM and partial batches; a disk that fails or lies; messages twice, late and
  * out of order).  Simulated threads touch pages, several faults being under way at any moment, while regions
- * are mapped, unmapped, protected, advised, discarded and cloned, and objects have their snapshot taken.  An oracle knows the first word of every page.
+ * are mapped, unmapped, protected, advised, discarded, synced and cloned, and objects have their snapshot taken.  An oracle knows the first word of every page.
+ *
+ * Named objects have a pager that keeps two words a page, may be slow, out of order and failing, and refuses what no pager should
+ * ever see: two requests at once for a page of which one is a write, another page's bytes.
  *
  * Where the disk is honest every read must return the oracle's word.  Where it is not, SIGBUS is allowed as
  * well, but a wrong word never.  After every round everything is counted back to zero.  A failure
@@ -22,9 +25,35 @@
 
 #include "rig.h"
 
-#define REGIONS 6
+#define REGIONS 8
+#define NAMED 2
+#define KEPT_MAX 256
 #define THREADS 12
 #define OPS 6000
+
+struct world;
+
+/* A named object: what its pager has, and what a shared mapping has to read. */
+struct named {
+	struct world *w;
+	struct up_object *object; /* NULL: none */
+	size_t npages;
+	bool readonly, shared; /* can not be written to; is mapped shared */
+	uint64_t *
+		disk; /* two words a page: the one that the oracle knows, and whose page it is, or 0 */
+	uint64_t *word;		/* what a shared mapping must read */
+	uint64_t *highest;	/* the highest word that was ever in this page */
+	bool *zeroed;		/* it was zeros at some time */
+	unsigned char *writing; /* page-outs under way */
+};
+
+/* A request that the pager has not completed yet. */
+struct kept {
+	struct named *nm;
+	struct up_request *req;
+	bool out, early; /* early: the bytes have been moved */
+	uint64_t bytes[2 * CLUSTER_MAX];
+};
 
 struct region {
 	uintptr_t va; /* 0: none */
@@ -34,6 +63,11 @@ struct region {
 	struct up_object *object;
 	bool readonly;	/* maps a snapshot */
 	bool noreserve; /* overcommitted: SIGBUS when the swap is full */
+	struct named *
+		nm; /* maps this one, from page `first` on; shared: word is the object's, else the lowest possible */
+	size_t first;
+	bool shared;
+	bool *mine; /* private mappings of named objects: written to, so word is exact */
 };
 #define GONE 0xff
 
@@ -51,6 +85,12 @@ struct world {
 	uint64_t seed;
 	struct region rg[REGIONS];
 	struct touch touch[THREADS];
+	struct named nm[NAMED];
+	struct kept kept[KEPT_MAX];
+	unsigned nkept;
+	bool slow, fail_in, fail_out; /* what pagers do */
+	bool calling; /* inside of a call, which may wait for them: they answer at once */
+	unsigned ndestroyed;
 	bool lossy;	 /* SIGBUS is allowed */
 	uint64_t serial; /* every word written is different */
 	uint64_t ops, verified, sigbus;
@@ -81,7 +121,160 @@ below(struct world *w, uint64_t n)
 	return sim_below(&w->r->f, n);
 }
 
+/* --- the pager --- */
+
+#define IDENTITY(nm, page) (((uint64_t)(nm)->npages << 32 | (page)) ^ UINT64_C(0x9e3779b97f4a7c15))
+
+static void
+carry(struct kept *k, bool late)
+{
+	struct named *nm = k->nm;
+	const size_t first = up_request_offset(k->req) / PAGE_SIZE;
+	const size_t n = (up_request_length(k->req) + PAGE_MASK) / PAGE_SIZE;
+	char *buffer = up_request_buffer(k->req);
+
+	for (size_t i = 0; i < n; i++) {
+		uint64_t *page = (uint64_t *)(buffer + i * PAGE_SIZE),
+			 *disk = &nm->disk[2 * (first + i)];
+
+		if (!k->out && !k->early)
+			memcpy(&k->bytes[2 * i], disk, 16);
+		if (k->out && page[1] != 0 && page[1] != IDENTITY(nm, first + i))
+			fail(nm->w, "the pager was given another page's bytes for %zu", first + i);
+		if (!k->out && late) {
+			memset(page, 0, MIN(PAGE_SIZE, up_request_length(k->req) - i * PAGE_SIZE));
+			memcpy(page, &k->bytes[2 * i], 16);
+		}
+		if (k->out)
+			memcpy(disk, page, 16);
+	}
+}
+
+static void
+complete(struct world *w, unsigned i)
+{
+	struct kept k = w->kept[i];
+	const size_t first = up_request_offset(k.req) / PAGE_SIZE;
+	const size_t n = (up_request_length(k.req) + PAGE_MASK) / PAGE_SIZE;
+	const bool bad = (k.out ? w->fail_out : w->fail_in) && below(w, 20) == 0;
+
+	w->kept[i] = w->kept[--w->nkept];
+	if (!bad)
+		carry(&k, true);
+	for (size_t at = 0; at < n && k.out; at++)
+		k.nm->writing[first + at]--;
+	up_request_complete(k.req, bad ? -EIO : 0);
+}
+
+static int
+request(struct named *nm, struct up_request *req, bool out)
+{
+	struct world *w = nm->w;
+	const size_t first = up_request_offset(req) / PAGE_SIZE;
+	const size_t n = (up_request_length(req) + PAGE_MASK) / PAGE_SIZE;
+	struct kept *k = &w->kept[w->nkept];
+
+	if (up_request_offset(req) % PAGE_SIZE != 0 || n == 0 || first + n > nm->npages)
+		fail(w, "the pager was asked for %zu pages at %zu", n, first);
+	if ((out ? w->fail_out : w->fail_in) && below(w, 20) == 0)
+		return -EIO;
+	for (size_t i = 0; i < n; i++) {
+		if (nm->writing[first + i] > 0)
+			fail(w, "a page-%s of %zu overtakes a page-out", out ? "out" : "in",
+			     first + i);
+		nm->writing[first + i] += out;
+	}
+	if (w->nkept == KEPT_MAX)
+		fail(w, "the pager has too many requests");
+	*k = (struct kept){ .nm = nm, .req = req, .out = out };
+	if (below(w, 2) == 0) {
+		carry(k, false);
+		k->early = true;
+	}
+	w->nkept++;
+	if (!w->slow || w->calling || below(w, 4) == 0)
+		complete(w, w->nkept - 1);
+	return 0;
+}
+
+static int
+page_in(void *ctx, struct up_request *req)
+{
+	return request(ctx, req, false);
+}
+
+static int
+page_out(void *ctx, struct up_request *req)
+{
+	return request(ctx, req, true);
+}
+
+static void
+destroyed(void *ctx)
+{
+	struct named *nm = ctx;
+
+	for (unsigned i = 0; i < nm->w->nkept; i++) {
+		if (nm->w->kept[i].nm == nm)
+			fail(nm->w, "destroyed with a request under way");
+	}
+	nm->w->ndestroyed++;
+}
+
+/* One turn of everybody; the pager's thread gets its turn now and then. */
+static void
+step(struct world *w)
+{
+	while (w->nkept > 0 && below(w, 12) == 0)
+		complete(w, (unsigned)below(w, w->nkept));
+	rig_step(w->r);
+}
+
+static void
+idle(void *ctx)
+{
+	step(ctx);
+}
+
+static void
+settle(struct world *w)
+{
+	w->calling = true;
+	while (w->nkept > 0)
+		complete(w, 0);
+	rig_settle(w->r);
+	w->calling = false;
+}
+
 /* --- touches --- */
+
+/* A private page that was not written to shows what the object has, or had at some time since `word`. */
+static bool
+plausible(const struct region *rg, size_t page, uint64_t got)
+{
+	const struct named *nm = rg->nm;
+
+	if (nm == NULL || rg->shared || rg->mine[page])
+		return got == rg->word[page];
+	if (got == 0)
+		return nm->zeroed[rg->first + page];
+	return got >= rg->word[page] && got <= nm->highest[rg->first + page];
+}
+
+static void
+written(struct region *rg, size_t page, uint64_t word)
+{
+	rg->word[page] = word;
+	if (rg->nm == NULL)
+		return;
+	if (!rg->shared) {
+		/* To store what is there already does not make it the mapping's own, and zeros may be there. */
+		rg->mine[page] = word != 0 || !rg->nm->zeroed[rg->first + page];
+		return;
+	}
+	rg->nm->zeroed[rg->first + page] |= word == 0;
+	rg->nm->highest[rg->first + page] = MAX(rg->nm->highest[rg->first + page], word);
+}
 
 static void
 judge(struct world *w, struct touch *t, enum sim_result res, uint64_t got)
@@ -98,14 +291,14 @@ judge(struct world *w, struct touch *t, enum sim_result res, uint64_t got)
 			fail(w, "page %zu of %#lx: access was not allowed", t->page,
 			     (unsigned long)rg->va);
 		if (t->write)
-			rg->word[t->page] = t->word;
-		else if (got != rg->word[t->page])
+			written(rg, t->page, t->word);
+		else if (!plausible(rg, t->page, got))
 			fail(w, "page %zu of %#lx: read %#" PRIx64 ", not %#" PRIx64, t->page,
 			     (unsigned long)rg->va, got, rg->word[t->page]);
 		w->verified++;
 		break;
 	case SIM_SIGBUS:
-		if (!w->lossy && !rg->noreserve)
+		if (!w->lossy && !rg->noreserve && !(rg->nm != NULL && w->fail_in))
 			fail(w, "page %zu of %#lx: SIGBUS on an honest disk", t->page,
 			     (unsigned long)rg->va);
 		w->sigbus++;
@@ -122,14 +315,18 @@ static bool
 advance(struct world *w, unsigned thread)
 {
 	struct touch *t = &w->touch[thread];
-	uint64_t word = t->word;
+	/* Zeros: all of the page that is not zeros anyway. */
+	uint64_t words[2] = { t->word };
 	enum sim_result res;
 
-	res = sim_touch(w->r->pm, thread, t->rg->va + t->page * PAGE_SIZE, t->write, &word, 0,
-			sizeof word);
+	res = sim_touch(w->r->pm, thread, t->rg->va + t->page * PAGE_SIZE, t->write, words, 0,
+			t->write && t->word != 0 ? 8 : 16);
 	if (res == SIM_FAULT)
 		return false;
-	judge(w, t, res, word);
+	if (res == SIM_OK && !t->write && !t->any && words[1] != 0 &&
+	    (t->rg->nm == NULL || words[1] != IDENTITY(t->rg->nm, t->rg->first + t->page)))
+		fail(w, "page %zu of %#lx: it is another page", t->page, (unsigned long)t->rg->va);
+	judge(w, t, res, words[0]);
 	return true;
 }
 
@@ -141,7 +338,7 @@ finish(struct world *w, unsigned thread)
 			fail(w, "thread %u: fault at page %zu of %#lx is not served (stranded: %d)",
 			     thread, w->touch[thread].page, (unsigned long)w->touch[thread].rg->va,
 			     sim_stranded(w->r->pm));
-		rig_step(w->r);
+		step(w);
 	}
 }
 
@@ -151,6 +348,9 @@ begin(struct world *w, unsigned thread, struct region *rg)
 	struct touch *t = &w->touch[thread];
 	size_t page = below(w, rg->npages);
 
+	/* Write back, change, write back: for that pages must be touched again and again. */
+	if (rg->shared && below(w, 4) != 0)
+		page = below(w, MIN(rg->npages, 150));
 	/* A third of the touches run through neighbouring pages, so that read-ahead has work. */
 	if (t->rg == rg && below(w, 3) == 0)
 		page = (t->page + 1) % rg->npages;
@@ -207,16 +407,127 @@ vacant(struct world *w)
 static void
 settle_in(struct world *w, struct region *rg, void *p, const struct region *like, size_t first)
 {
+	struct named *nm = rg->nm;
+
 	rg->va = (uintptr_t)p;
-	rg->word = calloc(rg->npages, sizeof *rg->word);
+	rg->word = rg->shared ? nm->word + rg->first : calloc(rg->npages, sizeof *rg->word);
 	rg->prot = malloc(rg->npages);
-	if (rg->word == NULL || rg->prot == NULL)
+	rg->mine = calloc(rg->npages, sizeof *rg->mine);
+	if (rg->word == NULL || rg->prot == NULL || rg->mine == NULL)
 		fail(w, "out of memory");
-	memset(rg->prot, PROT_READ | PROT_WRITE, rg->npages);
+	memset(rg->prot, rg->readonly ? PROT_READ : PROT_READ | PROT_WRITE, rg->npages);
+	if (nm != NULL && !rg->shared)
+		memcpy(rg->word, nm->word + rg->first, rg->npages * sizeof *rg->word);
 	if (like != NULL) {
+		memcpy(rg->mine, like->mine + first, rg->npages * sizeof *rg->mine);
 		memcpy(rg->word, like->word + first, rg->npages * sizeof *rg->word);
 		memcpy(rg->prot, like->prot + first, rg->npages);
 	}
+}
+
+static void
+named_create(struct world *w, struct named *nm)
+{
+	struct up_pager_ops ops = {
+		.size = sizeof ops, .page_in = page_in, .page_out = page_out, .destroy = destroyed
+	};
+	const unsigned tail = (unsigned)below(w, 2) * (16 + (unsigned)below(w, 4000));
+	int r;
+
+	*nm = (struct named){ .w = w, .npages = 2 + below(w, 1500), .readonly = below(w, 5) == 0 };
+	if (nm->readonly)
+		ops.page_out = NULL;
+	r = up_object_create_custom(w->r->rt,
+				    nm->npages * PAGE_SIZE - (tail > 0 ? PAGE_SIZE - tail : 0),
+				    &ops, nm, &nm->object);
+	if (r == -ENOMEM) {
+		nm->object = NULL;
+		return;
+	}
+	if (r < 0)
+		fail(w, "up_object_create_custom: %s", strerrorname_np(-r));
+	nm->disk = calloc(nm->npages, 2 * sizeof *nm->disk);
+	nm->word = calloc(nm->npages, sizeof *nm->word);
+	nm->highest = calloc(nm->npages, sizeof *nm->highest);
+	nm->zeroed = calloc(nm->npages, sizeof *nm->zeroed);
+	nm->writing = calloc(nm->npages, 1);
+	if (nm->disk == NULL || nm->word == NULL || nm->highest == NULL || nm->zeroed == NULL ||
+	    nm->writing == NULL)
+		fail(w, "out of memory");
+	for (size_t i = 0; i < nm->npages; i++) {
+		nm->disk[2 * i] = nm->word[i] = nm->highest[i] = ++w->serial;
+		nm->disk[2 * i + 1] = IDENTITY(nm, i);
+	}
+}
+
+static void
+named_destroy(struct named *nm)
+{
+	up_object_unref(nm->object);
+	free(nm->disk);
+	free(nm->word);
+	free(nm->highest);
+	free(nm->zeroed);
+	free(nm->writing);
+	*nm = (struct named){ 0 };
+}
+
+/* Nobody writes to [first, first + n) and it was written back: the pager must have it.  If it may fail, what it has counts. */
+static void
+check_disk(struct world *w, struct named *nm, size_t first, size_t n, bool lost)
+{
+	for (size_t i = first; i < first + n; i++) {
+		if (nm->disk[2 * i] == nm->word[i])
+			continue;
+		if (!lost)
+			fail(w,
+			     "page %zu of the object was not written back: %#" PRIx64
+			     ", not %#" PRIx64,
+			     i, nm->disk[2 * i], nm->word[i]);
+		nm->word[i] = nm->disk[2 * i];
+		for (unsigned k = 0; k < REGIONS; k++) {
+			struct region *rg = &w->rg[k];
+
+			if (rg->va != 0 && rg->nm == nm && !rg->shared && i >= rg->first &&
+			    i < rg->first + rg->npages && !rg->mine[i - rg->first])
+				rg->word[i - rg->first] = MIN(rg->word[i - rg->first], nm->word[i]);
+		}
+	}
+}
+
+static void
+op_map_named(struct world *w)
+{
+	struct named *nm = &w->nm[below(w, NAMED)];
+	struct region *rg = vacant(w);
+	unsigned flags = UP_PRIVATE;
+	void *p;
+	int r;
+
+	if (nm->object == NULL)
+		named_create(w, nm);
+	if (rg == NULL || nm->object == NULL)
+		return;
+	*rg = (struct region){ .nm = nm, .first = below(w, 3) == 0 ? below(w, nm->npages) : 0 };
+	rg->npages = 1 + below(w, nm->npages - rg->first);
+	rg->shared = !nm->shared && below(w, 3) != 0;
+	rg->readonly = rg->shared && nm->readonly;
+	rg->noreserve = !rg->shared && below(w, 3) == 0;
+	if (rg->shared)
+		flags = UP_SHARED;
+	else if (rg->noreserve)
+		flags |= UP_NORESERVE;
+	r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE,
+		   rg->readonly ? PROT_READ : PROT_READ | PROT_WRITE, flags, nm->object,
+		   rg->first * PAGE_SIZE, &p);
+	if (r < 0 && r != -ENOSPC && r != -ENOMEM)
+		fail(w, "up_map of a named object: %s", strerrorname_np(-r));
+	if (r < 0) {
+		*rg = (struct region){ 0 };
+		return;
+	}
+	nm->shared |= rg->shared;
+	settle_in(w, rg, p, NULL, 0);
 }
 
 static void
@@ -260,8 +571,12 @@ forget(struct world *w, struct region *rg)
 			w->touch[i].rg = NULL;
 	}
 	up_object_unref(rg->object);
-	free(rg->word);
+	if (rg->shared)
+		rg->nm->shared = false;
+	else
+		free(rg->word);
 	free(rg->prot);
+	free(rg->mine);
 	*rg = (struct region){ 0 };
 }
 
@@ -307,6 +622,8 @@ op_unmap(struct world *w, struct region *rg)
 	if (r < 0)
 		fail(w, "up_unmap: %s", strerrorname_np(-r));
 	memset(rg->prot + first, GONE, n);
+	if (rg->shared)
+		check_disk(w, rg->nm, rg->first + first, n, w->fail_out);
 	for (size_t i = 0; i < rg->npages; i++)
 		left |= rg->prot[i] != GONE;
 	if (left)
@@ -391,11 +708,14 @@ op_clone(struct world *w, struct region *rg)
 	r = up_clone(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, &p);
 	if (r == 0 && !covered(rg, first, n))
 		fail(w, "up_clone of a hole succeeded");
-	if (r < 0 && r != -ENOMEM && r != -ENOSPC)
+	if (r == 0 && rg->shared)
+		fail(w, "up_clone of a shared mapping of a named object succeeded");
+	if (r < 0 && !(r == -ENOTSUP && rg->shared) && r != -ENOMEM && r != -ENOSPC)
 		fail(w, "up_clone: %s", strerrorname_np(-r));
 	if (r < 0)
 		return;
-	*copy = (struct region){ .npages = n, .noreserve = rg->noreserve };
+	*copy = (struct region){ .npages = n, .noreserve = rg->noreserve, .nm = rg->nm };
+	copy->first = rg->first + first;
 	settle_in(w, copy, p, rg, first);
 }
 
@@ -435,6 +755,20 @@ op_snapshot(struct world *w, struct region *rg)
 	memset(copy->prot, copy->readonly ? PROT_READ : PROT_READ | PROT_WRITE, copy->npages);
 }
 
+/* The range was discarded: zeros, or what the source has. */
+static void
+discarded(struct world *w, struct region *rg, size_t first, size_t n)
+{
+	if (rg->nm == NULL) {
+		memset(rg->word + first, 0, n * sizeof *rg->word);
+	} else if (rg->shared) {
+		check_disk(w, rg->nm, rg->first + first, n, false);
+	} else {
+		memset(rg->mine + first, 0, n * sizeof *rg->mine);
+		memcpy(rg->word + first, rg->nm->word + rg->first + first, n * sizeof *rg->word);
+	}
+}
+
 static void
 op_advise(struct world *w, struct region *rg)
 {
@@ -449,9 +783,33 @@ op_advise(struct world *w, struct region *rg)
 		settle_range(w, rg, first, n);
 	r = up_advise(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, advice);
 	if (r == 0 && advice == UP_ADVICE_DONTNEED)
-		memset(rg->word + first, 0, n * sizeof *rg->word);
-	if (r < 0 && r != -ENOMEM)
+		discarded(w, rg, first, n);
+	if (r < 0 && r != -ENOMEM && !(rg->shared && w->fail_out && r == -EIO))
 		fail(w, "up_advise: %s", strerrorname_np(-r));
+}
+
+static void
+op_sync(struct world *w, struct region *rg)
+{
+	size_t first, n;
+	int r;
+
+	some_range(w, rg, &first, &n);
+	if (resettled(w, rg, first, n))
+		return;
+	if (below(w, 2) == 0) {
+		/* While threads write: all that can be said is that it returns. */
+		r = up_sync(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE);
+	} else {
+		finish_writes(w, rg);
+		r = up_sync(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE);
+		if (r == 0 && rg->shared)
+			check_disk(w, rg->nm, rg->first + first, n, false);
+	}
+	if (r == 0 && !covered(rg, first, n))
+		fail(w, "up_sync of a hole succeeded");
+	if (r < 0 && r != -ENOMEM && !(rg->shared && w->fail_out && r == -EIO))
+		fail(w, "up_sync: %s", strerrorname_np(-r));
 }
 
 static void
@@ -473,7 +831,7 @@ op_residency(struct world *w, struct region *rg)
 			    (UP_PAGE_MAPPED | UP_PAGE_STAGED))
 			fail(w, "page %zu of %#lx: residency %#x makes no sense", first + i,
 			     (unsigned long)rg->va, vec[i]);
-		if (rg->word[first + i] != 0 && vec[i] == 0)
+		if (rg->nm == NULL && rg->word[first + i] != 0 && vec[i] == 0)
 			fail(w, "page %zu of %#lx has content, residency says never written",
 			     first + i, (unsigned long)rg->va);
 	}
@@ -523,6 +881,9 @@ misbehave(struct world *w, unsigned how)
 	}
 	if (how & 8)
 		sim_disk_delay(w->r->disk, 40);
+	w->slow = how & 16;
+	w->fail_in = how & 32;
+	w->fail_out = how & 64;
 }
 
 static void
@@ -531,8 +892,16 @@ operate(struct world *w)
 	struct region *rg = &w->rg[below(w, REGIONS)];
 	const unsigned what = (unsigned)below(w, 1000);
 
+	/* What is written back has most to go wrong: it gets more than its share. */
+	for (unsigned i = 0; i < REGIONS && what < 950 && w->seed % 3 != 0; i++) {
+		if (w->rg[i].shared && below(w, 2) == 0)
+			rg = &w->rg[i];
+	}
 	w->ops++;
-	if (rg->va == 0) {
+	w->calling = rg->va == 0 || what >= 950;
+	if (rg->va == 0 && below(w, 3) == 0) {
+		op_map_named(w);
+	} else if (rg->va == 0) {
 		op_map(w);
 	} else if (what < 850) {
 		const unsigned t = (unsigned)below(w, THREADS);
@@ -542,7 +911,7 @@ operate(struct world *w)
 		else
 			begin(w, t, rg);
 	} else if (what < 950) {
-		rig_step(w->r);
+		step(w);
 	} else if (what < 960) {
 		op_unmap(w, rg);
 	} else if (what < 970) {
@@ -553,11 +922,14 @@ operate(struct world *w)
 		op_clone(w, rg);
 	} else if (what < 995) {
 		op_snapshot(w, rg);
+	} else if (what < 998) {
+		op_sync(w, rg);
 	} else {
 		op_residency(w, rg);
 	}
+	w->calling = false;
 	if (below(w, 4) == 0)
-		rig_step(w->r);
+		step(w);
 }
 
 static void
@@ -591,9 +963,11 @@ play(struct world *w)
 		.fault_timeout_ms = 3600000,
 		.policy = w->seed / 3 % POLICY_KINDS,
 	};
-	const unsigned how = (unsigned)(w->seed * 0x9e3779b97f4a7c15u >> 60);
+	const unsigned how = (unsigned)(w->seed * 0x9e3779b97f4a7c15u >> 57);
 
 	w->r = rig_up(&cfg);
+	w->r->p->idle = idle;
+	w->r->p->idle_ctx = w;
 	misbehave(w, how);
 	for (unsigned i = 0; i < OPS; i++) {
 		operate(w);
@@ -601,21 +975,31 @@ play(struct world *w)
 			check_budget(w);
 	}
 	verify_all(w);
-	rig_settle(w->r);
+	settle(w);
 	check_budget(w);
 	pager_check(w->r->p);
 	for (unsigned i = 0; i < REGIONS; i++) {
 		struct region *rg = &w->rg[i];
 
+		w->calling = true;
 		for (size_t page = 0; rg->va != 0 && page < rg->npages; page++) {
 			if (rg->prot[page] != GONE &&
 			    up_unmap(w->r->rt, (void *)(rg->va + page * PAGE_SIZE), PAGE_SIZE) < 0)
 				fail(w, "the last up_unmap failed");
 		}
+		if (rg->va != 0 && rg->shared)
+			check_disk(w, rg->nm, 0, rg->nm->npages, w->fail_out);
 		if (rg->va != 0)
 			forget(w, rg);
 	}
-	rig_settle(w->r);
+	for (unsigned i = 0; i < NAMED; i++) {
+		const unsigned before = w->ndestroyed, one = w->nm[i].object != NULL;
+
+		named_destroy(&w->nm[i]);
+		if (w->ndestroyed != before + one)
+			fail(w, "an object that nobody refers to was not destroyed");
+	}
+	settle(w);
 	pager_check(w->r->p);
 	if (rig_stats(w->r).resident + rig_stats(w->r).staged + rig_stats(w->r).swapped != 0)
 		fail(w, "everything is unmapped, yet pages are left");

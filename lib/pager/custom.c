@@ -53,11 +53,13 @@ call(struct custom *c, struct request *req, bool write)
 	int (*const fn)(void *, struct up_request *) = write ? c->ops.page_out : c->ops.page_in;
 	int r;
 
+	if (fn == NULL)
+		return -EROFS; /* changed all the same, by a debugger say */
 	atomic_store(&req->handed_out, true);
 	r = fn(c->ctx, handle_of(req));
 	/* One that fails must not have been completed; if it has, that is what counts. */
 	if (r < 0 && atomic_exchange(&req->handed_out, false))
-		return r;
+		return r > SOURCE_CUT_OFF ? r : -EIO;
 	return 0;
 }
 
@@ -67,9 +69,12 @@ custom_start(struct service *s, struct source *src, struct request *req, bool wr
 	int r;
 
 	s->nhanded++;
+	s->nhanded_out += write;
 	r = call(custom_of(src), req, write);
-	if (r < 0)
+	if (r < 0) {
 		s->nhanded--;
+		s->nhanded_out -= write;
+	}
 	return r;
 }
 
@@ -151,6 +156,7 @@ source_completions(struct service *s)
 	for (; list != NULL; list = next) {
 		next = list->next;
 		s->nhanded--;
+		s->nhanded_out -= list->kind == REQ_PAGEOUT;
 		list->io.result = list->status;
 		list->io.done = (size_t)list->n << PAGE_SHIFT;
 		source_done(s, list);
@@ -187,7 +193,7 @@ up_request_complete(struct up_request *req, int status)
 
 	if (!atomic_exchange(&r->handed_out, false))
 		return; /* twice */
-	r->status = status > 0 ? -EIO : status;
+	r->status = status > 0 || status <= SOURCE_CUT_OFF ? -EIO : status;
 	if (s == NULL) {
 		struct waiting *w = container_of(r, struct waiting, req);
 

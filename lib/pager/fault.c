@@ -521,7 +521,8 @@ fault_core(struct fault *f, struct anon *an)
 		return fault_soft(f, an, pg);
 	case PAGE_LAUNDRY:
 		if (pg->leaf->sourced) {
-			/* A copy could be changed and written back before this write ends. */
+			/* A copy could be changed and written back before this write ends.  That may take its time. */
+			f->t0 = now_ns();
 			page_unbusy(p, an, f->shard, f->va);
 			return V_BUSY_LOOSE;
 		}
@@ -776,7 +777,8 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	struct pager *p = f->p;
 	const bool own = f->object == src, promise = f->object->noreserve && !own;
 	struct page *pg[CLUSTER_MAX] = { NULL };
-	struct request *req = source_may_start(f->s, src) ? request_get(f->s, REQ_PAGEIN) : NULL;
+	struct request *req =
+		source_may_start(f->s, src, false) ? request_get(f->s, REQ_PAGEIN) : NULL;
 	struct ra_stream *stream;
 	bool full = false;
 	unsigned want, n;
@@ -1098,6 +1100,12 @@ time_out(struct service *s, const struct parked *pk, uint64_t now)
 		p->pmap->ops->wake(p->pmap, s->id, pk->va, 1);
 		page_unbusy(p, an, s->id, pk->va);
 		return true;
+	}
+	if (leaf->sourced && anon_in_core(an) &&
+	    page_at(&p->pages, an->loc)->state == PAGE_LAUNDRY) {
+		/* It is on its way to its source: nothing is lost, and none older may be read before it is there. */
+		page_unbusy(p, an, s->id, pk->va);
+		return false;
 	}
 	if (atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_LOST) {
 		release_content(p, an);

@@ -493,15 +493,19 @@ write_cluster(struct service *s, struct page *pg[], const uint64_t hash[], unsig
 	return (unsigned)got;
 }
 
-/* True if a page was cleaned or its write started. */
+/*
+ * True if a page was cleaned or its write started.  *stuck: there was one whose pager has as many as it gets, and which has
+ * moved to the end of the line.
+ */
 static bool
-launder(struct service *s)
+launder(struct service *s, bool *stuck)
 {
 	struct pager *p = s->p;
 	struct page *dirty[CLUSTER_MAX], *sourced[CLUSTER_MAX];
 	uint64_t hash[CLUSTER_MAX];
 	unsigned ndirty = 0, nsourced = 0, clean = 0, out = 0, back = 0;
 
+	*stuck = false;
 	if (s->free_writes == NULL)
 		return false;
 	/* Unchanged pages cost only their hash: look on until a whole cluster is dirty. */
@@ -558,15 +562,20 @@ launder(struct service *s)
 			break;
 		out += n;
 	}
-	while (back < nsourced) {
-		const unsigned n = source_out(s, sourced + back, nsourced - back);
-
-		if (n == 0)
-			break;
+	for (unsigned i = 0, n; i < nsourced; i += n) {
+		n = source_out(s, sourced + i, nsourced - i);
 		back += n;
+		if (n == 0) {
+			struct anon *an = sourced[i]->anon;
+			const unsigned shard = sourced[i]->shard;
+			const uintptr_t va = sourced[i]->va;
+
+			page_enqueue(&p->pages, sourced[i], Q_INACTIVE, PAGE_STAGED);
+			page_unbusy(p, an, shard, va);
+			*stuck = true;
+			n = 1;
+		}
 	}
-	for (unsigned i = nsourced; i-- > back;)
-		put_back(p, sourced[i], Q_INACTIVE, PAGE_STAGED);
 	for (unsigned i = ndirty; i-- > out;)
 		put_back(p, dirty[i], Q_INACTIVE, PAGE_STAGED);
 	return clean + out + back > 0;
@@ -644,7 +653,7 @@ pageout_step(struct service *s)
 {
 	struct pager *p = s->p;
 	size_t available, active, inactive, high;
-	bool progress = false;
+	bool progress = false, stuck = false;
 
 	if (pthread_mutex_trylock(&p->pageout_lock) != 0)
 		return false;
@@ -674,7 +683,10 @@ pageout_step(struct service *s)
 			progress |= deactivate(s, (unsigned)MIN(active - ACTIVE_MIN, CLUSTER_MAX));
 		if ((inactive >= inactive_target(p) || !progress || s->nparked > 0) &&
 		    now_ns() >= atomic_load(&p->write_again))
-			progress |= launder(s);
+			progress |= launder(s, &stuck);
+		/* The inactive ones may all wait for a pager that does not answer: others must get in line. */
+		if (stuck && !progress && active > ACTIVE_MIN)
+			progress |= deactivate(s, (unsigned)MIN(active - ACTIVE_MIN, CLUSTER_MAX));
 	}
 	pthread_mutex_unlock(&p->pageout_lock);
 	return progress;

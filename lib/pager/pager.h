@@ -199,6 +199,7 @@ struct service {
 	} cmd[CMD_MAX];		   /* (cmd_lock) will-need ranges */
 	struct request *completed; /* (cmd_lock) by custom pagers, newest first */
 	unsigned nhanded;	   /* requests that custom pagers have */
+	unsigned nhanded_out;	   /* those of them that are page-outs */
 	unsigned ncmd;		   /* (cmd_lock) */
 };
 
@@ -326,11 +327,13 @@ unsigned source_in(struct service *s, struct request *req, struct object *o, uin
  */
 unsigned source_out(struct service *s, struct page *const pg[], unsigned n);
 /* A custom pager that never completes its requests must not keep all of them from everyone else. */
-bool source_may_start(const struct service *s, const struct object *o);
+bool source_may_start(const struct service *s, const struct object *o, bool write);
 /* A request that has req->object is done. */
 void source_done(struct service *s, struct request *req);
 /* Those that custom pagers have completed. */
 void source_completions(struct service *s);
+/* Write one busy page back if it has changed; threads of the program. */
+int source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index);
 /* Write back what has changed in [first, first + n).  => map.change is held, by a thread of the program.  0, or the first error. */
 int source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n);
 
@@ -407,6 +410,12 @@ int range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bo
 /* Clear the marks of lost pages out of a range of the page table; who touches one is told anew. */
 void range_unmark(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		  unsigned shard);
+/*
+ * Of a shared mapping of a source: each page is taken out of its region, written back if it has changed and only then let go of, so
+ * that no store is lost in between.  What can not be written is kept, staged, unless `force`.  0, or the first error.
+ */
+int range_give_back(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+		    unsigned shard, bool force);
 /* Make mapped pages of the range the next victims. */
 void range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		unsigned shard);

@@ -385,6 +385,28 @@ keep_nothing(struct pager *p, const struct batch *b, unsigned i, struct page *pg
 	anon_gone(p, b->anon[i], 0, 0);
 }
 
+/*
+ * Take the mapped pages of a batch out of their region.  They stay busy; those that the program had discarded are gone, and
+ * NULL in b->anon[].
+ */
+static void
+keep_batch(struct pager *p, struct batch *b)
+{
+	for (unsigned i = 0; i < b->n;) {
+		struct page *pg[CLUSTER_MAX];
+		const unsigned run = run_of(p, b, i, pg), kept = run > 1 ? keep_run(p, pg, run) : 0;
+
+		i += kept;
+		if (kept > 0)
+			continue;
+		if (run > 0 && !keep_page(p, pg[0])) {
+			keep_nothing(p, b, i, pg[0]);
+			b->anon[i] = NULL;
+		}
+		i++;
+	}
+}
+
 int
 range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool live)
 {
@@ -423,6 +445,48 @@ range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool l
 		}
 	}
 	return failed;
+}
+
+int
+range_give_back(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+		unsigned shard, bool force)
+{
+	const uint64_t end = first + n;
+	uint64_t at = first;
+	struct batch b;
+	size_t leaves;
+	int error = 0;
+
+	while (range_batch(p, o, &at, end, &b)) {
+		const uintptr_t base = va + ((b.leaf->base - first) << PAGE_SHIFT);
+
+		keep_batch(p, &b);
+		for (unsigned i = 0; i < b.n; i++) {
+			const uintptr_t page = base + (uintptr_t)b.at[i] * PAGE_SIZE;
+			int r;
+
+			if (b.anon[i] == NULL)
+				continue;
+			r = source_write(p, o, b.anon[i], b.leaf->base + b.at[i]);
+			if (error == 0)
+				error = r;
+			if (r < 0 && !force) {
+				page_unbusy(p, b.anon[i], shard, page);
+				continue;
+			}
+			/* The mark of a lost one is still in the page table. */
+			if (!anon_in_core(b.anon[i]))
+				range_discard(p, shard, page, 1);
+			release_content(p, b.anon[i]);
+			leaf_forget(p, b.leaf, b.at[i]);
+			anon_gone(p, b.anon[i], shard, page);
+		}
+	}
+	leaves = object_prune(o, first, end);
+	if (o->noreserve)
+		resv_give(&p->resv_meta, leaves * META_PER_LEAF);
+	services_kick(p, NULL);
+	return error;
 }
 
 void

@@ -31,9 +31,11 @@ start_in(struct service *s, struct request *req)
 }
 
 bool
-source_may_start(const struct service *s, const struct object *o)
+source_may_start(const struct service *s, const struct object *o, bool write)
 {
-	return !o->source->ops->contiguous || s->nhanded < NREADS / 2;
+	if (!o->source->ops->contiguous)
+		return true;
+	return write ? s->nhanded_out < NWRITES / 2 : s->nhanded - s->nhanded_out < NREADS / 2;
 }
 
 unsigned
@@ -185,14 +187,18 @@ in_done(struct service *s, struct request *req)
 
 /* --- page-out --- */
 
-/* Its write has ended.  True if it was an orphan: the caller frees it. */
+/*
+ * Its write has ended.  True if it was an orphan: the caller frees it.  *cut_off: the caller is to forget it, and has it busy
+ * since before anybody else could take it; false if it is busy already, and will be tried again.
+ */
 static bool
-written(struct pager *p, struct page *pg, bool ok)
+written(struct pager *p, struct page *pg, bool ok, bool *cut_off)
 {
 	bool orphan;
 
 	pthread_mutex_lock(&p->pages.lock);
 	orphan = pg->anon == NULL;
+	*cut_off = *cut_off && !orphan && anon_trybusy(pg->anon);
 	if (!orphan) {
 		page_set_state_locked(&p->pages, pg, PAGE_TRANSIT);
 		pg->alone = !ok; /* it is not what its hash says */
@@ -202,26 +208,15 @@ written(struct pager *p, struct page *pg, bool ok)
 	return orphan;
 }
 
-/* The source ends before this page now: its content goes with what was cut off, and a touch will be SIGBUS. */
+/* The source ends before this page now: its content goes with what was cut off, and a touch will be SIGBUS.  => busy */
 static void
 forget(struct pager *p, struct page *pg)
 {
-	struct leaf *leaf;
-	struct anon *an;
-	unsigned at, shard;
-	uintptr_t va;
+	struct leaf *leaf = pg->leaf;
+	struct anon *an = pg->anon;
+	const unsigned at = pg->index, shard = pg->shard;
+	const uintptr_t va = pg->va;
 
-	pthread_mutex_lock(&p->pages.lock);
-	an = pg->anon;
-	if (an == NULL || pg->state != PAGE_STAGED || !anon_trybusy(an)) {
-		pthread_mutex_unlock(&p->pages.lock);
-		return; /* the next attempt to write it comes here again */
-	}
-	pthread_mutex_unlock(&p->pages.lock);
-	leaf = pg->leaf;
-	at = pg->index;
-	shard = pg->shard;
-	va = pg->va;
 	release_content(p, an);
 	leaf_forget(p, leaf, at);
 	anon_gone(p, an, shard, va);
@@ -237,18 +232,19 @@ out_done(struct service *s, struct request *req)
 
 	for (unsigned i = 0; i < req->n; i++) {
 		struct page *pg = req->page[i];
+		bool cut_off = r == SOURCE_CUT_OFF && req->n == 1;
 
-		if (written(p, pg, r == 0)) {
+		if (written(p, pg, r == 0, &cut_off)) {
 			frame_give(&p->frames, pg->frame, 1);
 			page_free(&p->pages, pg);
-		} else if (r == -ENXIO) {
+		} else if (cut_off) {
 			forget(p, pg);
 		}
 	}
 	atomic_fetch_sub(&p->laundering, req->n);
 	if (r == 0) {
 		atomic_store_explicit(&p->write_backoff, 0, memory_order_relaxed);
-	} else {
+	} else if (r != SOURCE_CUT_OFF) {
 		count(s, C_SOURCE_ERRORS, 1);
 		atomic_compare_exchange_strong(&src->error, &none, r);
 		if (pageout_backoff(p))
@@ -266,19 +262,22 @@ unsigned
 source_out(struct service *s, struct page *const pg[], unsigned n)
 {
 	struct pager *p = s->p;
-	struct request *req = request_get(s, REQ_PAGEOUT);
 	struct leaf *leaf = pg[0]->leaf;
+	struct object *o;
+	struct request *req;
 	struct source *src;
 	unsigned run = 1;
 	int r;
 
-	if (req == NULL)
-		return 0;
 	/* Busy pages keep their leaf, and that its object. */
 	pthread_mutex_lock(&leaf->lock);
-	req->object = leaf->object;
+	o = leaf->object;
 	pthread_mutex_unlock(&leaf->lock);
-	src = req->object->source;
+	src = o->source;
+	req = source_may_start(s, o, true) ? request_get(s, REQ_PAGEOUT) : NULL;
+	if (req == NULL)
+		return 0;
+	req->object = o;
 	while (run < n && !pg[0]->alone && pg[run]->leaf == leaf &&
 	       pg[run]->index == pg[0]->index + run &&
 	       (!src->ops->contiguous || pg[run]->frame == pg[0]->frame + run))
@@ -323,9 +322,8 @@ source_done(struct service *s, struct request *req)
 
 /* --- up_sync() --- */
 
-/* Write one busy page back if it has changed.  */
-static int
-sync_page(struct pager *p, struct object *o, struct anon *an, uint64_t index)
+int
+source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index)
 {
 	struct source *src = o->source;
 	_Alignas(4096) char copy[PAGE_SIZE];
@@ -347,6 +345,8 @@ sync_page(struct pager *p, struct object *o, struct anon *an, uint64_t index)
 	if (h == an->hash && !pg->alone)
 		return 0;
 	r = src->ops->write(src, o, index, content, source_length(src, index, 1));
+	if (r == SOURCE_CUT_OFF)
+		return 0; /* forgotten when it is thrown out, as with msync() */
 	if (r == 0) {
 		an->hash = h;
 		pg->alone = false;
@@ -364,7 +364,7 @@ source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n)
 
 	while (range_batch(p, o, &at, first + n, &b)) {
 		for (unsigned i = 0; i < b.n; i++) {
-			r = sync_page(p, o, b.anon[i], b.leaf->base + b.at[i]);
+			r = source_write(p, o, b.anon[i], b.leaf->base + b.at[i]);
 			if (error == 0)
 				error = r;
 			/* Those of named objects are loose: who waits for one is parked. */

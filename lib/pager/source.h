@@ -14,6 +14,9 @@
 
 #include "pager/pager.h"
 
+/* A write lies behind the end that the source has by now: nobody could see it, so it is forgotten.  No errno. */
+#define SOURCE_CUT_OFF (-4096)
+
 struct source_ops {
 	const char *name;
 	bool contiguous; /* a request is one buffer */

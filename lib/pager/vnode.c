@@ -30,23 +30,27 @@ vnode_of(struct source *src)
 	return container_of(src, struct vnode, src);
 }
 
-/* Does a write of [offset, offset + len) stay inside the file?  Beyond it nobody may see it, so nothing is lost. */
+/* How much of a write of [offset, offset + len) lies inside the file: what is beyond nobody may see.  SOURCE_CUT_OFF: nothing. */
 static int
-inside(const struct vnode *v, uint64_t offset, size_t len)
+inside(const struct vnode *v, uint64_t offset, size_t len, size_t *in)
 {
 	struct stat st;
 
+	*in = len;
 	if (v->device)
 		return 0;
 	if (fstat(v->fd, &st) < 0)
 		return -errno;
-	return offset + len <= (uint64_t)st.st_size ? 0 : -ENXIO;
+	if (offset >= (uint64_t)st.st_size)
+		return SOURCE_CUT_OFF;
+	*in = (size_t)MIN((uint64_t)len, (uint64_t)st.st_size - offset);
+	return 0;
 }
 
 static int
 write_now(const struct vnode *v, const char *from, size_t len, uint64_t offset)
 {
-	int r = inside(v, offset, len);
+	int r = inside(v, offset, len, &len);
 
 	while (r == 0 && len > 0) {
 		const ssize_t n = pwrite(v->fd, from, len, (off_t)offset);
@@ -68,13 +72,23 @@ static int
 vnode_start(struct service *s, struct source *src, struct request *req, bool write)
 {
 	struct vnode *v = vnode_of(src);
-	const size_t len = source_length(src, req->index, req->n);
+	size_t len = source_length(src, req->index, req->n);
 	int r = 0;
 
 	req->io.elsewhere = true;
 	req->io.ends = !write;
 	req->io.fd = v->fd;
 	req->io.offset = v->offset + (req->index << PAGE_SHIFT);
+	if (write) {
+		size_t in;
+
+		r = inside(v, req->io.offset, len, &in);
+		if (r < 0)
+			return r;
+		if (in < len && req->n > 1)
+			return SOURCE_CUT_OFF; /* which of them is seen when they come one by one */
+		len = in;
+	}
 	if (write && (len & PAGE_MASK) != 0) {
 		/* A part of a page at the end: requests are of whole ones, and this is one page a file. */
 		for (unsigned i = 0; r == 0 && i < req->io.niov; i++) {
@@ -89,11 +103,8 @@ vnode_start(struct service *s, struct source *src, struct request *req, bool wri
 		source_done(s, req);
 		return 0;
 	}
-	if (write)
-		r = inside(v, req->io.offset, len);
-	if (r == 0)
-		request_submit(s, req);
-	return r;
+	request_submit(s, req);
+	return 0;
 }
 
 static int
