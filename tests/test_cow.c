@@ -645,7 +645,7 @@ Test(cow, discarding_a_lost_page_that_was_cloned_since_clears_it)
 	sim_fail_rate(&r->f, SIM_READ, -EIO, 1000);
 	cr_assert(eq(int, rig_touch(r, 0, a, false, &w, 0, 8), SIM_SIGBUS));
 	sim_fail_rate(&r->f, SIM_READ, -EIO, 0);
-	b = clone_of(a, 2);
+	clone_of(a, 2);
 	cr_assert(eq(int, rig_touch(r, 0, a, false, &w, 0, 8), SIM_SIGBUS));
 	b = clone_of(a, 2);
 	cr_assert(zero(int, up_advise(r->rt, (void *)a, PAGE_SIZE, UP_ADVICE_DONTNEED)));

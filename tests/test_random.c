@@ -725,7 +725,7 @@ op_snapshot(struct world *w, struct region *rg)
 {
 	struct region *copy = vacant(w);
 	struct up_object *snap;
-	void *p;
+	void *p = NULL;
 	int r;
 
 	if (copy == NULL || rg->object == NULL)
