@@ -25,8 +25,6 @@
 
 #define PROT_VALID (PROT_READ | PROT_WRITE)
 
-#define bad(rt, ...) (log_line(&(rt)->p.log, UP_LOG_ERROR, __VA_ARGS__), -EINVAL)
-
 /* --- the real foundation --- */
 
 static int
@@ -472,23 +470,21 @@ signals_release(const sigset_t *old)
 	pthread_sigmask(SIG_SETMASK, old, NULL);
 }
 
-/* A call that looks at mappings or changes them: one at a time. */
-static void
+void
 change_begin(struct pager *p, sigset_t *old)
 {
 	signals_hold(old);
 	pthread_mutex_lock(&p->map.change);
 }
 
-static void
+void
 change_end(struct pager *p, const sigset_t *old)
 {
 	pthread_mutex_unlock(&p->map.change);
 	signals_release(old);
 }
 
-/* 0, or why [addr, addr + length) is no range. */
-static int
+int
 check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length)
 {
 	if (addr & PAGE_MASK)
@@ -900,8 +896,7 @@ unlock:
 	return r;
 }
 
-/* => map.change is held, so the map does not change. */
-static int
+int
 check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end)
 {
 	if (map_covers(&rt->p.map, start, end))

@@ -8,6 +8,7 @@
 #ifndef UP_RUNTIME_H
 #define UP_RUNTIME_H
 
+#include <errno.h>
 #include <signal.h>
 #include <sys/types.h>
 
@@ -54,6 +55,14 @@ int runtime_reclaim(void *ctx, size_t bytes);
 /* 0, or -ECHILD and a log line in a process other than the one that created it. */
 int check_process(const struct up_runtime *rt, const char *call);
 
+/* A caller's mistake: what is wrong, as a log line, and the result. */
+#define bad(rt, ...) (log_line(&(rt)->p.log, UP_LOG_ERROR, __VA_ARGS__), -EINVAL)
+
+/* 0, or -EINVAL and a log line: why [addr, addr + length) is no range. */
+int check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length);
+/* 0, or -ENOMEM and a log line: part of it is not mapped.  => map.change is held, so the map does not change. */
+int check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end);
+
 /* Pages of swap that there can be, and those promised to mapped regions and objects. */
 void swap_promised(struct pager *p, uint64_t *max, uint64_t *used);
 
@@ -63,6 +72,10 @@ void swap_promised(struct pager *p, uint64_t *max, uint64_t *used);
  */
 void signals_hold(sigset_t *old);
 void signals_release(const sigset_t *old);
+
+/* Around a call that looks at mappings or changes them: one at a time, and signals held. */
+void change_begin(struct pager *p, sigset_t *old);
+void change_end(struct pager *p, const sigset_t *old);
 
 /* up_runtime_create() on another foundation; `b` must outlive the runtime. */
 int runtime_create(struct up_runtime **out, const struct up_config *cfg, const struct backend *b);
