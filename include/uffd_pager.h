@@ -217,6 +217,27 @@ enum up_advice {
  */
 UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice);
 
+/*
+ * Bring every page of the range into the page table, so that neither system calls nor time-critical code
+ * fault on them, until pageout takes them out again.  Reads are in flight many at a time; content is not touched,
+ * only put in place, so others may be writing to it.  `write` not 0: the range must be writable.
+ *
+ * Returns when every page has been in the page table, which can take as long as the disk takes.  No other call
+ * waits for this one, unlike the rest of the calls that work on ranges.  A page that was there
+ * already counts as brought in just now, so all of a range is there on return, if nobody else needed the memory.
+ * Works also where system calls can not have their faults served (UP_MASK_KERNEL_FAULTS).  A page brought in is counted
+ * as a fault of its kind, or as read ahead.
+ *
+ * A call that failed may have brought in a part.
+ * -EINVAL  a bad range.                     -EAGAIN  no room could be made within fault_timeout_ms;
+ * -EACCES  the protection of a part does             nothing is lost by it, unlike by a fault.
+ *          not allow it.                    -EIO     a page is lost.
+ * -ENOMEM  part of the range is not mapped  -ENOSPC  UP_NORESERVE, and swap or limit are exhausted;
+ *          through `rt` (any more), or it            nothing is lost by it.
+ *          is larger than the memory that the limit has for pages at present.
+ */
+UP_API int up_prefault(struct up_runtime *rt, void *addr, size_t length, int write);
+
 /* up_residency() bits */
 #define UP_PAGE_MAPPED (1u << 0)  /* in the page table: a touch costs nothing */
 #define UP_PAGE_STAGED (1u << 1)  /* in memory: a touch is a soft fault */

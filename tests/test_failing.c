@@ -986,6 +986,25 @@ Test(failing, advising_cold)
 }
 
 static int
+prefault(struct scene *s)
+{
+	const int r = up_prefault(s->r->rt, (void *)s->va, NPAGES * PAGE_SIZE, 1);
+
+	for (size_t i = 0; r == 0 && i < NPAGES; i++)
+		must(resident(s, i) & UP_PAGE_MAPPED, "%s: page %zu is not there", where, i);
+	return r;
+}
+
+Test(failing, prefaulting)
+{
+	const struct operation op = {
+		"prefault", FROM(FAIL_CALL) | FROM(FAIL_ANON), half_swapped, prefault, NULL, false,
+	};
+
+	sweep(&op);
+}
+
+static int
 look(struct scene *s)
 {
 	unsigned char vec[NPAGES];

@@ -32,8 +32,9 @@ enum verdict {
 	V_REPEAT,     /* the holder of the page has just let go: start over */
 	V_AGAIN,      /* the kernel said so: park */
 	V_GROW,	      /* overcommitted: the swap must grow first, with no lock held */
-	V_STRAY,      /* no entry: park, it is about to be unmapped */
-	V_SIGBUS,     /* lost */
+	V_FULL, /* overcommitted, nothing left to promise, and only a call asked: nothing is lost for it */
+	V_STRAY,  /* no entry: park, it is about to be unmapped */
+	V_SIGBUS, /* lost */
 };
 
 struct fault {
@@ -41,7 +42,9 @@ struct fault {
 	struct pager *p;
 	uintptr_t va;
 	bool write, wp;
-	bool grown; /* the swap has been asked to grow */
+	bool grown;	/* the swap has been asked to grow */
+	bool asked;	/* by fault_ask(): no thread waits at the address */
+	unsigned ahead; /* pages from here on that are asked for; 0: guess */
 	uint64_t t0;
 	uint64_t serial; /* of the entry found; 0: none */
 
@@ -284,6 +287,17 @@ zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
 	return i;
 }
 
+/* How many pages from the one at fault on to bring in, at most `max`.  *stream: for readahead_done(). */
+static unsigned
+window(struct fault *f, unsigned max, struct ra_stream **stream)
+{
+	max = MIN(max, f->run_max);
+	*stream = NULL;
+	if (f->ahead > 0)
+		return MIN(f->ahead, max);
+	return readahead_window(f->entry, f->index, max, stream);
+}
+
 /*
  * The page gets an anon that says LOST, so that everyone agrees with the mark in the page table until the page
  * is discarded.  => leaf locked, its slot empty.  NULL: no room for that; else busy.
@@ -313,7 +327,7 @@ fault_zero(struct fault *f)
 	bool full = false;
 	int err;
 
-	want = readahead_window(f->entry, f->index, MIN(f->run_max, CLUSTER_MAX / 2), &stream);
+	want = window(f, CLUSTER_MAX / 2, &stream);
 	for (n = 0; n < want && f->leaf->slot[f->at + n] == 0; n++) {
 		struct anon *an;
 
@@ -337,7 +351,7 @@ fault_zero(struct fault *f)
 		leaf_set_anon(f->leaf, f->at + n, an);
 	}
 	readahead_done(stream, f->index, n);
-	if (n == 0 && full && f->grown)
+	if (n == 0 && full && f->grown && !f->asked)
 		lost = lost_anon(p, f->leaf, f->at);
 	pthread_mutex_unlock(&f->leaf->lock);
 	pthread_rwlock_unlock(&p->map.lock);
@@ -349,6 +363,8 @@ fault_zero(struct fault *f)
 	}
 	if (n == 0 && full && !f->grown)
 		return V_GROW;
+	if (n == 0 && full && f->asked)
+		return V_FULL;
 	if (n == 0) {
 		pager_starved(p, METADATA_STEP);
 		return V_ROOM;
@@ -528,7 +544,7 @@ fault_swap(struct fault *f)
 	unsigned want, got;
 	int r;
 
-	want = readahead_window(f->entry, f->index, MIN(f->run_max, CLUSTER_MAX), &stream);
+	want = window(f, CLUSTER_MAX, &stream);
 	r = pagein_start(f->s, f->leaf, f->at, f->va, f->shard, want, true, f->t0, &got);
 	if (r == 0)
 		readahead_done(stream, f->index, read_on(f, got, want));
@@ -584,11 +600,13 @@ fault_resolve(struct fault *f)
 		int r = -EAGAIN;
 
 		/* Not even the metadata to remember it: the entry does, and may not change till it is done. */
-		if (denied) {
+		if (denied && !f->asked) {
 			atomic_store(&e->unrecorded, true);
 			r = fault_sigbus(f->s, f->va);
 		}
 		pthread_rwlock_unlock(&p->map.lock);
+		if (denied && f->asked)
+			return V_FULL;
 		if (denied) {
 			log_line(
 				&p->log, UP_LOG_ERROR,
@@ -651,29 +669,37 @@ park(struct service *s, const struct fault *f)
 	atomic_store_explicit(&s->waiting, s->nparked, memory_order_relaxed);
 }
 
+/* The steps, again and again until their verdict is another than that. */
+static enum verdict
+resolve(struct fault *f)
+{
+	for (;;) {
+		enum verdict v;
+
+		f->serial = 0;
+		v = fault_resolve(f);
+		if (v == V_GROW && !f->grown) {
+			/* What grows is kept: the next look finds it. */
+			f->grown = true;
+			if (resv_take(&f->p->resv_swap, 1) == 0)
+				resv_give(&f->p->resv_swap, 1);
+			continue;
+		}
+		if (v != V_REPEAT)
+			return v;
+		count(f->s, C_RETRY, 1);
+	}
+}
+
 static void
 handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0, bool first)
 {
 	struct fault f = { .s = s, .p = s->p, .va = va, .write = write, .wp = wp, .t0 = t0 };
-	enum verdict v;
 
-	for (;;) {
-		f.serial = 0;
-		v = fault_resolve(&f);
-		if (v == V_GROW && !f.grown) {
-			/* What grows is kept: the next look finds it. */
-			f.grown = true;
-			if (resv_take(&s->p->resv_swap, 1) == 0)
-				resv_give(&s->p->resv_swap, 1);
-			continue;
-		}
-		if (v != V_REPEAT)
-			break;
-		count(s, C_RETRY, 1);
-	}
-	switch (v) {
+	switch (resolve(&f)) {
 	case V_REPEAT:
 	case V_GROW:
+	case V_FULL:
 	case V_DONE:
 	case V_IO:
 	case V_SIGBUS:
@@ -705,6 +731,32 @@ void
 fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
 {
 	handle(s, va, write, wp, t0, true);
+}
+
+int
+fault_ask(struct service *s, uintptr_t va, bool write, unsigned n)
+{
+	struct fault f = {
+		.s = s,
+		.p = s->p,
+		.va = va,
+		.write = write,
+		.asked = true,
+		.ahead = n,
+		.t0 = now_ns(),
+	};
+
+	switch (resolve(&f)) {
+	case V_ROOM:
+	case V_AGAIN:
+		return -EAGAIN;
+	case V_FULL:
+		return -ENOSPC;
+	case V_SIGBUS:
+		return -EIO;
+	default:
+		return 0;
+	}
 }
 
 /* Faults were dropped for want of a place to park them: everyone faults again. */

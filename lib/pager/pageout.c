@@ -59,6 +59,16 @@ inactive_target(struct pager *p)
 	return MIN(MAX(frames_limit(p) / 8, 32), 16384);
 }
 
+/* What pageout keeps available, and how many pages it stages, up to two batches too many, before it stops. */
+size_t
+frames_mappable(struct pager *p)
+{
+	const size_t n = frames_limit(p);
+	const size_t kept = high_watermark(p) + inactive_target(p) + (size_t)2 * CLUSTER_MAX;
+
+	return n > kept ? n - kept : 0;
+}
+
 static bool
 system_short(struct pager *p)
 {

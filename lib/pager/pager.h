@@ -8,6 +8,7 @@
  *	pagein.c     swap -> frame -> region: read, verify, enter
  *	pageout.c    region -> frame -> swap: deactivate, launder, reclaim; where frames come from
  *	range.c      what user threads do to ranges: free, keep, cool, look
+ *	demand.c     a caller that waits until a range is in the page table
  *
  * Everything here runs unchanged over the simulated kernel: a test builds a struct pager with
  * the sim backends and calls service_step() itself instead of starting threads.
@@ -152,6 +153,21 @@ struct parked {
 	bool write, wp;
 };
 
+/*
+ * A caller that waits until every page of a range has been in the page table: it lies on that caller's stack.
+ * While it is in a service's list, all but `next` and `over` belong to that service.
+ */
+struct demand {
+	struct demand *next; /* (cmd_lock) */
+	uintptr_t va, end;   /* what has not been seen in the page table yet */
+	uintptr_t ahead;     /* reads have been started up to here */
+	uint64_t
+		short_since; /* there has been no room for the page at va since then, ns; 0: there was */
+	bool write;	     /* the range must be writable */
+	bool over;	     /* (cmd_lock) `result` says how, and the service has forgotten it */
+	int result;
+};
+
 struct service {
 	struct pager *p;
 	unsigned id;		/* also its shard */
@@ -182,6 +198,10 @@ struct service {
 		uintptr_t va, end;
 	} cmd[CMD_MAX]; /* (cmd_lock) will-need ranges */
 	unsigned ncmd;	/* (cmd_lock) */
+
+	struct demand *demands;	    /* (cmd_lock) oldest first; only the service takes them out */
+	pthread_cond_t demand_over; /* (cmd_lock) */
+	bool demand_waits;	    /* one could not go on: look again soon */
 };
 
 static inline void
@@ -199,6 +219,13 @@ count(struct service *s, unsigned c, uint64_t n)
 void fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0);
 /* Try the parked ones again; those older than the time-out become SIGBUS. */
 void fault_unpark(struct service *s);
+/*
+ * The same for a page that a call asks for, and up to n - 1 behind it; no thread waits at the address, so nothing
+ * is parked and nothing is lost for want of room.
+ * => 0: served, under way, or busy; look again.  -EAGAIN: not now.  -ENOSPC: overcommitted, and nothing is left
+ *    to promise.  -EIO: lost.
+ */
+int fault_ask(struct service *s, uintptr_t va, bool write, unsigned n);
 /* A fault has been answered. */
 void fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, uint64_t t0);
 /*
@@ -242,6 +269,8 @@ void readahead_done(struct ra_stream *stream, uint64_t index, unsigned n);
 int pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
 		 unsigned want, bool demanded, uint64_t t0, unsigned *got);
 void pagein_done(struct service *s, struct request *req);
+/* Start reading what is swapped at *va, or pass it by; *va: where to go on.  False: no room now. */
+bool pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end);
 /* Go on with will-need ranges as far as there is room. */
 void pagein_commands(struct service *s);
 
@@ -265,6 +294,8 @@ void pager_short(struct pager *p);
 void pager_starved(struct pager *p, size_t bytes);
 /* Turn free and clean frames into budget for metadata.  True if it did. */
 bool frames_shrink(struct pager *p);
+/* Pages that can be in page tables together at present, pageout taking none of them out again at once. */
+size_t frames_mappable(struct pager *p);
 
 /* --- range.c: user threads --- */
 
@@ -289,6 +320,19 @@ void range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t
 		     unsigned shard, unsigned char *vec);
 /* Ask the service of a shard to bring a range in. */
 void range_willneed(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end);
+
+/* --- demand.c --- */
+
+/*
+ * Wait until every page of [d->va, d->end) has been in the page table.  d->write is the caller's; the rest is filled
+ * in here.  No signal may be taken meanwhile.
+ * => no lock but map.change may be held.
+ * => 0; or what became of the page at d->va: -ENOMEM not mapped, -EACCES not allowed, -EIO lost, -EAGAIN no room
+ *    for it in p->fault_timeout, -ENOSPC overcommitted.
+ */
+int demand_range(struct pager *p, struct demand *d);
+/* A service's part: go on with what callers wait for. */
+void demand_serve(struct service *s);
 
 /* --- service.c --- */
 

@@ -10,6 +10,7 @@
  *	faults       all that are there, a batch at a time
  *	parked       those that could not be served before
  *	will-need    as far as there is room to spare
+ *	demands      what calls wait for
  *	pageout      one step, if free room is short
  *
  * Once running, a service thread calls nothing in libc that takes a lock of libc's: fork() in another
@@ -106,6 +107,7 @@ service_alloc(struct pager *p, unsigned id)
 	s->p = p;
 	s->id = id;
 	pthread_mutex_init(&s->cmd_lock, NULL);
+	pthread_cond_init(&s->demand_over, NULL);
 	trace_init(&s->trace, s->trace_slots, TRACE_EVENTS);
 	for (unsigned i = 0; i < NREADS; i++) {
 		s->reads[i].kind = REQ_PAGEIN;
@@ -128,6 +130,7 @@ service_free(struct service *s)
 		return;
 	mem = s->mem;
 	s->p->service[s->id] = NULL;
+	pthread_cond_destroy(&s->demand_over);
 	pthread_mutex_destroy(&s->cmd_lock);
 	wired_array_fini(&mem);
 }
@@ -193,7 +196,7 @@ service_step(struct service *s, int64_t timeout_ns)
 
 	if (s->more)
 		timeout_ns = 0;
-	else if ((s->nparked > 0 || s->parked_overflow) &&
+	else if ((s->nparked > 0 || s->parked_overflow || s->demand_waits) &&
 		 (timeout_ns < 0 || timeout_ns > PARKED_NS))
 		timeout_ns = PARKED_NS;
 	s->io->ops->wait(s->io, timeout_ns, &ev);
@@ -207,6 +210,7 @@ service_step(struct service *s, int64_t timeout_ns)
 			fault_unpark(s);
 	}
 	pagein_commands(s);
+	demand_serve(s);
 	if (pageout_step(s))
 		s->more = true;
 }

@@ -1,0 +1,421 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * test_calls.c: prefault as a program sees it, on the real kernel, through the public header.
+ *
+ * That a page is in the page table is asked of the kernel: touching it costs this thread no fault
+ * (RUSAGE_THREAD), or a system call that can not have its faults served gets through.
+ */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "uffd_pager.h"
+
+#define RW (PROT_READ | PROT_WRITE)
+#define PAGE ((size_t)UP_PAGE_SIZE)
+#define MiB ((size_t)1 << 20)
+#define DEADLINE 30 /* seconds, for whatever has to happen */
+
+TestSuite(calls, .timeout = 110);
+
+/* --- rig --- */
+
+static struct up_runtime *rt;
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
+static char logged[16384];
+static unsigned nlogged;
+
+static void
+collect(void *ctx, enum up_log_level level, const char *line)
+{
+	size_t len;
+
+	(void)ctx;
+	pthread_mutex_lock(&log_lock);
+	len = strlen(logged);
+	snprintf(logged + len, sizeof logged - len, "%d: %s\n", (int)level, line);
+	nlogged += level == UP_LOG_ERROR;
+	pthread_mutex_unlock(&log_lock);
+}
+
+static void
+log_clear(void)
+{
+	pthread_mutex_lock(&log_lock);
+	logged[0] = '\0';
+	nlogged = 0;
+	pthread_mutex_unlock(&log_lock);
+}
+
+static void
+start_with(struct up_config cfg)
+{
+	int r;
+
+	cfg.log = collect;
+	r = up_runtime_create(&rt, &cfg);
+	if (r == -EPERM || r == -ENOSYS)
+		cr_skip_test("no userfaultfd or io_uring here: %s", logged);
+	cr_assert(r == 0, "create: %s: %s", strerrorname_np(-r), logged);
+	log_clear();
+}
+
+static void
+start(size_t limit)
+{
+	start_with((struct up_config){ .memory_limit = limit, .service_threads = 2 });
+}
+
+static char *
+map(size_t len, unsigned flags)
+{
+	void *p;
+	const int r = up_map(rt, NULL, len, RW, UP_PRIVATE | flags, NULL, 0, &p);
+
+	cr_assert(r == 0, "up_map: %s: %s", strerrorname_np(-r), logged);
+	return p;
+}
+
+static struct up_stats
+stats(void)
+{
+	struct up_stats st;
+
+	cr_assert(up_stats_get(rt, &st, sizeof st) == 0);
+	return st;
+}
+
+static double
+seconds(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static _Atomic uint64_t *
+word(char *p, size_t page)
+{
+	return (_Atomic uint64_t *)(void *)(p + page * PAGE);
+}
+
+static uint64_t
+content(size_t page, size_t w)
+{
+	return (page + 1) * UINT64_C(0x9e3779b97f4a7c15) + w;
+}
+
+static void
+fill(char *p, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		for (size_t w = 0; w < PAGE / 8; w += 64)
+			word(p, i)[w] = content(i, w);
+}
+
+static void
+check_fill(char *p, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		for (size_t w = 0; w < PAGE / 8; w += 64)
+			cr_assert(word(p, i)[w] == content(i, w),
+				  "page %zu is not what was written", i);
+}
+
+static size_t
+count_bits(char *p, size_t n, unsigned bits)
+{
+	unsigned char *vec = malloc(n);
+	size_t found = 0;
+
+	cr_assert(vec != NULL && up_residency(rt, p, n * PAGE, vec) == 0);
+	for (size_t i = 0; i < n; i++)
+		found += (vec[i] & bits) != 0;
+	free(vec);
+	return found;
+}
+
+/* Write as much as twice the limit elsewhere, until none of the pages is in memory. */
+static void
+push_out(char *p, size_t npages)
+{
+	const size_t n = 2 * stats().limit / PAGE;
+	char *other = map(n * PAGE, 0);
+	const double until = seconds() + DEADLINE;
+
+	while (count_bits(p, npages, UP_PAGE_MAPPED | UP_PAGE_STAGED) > 0) {
+		cr_assert(seconds() < until, "pages stay in memory");
+		for (size_t i = 0; i < n; i++)
+			*word(other, i) = i + 1;
+	}
+	cr_assert(up_unmap(rt, other, n * PAGE) == 0);
+}
+
+/* Faults that the kernel has counted for this thread. */
+static long
+faults_taken(void)
+{
+	struct rusage ru;
+
+	cr_assert(getrusage(RUSAGE_THREAD, &ru) == 0);
+	return ru.ru_minflt + ru.ru_majflt;
+}
+
+/* What touching every page costs in faults.  Nothing else is touched in between. */
+static long
+cost_of_touching(char *p, size_t n)
+{
+	uint64_t sum = 0;
+	long before;
+
+	faults_taken();
+	before = faults_taken();
+	for (size_t i = 0; i < n; i++)
+		sum += *word(p, i);
+	for (size_t i = 0; i < n; i++)
+		atomic_fetch_or(word(p, i), 0);
+	before = faults_taken() - before;
+	cr_assert(sum != 1);
+	return before;
+}
+
+/* The result, and exactly one line that says so; `text` is part of it. */
+static void
+refused(const char *what, int r, int want, const char *text)
+{
+	cr_expect(r == want, "%s: %s instead of %s", what, r < 0 ? strerrorname_np(-r) : "success",
+		  strerrorname_np(-want));
+	cr_expect(strstr(logged, text) != NULL, "%s: \"%s\" is not in: %s", what, text, logged);
+	cr_expect(nlogged == 1, "%s: %u lines: %s", what, nlogged, logged);
+	log_clear();
+}
+#define REFUSED(call, want, text) refused(#call, (call), (want), (text))
+
+static int
+in_child(int (*fn)(void))
+{
+	int status;
+	pid_t pid;
+
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0) {
+		alarm(DEADLINE);
+		_exit(fn());
+	}
+	cr_assert(waitpid(pid, &status, 0) == pid);
+	return WIFSIGNALED(status) ? 1000 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+/* --- prefault --- */
+
+Test(calls, prefault_costs_the_faults_that_touching_does_not)
+{
+	enum { N = 512 };
+	char *p;
+
+	start(8 * MiB);
+	p = map(N * PAGE, 0);
+	cr_assert(up_prefault(rt, p, N * PAGE, 1) == 0, "%s", logged);
+	cr_assert(cost_of_touching(p, N) == 0);
+	fill(p, N);
+	push_out(p, N);
+	cr_assert(cost_of_touching(p, 8) > 0, "the kernel counts no faults here");
+	push_out(p, N);
+	cr_assert(up_prefault(rt, p, N * PAGE, 1) == 0, "%s", logged);
+	cr_assert(cost_of_touching(p, N) == 0);
+	check_fill(p, N);
+	cr_assert(nlogged == 0, "%s", logged);
+	up_runtime_destroy(rt);
+}
+
+Test(calls, prefault_makes_system_calls_work_that_can_not_have_faults_served)
+{
+	enum { N = 16 };
+	char buf[N * 4096];
+	char *p;
+	int fd[2];
+
+	start_with((struct up_config){ .memory_limit = 8 * MiB,
+				       .feature_mask = UP_MASK_KERNEL_FAULTS });
+	p = map(N * PAGE, 0);
+	fill(p, N);
+	push_out(p, N);
+	cr_assert(pipe(fd) == 0);
+	cr_assert(write(fd[1], p, N * PAGE) == -1 && errno == EFAULT,
+		  "the mask has no effect: a system call had its fault served");
+	cr_assert(up_prefault(rt, p, N * PAGE, 0) == 0, "%s", logged);
+	cr_assert(write(fd[1], p, N * PAGE) == (ssize_t)(N * PAGE), "%s", strerror(errno));
+	cr_assert(read(fd[0], buf, sizeof buf) == (ssize_t)sizeof buf);
+	check_fill(p, N);
+	cr_assert(memcmp(buf, p, sizeof buf) == 0);
+
+	/* And the other way, into what was never touched. */
+	cr_assert(up_advise(rt, p, N * PAGE, UP_ADVICE_DONTNEED) == 0);
+	cr_assert(write(fd[1], buf, sizeof buf) == (ssize_t)sizeof buf);
+	cr_assert(read(fd[0], p, N * PAGE) == -1 && errno == EFAULT);
+	cr_assert(up_prefault(rt, p, N * PAGE, 1) == 0, "%s", logged);
+	cr_assert(read(fd[0], p, N * PAGE) == (ssize_t)(N * PAGE), "%s", strerror(errno));
+	check_fill(p, N);
+	close(fd[0]);
+	close(fd[1]);
+	up_runtime_destroy(rt);
+}
+
+/* Writers all over a region that hardly fits, while it is brought in again and again. */
+static char *shared_region;
+static atomic_bool stop;
+enum { WRITERS = 3, SHARED_PAGES = 1200 };
+
+static void *
+writer(void *arg)
+{
+	unsigned seed = (unsigned)(uintptr_t)arg;
+	uint64_t *mine = calloc(SHARED_PAGES, sizeof *mine);
+
+	while (!atomic_load(&stop)) {
+		const size_t i = (size_t)rand_r(&seed) % SHARED_PAGES;
+
+		atomic_fetch_add(word(shared_region, i), 1);
+		mine[i]++;
+	}
+	return mine;
+}
+
+Test(calls, prefault_changes_nothing_that_others_write)
+{
+	pthread_t t[WRITERS];
+	uint64_t sum[SHARED_PAGES] = { 0 };
+	const double until = seconds() + 3;
+	unsigned rounds = 0, again = 0;
+
+	start(6 * MiB);
+	shared_region = map(SHARED_PAGES * PAGE, 0);
+	atomic_store(&stop, false);
+	for (uintptr_t i = 0; i < WRITERS; i++)
+		cr_assert(pthread_create(&t[i], NULL, writer, (void *)(i + 1)) == 0);
+	while (seconds() < until) {
+		const size_t n = 100 + rounds * 37 % 500, first = rounds * 101 % (SHARED_PAGES - n);
+		const int r = up_prefault(rt, shared_region + first * PAGE, n * PAGE, 1);
+
+		/* Three writers all over the place may need the room for themselves. */
+		cr_assert(r == 0 || r == -EAGAIN, "%s: %s", strerrorname_np(-r), logged);
+		again += r < 0;
+		rounds++;
+	}
+	atomic_store(&stop, true);
+	for (unsigned i = 0; i < WRITERS; i++) {
+		void *mine;
+
+		pthread_join(t[i], &mine);
+		for (size_t k = 0; k < SHARED_PAGES; k++)
+			sum[k] += ((uint64_t *)mine)[k];
+		free(mine);
+	}
+	cr_assert(again < rounds);
+	for (size_t k = 0; k < SHARED_PAGES; k++)
+		cr_assert(*word(shared_region, k) == sum[k], "page %zu: %lu of %lu additions", k,
+			  *word(shared_region, k), sum[k]);
+	up_runtime_destroy(rt);
+}
+
+/* Calls that change mappings, all the time. */
+static void *
+mapper(void *arg)
+{
+	unsigned *done = arg;
+
+	while (!atomic_load(&stop)) {
+		void *q;
+
+		if (up_map(rt, NULL, 8 * PAGE, RW, UP_PRIVATE, NULL, 0, &q) < 0)
+			break;
+		*word(q, 3) = 1;
+		if (up_protect(rt, q, 4 * PAGE, PROT_READ) < 0 || up_unmap(rt, q, 8 * PAGE) < 0)
+			break;
+		++*done;
+	}
+	return NULL;
+}
+
+Test(calls, prefault_and_calls_that_change_mappings_go_on_side_by_side)
+{
+	enum { N = 1000 };
+	unsigned done = 0;
+	pthread_t t;
+	char *p;
+
+	start(8 * MiB);
+	p = map(N * PAGE, 0);
+	fill(p, N);
+	atomic_store(&stop, false);
+	cr_assert(pthread_create(&t, NULL, mapper, &done) == 0);
+	for (unsigned i = 0; i < 5; i++) {
+		push_out(p, N);
+		cr_assert(up_prefault(rt, p, N * PAGE, 0) == 0, "%s", logged);
+	}
+	atomic_store(&stop, true);
+	pthread_join(t, NULL);
+	cr_assert(done > 0 && nlogged == 0, "%u: %s", done, logged);
+	check_fill(p, N);
+	up_runtime_destroy(rt);
+}
+
+static int
+child_prefault(void)
+{
+	return up_prefault(rt, shared_region, PAGE, 0) == -ECHILD ? 0 : 1;
+}
+
+Test(calls, prefault_says_what_is_wrong)
+{
+	char *p;
+
+	start(4 * MiB);
+	p = map(2000 * PAGE, 0);
+	cr_expect(up_prefault(NULL, p, PAGE, 0) == -EINVAL);
+	REFUSED(up_prefault(rt, p + 1, PAGE, 0), -EINVAL, "up_prefault: address");
+	REFUSED(up_prefault(rt, p, 0, 0), -EINVAL, "up_prefault: length 0");
+	REFUSED(up_prefault(rt, p, 100, 0), -EINVAL, "up_prefault: length 100");
+	REFUSED(up_prefault(rt, p, SIZE_MAX & ~(PAGE - 1), 0), -EINVAL, "wraps around");
+	REFUSED(up_prefault(rt, p, 2000 * PAGE, 0), -ENOMEM, "2000 pages are more than the");
+	cr_assert(up_unmap(rt, p + 10 * PAGE, PAGE) == 0);
+	REFUSED(up_prefault(rt, p, 20 * PAGE, 0), -ENOMEM, "is not mapped");
+	cr_assert(up_protect(rt, p, PAGE, PROT_READ) == 0);
+	REFUSED(up_prefault(rt, p, 2 * PAGE, 1), -EACCES, "is not writable");
+	cr_assert(up_protect(rt, p, PAGE, PROT_NONE) == 0);
+	REFUSED(up_prefault(rt, p, 2 * PAGE, 0), -EACCES, "is not accessible");
+	cr_expect(count_bits(p, 10, ~0u) == 0, "a refused call brought pages in");
+	shared_region = p + 20 * PAGE;
+	cr_expect(in_child(child_prefault) == 0);
+	cr_assert(up_prefault(rt, p + 11 * PAGE, 20 * PAGE, 1) == 0, "%s", logged);
+	up_runtime_destroy(rt);
+}
+
+Test(calls, prefault_of_overcommitted_pages_loses_nothing)
+{
+	char *p;
+	size_t in;
+
+	start_with((struct up_config){
+		.memory_limit = 4 * MiB, .swap_size = MiB, .flags = UP_OVERCOMMIT });
+	p = map(512 * PAGE, 0);
+	REFUSED(up_prefault(rt, p, 512 * PAGE, 1), -ENOSPC, "is overcommitted");
+	in = count_bits(p, 512, UP_PAGE_MAPPED);
+	cr_assert(in > 0 && in < 512 && stats().lost == 0 && stats().fault_sigbus == 0);
+	cr_assert(up_advise(rt, p, in * PAGE, UP_ADVICE_DONTNEED) == 0);
+	*word(p, 400) = 1; /* nothing was poisoned */
+	cr_assert(*word(p, 400) == 1);
+	up_runtime_destroy(rt);
+}
