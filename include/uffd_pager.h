@@ -140,7 +140,13 @@ struct up_config {
 	 */
 	unsigned fault_timeout_ms;
 
-	uint64_t reserved[12]; /* must be zero */
+	/*
+	 * The most that up_wire() may hold in memory, bytes; at most memory_limit.  0: half of that.
+	 * What is wired and the metadata that is promised to regions come out of the same limit.
+	 */
+	uint64_t wire_limit;
+
+	uint64_t reserved[11]; /* must be zero */
 };
 
 /*
@@ -212,7 +218,8 @@ enum up_advice {
 
 /*
  * Advise about a range.  The first three stay with the mapping; the others act once.
- * DONTNEED also clears pages that were lost to an error.
+ * DONTNEED also clears pages that were lost to an error; for a range with wired pages it is -EINVAL, as for
+ * madvise(), and COLD passes those by.
  * -EINVAL  a bad range or advice.  -ENOMEM  part of the range is not mapped through `rt`.
  */
 UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice);
@@ -238,11 +245,36 @@ UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_a
  */
 UP_API int up_prefault(struct up_runtime *rt, void *addr, size_t length, int write);
 
+/*
+ * Wire: as mlock(), every page of the range is in the page table on return, and pageout takes none of them out
+ * until up_unwire(), or up_unmap() of it.  (What the kernel does with them is another matter: where the machine has swap
+ * of its own, they are its pages like others.)  Unlike with mlock(), calls nest: a page stays wired until it
+ * has been unwired as often as wired.  Any part of a mapping can be wired or unwired.
+ *
+ * Most of the range is brought in as by up_prefault(), while other calls go on; what is missing after that, while calls that
+ * change mappings wait.  Protection may be changed later to whatever one likes.
+ *
+ * Pages brought in by a call that failed may stay in memory, unwired.
+ * -EINVAL  a bad range.                      -EAGAIN  no room could be made within fault_timeout_ms.
+ * -EACCES  a part is PROT_NONE.              -EIO     a page is lost.
+ * -ENOMEM  part of the range is not mapped,  -ENOSPC  UP_NORESERVE, and swap or limit are exhausted.
+ *          more would be wired than wire_limit or what the limit has beside promised metadata, or no room to
+ *          split an entry.
+ */
+UP_API int up_wire(struct up_runtime *rt, void *addr, size_t length);
+
+/*
+ * Undo one up_wire() of every page of the range.
+ * -EINVAL  a bad range, or a part is not wired.  -ENOMEM  part of it is not mapped, or no room to split an entry.
+ */
+UP_API int up_unwire(struct up_runtime *rt, void *addr, size_t length);
+
 /* up_residency() bits */
 #define UP_PAGE_MAPPED (1u << 0)  /* in the page table: a touch costs nothing */
 #define UP_PAGE_STAGED (1u << 1)  /* in memory: a touch is a soft fault */
 #define UP_PAGE_SWAPPED (1u << 2) /* has a copy in swap, maybe of older content if it is mapped */
 #define UP_PAGE_LOST (1u << 3)	  /* a touch is SIGBUS */
+#define UP_PAGE_WIRED (1u << 4)	  /* mapped, and never taken out; see up_wire() */
 
 /*
  * As mincore(): one byte a page in vec[0 .. length / UP_PAGE_SIZE), a sum of UP_PAGE_*; 0 for
@@ -331,6 +363,8 @@ struct up_stats {
 	uint64_t entries, objects; /* counts */
 
 	struct up_latency latency[UP_FAULT_KINDS];
+
+	uint64_t wired; /* level: held in memory by up_wire(), bytes; part of `resident` */
 };
 
 /*

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * calls.c: calls on ranges beyond those that mapping needs: up_prefault.
+ * calls.c: calls on ranges beyond those that mapping needs: prefault, wire.
  */
+#include <errno.h>
+#include <limits.h>
 #include <string.h>
 
 #include "runtime.h"
@@ -100,5 +102,205 @@ up_prefault(struct up_runtime *rt, void *addr, size_t length, int write)
 	if (r == 0)
 		r = demand_failed(rt, "up_prefault", &d, demand_range(&rt->p, &d));
 	signals_release(&old);
+	return r;
+}
+
+/* --- wire --- */
+
+bool
+wired_take(struct pager *p, uint64_t n)
+{
+	if (!resv_try(&p->resv_meta, n << PAGE_SHIFT))
+		return false;
+	atomic_fetch_add(&p->nwired, n);
+	return true;
+}
+
+void
+wired_give(struct pager *p, uint64_t n)
+{
+	assert(atomic_load(&p->nwired) >= n);
+	atomic_fetch_sub(&p->nwired, n);
+	resv_give(&p->resv_meta, n << PAGE_SHIFT);
+}
+
+/* 0, or why the range can not be wired; *more: its pages that are not wired yet.  => map.change is held. */
+static int
+check_wire(struct up_runtime *rt, uintptr_t start, uintptr_t end, uint64_t *more)
+{
+	struct pager *p = &rt->p;
+	const uint64_t now = atomic_load(&p->nwired), most = rt->wire_limit >> PAGE_SHIFT;
+	int r;
+
+	*more = 0;
+	r = check_covered(rt, "up_wire", start, end);
+	if (r < 0)
+		return r;
+	for (const struct map_entry *e = map_first_from(&p->map, start);
+	     e != NULL && e->start < end; e = e->next) {
+		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
+
+		if (e->prot == PROT_NONE) {
+			log_line(&p->log, UP_LOG_ERROR,
+				 "up_wire: the page at %#lx is not accessible",
+				 (unsigned long)from);
+			return -EACCES;
+		}
+		if (e->wired == UINT_MAX) {
+			log_line(&p->log, UP_LOG_ERROR,
+				 "up_wire: the page at %#lx can not be wired once more",
+				 (unsigned long)from);
+			return -ENOMEM;
+		}
+		if (e->wired == 0)
+			*more += (to - from) >> PAGE_SHIFT;
+	}
+	if (now + *more > most) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "up_wire: %llu pages and %llu that are wired are more than wire_limit %zu",
+			 (unsigned long long)*more, (unsigned long long)now, rt->wire_limit);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Pages of [start, end) whose entries are not wired are on ACTIVE again.  => map.change is held. */
+static void
+unwire_pages(struct pager *p, uintptr_t start, uintptr_t end)
+{
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	     e = e->next) {
+		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
+
+		if (e->wired == 0)
+			range_unwire(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
+				     (to - from) >> PAGE_SHIFT, from, e->shard);
+	}
+}
+
+/* => map.change is held, so nobody unmaps, protects or discards while the pages come. */
+static int
+wire(struct up_runtime *rt, uintptr_t start, uintptr_t end)
+{
+	struct demand d = { .va = start, .end = end, .wire = true };
+	struct map_entry *spare[2];
+	struct pager *p = &rt->p;
+	uint64_t more;
+	int r;
+
+	r = check_wire(rt, start, end, &more);
+	if (r < 0)
+		return r;
+	r = spare_alloc(p, start, end, spare);
+	if (r < 0)
+		return r;
+	if (!wired_take(p, more)) {
+		log_line(
+			&p->log, UP_LOG_ERROR,
+			"up_wire: %llu pages do not fit memory_limit %zu beside the metadata that is "
+			"promised to regions",
+			(unsigned long long)more, rt->memory_limit);
+		r = -ENOMEM;
+		goto free_spare;
+	}
+	r = demand_failed(rt, "up_wire", &d, demand_range(p, &d));
+	if (r < 0) {
+		unwire_pages(p, start, end);
+		wired_give(p, more);
+		goto free_spare;
+	}
+	pthread_rwlock_wrlock(&p->map.lock);
+	map_clip(&p->map, start, end, spare);
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	     e = e->next)
+		e->wired++;
+	pthread_rwlock_unlock(&p->map.lock);
+free_spare:
+	spare_free(p, spare);
+	return r;
+}
+
+int
+up_wire(struct up_runtime *rt, void *addr, size_t length)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct demand d = { .va = start, .end = end };
+	struct pager *p;
+	uint64_t more;
+	sigset_t old;
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	r = check_process(rt, "up_wire");
+	if (r == 0)
+		r = check_range(rt, "up_wire", start, length);
+	if (r < 0)
+		return r;
+
+	change_begin(p, &old);
+	r = check_wire(rt, start, end, &more);
+	change_end(p, &old);
+	if (r < 0)
+		return r;
+	/* Most of the waiting, while others may change mappings. */
+	if (more > 0) {
+		signals_hold(&old);
+		r = demand_failed(rt, "up_wire", &d, demand_range(p, &d));
+		signals_release(&old);
+		if (r < 0)
+			return r;
+	}
+	change_begin(p, &old);
+	r = wire(rt, start, end);
+	change_end(p, &old);
+	return r;
+}
+
+int
+up_unwire(struct up_runtime *rt, void *addr, size_t length)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct map_entry *spare[2], *e;
+	struct pager *p;
+	uint64_t less = 0;
+	sigset_t old;
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	r = check_process(rt, "up_unwire");
+	if (r == 0)
+		r = check_range(rt, "up_unwire", start, length);
+	if (r < 0)
+		return r;
+
+	change_begin(p, &old);
+	r = check_covered(rt, "up_unwire", start, end);
+	for (e = map_first_from(&p->map, start); r == 0 && e != NULL && e->start < end;
+	     e = e->next) {
+		if (e->wired == 0)
+			r = bad(rt, "up_unwire: the page at %#lx is not wired",
+				(unsigned long)MAX(start, e->start));
+	}
+	if (r < 0)
+		goto unlock;
+	r = spare_alloc(p, start, end, spare);
+	if (r < 0)
+		goto unlock;
+	pthread_rwlock_wrlock(&p->map.lock);
+	map_clip(&p->map, start, end, spare);
+	for (e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next) {
+		if (--e->wired == 0)
+			less += (e->end - e->start) >> PAGE_SHIFT;
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	unwire_pages(p, start, end);
+	wired_give(p, less);
+	spare_free(p, spare);
+unlock:
+	change_end(p, &old);
 	return r;
 }

@@ -158,6 +158,12 @@ check_config(const struct up_config *cfg, const struct logger *log)
 			 cfg->flags & ~UP_OVERCOMMIT);
 		return -EINVAL;
 	}
+	if (cfg->memory_limit != 0 && cfg->wire_limit > cfg->memory_limit) {
+		log_line(log, UP_LOG_ERROR,
+			 "up_runtime_create: wire_limit %llu is above memory_limit %zu",
+			 (unsigned long long)cfg->wire_limit, cfg->memory_limit);
+		return -EINVAL;
+	}
 	if (cfg->swap_path != NULL && cfg->swap_fd > 0) {
 		log_line(log, UP_LOG_ERROR,
 			 "up_runtime_create: both swap_path and swap_fd are set");
@@ -353,6 +359,8 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	rt->overcommit = (cfg->flags & UP_OVERCOMMIT) != 0;
 	p->log = (struct logger){ .fn = cfg->log, .ctx = cfg->log_ctx };
 	rt->memory_limit = choose_limit(cfg->memory_limit, &p->log);
+	rt->wire_limit = cfg->wire_limit != 0 ? (size_t)MIN(cfg->wire_limit, rt->memory_limit)
+					      : rt->memory_limit / 2;
 	p->fault_timeout =
 		(uint64_t)(cfg->fault_timeout_ms != 0 ? cfg->fault_timeout_ms : 30000) * 1000000;
 	p->nservices = cfg->service_threads != 0 ? cfg->service_threads
@@ -769,11 +777,8 @@ cuts(struct pager *p, uintptr_t at)
 	return e != NULL && e->start != at;
 }
 
-/*
- * The entries that map_clip() will use; all or none.  No more than those: what takes whole entries away
- * must go ahead when there is no room for another.  => map.change is held.
- */
-static int
+/* No more than those that are used: what takes whole entries away must go ahead when there is no room for another. */
+int
 spare_alloc(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2])
 {
 	spare[0] = spare[1] = NULL;
@@ -789,7 +794,7 @@ fail:
 	return -ENOMEM;
 }
 
-static void
+void
 spare_free(struct pager *p, struct map_entry *spare[2])
 {
 	for (unsigned i = 0; i < 2; i++) {
@@ -814,6 +819,8 @@ entry_destroy(struct pager *p, struct map_entry *e)
 	} else {
 		range_free(p, o, e->offset, npages, e->start, e->shard);
 	}
+	if (e->wired > 0)
+		wired_give(p, npages);
 	r = p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
 	if (r < 0) {
 		/* Not after split(); but if it should be, nobody may wait there for a page that never comes. */
@@ -1001,6 +1008,18 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 	}
 }
 
+/* True if a part of the range is wired.  => map.change is held. */
+static bool
+is_wired(struct pager *p, uintptr_t start, uintptr_t end)
+{
+	for (const struct map_entry *e = map_first_from(&p->map, start);
+	     e != NULL && e->start < end; e = e->next) {
+		if (e->wired > 0)
+			return true;
+	}
+	return false;
+}
+
 int
 up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice)
 {
@@ -1022,6 +1041,9 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 
 	change_begin(p, &old);
 	r = check_covered(rt, "up_advise", start, end);
+	if (r == 0 && advice == UP_ADVICE_DONTNEED && is_wired(p, start, end))
+		r = bad(rt, "up_advise: part of %#lx-%#lx is wired, and can not be discarded",
+			(unsigned long)start, (unsigned long)end);
 	if (r == 0 && advice <= UP_ADVICE_RANDOM) {
 		r = advise_entries(p, start, end, advice);
 	} else if (r == 0) {

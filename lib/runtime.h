@@ -18,6 +18,7 @@ struct up_runtime {
 	struct pager p;
 	const struct backend *backend; /* (c) */
 	size_t memory_limit;	       /* (c) as configured */
+	size_t wire_limit;	       /* (c) */
 	bool overcommit;	       /* (c) */
 	pid_t pid;		       /* (c) the process that created it */
 	uint64_t mask;		       /* (c) features not to use */
@@ -62,6 +63,17 @@ int check_process(const struct up_runtime *rt, const char *call);
 int check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length);
 /* 0, or -ENOMEM and a log line: part of it is not mapped.  => map.change is held, so the map does not change. */
 int check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end);
+
+/*
+ * The entries that map_clip() will use, all or none: 0, or -ENOMEM and a log line.  What is left of them goes back
+ * with spare_free().  => map.change is held.
+ */
+int spare_alloc(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2]);
+void spare_free(struct pager *p, struct map_entry *spare[2]);
+
+/* Pages that up_wire() may hold in memory, more or less by n: counted, and promised out of the limit. */
+bool wired_take(struct pager *p, uint64_t n);
+void wired_give(struct pager *p, uint64_t n);
 
 /* Pages of swap that there can be, and those promised to mapped regions and objects. */
 void swap_promised(struct pager *p, uint64_t *max, uint64_t *used);

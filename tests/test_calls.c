@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * test_calls.c: prefault as a program sees it, on the real kernel, through the public header.
+ * test_calls.c: prefault and wire as a program sees it, on the real kernel, through the public header.
  *
  * That a page is in the page table is asked of the kernel: touching it costs this thread no fault
  * (RUSAGE_THREAD), or a system call that can not have its faults served gets through.
@@ -176,17 +176,15 @@ faults_taken(void)
 static long
 cost_of_touching(char *p, size_t n)
 {
-	uint64_t sum = 0;
 	long before;
 
 	faults_taken();
 	before = faults_taken();
 	for (size_t i = 0; i < n; i++)
-		sum += *word(p, i);
+		(void)atomic_load(word(p, i));
 	for (size_t i = 0; i < n; i++)
 		atomic_fetch_or(word(p, i), 0);
 	before = faults_taken() - before;
-	cr_assert(sum != 1);
 	return before;
 }
 
@@ -417,5 +415,148 @@ Test(calls, prefault_of_overcommitted_pages_loses_nothing)
 	cr_assert(up_advise(rt, p, in * PAGE, UP_ADVICE_DONTNEED) == 0);
 	*word(p, 400) = 1; /* nothing was poisoned */
 	cr_assert(*word(p, 400) == 1);
+	up_runtime_destroy(rt);
+}
+
+/* --- wire --- */
+
+Test(calls, wired_pages_never_fault_whatever_else_goes_on)
+{
+	enum { N = 400 };
+	char *p;
+
+	start(6 * MiB);
+	p = map(2 * N * PAGE, 0);
+	fill(p, 2 * N);
+	push_out(p, 2 * N);
+	cr_assert(up_wire(rt, p + N / 2 * PAGE, N * PAGE) == 0, "%s", logged);
+	cr_assert(stats().wired == N * PAGE);
+	for (unsigned i = 0; i < 4; i++) {
+		push_out(p, N / 2);
+		cr_assert(cost_of_touching(p + N / 2 * PAGE, N) == 0, "turn %u", i);
+	}
+	cr_assert(count_bits(p, 2 * N, UP_PAGE_WIRED) == N);
+	check_fill(p, 2 * N);
+
+	/* In part; then what is left goes with the mapping. */
+	cr_assert(up_unwire(rt, p + N / 2 * PAGE, N / 2 * PAGE) == 0, "%s", logged);
+	push_out(p, N);
+	cr_assert(count_bits(p + N * PAGE, N, UP_PAGE_MAPPED) >= N / 2);
+	check_fill(p, 2 * N);
+	cr_assert(up_unmap(rt, p, 2 * N * PAGE) == 0 && stats().wired == 0);
+	cr_assert(nlogged == 0, "%s", logged);
+	up_runtime_destroy(rt);
+}
+
+/* A loop over `shared_region`, wiring and unwiring parts of it. */
+static void *
+wirer(void *arg)
+{
+	unsigned seed = (unsigned)(uintptr_t)arg;
+	uintptr_t failed = 0;
+
+	while (!atomic_load(&stop) && failed == 0) {
+		const size_t n = 1 + (size_t)rand_r(&seed) % 60,
+			     first = (size_t)rand_r(&seed) % (SHARED_PAGES - n);
+		char *at = shared_region + first * PAGE;
+		const int r = up_wire(rt, at, n * PAGE);
+
+		if (r == 0 && cost_of_touching(at, n) > 0)
+			failed = 1;
+		if (r == 0 && up_unwire(rt, at, n * PAGE) < 0)
+			failed = 2;
+		if (r < 0 && r != -EAGAIN && r != -ENOMEM)
+			failed = 3;
+	}
+	return (void *)failed;
+}
+
+Test(calls, wire_nests_across_threads_while_others_write)
+{
+	const struct timespec time = { .tv_sec = 3 };
+	pthread_t w[WRITERS], t[2];
+	uint64_t sum[SHARED_PAGES] = { 0 };
+	void *result;
+
+	start(6 * MiB);
+	shared_region = map(SHARED_PAGES * PAGE, 0);
+	atomic_store(&stop, false);
+	for (uintptr_t i = 0; i < WRITERS; i++)
+		cr_assert(pthread_create(&w[i], NULL, writer, (void *)(i + 1)) == 0);
+	for (uintptr_t i = 0; i < 2; i++)
+		cr_assert(pthread_create(&t[i], NULL, wirer, (void *)(i + 10)) == 0);
+	nanosleep(&time, NULL); /* that long they run */
+	atomic_store(&stop, true);
+	for (unsigned i = 0; i < 2; i++) {
+		pthread_join(t[i], &result);
+		cr_assert(result == NULL, "step %zu: %s", (size_t)result, logged);
+	}
+	for (unsigned i = 0; i < WRITERS; i++) {
+		pthread_join(w[i], &result);
+		for (size_t k = 0; k < SHARED_PAGES; k++)
+			sum[k] += ((uint64_t *)result)[k];
+		free(result);
+	}
+	cr_assert(stats().wired == 0);
+	for (size_t k = 0; k < SHARED_PAGES; k++)
+		cr_assert(*word(shared_region, k) == sum[k], "page %zu: %lu of %lu additions", k,
+			  *word(shared_region, k), sum[k]);
+	up_runtime_destroy(rt);
+}
+
+static int
+child_wire(void)
+{
+	if (up_wire(rt, shared_region, PAGE) != -ECHILD)
+		return 1;
+	return up_unwire(rt, shared_region, PAGE) == -ECHILD ? 0 : 2;
+}
+
+Test(calls, wire_and_unwire_say_what_is_wrong)
+{
+	char *p;
+
+	start_with((struct up_config){ .memory_limit = 8 * MiB, .wire_limit = 1 * MiB });
+	p = map(600 * PAGE, 0);
+	cr_expect(up_wire(NULL, p, PAGE) == -EINVAL && up_unwire(NULL, p, PAGE) == -EINVAL);
+	REFUSED(up_wire(rt, p + 1, PAGE), -EINVAL, "up_wire: address");
+	REFUSED(up_wire(rt, p, 0), -EINVAL, "up_wire: length 0");
+	REFUSED(up_unwire(rt, p + 1, PAGE), -EINVAL, "up_unwire: address");
+	REFUSED(up_unwire(rt, p, 1), -EINVAL, "up_unwire: length 1");
+	REFUSED(up_unwire(rt, p, PAGE), -EINVAL, "is not wired");
+	REFUSED(up_wire(rt, p, 257 * PAGE), -ENOMEM,
+		"257 pages and 0 that are wired are more than wire_limit 1048576");
+	cr_assert(up_unmap(rt, p + 10 * PAGE, PAGE) == 0);
+	REFUSED(up_wire(rt, p, 20 * PAGE), -ENOMEM, "up_wire: part of");
+	REFUSED(up_unwire(rt, p, 20 * PAGE), -ENOMEM, "up_unwire: part of");
+	cr_assert(up_protect(rt, p, PAGE, PROT_NONE) == 0);
+	REFUSED(up_wire(rt, p, 2 * PAGE), -EACCES, "is not accessible");
+	cr_expect(count_bits(p, 10, ~0u) == 0, "a refused call brought pages in");
+	shared_region = p + 20 * PAGE;
+	cr_expect(in_child(child_wire) == 0);
+
+	cr_assert(up_wire(rt, p + 20 * PAGE, 10 * PAGE) == 0, "%s", logged);
+	REFUSED(up_advise(rt, p + 15 * PAGE, 10 * PAGE, UP_ADVICE_DONTNEED), -EINVAL,
+		"is wired, and can not be discarded");
+	cr_assert(count_bits(p + 20 * PAGE, 10, UP_PAGE_WIRED) == 10);
+	up_runtime_destroy(rt);
+}
+
+Test(calls, wiring_up_to_the_limit_leaves_a_pager_that_works)
+{
+	enum { N = 3000 };
+	size_t n = 0;
+	char *p, *q;
+
+	start_with((struct up_config){ .memory_limit = 6 * MiB, .wire_limit = 6 * MiB });
+	p = map(1536 * PAGE, 0);
+	q = map(N * PAGE, 0);
+	while (up_wire(rt, p + n * PAGE, 16 * PAGE) == 0)
+		n += 16;
+	cr_assert(n > 500, "only %zu pages could be wired: %s", n, logged);
+	fill(q, N);
+	check_fill(q, N);
+	cr_assert(stats().wired == n * PAGE && count_bits(p, n, UP_PAGE_WIRED) == n);
+	cr_assert(stats().used_max <= stats().limit);
 	up_runtime_destroy(rt);
 }

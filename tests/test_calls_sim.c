@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * test_calls_sim.c: prefault, one page and one counter at a time, over the simulated kernel.
+ * test_calls_sim.c: prefault and wire, one page and one counter at a time, over the simulated kernel.
  *
  * What the calls mean to a program with threads is in test_calls.c; each of their fallible calls fails in
  * test_failing.c.
  */
 #include <errno.h>
+#include <limits.h>
+#include <signal.h>
 
 #include "scene.h"
 
 TestSuite(prefault, .timeout = 120);
+TestSuite(wire, .timeout = 120);
+TestSuite(wire_asserts, .timeout = 120);
 
 #define RW (PROT_READ | PROT_WRITE)
 #define PAGE(i) (va + (size_t)(i)*PAGE_SIZE)
@@ -358,4 +362,444 @@ Test(prefault, notices_that_the_range_is_protected_meanwhile)
 	r->p->idle = r->backend.idle;
 	check_pages(va, 128, 100);
 	over();
+}
+
+/*
+ * Wire
+ */
+
+static int
+wire(uintptr_t va, size_t npages)
+{
+	return up_wire(r->rt, (void *)va, npages * PAGE_SIZE);
+}
+
+static int
+unwire(uintptr_t va, size_t npages)
+{
+	return up_unwire(r->rt, (void *)va, npages * PAGE_SIZE);
+}
+
+static uint64_t
+meta_promised(void)
+{
+	uint64_t max, used;
+
+	resv_get(&r->p->resv_meta, &max, &used);
+	return used;
+}
+
+#define WIRED(npages) cr_assert(eq(u64, rig_stats(r).wired, (npages)*PAGE_SIZE))
+
+/* How often the page is wired. */
+static unsigned
+times(uintptr_t va)
+{
+	return map_lookup(&r->p->map, va)->wired;
+}
+
+/* Twice the limit goes through memory. */
+static void
+churn(void)
+{
+	const size_t n = 2 * r->cfg.memory / PAGE_SIZE;
+	const uintptr_t other = map_random(n);
+
+	put_pages(other, n, 5000);
+	check_pages(other, n, 5000);
+	unmap(other, n);
+	rig_settle(r);
+}
+
+Test(wire, holds_pages_in_memory_against_all_comers)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(60);
+	put_pages(va, 20, 100);
+	swap_out();
+	put_pages(PAGE(20), 20, 120);
+	cr_assert(zero(int, wire(PAGE(10), 40)));
+	all_are(PAGE(10), 40, MAPPED);
+	WIRED(40);
+	cr_assert(eq(uint, residency(PAGE(10)), UP_PAGE_MAPPED | UP_PAGE_SWAPPED | UP_PAGE_WIRED));
+	cr_assert(eq(uint, residency(PAGE(49)), UP_PAGE_MAPPED | UP_PAGE_WIRED));
+	cr_assert(eq(uint, residency(PAGE(9)), UP_PAGE_SWAPPED));
+	cr_assert(zero(uint, residency(PAGE(50))));
+	pager_check(r->p);
+	churn();
+	all_are(PAGE(10), 40, MAPPED);
+	all_are(va, 10, SWAPPED);
+	seen();
+	check_pages(PAGE(10), 30, 110);
+	expect(.limit = 0); /* not one fault */
+
+	cr_assert(zero(int, unwire(PAGE(10), 40)));
+	WIRED(0);
+	all_are(PAGE(10), 40, MAPPED);
+	pager_check(r->p);
+	churn();
+	all_are(va, 40, SWAPPED);
+	check_pages(va, 40, 100);
+	over();
+}
+
+Test(wire, costs_pageout_not_a_look)
+{
+	uintptr_t va, other;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	va = map_random(300);
+	cr_assert(zero(int, wire(va, 300)));
+	cr_assert(zero(sz, r->p->pages.queue[Q_ACTIVE].n));
+	cr_assert(eq(sz, r->p->pages.queue[Q_WIRED].n, 300));
+	other = map_random(64);
+	put_pages(other, 64, 1);
+	seen();
+	stage(); /* one batch, and it is all of the others at once */
+	all_are(other, 64, STAGED);
+	expect(.pages_staged = 64);
+	over();
+}
+
+Test(wire, calls_nest_and_work_on_any_part)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(60);
+	cr_assert(zero(int, wire(va, 40)));
+	cr_assert(zero(int, wire(PAGE(20), 40)));
+	cr_assert(zero(int, wire(PAGE(30), 5)));
+	WIRED(60);
+	cr_assert(eq(uint, times(va), 1));
+	cr_assert(eq(uint, times(PAGE(20)), 2));
+	cr_assert(eq(uint, times(PAGE(34)), 3));
+	cr_assert(eq(uint, times(PAGE(35)), 2));
+	cr_assert(eq(uint, times(PAGE(59)), 1));
+	cr_assert(zero(int, unwire(PAGE(10), 22)));
+	WIRED(50); /* 10 .. 19 are not */
+	pager_check(r->p);
+	cr_assert(eq(int, unwire(PAGE(5), 10), -EINVAL)); /* all or nothing */
+	cr_assert(rig_logged(r, "is not wired"));
+	cr_assert(eq(uint, times(PAGE(5)), 1));
+	WIRED(50);
+	churn();
+	all_are(va, 10, MAPPED);
+	all_are(PAGE(10), 10, NOWHERE); /* nothing was ever written there */
+	all_are(PAGE(20), 40, MAPPED);
+	cr_assert(zero(int, unwire(PAGE(20), 40)));
+	cr_assert(eq(uint, times(PAGE(20)), 0));
+	cr_assert(eq(uint, times(PAGE(30)), 1));
+	cr_assert(eq(uint, times(PAGE(33)), 2));
+	cr_assert(eq(uint, times(PAGE(36)), 1));
+	cr_assert(zero(uint, times(PAGE(40))));
+	WIRED(20);
+	over();
+}
+
+Test(wire, ends_with_the_mapping)
+{
+	uintptr_t va;
+	uint64_t before;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(60);
+	before = meta_promised();
+	cr_assert(zero(int, wire(va, 60)));
+	cr_assert(zero(int, wire(va, 60)));
+	cr_assert(eq(u64, meta_promised(), before + 60 * PAGE_SIZE));
+	unmap(PAGE(20), 10);
+	WIRED(50);
+	pager_check(r->p);
+	unmap(va, 20);
+	unmap(PAGE(30), 30);
+	WIRED(0);
+	cr_assert(zero(u64, meta_promised()));
+	cr_assert(zero(sz, r->p->pages.queue[Q_WIRED].n));
+	va = map_random(60); /* and a runtime goes away with what is wired */
+	cr_assert(zero(int, wire(va, 60)));
+	over();
+}
+
+Test(wire, of_an_object_ends_with_the_mapping_and_not_with_the_content)
+{
+	struct up_object *o;
+	uintptr_t va;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(zero(int, up_object_create_anon(r->rt, 40 * PAGE_SIZE, 0, &o)));
+	cr_assert(zero(int, up_map(r->rt, NULL, 40 * PAGE_SIZE, RW, UP_SHARED, o, 0, &p)));
+	va = (uintptr_t)p;
+	put_pages(va, 40, 100);
+	cr_assert(zero(int, wire(va, 40)));
+	churn();
+	all_are(va, 40, MAPPED);
+	unmap(va, 40);
+	WIRED(0);
+	pager_check(r->p);
+	cr_assert(zero(int, up_map(r->rt, NULL, 40 * PAGE_SIZE, RW, UP_SHARED, o, 0, &p)));
+	va = (uintptr_t)p;
+	check_pages(va, 40, 100);
+	churn();
+	all_are(va, 40, SWAPPED);
+	check_pages(va, 40, 100);
+	unmap(va, 40);
+	up_object_unref(o);
+	over();
+}
+
+Test(wire, takes_no_more_than_its_limit)
+{
+	uintptr_t va;
+	size_t most;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	most = r->cfg.memory / 2 / PAGE_SIZE;
+	va = map_random(most + 10);
+	cr_assert(eq(int, wire(va, most + 1), -ENOMEM));
+	cr_assert(rig_logged(r, "more than wire_limit 2097152"));
+	all_are(va, most + 1, NOWHERE);
+	cr_assert(zero(int, wire(va, 100)));
+	cr_assert(zero(int, wire(va, most))); /* what is wired already counts once */
+	WIRED(most);
+	cr_assert(eq(int, wire(PAGE(most), 1), -ENOMEM));
+	cr_assert(zero(int, unwire(PAGE(100), 1)));
+	cr_assert(zero(int, wire(PAGE(most), 1)));
+	WIRED(most);
+
+	/* The pager lives on with the other half. */
+	churn();
+	all_are(va, 100, MAPPED);
+	over();
+}
+
+Test(wire, and_metadata_are_promised_out_of_the_same_limit)
+{
+	struct up_object *o;
+	uint64_t max, used, npages;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20, .swap_slots = 1 << 20 });
+	va = map_random(200);
+	cr_assert(zero(int, wire(va, 200)));
+	resv_get(&r->p->resv_meta, &max, &used);
+	npages = (max - used) / META_PER_LEAF * LEAF_SLOTS;
+	cr_assert(eq(int, up_object_create_anon(r->rt, (npages + LEAF_SLOTS) * PAGE_SIZE, 0, &o),
+		     -ENOMEM));
+	cr_assert(zero(int,
+		       up_object_create_anon(r->rt, (npages - 4 * LEAF_SLOTS) * PAGE_SIZE, 0, &o)));
+	cr_assert(zero(int, wire(va, 200))); /* needs no more room */
+	va = map_random(20);
+	cr_assert(eq(int, wire(va, 20), -ENOMEM));
+	cr_assert(rig_logged(r, "beside the metadata that is promised"));
+	WIRED(200);
+	cr_assert(zero(uint, times(va)));
+	up_object_unref(o);
+	cr_assert(zero(int, wire(va, 20)));
+	WIRED(220);
+	over();
+}
+
+Test(wire, of_a_lost_page_wires_nothing)
+{
+	uintptr_t va;
+	uint64_t before;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(40);
+	put_pages(va, 40, 100);
+	swap_out();
+	sim_disk_bad(r->disk, slot_of(PAGE(30)), SWAP_READ, true);
+	cr_assert(zero(int, wire(PAGE(5), 10)));
+	before = meta_promised();
+	cr_assert(eq(int, wire(va, 40), -EIO));
+	cr_assert(rig_logged(r, "up_wire: the page at"));
+	WIRED(10);
+	cr_assert(eq(u64, meta_promised(), before));
+	pager_check(r->p);
+	churn();
+	all_are(PAGE(5), 10, MAPPED);
+	all_are(va, 5, SWAPPED);
+	check_pages(va, 30, 100);
+	advise(PAGE(30), 1, UP_ADVICE_DONTNEED);
+	cr_assert(zero(int, wire(va, 40)));
+	WIRED(40);
+	over();
+}
+
+/* The disk takes the last page of the range away between the first pass of the call and the second. */
+static uintptr_t lose_va;
+
+static void
+lose_on_the_way(void *ctx)
+{
+	rig_step(ctx);
+	if (r->p->pages.queue[Q_WIRED].n > 0 && where(lose_va) == MAPPED) {
+		struct anon *an = anon_at(lose_va);
+		struct page *pg = page_of(lose_va);
+
+		/* As range_free() would, if this call did not keep it out; then LOST. */
+		cr_assert(anon_trybusy(an));
+		cr_assert(zero(int, r->pm->ops->discard(r->pm, pg->shard, lose_va, 1)));
+		release_content(r->p, an);
+		an->loc = UINT32_MAX;
+		atomic_store(&an->kind, ANON_LOST);
+		atomic_fetch_add(&r->p->nlost, 1);
+		page_unbusy(r->p, an, 0, lose_va);
+	}
+}
+
+Test(wire, that_fails_half_way_is_undone)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 8 << 20 });
+	va = map_random(1000);
+	put_pages(va, 1000, 100);
+	cr_assert(zero(int, wire(PAGE(10), 10)));
+	lose_va = PAGE(999);
+	r->p->idle = lose_on_the_way;
+	cr_assert(eq(int, wire(va, 1000), -EIO));
+	r->p->idle = r->backend.idle;
+	WIRED(10);
+	cr_assert(eq(sz, r->p->pages.queue[Q_WIRED].n, 10));
+	pager_check(r->p);
+	cr_assert(eq(uint, times(PAGE(10)), 1));
+	cr_assert(zero(uint, times(PAGE(20))));
+	churn();
+	all_are(PAGE(20), 979, SWAPPED);
+	check_pages(va, 999, 100);
+	over();
+}
+
+Test(wire, without_room_gives_up_in_time)
+{
+	uintptr_t va;
+	frame_t f[CLUSTER_MAX];
+	unsigned n;
+
+	scene((struct rig_config){ .seed = 1, .fault_timeout_ms = 5 });
+	va = map_random(10);
+	put_pages(va, 8, 100);
+	swap_out();
+	squeeze(0);
+	n = frames_obtain(r->p, CLUSTER_MAX, f);
+	cr_assert(eq(int, wire(va, 10), -EAGAIN));
+	cr_assert(rig_logged(r, "up_wire: no room for the page"));
+	WIRED(0);
+	all_are(va, 8, SWAPPED);
+	frames_release(r->p, f, n);
+	unsqueeze();
+	cr_assert(zero(int, wire(va, 10)));
+	check_pages(va, 8, 100);
+	over();
+}
+
+Test(wire, keeps_advice_from_taking_pages_away)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(64);
+	put_pages(va, 64, 100);
+	cr_assert(zero(int, wire(PAGE(40), 8)));
+	cr_assert(
+		eq(int, up_advise(r->rt, (void *)va, 64 * PAGE_SIZE, UP_ADVICE_DONTNEED), -EINVAL));
+	cr_assert(rig_logged(r, "is wired, and can not be discarded"));
+	check_pages(va, 64, 100);
+	advise(va, 40, UP_ADVICE_DONTNEED);
+	advise(PAGE(30), 34, UP_ADVICE_COLD);
+	WIRED(8);
+	pager_check(r->p);
+	churn();
+	all_are(PAGE(40), 8, MAPPED);
+	check_pages(PAGE(40), 24, 140);
+	cr_assert(zero(int, unwire(PAGE(40), 8)));
+	advise(PAGE(40), 8, UP_ADVICE_DONTNEED);
+	check_zeros(PAGE(40));
+	over();
+}
+
+Test(wire, of_what_nobody_may_touch_is_refused_but_it_may_become_that)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(20);
+	put_pages(va, 20, 100);
+	cr_assert(zero(int, up_protect(r->rt, (void *)PAGE(10), PAGE_SIZE, PROT_NONE)));
+	cr_assert(eq(int, wire(va, 20), -EACCES));
+	cr_assert(rig_logged(r, "is not accessible"));
+	WIRED(0);
+	cr_assert(zero(int, wire(va, 10)));
+	cr_assert(zero(int, up_protect(r->rt, (void *)va, 5 * PAGE_SIZE, PROT_NONE)));
+	cr_assert(zero(int, up_protect(r->rt, (void *)PAGE(5), 5 * PAGE_SIZE, PROT_READ)));
+	churn();
+	all_are(va, 10, MAPPED);
+	cr_assert(zero(int, up_protect(r->rt, (void *)va, 20 * PAGE_SIZE, RW)));
+	check_pages(va, 20, 100);
+	cr_assert(zero(int, unwire(va, 10)));
+	WIRED(0);
+	over();
+}
+
+Test(wire, says_what_is_wrong)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(20);
+	unmap(PAGE(10), 1);
+	cr_assert(eq(int, wire(va, 20), -ENOMEM));
+	cr_assert(rig_logged(r, "up_wire: part of"));
+	cr_assert(eq(int, unwire(va, 20), -ENOMEM));
+	cr_assert(rig_logged(r, "up_unwire: part of"));
+	cr_assert(eq(int, unwire(va, 5), -EINVAL));
+	cr_assert(zero(int, wire(va, 5)));
+	map_lookup(&r->p->map, va)->wired = UINT_MAX;
+	cr_assert(eq(int, wire(PAGE(2), 1), -ENOMEM));
+	cr_assert(rig_logged(r, "can not be wired once more"));
+	map_lookup(&r->p->map, va)->wired = 1;
+	cr_assert(zero(int, unwire(va, 5)));
+	over();
+}
+
+Test(wire, notices_that_the_range_is_unmapped_while_it_comes)
+{
+	const uintptr_t va = slow_region(unmap_meanwhile);
+
+	cr_assert(eq(int, wire(va, 128), -ENOMEM));
+	cr_assert(rig_logged(r, "up_wire: the page at"));
+	r->p->idle = r->backend.idle;
+	WIRED(0);
+	check_pages(va, 124, 100);
+	over();
+}
+
+Test(wire_asserts, a_wired_page_in_an_entry_that_is_not_is_seen, .signal = SIGABRT)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(20);
+	cr_assert(zero(int, wire(va, 10)));
+	/* As many as there should be, and the wrong one. */
+	map_lookup(&r->p->map, va)->wired = 0;
+	map_lookup(&r->p->map, PAGE(10))->wired = 1;
+	pager_check(r->p);
+}
+
+Test(wire_asserts, a_page_that_is_missing_from_a_wired_entry_is_seen, .signal = SIGABRT)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(20);
+	cr_assert(zero(int, wire(va, 10)));
+	map_lookup(&r->p->map, PAGE(10))->wired = 1;
+	atomic_fetch_add(&r->p->nwired, 10);
+	pager_check(r->p);
 }

@@ -1004,6 +1004,71 @@ Test(failing, prefaulting)
 	sweep(&op);
 }
 
+/* What it brought in may stay; all else is as it was, if it fails. */
+static int
+wire(struct scene *s)
+{
+	const uint64_t meta = meta_promised(s->r), entries = rig_stats(s->r).entries;
+	const int r = up_wire(s->r->rt, (void *)page(s, NPAGES / 4), NPAGES / 2 * PAGE_SIZE);
+
+	for (size_t i = NPAGES / 4; r == 0 && i < NPAGES / 4 * 3; i++)
+		must(resident(s, i) & UP_PAGE_WIRED, "%s: page %zu is not wired", where, i);
+	if (r < 0) {
+		must(s->r->nlog > 0, "%s: nothing was said about it", where);
+		must(rig_stats(s->r).wired == 0, "%s: pages are wired", where);
+		must(meta_promised(s->r) == meta, "%s: promises are left", where);
+		must(rig_stats(s->r).entries == entries, "%s: the entry was split", where);
+	}
+	return r;
+}
+
+/* No room for an entry is a failure; a page that can not be read is the only other one. */
+static int
+wire_or_lose(struct scene *s)
+{
+	const int r = wire(s);
+
+	must(r == 0 || r == -EIO || r == -ENOMEM, "%s: up_wire: %d", where, r);
+	return r == -ENOMEM ? wire(s) : r;
+}
+
+Test(failing, wiring_a_part)
+{
+	const struct operation op = {
+		"wire",	      FROM(FAIL_CALL) | FROM(FAIL_ANON) | FROM(FAIL_ENTRY),
+		half_swapped, wire_or_lose,
+		NULL,	      false,
+	};
+
+	sweep(&op);
+}
+
+static void
+wired(struct scene *s)
+{
+	half_swapped(s);
+	must(up_wire(s->r->rt, (void *)s->va, NPAGES * PAGE_SIZE) == 0, "wire");
+}
+
+static int
+unwire(struct scene *s)
+{
+	const int r = up_unwire(s->r->rt, (void *)page(s, NPAGES / 4), NPAGES / 2 * PAGE_SIZE);
+
+	must(rig_stats(s->r).wired == (r == 0 ? NPAGES / 2 : NPAGES) * PAGE_SIZE,
+	     "%s: %lu bytes are wired", where, rig_stats(s->r).wired);
+	return r;
+}
+
+Test(failing, unwiring_a_part)
+{
+	const struct operation op = {
+		"unwire", FROM(FAIL_ENTRY), wired, unwire, NULL, true,
+	};
+
+	sweep(&op);
+}
+
 static int
 look(struct scene *s)
 {

@@ -851,9 +851,11 @@ new_page(void)
 static void
 enqueue(struct page *pg, enum page_queue q)
 {
-	pg->frame = q == Q_ACTIVE ? FRAME_NONE : 1;
+	const bool mapped = q == Q_ACTIVE || q == Q_WIRED;
+
+	pg->frame = mapped ? FRAME_NONE : 1;
 	pg->slot = q == Q_CLEAN ? 1 : UINT32_MAX;
-	page_enqueue(&pages, pg, q, q == Q_ACTIVE ? PAGE_MAPPED : PAGE_STAGED);
+	page_enqueue(&pages, pg, q, mapped ? PAGE_MAPPED : PAGE_STAGED);
 }
 
 static void

@@ -30,16 +30,18 @@ allowed(const struct map_entry *e, bool write)
 	return (e->prot & (write ? PROT_WRITE : PROT_READ | PROT_WRITE)) != 0;
 }
 
-/* Pages in the page table, all busy: to the tail of their queue, and released. */
+/* Pages in the page table, all busy: to the tail of a queue, and released. */
 static void
-seen(struct pager *p, struct anon *const an[], unsigned n, unsigned shard, uintptr_t va)
+seen(struct pager *p, struct anon *const an[], unsigned n, bool wire, unsigned shard, uintptr_t va)
 {
 	pthread_mutex_lock(&p->pages.lock);
 	for (unsigned i = 0; i < n; i++) {
 		struct page *pg = page_at(&p->pages, an[i]->loc);
 
+		const enum page_queue q = wire || pg->queue == Q_WIRED ? Q_WIRED : Q_ACTIVE;
+
 		page_dequeue_locked(&p->pages, pg);
-		page_enqueue_locked(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
+		page_enqueue_locked(&p->pages, pg, q, PAGE_MAPPED);
 	}
 	pthread_mutex_unlock(&p->pages.lock);
 	for (unsigned i = 0; i < n; i++)
@@ -102,7 +104,7 @@ look(struct service *s, const struct demand *d)
 	}
 	pthread_mutex_unlock(&leaf->lock);
 	if (n > 0)
-		seen(p, an, n, s->id, d->va);
+		seen(p, an, n, d->wire, s->id, d->va);
 	if (other != NULL)
 		page_unbusy(p, other, s->id, d->va + (uintptr_t)n * PAGE_SIZE);
 	return n > 0 ? (int)n : r;

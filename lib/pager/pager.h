@@ -107,6 +107,7 @@ struct pager {
 
 	atomic_size_t nswapped;	     /* anons of kind SWAP */
 	atomic_size_t nlost;	     /* anons of kind LOST */
+	atomic_size_t nwired;	     /* pages of wired entries; (map.change) to change */
 	_Atomic uint64_t nreclaimed; /* pages that left memory with a copy in swap, ever */
 	atomic_size_t laundering;    /* pages whose write is in flight */
 
@@ -164,6 +165,7 @@ struct demand {
 	uint64_t
 		short_since; /* there has been no room for the page at va since then, ns; 0: there was */
 	bool write;	     /* the range must be writable */
+	bool wire;	     /* what is seen goes to WIRED; the caller holds map.change */
 	bool over;	     /* (cmd_lock) `result` says how, and the service has forgotten it */
 	int result;
 };
@@ -311,6 +313,9 @@ void range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n);
 /* Make mapped pages of the range the next victims. */
 void range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		unsigned shard);
+/* Wired pages of the range are like others again. */
+void range_unwire(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+		  unsigned shard);
 /* Let go of the content of a busy anon: slot, frame, page.  Its place in the page table is empty already. */
 void release_content(struct pager *p, struct anon *an);
 /* Drop what is in a range of the page table; waits until the kernel does it. */
@@ -324,8 +329,8 @@ void range_willneed(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end
 /* --- demand.c --- */
 
 /*
- * Wait until every page of [d->va, d->end) has been in the page table.  d->write is the caller's; the rest is filled
- * in here.  No signal may be taken meanwhile.
+ * Wait until every page of [d->va, d->end) has been in the page table.  d->write and d->wire are the caller's; the
+ * rest is filled in here.  No signal may be taken meanwhile.
  * => no lock but map.change may be held.
  * => 0; or what became of the page at d->va: -ENOMEM not mapped, -EACCES not allowed, -EIO lost, -EAGAIN no room
  *    for it in p->fault_timeout, -ENOSPC overcommitted.

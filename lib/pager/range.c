@@ -308,8 +308,37 @@ range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintpt
 
 			if (pg != NULL) {
 				pthread_mutex_lock(&p->pages.lock);
-				page_dequeue_locked(&p->pages, pg);
-				page_enqueue_head_locked(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
+				if (pg->queue != Q_WIRED) {
+					page_dequeue_locked(&p->pages, pg);
+					page_enqueue_head_locked(&p->pages, pg, Q_ACTIVE,
+								 PAGE_MAPPED);
+				}
+				pthread_mutex_unlock(&p->pages.lock);
+			}
+			page_unbusy(p, b.anon[i], shard, va + (page << PAGE_SHIFT));
+		}
+	}
+}
+
+void
+range_unwire(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+	     unsigned shard)
+{
+	const uint64_t end = first + n;
+	uint64_t at = first;
+	struct batch b;
+
+	while (next_batch(p, o, &at, end, &b)) {
+		for (unsigned i = 0; i < b.n; i++) {
+			struct page *pg = mapped_page(p, b.anon[i]);
+			const uint64_t page = b.leaf->base + b.at[i] - first;
+
+			if (pg != NULL) {
+				pthread_mutex_lock(&p->pages.lock);
+				if (pg->queue == Q_WIRED) {
+					page_dequeue_locked(&p->pages, pg);
+					page_enqueue_locked(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
+				}
 				pthread_mutex_unlock(&p->pages.lock);
 			}
 			page_unbusy(p, b.anon[i], shard, va + (page << PAGE_SHIFT));
@@ -337,6 +366,8 @@ residency(struct pager *p, const struct anon *an)
 	bits = pg->state == PAGE_MAPPED ? UP_PAGE_MAPPED : UP_PAGE_STAGED;
 	if (pg->state != PAGE_LAUNDRY && pg->slot != SLOT_NONE)
 		bits |= UP_PAGE_SWAPPED;
+	if (pg->queue == Q_WIRED)
+		bits |= UP_PAGE_WIRED;
 	pthread_mutex_unlock(&p->pages.lock);
 	return bits;
 }

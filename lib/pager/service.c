@@ -319,6 +319,27 @@ count_anons(struct object *o, struct census *c)
 	}
 }
 
+/* Every page of a wired entry is on WIRED, and no other. */
+static void
+check_wired(struct pager *p)
+{
+	size_t n = 0;
+
+	for (const struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next)
+		n += e->wired > 0 ? (e->end - e->start) >> PAGE_SHIFT : 0;
+	assert(n == atomic_load(&p->nwired));
+	assert(n == p->pages.queue[Q_WIRED].n);
+	for (pageno_t no = page_oldest_locked(&p->pages, Q_WIRED); no != PAGE_NONE;) {
+		const struct page *pg = page_at(&p->pages, no);
+		const struct map_entry *e = map_lookup(&p->map, pg->va);
+
+		assert(e != NULL && e->wired > 0 && e->object == pg->leaf->object);
+		(void)e;
+		no = pg->next;
+	}
+	(void)n;
+}
+
 void
 pager_check(struct pager *p)
 {
@@ -357,6 +378,7 @@ pager_check(struct pager *p)
 			slots++;
 	}
 	assert(p->swap.nused == c.swap + slots);
+	check_wired(p);
 
 	/* Every physical page is charged once. */
 	assert(frames_nfree(&p->frames) + staged + p->frames.holes.nfree == p->frames.n);

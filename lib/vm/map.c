@@ -343,6 +343,7 @@ clip_at(struct map *m, uintptr_t at, struct map_entry **spare)
 	upper->prot = e->prot;
 	upper->advice = e->advice;
 	upper->flags = e->flags;
+	upper->wired = e->wired;
 	upper->shard = e->shard;
 	upper->serial = e->serial;
 	atomic_store_explicit(&upper->unrecorded, atomic_load(&e->unrecorded),
