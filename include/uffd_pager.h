@@ -297,6 +297,25 @@ UP_API struct up_object *up_object_ref(struct up_object *obj);
 /* Drop one; the last (mappings count) frees pages and slots.  NULL is fine.  Nothing happens in a forked child. */
 UP_API void up_object_unref(struct up_object *obj);
 
+/* What an object is and where its pages are; fields are only ever appended. */
+struct up_object_stats {
+	uint64_t id; /* 1, 2, ... in order of creation in its runtime; as up_map_dump() prints it */
+	uint64_t size;	   /* bytes */
+	uint64_t resident; /* in memory, in the page table or not, bytes */
+	uint64_t swapped;  /* in swap only, bytes */
+	uint64_t lost;	   /* unreadable, bytes */
+	const char *pager; /* where its pages come from: "anonymous"; static storage */
+	uint32_t refs;	   /* yours, and one for each range of addresses that maps it */
+	uint32_t depth;	   /* objects behind it that it shares pages with: 0 in this version */
+};
+
+/*
+ * Fill *info.  `size` is sizeof *info, as for up_stats_get().  The caller holds a reference.  The pages are counted
+ * one by one: a few milliseconds for each GiB that was ever touched, while faults on 2 MiB of it at a time wait for
+ * some microseconds.  A snapshot that took that long, old when it returns.  -EINVAL on NULL.
+ */
+UP_API int up_object_info(struct up_object *obj, struct up_object_stats *info, size_t size);
+
 /* How a fault ended, for the latency histograms. */
 enum up_fault_kind {
 	UP_FAULT_MINOR = 0, /* the page was there already; the thread was woken */
@@ -381,6 +400,19 @@ UP_API int up_stats_print(struct up_runtime *rt, FILE *out);
  * The pager goes on recording meanwhile: an event overwritten while it is read is left out.
  */
 UP_API int up_trace_print(struct up_runtime *rt, FILE *out);
+
+/*
+ * Print the map, one line a range of addresses, lowest first, under a line that names the columns:
+ *
+ *	address perms offset object pager pages resident swapped lost refs wired
+ *
+ * The first three are as in /proc/PID/maps, `p` private, `s` shared; then what up_object_info() says of its object, sizes
+ * as counts of pages, and how often the range is wired.  An object is counted anew for every line but those that
+ * follow one of the same object, and costs as much as up_object_info(); calls that change mappings wait meanwhile, and
+ * go ahead between two lines, so ranges that change during the call may be missing or come in parts.
+ * -EINVAL on NULL, -EIO if printing failed.
+ */
+UP_API int up_map_dump(struct up_runtime *rt, FILE *out);
 
 /* The features in use, as UP_MASK_* bits (a set bit: found and used). */
 UP_API uint64_t up_features(struct up_runtime *rt);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * calls.c: calls on ranges beyond those that mapping needs: prefault, wire.
+ * calls.c: calls on ranges and objects beyond those that mapping needs: prefault, wire, dump.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <string.h>
 
@@ -303,4 +304,126 @@ up_unwire(struct up_runtime *rt, void *addr, size_t length)
 unlock:
 	change_end(p, &old);
 	return r;
+}
+
+/* --- objects and the map, for people --- */
+
+/* => the caller has a reference, or map.change. */
+static void
+object_info(struct object *o, struct up_object_stats *info)
+{
+	uint64_t n[] = { [ANON_CORE] = 0, [ANON_SWAP] = 0, [ANON_LOST] = 0 };
+	struct leaf *leaf;
+
+	for (uint64_t at = 0; (leaf = object_next_leaf(o, at)) != NULL;) {
+		for (unsigned i = 0; i < LEAF_SLOTS; i++) {
+			const struct anon *an = leaf_anon(leaf, i);
+
+			if (an != NULL)
+				n[atomic_load_explicit(&an->kind, memory_order_relaxed)]++;
+		}
+		at = leaf->base + LEAF_SLOTS;
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	*info = (struct up_object_stats){
+		.id = o->id,
+		.size = o->npages << PAGE_SHIFT,
+		.resident = n[ANON_CORE] << PAGE_SHIFT,
+		.swapped = n[ANON_SWAP] << PAGE_SHIFT,
+		.lost = n[ANON_LOST] << PAGE_SHIFT,
+		.pager = "anonymous",
+		.refs = atomic_load(&o->refs),
+	};
+}
+
+int
+up_object_info(struct up_object *obj, struct up_object_stats *info, size_t size)
+{
+	struct object *o = (struct object *)obj;
+	struct up_object_stats full;
+	struct up_runtime *rt;
+	sigset_t old;
+	int r;
+
+	if (o == NULL)
+		return -EINVAL;
+	if (o->owner == NULL)
+		return -ECHILD; /* in a forked child, where this memory is wiped */
+	rt = container_of((struct pager *)o->owner, struct up_runtime, p);
+	r = check_process(rt, "up_object_info");
+	if (r < 0)
+		return r;
+	if (info == NULL)
+		return bad(rt, "up_object_info: info is NULL");
+	signals_hold(&old);
+	object_info(o, &full);
+	signals_release(&old);
+	/* As in up_stats_get(). */
+	memset(info, 0, size);
+	memcpy(info, &full, MIN(size, sizeof full));
+	return 0;
+}
+
+struct dump_line {
+	uintptr_t start, end;
+	uint64_t offset;
+	int prot;
+	bool shared;
+	unsigned wired;
+	struct up_object_stats object;
+};
+
+/* The first range at or after `at`.  False if there is none.  What `line` says of the same object is not asked again. */
+static bool
+dump_next(struct pager *p, uintptr_t at, struct dump_line *line)
+{
+	struct map_entry *e;
+	sigset_t old;
+
+	change_begin(p, &old);
+	e = map_first_from(&p->map, at);
+	if (e != NULL) {
+		line->start = e->start;
+		line->end = e->end;
+		line->offset = e->offset << PAGE_SHIFT;
+		line->prot = e->prot;
+		line->shared = (e->flags & UP_SHARED) != 0;
+		line->wired = e->wired;
+		if (line->object.id != e->object->id)
+			object_info(e->object, &line->object);
+	}
+	change_end(p, &old);
+	return e != NULL;
+}
+
+int
+up_map_dump(struct up_runtime *rt, FILE *out)
+{
+	struct dump_line line = { .end = 0 };
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	r = check_process(rt, "up_map_dump");
+	if (r < 0)
+		return r;
+	if (out == NULL)
+		return bad(rt, "up_map_dump: out is NULL");
+	fprintf(out, "%-27s %-5s %-8s %6s %-10s %9s %9s %9s %5s %4s %5s\n", "address", "perms",
+		"offset", "object", "pager", "pages", "resident", "swapped", "lost", "refs",
+		"wired");
+	while (dump_next(&rt->p, line.end, &line)) {
+		const struct up_object_stats *o = &line.object;
+		char range[40];
+
+		snprintf(range, sizeof range, "%" PRIxPTR "-%" PRIxPTR, line.start, line.end);
+		fprintf(out,
+			"%-27s %c%c-%c  %08" PRIx64 " %6" PRIu64 " %-10s %9" PRIu64 " %9" PRIu64
+			" %9" PRIu64 " %5" PRIu64 " %4" PRIu32 " %5u\n",
+			range, line.prot == PROT_NONE ? '-' : 'r',
+			(line.prot & PROT_WRITE) ? 'w' : '-', line.shared ? 's' : 'p', line.offset,
+			o->id, o->pager, o->size >> PAGE_SHIFT, o->resident >> PAGE_SHIFT,
+			o->swapped >> PAGE_SHIFT, o->lost >> PAGE_SHIFT, o->refs, line.wired);
+	}
+	return fflush(out) != 0 || ferror(out) ? -EIO : 0;
 }

@@ -620,6 +620,7 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool nor
 	o->reserved = noreserve ? 0 : npages;
 	o->release = object_release;
 	o->owner = p;
+	o->id = ++p->next_object;
 	o->next = p->objects;
 	if (o->next != NULL)
 		o->next->prev = o;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * test_calls.c: prefault and wire as a program sees it, on the real kernel, through the public header.
+ * test_calls.c: prefault, wire and dump as a program sees it, on the real kernel, through the public header.
  *
  * That a page is in the page table is asked of the kernel: touching it costs this thread no fault
  * (RUSAGE_THREAD), or a system call that can not have its faults served gets through.
@@ -558,5 +558,109 @@ Test(calls, wiring_up_to_the_limit_leaves_a_pager_that_works)
 	check_fill(q, N);
 	cr_assert(stats().wired == n * PAGE && count_bits(p, n, UP_PAGE_WIRED) == n);
 	cr_assert(stats().used_max <= stats().limit);
+	up_runtime_destroy(rt);
+}
+
+/* --- dump --- */
+
+/* True if the kernel has memory with these permissions there, in one VMA or several. */
+static bool
+kernel_agrees(uintptr_t start, uintptr_t end, const char *perms)
+{
+	FILE *f = fopen("/proc/self/maps", "re");
+	char line[512];
+
+	cr_assert(f != NULL);
+	while (start < end && fgets(line, sizeof line, f) != NULL) {
+		unsigned long from, to;
+		char has[8];
+
+		if (sscanf(line, "%lx-%lx %7s", &from, &to, has) == 3 && from <= start &&
+		    start < to && strncmp(has, perms, 3) == 0)
+			start = to;
+	}
+	fclose(f);
+	return start >= end;
+}
+
+Test(calls, a_dump_agrees_with_the_kernel_and_may_go_through_paged_memory)
+{
+	enum { N = 64 };
+	struct up_object_stats info;
+	struct up_object *o;
+	char *p, *buffer, line[256];
+	size_t lines = 0, bytes = 0;
+	void *q;
+	FILE *f;
+
+	start(4 * MiB);
+	p = map(N * PAGE, 0);
+	fill(p, N);
+	cr_assert(up_object_create_anon(rt, 4 * MiB, 0, &o) == 0);
+	cr_assert(up_map(rt, NULL, MiB, PROT_READ, UP_SHARED, o, MiB, &q) == 0);
+	cr_assert(up_protect(rt, p + 10 * PAGE, 5 * PAGE, PROT_NONE) == 0);
+	cr_assert(up_wire(rt, p + 20 * PAGE, 5 * PAGE) == 0, "%s", logged);
+	buffer = map(4 * PAGE, 0);
+	*word(buffer, 0) = 1;
+	push_out(buffer, 1);
+
+	f = tmpfile();
+	cr_assert(f != NULL && setvbuf(f, buffer, _IOFBF, 4 * PAGE) == 0);
+	cr_assert(up_map_dump(rt, f) == 0);
+	cr_assert(count_bits(buffer, 1, UP_PAGE_MAPPED) == 1);
+	rewind(f);
+	cr_assert(fgets(line, sizeof line, f) != NULL);
+	while (fgets(line, sizeof line, f) != NULL) {
+		unsigned long from, to;
+		unsigned wired;
+		char perms[8];
+
+		cr_assert(sscanf(line, "%lx-%lx %7s %*x %*u anonymous %*u %*u %*u %*u %*u %u",
+				 &from, &to, perms, &wired) == 4,
+			  "%s", line);
+		cr_assert(kernel_agrees(from, to, perms), "%s", line);
+		cr_assert((wired > 0) == (from == (uintptr_t)(p + 20 * PAGE)), "%s", line);
+		bytes += to - from;
+		lines++;
+	}
+	fclose(f);
+	cr_assert(lines == 7, "%zu lines", lines);
+	cr_assert(bytes == (N + 4) * PAGE + MiB && bytes == stats().mapped);
+
+	cr_assert(up_object_info(o, &info, sizeof info) == 0);
+	cr_assert(info.size == 4 * MiB && info.resident == 0 && info.refs == 2);
+	cr_assert(nlogged == 0, "%s", logged);
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+}
+
+static struct up_object *shared_object;
+
+static int
+child_dump(void)
+{
+	struct up_object_stats info;
+
+	if (up_map_dump(rt, stderr) != -ECHILD)
+		return 1;
+	return up_object_info(shared_object, &info, sizeof info) == -ECHILD ? 0 : 2;
+}
+
+Test(calls, dump_and_info_say_what_is_wrong)
+{
+	struct up_object_stats info;
+	FILE *full = fopen("/dev/full", "we");
+
+	start(4 * MiB);
+	map(16 * PAGE, 0);
+	cr_assert(up_object_create_anon(rt, MiB, 0, &shared_object) == 0 && full != NULL);
+	cr_expect(up_map_dump(NULL, stderr) == -EINVAL);
+	cr_expect(up_object_info(NULL, &info, sizeof info) == -EINVAL);
+	REFUSED(up_map_dump(rt, NULL), -EINVAL, "up_map_dump: out is NULL");
+	REFUSED(up_object_info(shared_object, NULL, 8), -EINVAL, "up_object_info: info is NULL");
+	cr_expect(up_map_dump(rt, full) == -EIO);
+	fclose(full);
+	cr_expect(in_child(child_dump) == 0);
+	up_object_unref(shared_object);
 	up_runtime_destroy(rt);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * test_calls_sim.c: prefault and wire, one page and one counter at a time, over the simulated kernel.
+ * test_calls_sim.c: prefault, wire and dump, one page and one counter at a time, over the simulated kernel.
  *
  * What the calls mean to a program with threads is in test_calls.c; each of their fallible calls fails in
  * test_failing.c.
@@ -14,6 +14,7 @@
 TestSuite(prefault, .timeout = 120);
 TestSuite(wire, .timeout = 120);
 TestSuite(wire_asserts, .timeout = 120);
+TestSuite(dump, .timeout = 120);
 
 #define RW (PROT_READ | PROT_WRITE)
 #define PAGE(i) (va + (size_t)(i)*PAGE_SIZE)
@@ -802,4 +803,195 @@ Test(wire_asserts, a_page_that_is_missing_from_a_wired_entry_is_seen, .signal = 
 	map_lookup(&r->p->map, PAGE(10))->wired = 1;
 	atomic_fetch_add(&r->p->nwired, 10);
 	pager_check(r->p);
+}
+
+/*
+ * Objects and the map
+ */
+
+static struct up_object_stats
+info_of(struct up_object *o)
+{
+	struct up_object_stats info;
+
+	memset(&info, 0xee, sizeof info);
+	cr_assert(zero(int, up_object_info(o, &info, sizeof info)));
+	return info;
+}
+
+Test(dump, an_object_says_where_its_pages_are)
+{
+	struct up_object *o, *other;
+	struct up_object_stats info;
+	uintptr_t va;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(zero(int, up_object_create_anon(r->rt, 2000 * PAGE_SIZE, 0, &o)));
+	cr_assert(zero(int, up_object_create_anon(r->rt, PAGE_SIZE, 0, &other)));
+	info = info_of(o);
+	cr_assert(eq(u64, info.id, 1));
+	cr_assert(eq(u64, info_of(other).id, 2));
+	cr_assert(eq(u64, info.size, 2000 * PAGE_SIZE));
+	cr_assert(zero(u64, info.resident | info.swapped | info.lost));
+	cr_assert(zero(int, strcmp(info.pager, "anonymous")));
+	cr_assert(eq(u32, info.refs, 1));
+	cr_assert(zero(u32, info.depth));
+
+	/* In three leaves, in each state that there is. */
+	cr_assert(zero(int, up_map(r->rt, NULL, 1900 * PAGE_SIZE, RW, UP_SHARED, o, 100 * PAGE_SIZE,
+				   &p)));
+	va = (uintptr_t)p;
+	advise(va, 1900, UP_ADVICE_RANDOM);
+	put_pages(PAGE(405), 20, 100);
+	swap_out();
+	sim_disk_bad(r->disk, slot_of(PAGE(407)), SWAP_READ, true);
+	put_pages(PAGE(1890), 10, 200);
+	launder();
+	put_pages(va, 5, 300);
+	cr_assert(eq(int, prefault(PAGE(407), 1, false), -EIO));
+	all_are(PAGE(1890), 10, LAUNDRY);
+	info = info_of(o);
+	cr_assert(eq(u64, info.resident, 15 * PAGE_SIZE));
+	cr_assert(eq(u64, info.swapped, 19 * PAGE_SIZE));
+	cr_assert(eq(u64, info.lost, PAGE_SIZE));
+	cr_assert(eq(u32, info.refs, 2));
+	cr_assert(zero(int, up_protect(r->rt, (void *)PAGE(5), PAGE_SIZE, PROT_READ)));
+	up_object_ref(o);
+	cr_assert(eq(u32, info_of(o).refs, 5)); /* three ranges, two of ours */
+	up_object_unref(o);
+	sim_disk_release(r->disk, SWAP_WRITE);
+	unmap(va, 1900);
+	info = info_of(o);
+	cr_assert(eq(u64, info.resident + info.swapped, 34 * PAGE_SIZE));
+	cr_assert(eq(u32, info.refs, 1));
+	up_object_unref(o);
+	up_object_unref(other);
+	cr_assert(zero(int, up_object_create_anon(r->rt, PAGE_SIZE, 0, &o)));
+	cr_assert(eq(u64, info_of(o).id, 3)); /* a number is not used again */
+	up_object_unref(o);
+	over();
+}
+
+Test(dump, an_older_program_gets_the_fields_it_knows_and_a_newer_one_zeros)
+{
+	struct {
+		struct up_object_stats info;
+		uint64_t more;
+	} big;
+	struct up_object_stats info;
+	struct up_object *o;
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(zero(int, up_object_create_anon(r->rt, PAGE_SIZE, 0, &o)));
+	memset(&info, 0xee, sizeof info);
+	cr_assert(zero(int, up_object_info(o, &info, 16)));
+	cr_assert(eq(u64, info.size, PAGE_SIZE));
+	cr_assert(eq(u64, info.resident, UINT64_C(0xeeeeeeeeeeeeeeee)));
+	memset(&big, 0xee, sizeof big);
+	cr_assert(zero(int, up_object_info(o, &big.info, sizeof big)));
+	cr_assert(zero(u64, big.more));
+	cr_assert(eq(u64, big.info.size, PAGE_SIZE));
+	cr_assert(eq(int, up_object_info(o, NULL, 16), -EINVAL));
+	cr_assert(rig_logged(r, "info is NULL"));
+	cr_assert(eq(int, up_object_info(NULL, &info, sizeof info), -EINVAL));
+	up_object_unref(o);
+	over();
+}
+
+/* The dump without its first line. */
+static const char *
+dump(void)
+{
+	static char text[8192];
+	FILE *f = fmemopen(text, sizeof text, "w");
+	const char *end;
+
+	cr_assert(f != NULL);
+	cr_assert(zero(int, up_map_dump(r->rt, f)));
+	fclose(f);
+	cr_assert(eq(sz, strspn(text, "a"), 1));
+	end = strchr(text, '\n');
+	cr_assert(end != NULL);
+	return end + 1;
+}
+
+/* True if some line is this, spaces aside; `want` without the range of addresses. */
+static bool
+dumped(uintptr_t start, size_t npages, const char *want)
+{
+	char range[64];
+	const size_t n = (size_t)snprintf(range, sizeof range, "%lx-%lx ", (unsigned long)start,
+					  (unsigned long)(start + npages * PAGE_SIZE));
+
+	for (const char *line = dump(); *line != '\0'; line = strchr(line, '\n') + 1) {
+		const char *a = line + n, *b = want;
+
+		if (strncmp(line, range, n) != 0)
+			continue;
+		for (; *a != '\n' || *b != '\0';) {
+			const size_t sa = strspn(a, " "), sb = strspn(b, " ");
+
+			a += sa;
+			b += sb;
+			if (*a != *b && !(*a == '\n' && *b == '\0'))
+				return false;
+			a += *a != '\n';
+			b += *b != '\0';
+		}
+		return true;
+	}
+	return false;
+}
+
+Test(dump, shows_the_map_and_what_is_behind_it)
+{
+	struct up_object *o;
+	uintptr_t va, shared;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(zero(sz, strlen(dump())));
+	va = rig_map(r, 40 * PAGE_SIZE);
+	cr_assert(dumped(va, 40, "rw-p 00000000 1 anonymous 40 0 0 0 1 0"));
+	cr_assert(zero(int, up_object_create_anon(r->rt, 600 * PAGE_SIZE, 0, &o)));
+	cr_assert(zero(int, up_map(r->rt, NULL, 100 * PAGE_SIZE, PROT_READ, UP_SHARED, o,
+				   256 * PAGE_SIZE, &p)));
+	shared = (uintptr_t)p;
+	cr_assert(dumped(shared, 100, "r--s 00100000 2 anonymous 600 0 0 0 2 0"));
+
+	advise(va, 40, UP_ADVICE_RANDOM);
+	put_pages(va, 20, 100);
+	swap_out();
+	check_pages(va, 5, 100);
+	cr_assert(dumped(va, 40, "rw-p 00000000 1 anonymous 40 5 15 0 1 0"));
+	cr_assert(zero(int, up_protect(r->rt, (void *)PAGE(10), 10 * PAGE_SIZE, PROT_NONE)));
+	cr_assert(zero(int, wire(PAGE(22), 2)));
+	cr_assert(zero(int, wire(PAGE(22), 2)));
+	unmap(PAGE(30), 10);
+	cr_assert(dumped(va, 10, "rw-p 00000000 1 anonymous 40 7 15 0 5 0"));
+	cr_assert(dumped(PAGE(10), 10, "---p 0000a000 1 anonymous 40 7 15 0 5 0"));
+	cr_assert(dumped(PAGE(20), 2, "rw-p 00014000 1 anonymous 40 7 15 0 5 0"));
+	cr_assert(dumped(PAGE(22), 2, "rw-p 00016000 1 anonymous 40 7 15 0 5 2"));
+	cr_assert(dumped(PAGE(24), 6, "rw-p 00018000 1 anonymous 40 7 15 0 5 0"));
+	cr_assert(not(dumped(PAGE(30), 10, "")));
+	cr_assert(zero(int, up_protect(r->rt, (void *)va, 10 * PAGE_SIZE, PROT_WRITE)));
+	cr_assert(dumped(va, 10, "rw-p 00000000 1 anonymous 40 7 15 0 5 0"));
+	unmap(shared, 100);
+	up_object_unref(o);
+	over();
+}
+
+Test(dump, says_what_is_wrong)
+{
+	FILE *full = fopen("/dev/full", "we");
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(eq(int, up_map_dump(NULL, stderr), -EINVAL));
+	cr_assert(eq(int, up_map_dump(r->rt, NULL), -EINVAL));
+	cr_assert(rig_logged(r, "out is NULL"));
+	cr_assert(ne(ptr, full, NULL));
+	cr_assert(eq(int, up_map_dump(r->rt, full), -EIO));
+	fclose(full);
+	over();
 }

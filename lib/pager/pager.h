@@ -99,6 +99,7 @@ struct pager {
 	struct resv resv_meta;	/* bytes */
 	struct object *objects; /* (map.change) all of them */
 	uint64_t next_serial;	/* (map.change) */
+	uint64_t next_object;	/* (map.change) the id of the last one */
 	size_t overhead;	/* (c) stacks and rings of the threads, charged to the budget */
 
 	uint64_t hash_seed;	/* (c) random per runtime */

@@ -92,6 +92,7 @@ object_alloc(struct object_zones *z, uint64_t npages, enum zone_wait wait)
 	o->reserved = 0;
 	o->release = NULL;
 	o->owner = NULL;
+	o->id = 0;
 	o->next = o->prev = NULL;
 	return o;
 }

@@ -68,6 +68,7 @@ struct object {
 	uint64_t reserved; /* pages promised when mapped (vm/resv.h); map->change guards it */
 	void (*release)(struct object *); /* (c) called when refs drops to 0 */
 	void *owner;			  /* (c) the runtime's, for release */
+	uint64_t id;			  /* (c) for people: 1, 2, ... as they were created */
 	struct object *next, *prev;	  /* the runtime's list of objects; its owner guards them */
 };
 
