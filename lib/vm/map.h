@@ -91,6 +91,9 @@ int map_insert(struct map *m, struct map_entry *e);
 /* Unlink; the caller owns it and its object reference from here.  Write-locked. */
 void map_remove(struct map *m, struct map_entry *e);
 
+/* Make `e` longer, to `end`, where no entry is.  Write-locked. */
+void map_extend(struct map *m, struct map_entry *e, uintptr_t end);
+
 /*
  * Split the entries that straddle `start` or `end`, so that every entry lies fully inside or
  * outside.  spare[2] are entries from map_entry_alloc(); those used are set to NULL.  Each split

@@ -58,8 +58,8 @@ struct object_zones {
 struct object {
 	pthread_rwlock_t lock;
 	struct object_zones *zones; /* (c) */
-	uint64_t npages;	    /* (c) */
-	unsigned height;	    /* (c) levels of inner nodes */
+	_Atomic uint64_t npages;    /* (a) grows only; (o) for writing to change */
+	unsigned height;	    /* (o) levels of inner nodes */
 	void *root;		    /* (o) */
 	atomic_uint refs;	    /* (a) map entries and handles */
 	atomic_uint handles;	    /* (a) references held by the program */
@@ -85,6 +85,8 @@ void object_ref(struct object *o);
 void object_unref(struct object *o);
 /* Every slot must be 0. */
 void object_free(struct object *o);
+/* Make it longer: new pages are empty, and others may use it meanwhile.  0, or -ENOMEM and it is as long as before. */
+int object_grow(struct object *o, uint64_t npages, enum zone_wait wait);
 
 /*
  * The leaf that holds slot `index`, locked.  NULL if it does not exist; with `created` it is made then,
