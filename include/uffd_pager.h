@@ -207,6 +207,31 @@ UP_API int up_unmap(struct up_runtime *rt, void *addr, size_t length);
  */
 UP_API int up_protect(struct up_runtime *rt, void *addr, size_t length, int prot);
 
+/* up_remap() flags */
+#define UP_MAYMOVE \
+	(1u << 0) /* if it can not grow where it is, it goes elsewhere, like mremap()'s */
+
+/*
+ * Make the range [addr, addr + old_length) `new_length` bytes long; as mremap().  Its contents stay.
+ *
+ * Shorter: the end is unmapped.  Longer: new pages follow on, private ones zero-filled, those of a shared
+ * object its next ones; they have the protection, the advice and the promises of what was the last page.  That is where it is,
+ * if the addresses behind it are free; else, with UP_MAYMOVE, all of it moves to where there is room.  The range may consist of
+ * several mappings, and be any part of them.
+ *
+ * Moving takes pages out of the page table, a few microseconds each, and the first touch at the new address is a soft
+ * fault.  Another thread that touches the range at the old address gets SIGSEGV.  I/O that the kernel still does
+ * into it (O_DIRECT, registered buffers) must have ended: it would go to pages that nobody sees.
+ *
+ * Success: *new_addr is where the range is now, and `addr` is not mapped if that is another.
+ * -EINVAL  an argument is out of range, or   -ENOMEM  part of the range is not mapped, there is no place
+ *          the object ends.                           to grow into, no room for its metadata or for a map
+ * -EBUSY   longer: a part is wired, or the            entry.
+ *          object's next pages are mapped.   -ENOSPC  the swap can not hold it.
+ */
+UP_API int up_remap(struct up_runtime *rt, void *addr, size_t old_length, size_t new_length,
+		    unsigned flags, void **new_addr);
+
 enum up_advice {
 	UP_ADVICE_NORMAL = 0, /* read ahead as the pattern suggests (the default) */
 	UP_ADVICE_SEQUENTIAL, /* read far ahead from the first fault on */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * calls.c: calls on ranges and objects beyond those that mapping needs: prefault, wire, dump.
+ * calls.c: calls on ranges and objects beyond those that mapping needs: prefault, wire, dump, remap.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -426,4 +426,292 @@ up_map_dump(struct up_runtime *rt, FILE *out)
 			o->swapped >> PAGE_SHIFT, o->lost >> PAGE_SHIFT, o->refs, line.wired);
 	}
 	return fflush(out) != 0 || ferror(out) ? -EIO : 0;
+}
+
+/* --- remap --- */
+
+/* The pages by which a range grows. */
+struct growth {
+	uint64_t n;		 /* how many */
+	uint64_t first;		 /* the first one's index in the object of the last entry */
+	struct map_entry *entry; /* for them; NULL: the last entry gets longer */
+};
+
+/*
+ * Where they come from.  => map.change is held; `last` holds the page in front of `end`.
+ * => 0, and g->entry goes back with entry_free() unless it is used; or -errno and a log line.
+ */
+static int
+growth_plan(struct up_runtime *rt, const struct map_entry *last, uintptr_t end, uint64_t n,
+	    struct growth *g)
+{
+	struct pager *p = &rt->p;
+	const struct object *o = last->object;
+	const uint64_t next = last->offset + ((end - last->start) >> PAGE_SHIFT);
+
+	*g = (struct growth){ .n = n, .first = next };
+	if ((last->flags & UP_SHARED) && (next > o->npages || n > o->npages - next))
+		return bad(rt, "up_remap: the object ends after %llu more pages, not %llu",
+			   (unsigned long long)(o->npages - next), (unsigned long long)n);
+	if (!object_is_mapped(p, o, next, n))
+		return 0;
+	if (last->flags & UP_SHARED) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "up_remap: the next pages of the object are mapped already");
+		return -EBUSY;
+	}
+	g->first = o->npages;
+	g->entry = entry_alloc(p);
+	if (g->entry == NULL) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "up_remap: no room for a map entry within the memory limit");
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Their promises: the last thing that can fail. */
+static int
+growth_promise(struct up_runtime *rt, const struct map_entry *last, const struct growth *g)
+{
+	if (last->flags & UP_SHARED)
+		return 0; /* the object has them */
+	return object_extend(rt, "up_remap", last->object, g->first + g->n, g->n);
+}
+
+/* Put them into the map behind `last`.  => map.lock is write-locked */
+static void
+growth_link(struct pager *p, struct map_entry *last, struct growth *g)
+{
+	struct map_entry *e = g->entry;
+	int r;
+
+	if (e == NULL) {
+		map_extend(&p->map, last, last->end + (g->n << PAGE_SHIFT));
+		return;
+	}
+	e->start = last->end;
+	e->end = last->end + (g->n << PAGE_SHIFT);
+	e->object = last->object;
+	object_ref(e->object);
+	e->offset = g->first;
+	e->prot = last->prot;
+	e->advice = last->advice;
+	e->flags = last->flags;
+	e->shard = last->shard;
+	e->serial = last->serial;
+	r = map_insert(&p->map, e);
+	assert(r == 0); /* the kernel gave us free addresses */
+	(void)r;
+	g->entry = NULL;
+}
+
+/* 0; -EEXIST: there is no room behind the range; or another errno and a log line.  => map.change is held. */
+static int
+grow_in_place(struct up_runtime *rt, struct map_entry *last, uintptr_t end, struct growth *g)
+{
+	struct pager *p = &rt->p;
+	const size_t len = g->n << PAGE_SHIFT;
+	uintptr_t at;
+	int r;
+
+	if (last->end != end || end + len < end)
+		return -EEXIST;
+	if (p->pmap->ops->map(p->pmap, end, true, len, last->prot, last->shard, &at) < 0)
+		return -EEXIST;
+	r = growth_promise(rt, last, g);
+	if (r < 0) {
+		p->pmap->ops->unmap(p->pmap, end, len, last->shard);
+		return r;
+	}
+	pthread_rwlock_wrlock(&p->map.lock);
+	growth_link(p, last, g);
+	pthread_rwlock_unlock(&p->map.lock);
+	return 0;
+}
+
+/* New addresses for the range and its growth, each part with the protection of its entry.  => map.change is held. */
+static int
+move_reserve(struct up_runtime *rt, uintptr_t start, uintptr_t end, const struct map_entry *last,
+	     const struct growth *g, uintptr_t *to)
+{
+	struct pager *p = &rt->p;
+	const size_t len = end - start + (g->n << PAGE_SHIFT);
+	int r;
+
+	r = p->pmap->ops->map(p->pmap, 0, false, len, last->prot, last->shard, to);
+	if (r < 0) {
+		log_line(&p->log, UP_LOG_ERROR, "up_remap: mapping %zu bytes: %s", len,
+			 strerrorname_np(-r));
+		return r;
+	}
+	for (const struct map_entry *e = map_first_from(&p->map, start); e != last; e = e->next) {
+		const uintptr_t from = MAX(start, e->start);
+
+		if (e->prot == last->prot)
+			continue;
+		r = p->pmap->ops->protect(p->pmap, *to + (from - start), e->end - from, e->prot);
+		if (r < 0) {
+			log_line(&p->log, UP_LOG_ERROR, "up_remap: protecting: %s",
+				 strerrorname_np(-r));
+			p->pmap->ops->unmap(p->pmap, *to, len, last->shard);
+			return r;
+		}
+	}
+	return 0;
+}
+
+/* The entries of the range, clipped, out of the map: no fault finds them any more. */
+static struct map_entry *
+move_take(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2])
+{
+	struct map_entry *taken = NULL, **tail = &taken, *e;
+
+	pthread_rwlock_wrlock(&p->map.lock);
+	map_clip(&p->map, start, end, spare);
+	while ((e = map_first_from(&p->map, start)) != NULL && e->start < end) {
+		map_remove(&p->map, e);
+		*tail = e;
+		tail = &e->next;
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	return taken;
+}
+
+/* An entry that is in no map goes to `to`, on another shard perhaps. */
+static void
+move_entry(struct pager *p, struct map_entry *e, uintptr_t to, unsigned shard, uint64_t serial)
+{
+	const size_t len = e->end - e->start;
+
+	/* As in entry_destroy(). */
+	if (e->prot == PROT_NONE)
+		p->pmap->ops->protect(p->pmap, e->start, len, PROT_READ);
+	range_keep(p, e->object, e->offset, len >> PAGE_SHIFT, to, shard);
+	entry_unmap(p, e);
+	e->start = to;
+	e->end = to + len;
+	e->shard = shard;
+	e->serial = serial;
+	atomic_store(&e->unrecorded, false); /* that mark went with the old addresses */
+}
+
+/* Elsewhere, with what it grows by.  => map.change is held. */
+static int
+move(struct up_runtime *rt, uintptr_t start, uintptr_t end, const struct map_entry *last,
+     struct growth *g, uintptr_t *to)
+{
+	struct map_entry *spare[2], *taken, *e, *next, *tail = NULL;
+	const unsigned shard = last->shard;
+	struct pager *p = &rt->p;
+	uint64_t serial;
+	int r;
+
+	r = spare_alloc(p, start, end, spare);
+	if (r < 0)
+		return r;
+	r = split_vmas(p, "up_remap", start, end);
+	if (r == 0)
+		r = move_reserve(rt, start, end, last, g, to);
+	if (r < 0)
+		goto free_spare;
+	r = growth_promise(rt, last, g);
+	if (r < 0) {
+		p->pmap->ops->unmap(p->pmap, *to, end - start + (g->n << PAGE_SHIFT), shard);
+		goto free_spare;
+	}
+
+	serial = ++p->next_serial;
+	taken = move_take(p, start, end, spare);
+	for (e = taken; e != NULL; e = e->next)
+		move_entry(p, e, *to + (e->start - start), shard, serial);
+	pthread_rwlock_wrlock(&p->map.lock);
+	for (e = taken; e != NULL; e = next) {
+		next = e->next;
+		e->next = NULL;
+		r = map_insert(&p->map, e);
+		assert(r == 0); /* the kernel gave us free addresses */
+		tail = e;
+	}
+	assert(tail != NULL);
+	growth_link(p, tail, g);
+	pthread_rwlock_unlock(&p->map.lock);
+free_spare:
+	spare_free(p, spare);
+	return r;
+}
+
+/* => map.change is held, and the range is mapped. */
+static int
+grow(struct up_runtime *rt, uintptr_t start, uintptr_t end, uint64_t n, unsigned flags,
+     uintptr_t *to)
+{
+	struct pager *p = &rt->p;
+	struct map_entry *last = map_lookup(&p->map, end - PAGE_SIZE);
+	struct growth g;
+	int r;
+
+	for (const struct map_entry *e = map_first_from(&p->map, start);
+	     e != NULL && e->start < end; e = e->next) {
+		if (e->wired == 0)
+			continue;
+		log_line(&p->log, UP_LOG_ERROR, "up_remap: the page at %#lx is wired",
+			 (unsigned long)MAX(start, e->start));
+		return -EBUSY;
+	}
+	r = growth_plan(rt, last, end, n, &g);
+	if (r < 0)
+		return r;
+	*to = start;
+	r = grow_in_place(rt, last, end, &g);
+	if (r == -EEXIST && (flags & UP_MAYMOVE)) {
+		r = move(rt, start, end, last, &g, to);
+	} else if (r == -EEXIST) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "up_remap: no room behind %#lx for %llu pages, and UP_MAYMOVE is not set",
+			 (unsigned long)end, (unsigned long long)n);
+		r = -ENOMEM;
+	}
+	if (g.entry != NULL)
+		entry_free(p, g.entry);
+	return r;
+}
+
+int
+up_remap(struct up_runtime *rt, void *addr, size_t old_length, size_t new_length, unsigned flags,
+	 void **new_addr)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + old_length;
+	uintptr_t to = start;
+	struct pager *p;
+	sigset_t old;
+	int r;
+
+	if (new_addr != NULL)
+		*new_addr = NULL;
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	r = check_process(rt, "up_remap");
+	if (r == 0)
+		r = check_range(rt, "up_remap", start, old_length);
+	if (r == 0)
+		r = check_range(rt, "up_remap", 0, new_length);
+	if (r < 0)
+		return r;
+	if (new_addr == NULL)
+		return bad(rt, "up_remap: new_addr is NULL");
+	if (flags & ~UP_MAYMOVE)
+		return bad(rt, "up_remap: unknown flags %#x", flags & ~UP_MAYMOVE);
+
+	change_begin(p, &old);
+	r = check_covered(rt, "up_remap", start, end);
+	if (r == 0 && new_length < old_length)
+		r = unmap_range(p, "up_remap", start + new_length, end);
+	else if (r == 0 && new_length > old_length)
+		r = grow(rt, start, end, (new_length - old_length) >> PAGE_SHIFT, flags, &to);
+	change_end(p, &old);
+	if (r == 0)
+		*new_addr = (void *)to;
+	return r;
 }

@@ -516,7 +516,7 @@ meta_for(uint64_t npages)
 #define META_PER_ENTRY (sizeof(struct map_entry) + sizeof(struct map_entry) / 8)
 #define META_PER_OBJECT (sizeof(struct object) + sizeof(struct object) / 8)
 
-static struct map_entry *
+struct map_entry *
 entry_alloc(struct pager *p)
 {
 	struct map_entry *e;
@@ -529,7 +529,7 @@ entry_alloc(struct pager *p)
 	return e;
 }
 
-static void
+void
 entry_free(struct pager *p, struct map_entry *e)
 {
 	map_entry_free(&p->map, e);
@@ -576,14 +576,12 @@ swap_promised(struct pager *p, uint64_t *max, uint64_t *used)
 		*max = MAX(*max, swap_area_max(&p->swap));
 }
 
-/* A new object with its promises.  => map.change is held. */
+/* Swap for npages, unless `noreserve`, and `meta` bytes of metadata; both or neither. */
 static int
-object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool noreserve,
-	      struct object **out)
+promise(struct up_runtime *rt, const char *call, uint64_t npages, bool noreserve, uint64_t meta)
 {
-	const uint64_t meta = META_PER_OBJECT + (noreserve ? 0 : meta_for(npages));
 	struct pager *p = &rt->p;
-	struct object *o;
+	uint64_t max, used;
 	int r;
 
 	if (!resv_try(&p->resv_meta, meta)) {
@@ -594,27 +592,49 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool nor
 			call, (unsigned long long)npages, rt->memory_limit);
 		return -ENOMEM;
 	}
-	if (!noreserve) {
-		r = promise_swap(p, npages);
-		if (r < 0) {
-			uint64_t max, used;
+	if (noreserve)
+		return 0;
+	r = promise_swap(p, npages);
+	if (r == 0)
+		return 0;
+	swap_promised(p, &max, &used);
+	log_line(&p->log, UP_LOG_ERROR,
+		 "%s: no swap space for %llu pages (%s): %llu are promised of %llu; "
+		 "make it larger or use UP_NORESERVE",
+		 call, (unsigned long long)npages, strerrorname_np(-r), (unsigned long long)used,
+		 (unsigned long long)max);
+	resv_give(&p->resv_meta, meta);
+	return r;
+}
 
-			swap_promised(p, &max, &used);
-			log_line(
-				&p->log, UP_LOG_ERROR,
-				"%s: no swap space for %llu pages (%s): %llu are promised of %llu; "
-				"make it larger or use UP_NORESERVE",
-				call, (unsigned long long)npages, strerrorname_np(-r),
-				(unsigned long long)used, (unsigned long long)max);
-			goto give_meta;
-		}
-	}
+/* => nothing has used it. */
+static void
+promise_give(struct pager *p, uint64_t npages, bool noreserve, uint64_t meta)
+{
+	if (!noreserve)
+		resv_give(&p->resv_swap, npages);
+	resv_give(&p->resv_meta, meta);
+}
+
+/* A new object with its promises.  => map.change is held. */
+static int
+object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool noreserve,
+	      struct object **out)
+{
+	const uint64_t meta = META_PER_OBJECT + (noreserve ? 0 : meta_for(npages));
+	struct pager *p = &rt->p;
+	struct object *o;
+	int r;
+
+	r = promise(rt, call, npages, noreserve, meta);
+	if (r < 0)
+		return r;
 	o = object_alloc(&p->zones, npages, ZONE_WAIT);
 	if (o == NULL) {
 		log_line(&p->log, UP_LOG_ERROR, "%s: no room for an object within the memory limit",
 			 call);
-		r = -ENOMEM;
-		goto give_swap;
+		promise_give(p, npages, noreserve, meta);
+		return -ENOMEM;
 	}
 	o->noreserve = noreserve;
 	o->reserved = noreserve ? 0 : npages;
@@ -627,17 +647,32 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, bool nor
 	p->objects = o;
 	*out = o;
 	return 0;
-
-give_swap:
-	if (!noreserve)
-		resv_give(&p->resv_swap, npages);
-give_meta:
-	resv_give(&p->resv_meta, meta);
-	return r;
 }
 
-/* True if some entry maps pages [first, first + n) of the object.  => map.change is held. */
-static bool
+int
+object_extend(struct up_runtime *rt, const char *call, struct object *o, uint64_t npages,
+	      uint64_t more)
+{
+	const uint64_t now = o->npages, then = MAX(npages, now);
+	const uint64_t meta = o->noreserve ? 0 : meta_for(then) - meta_for(now);
+	struct pager *p = &rt->p;
+	int r;
+
+	r = promise(rt, call, more, o->noreserve, meta);
+	if (r < 0)
+		return r;
+	if (object_grow(o, then, ZONE_WAIT) < 0) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "%s: no room for a longer object within the memory limit", call);
+		promise_give(p, more, o->noreserve, meta);
+		return -ENOMEM;
+	}
+	if (!o->noreserve)
+		o->reserved += more;
+	return 0;
+}
+
+bool
 object_is_mapped(struct pager *p, const struct object *o, uint64_t first, uint64_t n)
 {
 	for (struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
@@ -804,32 +839,38 @@ spare_free(struct pager *p, struct map_entry *spare[2])
 	}
 }
 
+void
+entry_unmap(struct pager *p, const struct map_entry *e)
+{
+	const int r = p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
+
+	if (r == 0)
+		return;
+	/* Not after split(); but if it should be, nobody may wait there for a page that never comes. */
+	log_line(&p->log, UP_LOG_ERROR, "unmapping %#lx-%#lx: %s", (unsigned long)e->start,
+		 (unsigned long)e->end, strerrorname_np(-r));
+	p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_NONE);
+	p->pmap->ops->wake(p->pmap, e->shard, e->start, (e->end - e->start) >> PAGE_SHIFT);
+}
+
 /* Unmap an entry that is in no map any more, and free it.  => map.change is held. */
 static void
 entry_destroy(struct pager *p, struct map_entry *e)
 {
 	struct object *o = e->object;
 	const uint64_t npages = (e->end - e->start) >> PAGE_SHIFT;
-	int r;
 
 	if (atomic_load(&o->handles) > 0) {
 		/* A page that nobody may read can not always be copied out; if this fails, keep_page() still tries. */
 		if (e->prot == PROT_NONE)
 			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
-		range_keep(p, o, e->offset, npages);
+		range_keep(p, o, e->offset, npages, 0, 0);
 	} else {
 		range_free(p, o, e->offset, npages, e->start, e->shard);
 	}
 	if (e->wired > 0)
 		wired_give(p, npages);
-	r = p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
-	if (r < 0) {
-		/* Not after split(); but if it should be, nobody may wait there for a page that never comes. */
-		log_line(&p->log, UP_LOG_ERROR, "unmapping %#lx-%#lx: %s", (unsigned long)e->start,
-			 (unsigned long)e->end, strerrorname_np(-r));
-		p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_NONE);
-		p->pmap->ops->wake(p->pmap, e->shard, e->start, npages);
-	}
+	entry_unmap(p, e);
 	if (!o->roams && o->reserved > 0) {
 		assert(o->reserved >= npages);
 		o->reserved -= npages;
@@ -839,9 +880,8 @@ entry_destroy(struct pager *p, struct map_entry *e)
 	entry_free(p, e);
 }
 
-/* Make sure that what is mapped of the range can be unmapped.  => map.change is held. */
-static int
-split_vmas(struct pager *p, uintptr_t start, uintptr_t end)
+int
+split_vmas(struct pager *p, const char *call, uintptr_t start, uintptr_t end)
 {
 	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
 	     e = e->next) {
@@ -850,7 +890,7 @@ split_vmas(struct pager *p, uintptr_t start, uintptr_t end)
 
 		if (r < 0) {
 			log_line(&p->log, UP_LOG_ERROR,
-				 "up_unmap: splitting %#lx-%#lx: %s (vm.max_map_count?)",
+				 "%s: splitting %#lx-%#lx: %s (vm.max_map_count?)", call,
 				 (unsigned long)from, (unsigned long)to, strerrorname_np(-r));
 			return -ENOMEM;
 		}
@@ -859,31 +899,18 @@ split_vmas(struct pager *p, uintptr_t start, uintptr_t end)
 }
 
 int
-up_unmap(struct up_runtime *rt, void *addr, size_t length)
+unmap_range(struct pager *p, const char *call, uintptr_t start, uintptr_t end)
 {
-	const uintptr_t start = (uintptr_t)addr, end = start + length;
 	struct map_entry *spare[2], *gone = NULL, **tail = &gone, *e;
-	struct pager *p;
-	sigset_t old;
 	int r;
 
-	if (rt == NULL)
-		return -EINVAL;
-	p = &rt->p;
-	r = check_process(rt, "up_unmap");
-	if (r == 0)
-		r = check_range(rt, "up_unmap", start, length);
-	if (r < 0)
-		return r;
-
-	change_begin(p, &old);
 	r = spare_alloc(p, start, end, spare);
 	if (r < 0)
-		goto unlock;
-	r = split_vmas(p, start, end);
+		return r;
+	r = split_vmas(p, call, start, end);
 	if (r < 0) {
 		spare_free(p, spare);
-		goto unlock;
+		return r;
 	}
 	pthread_rwlock_wrlock(&p->map.lock);
 	map_clip(&p->map, start, end, spare);
@@ -899,8 +926,26 @@ up_unmap(struct up_runtime *rt, void *addr, size_t length)
 		entry_destroy(p, e);
 	}
 	spare_free(p, spare);
-unlock:
-	change_end(p, &old);
+	return 0;
+}
+
+int
+up_unmap(struct up_runtime *rt, void *addr, size_t length)
+{
+	const uintptr_t start = (uintptr_t)addr;
+	sigset_t old;
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	r = check_process(rt, "up_unmap");
+	if (r == 0)
+		r = check_range(rt, "up_unmap", start, length);
+	if (r < 0)
+		return r;
+	change_begin(&rt->p, &old);
+	r = unmap_range(&rt->p, "up_unmap", start, start + length);
+	change_end(&rt->p, &old);
 	return r;
 }
 

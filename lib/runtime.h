@@ -71,6 +71,25 @@ int check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uint
 int spare_alloc(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2]);
 void spare_free(struct pager *p, struct map_entry *spare[2]);
 
+/* An entry, promised out of the limit; NULL if there is no room.  => map.change is held. */
+struct map_entry *entry_alloc(struct pager *p);
+void entry_free(struct pager *p, struct map_entry *e);
+/* Give the addresses of an entry back; it is in no map any more, and nothing is in its page table. */
+void entry_unmap(struct pager *p, const struct map_entry *e);
+/* Make sure that what is mapped of the range can be unmapped.  0, or -ENOMEM and a log line. */
+int split_vmas(struct pager *p, const char *call, uintptr_t start, uintptr_t end);
+/* The whole of up_unmap() on a range that is one. */
+int unmap_range(struct pager *p, const char *call, uintptr_t start, uintptr_t end);
+
+/* True if some entry maps pages [first, first + n) of the object.  => map.change is held. */
+bool object_is_mapped(struct pager *p, const struct object *o, uint64_t first, uint64_t n);
+/*
+ * Make an object at least `npages` long, with the promises for `more` pages that a mapping of it is to have.
+ * => map.change is held.  0, or -ENOMEM, -ENOSPC and a log line.
+ */
+int object_extend(struct up_runtime *rt, const char *call, struct object *o, uint64_t npages,
+		  uint64_t more);
+
 /* Pages that up_wire() may hold in memory, more or less by n: counted, and promised out of the limit. */
 bool wired_take(struct pager *p, uint64_t n);
 void wired_give(struct pager *p, uint64_t n);

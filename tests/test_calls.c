@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * test_calls.c: prefault, wire and dump as a program sees it, on the real kernel, through the public header.
+ * test_calls.c: prefault, wire, dump and remap as a program sees it, on the real kernel, through the public header.
  *
  * That a page is in the page table is asked of the kernel: touching it costs this thread no fault
  * (RUSAGE_THREAD), or a system call that can not have its faults served gets through.
@@ -662,5 +662,228 @@ Test(calls, dump_and_info_say_what_is_wrong)
 	fclose(full);
 	cr_expect(in_child(child_dump) == 0);
 	up_object_unref(shared_object);
+	up_runtime_destroy(rt);
+}
+
+/* --- remap --- */
+
+static char *
+remap(char *p, size_t from, size_t to, unsigned flags)
+{
+	void *at;
+	const int r = up_remap(rt, p, from * PAGE, to * PAGE, flags, &at);
+
+	cr_assert(r == 0, "up_remap: %s: %s", strerrorname_np(-r), logged);
+	return at;
+}
+
+static bool
+absent(const char *p)
+{
+	unsigned char c;
+	int fd[2];
+	bool fault;
+
+	/* A system call on what is not mapped at all. */
+	cr_assert(pipe(fd) == 0);
+	fault = write(fd[1], p, 1) < 0 && errno == EFAULT;
+	cr_assert(fault || read(fd[0], &c, 1) == 1);
+	close(fd[0]);
+	close(fd[1]);
+	return fault;
+}
+
+Test(calls, an_array_grows_like_realloc_to_many_times_the_memory)
+{
+	size_t n = 16, moved = 0;
+	char *p, *in_the_way;
+
+	start(4 * MiB);
+	p = map(n * PAGE, 0);
+	fill(p, n);
+	while (n < 6000) {
+		const size_t more = n / 2;
+		void *q;
+		char *at;
+
+		/* Every other time something is in the way. */
+		if (moved % 2 == 0 &&
+		    up_map(rt, p + n * PAGE, PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &q) == 0)
+			in_the_way = q;
+		else
+			in_the_way = NULL;
+		at = remap(p, n, n + more, UP_MAYMOVE);
+		cr_assert(in_the_way == NULL || at != p);
+		if (at != p)
+			cr_assert(absent(p) && absent(p + (n - 1) * PAGE));
+		moved++;
+		p = at;
+		for (size_t i = n; i < n + more; i++) {
+			cr_assert(*word(p, i) == 0, "new page %zu is not zeros", i);
+			for (size_t w = 0; w < PAGE / 8; w += 64)
+				word(p, i)[w] = content(i, w);
+		}
+		n += more;
+		check_fill(p, n);
+		if (in_the_way != NULL)
+			cr_assert(up_unmap(rt, in_the_way, PAGE) == 0);
+	}
+	cr_assert(stats().used_max <= stats().limit && stats().lost == 0);
+	cr_assert(stats().mapped == n * PAGE);
+	while (n > 10) {
+		cr_assert(remap(p, n, n / 2, 0) == p);
+		n /= 2;
+		check_fill(p, n);
+	}
+	cr_assert(up_unmap(rt, p, n * PAGE) == 0);
+	cr_assert(stats().entries == 0 && stats().objects == 0 && stats().swapped == 0);
+	up_runtime_destroy(rt);
+}
+
+static sigjmp_buf escape;
+
+static void
+on_signal(int sig)
+{
+	siglongjmp(escape, sig);
+}
+
+/* Reads the region wherever it was last seen, while it moves about: through the kernel, for EFAULT instead of a signal. */
+static _Atomic(char *) region_at;
+
+static void *
+chaser(void *arg)
+{
+	unsigned *found = arg;
+
+	while (!atomic_load(&stop)) {
+		const char *at = atomic_load(&region_at);
+
+		for (size_t i = 0; i < 200 && !absent(at + i * PAGE); i++)
+			++*found;
+	}
+	return NULL;
+}
+
+Test(calls, a_region_moves_while_others_look_at_it)
+{
+	enum { N = 200 };
+	const double until = seconds() + 2;
+	unsigned rounds = 0, found[2] = { 0 };
+	pthread_t t[2];
+	char *p;
+
+	start(4 * MiB);
+	p = map(N * PAGE, 0);
+	fill(p, N);
+	atomic_store(&region_at, p);
+	atomic_store(&stop, false);
+	for (unsigned i = 0; i < 2; i++)
+		cr_assert(pthread_create(&t[i], NULL, chaser, &found[i]) == 0);
+	while (seconds() < until) {
+		void *q;
+		char *at;
+		const bool wall =
+			up_map(rt, p + N * PAGE, PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &q) == 0;
+
+		if (rounds % 4 == 0)
+			push_out(p, 1);
+		at = remap(p, N, N + 1, UP_MAYMOVE);
+		atomic_store(&region_at, at);
+		cr_assert(remap(at, N + 1, N, 0) == at);
+		if (wall)
+			cr_assert(up_unmap(rt, q, PAGE) == 0);
+		p = at;
+		check_fill(p, N);
+		rounds++;
+	}
+	atomic_store(&stop, true);
+	for (unsigned i = 0; i < 2; i++)
+		pthread_join(t[i], NULL);
+	cr_assert(rounds > 3 && found[0] > 0 && found[1] > 0 && stats().lost == 0);
+	up_runtime_destroy(rt);
+}
+
+Test(calls, a_move_keeps_protections_and_what_nobody_may_read)
+{
+	enum { N = 40 };
+	struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_NODEFER };
+	char *p, *at;
+	void *q;
+
+	for (unsigned copies = 0; copies < 2; copies++) {
+		start_with((struct up_config){ .memory_limit = 4 * MiB,
+					       .feature_mask = copies ? UP_MASK_MOVE : 0 });
+		p = map((N + 1) * PAGE, 0);
+		fill(p, N);
+		cr_assert(up_unmap(rt, p + N * PAGE, PAGE) == 0);
+		cr_assert(up_map(rt, p + N * PAGE, PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &q) ==
+			  0);
+		cr_assert(up_protect(rt, p + 10 * PAGE, 5 * PAGE, PROT_NONE) == 0);
+		cr_assert(up_protect(rt, p + 20 * PAGE, 5 * PAGE, PROT_READ) == 0);
+		at = remap(p, N, 2 * N, UP_MAYMOVE);
+		cr_assert(at != p && absent(p) && absent(p + 12 * PAGE));
+		cr_assert(kernel_agrees((uintptr_t)at, (uintptr_t)at + 10 * PAGE, "rw-"));
+		cr_assert(
+			kernel_agrees((uintptr_t)at + 10 * PAGE, (uintptr_t)at + 15 * PAGE, "---"));
+		cr_assert(
+			kernel_agrees((uintptr_t)at + 20 * PAGE, (uintptr_t)at + 25 * PAGE, "r--"));
+		cr_assert(kernel_agrees((uintptr_t)at + 25 * PAGE, (uintptr_t)at + 2 * N * PAGE,
+					"rw-"));
+		sigaction(SIGSEGV, &sa, NULL);
+		if (sigsetjmp(escape, 1) == 0) {
+			*word(at, 22) = 1;
+			cr_assert(false, "a read-only page was written");
+		}
+		signal(SIGSEGV, SIG_DFL);
+		cr_assert(up_protect(rt, at, 2 * N * PAGE, RW) == 0);
+		check_fill(at, N);
+		up_runtime_destroy(rt);
+	}
+}
+
+static int
+child_remap(void)
+{
+	void *q;
+
+	return up_remap(rt, shared_region, PAGE, 2 * PAGE, 0, &q) == -ECHILD && q == NULL ? 0 : 1;
+}
+
+Test(calls, remap_says_what_is_wrong)
+{
+	struct up_object *o;
+	void *q = &q;
+	char *p;
+
+	start_with((struct up_config){ .memory_limit = 8 * MiB, .swap_size = 8 * MiB });
+	p = map(100 * PAGE, 0);
+	fill(p, 100);
+	cr_expect(up_remap(NULL, p, PAGE, PAGE, 0, &q) == -EINVAL && q == NULL);
+	REFUSED(up_remap(rt, p + 1, PAGE, PAGE, 0, &q), -EINVAL, "up_remap: address");
+	REFUSED(up_remap(rt, p, PAGE, 0, 0, &q), -EINVAL, "up_remap: length 0");
+	REFUSED(up_remap(rt, p, PAGE, PAGE, 0, NULL), -EINVAL, "up_remap: new_addr is NULL");
+	REFUSED(up_remap(rt, p, PAGE, PAGE, 2, &q), -EINVAL, "up_remap: unknown flags 0x2");
+	REFUSED(up_remap(rt, p, 10 * PAGE, 20 * PAGE, 0, &q), -ENOMEM, "no room behind");
+	REFUSED(up_remap(rt, p, 100 * PAGE, 2100 * PAGE, UP_MAYMOVE, &q), -ENOSPC,
+		"up_remap: no swap space for 2000 pages");
+	REFUSED(up_remap(rt, p, 100 * PAGE, (size_t)1 << 50, UP_MAYMOVE, &q), -ENOMEM, "up_remap");
+	cr_assert(up_wire(rt, p + 5 * PAGE, PAGE) == 0);
+	REFUSED(up_remap(rt, p, 100 * PAGE, 101 * PAGE, UP_MAYMOVE, &q), -EBUSY, "is wired");
+	cr_assert(up_unwire(rt, p + 5 * PAGE, PAGE) == 0);
+	cr_assert(up_object_create_anon(rt, 10 * PAGE, 0, &o) == 0);
+	cr_assert(up_map(rt, NULL, 5 * PAGE, RW, UP_SHARED, o, 0, &q) == 0);
+	shared_region = q;
+	REFUSED(up_remap(rt, shared_region, 5 * PAGE, 11 * PAGE, UP_MAYMOVE, &q), -EINVAL,
+		"the object ends after 5 more pages, not 6");
+	cr_assert(up_map(rt, NULL, PAGE, RW, UP_SHARED, o, 9 * PAGE, &q) == 0);
+	REFUSED(up_remap(rt, shared_region, 5 * PAGE, 10 * PAGE, UP_MAYMOVE, &q), -EBUSY,
+		"mapped already");
+	cr_assert(q == NULL);
+	up_object_unref(o);
+	cr_expect(in_child(child_remap) == 0);
+	cr_assert(up_unmap(rt, p + 50 * PAGE, PAGE) == 0);
+	REFUSED(up_remap(rt, p, 100 * PAGE, 50 * PAGE, 0, &q), -ENOMEM, "up_remap: part of");
+	check_fill(p, 50);
 	up_runtime_destroy(rt);
 }

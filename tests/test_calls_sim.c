@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * test_calls_sim.c: prefault, wire and dump, one page and one counter at a time, over the simulated kernel.
+ * test_calls_sim.c: prefault, wire, dump and remap, one page and one counter at a time, over the simulated kernel.
  *
  * What the calls mean to a program with threads is in test_calls.c; each of their fallible calls fails in
  * test_failing.c.
@@ -15,6 +15,7 @@ TestSuite(prefault, .timeout = 120);
 TestSuite(wire, .timeout = 120);
 TestSuite(wire_asserts, .timeout = 120);
 TestSuite(dump, .timeout = 120);
+TestSuite(remap, .timeout = 120);
 
 #define RW (PROT_READ | PROT_WRITE)
 #define PAGE(i) (va + (size_t)(i)*PAGE_SIZE)
@@ -993,5 +994,445 @@ Test(dump, says_what_is_wrong)
 	cr_assert(ne(ptr, full, NULL));
 	cr_assert(eq(int, up_map_dump(r->rt, full), -EIO));
 	fclose(full);
+	over();
+}
+
+/*
+ * Remap
+ */
+
+static int
+remap_at(uintptr_t va, size_t from, size_t to, unsigned flags, uintptr_t *at)
+{
+	void *p = &p;
+	const int ret = up_remap(r->rt, (void *)va, from * PAGE_SIZE, to * PAGE_SIZE, flags, &p);
+
+	cr_assert(eq(int, ret == 0, p != NULL));
+	*at = (uintptr_t)p;
+	return ret;
+}
+
+/* It must succeed; where the range is then. */
+static uintptr_t
+remap(uintptr_t va, size_t from, size_t to, unsigned flags)
+{
+	uintptr_t at;
+
+	cr_assert(zero(int, remap_at(va, from, to, flags, &at)), "%s", r->log[(r->nlog + 15) % 16]);
+	pager_check(r->p);
+	return at;
+}
+
+static int
+remap_error(uintptr_t va, size_t from, size_t to, unsigned flags)
+{
+	uintptr_t at;
+
+	return remap_at(va, from, to, flags, &at);
+}
+
+/* Something that is in the way behind the range. */
+static void
+block(uintptr_t va, size_t npages)
+{
+	void *q;
+
+	cr_assert(zero(int, up_map(r->rt, (void *)PAGE(npages), PAGE_SIZE, RW,
+				   UP_PRIVATE | UP_FIXED, NULL, 0, &q)));
+}
+
+static void
+gone(uintptr_t va, size_t npages)
+{
+	uint64_t w = 0;
+
+	for (size_t i = 0; i < npages; i++) {
+		cr_assert(eq(int, sim_state(r->pm, PAGE(i)), SIM_UNMAPPED), "page %zu", i);
+		cr_assert(eq(int, rig_touch(r, 3, PAGE(i), false, &w, 0, 8), SIM_SIGSEGV));
+	}
+}
+
+Test(remap, shorter_unmaps_the_end)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(100);
+	put_pages(va, 100, 100);
+	cr_assert(eq(uptr, remap(va, 100, 40, 0), va));
+	gone(PAGE(40), 60);
+	check_pages(va, 40, 100);
+	cr_assert(eq(u64, rig_stats(r).mapped, 40 * PAGE_SIZE));
+	cr_assert(eq(u64, rig_stats(r).reserve_used, 40 * PAGE_SIZE));
+	cr_assert(eq(uptr, remap(va, 40, 40, 0), va)); /* as long as it is */
+	/* Of a part: a hole is left. */
+	cr_assert(eq(uptr, remap(PAGE(10), 20, 5, 0), PAGE(10)));
+	gone(PAGE(15), 15);
+	check_pages(va, 15, 100);
+	check_pages(PAGE(30), 10, 130);
+	over();
+}
+
+Test(remap, longer_stays_where_it_is_if_there_is_room)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 8 << 20, .swap_slots = 1 << 18 });
+	va = map_random(100);
+	put_pages(va, 100, 100);
+	/* Into what was given back before, then from one leaf to a tree of two levels. */
+	unmap(PAGE(60), 40);
+	cr_assert(eq(uptr, remap(va, 60, 100, 0), va));
+	cr_assert(eq(u64, rig_stats(r).reserve_used, 100 * PAGE_SIZE));
+	check_pages(va, 60, 100);
+	for (size_t i = 60; i < 100; i++)
+		check_zeros(PAGE(i));
+	put_pages(PAGE(60), 40, 160);
+	swap_out();
+	cr_assert(eq(uptr, remap(va, 100, 600, 0), va));
+	cr_assert(eq(uptr, remap(va, 600, 150000, 0), va));
+	cr_assert(eq(u64, rig_stats(r).mapped, 150000 * PAGE_SIZE));
+	cr_assert(eq(u64, rig_stats(r).reserve_used, 150000 * PAGE_SIZE));
+	cr_assert(eq(u64, rig_stats(r).entries, 1));
+	cr_assert(eq(u64, rig_stats(r).objects, 1));
+	cr_assert(eq(int, map_lookup(&r->p->map, va)->advice, UP_ADVICE_RANDOM));
+	check_pages(va, 100, 100);
+	put_page(PAGE(149999), 7);
+	put_page(PAGE(511), 8);
+	put_page(PAGE(512), 9);
+	churn();
+	check_pages(va, 100, 100);
+	check_page(PAGE(149999), 7);
+	check_page(PAGE(511), 8);
+	check_page(PAGE(512), 9);
+	check_zeros(PAGE(149998));
+	unmap(va, 150000);
+	cr_assert(zero(u64, meta_promised()));
+	cr_assert(zero(u64, rig_stats(r).reserve_used));
+	over();
+}
+
+Test(remap, growing_page_by_page_costs_what_growing_at_once_does)
+{
+	uintptr_t va, other;
+	uint64_t meta;
+
+	scene((struct rig_config){ .seed = 1 });
+	other = map_random(1500);
+	meta = meta_promised();
+	unmap(other, 1500);
+	va = map_random(1);
+	for (size_t n = 1; n < 1500; n++)
+		cr_assert(eq(uptr, remap(va, n, n + 1, 0), va));
+	cr_assert(eq(u64, meta_promised(), meta));
+	cr_assert(eq(u64, rig_stats(r).entries, 1));
+	cr_assert(eq(u64, rig_stats(r).objects, 1));
+	cr_assert(eq(u64, rig_stats(r).reserve_used, 1500 * PAGE_SIZE));
+	over();
+}
+
+Test(remap, without_room_behind_it_stays_as_it_is_or_moves)
+{
+	uintptr_t va, to;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(20);
+	put_pages(va, 20, 100);
+	block(va, 20);
+	seen();
+	cr_assert(eq(int, remap_error(va, 20, 21, 0), -ENOMEM));
+	cr_assert(rig_logged(r, "UP_MAYMOVE is not set"));
+	expect(.limit = 0);
+	cr_assert(eq(u64, rig_stats(r).mapped, 21 * PAGE_SIZE));
+	cr_assert(eq(u64, rig_stats(r).reserve_used, 21 * PAGE_SIZE));
+	all_are(va, 20, MAPPED);
+	to = remap(va, 20, 30, UP_MAYMOVE);
+	cr_assert(ne(uptr, to, va));
+	gone(va, 20);
+	seen();
+	check_pages(to, 20, 100);
+	expect(SOFT(20));
+	for (size_t i = 20; i < 30; i++)
+		check_zeros(to + i * PAGE_SIZE);
+	cr_assert(eq(u64, rig_stats(r).mapped, 31 * PAGE_SIZE));
+	cr_assert(eq(u64, rig_stats(r).reserve_used, 31 * PAGE_SIZE));
+	cr_assert(eq(u64, rig_stats(r).entries, 2));
+	over();
+}
+
+static void
+moves_every_page(uint64_t mask)
+{
+	uintptr_t va, to;
+	uint64_t w;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20, .services = 2, .mask = mask });
+	rig_map(r, PAGE_SIZE); /* so that ours is on the second service */
+	va = map_random(60);
+	put_pages(va, 11, 100);
+	swap_out();
+	sim_disk_bad(r->disk, slot_of(PAGE(10)), SWAP_READ, true);
+	cr_assert(eq(int, rig_touch(r, 0, PAGE(10), false, &w, 0, 8), SIM_SIGBUS));
+	put_pages(PAGE(11), 10, 111);
+	clean();
+	put_pages(PAGE(21), 10, 121);
+	launder();
+	put_pages(PAGE(31), 10, 131);
+	stage();
+	put_pages(PAGE(41), 10, 141);
+	block(va, 60);
+	all_are(PAGE(10), 1, LOST);
+	all_are(PAGE(21), 10, LAUNDRY);
+	cr_assert(eq(int, up_protect(r->rt, (void *)PAGE(45), 3 * PAGE_SIZE, PROT_NONE), 0));
+	cr_assert(eq(int, up_protect(r->rt, (void *)PAGE(48), 3 * PAGE_SIZE, PROT_READ), 0));
+
+	cr_assert(zero(int, remap_at(va, 60, 70, UP_MAYMOVE, &to)));
+	gone(va, 60);
+	va = to;
+	all_are(va, 10, SWAPPED);
+	all_are(PAGE(21), 10, LAUNDRY);
+	cr_assert(eq(int, rig_touch(r, 0, PAGE(45), false, &w, 0, 8), SIM_SIGSEGV));
+	cr_assert(eq(int, rig_touch(r, 0, PAGE(48), true, &w, 0, 8), SIM_SIGSEGV));
+	check_pages(PAGE(48), 3, 148);
+	check_pages(PAGE(21), 5, 121); /* while their write is in flight */
+	sim_disk_release(r->disk, SWAP_WRITE);
+	rig_settle(r);
+	cr_assert(eq(int, up_protect(r->rt, (void *)va, 70 * PAGE_SIZE, RW), 0));
+	check_pages(va, 10, 100);
+	cr_assert(eq(int, rig_touch(r, 0, PAGE(10), false, &w, 0, 8), SIM_SIGBUS));
+	check_pages(PAGE(11), 40, 111);
+	for (size_t i = 51; i < 70; i++)
+		check_zeros(PAGE(i));
+	advise(PAGE(10), 1, UP_ADVICE_DONTNEED);
+	put_pages(PAGE(51), 19, 151);
+	put_page(PAGE(10), 110);
+	churn();
+	check_pages(va, 70, 100);
+	over();
+}
+
+Test(remap, moves_every_page_wherever_it_is)
+{
+	moves_every_page(0);
+}
+
+Test(remap, moves_every_page_wherever_it_is_on_a_kernel_that_copies)
+{
+	moves_every_page(UP_MASK_MOVE);
+}
+
+Test(remap, of_a_page_that_is_being_read_waits_for_it)
+{
+	uintptr_t va, to;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(20);
+	put_pages(va, 20, 100);
+	swap_out();
+	block(va, 20);
+	cr_assert(eq(int, sim_touch(r->pm, 1, PAGE(5), false, &w, 0, 8), SIM_FAULT));
+	rig_step(r);
+	to = remap(va, 20, 21, UP_MAYMOVE);
+	/* Its thread was too late, or it was not: the page is not there any more. */
+	cr_assert(not(sim_waiting(r->pm, 1)));
+	cr_assert(eq(int, sim_touch(r->pm, 1, PAGE(5), false, &w, 0, 8), SIM_SIGSEGV));
+	check_pages(to, 20, 100);
+	over();
+}
+
+Test(remap, wakes_who_waits_at_the_new_address)
+{
+	struct anon *an;
+	uintptr_t va, to;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(20);
+	put_pages(va, 20, 100);
+	stage();
+	block(va, 20);
+	to = remap(va, 20, 21, UP_MAYMOVE);
+	/* Somebody moves the page while a thread faults on it: he knows it by its address. */
+	an = anon_at(to);
+	cr_assert(anon_trybusy(an));
+	cr_assert(eq(int, sim_touch(r->pm, 1, to, false, &w, 0, 8), SIM_FAULT));
+	rig_settle(r);
+	cr_assert(sim_waiting(r->pm, 1));
+	page_unbusy(r->p, an, page_of(to)->shard, page_of(to)->va);
+	cr_assert(not(sim_waiting(r->pm, 1)));
+	check_pages(to, 20, 100);
+	over();
+}
+
+Test(remap, of_a_part_takes_new_pages_from_the_end_of_the_object)
+{
+	uintptr_t va, a, b;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(30);
+	put_pages(va, 30, 100);
+	a = remap(PAGE(10), 10, 15, UP_MAYMOVE); /* the middle */
+	gone(PAGE(10), 10);
+	check_pages(va, 10, 100);
+	check_pages(PAGE(20), 10, 120);
+	check_pages(a, 10, 110);
+	for (size_t i = 10; i < 15; i++)
+		check_zeros(a + i * PAGE_SIZE);
+	put_pages(a + 10 * PAGE_SIZE, 5, 500);
+	cr_assert(eq(u64, rig_stats(r).objects, 1));
+	cr_assert(eq(u64, rig_stats(r).entries, 4));
+	cr_assert(eq(u64, rig_stats(r).reserve_used, 35 * PAGE_SIZE));
+
+	/* Both ends of the object are in use now: what was the front grows too. */
+	b = remap(va, 10, 12, UP_MAYMOVE);
+	check_pages(b, 10, 100);
+	check_zeros(b + 10 * PAGE_SIZE);
+	put_pages(b + 10 * PAGE_SIZE, 2, 600);
+	churn();
+	check_pages(a, 10, 110);
+	check_pages(a + 10 * PAGE_SIZE, 5, 500);
+	check_pages(b, 10, 100);
+	check_pages(b + 10 * PAGE_SIZE, 2, 600);
+	check_pages(PAGE(20), 10, 120);
+	unmap(a, 15);
+	cr_assert(eq(u64, rig_stats(r).reserve_used, 22 * PAGE_SIZE));
+	unmap(b, 12);
+	unmap(PAGE(20), 10);
+	cr_assert(zero(u64, rig_stats(r).reserve_used));
+	cr_assert(zero(u64, meta_promised()));
+	over();
+}
+
+Test(remap, moves_several_mappings_together)
+{
+	struct up_object *o;
+	uintptr_t va, to;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1, .services = 3 });
+	va = map_random(40);
+	unmap(PAGE(10), 30);
+	cr_assert(zero(int, up_object_create_anon(r->rt, 20 * PAGE_SIZE, 0, &o)));
+	cr_assert(zero(int, up_map(r->rt, (void *)PAGE(10), 10 * PAGE_SIZE, RW,
+				   UP_SHARED | UP_FIXED, o, 5 * PAGE_SIZE, &p)));
+	cr_assert(zero(int, up_map(r->rt, (void *)PAGE(20), 20 * PAGE_SIZE, RW,
+				   UP_PRIVATE | UP_FIXED | UP_NORESERVE, NULL, 0, &p)));
+	put_pages(va, 40, 100);
+	block(va, 40);
+	to = remap(va, 40, 50, UP_MAYMOVE);
+	gone(va, 40);
+	check_pages(to, 40, 100);
+	put_pages(to + 40 * PAGE_SIZE, 10, 140);
+	churn();
+	check_pages(to, 50, 100);
+	cr_assert(eq(u64, rig_stats(r).entries, 4));
+	/* The object's part is still the object's. */
+	unmap(to, 50);
+	cr_assert(zero(int, up_map(r->rt, NULL, 20 * PAGE_SIZE, RW, UP_SHARED, o, 0, &p)));
+	check_pages((uintptr_t)p + 5 * PAGE_SIZE, 10, 110);
+	check_zeros((uintptr_t)p);
+	unmap((uintptr_t)p, 20);
+	up_object_unref(o);
+	over();
+}
+
+Test(remap, of_an_object_shows_its_next_pages)
+{
+	struct up_object *o;
+	uintptr_t va;
+	void *p;
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(zero(int, up_object_create_anon(r->rt, 40 * PAGE_SIZE, 0, &o)));
+	cr_assert(zero(int, up_map(r->rt, NULL, 40 * PAGE_SIZE, RW, UP_SHARED, o, 0, &p)));
+	put_pages((uintptr_t)p, 40, 100);
+	unmap((uintptr_t)p, 40);
+	cr_assert(zero(int,
+		       up_map(r->rt, NULL, 10 * PAGE_SIZE, RW, UP_SHARED, o, 10 * PAGE_SIZE, &p)));
+	va = remap((uintptr_t)p, 10, 20, UP_MAYMOVE);
+	check_pages(va, 20, 110);
+	cr_assert(eq(int, remap_error(va, 20, 31, UP_MAYMOVE), -EINVAL));
+	cr_assert(rig_logged(r, "the object ends after 10 more pages, not 11"));
+	cr_assert(zero(int, up_map(r->rt, NULL, PAGE_SIZE, RW, UP_SHARED, o, 35 * PAGE_SIZE, &p)));
+	cr_assert(eq(int, remap_error(va, 20, 30, UP_MAYMOVE), -EBUSY));
+	cr_assert(rig_logged(r, "mapped already"));
+	va = remap(va, 20, 25, UP_MAYMOVE);
+	check_pages(va, 25, 110);
+	check_page((uintptr_t)p, 135);
+	block(va, 25);
+	unmap((uintptr_t)p, 1);
+	va = remap(va, 25, 30, UP_MAYMOVE);
+	check_pages(va, 30, 110);
+	unmap(va, 30);
+	up_object_unref(o);
+	over();
+}
+
+Test(remap, of_what_is_wired_makes_it_shorter_and_not_longer)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(20);
+	put_pages(va, 20, 100);
+	cr_assert(zero(int, wire(PAGE(5), 10)));
+	cr_assert(eq(int, remap_error(va, 20, 30, UP_MAYMOVE), -EBUSY));
+	cr_assert(rig_logged(r, "is wired"));
+	cr_assert(eq(uptr, remap(PAGE(15), 5, 8, 0), PAGE(15)));
+	cr_assert(eq(uptr, remap(va, 23, 10, 0), va));
+	WIRED(5);
+	check_pages(va, 10, 100);
+	over();
+}
+
+Test(remap, that_fails_has_changed_nothing)
+{
+	uintptr_t va;
+	uint64_t meta;
+
+	scene((struct rig_config){ .seed = 1, .swap_slots = 128 });
+	va = map_random(100);
+	put_pages(va, 100, 100);
+	swap_out();
+	meta = meta_promised();
+	cr_assert(eq(int, remap_error(va, 100, 129, 0), -ENOSPC)); /* where it is */
+	cr_assert(rig_logged(r, "up_remap: no swap space for 29 pages"));
+	block(va, 100);
+	meta = meta_promised();
+	cr_assert(eq(int, remap_error(va, 100, 129, UP_MAYMOVE), -ENOSPC)); /* or elsewhere */
+	cr_assert(eq(int, remap_error(va, 100, (size_t)1 << 36, UP_MAYMOVE), -ENOMEM));
+	cr_assert(eq(u64, meta_promised(), meta));
+	cr_assert(eq(u64, rig_stats(r).mapped, 101 * PAGE_SIZE));
+	cr_assert(eq(u64, rig_stats(r).reserve_used, 101 * PAGE_SIZE));
+	cr_assert(eq(u64, rig_stats(r).entries, 2));
+	all_are(va, 100, SWAPPED);
+	check_pages(va, 100, 100);
+	pager_check(r->p);
+	over();
+}
+
+Test(remap, says_what_is_wrong)
+{
+	uintptr_t va;
+	void *p = &p;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(20);
+	cr_assert(eq(int, up_remap(NULL, (void *)va, PAGE_SIZE, PAGE_SIZE, 0, &p), -EINVAL));
+	cr_assert(eq(ptr, p, NULL));
+	cr_assert(eq(int, up_remap(r->rt, (void *)va, PAGE_SIZE, PAGE_SIZE, 0, NULL), -EINVAL));
+	cr_assert(rig_logged(r, "new_addr is NULL"));
+	cr_assert(eq(int, remap_error(va + 1, 1, 2, 0), -EINVAL));
+	cr_assert(eq(int, remap_error(va, 0, 2, 0), -EINVAL));
+	cr_assert(eq(int, remap_error(va, 2, 0, 0), -EINVAL));
+	cr_assert(rig_logged(r, "up_remap: length 0"));
+	cr_assert(eq(int, remap_error(va, 1, 2, 6), -EINVAL));
+	cr_assert(rig_logged(r, "unknown flags 0x6"));
+	unmap(PAGE(10), 1);
+	cr_assert(eq(int, remap_error(va, 20, 30, UP_MAYMOVE), -ENOMEM));
+	cr_assert(eq(int, remap_error(va, 20, 5, 0), -ENOMEM));
+	cr_assert(rig_logged(r, "up_remap: part of"));
+	cr_assert(eq(u64, rig_stats(r).mapped, 19 * PAGE_SIZE));
 	over();
 }

@@ -1069,6 +1069,76 @@ Test(failing, unwiring_a_part)
 	sweep(&op);
 }
 
+/* Longer by a third, at its end or elsewhere; the new pages are the operation's own to unmap. */
+static int
+remap(struct scene *s)
+{
+	void *p;
+	const int r = up_remap(s->r->rt, (void *)s->va, NPAGES * PAGE_SIZE,
+			       NPAGES / 3 * 4 * PAGE_SIZE, UP_MAYMOVE, &p);
+
+	must((p != NULL) == (r == 0), "%s: up_remap returned %d and %p", where, r, p);
+	if (r == 0) {
+		s->va = (uintptr_t)p;
+		s->more = page(s, NPAGES);
+		s->nmore = NPAGES / 3;
+	}
+	return r;
+}
+
+static void
+check_remap(struct scene *s)
+{
+	for (size_t i = 0; i < s->nmore; i++) {
+		const uint64_t got = rig_get(s->r, s->more + i * PAGE_SIZE);
+
+		must(got == 0, "%s: new page %zu holds %#lx", where, i, (unsigned long)got);
+	}
+}
+
+static uintptr_t blocker; /* what is in the way behind the region, or 0 */
+
+/* With something behind it, so that it has to move, and of two regions and three protections. */
+static void
+hemmed_in(struct scene *s)
+{
+	void *p;
+
+	half_swapped(s);
+	blocker = page(s, NPAGES);
+	must(up_unmap(s->r->rt, (void *)page(s, NPAGES - 9), 9 * PAGE_SIZE) == 0, "unmap");
+	for (unsigned i = 0; i < 2; i++)
+		must(up_map(s->r->rt, (void *)page(s, NPAGES - 9 + 9 * i), 9 * PAGE_SIZE, RW,
+			    UP_PRIVATE | UP_FIXED, NULL, 0, &p) == 0,
+		     "map");
+	must(up_protect(s->r->rt, (void *)s->va, 8 * PAGE_SIZE, PROT_READ) == 0, "protect");
+}
+
+static void
+check_moved(struct scene *s)
+{
+	must(up_unmap(s->r->rt, (void *)blocker, 9 * PAGE_SIZE) == 0, "%s: unmap", where);
+	check_remap(s);
+}
+
+Test(failing, growing)
+{
+	const struct operation op = {
+		"remap", FROM(FAIL_CALL), half_swapped, remap, check_remap, true,
+	};
+
+	sweep(&op);
+}
+
+Test(failing, growing_elsewhere)
+{
+	const struct operation op = {
+		"remap of two regions", FROM(FAIL_CALL), hemmed_in, remap, check_moved, true,
+	};
+
+	sweep(&op);
+}
+
 static int
 look(struct scene *s)
 {

@@ -309,8 +309,13 @@ size_t frames_mappable(struct pager *p);
  */
 void range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		unsigned shard);
-/* Take the mapped pages of a range out of their region and keep them staged: the region goes away. */
-void range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n);
+/*
+ * Take the mapped pages of a range out of their region and keep them staged: the region goes away.
+ * => map.change held; no entry maps the range any more.
+ * va: where page `first` is mapped next, on `shard`; 0: nobody knows yet.
+ */
+void range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+		unsigned shard);
 /* Make mapped pages of the range the next victims. */
 void range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		unsigned shard);

@@ -259,15 +259,28 @@ keep_page(struct pager *p, struct page *pg)
 		}
 		doze(p);
 	}
-	pg->va = 0;
 	pthread_mutex_lock(&p->pages.lock);
 	page_enqueue_locked(&p->pages, pg, Q_INACTIVE, PAGE_STAGED);
 	pthread_mutex_unlock(&p->pages.lock);
 	return true;
 }
 
+/* Whoever moves the page next wakes who waits for it at its new address.  => busy, and in no region */
+static void
+readdress(struct pager *p, const struct anon *an, uintptr_t va, unsigned shard)
+{
+	struct page *pg;
+
+	if (atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_CORE)
+		return;
+	pg = page_at(&p->pages, an->loc);
+	pg->va = va;
+	pg->shard = (uint8_t)shard;
+}
+
 void
-range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n)
+range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+	   unsigned shard)
 {
 	const uint64_t end = first + n;
 	uint64_t at = first;
@@ -286,6 +299,10 @@ range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n)
 				anon_gone(p, b.anon[i], 0, 0);
 				continue;
 			}
+			readdress(p, b.anon[i],
+				  va == 0 ? 0
+					  : va + ((b.leaf->base + b.at[i] - first) << PAGE_SHIFT),
+				  shard);
 			anon_unbusy(&p->waitqs,
 				    b.anon[i]); /* the unmap that follows wakes the range */
 		}
