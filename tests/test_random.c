@@ -7,7 +7,8 @@
  * A round is one runtime with a budget of its own choosing and some way in which kernel and disk misbehave
  * (none; EAGAIN, EEXIST, ENOMEM and partial batches; a disk that fails or lies; messages twice, late and
  * out of order).  Simulated threads touch pages, several faults being under way at any moment, while regions
- * are mapped, unmapped, protected, advised and discarded.  An oracle knows the first word of every page.
+ * are mapped, unmapped, protected, advised, discarded, brought in, wired, and made longer and shorter.  An oracle knows the
+ * first word of every page, and how often it is wired.
  *
  * Where the disk is honest every read must return the oracle's word.  Where it is not, SIGBUS is allowed as
  * well, but a wrong word never.  After every round everything is counted back to zero.  A failure
@@ -31,6 +32,7 @@ struct region {
 	size_t npages;
 	uint64_t *word;	     /* what the first word of each page must be */
 	unsigned char *prot; /* PROT_*, or GONE */
+	unsigned char *wired;
 	struct up_object *object;
 	bool noreserve; /* overcommitted: SIGBUS when the swap is full */
 };
@@ -224,7 +226,8 @@ op_map(struct world *w)
 	rg->va = (uintptr_t)p;
 	rg->word = calloc(rg->npages, sizeof *rg->word);
 	rg->prot = malloc(rg->npages);
-	if (rg->word == NULL || rg->prot == NULL)
+	rg->wired = calloc(rg->npages, 1);
+	if (rg->word == NULL || rg->prot == NULL || rg->wired == NULL)
 		fail(w, "out of memory");
 	memset(rg->prot, PROT_READ | PROT_WRITE, rg->npages);
 }
@@ -241,6 +244,7 @@ forget(struct world *w, struct region *rg)
 	up_object_unref(rg->object);
 	free(rg->word);
 	free(rg->prot);
+	free(rg->wired);
 	*rg = (struct region){ 0 };
 }
 
@@ -286,6 +290,7 @@ op_unmap(struct world *w, struct region *rg)
 	if (r < 0)
 		fail(w, "up_unmap: %s", strerrorname_np(-r));
 	memset(rg->prot + first, GONE, n);
+	memset(rg->wired + first, 0, n);
 	for (size_t i = 0; i < rg->npages; i++)
 		left |= rg->prot[i] != GONE;
 	if (left)
@@ -340,6 +345,167 @@ op_protect(struct world *w, struct region *rg)
 		fail(w, "up_protect: %s", strerrorname_np(-r));
 }
 
+static bool
+wired_any(const struct region *rg, size_t first, size_t n)
+{
+	for (size_t i = first; i < first + n; i++) {
+		if (rg->wired[i] > 0)
+			return true;
+	}
+	return false;
+}
+
+static bool
+wired_all(const struct region *rg, size_t first, size_t n)
+{
+	for (size_t i = first; i < first + n; i++) {
+		if (rg->wired[i] == 0)
+			return false;
+	}
+	return true;
+}
+
+/* A call that brings pages in may end like this. */
+static void
+check_brought_in(struct world *w, const struct region *rg, const char *call, int r)
+{
+	if (r == 0 || r == -ENOMEM || r == -EACCES)
+		return;
+	if ((r == -EIO || r == -ENOSPC) && (w->lossy || rg->noreserve))
+		return;
+	fail(w, "%s: %s", call, strerrorname_np(-r));
+}
+
+static void
+op_prefault(struct world *w, struct region *rg)
+{
+	const bool write = below(w, 2);
+	size_t first, n;
+	int r;
+
+	some_range(w, rg, &first, &n);
+	if (resettled(w, rg, first, n))
+		return;
+	r = up_prefault(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, write);
+	check_brought_in(w, rg, "up_prefault", r);
+	for (size_t i = first; r == 0 && i < first + n; i++) {
+		if (rg->prot[i] == GONE || (rg->prot[i] & (write ? PROT_WRITE : PROT_READ)) == 0)
+			fail(w, "up_prefault of what is not allowed succeeded");
+	}
+}
+
+static void
+op_wire(struct world *w, struct region *rg)
+{
+	size_t first, n;
+	int r;
+
+	some_range(w, rg, &first, &n);
+	if (resettled(w, rg, first, n))
+		return;
+	for (size_t i = first; i < first + n; i++) {
+		if (rg->wired[i] == 100)
+			return;
+	}
+	r = up_wire(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE);
+	check_brought_in(w, rg, "up_wire", r);
+	for (size_t i = first; r == 0 && i < first + n; i++) {
+		if (rg->prot[i] == GONE || rg->prot[i] == PROT_NONE)
+			fail(w, "up_wire of what is not allowed succeeded");
+		rg->wired[i]++;
+	}
+}
+
+static void
+op_unwire(struct world *w, struct region *rg)
+{
+	size_t first, n;
+	int r;
+
+	some_range(w, rg, &first, &n);
+	/* Most often of what is wired. */
+	if (below(w, 8) != 0) {
+		while (first < rg->npages - 1 && rg->wired[first] == 0)
+			first++;
+		n = MIN(n, rg->npages - first);
+		while (n > 1 && !wired_all(rg, first, n))
+			n /= 2;
+	}
+	if (resettled(w, rg, first, n))
+		return;
+	r = up_unwire(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE);
+	if (r != -ENOMEM && (r == 0) != wired_all(rg, first, n))
+		fail(w, "up_unwire: %s, wired or not", strerrorname_np(-r));
+	for (size_t i = first; r == 0 && i < first + n; i++)
+		rg->wired[i]--;
+}
+
+/* Wired is wired, whatever happened. */
+static void
+check_wired(struct world *w)
+{
+	uint64_t n = 0;
+
+	for (unsigned k = 0; k < REGIONS; k++) {
+		const struct region *rg = &w->rg[k];
+
+		for (size_t i = 0; rg->va != 0 && i < rg->npages; i++) {
+			if (rg->wired[i] == 0)
+				continue;
+			n++;
+			if (sim_state(w->r->pm, rg->va + i * PAGE_SIZE) != SIM_PRESENT)
+				fail(w, "page %zu of %#lx is wired and not there", i,
+				     (unsigned long)rg->va);
+		}
+	}
+	if (rig_stats(w->r).wired != n * PAGE_SIZE)
+		fail(w, "%" PRIu64 " pages are wired, not %" PRIu64,
+		     rig_stats(w->r).wired / PAGE_SIZE, n);
+}
+
+/* All of a private region, longer or shorter. */
+static void
+op_remap(struct world *w, struct region *rg)
+{
+	const size_t npages = 1 + below(w, 1500), old = rg->npages;
+	void *p;
+	int r;
+
+	if (rg->object != NULL || !covered(rg, 0, old))
+		return;
+	settle_range(w, rg, 0, old);
+	r = up_remap(w->r->rt, (void *)rg->va, old * PAGE_SIZE, npages * PAGE_SIZE,
+		     below(w, 4) == 0 ? 0 : UP_MAYMOVE, &p);
+	if (r == -ENOMEM || r == -ENOSPC)
+		return;
+	if ((r == -EBUSY) != (npages > old && wired_any(rg, 0, old)) || (r < 0 && r != -EBUSY))
+		fail(w, "up_remap: %s", strerrorname_np(-r));
+	if (r < 0)
+		return;
+	rg->va = (uintptr_t)p;
+	rg->npages = npages;
+	rg->word = realloc(rg->word, npages * sizeof *rg->word);
+	rg->prot = realloc(rg->prot, npages);
+	rg->wired = realloc(rg->wired, npages);
+	if (rg->word == NULL || rg->prot == NULL || rg->wired == NULL)
+		fail(w, "out of memory");
+	if (npages > old) {
+		memset(rg->word + old, 0, (npages - old) * sizeof *rg->word);
+		memset(rg->prot + old, rg->prot[old - 1], npages - old);
+		memset(rg->wired + old, 0, npages - old);
+	}
+	/* Reads that were under way find the page where it is now, or there is none any more. */
+	for (unsigned i = 0; i < THREADS; i++) {
+		struct touch *t = &w->touch[i];
+
+		if (t->rg == rg && t->page >= npages) {
+			if (t->active)
+				finish(w, i);
+			t->rg = NULL;
+		}
+	}
+}
+
 static void
 op_advise(struct world *w, struct region *rg)
 {
@@ -355,7 +521,10 @@ op_advise(struct world *w, struct region *rg)
 	r = up_advise(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, advice);
 	if (r == 0 && advice == UP_ADVICE_DONTNEED)
 		memset(rg->word + first, 0, n * sizeof *rg->word);
-	if (r < 0 && r != -ENOMEM)
+	if (r != -ENOMEM &&
+	    (r == -EINVAL) != (advice == UP_ADVICE_DONTNEED && wired_any(rg, first, n)))
+		fail(w, "up_advise(%d): %s, wired or not", (int)advice, strerrorname_np(-r));
+	if (r < 0 && r != -ENOMEM && r != -EINVAL)
 		fail(w, "up_advise: %s", strerrorname_np(-r));
 }
 
@@ -372,12 +541,15 @@ op_residency(struct world *w, struct region *rg)
 		return;
 	for (size_t i = 0; i < n; i++) {
 		/* What the call waited for may have let others in: the bits are a snapshot, old by now. */
-		if ((vec[i] &
-		     ~(UP_PAGE_MAPPED | UP_PAGE_STAGED | UP_PAGE_SWAPPED | UP_PAGE_LOST)) != 0 ||
+		if ((vec[i] & ~(UP_PAGE_MAPPED | UP_PAGE_STAGED | UP_PAGE_SWAPPED | UP_PAGE_LOST |
+				UP_PAGE_WIRED)) != 0 ||
 		    (vec[i] & (UP_PAGE_MAPPED | UP_PAGE_STAGED)) ==
 			    (UP_PAGE_MAPPED | UP_PAGE_STAGED))
 			fail(w, "page %zu of %#lx: residency %#x makes no sense", first + i,
 			     (unsigned long)rg->va, vec[i]);
+		if ((vec[i] & UP_PAGE_WIRED) != 0 && rg->wired[first + i] == 0)
+			fail(w, "page %zu of %#lx is wired: %#x", first + i, (unsigned long)rg->va,
+			     vec[i]);
 		if (rg->word[first + i] != 0 && vec[i] == 0)
 			fail(w, "page %zu of %#lx has content, residency says never written",
 			     first + i, (unsigned long)rg->va);
@@ -452,8 +624,16 @@ operate(struct world *w)
 		op_unmap(w, rg);
 	} else if (what < 970) {
 		op_protect(w, rg);
-	} else if (what < 990) {
+	} else if (what < 980) {
 		op_advise(w, rg);
+	} else if (what < 983) {
+		op_prefault(w, rg);
+	} else if (what < 987) {
+		op_wire(w, rg);
+	} else if (what < 992) {
+		op_unwire(w, rg);
+	} else if (what < 995) {
+		op_remap(w, rg);
 	} else {
 		op_residency(w, rg);
 	}
@@ -497,8 +677,10 @@ play(struct world *w)
 	misbehave(w, how);
 	for (unsigned i = 0; i < OPS; i++) {
 		operate(w);
-		if (i % 64 == 0)
+		if (i % 64 == 0) {
 			check_budget(w);
+			check_wired(w);
+		}
 	}
 	verify_all(w);
 	rig_settle(w->r);
