@@ -208,20 +208,20 @@ UP_API int up_unmap(struct up_runtime *rt, void *addr, size_t length);
 UP_API int up_protect(struct up_runtime *rt, void *addr, size_t length, int prot);
 
 /* up_remap() flags */
-#define UP_MAYMOVE \
-	(1u << 0) /* if it can not grow where it is, it goes elsewhere, like mremap()'s */
+#define UP_MAYMOVE (1u << 0) /* go elsewhere if there is no room to grow */
 
 /*
  * Make the range [addr, addr + old_length) `new_length` bytes long; as mremap().  Its contents stay.
  *
- * Shorter: the end is unmapped.  Longer: new pages follow on, private ones zero-filled, those of a shared
- * object its next ones; they have the protection, the advice and the promises of what was the last page.  That is where it is,
- * if the addresses behind it are free; else, with UP_MAYMOVE, all of it moves to where there is room.  The range may consist of
- * several mappings, and be any part of them.
+ * Shorter: the end is unmapped.  Longer: new pages follow on, private ones zero-filled, those of a
+ * shared object its next ones; they have the protection, the advice and the promises of what was the
+ * last page.  The range stays where it is if the addresses behind it are free; else, with UP_MAYMOVE,
+ * all of it moves to where there is room.  It may consist of several mappings, and be any part of them.
  *
- * Moving takes pages out of the page table, a few microseconds each, and the first touch at the new address is a soft
- * fault.  Another thread that touches the range at the old address gets SIGSEGV.  I/O that the kernel still does
- * into it (O_DIRECT, registered buffers) must have ended: it would go to pages that nobody sees.
+ * Moving takes pages out of the page table, a few microseconds each, and the first touch at the new
+ * address is a soft fault.  Another thread that touches the range at the old address gets SIGSEGV.
+ * I/O that the kernel still does into it (O_DIRECT, registered buffers) must have ended: it would go
+ * to pages that nobody sees.
  *
  * Success: *new_addr is where the range is now, and `addr` is not mapped if that is another.
  * -EINVAL  an argument is out of range, or   -ENOMEM  part of the range is not mapped, there is no place
@@ -243,22 +243,23 @@ enum up_advice {
 
 /*
  * Advise about a range.  The first three stay with the mapping; the others act once.
- * DONTNEED also clears pages that were lost to an error; for a range with wired pages it is -EINVAL, as for
- * madvise(), and COLD passes those by.
+ * DONTNEED also clears pages that were lost to an error; if a part is wired it is -EINVAL, as madvise()
+ * says of locked memory.  COLD passes wired pages by.
  * -EINVAL  a bad range or advice.  -ENOMEM  part of the range is not mapped through `rt`.
  */
 UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice);
 
 /*
- * Bring every page of the range into the page table, so that neither system calls nor time-critical code
- * fault on them, until pageout takes them out again.  Reads are in flight many at a time; content is not touched,
- * only put in place, so others may be writing to it.  `write` not 0: the range must be writable.
+ * Bring every page of the range into the page table, so that neither system calls nor time-critical
+ * code fault on them, until pageout takes them out again.  Reads are in flight many at a time; content
+ * is not touched, only put in place, so others may be writing to it.  `write` not 0: the range must be
+ * writable.
  *
- * Returns when every page has been in the page table, which can take as long as the disk takes.  No other call
- * waits for this one, unlike the rest of the calls that work on ranges.  A page that was there
- * already counts as brought in just now, so all of a range is there on return, if nobody else needed the memory.
- * Works also where system calls can not have their faults served (UP_MASK_KERNEL_FAULTS).  A page brought in is counted
- * as a fault of its kind, or as read ahead.
+ * Returns when every page has been in the page table, which takes as long as the disk takes; unlike
+ * with the other calls that work on ranges, no other call waits for this one.  A page that was there
+ * already counts as brought in just now, so all of a range is there on return if nobody else needed
+ * the memory.  Works also where system calls can not have their faults served (UP_MASK_KERNEL_FAULTS).
+ * A page brought in is counted as a fault of its kind, or as read ahead.
  *
  * A call that failed may have brought in a part.
  * -EINVAL  a bad range.                     -EAGAIN  no room could be made within fault_timeout_ms;
@@ -271,26 +272,27 @@ UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_a
 UP_API int up_prefault(struct up_runtime *rt, void *addr, size_t length, int write);
 
 /*
- * Wire: as mlock(), every page of the range is in the page table on return, and pageout takes none of them out
- * until up_unwire(), or up_unmap() of it.  (What the kernel does with them is another matter: where the machine has swap
- * of its own, they are its pages like others.)  Unlike with mlock(), calls nest: a page stays wired until it
- * has been unwired as often as wired.  Any part of a mapping can be wired or unwired.
+ * Wire: as mlock(), every page of the range is in the page table on return, and pageout takes none of
+ * them out until up_unwire(), or up_unmap() of it.  (The kernel may: where the machine has swap of its
+ * own, they are its pages like others.)  Unlike with mlock(), calls nest: a page stays wired until it has
+ * been unwired as often as wired.  Any part of a mapping can be wired or unwired.
  *
- * Most of the range is brought in as by up_prefault(), while other calls go on; what is missing after that, while calls that
- * change mappings wait.  Protection may be changed later to whatever one likes.
+ * Most of the range is brought in as by up_prefault(), while other calls go on; what is missing after
+ * that, while calls that change mappings wait.  Protection may be changed afterwards, also to PROT_NONE.
  *
  * Pages brought in by a call that failed may stay in memory, unwired.
  * -EINVAL  a bad range.                      -EAGAIN  no room could be made within fault_timeout_ms.
  * -EACCES  a part is PROT_NONE.              -EIO     a page is lost.
  * -ENOMEM  part of the range is not mapped,  -ENOSPC  UP_NORESERVE, and swap or limit are exhausted.
- *          more would be wired than wire_limit or what the limit has beside promised metadata, or no room to
- *          split an entry.
+ *          more would be wired than wire_limit, or than the limit has beside the metadata that is
+ *          promised to regions, or no room to split an entry.
  */
 UP_API int up_wire(struct up_runtime *rt, void *addr, size_t length);
 
 /*
  * Undo one up_wire() of every page of the range.
- * -EINVAL  a bad range, or a part is not wired.  -ENOMEM  part of it is not mapped, or no room to split an entry.
+ * -EINVAL  a bad range, or a part is not wired.
+ * -ENOMEM  part of it is not mapped, or no room to split an entry.
  */
 UP_API int up_unwire(struct up_runtime *rt, void *addr, size_t length);
 
@@ -335,9 +337,9 @@ struct up_object_stats {
 };
 
 /*
- * Fill *info.  `size` is sizeof *info, as for up_stats_get().  The caller holds a reference.  The pages are counted
- * one by one: a few milliseconds for each GiB that was ever touched, while faults on 2 MiB of it at a time wait for
- * some microseconds.  A snapshot that took that long, old when it returns.  -EINVAL on NULL.
+ * Fill *info.  `size` is sizeof *info, as for up_stats_get().  The caller holds a reference.  The pages
+ * are counted one by one: some milliseconds for each GiB that was ever touched, while faults on 2 MiB
+ * of it at a time wait for some microseconds.  Old when it returns.  -EINVAL on NULL.
  */
 UP_API int up_object_info(struct up_object *obj, struct up_object_stats *info, size_t size);
 
@@ -431,10 +433,10 @@ UP_API int up_trace_print(struct up_runtime *rt, FILE *out);
  *
  *	address perms offset object pager pages resident swapped lost refs wired
  *
- * The first three are as in /proc/PID/maps, `p` private, `s` shared; then what up_object_info() says of its object, sizes
- * as counts of pages, and how often the range is wired.  An object is counted anew for every line but those that
- * follow one of the same object, and costs as much as up_object_info(); calls that change mappings wait meanwhile, and
- * go ahead between two lines, so ranges that change during the call may be missing or come in parts.
+ * The first three are as in /proc/PID/maps, `p` private, `s` shared; then what up_object_info() says of
+ * its object, sizes as counts of pages, and how often the range is wired.  A line costs as much as
+ * up_object_info(), unless the one before it is of the same object.  Calls that change mappings go ahead
+ * between two lines: ranges that change meanwhile may be missing or come in parts.
  * -EINVAL on NULL, -EIO if printing failed.
  */
 UP_API int up_map_dump(struct up_runtime *rt, FILE *out);

@@ -373,7 +373,7 @@ struct dump_line {
 	struct up_object_stats object;
 };
 
-/* The first range at or after `at`.  False if there is none.  What `line` says of the same object is not asked again. */
+/* The first range at or after `at`; false if there is none.  What `line` says of its object is not asked again. */
 static bool
 dump_next(struct pager *p, uintptr_t at, struct dump_line *line)
 {
@@ -530,7 +530,7 @@ grow_in_place(struct up_runtime *rt, struct map_entry *last, uintptr_t end, stru
 	return 0;
 }
 
-/* New addresses for the range and its growth, each part with the protection of its entry.  => map.change is held. */
+/* New addresses for the range and its growth, each part with its entry's protection.  => map.change is held. */
 static int
 move_reserve(struct up_runtime *rt, uintptr_t start, uintptr_t end, const struct map_entry *last,
 	     const struct growth *g, uintptr_t *to)

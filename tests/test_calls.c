@@ -748,7 +748,7 @@ on_signal(int sig)
 	siglongjmp(escape, sig);
 }
 
-/* Reads the region wherever it was last seen, while it moves about: through the kernel, for EFAULT instead of a signal. */
+/* Reads the region wherever it was last seen: through the kernel, for EFAULT instead of a signal. */
 static _Atomic(char *) region_at;
 
 static void *

@@ -7,8 +7,8 @@
  * A round is one runtime with a budget of its own choosing and some way in which kernel and disk misbehave
  * (none; EAGAIN, EEXIST, ENOMEM and partial batches; a disk that fails or lies; messages twice, late and
  * out of order).  Simulated threads touch pages, several faults being under way at any moment, while regions
- * are mapped, unmapped, protected, advised, discarded, brought in, wired, and made longer and shorter.  An oracle knows the
- * first word of every page, and how often it is wired.
+ * are mapped, unmapped, protected, advised, discarded, brought in, wired, and made longer and shorter.  An oracle
+ * knows the first word of every page, and how often it is wired.
  *
  * Where the disk is honest every read must return the oracle's word.  Where it is not, SIGBUS is allowed as
  * well, but a wrong word never.  After every round everything is counted back to zero.  A failure

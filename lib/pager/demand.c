@@ -11,8 +11,8 @@
  *
  * The caller never touches the memory itself.  An instruction, even one that writes without a change (an atomic
  * or of 0), raises SIGSEGV or SIGBUS where the call shall return an error.  A system call that touches (a futex
- * operation, MADV_POPULATE_READ and _WRITE) fails with EFAULT where this process may not have the faults of system calls
- * served.  And either would bring in one page after the other, where the disk can read many at a time.
+ * operation, MADV_POPULATE_READ and _WRITE) fails with EFAULT where this process may not have the faults of
+ * system calls served.  And either would bring in one page after the other, where the disk can read many at a time.
  *
  * A page that is met in the page table goes to the tail of ACTIVE, as if it had just come: what has been seen
  * leaves after everything that has not, so a range that fits is all there in the end.

@@ -32,9 +32,9 @@ enum verdict {
 	V_REPEAT,     /* the holder of the page has just let go: start over */
 	V_AGAIN,      /* the kernel said so: park */
 	V_GROW,	      /* overcommitted: the swap must grow first, with no lock held */
-	V_FULL, /* overcommitted, nothing left to promise, and only a call asked: nothing is lost for it */
-	V_STRAY,  /* no entry: park, it is about to be unmapped */
-	V_SIGBUS, /* lost */
+	V_FULL,	      /* overcommitted and nothing left, but only a call asked: nothing is lost */
+	V_STRAY,      /* no entry: park, it is about to be unmapped */
+	V_SIGBUS,     /* lost */
 };
 
 struct fault {

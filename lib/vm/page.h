@@ -28,8 +28,8 @@
  * An orphan (LAUNDRY, anon NULL) owns its frame and slot until the write that reads the frame ends.
  *
  * Replacement is segmented FIFO: ACTIVE in order of arrival, then INACTIVE and CLEAN; a touch while
- * staged is a soft fault and sends the page to the tail of ACTIVE.  MAPPED pages that up_wire() holds in memory are on
- * WIRED instead of ACTIVE, where replacement never looks.
+ * staged is a soft fault and sends the page to the tail of ACTIVE.  MAPPED pages that up_wire() holds
+ * in memory are on WIRED instead of ACTIVE, where replacement never looks.
  *
  * Keys: (q) pages->lock, (b) holder of anon BUSY.  While LAUNDRY, slot and frame belong to the write:
  * (q) only.  pages->lock is innermost but for the frames, slots and zones.
