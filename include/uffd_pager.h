@@ -143,7 +143,13 @@ struct up_config {
 	 */
 	unsigned fault_timeout_ms;
 
-	uint64_t reserved[12]; /* must be zero */
+	/*
+	 * The most that up_wire() may hold in memory, bytes; at most memory_limit.  0: half of that.
+	 * What is wired and the metadata that is promised to regions come out of the same limit.
+	 */
+	uint64_t wire_limit;
+
+	uint64_t reserved[11]; /* must be zero */
 };
 
 /*
@@ -206,6 +212,33 @@ UP_API int up_unmap(struct up_runtime *rt, void *addr, size_t length);
  */
 UP_API int up_protect(struct up_runtime *rt, void *addr, size_t length, int prot);
 
+/* up_remap() flags */
+#define UP_MAYMOVE (1u << 0) /* go elsewhere if there is no room to grow */
+
+/*
+ * Make the range [addr, addr + old_length) `new_length` bytes long; as mremap().  Its contents stay.
+ *
+ * Shorter: the end is unmapped.  Longer: new pages follow on, private ones zero-filled, those of a
+ * shared object its next ones; they have the protection, the advice and the promises of what was the
+ * last page.  The range stays where it is if the addresses behind it are free; else, with UP_MAYMOVE,
+ * all of it moves to where there is room.  It may consist of several mappings, and be any part of them.
+ *
+ * Moving takes pages out of the page table, a few microseconds each, and the first touch at the new
+ * address is a soft fault.  Another thread that touches the range at the old address gets SIGSEGV.
+ * I/O that the kernel still does into it (O_DIRECT, registered buffers) must have ended: it would go
+ * to pages that nobody sees.
+ *
+ * Success: *new_addr is where the range is now, and `addr` is not mapped if that is another.
+ * -EINVAL  an argument is out of range, or   -ENOMEM  part of the range is not mapped, there is no place
+ *          the object ends.                           to grow into, no room for its metadata or for a map
+ * -EBUSY   longer: a part is wired, or the            entry.
+ *          object's next pages are mapped.   -ENOSPC  the swap can not hold it.
+ * -ENOTSUP longer: private memory that shares pages with a clone of it or with what it is a clone of, or a private
+ *          mapping of an object.  A shared range can grow as long as the object has pages there.
+ */
+UP_API int up_remap(struct up_runtime *rt, void *addr, size_t old_length, size_t new_length,
+		    unsigned flags, void **new_addr);
+
 enum up_advice {
 	UP_ADVICE_NORMAL = 0, /* read ahead as the pattern suggests (the default) */
 	UP_ADVICE_SEQUENTIAL, /* read far ahead from the first fault on */
@@ -217,18 +250,70 @@ enum up_advice {
 
 /*
  * Advise about a range.  The first three stay with the mapping; the others act once.
- * DONTNEED also clears pages that were lost to an error.  Memory of a named object reads as its source has it afterwards;
+ * DONTNEED also clears pages that were lost to an error; if a part is wired it is -EINVAL, as madvise()
+ * says of locked memory.  COLD passes wired pages by.  Memory of a named object reads as its source has it after DONTNEED;
  * what was changed in a shared mapping is written back first, and what can not be is kept.
  * -EINVAL  a bad range or advice.  -ENOMEM  part of the range is not mapped through `rt`; or DONTNEED of a clone, and no
  * metadata left within the limit to remember that: what lies before it in the range may be discarded.
  */
 UP_API int up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice);
 
+/*
+ * Bring every page of the range into the page table, copying what is shared with a clone and reading what is
+ * a named object's, so that neither system calls nor time-critical
+ * code fault on them, until pageout takes them out again.  Reads are in flight many at a time; content
+ * is not touched, only put in place, so others may be writing to it.  `write` not 0: the range must be
+ * writable.
+ *
+ * Returns when every page has been in the page table, which takes as long as the disk takes; unlike
+ * with the other calls that work on ranges, no other call waits for this one.  A page that was there
+ * already counts as brought in just now, so all of a range is there on return if nobody else needed
+ * the memory.  Works also where system calls can not have their faults served (UP_MASK_KERNEL_FAULTS).
+ * A page brought in is counted as a fault of its kind, or as read ahead.
+ *
+ * A call that failed may have brought in a part.
+ * -EINVAL  a bad range.                     -EAGAIN  no room could be made within fault_timeout_ms;
+ * -EACCES  the protection of a part does             nothing is lost by it, unlike by a fault.
+ *          not allow it.                    -EIO     a page is lost, or its source has none.
+ * -ENOMEM  part of the range is not mapped  -ENOSPC  UP_NORESERVE, and swap or limit are exhausted;
+ *          through `rt` (any more), or it            nothing is lost by it.
+ *          is larger than the memory that the limit has for pages at present.
+ */
+UP_API int up_prefault(struct up_runtime *rt, void *addr, size_t length, int write);
+
+/*
+ * Wire: as mlock(), every page of the range is in the page table on return, and pageout takes none of
+ * them out until up_unwire(), or up_unmap() of it; what would have to take them out is refused (up_clone()
+ * and its relatives, DONTNEED).  (The kernel may: where the machine has swap of its
+ * own, they are its pages like others.)  Unlike with mlock(), calls nest: a page stays wired until it has
+ * been unwired as often as wired.  Any part of a mapping can be wired or unwired.
+ *
+ * Most of the range is brought in as by up_prefault(), while other calls go on; what is missing after
+ * that, while calls that change mappings wait.  Protection may be changed afterwards, also to PROT_NONE.
+ * Of a heap's memory: unwire before up_free(), or the pages can not be discarded and are not handed out again.
+ *
+ * Pages brought in by a call that failed may stay in memory, unwired.
+ * -EINVAL  a bad range.                      -EAGAIN  no room could be made within fault_timeout_ms.
+ * -EACCES  a part is PROT_NONE.              -EIO     a page is lost.
+ * -ENOMEM  part of the range is not mapped,  -ENOSPC  UP_NORESERVE, and swap or limit are exhausted.
+ *          more would be wired than wire_limit, or than the limit has beside the metadata that is
+ *          promised to regions, or no room to split an entry.
+ */
+UP_API int up_wire(struct up_runtime *rt, void *addr, size_t length);
+
+/*
+ * Undo one up_wire() of every page of the range.
+ * -EINVAL  a bad range, or a part is not wired.
+ * -ENOMEM  part of it is not mapped, or no room to split an entry.
+ */
+UP_API int up_unwire(struct up_runtime *rt, void *addr, size_t length);
+
 /* up_residency() bits */
 #define UP_PAGE_MAPPED (1u << 0)  /* in the page table: a touch costs nothing */
 #define UP_PAGE_STAGED (1u << 1)  /* in memory: a touch is a soft fault */
 #define UP_PAGE_SWAPPED (1u << 2) /* has a copy in swap, maybe of older content if it is mapped */
 #define UP_PAGE_LOST (1u << 3)	  /* a touch is SIGBUS */
+#define UP_PAGE_WIRED (1u << 4)	  /* mapped, and never taken out; see up_wire() */
 
 /*
  * As mincore(): one byte a page in vec[0 .. length / UP_PAGE_SIZE), a sum of UP_PAGE_*; 0 for
@@ -265,7 +350,8 @@ UP_API int up_object_remove(struct up_runtime *rt, const char *name);
  * Named objects: their pages come from somewhere, and go back there.
  *
  *	UP_SHARED   what is written goes back to the source: the pages that changed and only those, at up_sync(), when they
- *		    are thrown out, and when they are unmapped.  A page can be mapped in one place at a time.
+ *		    are thrown out, and when they are unmapped.  A page can be mapped in one place at a time.  Nothing is
+ *		    reserved, whatever the size: a fault that finds no room for metadata within the limit is SIGBUS.
  *	UP_PRIVATE  what is written is the mapping's own, and goes to the swap; reserved as anonymous memory is.
  *
  * Whether a page has changed is told by a 64-bit hash of its content.  So to store in a page only the bytes that it has already does not
@@ -358,7 +444,8 @@ UP_API void up_object_unref(struct up_object *obj);
  * -EINVAL  an argument is out of range.      -ENOMEM  part of the range is not mapped through `rt`; or as up_map()
  * -ENOSPC  the swap can not hold the copy.   -ENOTSUP a shared mapping of a named object.
  * -EBUSY   a page is pinned for I/O (a registered buffer, O_DIRECT), or locked by mlock(), and was not let go of for
- *          half a second.
+ *          half a second; or a page of the objects concerned is wired, in the range or not: it would have to leave
+ *          the page table.
  */
 UP_API int up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy);
 
@@ -369,6 +456,24 @@ UP_API int up_clone(struct up_runtime *rt, void *addr, size_t length, void **cop
  */
 UP_API int up_object_snapshot(struct up_runtime *rt, struct up_object *obj,
 			      struct up_object **snapshot);
+/* What an object is and where its pages are; fields are only ever appended. */
+struct up_object_stats {
+	uint64_t id; /* 1, 2, ... in order of creation in its runtime; as up_map_dump() prints it */
+	uint64_t size;	   /* bytes */
+	uint64_t resident; /* in memory, in the page table or not, bytes */
+	uint64_t swapped;  /* in swap only, bytes */
+	uint64_t lost;	   /* unreadable, bytes */
+	const char *pager; /* "anonymous", "file", "device" or "custom"; static storage */
+	uint32_t refs; /* yours, its name's, and those of ranges that map it and objects above it */
+	uint32_t depth; /* objects beneath, whose pages show through where it has none */
+};
+
+/*
+ * Fill *info.  `size` is sizeof *info, as for up_stats_get().  The caller holds a reference.  The pages
+ * are counted one by one: some milliseconds for each GiB that was ever touched, while faults on 2 MiB
+ * of it at a time wait for some microseconds.  Old when it returns.  -EINVAL on NULL.
+ */
+UP_API int up_object_info(struct up_object *obj, struct up_object_stats *info, size_t size);
 
 /* How a fault ended, for the latency histograms. */
 enum up_fault_kind {
@@ -440,6 +545,7 @@ struct up_stats {
 	uint64_t copies; /* pages copied since somebody else sees them too: up_clone() */
 	uint64_t source_reads, source_writes,
 		source_errors; /* requests to the pagers of named objects */
+	uint64_t wired;	       /* level: held in memory by up_wire(), bytes; part of `resident` */
 };
 
 /*
@@ -456,6 +562,19 @@ UP_API int up_stats_print(struct up_runtime *rt, FILE *out);
  * The pager goes on recording meanwhile: an event overwritten while it is read is left out.
  */
 UP_API int up_trace_print(struct up_runtime *rt, FILE *out);
+
+/*
+ * Print the map, one line a range of addresses, lowest first, under a line that names the columns:
+ *
+ *	address perms offset object pager pages resident swapped lost refs wired name
+ *
+ * The first three are as in /proc/PID/maps, `p` private, `s` shared; then what up_object_info() says of
+ * its object, sizes as counts of pages, how often the range is wired, and the object's name if it has one.  A line costs as much as
+ * up_object_info(), unless the one before it is of the same object.  Calls that change mappings go ahead
+ * between two lines: ranges that change meanwhile may be missing or come in parts.
+ * -EINVAL on NULL, -EIO if printing failed.
+ */
+UP_API int up_map_dump(struct up_runtime *rt, FILE *out);
 
 /* The features in use, as UP_MASK_* bits (a set bit: found and used). */
 UP_API uint64_t up_features(struct up_runtime *rt);

@@ -57,6 +57,14 @@ part_prepare(struct up_runtime *rt, const char *call, struct part *part)
 			call);
 		return -ENOTSUP;
 	}
+	/* To part, its pages leave the page table, and what up_wire() promised is that they do not. */
+	for (const struct map_entry *e = map_first_from(&rt->p.map, 0); e != NULL; e = e->next) {
+		if (e->object != from || e->wired == 0)
+			continue;
+		log_line(&rt->p.log, UP_LOG_ERROR, "%s: pages of the object are wired, at %#lx",
+			 call, (unsigned long)e->start);
+		return -EBUSY;
+	}
 	/* Of each page there are at most as many copies as objects that can tell them apart: chain.c. */
 	r = object_create(rt, call, part->n, part->n, from->noreserve, &part->copy);
 	/* Pieces of one object part from it together. */
@@ -80,7 +88,7 @@ bring_out(struct pager *p, struct object *o)
 			range_unmark(p, o, e->offset, (e->end - e->start) >> PAGE_SHIFT, e->start,
 				     e->shard);
 	}
-	return range_keep(p, o, 0, o->npages, true);
+	return range_keep(p, o, 0, o->npages, true, 0, 0);
 }
 
 /*

@@ -159,6 +159,12 @@ check_config(const struct up_config *cfg, const struct logger *log)
 			 cfg->flags & ~UP_OVERCOMMIT);
 		return -EINVAL;
 	}
+	if (cfg->memory_limit != 0 && cfg->wire_limit > cfg->memory_limit) {
+		log_line(log, UP_LOG_ERROR,
+			 "up_runtime_create: wire_limit %llu is above memory_limit %zu",
+			 (unsigned long long)cfg->wire_limit, cfg->memory_limit);
+		return -EINVAL;
+	}
 	if (cfg->swap_path != NULL && cfg->swap_fd > 0) {
 		log_line(log, UP_LOG_ERROR,
 			 "up_runtime_create: both swap_path and swap_fd are set");
@@ -354,6 +360,8 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	rt->overcommit = (cfg->flags & UP_OVERCOMMIT) != 0;
 	p->log = (struct logger){ .fn = cfg->log, .ctx = cfg->log_ctx };
 	rt->memory_limit = choose_limit(cfg->memory_limit, &p->log);
+	rt->wire_limit = cfg->wire_limit != 0 ? (size_t)MIN(cfg->wire_limit, rt->memory_limit)
+					      : rt->memory_limit / 2;
 	p->fault_timeout =
 		(uint64_t)(cfg->fault_timeout_ms != 0 ? cfg->fault_timeout_ms : 30000) * 1000000;
 	p->nservices = cfg->service_threads != 0 ? cfg->service_threads
@@ -474,7 +482,6 @@ signals_release(const sigset_t *old)
 	pthread_sigmask(SIG_SETMASK, old, NULL);
 }
 
-/* A call that looks at mappings or changes them: one at a time. */
 void
 change_begin(struct pager *p, sigset_t *old)
 {
@@ -489,7 +496,6 @@ change_end(struct pager *p, const sigset_t *old)
 	signals_release(old);
 }
 
-/* 0, or why [addr, addr + length) is no range. */
 int
 check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length)
 {
@@ -597,13 +603,12 @@ swap_promised(struct pager *p, uint64_t *max, uint64_t *used)
 		*max = MAX(*max, swap_area_max(&p->swap));
 }
 
-int
-object_create(struct up_runtime *rt, const char *call, uint64_t npages, uint64_t nswap,
-	      bool noreserve, struct object **out)
+/* `meta` bytes of metadata, for npages as far as people are told, and swap for nswap; both or neither. */
+static int
+promise(struct up_runtime *rt, const char *call, uint64_t npages, uint64_t nswap, uint64_t meta)
 {
-	const uint64_t meta = META_PER_OBJECT + (noreserve ? 0 : meta_for(npages));
 	struct pager *p = &rt->p;
-	struct object *o;
+	uint64_t max, used;
 	int r;
 
 	if (!resv_try(&p->resv_meta, meta)) {
@@ -614,50 +619,89 @@ object_create(struct up_runtime *rt, const char *call, uint64_t npages, uint64_t
 			call, (unsigned long long)npages, rt->memory_limit);
 		return -ENOMEM;
 	}
+	if (nswap == 0)
+		return 0;
+	r = promise_swap(p, nswap);
+	if (r == 0)
+		return 0;
+	swap_promised(p, &max, &used);
+	log_line(&p->log, UP_LOG_ERROR,
+		 "%s: no swap space for %llu pages (%s): %llu are promised of %llu; "
+		 "make it larger or use UP_NORESERVE",
+		 call, (unsigned long long)nswap, strerrorname_np(-r), (unsigned long long)used,
+		 (unsigned long long)max);
+	resv_give(&p->resv_meta, meta);
+	return r;
+}
+
+/* => nothing has used it. */
+static void
+promise_give(struct pager *p, uint64_t nswap, uint64_t meta)
+{
+	resv_give(&p->resv_swap, nswap);
+	resv_give(&p->resv_meta, meta);
+}
+
+int
+object_create(struct up_runtime *rt, const char *call, uint64_t npages, uint64_t nswap,
+	      bool noreserve, struct object **out)
+{
+	const uint64_t meta = META_PER_OBJECT + (noreserve ? 0 : meta_for(npages));
+	struct pager *p = &rt->p;
+	struct object *o;
+	int r;
+
 	if (noreserve)
 		nswap = 0;
-	if (nswap > 0) {
-		r = promise_swap(p, nswap);
-		if (r < 0) {
-			uint64_t max, used;
-
-			swap_promised(p, &max, &used);
-			log_line(
-				&p->log, UP_LOG_ERROR,
-				"%s: no swap space for %llu pages (%s): %llu are promised of %llu; "
-				"make it larger or use UP_NORESERVE",
-				call, (unsigned long long)nswap, strerrorname_np(-r),
-				(unsigned long long)used, (unsigned long long)max);
-			goto give_meta;
-		}
-	}
+	r = promise(rt, call, npages, nswap, meta);
+	if (r < 0)
+		return r;
 	o = object_alloc(&p->zones, npages, ZONE_WAIT);
 	if (o == NULL) {
 		log_line(&p->log, UP_LOG_ERROR, "%s: no room for an object within the memory limit",
 			 call);
-		r = -ENOMEM;
-		goto give_swap;
+		promise_give(p, nswap, meta);
+		return -ENOMEM;
 	}
 	o->noreserve = noreserve;
 	o->reserved = nswap;
 	o->release = object_release;
 	o->owner = p;
+	o->id = ++p->next_object;
 	o->next = p->objects;
 	if (o->next != NULL)
 		o->next->prev = o;
 	p->objects = o;
 	*out = o;
 	return 0;
-
-give_swap:
-	resv_give(&p->resv_swap, nswap);
-give_meta:
-	resv_give(&p->resv_meta, meta);
-	return r;
 }
 
-/* True if some entry maps pages [first, first + n) of the object.  => map.change is held. */
-static bool
+int
+object_extend(struct up_runtime *rt, const char *call, struct object *o, uint64_t npages,
+	      uint64_t more)
+{
+	const uint64_t now = o->npages, then = MAX(npages, now);
+	const uint64_t meta = o->noreserve ? 0 : meta_for(then) - meta_for(now);
+	const uint64_t nswap = o->noreserve ? 0 : more;
+	struct pager *p = &rt->p;
+	int r;
+
+	/* What is in a chain is as long as what it has been parted from, or is its window. */
+	assert(o->source == NULL && o->backing == NULL && o->nshadows == 0);
+	r = promise(rt, call, more, nswap, meta);
+	if (r < 0)
+		return r;
+	if (object_grow(o, then, ZONE_WAIT) < 0) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "%s: no room for a longer object within the memory limit", call);
+		promise_give(p, nswap, meta);
+		return -ENOMEM;
+	}
+	o->reserved += nswap;
+	return 0;
+}
+
+bool
 object_is_mapped(struct pager *p, const struct object *o, uint64_t first, uint64_t n)
 {
 	for (struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
@@ -820,11 +864,8 @@ cuts(struct pager *p, uintptr_t at)
 	return e != NULL && e->start != at;
 }
 
-/*
- * The entries that map_clip() will use; all or none.  No more than those: what takes whole entries away
- * must go ahead when there is no room for another.  => map.change is held.
- */
-static int
+/* No more than those that are used: what takes whole entries away must go ahead when there is no room for another. */
+int
 spare_alloc(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2])
 {
 	spare[0] = spare[1] = NULL;
@@ -840,7 +881,7 @@ fail:
 	return -ENOMEM;
 }
 
-static void
+void
 spare_free(struct pager *p, struct map_entry *spare[2])
 {
 	for (unsigned i = 0; i < 2; i++) {
@@ -849,15 +890,30 @@ spare_free(struct pager *p, struct map_entry *spare[2])
 	}
 }
 
+void
+entry_unmap(struct pager *p, const struct map_entry *e)
+{
+	const int r = p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
+
+	if (r == 0)
+		return;
+	/* Not after split(); but if it should be, nobody may wait there for a page that never comes. */
+	log_line(&p->log, UP_LOG_ERROR, "unmapping %#lx-%#lx: %s", (unsigned long)e->start,
+		 (unsigned long)e->end, strerrorname_np(-r));
+	p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_NONE);
+	p->pmap->ops->wake(p->pmap, e->shard, e->start, (e->end - e->start) >> PAGE_SHIFT);
+}
+
 /* Unmap an entry that is in no map any more, and free it.  => map.change is held. */
 static void
 entry_destroy(struct pager *p, struct map_entry *e)
 {
 	struct object *o = e->object;
 	const uint64_t npages = (e->end - e->start) >> PAGE_SHIFT;
-	int r;
 
 	if (o->source != NULL) {
+		int r;
+
 		if (e->prot == PROT_NONE)
 			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
 		/* Nobody makes room for pages that are taken out, once the services are gone. */
@@ -879,7 +935,7 @@ entry_destroy(struct pager *p, struct map_entry *e)
 		/* A page that nobody may read can not always be copied out; if this fails, keep_page() still tries. */
 		if (e->prot == PROT_NONE)
 			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
-		range_keep(p, o, e->offset, npages, false);
+		range_keep(p, o, e->offset, npages, false, 0, 0);
 	} else {
 		const bool gone = p->closing || atomic_load(&o->refs) == 1;
 
@@ -888,14 +944,9 @@ entry_destroy(struct pager *p, struct map_entry *e)
 			chain_hide(p, o, e->offset, npages);
 		range_free(p, o, e->offset, npages, e->start, e->shard, gone);
 	}
-	r = p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
-	if (r < 0) {
-		/* Not after split(); but if it should be, nobody may wait there for a page that never comes. */
-		log_line(&p->log, UP_LOG_ERROR, "unmapping %#lx-%#lx: %s", (unsigned long)e->start,
-			 (unsigned long)e->end, strerrorname_np(-r));
-		p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_NONE);
-		p->pmap->ops->wake(p->pmap, e->shard, e->start, npages);
-	}
+	if (e->wired > 0)
+		wired_give(p, npages);
+	entry_unmap(p, e);
 	if (!o->roams && o->reserved > 0) {
 		assert(o->reserved >= npages);
 		o->reserved -= npages;
@@ -905,9 +956,8 @@ entry_destroy(struct pager *p, struct map_entry *e)
 	entry_free(p, e);
 }
 
-/* Make sure that what is mapped of the range can be unmapped.  => map.change is held. */
-static int
-split_vmas(struct pager *p, uintptr_t start, uintptr_t end)
+int
+split_vmas(struct pager *p, const char *call, uintptr_t start, uintptr_t end)
 {
 	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
 	     e = e->next) {
@@ -916,7 +966,7 @@ split_vmas(struct pager *p, uintptr_t start, uintptr_t end)
 
 		if (r < 0) {
 			log_line(&p->log, UP_LOG_ERROR,
-				 "up_unmap: splitting %#lx-%#lx: %s (vm.max_map_count?)",
+				 "%s: splitting %#lx-%#lx: %s (vm.max_map_count?)", call,
 				 (unsigned long)from, (unsigned long)to, strerrorname_np(-r));
 			return -ENOMEM;
 		}
@@ -925,31 +975,18 @@ split_vmas(struct pager *p, uintptr_t start, uintptr_t end)
 }
 
 int
-up_unmap(struct up_runtime *rt, void *addr, size_t length)
+unmap_range(struct pager *p, const char *call, uintptr_t start, uintptr_t end)
 {
-	const uintptr_t start = (uintptr_t)addr, end = start + length;
 	struct map_entry *spare[2], *gone = NULL, **tail = &gone, *e;
-	struct pager *p;
-	sigset_t old;
 	int r;
 
-	if (rt == NULL)
-		return -EINVAL;
-	p = &rt->p;
-	r = check_process(rt, "up_unmap");
-	if (r == 0)
-		r = check_range(rt, "up_unmap", start, length);
-	if (r < 0)
-		return r;
-
-	change_begin(p, &old);
 	r = spare_alloc(p, start, end, spare);
 	if (r < 0)
-		goto unlock;
-	r = split_vmas(p, start, end);
+		return r;
+	r = split_vmas(p, call, start, end);
 	if (r < 0) {
 		spare_free(p, spare);
-		goto unlock;
+		return r;
 	}
 	pthread_rwlock_wrlock(&p->map.lock);
 	map_clip(&p->map, start, end, spare);
@@ -965,12 +1002,29 @@ up_unmap(struct up_runtime *rt, void *addr, size_t length)
 		entry_destroy(p, e);
 	}
 	spare_free(p, spare);
-unlock:
-	change_end(p, &old);
+	return 0;
+}
+
+int
+up_unmap(struct up_runtime *rt, void *addr, size_t length)
+{
+	const uintptr_t start = (uintptr_t)addr;
+	sigset_t old;
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	r = check_process(rt, "up_unmap");
+	if (r == 0)
+		r = check_range(rt, "up_unmap", start, length);
+	if (r < 0)
+		return r;
+	change_begin(&rt->p, &old);
+	r = unmap_range(&rt->p, "up_unmap", start, start + length);
+	change_end(&rt->p, &old);
 	return r;
 }
 
-/* => map.change is held, so the map does not change. */
 int
 check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end)
 {
@@ -1113,6 +1167,18 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 	return r;
 }
 
+/* True if a part of the range is wired.  => map.change is held. */
+static bool
+is_wired(struct pager *p, uintptr_t start, uintptr_t end)
+{
+	for (const struct map_entry *e = map_first_from(&p->map, start);
+	     e != NULL && e->start < end; e = e->next) {
+		if (e->wired > 0)
+			return true;
+	}
+	return false;
+}
+
 int
 up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice)
 {
@@ -1134,6 +1200,9 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 
 	change_begin(p, &old);
 	r = check_covered(rt, "up_advise", start, end);
+	if (r == 0 && advice == UP_ADVICE_DONTNEED && is_wired(p, start, end))
+		r = bad(rt, "up_advise: part of %#lx-%#lx is wired, and can not be discarded",
+			(unsigned long)start, (unsigned long)end);
 	if (r == 0 && advice <= UP_ADVICE_RANDOM) {
 		r = advise_entries(p, start, end, advice);
 	} else if (r == 0) {

@@ -8,6 +8,7 @@
 #ifndef UP_RUNTIME_H
 #define UP_RUNTIME_H
 
+#include <errno.h>
 #include <signal.h>
 #include <sys/types.h>
 
@@ -18,6 +19,7 @@ struct up_runtime {
 	struct pager p;
 	const struct backend *backend; /* (c) */
 	size_t memory_limit;	       /* (c) as configured */
+	size_t wire_limit;	       /* (c) */
 	bool overcommit;	       /* (c) */
 	pid_t pid;		       /* (c) the process that created it */
 	uint64_t mask;		       /* (c) features not to use */
@@ -58,10 +60,11 @@ int runtime_reclaim(void *ctx, size_t bytes);
 void change_begin(struct pager *p, sigset_t *old);
 void change_end(struct pager *p, const sigset_t *old);
 
-/* -EINVAL, and the log line why. */
+/* A caller's mistake: what is wrong, as a log line, and the result. */
 #define bad(rt, ...) (log_line(&(rt)->p.log, UP_LOG_ERROR, __VA_ARGS__), -EINVAL)
-/* 0, or why [addr, addr + length) is no range; whether all of it is mapped.  The latter => map.change is held. */
+/* 0, or -EINVAL and a log line: why [addr, addr + length) is no range. */
 int check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length);
+/* 0, or -ENOMEM and a log line: part of it is not mapped.  => map.change is held, so the map does not change. */
 int check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end);
 
 /* A map entry out of the metadata's share of the limit, or NULL. */
@@ -88,6 +91,33 @@ int cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uin
 
 /* 0, or -ECHILD and a log line in a process other than the one that created it. */
 int check_process(const struct up_runtime *rt, const char *call);
+
+/*
+ * The entries that map_clip() will use, all or none: 0, or -ENOMEM and a log line.  What is left of them goes back
+ * with spare_free().  => map.change is held.
+ */
+int spare_alloc(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2]);
+void spare_free(struct pager *p, struct map_entry *spare[2]);
+
+/* Give the addresses of an entry back; it is in no map any more, and nothing is in its page table. */
+void entry_unmap(struct pager *p, const struct map_entry *e);
+/* Make sure that what is mapped of the range can be unmapped.  0, or -ENOMEM and a log line. */
+int split_vmas(struct pager *p, const char *call, uintptr_t start, uintptr_t end);
+/* The whole of up_unmap() on a range that is one. */
+int unmap_range(struct pager *p, const char *call, uintptr_t start, uintptr_t end);
+
+/* True if some entry maps pages [first, first + n) of the object.  => map.change is held. */
+bool object_is_mapped(struct pager *p, const struct object *o, uint64_t first, uint64_t n);
+/*
+ * Make an object that is not in a chain at least `npages` long, with the promises for `more` pages that a mapping of it is to have.
+ * => map.change is held.  0, or -ENOMEM, -ENOSPC and a log line.
+ */
+int object_extend(struct up_runtime *rt, const char *call, struct object *o, uint64_t npages,
+		  uint64_t more);
+
+/* Pages that up_wire() may hold in memory, more or less by n: counted, and promised out of the limit. */
+bool wired_take(struct pager *p, uint64_t n);
+void wired_give(struct pager *p, uint64_t n);
 
 /* Pages of swap that there can be, and those promised to mapped regions and objects. */
 void swap_promised(struct pager *p, uint64_t *max, uint64_t *used);

@@ -37,6 +37,7 @@ fill_levels(struct up_runtime *rt, struct up_stats *st)
 	st->used_max = atomic_load(&p->budget.used_max);
 	st->swapped = (uint64_t)atomic_load(&p->nswapped) << PAGE_SHIFT;
 	st->lost = (uint64_t)atomic_load(&p->nlost) << PAGE_SHIFT;
+	st->wired = (uint64_t)atomic_load(&p->nwired) << PAGE_SHIFT;
 }
 
 static void
@@ -171,8 +172,9 @@ up_stats_print(struct up_runtime *rt, FILE *out)
 		mib(st.free_frames), mib(st.metadata));
 	fprintf(out,
 		"regions   %.1f MiB in %" PRIu64 " entries, %" PRIu64
-		" objects; %.1f MiB swapped, %.1f lost\n",
-		mib(st.mapped), st.entries, st.objects, mib(st.swapped), mib(st.lost));
+		" objects; %.1f MiB wired, %.1f swapped, %.1f lost\n",
+		mib(st.mapped), st.entries, st.objects, mib(st.wired), mib(st.swapped),
+		mib(st.lost));
 	fprintf(out, "reserve   %.1f MiB promised, %.1f free\n", mib(st.reserve_used),
 		mib(st.reserve_free));
 	fprintf(out, "%-14s %12s %10s %10s %10s %10s  us\n", "faults", "count", "p50", "p99",

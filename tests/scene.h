@@ -130,7 +130,7 @@ page_of(uintptr_t va)
 {
 	const struct anon *an = anon_at(va);
 
-	return an != NULL && an->kind == ANON_CORE ? page_at(&r->p->pages, an->loc) : NULL;
+	return an != NULL && anon_in_core(an) ? page_at(&r->p->pages, an->loc) : NULL;
 }
 
 static inline enum where

@@ -2210,7 +2210,7 @@ set_up(struct mill *m)
 		fail(m, "up_runtime_create: %s", strerrorname_np(-e));
 	m->features = up_features(m->rt);
 	/* Where services take up nearly all, SIGBUS would be the right answer to overcommitting. */
-	if (cfg->memory / MAX(cfg->services, 1) >= (size_t)512 << 10)
+	if (cfg->memory / MAX(cfg->services, 1) >= (size_t)768 << 10)
 		m->noreserve = UP_NORESERVE;
 	watch_start(&m->watch, m->rt, cfg->threads + 1 + HELPERS, m->again);
 	m->main_post = &m->watch.post[cfg->threads];

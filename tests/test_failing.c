@@ -1138,6 +1138,160 @@ Test(failing, advising_cold)
 }
 
 static int
+prefault(struct scene *s)
+{
+	const int r = up_prefault(s->r->rt, (void *)s->va, NPAGES * PAGE_SIZE, 1);
+
+	for (size_t i = 0; r == 0 && i < NPAGES; i++)
+		must(resident(s, i) & UP_PAGE_MAPPED, "%s: page %zu is not there", where, i);
+	return r;
+}
+
+Test(failing, prefaulting)
+{
+	const struct operation op = {
+		"prefault", FROM(FAIL_CALL) | FROM(FAIL_ANON), half_swapped, prefault, NULL, false,
+	};
+
+	sweep(&op);
+}
+
+/* What it brought in may stay; all else is as it was, if it fails. */
+static int
+wire(struct scene *s)
+{
+	const uint64_t meta = meta_promised(s->r), entries = rig_stats(s->r).entries;
+	const int r = up_wire(s->r->rt, (void *)page(s, NPAGES / 4), NPAGES / 2 * PAGE_SIZE);
+
+	for (size_t i = NPAGES / 4; r == 0 && i < NPAGES / 4 * 3; i++)
+		must(resident(s, i) & UP_PAGE_WIRED, "%s: page %zu is not wired", where, i);
+	if (r < 0) {
+		must(s->r->nlog > 0, "%s: nothing was said about it", where);
+		must(rig_stats(s->r).wired == 0, "%s: pages are wired", where);
+		must(meta_promised(s->r) == meta, "%s: promises are left", where);
+		must(rig_stats(s->r).entries == entries, "%s: the entry was split", where);
+	}
+	return r;
+}
+
+/* No room for an entry is a failure; a page that can not be read is the only other one. */
+static int
+wire_or_lose(struct scene *s)
+{
+	const int r = wire(s);
+
+	must(r == 0 || r == -EIO || r == -ENOMEM, "%s: up_wire: %d", where, r);
+	return r == -ENOMEM ? wire(s) : r;
+}
+
+Test(failing, wiring_a_part)
+{
+	const struct operation op = {
+		"wire",	      FROM(FAIL_CALL) | FROM(FAIL_ANON) | FROM(FAIL_ENTRY),
+		half_swapped, wire_or_lose,
+		NULL,	      false,
+	};
+
+	sweep(&op);
+}
+
+static void
+wired(struct scene *s)
+{
+	half_swapped(s);
+	must(up_wire(s->r->rt, (void *)s->va, NPAGES * PAGE_SIZE) == 0, "wire");
+}
+
+static int
+unwire(struct scene *s)
+{
+	const int r = up_unwire(s->r->rt, (void *)page(s, NPAGES / 4), NPAGES / 2 * PAGE_SIZE);
+
+	must(rig_stats(s->r).wired == (r == 0 ? NPAGES / 2 : NPAGES) * PAGE_SIZE,
+	     "%s: %lu bytes are wired", where, rig_stats(s->r).wired);
+	return r;
+}
+
+Test(failing, unwiring_a_part)
+{
+	const struct operation op = {
+		"unwire", FROM(FAIL_ENTRY), wired, unwire, NULL, true,
+	};
+
+	sweep(&op);
+}
+
+/* Longer by a third, at its end or elsewhere; the new pages are the operation's own to unmap. */
+static int
+remap(struct scene *s)
+{
+	void *p;
+	const int r = up_remap(s->r->rt, (void *)s->va, NPAGES * PAGE_SIZE,
+			       NPAGES / 3 * 4 * PAGE_SIZE, UP_MAYMOVE, &p);
+
+	must((p != NULL) == (r == 0), "%s: up_remap returned %d and %p", where, r, p);
+	if (r == 0) {
+		s->va = (uintptr_t)p;
+		s->more = page(s, NPAGES);
+		s->nmore = NPAGES / 3;
+	}
+	return r;
+}
+
+static void
+check_remap(struct scene *s)
+{
+	for (size_t i = 0; i < s->nmore; i++) {
+		const uint64_t got = rig_get(s->r, s->more + i * PAGE_SIZE);
+
+		must(got == 0, "%s: new page %zu holds %#lx", where, i, (unsigned long)got);
+	}
+}
+
+static uintptr_t blocker; /* what is in the way behind the region, or 0 */
+
+/* With something behind it, so that it has to move, and of two regions and three protections. */
+static void
+hemmed_in(struct scene *s)
+{
+	void *p;
+
+	half_swapped(s);
+	blocker = page(s, NPAGES);
+	must(up_unmap(s->r->rt, (void *)page(s, NPAGES - 9), 9 * PAGE_SIZE) == 0, "unmap");
+	for (unsigned i = 0; i < 2; i++)
+		must(up_map(s->r->rt, (void *)page(s, NPAGES - 9 + 9 * i), 9 * PAGE_SIZE, RW,
+			    UP_PRIVATE | UP_FIXED, NULL, 0, &p) == 0,
+		     "map");
+	must(up_protect(s->r->rt, (void *)s->va, 8 * PAGE_SIZE, PROT_READ) == 0, "protect");
+}
+
+static void
+check_moved(struct scene *s)
+{
+	must(up_unmap(s->r->rt, (void *)blocker, 9 * PAGE_SIZE) == 0, "%s: unmap", where);
+	check_remap(s);
+}
+
+Test(failing, growing)
+{
+	const struct operation op = {
+		"remap", FROM(FAIL_CALL), half_swapped, remap, check_remap, true,
+	};
+
+	sweep(&op);
+}
+
+Test(failing, growing_elsewhere)
+{
+	const struct operation op = {
+		"remap of two regions", FROM(FAIL_CALL), hemmed_in, remap, check_moved, true,
+	};
+
+	sweep(&op);
+}
+
+static int
 look(struct scene *s)
 {
 	unsigned char vec[NPAGES];

@@ -552,6 +552,23 @@ Test(map, clipping_inside_one_entry_uses_both_spares, .init = rig_up, .fini = ri
 	rig_check();
 }
 
+Test(map, an_extended_entry_is_found_as_far_as_it_reaches, .init = rig_up, .fini = rig_down)
+{
+	struct map_entry *low = add(2, 4, &obj_a, 0), *high = add(10, 2, &obj_b, 0);
+
+	map_extend(&map, low, addr(9));
+	rig_check();
+	cr_assert(eq(str, map_text(), "2-9 a+0, 10-12 b+0"));
+	cr_assert(eq(ptr, map_lookup(&map, addr(9) - 1), low));
+	cr_assert(eq(ptr, map_lookup(&map, addr(9)), NULL));
+	map_extend(&map, low, addr(10)); /* up to its neighbour */
+	map_extend(&map, high, addr(20));
+	rig_check();
+	cr_assert(eq(ptr, map_lookup(&map, addr(9)), low));
+	cr_assert(eq(ptr, map_lookup(&map, addr(19)), high));
+	cr_assert(eq(u64, map.pages, 18));
+}
+
 Test(map, an_entry_without_an_object_is_clipped_too, .init = rig_up, .fini = rig_down)
 {
 	add(0, 3, NULL, 0);
@@ -569,6 +586,7 @@ Test(map, the_upper_half_of_a_clip_keeps_what_the_entry_is_and_forgets_its_strea
 	low->advice = UP_ADVICE_SEQUENTIAL;
 	low->flags = UP_PRIVATE;
 	low->shard = 3;
+	low->wired = 7;
 	for (size_t i = 0; i < RA_STREAMS; i++) {
 		atomic_store(&low->stream[i].next, 100 + i);
 		atomic_store(&low->stream[i].window, 8);
@@ -583,6 +601,7 @@ Test(map, the_upper_half_of_a_clip_keeps_what_the_entry_is_and_forgets_its_strea
 	cr_assert(eq(int, (int)high->advice, UP_ADVICE_SEQUENTIAL));
 	cr_assert(eq(uint, high->flags, UP_PRIVATE));
 	cr_assert(eq(uint, high->shard, 3));
+	cr_assert(eq(uint, high->wired, 7));
 	for (size_t i = 0; i < RA_STREAMS; i++) {
 		cr_assert(eq(u64, atomic_load(&high->stream[i].next), 0));
 		cr_assert(eq(u32, atomic_load(&high->stream[i].window), 0));

@@ -332,6 +332,72 @@ Test(object, running_out_of_room_on_the_way_down_leaves_nothing_for_good)
 	object_unref(o);
 }
 
+Test(object, a_longer_one_is_as_high_as_it_must_be_and_keeps_what_it_had)
+{
+	static const struct {
+		uint64_t npages;
+		unsigned height;
+	} want[] = {
+		{ 2, 0 },	  { 512, 0 },		{ 513, 1 },
+		{ 512 * 512, 1 }, { 512 * 512 + 1, 2 }, { (uint64_t)1 << 52, 5 },
+	};
+	struct object *full = new_object(1), *empty = new_object(1);
+	uint64_t at = 0;
+
+	set(full, 0);
+	for (unsigned i = 0; i < ARRAY_SIZE(want); i++) {
+		const uint64_t last = want[i].npages - 1;
+		struct leaf *l;
+
+		cr_assert(zero(int, object_grow(empty, want[i].npages, ZONE_NOWAIT)));
+		cr_assert(eq(uint, empty->height, want[i].height));
+		cr_assert(eq(ptr, empty->root, NULL));
+		cr_assert(zero(int, object_grow(full, want[i].npages, ZONE_NOWAIT)));
+		cr_assert(eq(uint, full->height, want[i].height));
+		cr_assert(eq(u64, full->npages, want[i].npages));
+		object_check(full);
+		l = object_leaf(full, 0, NULL);
+		cr_assert(l != NULL && leaf_anon(l, 0) != NULL);
+		pthread_mutex_unlock(&l->lock);
+		/* Old and new pages are found in order. */
+		set(full, last);
+		object_check(full);
+		l = object_next_leaf(full, (last & ~(uint64_t)(LEAF_SLOTS - 1)));
+		cr_assert(l != NULL && leaf_anon(l, (unsigned)(last - l->base)) != NULL);
+		pthread_mutex_unlock(&l->lock);
+		clear(full, last);
+		object_prune(full, MAX(at, 1), want[i].npages);
+		at = last;
+	}
+	clear(full, 0);
+	object_prune(full, 0, full->npages);
+	expect_nodes(0, 0);
+	object_unref(full);
+	object_unref(empty);
+}
+
+Test(object, without_room_for_a_level_it_is_as_long_as_before)
+{
+	struct object *o = new_object(512);
+
+	set(o, 511);
+	for (unsigned nth = 1; nth <= 2; nth++) {
+		atomic_store(&zones.node.fail_in, nth);
+		cr_assert(eq(int, object_grow(o, 512 * 512 + 1, ZONE_NOWAIT), -ENOMEM));
+		cr_assert(eq(u64, o->npages, 512));
+		object_check(o);
+	}
+	cr_assert(zero(int, object_grow(o, 512 * 512 + 1, ZONE_NOWAIT)));
+	cr_assert(eq(uint, o->height, 2));
+	set(o, 512 * 512);
+	object_check(o);
+	clear(o, 512 * 512);
+	clear(o, 511);
+	cr_assert(eq(sz, object_prune(o, 0, o->npages), 2));
+	expect_nodes(0, 0);
+	object_unref(o);
+}
+
 Test(object, without_room_there_is_no_object)
 {
 	atomic_store(&zones.object.fail_in, 1);
@@ -851,9 +917,11 @@ new_page(void)
 static void
 enqueue(struct page *pg, enum page_queue q)
 {
-	pg->frame = q == Q_ACTIVE ? FRAME_NONE : 1;
+	const bool mapped = q == Q_ACTIVE || q == Q_WIRED;
+
+	pg->frame = mapped ? FRAME_NONE : 1;
 	pg->slot = q == Q_CLEAN ? 1 : UINT32_MAX;
-	page_enqueue(&pages, pg, q, q == Q_ACTIVE ? PAGE_MAPPED : PAGE_STAGED);
+	page_enqueue(&pages, pg, q, mapped ? PAGE_MAPPED : PAGE_STAGED);
 }
 
 static void
@@ -867,7 +935,7 @@ dequeue(struct page *pg)
 static void
 expect_queue(enum page_queue q, unsigned n, struct page *const want[])
 {
-	const enum policy_queue of[] = { PQ_MAIN, PQ_STAGED, PQ_CLEAN };
+	const enum policy_queue of[] = { PQ_MAIN, PQ_STAGED, PQ_CLEAN, PQ_WIRED };
 	pageno_t no = pages.policy.queue[of[q]].head;
 
 	cr_assert(eq(sz, page_count_locked(&pages, q), n));

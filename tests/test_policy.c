@@ -281,7 +281,7 @@ Test(policy, without_news_pages_leave_in_the_order_in_which_they_came)
 Test(policy, a_victim_that_is_put_back_is_the_next_again)
 {
 	for (unsigned kind = 0; kind < POLICY_KINDS; kind++) {
-		for (enum policy_place at = POLICY_MAPPED; at < POLICY_PLACES; at++) {
+		for (enum policy_place at = POLICY_MAPPED; at < POLICY_WIRED; at++) {
 			pageno_t no;
 
 			up(kind, PAGES);
@@ -406,6 +406,32 @@ Test(policy, a_page_that_is_read_ahead_begins_as_new_and_is_no_ghost_any_more)
 		cr_assert(eq(uint, policy_node(&policy, 0)->count, as_new.count));
 		cr_assert(eq(u32, policy_refault(&policy, 0, 4711, true), GHOST_UNKNOWN));
 		policy_removed(&policy, 0);
+		down();
+	}
+}
+
+Test(policy, what_is_wired_is_no_victim_and_is_as_it_was_afterwards)
+{
+	for (unsigned kind = 0; kind < POLICY_KINDS; kind++) {
+		pageno_t no;
+
+		up(kind, PAGES);
+		for (no = 0; no < 10; no++) {
+			policy_insert(&policy, no);
+			policy_put(&policy, no, no % 2 ? POLICY_WIRED : POLICY_MAPPED);
+		}
+		cr_assert(eq(sz, policy_count(&policy, POLICY_WIRED), 5));
+		cr_assert(eq(sz, policy_count(&policy, POLICY_MAPPED), 5));
+		for (no = 0; no < 10; no += 2)
+			cr_assert(eq(u32, victim(POLICY_MAPPED), no));
+		for (no = 1; no < 10; no += 2) {
+			policy_take(&policy, no);
+			policy_put(&policy, no, POLICY_MAPPED);
+		}
+		for (no = 1; no < 10; no += 2)
+			cr_assert(eq(u32, victim(POLICY_MAPPED), no));
+		for (no = 0; no < 10; no++)
+			policy_removed(&policy, no);
 		down();
 	}
 }
@@ -679,6 +705,7 @@ model_add(pageno_t no, enum policy_place place, bool head)
 {
 	const enum policy_queue q = place == POLICY_STAGED  ? PQ_STAGED
 				    : place == POLICY_CLEAN ? PQ_CLEAN
+				    : place == POLICY_WIRED ? PQ_WIRED
 							    : (enum policy_queue)model.home[no];
 	pageno_t *list = model.list[q];
 	const size_t n = model.n[q]++;
@@ -887,16 +914,18 @@ run_model(enum policy_kind kind, uint64_t seed)
 			model_add(no, to, false);
 		} else if (dice < 6) {
 			const unsigned max = 1 + (unsigned)(rnd(&seed) % 16);
+			const enum policy_place from =
+				place == POLICY_WIRED ? POLICY_MAPPED : place;
 			pageno_t got[16], want[16];
 			unsigned n;
 
 			busy_seed = rnd(&seed);
-			n = policy_victims(&policy, place, max, not_busy, NULL, got);
-			cr_assert(eq(uint, n, model_victims(place, max, want)), "op %u", op);
+			n = policy_victims(&policy, from, max, not_busy, NULL, got);
+			cr_assert(eq(uint, n, model_victims(from, max, want)), "op %u", op);
 			for (unsigned i = 0; i < n; i++)
 				cr_assert(eq(u32, got[i], want[i]), "op %u: victim %u", op, i);
 			for (unsigned i = 0; i < n; i++)
-				dispose(got[i], place, &seed, used);
+				dispose(got[i], from, &seed, used);
 		} else if (dice < 13) {
 			policy_take(&policy, no);
 			model_take(no);

@@ -7,7 +7,8 @@
  * A round is one runtime with a budget of its own choosing and some way in which kernel and disk misbehave
  * (none; EAGAIN, EEXIST, ENOMEM and partial batches; a disk that fails or lies; messages twice, late and
  * out of order).  Simulated threads touch pages, several faults being under way at any moment, while regions
- * are mapped, unmapped, protected, advised, discarded, synced and cloned, and objects have their snapshot taken.  An oracle knows the first word of every page.
+ * are mapped, unmapped, protected, advised, discarded, synced, cloned, brought in, wired, and made longer and shorter, and
+ * objects have their snapshot taken.  An oracle knows the first word of every page, and how often it is wired.
  *
  * Named objects have a pager that keeps two words a page, may be slow, out of order and failing, and refuses what no pager should
  * ever see: two requests at once for a page of which one is a write, another page's bytes.
@@ -60,8 +61,10 @@ struct region {
 	size_t npages;
 	uint64_t *word;	     /* what the first word of each page must be */
 	unsigned char *prot; /* PROT_*, or GONE */
+	unsigned char *wired;
 	struct up_object *object;
 	bool readonly;	/* maps a snapshot */
+	bool parted;	/* a clone, or has been cloned: may be in a chain */
 	bool noreserve; /* overcommitted: SIGBUS when the swap is full */
 	struct named *
 		nm; /* maps this one, from page `first` on; shared: word is the object's, else the lowest possible */
@@ -298,7 +301,8 @@ judge(struct world *w, struct touch *t, enum sim_result res, uint64_t got)
 		w->verified++;
 		break;
 	case SIM_SIGBUS:
-		if (!w->lossy && !rg->noreserve && !(rg->nm != NULL && w->fail_in))
+		/* Shared mappings of named objects reserve no metadata. */
+		if (!w->lossy && !rg->noreserve && !rg->shared && !(rg->nm != NULL && w->fail_in))
 			fail(w, "page %zu of %#lx: SIGBUS on an honest disk", t->page,
 			     (unsigned long)rg->va);
 		w->sigbus++;
@@ -366,6 +370,26 @@ begin(struct world *w, unsigned thread, struct region *rg)
 	advance(w, thread);
 }
 
+static bool
+wired_any(const struct region *rg, size_t first, size_t n)
+{
+	for (size_t i = first; i < first + n; i++) {
+		if (rg->wired[i] > 0)
+			return true;
+	}
+	return false;
+}
+
+static bool
+wired_all(const struct region *rg, size_t first, size_t n)
+{
+	for (size_t i = first; i < first + n; i++) {
+		if (rg->wired[i] == 0)
+			return false;
+	}
+	return true;
+}
+
 /* Writes under way in the range end first; reads go on, with no expectation. */
 static void
 settle_range(struct world *w, const struct region *rg, size_t first, size_t n)
@@ -413,7 +437,8 @@ settle_in(struct world *w, struct region *rg, void *p, const struct region *like
 	rg->word = rg->shared ? nm->word + rg->first : calloc(rg->npages, sizeof *rg->word);
 	rg->prot = malloc(rg->npages);
 	rg->mine = calloc(rg->npages, sizeof *rg->mine);
-	if (rg->word == NULL || rg->prot == NULL || rg->mine == NULL)
+	rg->wired = calloc(rg->npages, 1);
+	if (rg->word == NULL || rg->prot == NULL || rg->mine == NULL || rg->wired == NULL)
 		fail(w, "out of memory");
 	memset(rg->prot, rg->readonly ? PROT_READ : PROT_READ | PROT_WRITE, rg->npages);
 	if (nm != NULL && !rg->shared)
@@ -577,6 +602,7 @@ forget(struct world *w, struct region *rg)
 		free(rg->word);
 	free(rg->prot);
 	free(rg->mine);
+	free(rg->wired);
 	*rg = (struct region){ 0 };
 }
 
@@ -624,6 +650,7 @@ op_unmap(struct world *w, struct region *rg)
 	memset(rg->prot + first, GONE, n);
 	if (rg->shared)
 		check_disk(w, rg->nm, rg->first + first, n, w->fail_out);
+	memset(rg->wired + first, 0, n);
 	for (size_t i = 0; i < rg->npages; i++)
 		left |= rg->prot[i] != GONE;
 	if (left)
@@ -710,13 +737,17 @@ op_clone(struct world *w, struct region *rg)
 		fail(w, "up_clone of a hole succeeded");
 	if (r == 0 && rg->shared)
 		fail(w, "up_clone of a shared mapping of a named object succeeded");
-	if (r < 0 && !(r == -ENOTSUP && rg->shared) && r != -ENOMEM && r != -ENOSPC)
+	/* Its entries may have objects of their own, so it depends on where in the region something is wired. */
+	if ((r == 0 && wired_any(rg, first, n)) || (r == -EBUSY && !wired_any(rg, 0, rg->npages)))
+		fail(w, "up_clone: %d, wired or not", r);
+	if (r < 0 && !(r == -ENOTSUP && rg->shared) && r != -ENOMEM && r != -ENOSPC && r != -EBUSY)
 		fail(w, "up_clone: %s", strerrorname_np(-r));
 	if (r < 0)
 		return;
 	*copy = (struct region){ .npages = n, .noreserve = rg->noreserve, .nm = rg->nm };
 	copy->first = rg->first + first;
 	settle_in(w, copy, p, rg, first);
+	copy->parted = rg->parted = true;
 }
 
 /* A snapshot of an object, mapped for reading, or a private mapping of the object. */
@@ -747,12 +778,161 @@ op_snapshot(struct world *w, struct region *rg)
 			copy->readonly = true;
 		}
 	}
-	if (r < 0 && r != -ENOMEM && r != -ENOSPC)
+	if ((r == -EBUSY) != wired_any(rg, 0, rg->npages))
+		fail(w, "copying an object: %d, wired or not", r);
+	if (r < 0 && r != -ENOMEM && r != -ENOSPC && r != -EBUSY)
 		fail(w, "copying an object: %s", strerrorname_np(-r));
 	if (r < 0)
 		return;
 	settle_in(w, copy, p, rg, 0);
 	memset(copy->prot, copy->readonly ? PROT_READ : PROT_READ | PROT_WRITE, copy->npages);
+	copy->parted = rg->parted = true;
+}
+
+/* A call that brings pages in may end like this. */
+static void
+check_brought_in(struct world *w, const struct region *rg, const char *call, int r)
+{
+	if (r == 0 || r == -ENOMEM || r == -EACCES)
+		return;
+	if ((r == -EIO || r == -ENOSPC) &&
+	    (w->lossy || rg->noreserve || rg->shared || (rg->nm != NULL && w->fail_in)))
+		return;
+	fail(w, "%s: %s", call, strerrorname_np(-r));
+}
+
+static void
+op_prefault(struct world *w, struct region *rg)
+{
+	const bool write = below(w, 2);
+	size_t first, n;
+	int r;
+
+	some_range(w, rg, &first, &n);
+	if (resettled(w, rg, first, n))
+		return;
+	r = up_prefault(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, write);
+	check_brought_in(w, rg, "up_prefault", r);
+	for (size_t i = first; r == 0 && i < first + n; i++) {
+		if (rg->prot[i] == GONE || (rg->prot[i] & (write ? PROT_WRITE : PROT_READ)) == 0)
+			fail(w, "up_prefault of what is not allowed succeeded");
+	}
+}
+
+static void
+op_wire(struct world *w, struct region *rg)
+{
+	size_t first, n;
+	int r;
+
+	some_range(w, rg, &first, &n);
+	if (resettled(w, rg, first, n))
+		return;
+	for (size_t i = first; i < first + n; i++) {
+		if (rg->wired[i] == 100)
+			return;
+	}
+	r = up_wire(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE);
+	check_brought_in(w, rg, "up_wire", r);
+	for (size_t i = first; r == 0 && i < first + n; i++) {
+		if (rg->prot[i] == GONE || rg->prot[i] == PROT_NONE)
+			fail(w, "up_wire of what is not allowed succeeded");
+		rg->wired[i]++;
+	}
+}
+
+static void
+op_unwire(struct world *w, struct region *rg)
+{
+	size_t first, n;
+	int r;
+
+	some_range(w, rg, &first, &n);
+	/* Most often of what is wired. */
+	if (below(w, 8) != 0) {
+		while (first < rg->npages - 1 && rg->wired[first] == 0)
+			first++;
+		n = MIN(n, rg->npages - first);
+		while (n > 1 && !wired_all(rg, first, n))
+			n /= 2;
+	}
+	if (resettled(w, rg, first, n))
+		return;
+	r = up_unwire(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE);
+	if (r != -ENOMEM && (r == 0) != wired_all(rg, first, n))
+		fail(w, "up_unwire: %s, wired or not", strerrorname_np(-r));
+	for (size_t i = first; r == 0 && i < first + n; i++)
+		rg->wired[i]--;
+}
+
+/* Wired is wired, whatever happened. */
+static void
+check_wired(struct world *w)
+{
+	uint64_t n = 0;
+
+	for (unsigned k = 0; k < REGIONS; k++) {
+		const struct region *rg = &w->rg[k];
+
+		for (size_t i = 0; rg->va != 0 && i < rg->npages; i++) {
+			if (rg->wired[i] == 0)
+				continue;
+			n++;
+			if (sim_state(w->r->pm, rg->va + i * PAGE_SIZE) != SIM_PRESENT)
+				fail(w, "page %zu of %#lx is wired and not there", i,
+				     (unsigned long)rg->va);
+		}
+	}
+	if (rig_stats(w->r).wired != n * PAGE_SIZE)
+		fail(w, "%" PRIu64 " pages are wired, not %" PRIu64,
+		     rig_stats(w->r).wired / PAGE_SIZE, n);
+}
+
+/* All of a private region, longer or shorter. */
+static void
+op_remap(struct world *w, struct region *rg)
+{
+	const size_t npages = 1 + below(w, 1500), old = rg->npages;
+	void *p;
+	int r;
+
+	if (rg->object != NULL || rg->nm != NULL || !covered(rg, 0, old))
+		return;
+	settle_range(w, rg, 0, old);
+	r = up_remap(w->r->rt, (void *)rg->va, old * PAGE_SIZE, npages * PAGE_SIZE,
+		     below(w, 4) == 0 ? 0 : UP_MAYMOVE, &p);
+	if (r == -ENOMEM || r == -ENOSPC)
+		return;
+	if ((r == -EBUSY) != (npages > old && wired_any(rg, 0, old)) ||
+	    (r == -ENOTSUP && (npages <= old || !rg->parted)) ||
+	    (r < 0 && r != -EBUSY && r != -ENOTSUP))
+		fail(w, "up_remap: %s", strerrorname_np(-r));
+	if (r < 0)
+		return;
+	rg->va = (uintptr_t)p;
+	rg->npages = npages;
+	rg->word = realloc(rg->word, npages * sizeof *rg->word);
+	rg->prot = realloc(rg->prot, npages);
+	rg->wired = realloc(rg->wired, npages);
+	rg->mine = realloc(rg->mine, npages * sizeof *rg->mine);
+	if (rg->word == NULL || rg->prot == NULL || rg->wired == NULL || rg->mine == NULL)
+		fail(w, "out of memory");
+	if (npages > old) {
+		memset(rg->word + old, 0, (npages - old) * sizeof *rg->word);
+		memset(rg->prot + old, rg->prot[old - 1], npages - old);
+		memset(rg->wired + old, 0, npages - old);
+		memset(rg->mine + old, 0, (npages - old) * sizeof *rg->mine);
+	}
+	/* Reads that were under way find the page where it is now, or there is none any more. */
+	for (unsigned i = 0; i < THREADS; i++) {
+		struct touch *t = &w->touch[i];
+
+		if (t->rg == rg && t->page >= npages) {
+			if (t->active)
+				finish(w, i);
+			t->rg = NULL;
+		}
+	}
 }
 
 /* The range was discarded: zeros, or what the source has. */
@@ -784,7 +964,10 @@ op_advise(struct world *w, struct region *rg)
 	r = up_advise(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, advice);
 	if (r == 0 && advice == UP_ADVICE_DONTNEED)
 		discarded(w, rg, first, n);
-	if (r < 0 && r != -ENOMEM && !(rg->shared && w->fail_out && r == -EIO))
+	if (r != -ENOMEM &&
+	    (r == -EINVAL) != (advice == UP_ADVICE_DONTNEED && wired_any(rg, first, n)))
+		fail(w, "up_advise(%d): %s, wired or not", (int)advice, strerrorname_np(-r));
+	if (r < 0 && r != -ENOMEM && r != -EINVAL && !(rg->shared && w->fail_out && r == -EIO))
 		fail(w, "up_advise: %s", strerrorname_np(-r));
 }
 
@@ -825,12 +1008,15 @@ op_residency(struct world *w, struct region *rg)
 		return;
 	for (size_t i = 0; i < n; i++) {
 		/* What the call waited for may have let others in: the bits are a snapshot, old by now. */
-		if ((vec[i] &
-		     ~(UP_PAGE_MAPPED | UP_PAGE_STAGED | UP_PAGE_SWAPPED | UP_PAGE_LOST)) != 0 ||
+		if ((vec[i] & ~(UP_PAGE_MAPPED | UP_PAGE_STAGED | UP_PAGE_SWAPPED | UP_PAGE_LOST |
+				UP_PAGE_WIRED)) != 0 ||
 		    (vec[i] & (UP_PAGE_MAPPED | UP_PAGE_STAGED)) ==
 			    (UP_PAGE_MAPPED | UP_PAGE_STAGED))
 			fail(w, "page %zu of %#lx: residency %#x makes no sense", first + i,
 			     (unsigned long)rg->va, vec[i]);
+		if ((vec[i] & UP_PAGE_WIRED) != 0 && rg->wired[first + i] == 0)
+			fail(w, "page %zu of %#lx is wired: %#x", first + i, (unsigned long)rg->va,
+			     vec[i]);
 		if (rg->nm == NULL && rg->word[first + i] != 0 && vec[i] == 0)
 			fail(w, "page %zu of %#lx has content, residency says never written",
 			     first + i, (unsigned long)rg->va);
@@ -916,11 +1102,19 @@ operate(struct world *w)
 		op_unmap(w, rg);
 	} else if (what < 970) {
 		op_protect(w, rg);
-	} else if (what < 985) {
+	} else if (what < 978) {
 		op_advise(w, rg);
-	} else if (what < 992) {
-		op_clone(w, rg);
+	} else if (what < 981) {
+		op_prefault(w, rg);
+	} else if (what < 984) {
+		op_wire(w, rg);
+	} else if (what < 988) {
+		op_unwire(w, rg);
+	} else if (what < 990) {
+		op_remap(w, rg);
 	} else if (what < 995) {
+		op_clone(w, rg);
+	} else if (what < 997) {
 		op_snapshot(w, rg);
 	} else if (what < 998) {
 		op_sync(w, rg);
@@ -971,8 +1165,10 @@ play(struct world *w)
 	misbehave(w, how);
 	for (unsigned i = 0; i < OPS; i++) {
 		operate(w);
-		if (i % 64 == 0)
+		if (i % 64 == 0) {
 			check_budget(w);
+			check_wired(w);
+		}
 	}
 	verify_all(w);
 	settle(w);
@@ -982,9 +1178,12 @@ play(struct world *w)
 		struct region *rg = &w->rg[i];
 
 		w->calling = true;
-		for (size_t page = 0; rg->va != 0 && page < rg->npages; page++) {
-			if (rg->prot[page] != GONE &&
-			    up_unmap(w->r->rt, (void *)(rg->va + page * PAGE_SIZE), PAGE_SIZE) < 0)
+		/* What is left between holes in one go: a limit that is all promised has no room to cut entries. */
+		for (size_t page = 0, n; rg->va != 0 && page < rg->npages; page += MAX(n, 1)) {
+			for (n = 0; page + n < rg->npages && rg->prot[page + n] != GONE;)
+				n++;
+			if (n > 0 && up_unmap(w->r->rt, (void *)(rg->va + page * PAGE_SIZE),
+					      n * PAGE_SIZE) < 0)
 				fail(w, "the last up_unmap failed");
 		}
 		if (rg->va != 0 && rg->shared)

@@ -33,6 +33,7 @@ enum verdict {
 	V_REPEAT,     /* the holder of the page has just let go: start over */
 	V_AGAIN,      /* the kernel said so: park */
 	V_GROW,	      /* overcommitted: the swap must grow first, with no lock held */
+	V_FULL,	      /* overcommitted and nothing left, but only a call asked: nothing is lost */
 	V_STRAY,      /* no entry: park, it is about to be unmapped */
 	V_SIGBUS,     /* lost */
 };
@@ -42,7 +43,9 @@ struct fault {
 	struct pager *p;
 	uintptr_t va;
 	bool write, wp;
-	bool grown; /* the swap has been asked to grow */
+	bool grown;	/* the swap has been asked to grow */
+	bool asked;	/* by fault_ask(): no thread waits at the address */
+	unsigned ahead; /* pages from here on that are asked for; 0: guess */
 	uint64_t t0;
 	uint64_t serial; /* of the entry found; 0: none */
 
@@ -287,6 +290,18 @@ zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
 	return i;
 }
 
+/* How many pages from the one at fault on to bring in, at most `max`.  *stream: for readahead_done(). */
+static unsigned
+window(struct fault *f, unsigned max, struct ra_stream **stream)
+{
+	/* A neighbour may be poisoned where no anon says so. */
+	max = atomic_load(&f->entry->unrecorded) ? 1 : MIN(max, f->run_max);
+	*stream = NULL;
+	if (f->ahead > 0)
+		return MIN(f->ahead, max);
+	return readahead_window(f->entry, f->index, max, stream);
+}
+
 /*
  * The page gets an anon that says LOST, so that everyone agrees with the mark in the page table until the page
  * is discarded.  => leaf locked, its slot empty.  NULL: no room for that; else busy.
@@ -326,8 +341,7 @@ fault_zero(struct fault *f)
 	int err;
 
 	/* Of a neighbour in a shadow we do not know what shows through there. */
-	want = f->object->backing != NULL ? 1 : MIN(f->run_max, CLUSTER_MAX / 2);
-	want = readahead_window(f->entry, f->index, want, &stream);
+	want = window(f, f->object->backing != NULL ? 1 : CLUSTER_MAX / 2, &stream);
 	for (n = 0; n < want && leaf_anon(f->leaf, f->at + n) == NULL; n++) {
 		struct anon *an;
 
@@ -351,7 +365,7 @@ fault_zero(struct fault *f)
 		leaf_set_anon(f->leaf, f->at + n, an);
 	}
 	readahead_done(stream, f->index, n);
-	if (n == 0 && full && f->grown)
+	if (n == 0 && full && f->grown && !f->asked)
 		lost = lost_anon(p, f->leaf, f->at);
 	pthread_mutex_unlock(&f->leaf->lock);
 	pthread_rwlock_unlock(&p->map.lock);
@@ -359,6 +373,8 @@ fault_zero(struct fault *f)
 		return overcommitted(f, lost);
 	if (n == 0 && full && !f->grown)
 		return V_GROW;
+	if (n == 0 && full && f->asked)
+		return V_FULL;
 	if (n == 0) {
 		pager_starved(p, METADATA_STEP);
 		return V_ROOM;
@@ -575,7 +591,7 @@ fault_swap(struct fault *f)
 	unsigned want, got;
 	int r;
 
-	want = readahead_window(f->entry, f->index, MIN(f->run_max, CLUSTER_MAX), &stream);
+	want = window(f, CLUSTER_MAX, &stream);
 	r = pagein_start(f->s, f->leaf, f->at, f->va, f->shard, want, true, f->t0, &got);
 	if (r == 0)
 		readahead_done(stream, f->index, read_on(f, got, want));
@@ -691,7 +707,7 @@ copy_up(struct fault *f, const struct beneath *b)
 				resv_give(&p->resv_swap, 1);
 		}
 	}
-	if (pg == NULL && full && f->grown) {
+	if (pg == NULL && full && f->grown && !f->asked) {
 		an = lost_anon(p, f->leaf, f->at);
 		pthread_mutex_unlock(&f->leaf->lock);
 		pthread_rwlock_unlock(&p->map.lock);
@@ -703,7 +719,7 @@ copy_up(struct fault *f, const struct beneath *b)
 		pthread_rwlock_unlock(&p->map.lock);
 		page_unbusy(p, b->anon, f->shard, 0);
 		if (full)
-			return V_GROW;
+			return f->grown ? V_FULL : V_GROW;
 		pager_starved(p, METADATA_STEP);
 		return V_ROOM;
 	}
@@ -758,7 +774,7 @@ read_beneath(struct fault *f, const struct beneath *b)
 	unsigned want, got;
 	int r;
 
-	want = readahead_window(f->entry, f->index, MIN(f->run_max, LEAF_SLOTS - b->at), &stream);
+	want = window(f, LEAF_SLOTS - b->at, &stream);
 	pthread_mutex_lock(&b->leaf->lock);
 	r = pagein_start(f->s, b->leaf, b->at, 0, f->shard, want, true, f->t0, &got);
 	if (r == 0)
@@ -791,7 +807,7 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	/* Neighbours only where nothing lies between them and the source. */
 	want = own || f->object->backing == src ? MIN(f->run_max, CLUSTER_MAX) : 1;
 	want = (unsigned)MIN(want, src->npages - index);
-	want = readahead_window(f->entry, f->index, want, &stream);
+	want = window(f, want, &stream);
 	for (n = 0; n < want; n++) {
 		struct anon *an;
 
@@ -815,7 +831,8 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	}
 	readahead_done(stream, f->index, n);
 	if (n == 0) {
-		struct anon *an = full && f->grown ? lost_anon(p, f->leaf, f->at) : NULL;
+		struct anon *an =
+			full && f->grown && !f->asked ? lost_anon(p, f->leaf, f->at) : NULL;
 
 		pthread_mutex_unlock(&f->leaf->lock);
 		pthread_rwlock_unlock(&p->map.lock);
@@ -824,6 +841,8 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 			return overcommitted(f, an);
 		if (full && !f->grown)
 			return V_GROW;
+		if (full && f->asked)
+			return V_FULL;
 		pager_starved(p, METADATA_STEP);
 		return V_ROOM;
 	}
@@ -922,11 +941,13 @@ fault_resolve(struct fault *f)
 		int r = -EAGAIN;
 
 		/* Not even the metadata to remember it: the entry does, and may not change till it is done. */
-		if (denied) {
+		if (denied && !f->asked) {
 			atomic_store(&e->unrecorded, true);
 			r = fault_sigbus(f->s, f->va);
 		}
 		pthread_rwlock_unlock(&p->map.lock);
+		if (denied && f->asked)
+			return V_FULL;
 		if (denied) {
 			log_line(
 				&p->log, UP_LOG_ERROR,
@@ -941,6 +962,16 @@ fault_resolve(struct fault *f)
 	f->run_max = (unsigned)MIN((e->end - f->va) >> PAGE_SHIFT, LEAF_SLOTS - f->at);
 
 	an = leaf_anon(f->leaf, f->at);
+	if (an == NULL && f->asked && atomic_load(&e->unrecorded)) {
+		/* It may be poisoned for want of metadata, which there is now: nothing was lost. */
+		const int r = p->pmap->ops->discard(p->pmap, f->shard, f->va, 1);
+
+		if (r < 0) {
+			pthread_mutex_unlock(&f->leaf->lock);
+			pthread_rwlock_unlock(&p->map.lock);
+			return V_AGAIN;
+		}
+	}
 	if (an == NULL && f->object->source != NULL)
 		return fault_source(f, f->object, f->index);
 	if (an == NULL)
@@ -983,29 +1014,37 @@ park(struct service *s, const struct fault *f)
 	atomic_store_explicit(&s->waiting, s->nparked, memory_order_relaxed);
 }
 
+/* The steps, again and again until their verdict is another than that. */
+static enum verdict
+resolve(struct fault *f)
+{
+	for (;;) {
+		enum verdict v;
+
+		f->serial = 0;
+		v = fault_resolve(f);
+		if (v == V_GROW && !f->grown) {
+			/* What grows is kept: the next look finds it. */
+			f->grown = true;
+			if (resv_take(&f->p->resv_swap, 1) == 0)
+				resv_give(&f->p->resv_swap, 1);
+			continue;
+		}
+		if (v != V_REPEAT)
+			return v;
+		count(f->s, C_RETRY, 1);
+	}
+}
+
 static void
 handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0, bool first)
 {
 	struct fault f = { .s = s, .p = s->p, .va = va, .write = write, .wp = wp, .t0 = t0 };
-	enum verdict v;
 
-	for (;;) {
-		f.serial = 0;
-		v = fault_resolve(&f);
-		if (v == V_GROW && !f.grown) {
-			/* What grows is kept: the next look finds it. */
-			f.grown = true;
-			if (resv_take(&s->p->resv_swap, 1) == 0)
-				resv_give(&s->p->resv_swap, 1);
-			continue;
-		}
-		if (v != V_REPEAT)
-			break;
-		count(s, C_RETRY, 1);
-	}
-	switch (v) {
+	switch (resolve(&f)) {
 	case V_REPEAT:
 	case V_GROW:
+	case V_FULL:
 	case V_DONE:
 	case V_IO:
 	case V_SIGBUS:
@@ -1037,6 +1076,35 @@ void
 fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
 {
 	handle(s, va, write, wp, t0, true);
+}
+
+int
+fault_ask(struct service *s, uintptr_t va, bool write, unsigned n)
+{
+	struct fault f = {
+		.s = s,
+		.p = s->p,
+		.va = va,
+		.write = write,
+		.asked = true,
+		.ahead = n,
+		.t0 = now_ns(),
+	};
+
+	switch (resolve(&f)) {
+	case V_ROOM:
+	case V_AGAIN:
+		return -EAGAIN;
+	case V_BUSY_LOOSE:
+		/* Busy further down the chain perhaps, where looking at the page itself does not tell. */
+		return -EBUSY;
+	case V_FULL:
+		return -ENOSPC;
+	case V_SIGBUS:
+		return -EIO;
+	default:
+		return 0;
+	}
 }
 
 /* Faults were dropped for want of a place to park them: everyone faults again. */

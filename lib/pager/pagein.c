@@ -284,9 +284,8 @@ pagein_done(struct service *s, struct request *req)
 	request_put(s, req);
 }
 
-/* Bring in what is swapped at va; returns where to go on.  false: no room now. */
-static bool
-will_need(struct service *s, uintptr_t *va, uintptr_t end)
+bool
+pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end)
 {
 	struct pager *p = s->p;
 	struct map_entry *e;
@@ -360,7 +359,7 @@ pagein_commands(struct service *s)
 		/* Advice must not push others out: it takes free room only, and is forgotten when there is none. */
 		if (frames_available(p) < CLUSTER_MAX)
 			va = end;
-		else if (!requests_spare(s) || !will_need(s, &va, end))
+		else if (!requests_spare(s) || !pagein_ahead(s, &va, end))
 			return; /* go on when a read completes */
 
 		pthread_mutex_lock(&s->cmd_lock);

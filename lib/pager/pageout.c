@@ -38,13 +38,14 @@
  */
 #define ACTIVE_MIN 32
 
-/* All the frames that the limit leaves room for at present. */
+/* All the frames that the limit leaves room for at present, wired pages aside. */
 static size_t
 frames_limit(struct pager *p)
 {
-	const size_t meta = arena_bytes(&p->arena);
+	const size_t fixed = arena_bytes(&p->arena) +
+			     (atomic_load_explicit(&p->nwired, memory_order_relaxed) << PAGE_SHIFT);
 
-	return p->budget.limit > meta ? (p->budget.limit - meta) >> PAGE_SHIFT : 0;
+	return p->budget.limit > fixed ? (p->budget.limit - fixed) >> PAGE_SHIFT : 0;
 }
 
 static size_t
@@ -57,6 +58,16 @@ static size_t
 inactive_target(struct pager *p)
 {
 	return MIN(MAX(frames_limit(p) / 8, 32), 16384);
+}
+
+/* What pageout keeps available, and how many pages it stages, up to two batches too many, before it stops. */
+size_t
+frames_mappable(struct pager *p)
+{
+	const size_t n = frames_limit(p);
+	const size_t kept = high_watermark(p) + inactive_target(p) + (size_t)2 * CLUSTER_MAX;
+
+	return n > kept ? n - kept : 0;
 }
 
 static bool

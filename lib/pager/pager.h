@@ -9,6 +9,7 @@
  *	pageout.c    region -> frame -> swap: deactivate, launder, reclaim; where frames come from
  *	chain.c      shadows: what lies beneath a page, and who else sees it
  *	range.c      what user threads do to ranges: free, keep, cool, look
+ *	demand.c     a caller that waits until a range is in the page table
  *
  * Everything here runs unchanged over the simulated kernel: a test builds a struct pager with
  * the sim backends and calls service_step() itself instead of starting threads.
@@ -103,6 +104,7 @@ struct pager {
 	struct resv resv_meta;	/* bytes */
 	struct object *objects; /* (map.change) all of them */
 	uint64_t next_serial;	/* (map.change) */
+	uint64_t next_object;	/* (map.change) the id of the last one */
 	size_t overhead;	/* (c) stacks and rings of the threads, charged to the budget */
 
 	uint64_t hash_seed;	 /* (c) random per runtime */
@@ -112,6 +114,7 @@ struct pager {
 
 	atomic_size_t nswapped;	     /* anons of kind SWAP */
 	atomic_size_t nlost;	     /* anons of kind LOST */
+	atomic_size_t nwired;	     /* pages of wired entries; (map.change) to change */
 	_Atomic uint64_t nreclaimed; /* pages that left memory with a copy in swap, ever */
 	atomic_size_t laundering;    /* pages whose write is in flight */
 
@@ -168,6 +171,22 @@ struct parked {
 	bool write, wp;
 };
 
+/*
+ * A caller that waits until every page of a range has been in the page table: it lies on that caller's stack.
+ * While it is in a service's list, all but `next` and `over` belong to that service.
+ */
+struct demand {
+	struct demand *next; /* (cmd_lock) */
+	uintptr_t va, end;   /* what has not been seen in the page table yet */
+	uintptr_t ahead;     /* reads have been started up to here */
+	uint64_t
+		short_since; /* there has been no room for the page at va since then, ns; 0: there was */
+	bool write;	     /* the range must be writable */
+	bool wire;	     /* what is seen goes to WIRED; the caller holds map.change */
+	bool over;	     /* (cmd_lock) `result` says how, and the service has forgotten it */
+	int result;
+};
+
 struct service {
 	struct pager *p;
 	unsigned id;		/* also its shard */
@@ -201,6 +220,10 @@ struct service {
 	unsigned nhanded;	   /* requests that custom pagers have */
 	unsigned nhanded_out;	   /* those of them that are page-outs */
 	unsigned ncmd;		   /* (cmd_lock) */
+
+	struct demand *demands;	    /* (cmd_lock) oldest first; only the service takes them out */
+	pthread_cond_t demand_over; /* (cmd_lock) */
+	bool demand_waits;	    /* one could not go on: look again soon */
 };
 
 static inline void
@@ -218,6 +241,13 @@ count(struct service *s, unsigned c, uint64_t n)
 void fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0);
 /* Try the parked ones again; those older than the time-out become SIGBUS. */
 void fault_unpark(struct service *s);
+/*
+ * The same for a page that a call asks for, and up to n - 1 behind it; no thread waits at the address, so nothing
+ * is parked and nothing is lost for want of room.
+ * => 0: served, under way, or busy; look again.  -EBUSY: in motion, here or further down the chain: look again later.
+ *    -EAGAIN: not now.  -ENOSPC: overcommitted, and nothing is left to promise.  -EIO: lost.
+ */
+int fault_ask(struct service *s, uintptr_t va, bool write, unsigned n);
 /* A fault has been answered. */
 void fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, uint64_t t0);
 /*
@@ -348,6 +378,8 @@ int source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n);
 int pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
 		 unsigned want, bool demanded, uint64_t t0, unsigned *got);
 void pagein_done(struct service *s, struct request *req);
+/* Start reading what is swapped at *va, or pass it by; *va: where to go on.  False: no room now. */
+bool pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end);
 /* Go on with will-need ranges as far as there is room. */
 void pagein_commands(struct service *s);
 
@@ -373,6 +405,8 @@ void pager_short(struct pager *p);
 void pager_starved(struct pager *p, size_t bytes);
 /* Turn free and clean frames into budget for metadata.  True if it did. */
 bool frames_shrink(struct pager *p);
+/* Pages that can be in page tables together at present, pageout taking none of them out again at once. */
+size_t frames_mappable(struct pager *p);
 
 /* --- range.c: user threads --- */
 
@@ -404,9 +438,12 @@ void range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 /*
  * Take the mapped pages of a range out of their region and keep them staged.  If the region goes away, all of them, by
  * a copy if need be.  If it is `live`, what the kernel does not hand over stays where it is: 0, or why that was so for
- * one of them (-EBUSY: pinned for I/O, which goes on in the memory that it pinned).
+ * one of them (-EBUSY: pinned for I/O, which goes on in the memory that it pinned); none of them is wired.
+ * => map.change held; unless it is `live`, no entry maps the range any more.
+ * va: where page `first` is mapped next, on `shard`; 0: nobody knows yet.
  */
-int range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool live);
+int range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool live,
+	       uintptr_t va, unsigned shard);
 /* Clear the marks of lost pages out of a range of the page table; who touches one is told anew. */
 void range_unmark(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		  unsigned shard);
@@ -419,6 +456,9 @@ int range_give_back(struct pager *p, struct object *o, uint64_t first, uint64_t 
 /* Make mapped pages of the range the next victims. */
 void range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		unsigned shard);
+/* Wired pages of the range are like others again. */
+void range_unwire(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+		  unsigned shard);
 /* Let go of the content of a busy anon: slot, frame, page.  Its place in the page table is empty already. */
 void release_content(struct pager *p, struct anon *an);
 /* Drop what is in a range of the page table; waits until the kernel does it. */
@@ -428,6 +468,19 @@ void range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t
 		     unsigned shard, unsigned char *vec);
 /* Ask the service of a shard to bring a range in. */
 void range_willneed(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end);
+
+/* --- demand.c --- */
+
+/*
+ * Wait until every page of [d->va, d->end) has been in the page table.  d->write and d->wire are the caller's; the
+ * rest is filled in here.  No signal may be taken meanwhile.
+ * => no lock but map.change may be held.
+ * => 0; or what became of the page at d->va: -ENOMEM not mapped, -EACCES not allowed, -EIO lost, -EAGAIN no room
+ *    for it in p->fault_timeout, -ENOSPC overcommitted.
+ */
+int demand_range(struct pager *p, struct demand *d);
+/* A service's part: go on with what callers wait for. */
+void demand_serve(struct service *s);
 
 /* --- service.c --- */
 

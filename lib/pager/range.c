@@ -284,7 +284,6 @@ keep_page(struct pager *p, struct page *pg)
 		}
 		range_doze(p);
 	}
-	pg->va = 0;
 	pthread_mutex_lock(&p->pages.lock);
 	page_enqueue_locked(&p->pages, pg, Q_INACTIVE, PAGE_STAGED);
 	pthread_mutex_unlock(&p->pages.lock);
@@ -407,8 +406,29 @@ keep_batch(struct pager *p, struct batch *b)
 	}
 }
 
+/* Whoever moves the page next wakes who waits for it at its new address.  => busy, and in no region */
+static void
+readdress(struct pager *p, const struct anon *an, uintptr_t va, unsigned shard)
+{
+	struct page *pg;
+
+	if (!anon_in_core(an))
+		return;
+	pg = page_at(&p->pages, an->loc);
+	pg->va = va;
+	pg->shard = (uint8_t)shard;
+}
+
+/* Where the `i`th page of a batch will be, if page `first` of the object will be at `to`. */
+static uintptr_t
+new_va(const struct batch *b, unsigned i, uint64_t first, uintptr_t to)
+{
+	return to + ((b->leaf->base + b->at[i] - first) << PAGE_SHIFT);
+}
+
 int
-range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool live)
+range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool live, uintptr_t to,
+	   unsigned shard)
 {
 	const uint64_t end = first + n;
 	uint64_t at = first;
@@ -421,13 +441,16 @@ range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool l
 			const unsigned run = run_of(p, &b, i, pg),
 				       kept = run > 1 ? keep_run(p, pg, run) : 0;
 			/* One that stays mapped may have stopped a writer, who is to be woken. */
-			const unsigned shard = run > 0 ? pg[0]->shard : 0;
-			const uintptr_t va = run > 0 ? pg[0]->va : 0;
+			const unsigned old_shard = run > 0 ? pg[0]->shard : 0;
+			const uintptr_t old_va = run > 0 ? pg[0]->va : 0;
 			int r = 0;
 
 			/* Whoever waits there is woken by the unmap that follows, or is parked. */
-			for (unsigned k = 0; k < kept; k++)
-				anon_unbusy(&p->waitqs, b.anon[i++]);
+			for (unsigned k = 0; k < kept; k++, i++) {
+				if (to != 0)
+					readdress(p, b.anon[i], new_va(&b, i, first, to), shard);
+				anon_unbusy(&p->waitqs, b.anon[i]);
+			}
 			if (kept > 0)
 				continue;
 			/* Once one has failed it will all be done again: no need to wait for others. */
@@ -435,10 +458,13 @@ range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool l
 				r = keep_live(p, pg[0]);
 			else if (run > 0 && !live)
 				r = keep_page(p, pg[0]) ? 0 : -ENOENT;
-			if (r == -ENOENT)
+			if (r == -ENOENT) {
 				keep_nothing(p, &b, i, pg[0]);
-			else
-				page_unbusy(p, b.anon[i], shard, va);
+			} else {
+				if (to != 0)
+					readdress(p, b.anon[i], new_va(&b, i, first, to), shard);
+				page_unbusy(p, b.anon[i], old_shard, old_va);
+			}
 			if (r < 0 && r != -ENOENT)
 				failed = r;
 			i++;
@@ -505,9 +531,38 @@ range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintpt
 
 			if (pg != NULL) {
 				pthread_mutex_lock(&p->pages.lock);
-				page_dequeue_locked(&p->pages, pg);
-				policy_cool(&p->pages.policy, page_no(&p->pages, pg));
-				page_enqueue_head_locked(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
+				if (page_queue_locked(pg) != Q_WIRED) {
+					page_dequeue_locked(&p->pages, pg);
+					policy_cool(&p->pages.policy, page_no(&p->pages, pg));
+					page_enqueue_head_locked(&p->pages, pg, Q_ACTIVE,
+								 PAGE_MAPPED);
+				}
+				pthread_mutex_unlock(&p->pages.lock);
+			}
+			page_unbusy(p, b.anon[i], shard, va + (page << PAGE_SHIFT));
+		}
+	}
+}
+
+void
+range_unwire(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
+	     unsigned shard)
+{
+	const uint64_t end = first + n;
+	uint64_t at = first;
+	struct batch b;
+
+	while (range_batch(p, o, &at, end, &b)) {
+		for (unsigned i = 0; i < b.n; i++) {
+			struct page *pg = mapped_page(p, b.anon[i]);
+			const uint64_t page = b.leaf->base + b.at[i] - first;
+
+			if (pg != NULL) {
+				pthread_mutex_lock(&p->pages.lock);
+				if (page_queue_locked(pg) == Q_WIRED) {
+					page_dequeue_locked(&p->pages, pg);
+					page_enqueue_locked(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
+				}
 				pthread_mutex_unlock(&p->pages.lock);
 			}
 			page_unbusy(p, b.anon[i], shard, va + (page << PAGE_SHIFT));
@@ -535,6 +590,8 @@ residency(struct pager *p, const struct anon *an)
 	bits = pg->state == PAGE_MAPPED ? UP_PAGE_MAPPED : UP_PAGE_STAGED;
 	if (pg->state != PAGE_LAUNDRY && pg->slot != SLOT_NONE)
 		bits |= UP_PAGE_SWAPPED;
+	if (page_queue_locked(pg) == Q_WIRED)
+		bits |= UP_PAGE_WIRED;
 	pthread_mutex_unlock(&p->pages.lock);
 	return bits;
 }
@@ -550,6 +607,10 @@ residency_beneath(struct pager *p, struct object *o, uint64_t index, unsigned ch
 		range_doze(p);
 	if (what == BENEATH_PAGE) {
 		*vec = residency(p, b.anon);
+		/* Mapped, even wired, it is somewhere else: here it is a soft fault away. */
+		if (*vec & UP_PAGE_MAPPED)
+			*vec = (unsigned char)((*vec & ~(UP_PAGE_MAPPED | UP_PAGE_WIRED)) |
+					       UP_PAGE_STAGED);
 		page_unbusy(p, b.anon, 0, 0);
 	}
 }

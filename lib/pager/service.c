@@ -10,6 +10,7 @@
  *	faults       all that are there, a batch at a time
  *	parked       those that could not be served before
  *	will-need    as far as there is room to spare
+ *	demands      what calls wait for
  *	pageout      one step, if free room is short
  *
  * Once running, a service thread calls nothing in libc that takes a lock of libc's: fork() in another
@@ -107,6 +108,7 @@ service_alloc(struct pager *p, unsigned id)
 	s->p = p;
 	s->id = id;
 	pthread_mutex_init(&s->cmd_lock, NULL);
+	pthread_cond_init(&s->demand_over, NULL);
 	trace_init(&s->trace, s->trace_slots, TRACE_EVENTS);
 	for (unsigned i = 0; i < NREADS; i++) {
 		s->reads[i].kind = REQ_PAGEIN;
@@ -131,6 +133,7 @@ service_free(struct service *s)
 		return;
 	mem = s->mem;
 	s->p->service[s->id] = NULL;
+	pthread_cond_destroy(&s->demand_over);
 	pthread_mutex_destroy(&s->cmd_lock);
 	wired_array_fini(&mem);
 }
@@ -198,7 +201,7 @@ service_step(struct service *s, int64_t timeout_ns)
 
 	if (s->more)
 		timeout_ns = 0;
-	else if ((s->nparked > 0 || s->parked_overflow) &&
+	else if ((s->nparked > 0 || s->parked_overflow || s->demand_waits) &&
 		 (timeout_ns < 0 || timeout_ns > PARKED_NS))
 		timeout_ns = PARKED_NS;
 	s->io->ops->wait(s->io, timeout_ns, &ev);
@@ -214,6 +217,7 @@ service_step(struct service *s, int64_t timeout_ns)
 			fault_unpark(s);
 	}
 	pagein_commands(s);
+	demand_serve(s);
 	if (pageout_step(s))
 		s->more = true;
 }
@@ -329,6 +333,34 @@ count_anons(struct pages *pages, struct object *o, struct census *c)
 	}
 }
 
+/* Every page of a wired entry is on WIRED, and no other. */
+static void
+check_wired(struct pager *p)
+{
+	size_t n = 0;
+	uint64_t foreign = 0;
+
+	for (const struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next)
+		n += e->wired > 0 ? (e->end - e->start) >> PAGE_SHIFT : 0;
+	assert(n == atomic_load(&p->nwired));
+	/* A wired page of a named object that the program itself discards is forgotten until it is touched, and read anew. */
+	for (unsigned i = 0; i < p->nservices; i++)
+		foreign += atomic_load(&p->service[i]->count[C_FOREIGN]);
+	assert(foreign > 0 || n == page_count_locked(&p->pages, Q_WIRED));
+	for (size_t i = 0; i < p->pages.table.n; i++) {
+		const struct page *pg = page_at(&p->pages, (pageno_t)i);
+		const struct map_entry *e;
+
+		if (pg->state == PAGE_FREE || page_queue_locked(pg) != Q_WIRED)
+			continue;
+		e = map_lookup(&p->map, pg->va);
+		assert(e != NULL && e->wired > 0 && e->object == pg->leaf->object);
+		(void)e;
+	}
+	(void)n;
+	(void)foreign;
+}
+
 void
 pager_check(struct pager *p)
 {
@@ -368,6 +400,7 @@ pager_check(struct pager *p)
 			slots++;
 	}
 	assert(p->swap.nused == c.swap + slots);
+	check_wired(p);
 
 	/* Every physical page is charged once. */
 	assert(frames_nfree(&p->frames) + staged + p->frames.holes.nfree == p->frames.n);

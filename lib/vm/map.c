@@ -324,6 +324,16 @@ map_remove(struct map *m, struct map_entry *e)
 	e->height = 0;
 }
 
+void
+map_extend(struct map *m, struct map_entry *e, uintptr_t end)
+{
+	assert(e->height > 0 && end > e->end && (end & PAGE_MASK) == 0);
+	assert(e->next == NULL || end <= e->next->start);
+
+	m->pages += (end - e->end) >> PAGE_SHIFT;
+	e->end = end; /* the order of entries is as it was */
+}
+
 /* If an entry straddles `at`, cut it there: *spare becomes its upper half. */
 static void
 clip_at(struct map *m, uintptr_t at, struct map_entry **spare)
@@ -343,6 +353,7 @@ clip_at(struct map *m, uintptr_t at, struct map_entry **spare)
 	upper->prot = e->prot;
 	upper->advice = e->advice;
 	upper->flags = e->flags;
+	upper->wired = e->wired;
 	upper->shard = e->shard;
 	upper->serial = e->serial;
 	atomic_store_explicit(&upper->unrecorded, atomic_load(&e->unrecorded),

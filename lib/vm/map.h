@@ -46,10 +46,11 @@ struct map_entry {
 	struct object *object; /* owns a reference */
 	uint64_t offset;       /* of start in the object, pages */
 	int prot;
-	enum up_advice advice;	/* NORMAL, SEQUENTIAL or RANDOM */
-	unsigned flags;		/* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
-	unsigned shard;		/* which uffd its VMA is registered with */
-	uint64_t serial;	/* of the up_map() that made it; halves of a split keep it */
+	enum up_advice advice; /* NORMAL, SEQUENTIAL or RANDOM */
+	unsigned flags;	       /* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
+	unsigned wired;	       /* how often: not 0, and every page is in the page table, on WIRED */
+	unsigned shard;	       /* which uffd its VMA is registered with */
+	uint64_t serial;       /* of the up_map() that made it; halves of a split keep it */
 	atomic_bool unrecorded; /* a page is poisoned, and no anon says so */
 
 	struct ra_stream stream[RA_STREAMS];
@@ -89,6 +90,9 @@ bool map_covers(struct map *m, uintptr_t start, uintptr_t end);
 int map_insert(struct map *m, struct map_entry *e);
 /* Unlink; the caller owns it and its object reference from here.  Write-locked. */
 void map_remove(struct map *m, struct map_entry *e);
+
+/* Make `e` longer, to `end`, where no entry is.  Write-locked. */
+void map_extend(struct map *m, struct map_entry *e, uintptr_t end);
 
 /*
  * Split the entries that straddle `start` or `end`, so that every entry lies fully inside or

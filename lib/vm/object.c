@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
+#include <errno.h>
 #include <string.h>
 
 #include "vm/object.h"
@@ -92,6 +93,7 @@ object_alloc(struct object_zones *z, uint64_t npages, enum zone_wait wait)
 	o->reserved = 0;
 	o->release = NULL;
 	o->owner = NULL;
+	o->id = 0;
 	o->next = o->prev = NULL;
 	o->name = NULL;
 	o->backing = o->shadows = o->sibling = NULL;
@@ -128,6 +130,39 @@ object_free(struct object *o)
 	assert(o->root == NULL && atomic_load(&o->refs) == 0);
 	assert(o->backing == NULL && o->shadows == NULL && o->name == NULL);
 	zone_free(&o->zones->object, o);
+}
+
+int
+object_grow(struct object *o, uint64_t npages, enum zone_wait wait)
+{
+	struct node *n = NULL;
+	bool lacking;
+
+	assert(npages >= o->npages);
+	for (;;) {
+		pthread_rwlock_wrlock(&o->lock);
+		lacking = (npages - 1) >> LEAF_SHIFT >> (LEAF_SHIFT * o->height) != 0;
+		if (!lacking)
+			o->npages = npages;
+		if (lacking && o->root == NULL) {
+			o->height++;
+		} else if (lacking && n != NULL) {
+			/* One level more: what was there is the first child of the new root. */
+			memset(n, 0, sizeof *n);
+			n->child[0] = o->root;
+			o->root = n;
+			o->height++;
+			n = NULL;
+		}
+		pthread_rwlock_unlock(&o->lock);
+		if (!lacking)
+			break;
+		/* No lock is held: the allocation may wait. */
+		if (n == NULL && (n = zone_alloc(&o->zones->node, wait)) == NULL)
+			return -ENOMEM;
+	}
+	zone_free(&o->zones->node, n);
+	return 0;
 }
 
 /* Which child of a node `level` above the leaves leads to `index`. */
@@ -350,6 +385,7 @@ object_take_tree(struct object *to, struct object *from)
 	void *root;
 
 	assert(to->root == NULL && to->npages == from->npages && to->noreserve == from->noreserve);
+	assert(to->height == from->height); /* that of the length, also after object_grow() */
 	assert(to->named == from->named && to->source == NULL && from->source == NULL);
 	/* One lock after the other: nobody is on his way down either tree, and there is no order between objects. */
 	pthread_rwlock_wrlock(&from->lock);

@@ -82,8 +82,8 @@ struct object_zones {
 struct object {
 	pthread_rwlock_t lock;
 	struct object_zones *zones; /* (c) */
-	uint64_t npages;	    /* (c) */
-	unsigned height;	    /* (c) levels of inner nodes */
+	_Atomic uint64_t npages;    /* (a) grows only; (o) for writing to change */
+	unsigned height;	    /* (o) levels of inner nodes */
 	void *root;		    /* (o) */
 	atomic_uint refs;	    /* (a) map entries and handles */
 	atomic_uint handles;	    /* (a) references held by the program */
@@ -95,6 +95,7 @@ struct object {
 	uint64_t reserved; /* pages promised when mapped (vm/resv.h); map->change guards it */
 	void (*release)(struct object *); /* (c) called when refs drops to 0 */
 	void *owner;			  /* (c) the runtime's, for release */
+	uint64_t id;			  /* (c) for people: 1, 2, ... as they were created */
 
 	struct object *backing;	    /* (m) owns a reference; NULL: zeros show through */
 	uint64_t backing_offset;    /* (m) of our page 0 in it, pages */
@@ -123,6 +124,8 @@ void object_unref(struct object *o);
 bool object_drop(struct object *o);
 /* Every slot must be 0. */
 void object_free(struct object *o);
+/* Make it longer: new pages are empty, and others may use it meanwhile.  0, or -ENOMEM and it is as long as before. */
+int object_grow(struct object *o, uint64_t npages, enum zone_wait wait);
 
 /*
  * The leaf that holds slot `index`, locked.  NULL if it does not exist; with `created` it is made then,

@@ -114,7 +114,7 @@ page_set_state_locked(struct pages *ps, struct page *pg, enum page_state state)
 static inline bool
 belongs(enum page_queue q, enum page_state state)
 {
-	return state == (q == Q_ACTIVE ? PAGE_MAPPED : PAGE_STAGED);
+	return state == (q == Q_ACTIVE || q == Q_WIRED ? PAGE_MAPPED : PAGE_STAGED);
 }
 
 static void

@@ -28,7 +28,8 @@
  * An orphan (LAUNDRY, anon NULL) owns its frame and slot until the write that reads the frame ends.
  *
  * In which order pages leave a queue is the policy's business (policy.h), which has several for ACTIVE; a
- * touch while staged is a soft fault, sends the page back to ACTIVE, and the policy is told.
+ * touch while staged is a soft fault, sends the page back to ACTIVE, and the policy is told.  MAPPED pages
+ * that up_wire() holds in memory are on WIRED instead of ACTIVE, where replacement never looks.
  *
  * Keys: (q) pages->lock, (b) holder of anon BUSY.  While LAUNDRY, slot and frame belong to the write:
  * (q) only.  pages->lock is innermost but for the frames, slots and zones.
@@ -50,6 +51,7 @@ enum page_queue {
 	Q_ACTIVE = POLICY_MAPPED,
 	Q_INACTIVE = POLICY_STAGED,
 	Q_CLEAN = POLICY_CLEAN,
+	Q_WIRED = POLICY_WIRED,
 	Q_COUNT,
 	Q_NONE = Q_COUNT
 };
@@ -110,6 +112,8 @@ page_queue_locked(const struct page *pg)
 		return Q_INACTIVE;
 	case PQ_CLEAN:
 		return Q_CLEAN;
+	case PQ_WIRED:
+		return Q_WIRED;
 	default:
 		return Q_NONE;
 	}

@@ -102,6 +102,8 @@ queue_for(const struct policy_node *nd, enum policy_place place)
 		return PQ_STAGED;
 	case POLICY_CLEAN:
 		return PQ_CLEAN;
+	case POLICY_WIRED:
+		return PQ_WIRED;
 	default:
 		return nd->home;
 	}
@@ -232,6 +234,7 @@ policy_victims(struct policy *p, enum policy_place from, unsigned max, policy_ta
 	pageno_t at[PQ_COUNT];
 	unsigned n = 0, look = LOOK * max, patience = LOOK * max;
 
+	assert(from < POLICY_WIRED);
 	for (unsigned q = 0; q < PQ_COUNT; q++)
 		at[q] = p->queue[q].head;
 	while (n < max && look > 0) {

@@ -21,6 +21,8 @@
  *	a touch of a page that is staged    a soft fault: policy_touched()
  *	a touch of a page that is out       a major fault: policy_refault() with the page's key
  *
+ * What has to stay lies at a place of its own, WIRED, from which no victim comes; taken off it, the page is as it was.
+ *
  * So to observe a page costs a move out of the page table, and a soft fault if it is in use: a policy that
  * looks at everything all the time would be exact and slow.  Whatever it does, a page must be staged before
  * it can leave, hence each is looked at once, at the last moment.
@@ -50,7 +52,7 @@ enum policy_kind {
 };
 
 /* What the mechanism asks for and puts to. */
-enum policy_place { POLICY_MAPPED, POLICY_STAGED, POLICY_CLEAN, POLICY_PLACES };
+enum policy_place { POLICY_MAPPED, POLICY_STAGED, POLICY_CLEAN, POLICY_WIRED, POLICY_PLACES };
 
 /* Where a page is, for the policies.  0 is none, so that zeroed memory is a page on no queue. */
 enum policy_queue {
@@ -60,6 +62,7 @@ enum policy_queue {
 	PQ_MAIN,  /* mapped */
 	PQ_STAGED,
 	PQ_CLEAN,
+	PQ_WIRED, /* mapped, and to stay: no victim comes from here, and no policy counts it */
 	PQ_COUNT
 };
 
@@ -139,6 +142,8 @@ policy_count(const struct policy *p, enum policy_place place)
 		return p->queue[PQ_STAGED].n;
 	case POLICY_CLEAN:
 		return p->queue[PQ_CLEAN].n;
+	case POLICY_WIRED:
+		return p->queue[PQ_WIRED].n;
 	default:
 		return p->queue[PQ_COLD].n + p->queue[PQ_FRESH].n + p->queue[PQ_MAIN].n;
 	}
@@ -176,7 +181,7 @@ void policy_take(struct policy *p, pageno_t no);
 typedef bool policy_take_fn(void *ctx, pageno_t no);
 
 /*
- * Up to `max` pages to go next from a place: MAPPED ones to stage, STAGED ones to write, CLEAN ones to evict.
+ * Up to `max` pages to go next from a place but WIRED: MAPPED ones to stage, STAGED ones to write, CLEAN ones to evict.
  * => those in victim[0 .. result) are on no queue; each is put somewhere or removed.
  * => pages that `take` refuses stay where they are; after 4 * max of them we give up.
  * => at least one, if there is one that is not refused: a page is spared only so often.

@@ -1,0 +1,738 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * calls.c: calls on ranges and objects beyond those that mapping needs: prefault, wire, dump, remap.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <string.h>
+
+#include "pager/source.h"
+#include "runtime.h"
+
+/* --- prefault --- */
+
+/* 0, or why the range can not be brought in. */
+static int
+check_prefault(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end, bool write)
+{
+	struct pager *p = &rt->p;
+	const size_t fits = frames_mappable(p);
+	uintptr_t denied = 0;
+	bool covered;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	covered = map_covers(&p->map, start, end);
+	for (const struct map_entry *e = map_first_from(&p->map, start);
+	     e != NULL && e->start < end && denied == 0; e = e->next) {
+		if ((e->prot & (write ? PROT_WRITE : PROT_READ | PROT_WRITE)) == 0)
+			denied = MAX(e->start, start);
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	if (!covered) {
+		log_line(&p->log, UP_LOG_ERROR, "%s: part of %#lx-%#lx is not mapped", call,
+			 (unsigned long)start, (unsigned long)end);
+		return -ENOMEM;
+	}
+	if (denied != 0) {
+		log_line(&p->log, UP_LOG_ERROR, "%s: the page at %#lx is not %s", call,
+			 (unsigned long)denied, write ? "writable" : "accessible");
+		return -EACCES;
+	}
+	if ((end - start) >> PAGE_SHIFT > fits) {
+		log_line(
+			&p->log, UP_LOG_ERROR,
+			"%s: %zu pages are more than the %zu that memory_limit %zu has room for now",
+			call, (size_t)((end - start) >> PAGE_SHIFT), fits, rt->memory_limit);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Why a demand ended at d->va, as a log line; returns its result. */
+static int
+demand_failed(struct up_runtime *rt, const char *call, const struct demand *d, int r)
+{
+	struct pager *p = &rt->p;
+	const unsigned long va = (unsigned long)d->va;
+
+	switch (r) {
+	case 0:
+		break;
+	case -ENOMEM:
+		log_line(&p->log, UP_LOG_ERROR, "%s: the page at %#lx is not mapped any more", call,
+			 va);
+		break;
+	case -EACCES:
+		log_line(&p->log, UP_LOG_ERROR, "%s: the page at %#lx is not %s any more", call, va,
+			 d->write ? "writable" : "accessible");
+		break;
+	case -EIO:
+		log_line(&p->log, UP_LOG_ERROR, "%s: the page at %#lx is lost", call, va);
+		break;
+	case -ENOSPC:
+		log_line(&p->log, UP_LOG_ERROR,
+			 "%s: the page at %#lx is overcommitted, and swap or limit are exhausted",
+			 call, va);
+		break;
+	default:
+		log_line(&p->log, UP_LOG_ERROR,
+			 "%s: no room for the page at %#lx could be made in %u ms", call, va,
+			 (unsigned)(p->fault_timeout / 1000000));
+		break;
+	}
+	return r;
+}
+
+int
+up_prefault(struct up_runtime *rt, void *addr, size_t length, int write)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct demand d = { .va = start, .end = end, .write = write != 0 };
+	sigset_t old;
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	r = check_process(rt, "up_prefault");
+	if (r == 0)
+		r = check_range(rt, "up_prefault", start, length);
+	if (r < 0)
+		return r;
+	signals_hold(&old);
+	r = check_prefault(rt, "up_prefault", start, end, d.write);
+	if (r == 0)
+		r = demand_failed(rt, "up_prefault", &d, demand_range(&rt->p, &d));
+	signals_release(&old);
+	return r;
+}
+
+/* --- wire --- */
+
+bool
+wired_take(struct pager *p, uint64_t n)
+{
+	if (!resv_try(&p->resv_meta, n << PAGE_SHIFT))
+		return false;
+	atomic_fetch_add(&p->nwired, n);
+	return true;
+}
+
+void
+wired_give(struct pager *p, uint64_t n)
+{
+	assert(atomic_load(&p->nwired) >= n);
+	atomic_fetch_sub(&p->nwired, n);
+	resv_give(&p->resv_meta, n << PAGE_SHIFT);
+}
+
+/* 0, or why the range can not be wired; *more: its pages that are not wired yet.  => map.change is held. */
+static int
+check_wire(struct up_runtime *rt, uintptr_t start, uintptr_t end, uint64_t *more)
+{
+	struct pager *p = &rt->p;
+	const uint64_t now = atomic_load(&p->nwired), most = rt->wire_limit >> PAGE_SHIFT;
+	int r;
+
+	*more = 0;
+	r = check_covered(rt, "up_wire", start, end);
+	if (r < 0)
+		return r;
+	for (const struct map_entry *e = map_first_from(&p->map, start);
+	     e != NULL && e->start < end; e = e->next) {
+		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
+
+		if (e->prot == PROT_NONE) {
+			log_line(&p->log, UP_LOG_ERROR,
+				 "up_wire: the page at %#lx is not accessible",
+				 (unsigned long)from);
+			return -EACCES;
+		}
+		if (e->wired == UINT_MAX) {
+			log_line(&p->log, UP_LOG_ERROR,
+				 "up_wire: the page at %#lx can not be wired once more",
+				 (unsigned long)from);
+			return -ENOMEM;
+		}
+		if (e->wired == 0)
+			*more += (to - from) >> PAGE_SHIFT;
+	}
+	if (now + *more > most) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "up_wire: %llu pages and %llu that are wired are more than wire_limit %zu",
+			 (unsigned long long)*more, (unsigned long long)now, rt->wire_limit);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Pages of [start, end) whose entries are not wired are on ACTIVE again.  => map.change is held. */
+static void
+unwire_pages(struct pager *p, uintptr_t start, uintptr_t end)
+{
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	     e = e->next) {
+		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
+
+		if (e->wired == 0)
+			range_unwire(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
+				     (to - from) >> PAGE_SHIFT, from, e->shard);
+	}
+}
+
+/* => map.change is held, so nobody unmaps, protects or discards while the pages come. */
+static int
+wire(struct up_runtime *rt, uintptr_t start, uintptr_t end)
+{
+	struct demand d = { .va = start, .end = end, .wire = true };
+	struct map_entry *spare[2];
+	struct pager *p = &rt->p;
+	uint64_t more;
+	int r;
+
+	r = check_wire(rt, start, end, &more);
+	if (r < 0)
+		return r;
+	r = spare_alloc(p, start, end, spare);
+	if (r < 0)
+		return r;
+	if (!wired_take(p, more)) {
+		log_line(
+			&p->log, UP_LOG_ERROR,
+			"up_wire: %llu pages do not fit memory_limit %zu beside the metadata that is "
+			"promised to regions",
+			(unsigned long long)more, rt->memory_limit);
+		r = -ENOMEM;
+		goto free_spare;
+	}
+	r = demand_failed(rt, "up_wire", &d, demand_range(p, &d));
+	if (r < 0) {
+		unwire_pages(p, start, end);
+		wired_give(p, more);
+		goto free_spare;
+	}
+	pthread_rwlock_wrlock(&p->map.lock);
+	map_clip(&p->map, start, end, spare);
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	     e = e->next)
+		e->wired++;
+	pthread_rwlock_unlock(&p->map.lock);
+free_spare:
+	spare_free(p, spare);
+	return r;
+}
+
+int
+up_wire(struct up_runtime *rt, void *addr, size_t length)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct demand d = { .va = start, .end = end };
+	struct pager *p;
+	uint64_t more;
+	sigset_t old;
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	r = check_process(rt, "up_wire");
+	if (r == 0)
+		r = check_range(rt, "up_wire", start, length);
+	if (r < 0)
+		return r;
+
+	change_begin(p, &old);
+	r = check_wire(rt, start, end, &more);
+	change_end(p, &old);
+	if (r < 0)
+		return r;
+	/* Most of the waiting, while others may change mappings. */
+	if (more > 0) {
+		signals_hold(&old);
+		r = demand_failed(rt, "up_wire", &d, demand_range(p, &d));
+		signals_release(&old);
+		if (r < 0)
+			return r;
+	}
+	change_begin(p, &old);
+	r = wire(rt, start, end);
+	change_end(p, &old);
+	return r;
+}
+
+int
+up_unwire(struct up_runtime *rt, void *addr, size_t length)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct map_entry *spare[2], *e;
+	struct pager *p;
+	uint64_t less = 0;
+	sigset_t old;
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	r = check_process(rt, "up_unwire");
+	if (r == 0)
+		r = check_range(rt, "up_unwire", start, length);
+	if (r < 0)
+		return r;
+
+	change_begin(p, &old);
+	r = check_covered(rt, "up_unwire", start, end);
+	for (e = map_first_from(&p->map, start); r == 0 && e != NULL && e->start < end;
+	     e = e->next) {
+		if (e->wired == 0)
+			r = bad(rt, "up_unwire: the page at %#lx is not wired",
+				(unsigned long)MAX(start, e->start));
+	}
+	if (r < 0)
+		goto unlock;
+	r = spare_alloc(p, start, end, spare);
+	if (r < 0)
+		goto unlock;
+	pthread_rwlock_wrlock(&p->map.lock);
+	map_clip(&p->map, start, end, spare);
+	for (e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next) {
+		if (--e->wired == 0)
+			less += (e->end - e->start) >> PAGE_SHIFT;
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	unwire_pages(p, start, end);
+	wired_give(p, less);
+	spare_free(p, spare);
+unlock:
+	change_end(p, &old);
+	return r;
+}
+
+/* --- objects and the map, for people --- */
+
+/* => the caller has a reference, or map.change. */
+static void
+object_info(struct pager *p, struct object *o, struct up_object_stats *info)
+{
+	uint64_t n[] = { [ANON_CORE] = 0, [ANON_SWAP] = 0, [ANON_LOST] = 0, [ANON_COPY] = 0 };
+	struct leaf *leaf;
+	unsigned depth;
+
+	for (uint64_t at = 0; (leaf = object_next_leaf(o, at)) != NULL;) {
+		for (unsigned i = 0; i < LEAF_SLOTS; i++) {
+			const struct anon *an = leaf_anon(leaf, i);
+
+			if (an != NULL)
+				n[atomic_load_explicit(&an->kind, memory_order_relaxed)]++;
+		}
+		at = leaf->base + LEAF_SLOTS;
+		pthread_mutex_unlock(&leaf->lock);
+	}
+	pthread_rwlock_rdlock(&p->map.lock);
+	depth = object_depth(o);
+	pthread_rwlock_unlock(&p->map.lock);
+	*info = (struct up_object_stats){
+		.id = o->id,
+		.size = o->npages << PAGE_SHIFT,
+		.resident = (n[ANON_CORE] + n[ANON_COPY]) << PAGE_SHIFT,
+		.swapped = n[ANON_SWAP] << PAGE_SHIFT,
+		.lost = n[ANON_LOST] << PAGE_SHIFT,
+		.pager = o->source != NULL ? o->source->ops->name : "anonymous",
+		.refs = atomic_load(&o->refs),
+		.depth = depth,
+	};
+}
+
+int
+up_object_info(struct up_object *obj, struct up_object_stats *info, size_t size)
+{
+	struct object *o = (struct object *)obj;
+	struct up_object_stats full;
+	struct up_runtime *rt;
+	sigset_t old;
+	int r;
+
+	if (o == NULL)
+		return -EINVAL;
+	if (o->owner == NULL)
+		return -ECHILD; /* in a forked child, where this memory is wiped */
+	rt = container_of((struct pager *)o->owner, struct up_runtime, p);
+	r = check_process(rt, "up_object_info");
+	if (r < 0)
+		return r;
+	if (info == NULL)
+		return bad(rt, "up_object_info: info is NULL");
+	signals_hold(&old);
+	object_info(&rt->p, o, &full);
+	signals_release(&old);
+	/* As in up_stats_get(). */
+	memset(info, 0, size);
+	memcpy(info, &full, MIN(size, sizeof full));
+	return 0;
+}
+
+struct dump_line {
+	uintptr_t start, end;
+	uint64_t offset;
+	int prot;
+	bool shared;
+	unsigned wired;
+	struct up_object_stats object;
+	char name[UP_OBJECT_NAME_MAX + 2]; /* " name", or "" */
+};
+
+/* The first range at or after `at`; false if there is none.  What `line` says of its object is not asked again. */
+static bool
+dump_next(struct pager *p, uintptr_t at, struct dump_line *line)
+{
+	struct map_entry *e;
+	sigset_t old;
+
+	change_begin(p, &old);
+	e = map_first_from(&p->map, at);
+	if (e != NULL) {
+		line->start = e->start;
+		line->end = e->end;
+		line->offset = e->offset << PAGE_SHIFT;
+		line->prot = e->prot;
+		line->shared = (e->flags & UP_SHARED) != 0;
+		line->wired = e->wired;
+		if (line->object.id != e->object->id)
+			object_info(p, e->object, &line->object);
+		snprintf(line->name, sizeof line->name, "%s%s", e->object->name != NULL ? " " : "",
+			 e->object->name != NULL ? e->object->name : "");
+	}
+	change_end(p, &old);
+	return e != NULL;
+}
+
+int
+up_map_dump(struct up_runtime *rt, FILE *out)
+{
+	struct dump_line line = { .end = 0 };
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	r = check_process(rt, "up_map_dump");
+	if (r < 0)
+		return r;
+	if (out == NULL)
+		return bad(rt, "up_map_dump: out is NULL");
+	fprintf(out, "%-27s %-5s %-8s %6s %-10s %9s %9s %9s %5s %4s %5s name\n", "address", "perms",
+		"offset", "object", "pager", "pages", "resident", "swapped", "lost", "refs",
+		"wired");
+	while (dump_next(&rt->p, line.end, &line)) {
+		const struct up_object_stats *o = &line.object;
+		char range[40];
+
+		snprintf(range, sizeof range, "%" PRIxPTR "-%" PRIxPTR, line.start, line.end);
+		fprintf(out,
+			"%-27s %c%c-%c  %08" PRIx64 " %6" PRIu64 " %-10s %9" PRIu64 " %9" PRIu64
+			" %9" PRIu64 " %5" PRIu64 " %4" PRIu32 " %5u%s\n",
+			range, line.prot == PROT_NONE ? '-' : 'r',
+			(line.prot & PROT_WRITE) ? 'w' : '-', line.shared ? 's' : 'p', line.offset,
+			o->id, o->pager, o->size >> PAGE_SHIFT, o->resident >> PAGE_SHIFT,
+			o->swapped >> PAGE_SHIFT, o->lost >> PAGE_SHIFT, o->refs, line.wired,
+			line.name);
+	}
+	return fflush(out) != 0 || ferror(out) ? -EIO : 0;
+}
+
+/* --- remap --- */
+
+/* The pages by which a range grows. */
+struct growth {
+	uint64_t n;		 /* how many */
+	uint64_t first;		 /* the first one's index in the object of the last entry */
+	struct map_entry *entry; /* for them; NULL: the last entry gets longer */
+};
+
+/*
+ * Where they come from.  => map.change is held; `last` holds the page in front of `end`.
+ * => 0, and g->entry goes back with entry_free() unless it is used; or -errno and a log line.
+ */
+static int
+growth_plan(struct up_runtime *rt, const struct map_entry *last, uintptr_t end, uint64_t n,
+	    struct growth *g)
+{
+	struct pager *p = &rt->p;
+	const struct object *o = last->object;
+	const uint64_t next = last->offset + ((end - last->start) >> PAGE_SHIFT);
+
+	*g = (struct growth){ .n = n, .first = next };
+	/*
+	 * A private range grows by its object.  In a chain, that is a window on what is beneath, or what is beneath others
+	 * and as long as they are: new pages would be those of somebody else, or there would be none to shadow.
+	 */
+	if ((last->flags & UP_PRIVATE) && (o->backing != NULL || o->nshadows > 0)) {
+		log_line(
+			&p->log, UP_LOG_ERROR,
+			"up_remap: the page at %#lx is of a clone or a private mapping of an object, which can not grow",
+			(unsigned long)(end - PAGE_SIZE));
+		return -ENOTSUP;
+	}
+	if ((last->flags & UP_SHARED) && (next > o->npages || n > o->npages - next))
+		return bad(rt, "up_remap: the object ends after %llu more pages, not %llu",
+			   (unsigned long long)(o->npages - next), (unsigned long long)n);
+	if (!object_is_mapped(p, o, next, n))
+		return 0;
+	if (last->flags & UP_SHARED) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "up_remap: the next pages of the object are mapped already");
+		return -EBUSY;
+	}
+	g->first = o->npages;
+	g->entry = entry_alloc(p);
+	if (g->entry == NULL) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "up_remap: no room for a map entry within the memory limit");
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Their promises: the last thing that can fail. */
+static int
+growth_promise(struct up_runtime *rt, const struct map_entry *last, const struct growth *g)
+{
+	if (last->flags & UP_SHARED)
+		return 0; /* the object has them */
+	return object_extend(rt, "up_remap", last->object, g->first + g->n, g->n);
+}
+
+/* Put them into the map behind `last`.  => map.lock is write-locked */
+static void
+growth_link(struct pager *p, struct map_entry *last, struct growth *g)
+{
+	struct map_entry *e = g->entry;
+	int r;
+
+	if (e == NULL) {
+		map_extend(&p->map, last, last->end + (g->n << PAGE_SHIFT));
+		return;
+	}
+	e->start = last->end;
+	e->end = last->end + (g->n << PAGE_SHIFT);
+	e->object = last->object;
+	object_ref(e->object);
+	e->offset = g->first;
+	e->prot = last->prot;
+	e->advice = last->advice;
+	e->flags = last->flags;
+	e->shard = last->shard;
+	e->serial = last->serial;
+	r = map_insert(&p->map, e);
+	assert(r == 0); /* the kernel gave us free addresses */
+	(void)r;
+	g->entry = NULL;
+}
+
+/* 0; -EEXIST: there is no room behind the range; or another errno and a log line.  => map.change is held. */
+static int
+grow_in_place(struct up_runtime *rt, struct map_entry *last, uintptr_t end, struct growth *g)
+{
+	struct pager *p = &rt->p;
+	const size_t len = g->n << PAGE_SHIFT;
+	uintptr_t at;
+	int r;
+
+	if (last->end != end || end + len < end)
+		return -EEXIST;
+	if (p->pmap->ops->map(p->pmap, end, true, len, last->prot, last->shard, &at) < 0)
+		return -EEXIST;
+	r = growth_promise(rt, last, g);
+	if (r < 0) {
+		p->pmap->ops->unmap(p->pmap, end, len, last->shard);
+		return r;
+	}
+	pthread_rwlock_wrlock(&p->map.lock);
+	growth_link(p, last, g);
+	pthread_rwlock_unlock(&p->map.lock);
+	return 0;
+}
+
+/* New addresses for the range and its growth, each part with its entry's protection.  => map.change is held. */
+static int
+move_reserve(struct up_runtime *rt, uintptr_t start, uintptr_t end, const struct map_entry *last,
+	     const struct growth *g, uintptr_t *to)
+{
+	struct pager *p = &rt->p;
+	const size_t len = end - start + (g->n << PAGE_SHIFT);
+	int r;
+
+	r = p->pmap->ops->map(p->pmap, 0, false, len, last->prot, last->shard, to);
+	if (r < 0) {
+		log_line(&p->log, UP_LOG_ERROR, "up_remap: mapping %zu bytes: %s", len,
+			 strerrorname_np(-r));
+		return r;
+	}
+	for (const struct map_entry *e = map_first_from(&p->map, start); e != last; e = e->next) {
+		const uintptr_t from = MAX(start, e->start);
+
+		if (e->prot == last->prot)
+			continue;
+		r = p->pmap->ops->protect(p->pmap, *to + (from - start), e->end - from, e->prot);
+		if (r < 0) {
+			log_line(&p->log, UP_LOG_ERROR, "up_remap: protecting: %s",
+				 strerrorname_np(-r));
+			p->pmap->ops->unmap(p->pmap, *to, len, last->shard);
+			return r;
+		}
+	}
+	return 0;
+}
+
+/* The entries of the range, clipped, out of the map: no fault finds them any more. */
+static struct map_entry *
+move_take(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2])
+{
+	struct map_entry *taken = NULL, **tail = &taken, *e;
+
+	pthread_rwlock_wrlock(&p->map.lock);
+	map_clip(&p->map, start, end, spare);
+	while ((e = map_first_from(&p->map, start)) != NULL && e->start < end) {
+		map_remove(&p->map, e);
+		*tail = e;
+		tail = &e->next;
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	return taken;
+}
+
+/* An entry that is in no map goes to `to`, on another shard perhaps. */
+static void
+move_entry(struct pager *p, struct map_entry *e, uintptr_t to, unsigned shard, uint64_t serial)
+{
+	const size_t len = e->end - e->start;
+
+	/* As in entry_destroy(). */
+	if (e->prot == PROT_NONE)
+		p->pmap->ops->protect(p->pmap, e->start, len, PROT_READ);
+	range_keep(p, e->object, e->offset, len >> PAGE_SHIFT, false, to, shard);
+	entry_unmap(p, e);
+	e->start = to;
+	e->end = to + len;
+	e->shard = shard;
+	e->serial = serial;
+	atomic_store(&e->unrecorded, false); /* that mark went with the old addresses */
+}
+
+/* Elsewhere, with what it grows by.  => map.change is held. */
+static int
+move(struct up_runtime *rt, uintptr_t start, uintptr_t end, const struct map_entry *last,
+     struct growth *g, uintptr_t *to)
+{
+	struct map_entry *spare[2], *taken, *e, *next, *tail = NULL;
+	const unsigned shard = last->shard;
+	struct pager *p = &rt->p;
+	uint64_t serial;
+	int r;
+
+	r = spare_alloc(p, start, end, spare);
+	if (r < 0)
+		return r;
+	r = split_vmas(p, "up_remap", start, end);
+	if (r == 0)
+		r = move_reserve(rt, start, end, last, g, to);
+	if (r < 0)
+		goto free_spare;
+	r = growth_promise(rt, last, g);
+	if (r < 0) {
+		p->pmap->ops->unmap(p->pmap, *to, end - start + (g->n << PAGE_SHIFT), shard);
+		goto free_spare;
+	}
+
+	serial = ++p->next_serial;
+	taken = move_take(p, start, end, spare);
+	for (e = taken; e != NULL; e = e->next)
+		move_entry(p, e, *to + (e->start - start), shard, serial);
+	pthread_rwlock_wrlock(&p->map.lock);
+	for (e = taken; e != NULL; e = next) {
+		next = e->next;
+		e->next = NULL;
+		r = map_insert(&p->map, e);
+		assert(r == 0); /* the kernel gave us free addresses */
+		tail = e;
+	}
+	assert(tail != NULL);
+	growth_link(p, tail, g);
+	pthread_rwlock_unlock(&p->map.lock);
+free_spare:
+	spare_free(p, spare);
+	return r;
+}
+
+/* => map.change is held, and the range is mapped. */
+static int
+grow(struct up_runtime *rt, uintptr_t start, uintptr_t end, uint64_t n, unsigned flags,
+     uintptr_t *to)
+{
+	struct pager *p = &rt->p;
+	struct map_entry *last = map_lookup(&p->map, end - PAGE_SIZE);
+	struct growth g;
+	int r;
+
+	for (const struct map_entry *e = map_first_from(&p->map, start);
+	     e != NULL && e->start < end; e = e->next) {
+		if (e->wired == 0)
+			continue;
+		log_line(&p->log, UP_LOG_ERROR, "up_remap: the page at %#lx is wired",
+			 (unsigned long)MAX(start, e->start));
+		return -EBUSY;
+	}
+	r = growth_plan(rt, last, end, n, &g);
+	if (r < 0)
+		return r;
+	*to = start;
+	r = grow_in_place(rt, last, end, &g);
+	if (r == -EEXIST && (flags & UP_MAYMOVE)) {
+		r = move(rt, start, end, last, &g, to);
+	} else if (r == -EEXIST) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "up_remap: no room behind %#lx for %llu pages, and UP_MAYMOVE is not set",
+			 (unsigned long)end, (unsigned long long)n);
+		r = -ENOMEM;
+	}
+	if (g.entry != NULL)
+		entry_free(p, g.entry);
+	return r;
+}
+
+int
+up_remap(struct up_runtime *rt, void *addr, size_t old_length, size_t new_length, unsigned flags,
+	 void **new_addr)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + old_length;
+	uintptr_t to = start;
+	struct pager *p;
+	sigset_t old;
+	int r;
+
+	if (new_addr != NULL)
+		*new_addr = NULL;
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	r = check_process(rt, "up_remap");
+	if (r == 0)
+		r = check_range(rt, "up_remap", start, old_length);
+	if (r == 0)
+		r = check_range(rt, "up_remap", 0, new_length);
+	if (r < 0)
+		return r;
+	if (new_addr == NULL)
+		return bad(rt, "up_remap: new_addr is NULL");
+	if (flags & ~UP_MAYMOVE)
+		return bad(rt, "up_remap: unknown flags %#x", flags & ~UP_MAYMOVE);
+
+	change_begin(p, &old);
+	r = check_covered(rt, "up_remap", start, end);
+	if (r == 0 && new_length < old_length)
+		r = unmap_range(p, "up_remap", start + new_length, end);
+	else if (r == 0 && new_length > old_length)
+		r = grow(rt, start, end, (new_length - old_length) >> PAGE_SHIFT, flags, &to);
+	change_end(p, &old);
+	if (r == 0)
+		*new_addr = (void *)to;
+	return r;
+}
