@@ -120,10 +120,13 @@ create(const char *in, const char *out)
 			die("%s: %s", in, ZSTD_getErrorName(len));
 		write_all(to, out, packed, len);
 		total += (size_t)got;
-		if (n % 1024 == 0)
-			end = realloc(end, (n + 1024 + 3) * sizeof *end);
-		if (end == NULL)
-			die("out of memory");
+		if (n % 1024 == 0) {
+			uint64_t *more = realloc(end, (n + 1024 + 3) * sizeof *end);
+
+			if (more == NULL)
+				die("out of memory");
+			end = more;
+		}
 		end[n++] = at += len;
 	}
 	if (got < 0)
@@ -450,7 +453,7 @@ main(int argc, char **argv)
 	if (strcmp(verb, "create") == 0 && argc == 4)
 		return create(argv[2], argv[3]);
 	if (strcmp(verb, "cat") == 0 && argc == 3)
-		return use(verb, argv[2], NULL, memory);
+		return use(verb, argv[2], "", memory);
 	if (strcmp(verb, "grep") == 0 && argc == 4 && argv[2][0] != '\0')
 		return use(verb, argv[3], argv[2], memory);
 	if (strcmp(verb, "verify") == 0 && argc == 4)

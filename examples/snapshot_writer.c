@@ -20,6 +20,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -226,6 +227,7 @@ longest_wait(void)
 static void
 dump(int fd, char *from)
 {
+	assert(job.chunk != NULL);
 	for (size_t at = 0; at < job.size; at += CHUNK) {
 		const size_t len = job.size - at < CHUNK ? job.size - at : CHUNK;
 

@@ -1395,7 +1395,6 @@ Test(remap, that_fails_has_changed_nothing)
 	va = map_random(100);
 	put_pages(va, 100, 100);
 	swap_out();
-	meta = meta_promised();
 	cr_assert(eq(int, remap_error(va, 100, 129, 0), -ENOSPC)); /* where it is */
 	cr_assert(rig_logged(r, "up_remap: no swap space for 29 pages"));
 	block(va, 100);

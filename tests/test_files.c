@@ -373,24 +373,31 @@ static int
 loop_over(int fd, unsigned sector)
 {
 	const int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
-	struct loop_config cfg = { .fd = (uint32_t)fd,
-				   .block_size = sector,
-				   .info.lo_flags = LO_FLAGS_AUTOCLEAR };
-	char name[32];
-	int n, loop;
+	const struct loop_config cfg = { .fd = (uint32_t)fd,
+					 .block_size = sector,
+					 .info.lo_flags = LO_FLAGS_AUTOCLEAR };
+	int loop = -1;
 
-	if (control < 0)
-		return -1;
-	n = ioctl(control, LOOP_CTL_GET_FREE);
-	close(control);
-	if (n < 0)
-		return -1;
-	snprintf(name, sizeof name, "/dev/loop%d", n);
-	loop = open(name, O_RDWR | O_CLOEXEC);
-	if (loop >= 0 && ioctl(loop, LOOP_CONFIGURE, &cfg) < 0) {
-		close(loop);
-		return -1;
+	/* Somebody else may be given the same free number, and be faster. */
+	for (unsigned tries = 0; control >= 0 && loop < 0 && tries < 50; tries++) {
+		const int n = ioctl(control, LOOP_CTL_GET_FREE);
+		char name[32];
+
+		if (n < 0)
+			break;
+		snprintf(name, sizeof name, "/dev/loop%d", n);
+		loop = open(name, O_RDWR | O_CLOEXEC);
+		if (loop >= 0 && ioctl(loop, LOOP_CONFIGURE, &cfg) < 0) {
+			const bool taken = errno == EBUSY;
+
+			close(loop);
+			loop = -1;
+			if (!taken)
+				break;
+		}
 	}
+	if (control >= 0)
+		close(control);
 	return loop;
 }
 

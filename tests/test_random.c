@@ -909,6 +909,7 @@ op_remap(struct world *w, struct region *rg)
 		fail(w, "up_remap: %s", strerrorname_np(-r));
 	if (r < 0)
 		return;
+	assert(npages > 0);
 	rg->va = (uintptr_t)p;
 	rg->npages = npages;
 	rg->word = realloc(rg->word, npages * sizeof *rg->word);

@@ -440,10 +440,10 @@ void range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
  * a copy if need be.  If it is `live`, what the kernel does not hand over stays where it is: 0, or why that was so for
  * one of them (-EBUSY: pinned for I/O, which goes on in the memory that it pinned); none of them is wired.
  * => map.change held; unless it is `live`, no entry maps the range any more.
- * va: where page `first` is mapped next, on `shard`; 0: nobody knows yet.
+ * to: where page `first` is mapped next, on `shard`; 0: nobody knows yet.
  */
 int range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool live,
-	       uintptr_t va, unsigned shard);
+	       uintptr_t to, unsigned shard);
 /* Clear the marks of lost pages out of a range of the page table; who touches one is told anew. */
 void range_unmark(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		  unsigned shard);
