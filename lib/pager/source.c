@@ -230,18 +230,7 @@ out_done(struct service *s, struct request *req)
 	const int r = req->io.result;
 	int none = 0;
 
-	for (unsigned i = 0; i < req->n; i++) {
-		struct page *pg = req->page[i];
-		bool cut_off = r == SOURCE_CUT_OFF && req->n == 1;
-
-		if (written(p, pg, r == 0, &cut_off)) {
-			frame_give(&p->frames, pg->frame, 1);
-			page_free(&p->pages, pg);
-		} else if (cut_off) {
-			forget(p, pg);
-		}
-	}
-	atomic_fetch_sub(&p->laundering, req->n);
+	/* All that concerns the source first: once its pages are at rest, the object may go, and it with it. */
 	if (r == 0) {
 		atomic_store_explicit(&p->write_backoff, 0, memory_order_relaxed);
 	} else if (r != SOURCE_CUT_OFF) {
@@ -254,6 +243,18 @@ out_done(struct service *s, struct request *req)
 				src->ops->name, req->n,
 				(unsigned long long)req->index << PAGE_SHIFT, strerrorname_np(-r));
 	}
+	for (unsigned i = 0; i < req->n; i++) {
+		struct page *pg = req->page[i];
+		bool cut_off = r == SOURCE_CUT_OFF && req->n == 1;
+
+		if (written(p, pg, r == 0, &cut_off)) {
+			frame_give(&p->frames, pg->frame, 1);
+			page_free(&p->pages, pg);
+		} else if (cut_off) {
+			forget(p, pg);
+		}
+	}
+	atomic_fetch_sub(&p->laundering, req->n);
 	request_put(s, req);
 	services_kick(p, s);
 }
