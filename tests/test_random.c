@@ -94,6 +94,7 @@ struct world {
 	bool slow, fail_in, fail_out; /* what pagers do */
 	bool calling; /* inside of a call, which may wait for them: they answer at once */
 	unsigned ndestroyed;
+	bool denied;	 /* there was no metadata for a page that none was reserved for */
 	bool lossy;	 /* SIGBUS is allowed */
 	uint64_t serial; /* every word written is different */
 	uint64_t ops, verified, sigbus;
@@ -301,8 +302,10 @@ judge(struct world *w, struct touch *t, enum sim_result res, uint64_t got)
 		w->verified++;
 		break;
 	case SIM_SIGBUS:
-		/* Shared mappings of named objects reserve no metadata. */
-		if (!w->lossy && !rg->noreserve && !rg->shared && !(rg->nm != NULL && w->fail_in))
+		/* Shared mappings of named objects reserve no metadata; it says so when there was none left. */
+		w->denied |= rig_logged(w->r, "no metadata left within the limit");
+		if (!w->lossy && !rg->noreserve && !(rg->shared && w->denied) &&
+		    !(rg->nm != NULL && w->fail_in))
 			fail(w, "page %zu of %#lx: SIGBUS on an honest disk", t->page,
 			     (unsigned long)rg->va);
 		w->sigbus++;
