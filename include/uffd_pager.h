@@ -89,7 +89,8 @@ typedef void (*up_log_fn)(void *ctx, enum up_log_level level, const char *line);
 #define UP_MASK_DEV_UFFD (UINT64_C(1) << 3)	 /* /dev/userfaultfd, Linux 6.1 */
 #define UP_MASK_KERNEL_FAULTS (UINT64_C(1) << 4) /* faults from inside system calls */
 #define UP_MASK_RING_FLAGS (UINT64_C(1) << 5)	 /* io_uring set-up flags, Linux 6.1 */
-#define UP_MASK_ALL ((UINT64_C(1) << 6) - 1)
+#define UP_MASK_SHARED (UINT64_C(1) << 6)	 /* write-protection of shared memory, Linux 5.19 */
+#define UP_MASK_ALL ((UINT64_C(1) << 7) - 1)
 
 /* up_config.flags */
 #define UP_OVERCOMMIT (1u << 0) /* every up_map() as if with UP_NORESERVE */

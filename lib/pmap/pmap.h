@@ -34,6 +34,26 @@
  * waits for a page that it took; it may have stopped writers for an instant, so that a fault
  * with `wp` set can be found for any page that was busy.  The wake at the end of busy answers it.
  *
+ * Pools.  Memory that is mapped in several places, or in several processes, is a *pool*: a file in
+ * memory (memfd).  Each of its pages has one address that stays the same wherever it is mapped, in an alias of the
+ * pool that nobody but the backend uses; by that and the shard PMAP_POOL the pager names it in zero,
+ * enter, remove, read, discard, poison and wake.  A page of a pool is a REGION PAGE while it is in the file.  All that
+ * map it see it then, each with a fault that the kernel settles without us; a thread that touches a page which
+ * is not in the file faults at the address where it touched, and waits for us.
+ *
+ *	zero, enter	into the file; wakes whoever waits for the page, in all places
+ *	remove		out of it, from all places or from none: first nobody can write any more, then it is copied,
+ *			then it goes.  As for all that is copied, nobody can tell that it is pinned.
+ *	read		never -ENOENT: where nothing is there are zeros
+ *	discard, poison, wake	in all places
+ *
+ * Places are made with pool_map() and go with unmap(), in whole or in part.  An operation that is under way when a place
+ * comes or goes has it from beginning to end or not at all.
+ *
+ * Spaces.  A shard beyond those of this process is another address space, a forked child's, whose userfaultfd
+ * came here.  Only pools are mapped there, at addresses that this side was told.  Until space_attach() and from
+ * space_detach() on nobody runs there, and it is left out of everything.
+ *
  * Pinned pages.  I/O that was started into a page of a region (O_DIRECT, registered io_uring
  * buffers) goes on into the same memory wherever that is mapped, so such a page must stay; the
  * kernel says so when it is asked to move it.  Nobody can tell for a page that has to be copied:
@@ -48,8 +68,12 @@
 
 #include "base/base.h"
 
+/* The shard of pages of pools. */
+#define PMAP_POOL 255u
+
 struct pmap_fault {
-	uintptr_t va; /* page aligned */
+	uintptr_t va;	/* page aligned */
+	unsigned shard; /* whose address that is: the one asked for, or a space */
 	bool write;
 	bool wp; /* the page is there but write-protected */
 };
@@ -97,9 +121,39 @@ struct pmap_ops {
 
 	/*
 	 * Take up to `max` fault messages of a shard without blocking.  Returns how many; fewer than
-	 * max means that the queue is empty.
+	 * max means that the queue is empty.  Spaces made `near` that shard are looked at as well.
 	 */
 	unsigned (*faults)(struct pmap *, unsigned shard, struct pmap_fault *buf, unsigned max);
+
+	/* --- pools and spaces: only with UP_MASK_SHARED in features; else NULL --- */
+
+	/*
+	 * pool_create: *pool is the address of its first page.  pool_destroy: nothing maps it any more; pages that are
+	 * still in it go.  User threads only; so are the next four.
+	 */
+	int (*pool_create)(struct pmap *, size_t npages, uintptr_t *pool);
+	void (*pool_destroy)(struct pmap *, uintptr_t pool);
+	/*
+	 * As map, of the pages of a pool from the one at address `page` on.  Of a space: it is only remembered that
+	 * they are mapped there at `hint`; the process itself does it.
+	 */
+	int (*pool_map)(struct pmap *, uintptr_t page, uintptr_t hint, bool fixed, size_t len,
+			int prot, unsigned shard, uintptr_t *va);
+	/*
+	 * In how many places of this process the page is in the page table; it is taken out of it there, not out of
+	 * the pool, so that the next call tells where it has been touched in between.  Any thread.
+	 */
+	unsigned (*pool_referenced)(struct pmap *, uintptr_t page);
+	/* Enter what is in the pool into the page table of one place.  Best effort; it may be in any space. */
+	void (*pool_populate)(struct pmap *, unsigned shard, uintptr_t va, size_t len, bool write);
+
+	/* A shard for a space, whose faults faults(near) hands out; without any places left, its end.  User threads. */
+	int (*space_create)(struct pmap *, unsigned near, unsigned *shard);
+	void (*space_destroy)(struct pmap *, unsigned shard);
+	/* It runs now; the userfaultfd is ours from here on, also on failure.  (Simulated: -1.)  Any thread. */
+	int (*space_attach)(struct pmap *, unsigned shard, int fd);
+	/* The process is gone, or has nothing mapped any more. */
+	void (*space_detach)(struct pmap *, unsigned shard);
 
 	/* Release everything.  Regions must be unmapped and threads stopped. */
 	void (*destroy)(struct pmap *);
@@ -110,8 +164,12 @@ struct pmap {
 	const struct pmap_ops *ops;
 	char *stage; /* frame f is at stage + f * PAGE_SIZE; readable and writable while a frame */
 	frame_t nstage; /* addresses in the staging area */
-	unsigned nshards;
-	size_t headroom;   /* bytes that enter/remove may hold beyond what is accounted, in all */
+	unsigned
+		nshards; /* of this process; spaces have others, below PMAP_POOL + 1 + 4096, never PMAP_POOL */
+	size_t place_size; /* (c) what a record of a mapped part of a pool takes, or of a pool: bytes */
+	struct zone
+		*places; /* where they come from; the owner sets it before the first pool_create */
+	size_t headroom; /* bytes that enter/remove may hold beyond what is accounted, in all */
 	uint64_t features; /* UP_MASK_* found and used */
 };
 

@@ -950,6 +950,7 @@ op_faults(struct pmap *pm, unsigned shard, struct pmap_fault *buf, unsigned max)
 		if (i == sh->n)
 			break;
 		buf[n] = sh->msg[i].fault;
+		buf[n].shard = shard;
 		message_drop(sh, i);
 	}
 	message_age(sh);

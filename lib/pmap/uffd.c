@@ -857,6 +857,7 @@ uffd_faults(struct pmap *pm, unsigned shard, struct pmap_fault *buf, unsigned ma
 			assert(msg[i].event == UFFD_EVENT_PAGEFAULT);
 			buf[n++] = (struct pmap_fault){
 				.va = (uintptr_t)msg[i].arg.pagefault.address & ~PAGE_MASK,
+				.shard = shard,
 				.write = (flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0,
 				.wp = (flags & UFFD_PAGEFAULT_FLAG_WP) != 0,
 			};
