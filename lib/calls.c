@@ -173,10 +173,11 @@ unwire_pages(struct pager *p, uintptr_t start, uintptr_t end)
 	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
 	     e = e->next) {
 		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
+		const struct place place = entry_place(e, from);
 
 		if (e->wired == 0)
 			range_unwire(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
-				     (to - from) >> PAGE_SHIFT, from, e->shard);
+				     (to - from) >> PAGE_SHIFT, place.va, place.shard);
 	}
 }
 

@@ -84,9 +84,11 @@ bring_out(struct pager *p, struct object *o)
 	o->loose = true;
 	pthread_rwlock_unlock(&p->map.lock);
 	for (struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
+		const struct place place = entry_place(e, e->start);
+
 		if (e->object == o)
-			range_unmark(p, o, e->offset, (e->end - e->start) >> PAGE_SHIFT, e->start,
-				     e->shard);
+			range_unmark(p, o, e->offset, (e->end - e->start) >> PAGE_SHIFT, place.va,
+				     place.shard);
 	}
 	return range_keep(p, o, 0, o->npages, true, 0, 0);
 }

@@ -910,6 +910,7 @@ entry_destroy(struct pager *p, struct map_entry *e)
 {
 	struct object *o = e->object;
 	const uint64_t npages = (e->end - e->start) >> PAGE_SHIFT;
+	const struct place place = entry_place(e, e->start);
 
 	if (o->source != NULL) {
 		int r;
@@ -917,8 +918,9 @@ entry_destroy(struct pager *p, struct map_entry *e)
 		if (e->prot == PROT_NONE)
 			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
 		/* Nobody makes room for pages that are taken out, once the services are gone. */
-		r = p->closing ? source_sync(p, o, e->offset, npages)
-			       : range_give_back(p, o, e->offset, npages, e->start, e->shard, true);
+		r = p->closing
+			    ? source_sync(p, o, e->offset, npages)
+			    : range_give_back(p, o, e->offset, npages, place.va, place.shard, true);
 		if (r < 0) {
 			int none = 0;
 
@@ -930,7 +932,7 @@ entry_destroy(struct pager *p, struct map_entry *e)
 				(unsigned long)e->start, (unsigned long)e->end,
 				o->source->ops->name, strerrorname_np(-r));
 		}
-		range_free(p, o, e->offset, npages, e->start, e->shard, false);
+		range_free(p, o, e->offset, npages, place.va, place.shard, false);
 	} else if (atomic_load(&o->handles) > 0) {
 		/* A page that nobody may read can not always be copied out; if this fails, keep_page() still tries. */
 		if (e->prot == PROT_NONE)
@@ -942,7 +944,7 @@ entry_destroy(struct pager *p, struct map_entry *e)
 		/* Nobody can look there any more; if it is not hidden, what only this part saw stays for a while. */
 		if (!gone)
 			chain_hide(p, o, e->offset, npages);
-		range_free(p, o, e->offset, npages, e->start, e->shard, gone);
+		range_free(p, o, e->offset, npages, place.va, place.shard, gone);
 	}
 	if (e->wired > 0)
 		wired_give(p, npages);
@@ -1130,6 +1132,7 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 {
 	const uint64_t first = e->offset + ((start - e->start) >> PAGE_SHIFT);
 	const uint64_t n = (end - start) >> PAGE_SHIFT;
+	const struct place place = entry_place(e, start);
 	int r = 0;
 
 	switch (advice) {
@@ -1140,11 +1143,11 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 		if (e->object->source != NULL) {
 			if (e->prot == PROT_NONE)
 				p->pmap->ops->protect(p->pmap, start, end - start, PROT_READ);
-			r = range_give_back(p, e->object, first, n, start, e->shard, false);
+			r = range_give_back(p, e->object, first, n, place.va, place.shard, false);
 			if (e->prot == PROT_NONE)
 				p->pmap->ops->protect(p->pmap, start, end - start, PROT_NONE);
 			if (r == 0 && atomic_load(&e->unrecorded))
-				range_discard(p, e->shard, start, n);
+				range_discard(p, place.shard, place.va, n);
 			if (atomic_load(&p->fenced))
 				p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
 			p->pmap->ops->wake(p->pmap, e->shard, start, n);
@@ -1153,15 +1156,15 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 		r = chain_hide(p, e->object, first, n);
 		if (r < 0)
 			break;
-		range_free(p, e->object, first, n, start, e->shard, false);
+		range_free(p, e->object, first, n, place.va, place.shard, false);
 		if (atomic_load(&e->unrecorded))
-			range_discard(p, e->shard, start, n);
+			range_discard(p, place.shard, place.va, n);
 		if (atomic_load(&p->fenced))
 			p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
 		p->pmap->ops->wake(p->pmap, e->shard, start, n);
 		break;
 	default:
-		range_cool(p, e->object, first, n, start, e->shard);
+		range_cool(p, e->object, first, n, place.va, place.shard);
 		break;
 	}
 	return r;
@@ -1241,9 +1244,10 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 		for (struct map_entry *e = map_first_from(&p->map, start);
 		     e != NULL && e->start < end; e = e->next) {
 			const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
+			const struct place place = entry_place(e, from);
 
 			range_residency(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
-					(to - from) >> PAGE_SHIFT, from, e->shard,
+					(to - from) >> PAGE_SHIFT, place.va, place.shard,
 					vec + ((from - start) >> PAGE_SHIFT));
 		}
 	}

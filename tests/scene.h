@@ -391,7 +391,7 @@ serve_one(uintptr_t va)
 
 	cr_assert(eq(int, sim_touch(r->pm, 1, va, false, &w, 0, 8), SIM_FAULT));
 	cr_assert(eq(uint, r->pm->ops->faults(r->pm, 0, &m, 1), 1));
-	fault_handle(s, m.va, m.write, m.wp, now_ns());
+	fault_handle(s, m.shard, m.va, m.write, m.wp, now_ns());
 }
 
 /* The end: everything is counted. */

@@ -62,6 +62,7 @@ look(struct service *s, const struct demand *d)
 {
 	struct pager *p = s->p;
 	struct anon *an[CLUSTER_MAX], *other = NULL; /* busy by us; `other` is not mapped */
+	struct place place = { 0 };
 	const struct map_entry *e;
 	struct leaf *leaf;
 	unsigned n = 0, at, most;
@@ -83,6 +84,7 @@ look(struct service *s, const struct demand *d)
 		return r;
 	}
 	index = e->offset + ((d->va - e->start) >> PAGE_SHIFT);
+	place = entry_place(e, d->va);
 	leaf = object_leaf(e->object, index, NULL);
 	most = (unsigned)MIN((MIN(d->end, e->end) - d->va) >> PAGE_SHIFT, CLUSTER_MAX);
 	pthread_rwlock_unlock(&p->map.lock);
@@ -108,9 +110,9 @@ look(struct service *s, const struct demand *d)
 	}
 	pthread_mutex_unlock(&leaf->lock);
 	if (n > 0)
-		seen(p, an, n, d->wire, s->id, d->va);
+		seen(p, an, n, d->wire, place.shard, place.va);
 	if (other != NULL)
-		page_unbusy(p, other, s->id, d->va + (uintptr_t)n * PAGE_SIZE);
+		page_unbusy(p, other, place.shard, place.va + (uintptr_t)n * PAGE_SIZE);
 	return n > 0 ? (int)n : r;
 }
 

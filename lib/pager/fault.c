@@ -41,7 +41,8 @@ enum verdict {
 struct fault {
 	struct service *s;
 	struct pager *p;
-	uintptr_t va;
+	uintptr_t addr; /* where it was touched, */
+	unsigned space; /* and in whose address space: a shard of ours, or a child's */
 	bool write, wp;
 	bool grown;	/* the swap has been asked to grow */
 	bool asked;	/* by fault_ask(): no thread waits at the address */
@@ -53,7 +54,8 @@ struct fault {
 	struct map_entry *entry;
 	struct object *object;
 	uint64_t index;
-	unsigned shard;
+	uintptr_t va;	   /* by what name the pmap knows the page, */
+	unsigned shard;	   /* see entry_place() */
 	struct leaf *leaf; /* locked */
 	unsigned at;	   /* slot in leaf */
 	unsigned run_max;  /* pages from here to the end of entry or leaf */
@@ -70,10 +72,10 @@ fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, uint64_
 }
 
 int
-fault_sigbus(struct service *s, uintptr_t va)
+fault_sigbus(struct service *s, unsigned shard, uintptr_t va)
 {
 	struct pager *p = s->p;
-	const int r = p->pmap->ops->poison(p->pmap, s->id, va);
+	const int r = p->pmap->ops->poison(p->pmap, shard, va);
 
 	if (r == -EAGAIN || r == -ENOMEM)
 		return -EAGAIN;
@@ -81,7 +83,7 @@ fault_sigbus(struct service *s, uintptr_t va)
 		/* No way to SIGBUS on this kernel: SIGSEGV is better than a thread that waits for ever. */
 		atomic_store(&p->fenced, true);
 		p->pmap->ops->protect(p->pmap, va, PAGE_SIZE, PROT_NONE);
-		p->pmap->ops->wake(p->pmap, s->id, va, 1);
+		p->pmap->ops->wake(p->pmap, shard, va, 1);
 	}
 	count(s, C_SIGBUS, 1);
 	trace_add(&s->trace, now_ns(), TRACE_FAULT_SIGBUS, va, 0);
@@ -92,7 +94,7 @@ fault_sigbus(struct service *s, uintptr_t va)
 static enum verdict
 verdict_lost(struct fault *f, struct anon *an)
 {
-	const int r = fault_sigbus(f->s, f->va);
+	const int r = fault_sigbus(f->s, f->shard, f->va);
 
 	page_unbusy(f->p, an, f->shard, f->va);
 	return r == 0 ? V_SIGBUS : V_AGAIN;
@@ -324,7 +326,7 @@ overcommitted(struct fault *f, struct anon *lost)
 {
 	log_line(&f->p->log, UP_LOG_ERROR,
 		 "fault at %#lx: overcommitted, and the swap is full; SIGBUS",
-		 (unsigned long)f->va);
+		 (unsigned long)f->addr);
 	return verdict_lost(f, lost);
 }
 
@@ -918,11 +920,12 @@ fault_resolve(struct fault *f)
 {
 	struct pager *p = f->p;
 	struct map_entry *e;
+	struct place place;
 	struct anon *an;
 	bool denied;
 
 	pthread_rwlock_rdlock(&p->map.lock);
-	e = map_lookup(&p->map, f->va);
+	e = space_lookup(p, f->space, f->addr);
 	if (e == NULL) {
 		pthread_rwlock_unlock(&p->map.lock);
 		return V_STRAY;
@@ -930,8 +933,10 @@ fault_resolve(struct fault *f)
 	f->entry = e;
 	f->serial = e->serial;
 	f->object = e->object;
-	f->shard = e->shard;
-	f->index = e->offset + ((f->va - e->start) >> PAGE_SHIFT);
+	f->index = e->offset + ((f->addr - e->start) >> PAGE_SHIFT);
+	place = entry_place(e, f->addr);
+	f->va = place.va;
+	f->shard = place.shard;
 	if (p->frozen) {
 		pthread_rwlock_unlock(&p->map.lock);
 		return V_AGAIN;
@@ -943,7 +948,7 @@ fault_resolve(struct fault *f)
 		/* Not even the metadata to remember it: the entry does, and may not change till it is done. */
 		if (denied && !f->asked) {
 			atomic_store(&e->unrecorded, true);
-			r = fault_sigbus(f->s, f->va);
+			r = fault_sigbus(f->s, f->shard, f->va);
 		}
 		pthread_rwlock_unlock(&p->map.lock);
 		if (denied && f->asked)
@@ -952,14 +957,14 @@ fault_resolve(struct fault *f)
 			log_line(
 				&p->log, UP_LOG_ERROR,
 				"fault at %#lx: overcommitted, and no metadata left within the limit; SIGBUS",
-				(unsigned long)f->va);
+				(unsigned long)f->addr);
 			return r == 0 ? V_SIGBUS : V_AGAIN;
 		}
 		pager_starved(p, METADATA_STEP);
 		return V_ROOM;
 	}
 	f->at = (unsigned)(f->index - f->leaf->base);
-	f->run_max = (unsigned)MIN((e->end - f->va) >> PAGE_SHIFT, LEAF_SLOTS - f->at);
+	f->run_max = (unsigned)MIN((e->end - f->addr) >> PAGE_SHIFT, LEAF_SLOTS - f->at);
 
 	an = leaf_anon(f->leaf, f->at);
 	if (an == NULL && f->asked && atomic_load(&e->unrecorded)) {
@@ -998,7 +1003,7 @@ park(struct service *s, const struct fault *f)
 	for (unsigned i = 0; i < s->nparked; i++) {
 		struct parked *pk = &s->parked[i];
 
-		if (pk->va == f->va && pk->serial == f->serial) {
+		if (pk->va == f->addr && pk->space == f->space && pk->serial == f->serial) {
 			pk->write |= f->write;
 			pk->wp &= f->wp;
 			return;
@@ -1009,7 +1014,12 @@ park(struct service *s, const struct fault *f)
 		return;
 	}
 	s->parked[s->nparked++] = (struct parked){
-		.va = f->va, .t0 = f->t0, .serial = f->serial, .write = f->write, .wp = f->wp
+		.va = f->addr,
+		.space = f->space,
+		.t0 = f->t0,
+		.serial = f->serial,
+		.write = f->write,
+		.wp = f->wp,
 	};
 	atomic_store_explicit(&s->waiting, s->nparked, memory_order_relaxed);
 }
@@ -1037,9 +1047,18 @@ resolve(struct fault *f)
 }
 
 static void
-handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0, bool first)
+handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uint64_t t0,
+       bool first)
 {
-	struct fault f = { .s = s, .p = s->p, .va = va, .write = write, .wp = wp, .t0 = t0 };
+	struct fault f = {
+		.s = s,
+		.p = s->p,
+		.addr = va,
+		.space = space,
+		.write = write,
+		.wp = wp,
+		.t0 = t0,
+	};
 
 	switch (resolve(&f)) {
 	case V_REPEAT:
@@ -1073,9 +1092,19 @@ handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0, bool f
 }
 
 void
-fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0)
+fault_handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uint64_t t0)
 {
-	handle(s, va, write, wp, t0, true);
+	handle(s, space, va, write, wp, t0, true);
+}
+
+void
+fault_again(struct service *s, unsigned shard, uintptr_t va, uint64_t t0)
+{
+	/* Of a page of a pool we do not know who waits where: all of them fault anew. */
+	if (shard == PMAP_POOL)
+		s->p->pmap->ops->wake(s->p->pmap, shard, va, 1);
+	else
+		fault_handle(s, shard, va, false, false, t0);
 }
 
 int
@@ -1084,7 +1113,8 @@ fault_ask(struct service *s, uintptr_t va, bool write, unsigned n)
 	struct fault f = {
 		.s = s,
 		.p = s->p,
-		.va = va,
+		.addr = va,
+		.space = s->id,
 		.write = write,
 		.asked = true,
 		.ahead = n,
@@ -1124,7 +1154,7 @@ wake_all(struct service *s)
 
 /* The anon of an address, made LOST if there is none; NULL if it is busy, or there is no room for one. */
 static struct anon *
-anon_to_lose(struct pager *p, uintptr_t va, struct leaf **leaf)
+anon_to_lose(struct pager *p, const struct parked *pk, struct leaf **leaf, struct place *place)
 {
 	struct map_entry *e;
 	struct anon *an = NULL;
@@ -1134,9 +1164,10 @@ anon_to_lose(struct pager *p, uintptr_t va, struct leaf **leaf)
 
 	*leaf = NULL;
 	pthread_rwlock_rdlock(&p->map.lock);
-	e = map_lookup(&p->map, va);
+	e = space_lookup(p, pk->space, pk->va);
 	if (e != NULL && !p->frozen) {
-		index = e->offset + ((va - e->start) >> PAGE_SHIFT);
+		index = e->offset + ((pk->va - e->start) >> PAGE_SHIFT);
+		*place = entry_place(e, pk->va);
 		*leaf = leaf_for(p, e->object, index, &denied);
 		if (*leaf != NULL) {
 			at = (unsigned)(index - (*leaf)->base);
@@ -1157,22 +1188,23 @@ static bool
 time_out(struct service *s, const struct parked *pk, uint64_t now)
 {
 	struct pager *p = s->p;
+	struct place place = { 0 };
 	struct leaf *leaf;
-	struct anon *an = anon_to_lose(p, pk->va, &leaf);
+	struct anon *an = anon_to_lose(p, pk, &leaf, &place);
 	int r;
 
 	if (an == NULL)
 		return false;
 	if (anon_in_core(an) && page_at(&p->pages, an->loc)->state == PAGE_MAPPED) {
 		/* It came back after all. */
-		p->pmap->ops->wake(p->pmap, s->id, pk->va, 1);
-		page_unbusy(p, an, s->id, pk->va);
+		p->pmap->ops->wake(p->pmap, place.shard, place.va, 1);
+		page_unbusy(p, an, place.shard, place.va);
 		return true;
 	}
 	if (leaf->sourced && anon_in_core(an) &&
 	    page_at(&p->pages, an->loc)->state == PAGE_LAUNDRY) {
 		/* It is on its way to its source: nothing is lost, and none older may be read before it is there. */
-		page_unbusy(p, an, s->id, pk->va);
+		page_unbusy(p, an, place.shard, place.va);
 		return false;
 	}
 	if (atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_LOST) {
@@ -1187,8 +1219,8 @@ time_out(struct service *s, const struct parked *pk, uint64_t now)
 		&p->log, UP_LOG_ERROR,
 		"fault at %#lx not served for %u ms: no frame could be freed; SIGBUS, content lost",
 		(unsigned long)pk->va, (unsigned)((now - pk->t0) / 1000000));
-	r = fault_sigbus(s, pk->va);
-	page_unbusy(p, an, s->id, pk->va);
+	r = fault_sigbus(s, place.shard, place.va);
+	page_unbusy(p, an, place.shard, place.va);
 	return r == 0;
 }
 
@@ -1209,15 +1241,15 @@ fault_unpark(struct service *s)
 		bool same;
 
 		pthread_rwlock_rdlock(&p->map.lock);
-		e = map_lookup(&p->map, pk.va);
+		e = space_lookup(p, pk.space, pk.va);
 		same = e != NULL && e->serial == pk.serial;
 		pthread_rwlock_unlock(&p->map.lock);
 		if (!same) {
 			/* Unmapped, or another mapping by now: whoever waits there faults anew. */
-			p->pmap->ops->wake(p->pmap, s->id, pk.va, 1);
+			p->pmap->ops->wake(p->pmap, pk.space, pk.va, 1);
 		} else if (now <= since || now - since <= p->fault_timeout ||
 			   !time_out(s, &pk, now)) {
-			handle(s, pk.va, pk.write, pk.wp, pk.t0, false);
+			handle(s, pk.space, pk.va, pk.write, pk.wp, pk.t0, false);
 		}
 	}
 	atomic_store_explicit(&s->waiting, s->nparked, memory_order_relaxed);

@@ -143,10 +143,10 @@ lost(struct service *s, struct page *pg, bool waited_for)
 	frame_give(&p->frames, pg->frame, 1);
 	page_free(&p->pages, pg);
 	if (waited_for && va != 0)
-		again = fault_sigbus(s, va) < 0;
+		again = fault_sigbus(s, shard, va) < 0;
 	page_unbusy(p, an, shard, va);
 	if (again)
-		fault_handle(s, va, false, false, now_ns());
+		fault_again(s, shard, va, now_ns());
 }
 
 /* Not lost, but not now: the anon stays in swap. */
@@ -253,6 +253,7 @@ pagein_done(struct service *s, struct request *req)
 {
 	struct page *good[CLUSTER_MAX];
 	const uintptr_t va0 = req->page[0]->va;
+	const unsigned shard0 = req->page[0]->shard;
 	unsigned ngood = 0;
 
 	if (req->io.result < 0) {
@@ -272,7 +273,7 @@ pagein_done(struct service *s, struct request *req)
 
 			/* Who waits for one without an address is parked, and looks again in this turn. */
 			if (r < 0)
-				fault_handle(s, va0, false, false, req->t0);
+				fault_again(s, shard0, va0, req->t0);
 			else if (va0 != 0)
 				fault_answered(s, UP_FAULT_MAJOR, va0, req->t0);
 			ngood = 0;
@@ -289,6 +290,7 @@ pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end)
 {
 	struct pager *p = s->p;
 	struct map_entry *e;
+	struct place place;
 	struct leaf *leaf;
 	struct anon *an;
 	uint64_t index;
@@ -305,6 +307,7 @@ pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end)
 	*va = MAX(*va, e->start);
 	end = MIN(end, e->end);
 	index = e->offset + ((*va - e->start) >> PAGE_SHIFT);
+	place = entry_place(e, *va);
 	leaf = object_next_leaf(e->object, index);
 	if (leaf == NULL || leaf->base > index) {
 		/* Nothing was ever written here: skip to where something was. */
@@ -323,12 +326,12 @@ pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end)
 		if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP) {
 			const size_t left = (end - *va) >> PAGE_SHIFT;
 
-			ok = pagein_start(s, leaf, at, *va, e->shard,
+			ok = pagein_start(s, leaf, at, place.va, place.shard,
 					  (unsigned)MIN(left, MIN(LEAF_SLOTS - at, CLUSTER_MAX)),
 					  false, now_ns(), &got) == 0;
 		} else {
 			pthread_mutex_unlock(&leaf->lock);
-			page_unbusy(p, an, e->shard, *va);
+			page_unbusy(p, an, place.shard, place.va);
 		}
 	} else {
 		pthread_mutex_unlock(&leaf->lock);

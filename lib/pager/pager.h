@@ -166,6 +166,7 @@ struct request {
 /* A fault that waits for room, or for the kernel to settle. */
 struct parked {
 	uintptr_t va;
+	unsigned space;	 /* whose address that is: a shard */
 	uint64_t t0;	 /* first seen */
 	uint64_t serial; /* of the mapping it was for; 0: there was none */
 	bool write, wp;
@@ -235,10 +236,34 @@ count(struct service *s, unsigned c, uint64_t n)
 			      memory_order_relaxed);
 }
 
+/* By what name the pmap knows a page that is mapped at some address. */
+struct place {
+	uintptr_t va;
+	unsigned shard;
+};
+
+/* => va is in the entry. */
+static inline struct place
+entry_place(const struct map_entry *e, uintptr_t va)
+{
+	return (struct place){ va, e->shard };
+}
+
+/* The entry at an address of a space, ours or a child's; NULL: none.  => map.lock */
+static inline struct map_entry *
+space_lookup(struct pager *p, unsigned space, uintptr_t va)
+{
+	(void)space;
+	return map_lookup(&p->map, va);
+}
+
 /* --- fault.c --- */
 
 /* Serve one fault read at t0: install the page, start I/O, park it, or drop it for the holder to wake. */
-void fault_handle(struct service *s, uintptr_t va, bool write, bool wp, uint64_t t0);
+void fault_handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp,
+		  uint64_t t0);
+/* The page of a fault could not be put in place: the fault is still to be answered. */
+void fault_again(struct service *s, unsigned shard, uintptr_t va, uint64_t t0);
 /* Try the parked ones again; those older than the time-out become SIGBUS. */
 void fault_unpark(struct service *s);
 /*
@@ -254,7 +279,7 @@ void fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, ui
  * Answer a fault with SIGBUS.  => the page is LOST, or is about to be, and busy.
  * 0, or -EAGAIN: the kernel could not do it now, and the fault is still to be answered.
  */
-int fault_sigbus(struct service *s, uintptr_t va);
+int fault_sigbus(struct service *s, unsigned shard, uintptr_t va);
 /*
  * Put pages with frames into their regions: consecutive ones in one call.
  * => all are busy and in TRANSIT with va, shard and frame set.

@@ -186,7 +186,8 @@ serve(struct service *s)
 		const uint64_t t0 = n > 0 ? now_ns() : 0;
 
 		for (unsigned i = 0; i < n; i++)
-			fault_handle(s, s->msg[i].va, s->msg[i].write, s->msg[i].wp, t0);
+			fault_handle(s, s->msg[i].shard, s->msg[i].va, s->msg[i].write,
+				     s->msg[i].wp, t0);
 		if (n < MSG_BATCH)
 			return false;
 	}

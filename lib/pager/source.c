@@ -91,10 +91,10 @@ lost(struct service *s, struct page *pg)
 	frame_give(&p->frames, pg->frame, 1);
 	pg->frame = FRAME_NONE;
 	page_free(&p->pages, pg);
-	again = fault_sigbus(s, va) < 0;
+	again = fault_sigbus(s, shard, va) < 0;
 	page_unbusy(p, an, shard, va);
 	if (again)
-		fault_handle(s, va, false, false, now_ns());
+		fault_again(s, shard, va, now_ns());
 }
 
 /*
@@ -139,6 +139,7 @@ in_done(struct service *s, struct request *req)
 	const size_t want = source_length(src, req->index, req->n);
 	const size_t got = req->io.result == 0 ? MIN(req->io.done, want) : 0;
 	const uintptr_t va0 = req->page[0]->va;
+	const unsigned shard0 = req->page[0]->shard;
 	int r = req->io.result;
 	unsigned n;
 
@@ -178,7 +179,7 @@ in_done(struct service *s, struct request *req)
 	if (install(p, req->page, 1, true) == 0)
 		fault_answered(s, UP_FAULT_MAJOR, va0, req->t0);
 	else
-		fault_handle(s, va0, false, false, req->t0);
+		fault_again(s, shard0, va0, req->t0);
 	if (n > 1)
 		install(p, req->page + 1, n - 1, false);
 	count(s, C_READAHEAD, n - 1);
