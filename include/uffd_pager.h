@@ -547,6 +547,11 @@ struct up_stats {
 	uint64_t source_reads, source_writes,
 		source_errors; /* requests to the pagers of named objects */
 	uint64_t wired;	       /* level: held in memory by up_wire(), bytes; part of `resident` */
+	uint64_t
+		mapped_anon, /* levels, bytes, the two parts of `resident`: private to the program, */
+		mapped_named; /* and what the source of a named object has, or is to get */
+	uint64_t
+		referenced; /* shared pages left in place, since they had been touched where they are mapped */
 };
 
 /*

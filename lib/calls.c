@@ -84,6 +84,35 @@ demand_failed(struct up_runtime *rt, const char *call, const struct demand *d, i
 	return r;
 }
 
+/*
+ * What is in a pool is a fault of the kernel's own away from the page table of one that maps it: spare the caller that as
+ * well.  No lock is held meanwhile, since a page may have gone again, and a thread that waits for it needs them.
+ */
+static void
+populate(struct pager *p, uintptr_t start, uintptr_t end, bool write)
+{
+	while (start < end && p->pmap->ops->pool_populate != NULL) {
+		const struct map_entry *e;
+		uintptr_t to = end;
+		unsigned shard = 0;
+		bool pooled = false;
+
+		pthread_rwlock_rdlock(&p->map.lock);
+		e = map_first_from(&p->map, start);
+		if (e != NULL && e->start < end) {
+			start = MAX(start, e->start);
+			to = MIN(end, e->end);
+			pooled = e->object->pool != 0;
+			shard = e->shard;
+			write &= (e->prot & PROT_WRITE) != 0;
+		}
+		pthread_rwlock_unlock(&p->map.lock);
+		if (pooled)
+			p->pmap->ops->pool_populate(p->pmap, shard, start, to - start, write);
+		start = to;
+	}
+}
+
 int
 up_prefault(struct up_runtime *rt, void *addr, size_t length, int write)
 {
@@ -103,6 +132,8 @@ up_prefault(struct up_runtime *rt, void *addr, size_t length, int write)
 	r = check_prefault(rt, "up_prefault", start, end, d.write);
 	if (r == 0)
 		r = demand_failed(rt, "up_prefault", &d, demand_range(&rt->p, &d));
+	if (r == 0)
+		populate(&rt->p, start, end, d.write);
 	signals_release(&old);
 	return r;
 }
@@ -166,18 +197,39 @@ check_wire(struct up_runtime *rt, uintptr_t start, uintptr_t end, uint64_t *more
 	return 0;
 }
 
+/* Of [from, to) of an entry that does not wire them: pages that no other wires are on ACTIVE again. */
+static void
+unwire_part(struct pager *p, const struct map_entry *e, uintptr_t from, uintptr_t to)
+{
+	uint64_t at = e->offset + ((from - e->start) >> PAGE_SHIFT), n = 0;
+	const uint64_t end = at + ((to - from) >> PAGE_SHIFT);
+
+	if (e->object->pool == 0) {
+		range_unwire(p, e->object, at, end - at, from, e->shard);
+		return;
+	}
+	for (; object_unreached(p, e->object, &at, end, true, &n); at += n) {
+		const struct place place =
+			entry_place(e, e->start + ((at - e->offset) << PAGE_SHIFT));
+
+		range_unwire(p, e->object, at, n, place.va, place.shard);
+	}
+}
+
+void
+wired_leave(struct pager *p, const struct map_entry *e)
+{
+	unwire_part(p, e, e->start, e->end);
+}
+
 /* Pages of [start, end) whose entries are not wired are on ACTIVE again.  => map.change is held. */
 static void
 unwire_pages(struct pager *p, uintptr_t start, uintptr_t end)
 {
 	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
 	     e = e->next) {
-		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
-		const struct place place = entry_place(e, from);
-
 		if (e->wired == 0)
-			range_unwire(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
-				     (to - from) >> PAGE_SHIFT, place.va, place.shard);
+			unwire_part(p, e, MAX(start, e->start), MIN(end, e->end));
 	}
 }
 
@@ -258,6 +310,8 @@ up_wire(struct up_runtime *rt, void *addr, size_t length)
 	change_begin(p, &old);
 	r = wire(rt, start, end);
 	change_end(p, &old);
+	if (r == 0)
+		populate(p, start, end, true);
 	return r;
 }
 
@@ -475,7 +529,7 @@ growth_plan(struct up_runtime *rt, const struct map_entry *last, uintptr_t end, 
 	if ((last->flags & UP_SHARED) && (next > o->npages || n > o->npages - next))
 		return bad(rt, "up_remap: the object ends after %llu more pages, not %llu",
 			   (unsigned long long)(o->npages - next), (unsigned long long)n);
-	if (!object_is_mapped(p, o, next, n))
+	if (o->pool != 0 || !object_is_mapped(p, o, next, n))
 		return 0;
 	if (last->flags & UP_SHARED) {
 		log_line(&p->log, UP_LOG_ERROR,
@@ -528,6 +582,17 @@ growth_link(struct pager *p, struct map_entry *last, struct growth *g)
 	g->entry = NULL;
 }
 
+/* Addresses for pages of an object from `first` on, in its pool if it has one. */
+static int
+region_for(struct pager *p, const struct object *o, uint64_t first, uintptr_t hint, bool fixed,
+	   size_t len, int prot, unsigned shard, uintptr_t *at)
+{
+	if (o->pool != 0)
+		return p->pmap->ops->pool_map(p->pmap, o->pool + (first << PAGE_SHIFT), hint, fixed,
+					      len, prot, shard, at);
+	return p->pmap->ops->map(p->pmap, hint, fixed, len, prot, shard, at);
+}
+
 /* 0; -EEXIST: there is no room behind the range; or another errno and a log line.  => map.change is held. */
 static int
 grow_in_place(struct up_runtime *rt, struct map_entry *last, uintptr_t end, struct growth *g)
@@ -539,7 +604,7 @@ grow_in_place(struct up_runtime *rt, struct map_entry *last, uintptr_t end, stru
 
 	if (last->end != end || end + len < end)
 		return -EEXIST;
-	if (p->pmap->ops->map(p->pmap, end, true, len, last->prot, last->shard, &at) < 0)
+	if (region_for(p, last->object, g->first, end, true, len, last->prot, last->shard, &at) < 0)
 		return -EEXIST;
 	r = growth_promise(rt, last, g);
 	if (r < 0) {
@@ -552,13 +617,29 @@ grow_in_place(struct up_runtime *rt, struct map_entry *last, uintptr_t end, stru
 	return 0;
 }
 
-/* New addresses for the range and its growth, each part with its entry's protection.  => map.change is held. */
+/* Addresses of [at, at + len), which are reserved, for pages of an object from `first` on. */
+static int
+move_part(struct pager *p, const struct map_entry *e, uint64_t first, uintptr_t at, size_t len,
+	  const struct map_entry *last)
+{
+	int r;
+
+	if (e->object->pool == 0)
+		return e->prot == last->prot ? 0 : p->pmap->ops->protect(p->pmap, at, len, e->prot);
+	r = p->pmap->ops->unmap(p->pmap, at, len, last->shard);
+	if (r < 0)
+		return r;
+	/* Should somebody else's mmap() be as fast as this, it is no room. */
+	return region_for(p, e->object, first, at, true, len, e->prot, last->shard, &at);
+}
+
+/* New addresses for the range and its growth, each part as its entry has it.  => map.change is held. */
 static int
 move_reserve(struct up_runtime *rt, uintptr_t start, uintptr_t end, const struct map_entry *last,
 	     const struct growth *g, uintptr_t *to)
 {
 	struct pager *p = &rt->p;
-	const size_t len = end - start + (g->n << PAGE_SHIFT);
+	const size_t grown = g->n << PAGE_SHIFT, len = end - start + grown;
 	int r;
 
 	r = p->pmap->ops->map(p->pmap, 0, false, len, last->prot, last->shard, to);
@@ -567,18 +648,20 @@ move_reserve(struct up_runtime *rt, uintptr_t start, uintptr_t end, const struct
 			 strerrorname_np(-r));
 		return r;
 	}
-	for (const struct map_entry *e = map_first_from(&p->map, start); e != last; e = e->next) {
+	for (const struct map_entry *e = map_first_from(&p->map, start);
+	     r == 0 && e != NULL && e->start < end; e = e->next) {
 		const uintptr_t from = MAX(start, e->start);
 
-		if (e->prot == last->prot)
-			continue;
-		r = p->pmap->ops->protect(p->pmap, *to + (from - start), e->end - from, e->prot);
-		if (r < 0) {
-			log_line(&p->log, UP_LOG_ERROR, "up_remap: protecting: %s",
-				 strerrorname_np(-r));
-			p->pmap->ops->unmap(p->pmap, *to, len, last->shard);
-			return r;
-		}
+		r = move_part(p, e, e->offset + ((from - e->start) >> PAGE_SHIFT),
+			      *to + (from - start), MIN(end, e->end) - from, last);
+	}
+	if (r == 0)
+		r = move_part(p, last, g->first, *to + (end - start), grown, last);
+	if (r < 0) {
+		log_line(&p->log, UP_LOG_ERROR, "up_remap: taking the new addresses: %s",
+			 strerrorname_np(-r));
+		p->pmap->ops->unmap(p->pmap, *to, len, last->shard);
+		return r == -EEXIST ? -ENOMEM : r;
 	}
 	return 0;
 }
@@ -606,10 +689,11 @@ move_entry(struct pager *p, struct map_entry *e, uintptr_t to, unsigned shard, u
 {
 	const size_t len = e->end - e->start;
 
-	/* As in entry_destroy(). */
-	if (e->prot == PROT_NONE)
+	/* As in entry_destroy().  Pages of a pool do not mind where they are mapped. */
+	if (e->prot == PROT_NONE && e->object->pool == 0)
 		p->pmap->ops->protect(p->pmap, e->start, len, PROT_READ);
-	range_keep(p, e->object, e->offset, len >> PAGE_SHIFT, false, to, shard);
+	if (e->object->pool == 0)
+		range_keep(p, e->object, e->offset, len >> PAGE_SHIFT, false, to, shard);
 	entry_unmap(p, e);
 	e->start = to;
 	e->end = to + len;

@@ -389,6 +389,8 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	if (r < 0)
 		goto free_pmap;
 	heaps_init(&rt->heaps, &p->arena);
+	zone_init(&p->place_zone, &p->arena, "place", MAX(p->pmap->place_size, 16), NULL, NULL);
+	p->pmap->places = &p->place_zone;
 	p->overhead = b->idle == NULL ? p->nservices * THREAD_OVERHEAD : 0;
 	r = -ENOMEM;
 	if (!budget_charge(&p->budget, p->overhead))
@@ -426,6 +428,7 @@ free_services:
 	free_services(p);
 	budget_uncharge(&p->budget, p->overhead);
 fini_heaps:
+	zone_fini(&p->place_zone);
 	heaps_fini(&rt->heaps, p);
 	arena_fini(&p->arena);
 free_pmap:
@@ -518,18 +521,26 @@ meta_for(uint64_t npages)
 
 /* What an entry or an object takes out of the metadata's share of the limit, slab slack included. */
 #define META_PER_ENTRY (sizeof(struct map_entry) + sizeof(struct map_entry) / 8)
-#define META_PER_OBJECT (sizeof(struct object) + sizeof(struct object) / 8)
+/* (128: what the pmap remembers of its pool.) */
+#define META_PER_OBJECT (sizeof(struct object) + sizeof(struct object) / 8 + 128)
+
+/* With what the pmap remembers of an entry, should it be of a pool. */
+static size_t
+meta_per_entry(const struct pager *p)
+{
+	return META_PER_ENTRY + p->pmap->place_size + p->pmap->place_size / 8;
+}
 
 struct map_entry *
 entry_alloc(struct pager *p)
 {
 	struct map_entry *e;
 
-	if (!resv_try(&p->resv_meta, META_PER_ENTRY))
+	if (!resv_try(&p->resv_meta, meta_per_entry(p)))
 		return NULL;
 	e = map_entry_alloc(&p->map, ZONE_WAIT);
 	if (e == NULL)
-		resv_give(&p->resv_meta, META_PER_ENTRY);
+		resv_give(&p->resv_meta, meta_per_entry(p));
 	return e;
 }
 
@@ -537,7 +548,7 @@ void
 entry_free(struct pager *p, struct map_entry *e)
 {
 	map_entry_free(&p->map, e);
-	resv_give(&p->resv_meta, META_PER_ENTRY);
+	resv_give(&p->resv_meta, meta_per_entry(p));
 }
 
 /* One of a chain.  Returns its backing object if that was its last reference, or NULL. */
@@ -553,7 +564,9 @@ release_one(struct object *o)
 		b = object_unshadow(o);
 		pthread_rwlock_unlock(&p->map.lock);
 	}
-	range_free(p, o, 0, npages, 0, 0, true);
+	range_free(p, o, 0, npages, o->pool, PMAP_POOL, true);
+	if (o->pool != 0)
+		p->pmap->ops->pool_destroy(p->pmap, o->pool);
 	resv_give(&p->resv_swap, o->reserved);
 	resv_give(&p->resv_meta, META_PER_OBJECT + (o->noreserve ? 0 : meta_for(o->npages)));
 	if (o->next != NULL)
@@ -713,6 +726,70 @@ object_is_mapped(struct pager *p, const struct object *o, uint64_t first, uint64
 	return false;
 }
 
+/* True if an entry of ours or of a child maps page `at` of the object; else *next: the first one behind it that one does. */
+static bool
+is_reached(struct pager *p, const struct object *o, uint64_t at, bool wired, uint64_t *next)
+{
+	struct space *sp = NULL;
+	struct map *map = &p->map;
+
+	for (;;) {
+		for (const struct map_entry *e = map_first_from(map, 0); e != NULL; e = e->next) {
+			const uint64_t end = e->offset + ((e->end - e->start) >> PAGE_SHIFT);
+
+			if (e->object != o || (wired && e->wired == 0))
+				continue;
+			if (e->offset <= at && at < end) {
+				*next = end;
+				return true;
+			}
+			if (e->offset > at)
+				*next = MIN(*next, e->offset);
+		}
+		sp = sp == NULL ? p->spaces : sp->next;
+		if (sp == NULL)
+			return false;
+		map = &sp->map;
+	}
+}
+
+bool
+object_unreached(struct pager *p, const struct object *o, uint64_t *at, uint64_t end, bool wired,
+		 uint64_t *n)
+{
+	while (*at < end) {
+		uint64_t next = end;
+
+		if (!is_reached(p, o, *at, wired, &next)) {
+			*n = MIN(next, end) - *at;
+			return true;
+		}
+		*at = next;
+	}
+	return false;
+}
+
+int
+object_pool(struct up_runtime *rt, const char *call, struct object *o)
+{
+	struct pager *p = &rt->p;
+	uintptr_t pool;
+	int r;
+
+	if (o->pool != 0 || p->pmap->ops->pool_create == NULL)
+		return 0;
+	r = p->pmap->ops->pool_create(p->pmap, o->npages, &pool);
+	if (r < 0) {
+		log_line(&p->log, UP_LOG_ERROR, "%s: shared memory for %llu pages: %s", call,
+			 (unsigned long long)o->npages, strerrorname_np(-r));
+		return r;
+	}
+	pthread_rwlock_wrlock(&p->map.lock);
+	o->pool = pool;
+	pthread_rwlock_unlock(&p->map.lock);
+	return 0;
+}
+
 static int
 check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsigned flags,
 	  const struct object *o, uint64_t offset)
@@ -807,9 +884,14 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 			goto unlock;
 		first = 0;
 	} else {
-		if (object_is_mapped(p, o, first, npages)) {
-			log_line(&p->log, UP_LOG_ERROR,
-				 "up_map: these pages of the object are mapped already");
+		r = object_pool(rt, "up_map", o);
+		if (r < 0)
+			goto unlock;
+		if (o->pool == 0 && object_is_mapped(p, o, first, npages)) {
+			log_line(
+				&p->log, UP_LOG_ERROR,
+				"up_map: these pages of the object are mapped already, and this kernel "
+				"can not have shared memory paged in two places (Linux 5.19)");
 			r = -EBUSY;
 			goto unlock;
 		}
@@ -829,8 +911,13 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	e->prot = prot;
 	e->flags = flags;
 	e->advice = UP_ADVICE_NORMAL;
-	r = p->pmap->ops->map(p->pmap, (uintptr_t)hint, (flags & UP_FIXED) != 0, length, prot,
-			      e->shard, &e->start);
+	if (o->pool != 0)
+		r = p->pmap->ops->pool_map(p->pmap, o->pool + (first << PAGE_SHIFT),
+					   (uintptr_t)hint, (flags & UP_FIXED) != 0, length, prot,
+					   e->shard, &e->start);
+	else
+		r = p->pmap->ops->map(p->pmap, (uintptr_t)hint, (flags & UP_FIXED) != 0, length,
+				      prot, e->shard, &e->start);
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_ERROR, "up_map: mapping %zu bytes: %s", length,
 			 strerrorname_np(-r));
@@ -904,35 +991,82 @@ entry_unmap(struct pager *p, const struct map_entry *e)
 	p->pmap->ops->wake(p->pmap, e->shard, e->start, (e->end - e->start) >> PAGE_SHIFT);
 }
 
-/* Unmap an entry that is in no map any more, and free it.  => map.change is held. */
+/* What a part of a shared mapping of a source holds goes back there.  `last`: and is mapped nowhere else. */
 static void
+leave_source(struct pager *p, const struct map_entry *e, uint64_t first, uint64_t n, bool last)
+{
+	struct object *o = e->object;
+	const struct place place = entry_place(e, e->start + ((first - e->offset) << PAGE_SHIFT));
+	/* Nobody makes room for pages that are taken out, once the services are gone. */
+	const int r = p->closing || !last
+			      ? source_sync(p, o, first, n)
+			      : range_give_back(p, o, first, n, place.va, place.shard, true);
+
+	if (r < 0) {
+		int none = 0;
+
+		/* For up_sync() of what else is mapped of it to tell. */
+		atomic_compare_exchange_strong(&o->source->error, &none, r);
+		log_line(&p->log, UP_LOG_ERROR,
+			 "unmapping %#lx-%#lx: writing back to the %s pager: %s; %s",
+			 (unsigned long)e->start, (unsigned long)e->end, o->source->ops->name,
+			 strerrorname_np(-r),
+			 last ? "content lost" : "it is kept where else it is mapped");
+	}
+	if (last)
+		range_free(p, o, first, n, place.va, place.shard, false);
+}
+
+/*
+ * An entry of a pool goes.  Its pages stay where they are as long as somebody can get at them: another entry, or who has
+ * the object in his hand.
+ */
+static void
+leave_pool(struct pager *p, const struct map_entry *e)
+{
+	struct object *o = e->object;
+	const uint64_t end = e->offset + ((e->end - e->start) >> PAGE_SHIFT);
+	uint64_t at = e->offset, n = 0;
+
+	if (e->wired > 0)
+		wired_leave(p, e);
+	if (o->source == NULL && atomic_load(&o->handles) > 0)
+		return;
+	if (o->source == NULL && (p->closing || atomic_load(&o->refs) == 1)) {
+		const struct place place = entry_place(e, e->start);
+
+		range_free(p, o, at, end - at, place.va, place.shard, true);
+		return;
+	}
+	if (o->source != NULL && !p->closing)
+		leave_source(p, e, at, end - at, false);
+	for (; object_unreached(p, o, &at, end, false, &n); at += n) {
+		const struct place place =
+			entry_place(e, e->start + ((at - e->offset) << PAGE_SHIFT));
+
+		if (o->source != NULL) {
+			leave_source(p, e, at, n, true);
+			continue;
+		}
+		chain_hide(p, o, at, n);
+		range_free(p, o, at, n, place.va, place.shard, false);
+	}
+}
+
+/* Unmap an entry that is in no map any more, and free it.  => map.change is held. */
+void
 entry_destroy(struct pager *p, struct map_entry *e)
 {
 	struct object *o = e->object;
 	const uint64_t npages = (e->end - e->start) >> PAGE_SHIFT;
 	const struct place place = entry_place(e, e->start);
 
-	if (o->source != NULL) {
-		int r;
-
+	if (o->pool != 0) {
+		leave_pool(p, e);
+	} else if (o->source != NULL) {
 		if (e->prot == PROT_NONE)
 			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
-		/* Nobody makes room for pages that are taken out, once the services are gone. */
-		r = p->closing
-			    ? source_sync(p, o, e->offset, npages)
-			    : range_give_back(p, o, e->offset, npages, place.va, place.shard, true);
-		if (r < 0) {
-			int none = 0;
-
-			/* For up_sync() of what else is mapped of it to tell. */
-			atomic_compare_exchange_strong(&o->source->error, &none, r);
-			log_line(
-				&p->log, UP_LOG_ERROR,
-				"unmapping %#lx-%#lx: writing back to the %s pager: %s; content lost",
-				(unsigned long)e->start, (unsigned long)e->end,
-				o->source->ops->name, strerrorname_np(-r));
-		}
-		range_free(p, o, e->offset, npages, place.va, place.shard, false);
+		leave_source(p, e, e->offset, npages, true);
 	} else if (atomic_load(&o->handles) > 0) {
 		/* A page that nobody may read can not always be copied out; if this fails, keep_page() still tries. */
 		if (e->prot == PROT_NONE)
@@ -1150,7 +1284,7 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 				range_discard(p, place.shard, place.va, n);
 			if (atomic_load(&p->fenced))
 				p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
-			p->pmap->ops->wake(p->pmap, e->shard, start, n);
+			p->pmap->ops->wake(p->pmap, place.shard, place.va, n);
 			break;
 		}
 		r = chain_hide(p, e->object, first, n);
@@ -1161,7 +1295,7 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 			range_discard(p, place.shard, place.va, n);
 		if (atomic_load(&p->fenced))
 			p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
-		p->pmap->ops->wake(p->pmap, e->shard, start, n);
+		p->pmap->ops->wake(p->pmap, place.shard, place.va, n);
 		break;
 	default:
 		range_cool(p, e->object, first, n, place.va, place.shard);
@@ -1393,6 +1527,7 @@ up_runtime_destroy(struct up_runtime *rt)
 	swap_area_close(&p->swap);
 	free_services(p);
 	budget_uncharge(&p->budget, p->overhead);
+	zone_fini(&p->place_zone);
 	arena_fini(&p->arena);
 	assert(atomic_load(&p->budget.used) == 0);
 	p->pmap->ops->destroy(p->pmap);

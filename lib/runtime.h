@@ -99,6 +99,23 @@ int check_process(const struct up_runtime *rt, const char *call);
 int spare_alloc(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2]);
 void spare_free(struct pager *p, struct map_entry *spare[2]);
 
+/*
+ * The next run of [*at, end) of the object that no entry maps, ours or a child's, *at the first page of it, *n how many; false:
+ * there is none.  `wired`: that no wired entry maps.  => map.change is held.
+ */
+bool object_unreached(struct pager *p, const struct object *o, uint64_t *at, uint64_t end,
+		      bool wired, uint64_t *n);
+/*
+ * From here on the object's pages are in a pool, so that several can map them, if this kernel can do that.
+ * => it is mapped nowhere, or is in a pool already; map.change is held.  0, or -ENOMEM and the like and a log line.
+ */
+int object_pool(struct up_runtime *rt, const char *call, struct object *o);
+
+/* Unmap an entry that is in no map any more, and free it.  => map.change is held */
+void entry_destroy(struct pager *p, struct map_entry *e);
+/* An entry of a pool that was wired is not any more: neither are its pages, unless another holds them.  => map.change */
+void wired_leave(struct pager *p, const struct map_entry *e);
+
 /* Give the addresses of an entry back; it is in no map any more, and nothing is in its page table. */
 void entry_unmap(struct pager *p, const struct map_entry *e);
 /* Make sure that what is mapped of the range can be unmapped.  0, or -ENOMEM and a log line. */

@@ -27,6 +27,8 @@ fill_levels(struct up_runtime *rt, struct up_stats *st)
 
 	pthread_mutex_lock(&p->pages.lock);
 	st->resident = (uint64_t)p->pages.count[PAGE_MAPPED] << PAGE_SHIFT;
+	st->mapped_named = (uint64_t)p->pages.mapped_named << PAGE_SHIFT;
+	st->mapped_anon = st->resident - st->mapped_named;
 	st->staged = (uint64_t)(p->pages.count[PAGE_STAGED] + p->pages.count[PAGE_LAUNDRY])
 		     << PAGE_SHIFT;
 	pthread_mutex_unlock(&p->pages.lock);
@@ -90,6 +92,7 @@ fill_stats(struct up_runtime *rt, struct up_stats *st)
 	st->source_reads = total(p, C_SOURCE_INS);
 	st->source_writes = total(p, C_SOURCE_OUTS);
 	st->source_errors = total(p, C_SOURCE_ERRORS);
+	st->referenced = total(p, C_REFERENCED);
 	fill_levels(rt, st);
 	fill_reserve(p, st);
 
@@ -204,9 +207,9 @@ up_stats_print(struct up_runtime *rt, FILE *out)
 		st.swap_read_errors, st.swap_write_errors, st.checksum_errors, st.bad_slots);
 	if (st.source_reads + st.source_writes + st.source_errors > 0)
 		fprintf(out,
-			"named     %" PRIu64 " reads, %" PRIu64 " writes of their pagers, %" PRIu64
-			" errors\n",
-			st.source_reads, st.source_writes, st.source_errors);
+			"named     %.1f MiB mapped; %" PRIu64 " reads, %" PRIu64
+			" writes of their pagers, %" PRIu64 " errors\n",
+			mib(st.mapped_named), st.source_reads, st.source_writes, st.source_errors);
 	return fflush(out) != 0 || ferror(out) ? -EIO : 0;
 }
 

@@ -361,15 +361,47 @@ stage_run(struct service *s, struct page *pg[], unsigned n)
 	return (unsigned)done + 1;
 }
 
-/* True if a page was moved out. */
+/*
+ * Pages of pools whose touches the kernel settles without us: those that were touched since they were last looked at stay.
+ * Each is passed over once at most until it is touched again.  Returns how many are left in pg[].
+ */
+static unsigned
+keep_referenced(struct service *s, struct page *pg[], unsigned n)
+{
+	struct pager *p = s->p;
+	unsigned left = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		struct anon *an = pg[i]->anon;
+		const uintptr_t va = pg[i]->va;
+
+		if (pg[i]->shard != PMAP_POOL || p->pmap->ops->pool_referenced(p->pmap, va) == 0) {
+			pg[left++] = pg[i];
+			continue;
+		}
+		pthread_mutex_lock(&p->pages.lock);
+		policy_touched(&p->pages.policy, page_no(&p->pages, pg[i]));
+		page_enqueue_locked(&p->pages, pg[i], Q_ACTIVE, PAGE_MAPPED);
+		pthread_mutex_unlock(&p->pages.lock);
+		page_unbusy(p, an, PMAP_POOL, va);
+		count(s, C_REFERENCED, 1);
+	}
+	return left;
+}
+
+/* True if a page was moved out, or passed over. */
 static bool
 deactivate(struct service *s, unsigned most)
 {
 	struct pager *p = s->p;
 	struct page *pg[CLUSTER_MAX] = { NULL };
 	const uint64_t before = atomic_load_explicit(&s->count[C_STAGED], memory_order_relaxed);
-	unsigned n = take_victims(p, Q_ACTIVE, MIN(most, CLUSTER_MAX), pg), i = 0;
+	const unsigned taken = take_victims(p, Q_ACTIVE, MIN(most, CLUSTER_MAX), pg);
+	unsigned n = taken, i = 0, passed;
 
+	/* Not if somebody waits: all of them may be touched all the time. */
+	if (s->nparked == 0 && p->pmap->ops->pool_referenced != NULL)
+		n = keep_referenced(s, pg, n);
 	sort_by_va(pg, n);
 	if (n > 0)
 		trace_add(&s->trace, now_ns(), TRACE_STAGE, pg[0]->va, n);
@@ -382,10 +414,12 @@ deactivate(struct service *s, unsigned most)
 		for (; i < j; calls++)
 			i += stage_run(s, pg + i, j - i);
 	}
+	passed = taken - n;
 	/* The rest stay first in line. */
 	while (n > i)
 		put_back(p, pg[--n], Q_ACTIVE, PAGE_MAPPED);
-	return atomic_load_explicit(&s->count[C_STAGED], memory_order_relaxed) != before;
+	return passed > 0 ||
+	       atomic_load_explicit(&s->count[C_STAGED], memory_order_relaxed) != before;
 }
 
 /* --- launder --- */

@@ -83,10 +83,12 @@ enum counter {
 	C_SOURCE_INS,
 	C_SOURCE_OUTS,
 	C_SOURCE_ERRORS,
+	C_REFERENCED,
 	COUNTERS
 };
 
 struct service;
+struct space;
 
 struct pager {
 	struct logger log;
@@ -131,8 +133,10 @@ struct pager {
 		short_until; /* the system has no memory: do not count on the budget's room; 0: it has */
 
 	struct service *service[MAX_SERVICES];
-	unsigned nservices;  /* (c) */
-	unsigned next_shard; /* (map.change) */
+	unsigned nservices;	/* (c) */
+	unsigned next_shard;	/* (map.change) */
+	struct space *spaces;	/* (map.lock) of forked children */
+	struct zone place_zone; /* what the pmap remembers of pools and where they are mapped */
 
 	atomic_bool fenced;	 /* a lost page is PROT_NONE, for want of a better mark */
 	bool frozen;		 /* (map.lock) faults wait: chain_freeze() */
@@ -246,15 +250,31 @@ struct place {
 static inline struct place
 entry_place(const struct map_entry *e, uintptr_t va)
 {
-	return (struct place){ va, e->shard };
+	const uintptr_t pool = e->object->pool;
+
+	if (pool == 0)
+		return (struct place){ va, e->shard };
+	return (struct place){ pool + (e->offset << PAGE_SHIFT) + (va - e->start), PMAP_POOL };
 }
+
+/* A forked child's address space.  p->map's locks guard its map, too. */
+struct space {
+	struct space *next; /* (map.lock) */
+	unsigned shard;	    /* (c) */
+	struct map map;	    /* (map.lock) */
+};
 
 /* The entry at an address of a space, ours or a child's; NULL: none.  => map.lock */
 static inline struct map_entry *
-space_lookup(struct pager *p, unsigned space, uintptr_t va)
+space_lookup(struct pager *p, unsigned shard, uintptr_t va)
 {
-	(void)space;
-	return map_lookup(&p->map, va);
+	struct space *sp = p->spaces;
+
+	if (shard < p->nservices)
+		return map_lookup(&p->map, va);
+	while (sp != NULL && sp->shard != shard)
+		sp = sp->next;
+	return sp != NULL ? map_lookup(&sp->map, va) : NULL;
 }
 
 /* --- fault.c --- */

@@ -351,6 +351,8 @@ check(struct object *o, void *at, unsigned level, uint64_t base)
 				continue;
 			assert(base + i < o->npages);
 			assert(l->slot[i] == SLOT_BASE || atomic_load(&leaf_anon(l, i)->refs) > 0);
+			assert(l->slot[i] == SLOT_BASE ||
+			       l->sourced == ((l->slot[i] & SLOT_NAMED) != 0));
 			used++;
 		}
 		assert(used == l->nused);

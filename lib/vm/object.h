@@ -8,7 +8,8 @@
  *
  *	0            nothing: what the backing object has there; without one, what the source has; else zeros
  *	SLOT_BASE    what is at the end of the chain, the source's or zeros, whatever is in between
- *	ANON  | 1    an anonymous page, in core or not (anon.h)
+ *	ANON  | 1    a page, in core or not (anon.h): of its own, what it holds is nowhere else
+ *	ANON  | 3    the same of a named identity: the object's source has it, or will have it
  *
  * Shadows.  An object may have a backing object that shows through wherever a slot is 0:
  *
@@ -55,6 +56,10 @@
 struct object;
 struct source; /* pager/source.h */
 
+/* Low bits of a slot word. */
+#define SLOT_ANON ((uintptr_t)1)  /* there is a page */
+#define SLOT_NAMED ((uintptr_t)2) /* and it is a source's */
+
 /* The mark of a slot through which no anonymous object shows, only what is at the end of the chain. */
 #define SLOT_BASE ((uintptr_t)2)
 
@@ -87,6 +92,7 @@ struct object {
 	void *root;		    /* (o) */
 	atomic_uint refs;	    /* (a) map entries and handles */
 	atomic_uint handles;	    /* (a) references held by the program */
+	uintptr_t pool;		    /* (m) its pages are there while MAPPED; 0: in one region */
 	bool roams;		    /* (c) may be unmapped and mapped elsewhere with its pages */
 	bool loose;		    /* (m) its pages may be staged without an address to wake */
 	bool noreserve;		    /* (c) pages are promised when first touched, not when mapped */
@@ -160,17 +166,18 @@ unsigned object_depth(const struct object *o);
 static inline struct anon *
 leaf_anon(const struct leaf *l, unsigned i)
 {
-	assert(l->slot[i] == 0 || l->slot[i] == SLOT_BASE || (l->slot[i] & 1));
-	return (struct anon *)((l->slot[i] & 1) ? l->slot[i] - 1 : 0);
+	assert(l->slot[i] == 0 || l->slot[i] == SLOT_BASE || (l->slot[i] & SLOT_ANON));
+	return (struct anon *)((l->slot[i] & SLOT_ANON) ? l->slot[i] & ~(SLOT_ANON | SLOT_NAMED)
+							: 0);
 }
 
 static inline void
 leaf_set_anon(struct leaf *l, unsigned i, struct anon *an)
 {
-	assert((l->slot[i] & 1) == 0);
+	assert((l->slot[i] & SLOT_ANON) == 0);
 	if (l->slot[i] == 0)
 		l->nused++;
-	l->slot[i] = (uintptr_t)an | 1;
+	l->slot[i] = (uintptr_t)an | SLOT_ANON | (l->sourced ? SLOT_NAMED : 0);
 }
 
 static inline void

@@ -101,12 +101,21 @@ page_free(struct pages *ps, struct page *pg)
 	pthread_mutex_unlock(&ps->lock);
 }
 
+/* As long as a page is MAPPED this does not change. */
+static bool
+named(const struct page *pg)
+{
+	return atomic_load_explicit(&pg->anon->kind, memory_order_relaxed) == ANON_COPY;
+}
+
 void
 page_set_state_locked(struct pages *ps, struct page *pg, enum page_state state)
 {
 	assert(ps->count[pg->state] > 0);
 	ps->count[pg->state]--;
 	ps->count[state]++;
+	ps->mapped_named -= pg->state == PAGE_MAPPED && named(pg);
+	ps->mapped_named += state == PAGE_MAPPED && named(pg);
 	atomic_store_explicit(&pg->state, (uint8_t)state, memory_order_relaxed);
 }
 
@@ -181,7 +190,7 @@ page_victims_locked(struct pages *ps, enum page_queue q, unsigned max, struct pa
 void
 pages_check(struct pages *ps)
 {
-	size_t count[PAGE_STATES] = { 0 };
+	size_t count[PAGE_STATES] = { 0 }, mapped_named = 0;
 
 	pthread_mutex_lock(&ps->lock);
 	policy_check(&ps->policy);
@@ -190,6 +199,7 @@ pages_check(struct pages *ps)
 		const enum page_queue q = page_queue_locked(pg);
 
 		count[pg->state]++;
+		mapped_named += pg->state == PAGE_MAPPED && named(pg);
 		assert((q != Q_NONE) == (pg->state == PAGE_MAPPED || pg->state == PAGE_STAGED));
 		assert(pg->state != PAGE_LAUNDRY || pg->frame != FRAME_NONE);
 		if (q == Q_NONE)
@@ -201,6 +211,8 @@ pages_check(struct pages *ps)
 	}
 	for (unsigned s = 0; s < PAGE_STATES; s++)
 		assert(count[s] == ps->count[s]);
+	assert(mapped_named == ps->mapped_named);
 	(void)count;
+	(void)mapped_named;
 	pthread_mutex_unlock(&ps->lock);
 }

@@ -78,6 +78,7 @@ struct pages {
 	struct policy policy;	   /* (q) */
 	struct wired_array ghosts; /* (q) the policy's, uint32_t */
 	size_t count[PAGE_STATES]; /* (q) pages in each state */
+	size_t mapped_named;	   /* (q) those of MAPPED that are what a source has, or had */
 };
 
 /* Room for `max` pages, of which `frames` are in memory at most.  0 or -ENOMEM. */
