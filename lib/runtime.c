@@ -50,7 +50,7 @@ real_engine_create(void *ctx, struct io_engine **e, struct pager *p, unsigned se
 		   unsigned depth, uint64_t mask)
 {
 	(void)ctx;
-	return io_engine_uring_create(e, &p->swap, pmap_uffd_fd(p->pmap, service), depth, mask,
+	return io_engine_uring_create(e, &p->swap, pmap_uffd_fd(p->pmap, service), -1, depth, mask,
 				      &p->log);
 }
 

@@ -25,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -1004,10 +1005,10 @@ static const uint64_t masks[] = { 0, UP_MASK_RING_FLAGS, UP_MASK_ODIRECT,
 				  UP_MASK_RING_FLAGS | UP_MASK_ODIRECT };
 
 static struct io_engine *
-must_create(const struct swap_area *s, int watch_fd, uint64_t mask)
+must_watch(const struct swap_area *s, int watch_fd, int watch_too, uint64_t mask)
 {
 	struct io_engine *e;
-	int r = io_engine_uring_create(&e, s, watch_fd, DEPTH, mask, &logger);
+	int r = io_engine_uring_create(&e, s, watch_fd, watch_too, DEPTH, mask, &logger);
 
 	if (r == -ENOSYS || r == -EPERM)
 		skip("no io_uring here: %s", log_text);
@@ -1015,6 +1016,12 @@ must_create(const struct swap_area *s, int watch_fd, uint64_t mask)
 	cr_assert(eq(uint, e->depth, DEPTH));
 	cr_assert(eq(uint, e->inflight, 0));
 	return e;
+}
+
+static struct io_engine *
+must_create(const struct swap_area *s, int watch_fd, uint64_t mask)
+{
+	return must_watch(s, watch_fd, -1, mask);
 }
 
 /* Run `fn` over an area of 16 MiB and its engine, in each of the ways that there are. */
@@ -1661,10 +1668,10 @@ Test(uring, a_wait_after_kicks_does_not_spin)
 /* --- engine: the watched descriptor --- */
 
 static void
-watch(int rd, int wr, uint64_t mask)
+watch(int rd, int wr, int watched, bool too, uint64_t mask)
 {
 	struct swap_area s = { .fd = -1 };
-	struct io_engine *e = must_create(&s, rd, mask);
+	struct io_engine *e = must_watch(&s, too ? -1 : watched, too ? watched : -1, mask);
 	uint64_t word = 1;
 	struct io_events ev;
 
@@ -1685,16 +1692,37 @@ watch(int rd, int wr, uint64_t mask)
 
 Test(uring, a_watched_descriptor_is_reported_each_time_it_becomes_readable)
 {
-	for (unsigned i = 0; i < 2; i++) {
+	for (unsigned i = 0; i < 4; i++) {
+		const bool too = i >= 2;
 		int p[2], fd;
 
 		cr_assert(eq(int, pipe2(p, O_NONBLOCK | O_CLOEXEC), 0));
-		watch(p[0], p[1], masks[i]);
+		watch(p[0], p[1], p[0], too, masks[i % 2]);
 		close(p[0]);
 		close(p[1]);
 		fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-		watch(fd, fd, masks[i]);
+		watch(fd, fd, fd, too, masks[i % 2]);
 		close(fd);
+	}
+}
+
+Test(uring, several_descriptors_are_watched_through_one_epoll)
+{
+	for (unsigned i = 0; i < 2; i++) {
+		const int ep = epoll_create1(EPOLL_CLOEXEC);
+		int fd[2];
+
+		for (unsigned k = 0; k < 2; k++) {
+			struct epoll_event ev = { .events = EPOLLIN };
+
+			fd[k] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+			cr_assert(eq(int, epoll_ctl(ep, EPOLL_CTL_ADD, fd[k], &ev), 0));
+		}
+		watch(fd[0], fd[0], ep, true, masks[i]);
+		watch(fd[1], fd[1], ep, true, masks[i]);
+		close(fd[0]);
+		close(fd[1]);
+		close(ep);
 	}
 }
 
@@ -1826,8 +1854,8 @@ Test(uring, a_depth_out_of_range_is_refused)
 	struct swap_area s = { .fd = -1 };
 	struct io_engine *e = NULL;
 
-	cr_assert(eq(int, io_engine_uring_create(&e, &s, -1, 0, 0, &logger), -EINVAL));
-	cr_assert(eq(int, io_engine_uring_create(&e, &s, -1, 1000000, 0, &logger), -EINVAL));
+	cr_assert(eq(int, io_engine_uring_create(&e, &s, -1, -1, 0, 0, &logger), -EINVAL));
+	cr_assert(eq(int, io_engine_uring_create(&e, &s, -1, -1, 1000000, 0, &logger), -EINVAL));
 	cr_assert(e == NULL);
 	cr_assert(logged("E: io_uring: a depth of 1000000"));
 }
@@ -1840,7 +1868,7 @@ refused(int error, const char *why)
 	struct io_engine *e = NULL;
 
 	fail_syscall(__NR_io_uring_setup, 0, 0, error);
-	cr_assert(eq(int, io_engine_uring_create(&e, &s, -1, DEPTH, 0, &logger), -error));
+	cr_assert(eq(int, io_engine_uring_create(&e, &s, -1, -1, DEPTH, 0, &logger), -error));
 	cr_assert(e == NULL);
 	cr_assert(logged(why), "log:\n%s", log_text);
 	cr_assert(eq(uint, count_fds(), fds));

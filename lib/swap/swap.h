@@ -148,10 +148,10 @@ struct io_engine {
 };
 
 /*
- * io_uring.  Call from the thread that will use it.  watch_fd: polled for reading (-1: none).
+ * io_uring.  Call from the thread that will use it.  watch_fd, watch_too: polled for reading (-1: none).
  * mask: UP_MASK_RING_FLAGS.  -EPERM/-ENOSYS with a log line that says the way out.
  */
 int io_engine_uring_create(struct io_engine **e, const struct swap_area *area, int watch_fd,
-			   unsigned depth, uint64_t mask, const struct logger *log);
+			   int watch_too, unsigned depth, uint64_t mask, const struct logger *log);
 
 #endif

@@ -40,9 +40,10 @@
 #define TAG_WATCH 1u
 #define TAG_KICK 2u
 #define TAG_CANCEL 3u
+#define TAG_WATCH_TOO 4u
 
-/* SQEs beside the requests: two polls, two cancels, the time-out of kernels without EXT_ARG. */
-#define SQ_EXTRA 5
+/* SQEs beside the requests: three polls, three cancels, the time-out of kernels without EXT_ARG. */
+#define SQ_EXTRA 7
 
 #define DEPTH_MAX 4096
 
@@ -67,6 +68,7 @@ struct uring {
 	bool plain_rw;		  /* (c) READ and WRITE exist, not only their vectored forms */
 	bool multishot;		  /* (t) until the kernel refuses it */
 	struct ring_poll watch;	  /* (t) fd -1: nothing to watch */
+	struct ring_poll too;	  /* (t) the same */
 	struct ring_poll kick;	  /* (t) the eventfd */
 	atomic_bool kick_pending; /* (a) written to the eventfd, not yet reported */
 };
@@ -262,6 +264,9 @@ uring_reap(struct uring *u, struct io_events *ev, struct swap_io ***tail)
 		case TAG_WATCH:
 			ev->readable |= uring_polled(u, &u->watch, cqe);
 			break;
+		case TAG_WATCH_TOO:
+			ev->readable |= uring_polled(u, &u->too, cqe);
+			break;
 		case TAG_KICK:
 			ev->kicked |= uring_kicked(u, cqe);
 			break;
@@ -325,6 +330,7 @@ uring_wait(struct io_engine *e, int64_t timeout_ns, struct io_events *ev)
 		end = now_ns() + (uint64_t)timeout_ns;
 	for (;;) {
 		uring_arm(u, &u->watch);
+		uring_arm(u, &u->too);
 		uring_arm(u, &u->kick);
 		uring_enter(u, left);
 		if (uring_reap(u, ev, &tail) || timeout_ns == 0)
@@ -368,12 +374,12 @@ uring_kick(struct io_engine *e)
 static void
 uring_disarm(struct uring *u)
 {
-	struct ring_poll *polls[] = { &u->watch, &u->kick };
+	struct ring_poll *polls[] = { &u->watch, &u->too, &u->kick };
 	struct io_events ev = { 0 };
 	struct swap_io **tail = &ev.completed;
 
 	/* A poll that is just being woken refuses (EALREADY): ask until it has ended. */
-	while (u->watch.armed || u->kick.armed) {
+	while (u->watch.armed || u->too.armed || u->kick.armed) {
 		for (unsigned i = 0; i < ARRAY_SIZE(polls); i++) {
 			struct io_uring_sqe *sqe;
 
@@ -493,7 +499,7 @@ uring_probe(struct uring *u, uint64_t mask)
 
 int
 io_engine_uring_create(struct io_engine **e, const struct swap_area *area, int watch_fd,
-		       unsigned depth, uint64_t mask, const struct logger *log)
+		       int watch_too, unsigned depth, uint64_t mask, const struct logger *log)
 {
 	struct uring *u;
 	int r;
@@ -511,6 +517,7 @@ io_engine_uring_create(struct io_engine **e, const struct swap_area *area, int w
 	u->engine.depth = depth;
 	u->fd = area->fd;
 	u->watch = (struct ring_poll){ .fd = watch_fd, .tag = TAG_WATCH };
+	u->too = (struct ring_poll){ .fd = watch_too, .tag = TAG_WATCH_TOO };
 	u->kick =
 		(struct ring_poll){ .fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .tag = TAG_KICK };
 	atomic_init(&u->kick_pending, false);
