@@ -66,6 +66,8 @@
 #ifndef UP_PMAP_H
 #define UP_PMAP_H
 
+#include <sys/types.h>
+
 #include "base/base.h"
 
 /* The shard of pages of pools. */
@@ -150,8 +152,11 @@ struct pmap_ops {
 	/* A shard for a space, whose faults faults(near) hands out; without any places left, its end.  User threads. */
 	int (*space_create)(struct pmap *, unsigned near, unsigned *shard);
 	void (*space_destroy)(struct pmap *, unsigned shard);
-	/* It runs now; the userfaultfd is ours from here on, also on failure.  (Simulated: -1.)  Any thread. */
-	int (*space_attach)(struct pmap *, unsigned shard, int fd);
+	/*
+	 * The process `pid` runs now; the userfaultfd is ours from here on, also on failure.  (Simulated: -1.)
+	 * Any thread.
+	 */
+	int (*space_attach)(struct pmap *, unsigned shard, int fd, pid_t pid);
 	/* The process is gone, or has nothing mapped any more. */
 	void (*space_detach)(struct pmap *, unsigned shard);
 
@@ -188,5 +193,15 @@ int pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_
 		     const struct logger *log);
 /* The descriptor of a shard, to poll. */
 int pmap_uffd_fd(struct pmap *pm, unsigned shard);
+/* One more to poll, readable while a space near that shard has faults; -1 without UP_MASK_SHARED. */
+int pmap_uffd_more_fd(struct pmap *pm, unsigned shard);
+
+/*
+ * For fork.  The file of the pool that a page is in, ours, and where in it; -ENOENT: of none.
+ * In the child, with its copy of the struct: a new userfaultfd of its own with all that pools need,
+ * to register what it maps (MISSING and WP), or a negative errno.  Takes no lock.
+ */
+int pmap_uffd_pool_fd(struct pmap *pm, uintptr_t page, uint64_t *offset);
+int pmap_uffd_child_open(const struct pmap *pm);
 
 #endif

@@ -42,8 +42,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include "pmap/pmap.h"
-#include "pmap/uffd_abi.h"
+#include "pmap/uffd.h"
 
 /*
  * What exists twice while it is copied is bounded by tickets of COPY_CHUNK pages, one cluster in
@@ -54,9 +53,6 @@
 #define COPY_CHUNK 16
 #define COPY_TICKETS (CLUSTER_MAX / COPY_CHUNK)
 
-/* Calls in a row that may end in EAGAIN without a page done before the caller hears of it. */
-#define EAGAIN_MAX 3
-
 /* Name of the empty file whose pages are lost; as /proc/self/maps shows it. */
 #define LOST_NAME "uffd-pager-lost"
 
@@ -64,39 +60,6 @@
 	"run as root, or set sysctl vm.unprivileged_userfaultfd=1, or allow this user to open " \
 	"/dev/userfaultfd (Linux 6.1), or give it CAP_SYS_PTRACE; "                             \
 	"in a container the seccomp profile must allow userfaultfd"
-
-struct uffd_pmap {
-	struct pmap pmap;
-	int stage_fd;	    /* (c) */
-	int mem_fd;	    /* (c) /proc/self/mem, or -1 */
-	int pagemap_fd;	    /* (c) /proc/self/pagemap, or -1 */
-	int maps_fd;	    /* (c) /proc/self/maps, or -1; without UFFDIO_POISON only */
-	int lost_fd;	    /* (c) empty file, or -1; without UFFDIO_POISON only */
-	char *zeros;	    /* (c) CLUSTER_MAX pages, read-only */
-	uintptr_t occupied; /* (c) address behind the frames where a page is, always */
-	sem_t copies;
-	pthread_mutex_t vmas;
-	atomic_bool lost_mapped; /* lost_fd was mapped somewhere, once */
-	int fd[];		 /* (c) one a shard */
-};
-
-static struct uffd_pmap *
-to_uffd(struct pmap *pm)
-{
-	return container_of(pm, struct uffd_pmap, pmap);
-}
-
-static bool
-has(const struct uffd_pmap *u, uint64_t feature)
-{
-	return (u->pmap.features & feature) != 0;
-}
-
-/*
- * One call that installs pages, UFFDIO_COPY or UFFDIO_MOVE: returns pages done, above 0, or a
- * negative errno.
- */
-typedef ssize_t install_fn(int fd, uintptr_t dst, uintptr_t src, size_t n);
 
 /*
  * A call that stopped half way says EAGAIN whatever the reason, and how far it came; one that did
@@ -110,8 +73,8 @@ install_result(int err, int64_t bytes)
 	return -err;
 }
 
-static ssize_t
-install_copy(int fd, uintptr_t dst, uintptr_t src, size_t n)
+ssize_t
+uffd_copy(int fd, uintptr_t dst, uintptr_t src, size_t n)
 {
 	struct uffdio_copy c = { .dst = dst, .src = src, .len = n << PAGE_SHIFT };
 
@@ -139,8 +102,8 @@ install_move(int fd, uintptr_t dst, uintptr_t src, size_t n)
  * fault: neighbouring regions, or madvise() of a part, make such ranges.  So these two are believed
  * of a single page only, and then the calls grow again.
  */
-static int
-install(install_fn *fn, int fd, uintptr_t dst, uintptr_t src, size_t n, size_t *done)
+int
+uffd_install(install_fn *fn, int fd, uintptr_t dst, uintptr_t src, size_t n, size_t *done)
 {
 	size_t most = n;
 	unsigned again = 0;
@@ -167,8 +130,8 @@ install(install_fn *fn, int fd, uintptr_t dst, uintptr_t src, size_t n, size_t *
  * Install n zeroed pages.  Copied, never UFFDIO_ZEROPAGE: that maps the kernel's one page of zeros,
  * and the first write to it allocates a page that nobody has accounted for.
  */
-static int
-install_zeros(struct uffd_pmap *u, int fd, uintptr_t dst, size_t n, size_t *done)
+int
+uffd_install_zeros(struct uffd_pmap *u, int fd, uintptr_t dst, size_t n, size_t *done)
 {
 	int r = 0;
 
@@ -176,24 +139,16 @@ install_zeros(struct uffd_pmap *u, int fd, uintptr_t dst, size_t n, size_t *done
 	while (r == 0 && *done < n) {
 		size_t k;
 
-		r = install(install_copy, fd, dst + (*done << PAGE_SHIFT), (uintptr_t)u->zeros,
-			    MIN(n - *done, (size_t)CLUSTER_MAX), &k);
+		r = uffd_install(uffd_copy, fd, dst + (*done << PAGE_SHIFT), (uintptr_t)u->zeros,
+				 MIN(n - *done, (size_t)CLUSTER_MAX), &k);
 		*done += k;
 	}
 	return r;
 }
 
-static uintptr_t
-frame_va(const struct uffd_pmap *u, frame_t f, size_t n)
-{
-	assert(n <= u->pmap.nstage && f <= u->pmap.nstage - n);
-	(void)n;
-	return (uintptr_t)u->pmap.stage + ((size_t)f << PAGE_SHIFT);
-}
-
 /* Make a range absent, also where the program has locked it into memory. */
-static int
-drop_pages(uintptr_t va, size_t n)
+int
+uffd_drop_pages(uintptr_t va, size_t n)
 {
 	if (madvise((void *)va, n << PAGE_SHIFT, MADV_DONTNEED) == 0)
 		return 0;
@@ -202,22 +157,22 @@ drop_pages(uintptr_t va, size_t n)
 	return errno == ENOMEM ? -ENOENT : -errno;
 }
 
-static void
+void
 uffd_frame_drop(struct pmap *pm, frame_t first, size_t n)
 {
 	int r = 0;
 
 	if (n > 0)
-		r = drop_pages(frame_va(to_uffd(pm), first, n), n);
+		r = uffd_drop_pages(frame_va(to_uffd(pm), first, n), n);
 	assert(r == 0);
 	(void)r;
 }
 
-static int
+int
 uffd_frame_new(struct pmap *pm, frame_t first, size_t n, size_t *done)
 {
 	struct uffd_pmap *u = to_uffd(pm);
-	const int r = install_zeros(u, u->stage_fd, frame_va(u, first, n), n, done);
+	const int r = uffd_install_zeros(u, u->stage_fd, frame_va(u, first, n), n, done);
 
 	assert(r != -EEXIST); /* it was no hole */
 	return r;
@@ -228,16 +183,20 @@ uffd_wake(struct pmap *pm, unsigned shard, uintptr_t va, size_t n)
 {
 	struct uffdio_range range = { .start = va, .len = n << PAGE_SHIFT };
 
-	ioctl(to_uffd(pm)->fd[shard], UFFDIO_WAKE, &range);
+	if (shard == PMAP_POOL)
+		pool_wake(to_uffd(pm), va, n);
+	else if (shard > PMAP_POOL)
+		space_wake(to_uffd(pm), shard, va, n);
+	else
+		ioctl(to_uffd(pm)->fd[shard], UFFDIO_WAKE, &range);
 }
 
-/* Removing the protection wakes.  0, or -ENOENT: not all of it is registered memory. */
-static int
-write_protect(int fd, uintptr_t va, size_t n, bool on)
+int
+uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode)
 {
 	struct uffdio_writeprotect wp = {
 		.range = { .start = va, .len = n << PAGE_SHIFT },
-		.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0,
+		.mode = mode,
 	};
 
 	/*
@@ -250,6 +209,13 @@ write_protect(int fd, uintptr_t va, size_t n, bool on)
 		sched_yield();
 	}
 	return 0;
+}
+
+/* Removing the protection wakes.  0, or -ENOENT: not all of it is registered memory. */
+static int
+write_protect(int fd, uintptr_t va, size_t n, bool on)
+{
+	return uffd_write_protect(fd, va, n, on ? UFFDIO_WRITEPROTECT_MODE_WP : 0);
 }
 
 /* Whatever of the range is still there is writable again, and who waited for that is awake. */
@@ -285,8 +251,8 @@ pages_there(const struct uffd_pmap *u, uintptr_t va, size_t n)
 }
 
 /* Wait until at least a chunk may exist twice.  Returns how many of the n pages now may. */
-static size_t
-copy_begin(struct uffd_pmap *u, size_t n)
+size_t
+uffd_copy_begin(struct uffd_pmap *u, size_t n)
 {
 	size_t may = COPY_CHUNK;
 
@@ -297,9 +263,9 @@ copy_begin(struct uffd_pmap *u, size_t n)
 	return MIN(n, may);
 }
 
-/* => n is what copy_begin() returned. */
-static void
-copy_end(struct uffd_pmap *u, size_t n)
+/* => n is what uffd_copy_begin() returned. */
+void
+uffd_copy_end(struct uffd_pmap *u, size_t n)
 {
 	for (size_t i = 0; i < n; i += COPY_CHUNK)
 		sem_post(&u->copies);
@@ -310,7 +276,9 @@ uffd_zero(struct pmap *pm, unsigned shard, uintptr_t va, size_t n, size_t *done)
 {
 	struct uffd_pmap *u = to_uffd(pm);
 
-	return install_zeros(u, u->fd[shard], va, n, done);
+	if (shard == PMAP_POOL)
+		return pool_zero(u, va, n, done);
+	return uffd_install_zeros(u, u->fd[shard], va, n, done);
 }
 
 /* enter, without MOVE, of as many pages as may be copied now; 0 if it was all of those. */
@@ -319,10 +287,10 @@ copy_in(struct uffd_pmap *u, unsigned shard, uintptr_t va, frame_t frame, size_t
 {
 	int r;
 
-	n = copy_begin(u, n);
-	r = install(install_copy, u->fd[shard], va, frame_va(u, frame, n), n, done);
+	n = uffd_copy_begin(u, n);
+	r = uffd_install(uffd_copy, u->fd[shard], va, frame_va(u, frame, n), n, done);
 	uffd_frame_drop(&u->pmap, frame, *done);
-	copy_end(u, n);
+	uffd_copy_end(u, n);
 	return r;
 }
 
@@ -333,6 +301,8 @@ uffd_enter(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t 
 	const uintptr_t src = frame_va(u, frame, n);
 	int r = 0;
 
+	if (shard == PMAP_POOL)
+		return pool_enter(u, va, frame, n, done);
 	*done = 0;
 	while (r == 0 && *done < n) {
 		const size_t off = *done << PAGE_SHIFT;
@@ -340,7 +310,8 @@ uffd_enter(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t 
 
 		r = -EINVAL;
 		if (has(u, UP_MASK_MOVE))
-			r = install(install_move, u->fd[shard], va + off, src + off, n - *done, &k);
+			r = uffd_install(install_move, u->fd[shard], va + off, src + off, n - *done,
+					 &k);
 		*done += k;
 		/*
 		 * EBUSY: direct I/O into the frame has ended, and the kernel still holds it.
@@ -357,25 +328,31 @@ uffd_enter(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t 
 }
 
 /*
- * /proc/self/mem looks through protections, and on a missing page it fails rather than wait for a
- * fault to be served, by us.
- */
-/*
  * Any attribute that differs makes the kernel split; this one has no effect on a mapping that is about to go,
  * and is harmless (the part is left out of core dumps) should the caller think better of it.
  */
 static int
 uffd_split(struct pmap *pm, uintptr_t va, size_t len)
 {
-	(void)pm;
+	const int r = places_split(to_uffd(pm), va, len);
+
+	if (r < 0)
+		return r;
 	return madvise((void *)va, len, MADV_DONTDUMP) < 0 ? -errno : 0;
 }
 
+/*
+ * /proc/self/mem looks through protections, and on a missing page it fails rather than wait for a
+ * fault to be served, by us.
+ */
 static int
 uffd_read(struct pmap *pm, uintptr_t va, void *buf)
 {
-	const struct uffd_pmap *u = to_uffd(pm);
+	struct uffd_pmap *u = to_uffd(pm);
+	const int r = pool_read(u, va, buf);
 
+	if (r <= 0)
+		return r;
 	if (u->mem_fd < 0)
 		return -EIO;
 	if (pread(u->mem_fd, buf, PAGE_SIZE, (off_t)va) == (ssize_t)PAGE_SIZE)
@@ -423,7 +400,7 @@ read_protected(struct uffd_pmap *u, uintptr_t va, frame_t hole, size_t n, size_t
 
 		if (there == 0)
 			return -ENOENT;
-		r = install(install_copy, u->stage_fd, frame_va(u, dst, there), src, there, &k);
+		r = uffd_install(uffd_copy, u->stage_fd, frame_va(u, dst, there), src, there, &k);
 		assert(r != -EEXIST); /* it was no hole */
 		*done += k;
 		if (r == -EFAULT) {
@@ -486,7 +463,7 @@ static int
 copy_out(struct uffd_pmap *u, unsigned shard, uintptr_t va, frame_t hole, size_t n, size_t *done)
 {
 	const int fd = u->fd[shard];
-	const size_t may = copy_begin(u, n);
+	const size_t may = uffd_copy_begin(u, n);
 	size_t copied = 0;
 	int r;
 
@@ -505,7 +482,7 @@ copy_out(struct uffd_pmap *u, unsigned shard, uintptr_t va, frame_t hole, size_t
 		uffd_frame_drop(&u->pmap, hole + (frame_t)*done, copied - *done);
 		r = -EBUSY;
 	}
-	copy_end(u, may);
+	uffd_copy_end(u, may);
 	if (*done < n)
 		write_allow(fd, va + (*done << PAGE_SHIFT), n - *done);
 	return r;
@@ -546,6 +523,8 @@ uffd_remove(struct pmap *pm, unsigned shard, uintptr_t va, frame_t hole, size_t 
 	size_t exclusive = SIZE_MAX; /* the page that was made so last */
 	int r = 0;
 
+	if (shard == PMAP_POOL)
+		return pool_remove(u, va, hole, n, done);
 	*done = 0;
 	while (*done < n) {
 		const size_t off = *done;
@@ -554,8 +533,8 @@ uffd_remove(struct pmap *pm, unsigned shard, uintptr_t va, frame_t hole, size_t 
 
 		r = -EINVAL;
 		if (has(u, UP_MASK_MOVE))
-			r = install(install_move, u->stage_fd, dst + (off << PAGE_SHIFT), src,
-				    n - off, &k);
+			r = uffd_install(install_move, u->stage_fd, dst + (off << PAGE_SHIFT), src,
+					 n - off, &k);
 		*done += k;
 		if (r == -EBUSY && exclusive != *done &&
 		    make_exclusive(va + (*done << PAGE_SHIFT))) {
@@ -577,8 +556,8 @@ uffd_remove(struct pmap *pm, unsigned shard, uintptr_t va, frame_t hole, size_t 
 }
 
 /* What a region's VMA has besides its protection.  mlockall(MCL_FUTURE) may have locked it. */
-static int
-region_register(int fd, uintptr_t va, size_t len, uint64_t mode)
+int
+uffd_register(int fd, uintptr_t va, size_t len, uint64_t mode)
 {
 	struct uffdio_register reg = { .range = { .start = va, .len = len }, .mode = mode };
 
@@ -593,19 +572,26 @@ region_register(int fd, uintptr_t va, size_t len, uint64_t mode)
 	return 0;
 }
 
-/* Registered before it is accessible, so no page can get in unseen. */
+static const struct backing anonymous = { .fd = -1 };
+
 static int
-region_map(int fd, uintptr_t hint, bool fixed, size_t len, int prot, uint64_t mode, uintptr_t *va)
+backing_flags(const struct backing *b)
+{
+	return MAP_NORESERVE | (b->fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED);
+}
+
+/* Registered before it is accessible, so no page can get in unseen. */
+int
+uffd_region_map(const struct backing *b, int fd, uintptr_t hint, bool fixed, size_t len, int prot,
+		uint64_t mode, uintptr_t *va)
 {
 	void *p = mmap((void *)hint, len, PROT_NONE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE |
-			       (fixed ? MAP_FIXED_NOREPLACE : 0),
-		       -1, 0);
+		       backing_flags(b) | (fixed ? MAP_FIXED_NOREPLACE : 0), b->fd, b->offset);
 	int r;
 
 	if (p == MAP_FAILED)
 		return -errno;
-	r = region_register(fd, (uintptr_t)p, len, mode);
+	r = uffd_register(fd, (uintptr_t)p, len, mode);
 	if (r == 0 && mprotect(p, len, prot) < 0)
 		r = -errno;
 	if (r < 0)
@@ -621,17 +607,18 @@ uffd_map(struct pmap *pm, uintptr_t hint, bool fixed, size_t len, int prot, unsi
 {
 	if (prot & PROT_WRITE)
 		prot |= PROT_READ;
-	return region_map(to_uffd(pm)->fd[shard], hint, fixed, len, prot,
-			  UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, va);
+	return uffd_region_map(&anonymous, to_uffd(pm)->fd[shard], hint, fixed, len, prot,
+			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, va);
 }
 
 static int
 uffd_unmap(struct pmap *pm, uintptr_t va, size_t len, unsigned shard)
 {
-	if (munmap((void *)va, len) < 0)
-		return -errno;
-	uffd_wake(pm, shard, va, len >> PAGE_SHIFT);
-	return 0;
+	const int r = places_unmap(to_uffd(pm), va, len, shard);
+
+	if (r == 0)
+		uffd_wake(pm, shard, va, len >> PAGE_SHIFT);
+	return r;
 }
 
 static int
@@ -754,6 +741,19 @@ lose_locked(struct uffd_pmap *u, uintptr_t va)
 	return lost_map(u, va, v.prot);
 }
 
+int
+uffd_lose(struct uffd_pmap *u, uintptr_t va)
+{
+	int r;
+
+	if (u->maps_fd < 0 || u->lost_fd < 0)
+		return -ENOTSUP;
+	pthread_mutex_lock(&u->vmas);
+	r = lose_locked(u, va);
+	pthread_mutex_unlock(&u->vmas);
+	return r;
+}
+
 static int
 uffd_poison(struct pmap *pm, unsigned shard, uintptr_t va)
 {
@@ -762,16 +762,14 @@ uffd_poison(struct pmap *pm, unsigned shard, uintptr_t va)
 	unsigned again = 0;
 	int r;
 
+	if (shard == PMAP_POOL)
+		return pool_poison(u, va);
 	if (has(u, UP_MASK_POISON)) {
 		do {
 			r = ioctl(u->fd[shard], UFFDIO_POISON, &p) < 0 ? -errno : 0;
 		} while (r == -EAGAIN && ++again < EAGAIN_MAX);
-	} else if (u->maps_fd < 0 || u->lost_fd < 0) {
-		r = -ENOTSUP;
 	} else {
-		pthread_mutex_lock(&u->vmas);
-		r = lose_locked(u, va);
-		pthread_mutex_unlock(&u->vmas);
+		r = uffd_lose(u, va);
 	}
 	uffd_wake(pm, shard, va, 1);
 	return r;
@@ -786,34 +784,37 @@ uffd_poison(struct pmap *pm, unsigned shard, uintptr_t va)
  * => u->vmas is held.  On failure the page is lost as before.
  */
 static int
-lost_unmap(struct uffd_pmap *u, unsigned shard, uintptr_t va, int prot)
+lost_unmap(struct uffd_pmap *u, const struct backing *b, int fd, uintptr_t va, int prot)
 {
 	int r;
 
-	if (mmap((void *)va, PAGE_SIZE, prot,
-		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
+	if (mmap((void *)va, PAGE_SIZE, prot, backing_flags(b) | MAP_FIXED, b->fd, b->offset) ==
+	    MAP_FAILED)
 		return -errno;
-	r = region_register(u->fd[shard], va, PAGE_SIZE,
-			    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
+	r = uffd_register(fd, va, PAGE_SIZE,
+			  UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP);
 	if (r == 0)
-		r = drop_pages(va, 1);
+		r = uffd_drop_pages(va, 1);
 	if (r < 0)
 		lost_map(u, va, prot);
 	return r;
 }
 
-static int
-find_lost(struct uffd_pmap *u, unsigned shard, uintptr_t va, size_t n)
+/* => of a file, b->offset is that of va, and what has got into it meanwhile is for the caller to drop. */
+int
+uffd_find_lost(struct uffd_pmap *u, const struct backing *b, int fd, uintptr_t va, size_t n)
 {
-	const uintptr_t end = va + (n << PAGE_SHIFT);
+	const uintptr_t start = va, end = va + (n << PAGE_SHIFT);
 	struct vma v;
 	int r;
 
 	pthread_mutex_lock(&u->vmas);
 	while ((r = vma_find(u, va, end, true, &v)) == 0) {
+		const struct backing at = { b->fd, b->offset + (off_t)(v.start - start) };
+
 		/* One page each: they all map offset 0, so neighbours do not merge. */
 		assert(v.end - v.start == PAGE_SIZE);
-		r = lost_unmap(u, shard, v.start, v.prot);
+		r = lost_unmap(u, &at, fd, v.start, v.prot);
 		if (r < 0)
 			break;
 		va = v.end;
@@ -826,19 +827,21 @@ static int
 uffd_discard(struct pmap *pm, unsigned shard, uintptr_t va, size_t n)
 {
 	struct uffd_pmap *u = to_uffd(pm);
-	int r = drop_pages(va, n); /* takes UFFDIO_POISON's markers along */
+	int r;
 
+	if (shard == PMAP_POOL)
+		return pool_discard(u, va, n);
+	r = uffd_drop_pages(va, n); /* takes UFFDIO_POISON's markers along */
 	/* Reading maps takes as long as there are VMAs; whether all is registered is one call. */
 	if (r == 0 && atomic_load(&u->lost_mapped) &&
 	    write_protect(u->fd[shard], va, n, false) == -ENOENT)
-		r = find_lost(u, shard, va, n);
+		r = uffd_find_lost(u, &anonymous, u->fd[shard], va, n);
 	return r;
 }
 
-static unsigned
-uffd_faults(struct pmap *pm, unsigned shard, struct pmap_fault *buf, unsigned max)
+unsigned
+uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max)
 {
-	const int fd = to_uffd(pm)->fd[shard];
 	struct uffd_msg msg[16];
 	unsigned n = 0;
 
@@ -853,8 +856,10 @@ uffd_faults(struct pmap *pm, unsigned shard, struct pmap_fault *buf, unsigned ma
 		for (size_t i = 0; i < (size_t)got / sizeof msg[0]; i++) {
 			const uint64_t flags = msg[i].arg.pagefault.flags;
 
-			/* No event was asked for. */
-			assert(msg[i].event == UFFD_EVENT_PAGEFAULT);
+			/* We ask for no event; what another process opened may have. */
+			assert(shard > PMAP_POOL || msg[i].event == UFFD_EVENT_PAGEFAULT);
+			if (msg[i].event != UFFD_EVENT_PAGEFAULT)
+				continue;
 			buf[n++] = (struct pmap_fault){
 				.va = (uintptr_t)msg[i].arg.pagefault.address & ~PAGE_MASK,
 				.shard = shard,
@@ -864,6 +869,21 @@ uffd_faults(struct pmap *pm, unsigned shard, struct pmap_fault *buf, unsigned ma
 		}
 		if ((size_t)got < want)
 			break;
+	}
+	return n;
+}
+
+/* A quarter of the room is kept for spaces: faults of our own that never end do not starve theirs. */
+static unsigned
+uffd_faults(struct pmap *pm, unsigned shard, struct pmap_fault *buf, unsigned max)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	const bool spaces = atomic_load(&u->pools.nattached) > 0;
+	unsigned n = uffd_read_faults(u->fd[shard], shard, buf, spaces ? max - max / 4 : max);
+
+	if (spaces) {
+		n += space_faults(u, shard, buf + n, max - n);
+		n += uffd_read_faults(u->fd[shard], shard, buf + n, max - n);
 	}
 	return n;
 }
@@ -890,6 +910,7 @@ uffd_destroy(struct pmap *pm)
 		munmap(u->zeros, CLUSTER_MAX * PAGE_SIZE);
 	for (unsigned i = 0; i < pm->nshards; i++)
 		close_if_open(u->fd[i]);
+	pools_fini(u);
 	close_if_open(u->stage_fd);
 	close_if_open(u->mem_fd);
 	close_if_open(u->pagemap_fd);
@@ -915,13 +936,16 @@ static const struct pmap_ops uffd_ops = {
 	.frame_new = uffd_frame_new,
 	.frame_drop = uffd_frame_drop,
 	.faults = uffd_faults,
+	.pool_create = pool_create,
+	.pool_destroy = pool_destroy,
+	.pool_map = pool_map,
+	.pool_referenced = pool_referenced,
+	.pool_populate = pool_populate,
+	.space_create = space_create,
+	.space_destroy = space_destroy,
+	.space_attach = space_attach,
+	.space_detach = space_detach,
 	.destroy = uffd_destroy,
-};
-
-/* A way to open a userfaultfd. */
-struct door {
-	bool dev;	/* /dev/userfaultfd; else the system call */
-	bool user_only; /* without faults from inside system calls */
 };
 
 static int
@@ -997,7 +1021,7 @@ door_find(struct door *door, uint64_t *features, uint64_t mask, const struct log
 	return 0;
 }
 
-static int
+int
 uffd_open(const struct door *door, uint64_t features)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = features };
@@ -1036,6 +1060,8 @@ features_used(const struct door *door, uint64_t found, uint64_t mask)
 		use |= UP_MASK_MOVE;
 	if (found & UFFD_FEATURE_POISON)
 		use |= UP_MASK_POISON;
+	if (found & UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
+		use |= UP_MASK_SHARED;
 	if (door->dev)
 		use |= UP_MASK_DEV_UFFD;
 	if (!door->user_only)
@@ -1043,25 +1069,36 @@ features_used(const struct door *door, uint64_t found, uint64_t mask)
 	return use & ~mask;
 }
 
-/* Descriptors and address space; what was opened on failure, uffd_destroy() closes. */
-static int
-uffd_set_up(struct uffd_pmap *u, const struct door *door, const struct logger *log)
+static uint64_t
+features_asked(const struct uffd_pmap *u)
 {
-	struct uffdio_zeropage zero = { .range = { .len = PAGE_SIZE } };
 	uint64_t api = UFFD_FEATURE_PAGEFAULT_FLAG_WP;
-	uintptr_t stage = 0;
-	void *zeros;
-	int r;
 
 	if (has(u, UP_MASK_MOVE))
 		api |= UFFD_FEATURE_MOVE;
 	if (has(u, UP_MASK_POISON))
 		api |= UFFD_FEATURE_POISON;
+	if (has(u, UP_MASK_SHARED))
+		api |= UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+	return api;
+}
+
+/* Descriptors and address space; what was opened on failure, uffd_destroy() closes. */
+static int
+uffd_set_up(struct uffd_pmap *u, const struct logger *log)
+{
+	struct uffdio_zeropage zero = { .range = { .len = PAGE_SIZE } };
+	uintptr_t stage = 0;
+	void *zeros;
+	int r;
+
 	for (unsigned i = 0; i < u->pmap.nshards; i++)
-		if ((u->fd[i] = uffd_open(door, api)) < 0)
+		if ((u->fd[i] = uffd_open(&u->door, u->api)) < 0)
 			return u->fd[i];
-	if ((u->stage_fd = uffd_open(door, api)) < 0)
+	if ((u->stage_fd = uffd_open(&u->door, u->api)) < 0)
 		return u->stage_fd;
+	if (has(u, UP_MASK_SHARED) && (r = pools_init(u, log)) < 0)
+		return r;
 
 	u->mem_fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
 	u->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -1082,8 +1119,9 @@ uffd_set_up(struct uffd_pmap *u, const struct door *door, const struct logger *l
 	if (zeros == MAP_FAILED)
 		return -errno;
 	u->zeros = zeros;
-	r = region_map(u->stage_fd, 0, false, ((size_t)u->pmap.nstage + 1) << PAGE_SHIFT,
-		       PROT_READ | PROT_WRITE, UFFDIO_REGISTER_MODE_MISSING, &stage);
+	r = uffd_region_map(&anonymous, u->stage_fd, 0, false,
+			    ((size_t)u->pmap.nstage + 1) << PAGE_SHIFT, PROT_READ | PROT_WRITE,
+			    UFFDIO_REGISTER_MODE_MISSING, &stage);
 	if (r < 0)
 		return r;
 	u->pmap.stage = (char *)stage;
@@ -1091,6 +1129,20 @@ uffd_set_up(struct uffd_pmap *u, const struct door *door, const struct logger *l
 	u->occupied = stage + ((size_t)u->pmap.nstage << PAGE_SHIFT);
 	zero.range.start = u->occupied;
 	return ioctl(u->stage_fd, UFFDIO_ZEROPAGE, &zero) < 0 ? -errno : 0;
+}
+
+static void
+ops_without_pools(struct pmap_ops *ops)
+{
+	ops->pool_create = NULL;
+	ops->pool_destroy = NULL;
+	ops->pool_map = NULL;
+	ops->pool_referenced = NULL;
+	ops->pool_populate = NULL;
+	ops->space_create = NULL;
+	ops->space_destroy = NULL;
+	ops->space_attach = NULL;
+	ops->space_detach = NULL;
 }
 
 int
@@ -1104,7 +1156,7 @@ pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t ma
 	int r;
 
 	*pm = NULL;
-	assert(nstage > 0 && nshards > 0);
+	assert(nstage > 0 && nshards > 0 && nshards < PMAP_POOL);
 	if (uname(&un) < 0)
 		return -errno;
 	r = check_release(&un, log);
@@ -1115,28 +1167,36 @@ pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t ma
 	u = calloc(1, sizeof *u + nshards * sizeof u->fd[0]);
 	if (u == NULL)
 		return -ENOMEM;
-	u->pmap.ops = &uffd_ops;
+	u->ops = uffd_ops;
+	u->pmap.ops = &u->ops;
+	u->door = door;
 	u->pmap.nstage = nstage;
 	u->pmap.nshards = nshards;
 	u->pmap.headroom = CLUSTER_MAX * PAGE_SIZE;
 	u->pmap.features = features_used(&door, found, mask);
+	u->api = features_asked(u);
 	u->stage_fd = u->mem_fd = u->pagemap_fd = u->maps_fd = u->lost_fd = -1;
 	for (unsigned i = 0; i < nshards; i++)
 		u->fd[i] = -1;
 	sem_init(&u->copies, 0, COPY_TICKETS);
 	pthread_mutex_init(&u->vmas, NULL);
 
-	r = uffd_set_up(u, &door, log);
+	if (!has(u, UP_MASK_SHARED))
+		ops_without_pools(&u->ops);
+	r = uffd_set_up(u, log);
 	if (r < 0) {
 		log_line(log, UP_LOG_ERROR, "cannot set up userfaultfd: %s", strerror(-r));
 		uffd_destroy(&u->pmap);
 		return r;
 	}
-	log_line(log, UP_LOG_INFO, "Linux %s, userfaultfd by %s%s; pages are %s; lost pages by %s",
+	log_line(log, UP_LOG_INFO,
+		 "Linux %s, userfaultfd by %s%s; pages are %s; lost pages by %s; "
+		 "shared memory: %s",
 		 un.release, door.dev ? "/dev/userfaultfd" : "system call",
 		 door.user_only ? " (user mode only)" : "",
 		 has(u, UP_MASK_MOVE) ? "moved" : "copied",
-		 has(u, UP_MASK_POISON) ? "UFFDIO_POISON" : "an empty file");
+		 has(u, UP_MASK_POISON) ? "UFFDIO_POISON" : "an empty file",
+		 has(u, UP_MASK_SHARED) ? "yes" : "no");
 	*pm = &u->pmap;
 	return 0;
 }

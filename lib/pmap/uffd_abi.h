@@ -22,6 +22,10 @@
 #define UFFD_USER_MODE_ONLY 1
 #endif
 
+#ifndef UFFD_FEATURE_WP_HUGETLBFS_SHMEM /* Linux 5.19 */
+#define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1 << 12)
+#endif
+
 #ifndef UFFD_FEATURE_POISON /* Linux 6.6 */
 #define UFFD_FEATURE_POISON (1 << 14)
 #endif
@@ -53,6 +57,11 @@ struct uffdio_poison {
 	__u64 mode;
 	__s64 updated; /* out: bytes poisoned, or a negative errno */
 };
+#endif
+
+#ifndef MADV_POPULATE_READ /* Linux 5.14 */
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
 #endif
 
 #ifndef MADV_DONTNEED_LOCKED /* Linux 5.18 */
