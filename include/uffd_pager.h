@@ -309,8 +309,36 @@ UP_API int up_wire(struct up_runtime *rt, void *addr, size_t length);
  */
 UP_API int up_unwire(struct up_runtime *rt, void *addr, size_t length);
 
+/* What a forked child gets of a range. */
+enum up_inherit {
+	UP_INHERIT_NONE = 0, /* nothing: touching it there is SIGSEGV (the default) */
+	UP_INHERIT_COPY, /* a copy of what it is at fork(); what either writes from then on is its own */
+	UP_INHERIT_SHARE /* the same memory; UP_SHARED mappings only */
+};
+
+/*
+ * What children that this process forks from now on get of a range, at the same addresses.  The runtime in this process serves
+ * their faults, and what they have is within its memory limit and its swap: a fork() promises as much as up_clone() of all
+ * that is copied.  If that is not to be had, or a page is pinned or wired as for up_clone(), the child gets none of it, and
+ * the log says so.  A child may fork again.  Its calls into this library still say -ECHILD.
+ *
+ * fork() waits like up_clone() does, and copies no data; the copy is what memory is at the instant of the fork, for all threads.
+ * It has to be the C library's fork(): a child of a bare clone() has none of the ranges.  They are gone after exec().
+ * A page that the child touches costs a copy to another process, a few microseconds more than in this one.
+ *
+ * When this process ends, is killed, or destroys the runtime, what the child has in memory stays as it is, and a page
+ * that it would have to be brought is SIGBUS.  A thread in the child, created by fork(), sees to that.  So a daemon forks first, and
+ * creates its runtimes afterwards.
+ *
+ * -EINVAL  a bad range or value.         -ENOMEM  part of the range is not mapped through `rt`, or no room.
+ * -ENOTSUP SHARE of a private mapping, COPY of a shared one of a named object, or neither is to be had on this kernel
+ *          (UP_MASK_SHARED).
+ */
+UP_API int up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inherit);
+
 /* up_residency() bits */
-#define UP_PAGE_MAPPED (1u << 0)  /* in the page table: a touch costs nothing */
+/* In the page table: a touch costs nothing.  Of a shared mapping: a fault of the kernel's own at most. */
+#define UP_PAGE_MAPPED (1u << 0)
 #define UP_PAGE_STAGED (1u << 1)  /* in memory: a touch is a soft fault */
 #define UP_PAGE_SWAPPED (1u << 2) /* has a copy in swap, maybe of older content if it is mapped */
 #define UP_PAGE_LOST (1u << 3)	  /* a touch is SIGBUS */

@@ -573,6 +573,7 @@ growth_link(struct pager *p, struct map_entry *last, struct growth *g)
 	e->offset = g->first;
 	e->prot = last->prot;
 	e->advice = last->advice;
+	e->inherit = last->inherit;
 	e->flags = last->flags;
 	e->shard = last->shard;
 	e->serial = last->serial;

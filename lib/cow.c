@@ -16,25 +16,16 @@
 #include <errno.h>
 #include <string.h>
 
-#include "runtime.h"
+#include "cow.h"
 
 /* Pauses of 1, 2, 4 ... ms: half a second in all. */
 #define FREEZE_TRIES 9
 
-/* One object to part, and its copy. */
-struct part {
-	struct object *from;
-	uint64_t first, n; /* what is copied */
-	struct object *copy;
-	struct object
-		*under; /* ready to take what `from` has, once for each of these; NULL once used */
-	struct map_entry *entry; /* of the copy; NULL if it is not mapped */
-};
-
-static void
+void
 part_abandon(struct pager *p, struct part *part)
 {
-	part->from->parting = false;
+	if (part->from != NULL)
+		part->from->parting = false;
 	if (part->entry != NULL)
 		entry_free(p, part->entry);
 	if (part->under != NULL)
@@ -43,8 +34,7 @@ part_abandon(struct pager *p, struct part *part)
 		object_unref(part->copy);
 }
 
-/* Everything that may fail but for pages that can not be moved. */
-static int
+int
 part_prepare(struct up_runtime *rt, const char *call, struct part *part)
 {
 	struct object *from = part->from;
@@ -94,14 +84,11 @@ bring_out(struct pager *p, struct object *o)
 }
 
 /*
- * Stop everybody, and take out what is in regions.  A page that is pinned for I/O has to stay until that has ended: its
- * bytes go into the memory that was pinned, and the region must have them.  The I/O itself may wait for a fault, so
- * faults go on between attempts.
- *
- * => 0: frozen.  Else: not, and why.
+ * A page that is pinned for I/O has to stay until that has ended: its bytes go into the memory that was pinned, and the region
+ * must have them.  The I/O itself may wait for a fault, so faults go on between attempts.
  */
-static int
-freeze(struct pager *p, const char *call, const struct part part[], size_t n)
+int
+parts_freeze(struct pager *p, const char *call, const struct part part[], size_t n)
 {
 	for (unsigned tries = 0;; tries++) {
 		int r = 0;
@@ -145,29 +132,45 @@ part_take(struct part *part)
 	}
 }
 
-/* 0, or why everything is as before: the parts are still to be abandoned. */
-static int
-part_all(struct pager *p, const char *call, struct part part[], size_t n)
+void
+parts_take(struct part part[], size_t n, struct map *map)
 {
-	int r = freeze(p, call, part, n);
-
-	if (r < 0)
-		return r;
-	pthread_rwlock_wrlock(&p->map.lock);
 	for (size_t i = 0; i < n; i++) {
-		part[i].from->parting = false;
-		part_take(&part[i]);
+		if (part[i].from != NULL) {
+			part[i].from->parting = false;
+			part_take(&part[i]);
+		}
 		if (part[i].entry != NULL) {
-			r = map_insert(&p->map, part[i].entry);
-			assert(r == 0); /* the kernel gave us free addresses */
+			const int r = map_insert(map, part[i].entry);
+
+			assert(r == 0); /* the addresses are free */
+			(void)r;
 		}
 	}
-	pthread_rwlock_unlock(&p->map.lock);
-	chain_thaw(p);
+}
+
+void
+parts_done(struct part part[], size_t n)
+{
 	for (size_t i = 0; i < n; i++) {
 		if (part[i].under != NULL)
 			object_unref(part[i].under);
 	}
+}
+
+/* 0, or why everything is as before: the parts are still to be abandoned. */
+static int
+part_all(struct pager *p, const char *call, struct part part[], size_t n)
+{
+	const int r = parts_freeze(p, call, part, n);
+
+	if (r < 0)
+		return r;
+	pthread_rwlock_wrlock(&p->map.lock);
+	parts_take(part, n, &p->map);
+	pthread_rwlock_unlock(&p->map.lock);
+	chain_thaw(p);
+	parts_done(part, n);
 	return 0;
 }
 
@@ -189,10 +192,21 @@ cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uint64_
 
 /* --- up_clone --- */
 
-/*
- * One part for each entry of the range, which is covered.  In wired memory: what malloc() gives could itself be
- * paged, even be what is cloned, and nobody can touch that while it is.  Returns how many; 0: no memory.
- */
+/* What malloc() gives could itself be paged, even be what is cloned. */
+struct part *
+parts_alloc(struct pager *p, struct wired_array *mem, size_t n)
+{
+	if (wired_array_init(mem, &p->arena, sizeof(struct part), n) < 0)
+		return NULL;
+	if (wired_array_grow(mem, n) == 0 ||
+	    (runtime_reclaim(p, round_up(n * sizeof(struct part), PAGE_SIZE)) == 0 &&
+	     wired_array_grow(mem, n) == 0))
+		return mem->base;
+	wired_array_fini(mem);
+	return NULL;
+}
+
+/* One part for each entry of the range, which is covered.  Returns how many; 0: no memory. */
 static size_t
 parts_of(struct pager *p, uintptr_t start, uintptr_t end, struct wired_array *mem,
 	 struct part **parts)
@@ -202,15 +216,9 @@ parts_of(struct pager *p, uintptr_t start, uintptr_t end, struct wired_array *me
 
 	for (e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
 		n++;
-	if (wired_array_init(mem, &p->arena, sizeof **parts, n) < 0)
+	*parts = parts_alloc(p, mem, n);
+	if (*parts == NULL)
 		return 0;
-	if (wired_array_grow(mem, n) < 0 &&
-	    (runtime_reclaim(p, round_up(n * sizeof **parts, PAGE_SIZE)) < 0 ||
-	     wired_array_grow(mem, n) < 0)) {
-		wired_array_fini(mem);
-		return 0;
-	}
-	*parts = mem->base;
 	for (e = map_first_from(&p->map, start); i < n; e = e->next, i++) {
 		const uintptr_t from = MAX(start, e->start);
 
@@ -258,6 +266,7 @@ place(struct pager *p, uintptr_t start, size_t length, struct part part[], size_
 		copy->prot = e->prot;
 		copy->flags = UP_PRIVATE | (e->flags & UP_NORESERVE);
 		copy->advice = e->advice;
+		copy->inherit = e->inherit;
 		copy->shard = shard;
 		copy->serial = ++p->next_serial;
 		r = i == 0 ? 0 : p->pmap->ops->protect(p->pmap, copy->start, len, copy->prot);

@@ -50,8 +50,8 @@ real_engine_create(void *ctx, struct io_engine **e, struct pager *p, unsigned se
 		   unsigned depth, uint64_t mask)
 {
 	(void)ctx;
-	return io_engine_uring_create(e, &p->swap, pmap_uffd_fd(p->pmap, service), -1, depth, mask,
-				      &p->log);
+	return io_engine_uring_create(e, &p->swap, pmap_uffd_fd(p->pmap, service),
+				      pmap_uffd_more_fd(p->pmap, service), depth, mask, &p->log);
 }
 
 /* sysmem_ops with a way to make room; filled in by up_runtime_create(). */
@@ -389,6 +389,7 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	if (r < 0)
 		goto free_pmap;
 	heaps_init(&rt->heaps, &p->arena);
+	zone_init(&p->space_zone, &p->arena, "space", sizeof(struct space), NULL, NULL);
 	zone_init(&p->place_zone, &p->arena, "place", MAX(p->pmap->place_size, 16), NULL, NULL);
 	p->pmap->places = &p->place_zone;
 	p->overhead = b->idle == NULL ? p->nservices * THREAD_OVERHEAD : 0;
@@ -429,6 +430,7 @@ free_services:
 	budget_uncharge(&p->budget, p->overhead);
 fini_heaps:
 	zone_fini(&p->place_zone);
+	zone_fini(&p->space_zone);
 	heaps_fini(&rt->heaps, p);
 	arena_fini(&p->arena);
 free_pmap:
@@ -987,7 +989,8 @@ entry_unmap(struct pager *p, const struct map_entry *e)
 	/* Not after split(); but if it should be, nobody may wait there for a page that never comes. */
 	log_line(&p->log, UP_LOG_ERROR, "unmapping %#lx-%#lx: %s", (unsigned long)e->start,
 		 (unsigned long)e->end, strerrorname_np(-r));
-	p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_NONE);
+	if (e->shard < p->nservices) /* ours, not a child's */
+		p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_NONE);
 	p->pmap->ops->wake(p->pmap, e->shard, e->start, (e->end - e->start) >> PAGE_SHIFT);
 }
 
@@ -1482,6 +1485,7 @@ up_runtime_destroy(struct up_runtime *rt)
 	if (rt == NULL || foreign(rt))
 		return;
 	p = &rt->p;
+	forks_stop(rt);
 	if (p->idle == NULL)
 		stop_threads(p, p->nservices);
 	else
@@ -1528,6 +1532,7 @@ up_runtime_destroy(struct up_runtime *rt)
 	free_services(p);
 	budget_uncharge(&p->budget, p->overhead);
 	zone_fini(&p->place_zone);
+	zone_fini(&p->space_zone);
 	arena_fini(&p->arena);
 	assert(atomic_load(&p->budget.used) == 0);
 	p->pmap->ops->destroy(p->pmap);

@@ -25,6 +25,7 @@ struct up_runtime {
 	uint64_t mask;		       /* (c) features not to use */
 	bool swap_open;
 	struct heaps heaps;
+	struct forks *forks; /* fork.c; NULL: no child is to get anything */
 
 	/* starting and stopping threads */
 	pthread_mutex_t start_lock;
@@ -88,6 +89,20 @@ int object_create_handle(struct up_runtime *rt, const char *call, uint64_t npage
  */
 int cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uint64_t first,
 	       uint64_t n, struct object **copy);
+
+/*
+ * space.c: an address space for a child that is about to be forked from the one of `map`, with what it inherits.  Faults are
+ * frozen from here until the caller says chain_thaw(), which is when the fork is over.
+ * => map.change is held.  0, *sp NULL: it inherits nothing, and nothing is frozen.  -errno and a log line.
+ */
+int space_fork(struct up_runtime *rt, struct map *map, struct space **sp);
+/* Nobody runs there any more: let go of all that it has.  => map.change is held */
+void space_end(struct pager *p, struct space *sp);
+
+/* fork.c: from here on forks take along what is to be inherited.  => map.change is held.  0 or -errno and a log line. */
+int forks_start(struct up_runtime *rt);
+/* The runtime goes: children fend for themselves.  => no lock is held; all services still run */
+void forks_stop(struct up_runtime *rt);
 
 /* 0, or -ECHILD and a log line in a process other than the one that created it. */
 int check_process(const struct up_runtime *rt, const char *call);

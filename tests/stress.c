@@ -21,6 +21,7 @@
  * Alternative looked at: one lock a page, any thread does anything.  It has more freedom, but the
  * lock orders the threads, and with it go the interleavings (and the races that TSan could see).
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -32,6 +33,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -372,22 +374,55 @@ kb_field(const char *line, const char *name, uint64_t *bytes)
 	return true;
 }
 
+#define POOL_NAME "uffd-pager-pool"
+
+/* What is in files in memory, mapped or not. */
+uint64_t
+resident_pools(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	const struct dirent *e;
+	uint64_t bytes = 0;
+
+	if (d == NULL)
+		abort();
+	while ((e = readdir(d)) != NULL) {
+		char path[300], name[64];
+		struct stat st;
+		ssize_t n;
+
+		snprintf(path, sizeof path, "/proc/self/fd/%s", e->d_name);
+		n = readlink(path, name, sizeof name - 1);
+		if (n <= 0)
+			continue;
+		name[n] = '\0';
+		if (strstr(name, POOL_NAME) != NULL && stat(path, &st) == 0)
+			bytes += (uint64_t)st.st_blocks * 512;
+	}
+	closedir(d);
+	return bytes;
+}
+
 void
 resident_by_smaps(struct resident *r)
 {
 	FILE *f = fopen("/proc/self/smaps", "re");
 	uint64_t rss = 0, anon = 0;
+	bool pool = false;
 	char line[512];
 
-	*r = (struct resident){ 0 };
+	*r = (struct resident){ .pager = resident_pools() };
 	if (f == NULL)
 		abort();
 	while (fgets(line, sizeof line, f) != NULL) {
 		(void)(kb_field(line, "Rss", &rss) || kb_field(line, "Anonymous", &anon));
+		/* The first line of a mapping has its name; shared memory has been counted, once. */
+		if (strchr(line, '-') != NULL && strstr(line, " kB\n") == NULL)
+			pool = strstr(line, POOL_NAME) != NULL;
 		/* The flags are the last line of a mapping. */
 		if (strncmp(line, "VmFlags:", 8) != 0)
 			continue;
-		if (strstr(line, " dc") != NULL || strstr(line, " wf") != NULL)
+		if (!pool && (strstr(line, " dc") != NULL || strstr(line, " wf") != NULL))
 			r->pager += rss;
 		else
 			r->program += anon;
@@ -1867,7 +1902,7 @@ clerk_thread(void *arg)
 static void
 sample_budget(struct mill *m)
 {
-	uint64_t limit = m->cfg->memory, anon, mine;
+	uint64_t limit = m->cfg->memory, anon, pools, mine;
 	struct resident before, after;
 	uint64_t runtimes;
 	bool others;
@@ -1879,12 +1914,13 @@ sample_budget(struct mill *m)
 	others = atomic_load(&m->neighbours);
 	resident_by_smaps(&before);
 	anon = resident_anon();
+	pools = resident_pools();
 	resident_by_smaps(&after);
 	/* One that is there, or was there meanwhile, from its first page to its last. */
 	if (others || atomic_load(&m->neighbours) || atomic_load(&m->runtimes) != runtimes)
 		limit += NEIGHBOUR_MEMORY;
 	mine = MAX(before.program, after.program);
-	mine = anon > mine ? anon - mine : 0;
+	mine = (anon > mine ? anon - mine : 0) + pools;
 	m->samples++;
 	if (mine > limit)
 		fail(m,
@@ -1905,10 +1941,13 @@ same_activity(const struct up_stats *a, const struct up_stats *b)
 	       a->used == b->used;
 }
 
-/* Pages of [va, va + n) that the kernel has; each must be one that the pager says is mapped. */
+/*
+ * Pages of [va, va + n) that the kernel has; each must be one that the pager says is mapped.  Shared memory may also be there
+ * without being in this page table.
+ */
 static bool
-compare_pages(struct mill *m, int pagemap, uintptr_t va, size_t n, uint64_t *present, char *why,
-	      size_t size)
+compare_pages(struct mill *m, int pagemap, uintptr_t va, size_t n, bool shared, uint64_t *present,
+	      char *why, size_t size)
 {
 	uint64_t entry[512];
 	unsigned char vec[512];
@@ -1922,10 +1961,10 @@ compare_pages(struct mill *m, int pagemap, uintptr_t va, size_t n, uint64_t *pre
 		if (pread(pagemap, entry, k * 8, (off_t)(at / PAGE * 8)) != (ssize_t)(k * 8))
 			fail(m, "reading pagemap: %s", strerror(errno));
 		for (size_t j = 0; j < k; j++) {
-			const bool there = entry[j] >> 63;
+			const bool there = entry[j] >> 63, mapped = (vec[j] & UP_PAGE_MAPPED) != 0;
 
-			*present += there;
-			if (there != ((vec[j] & UP_PAGE_MAPPED) != 0)) {
+			*present += shared ? mapped : there;
+			if (shared ? there && !mapped : there != mapped) {
 				snprintf(
 					why, size,
 					"the page at %#lx is %s for the kernel, residency %#x for the pager",
@@ -1942,30 +1981,39 @@ compare_pages(struct mill *m, int pagemap, uintptr_t va, size_t n, uint64_t *pre
 static bool
 compare_all(struct mill *m, int pagemap, const struct up_stats *st, char *why, size_t size)
 {
+	const bool pools = (up_features(m->rt) & UP_MASK_SHARED) != 0;
+	bool unseen =
+		pools && m->snap_va == NULL; /* there may be shared memory that is not mapped */
 	uint64_t present = 0;
 
 	for (unsigned i = 0; i < NSHARED + m->cfg->threads; i++) {
 		const struct region *r = i < NSHARED ? &m->region[i] : &m->worker[i - NSHARED].own;
+		const bool shared = pools && (r->flags & UP_SHARED);
 
 		for (size_t g = 0; g < r->ngrains; g++) {
+			unseen |= shared && !r->grain[g].mapped;
 			if (r->grain[g].mapped &&
 			    !compare_pages(m, pagemap, atomic_load(&r->grain[g].va),
-					   grain_pages(r, &r->grain[g]), &present, why, size))
+					   grain_pages(r, &r->grain[g]), shared, &present, why,
+					   size))
 				return false;
 		}
 	}
 	for (unsigned i = 0; i < m->cfg->threads * CLONES; i++) {
 		const struct clone *c = &m->worker[i / CLONES].clone[i % CLONES];
 
-		if (c->va != 0 && !compare_pages(m, pagemap, c->va, c->n, &present, why, size))
+		if (c->va != 0 &&
+		    !compare_pages(m, pagemap, c->va, c->n, false, &present, why, size))
 			return false;
 	}
-	if (m->snap_va != NULL && !compare_pages(m, pagemap, (uintptr_t)m->snap_va,
-						 m->region[SNAPPED].npages, &present, why, size))
+	if (m->snap_va != NULL &&
+	    !compare_pages(m, pagemap, (uintptr_t)m->snap_va, m->region[SNAPPED].npages, pools,
+			   &present, why, size))
 		return false;
-	if (!compare_pages(m, pagemap, (uintptr_t)m->counters, COUNTER_PAGES, &present, why, size))
+	if (!compare_pages(m, pagemap, (uintptr_t)m->counters, COUNTER_PAGES, false, &present, why,
+			   size))
 		return false;
-	if (present * PAGE == st->resident)
+	if (present * PAGE == st->resident || (unseen && present * PAGE < st->resident))
 		return true;
 	snprintf(why, size, "the kernel has %" PRIu64 " pages of the regions, the pager %" PRIu64,
 		 present, st->resident / PAGE);

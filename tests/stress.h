@@ -99,6 +99,8 @@ struct resident {
 void resident_by_smaps(struct resident *r);
 /* RssAnon of the process, one number, right at any time. */
 uint64_t resident_anon(void);
+/* What the files in memory behind shared mappings hold, in any page table or none. */
+uint64_t resident_pools(void);
 
 /* 1: a touch of this address works; 0: SIGSEGV; -1: SIGBUS.  *value: the word there. */
 int touch_read(const void *addr, uint64_t *value);

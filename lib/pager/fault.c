@@ -1149,6 +1149,11 @@ wake_all(struct service *s)
 			p->pmap->ops->wake(p->pmap, e->shard, e->start,
 					   (e->end - e->start) >> PAGE_SHIFT);
 	}
+	for (struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
+		for (struct map_entry *e = sp->map.first; e != NULL; e = e->next)
+			p->pmap->ops->wake(p->pmap, e->shard, e->start,
+					   (e->end - e->start) >> PAGE_SHIFT);
+	}
 	pthread_rwlock_unlock(&p->map.lock);
 }
 

@@ -40,7 +40,7 @@
 #include "vm/resv.h"
 
 #define MAX_SERVICES UP_SERVICE_THREADS_MAX
-#define MSG_BATCH 32	  /* fault messages taken at a time */
+#define FAULT_BATCH 32	  /* fault messages taken at a time */
 #define PARKED_MAX 128	  /* faults that wait for room, per service */
 #define NREADS 24	  /* page-in requests in flight, per service */
 #define NWRITES 8	  /* pageout requests in flight, per service */
@@ -133,9 +133,10 @@ struct pager {
 		short_until; /* the system has no memory: do not count on the budget's room; 0: it has */
 
 	struct service *service[MAX_SERVICES];
-	unsigned nservices;	/* (c) */
-	unsigned next_shard;	/* (map.change) */
-	struct space *spaces;	/* (map.lock) of forked children */
+	unsigned nservices;   /* (c) */
+	unsigned next_shard;  /* (map.change) */
+	struct space *spaces; /* (map.lock) of forked children */
+	struct zone space_zone;
 	struct zone place_zone; /* what the pmap remembers of pools and where they are mapped */
 
 	atomic_bool fenced;	 /* a lost page is PROT_NONE, for want of a better mark */
@@ -205,7 +206,7 @@ struct service {
 	struct trace trace;
 	struct trace_slot trace_slots[TRACE_EVENTS];
 
-	struct pmap_fault msg[MSG_BATCH];
+	struct pmap_fault msg[FAULT_BATCH];
 	struct parked parked[PARKED_MAX];
 	unsigned nparked;
 	atomic_uint waiting;  /* nparked, for other threads to look at */
@@ -262,6 +263,8 @@ struct space {
 	struct space *next; /* (map.lock) */
 	unsigned shard;	    /* (c) */
 	struct map map;	    /* (map.lock) */
+	int sock;	    /* (c) once linked: to the child; fork.c */
+	bool attached;	    /* fork.c's keeper */
 };
 
 /* The entry at an address of a space, ours or a child's; NULL: none.  => map.lock */

@@ -182,13 +182,13 @@ serve(struct service *s)
 {
 	for (unsigned round = 0; round < FAULT_ROUNDS; round++) {
 		struct pmap *pm = s->p->pmap;
-		const unsigned n = pm->ops->faults(pm, s->id, s->msg, MSG_BATCH);
+		const unsigned n = pm->ops->faults(pm, s->id, s->msg, FAULT_BATCH);
 		const uint64_t t0 = n > 0 ? now_ns() : 0;
 
 		for (unsigned i = 0; i < n; i++)
 			fault_handle(s, s->msg[i].shard, s->msg[i].va, s->msg[i].write,
 				     s->msg[i].wp, t0);
-		if (n < MSG_BATCH)
+		if (n < FAULT_BATCH)
 			return false;
 	}
 	return true;

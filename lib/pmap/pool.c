@@ -532,12 +532,13 @@ pool_wake(struct uffd_pmap *u, uintptr_t va, size_t n)
 
 	pthread_rwlock_rdlock(&u->pools.lock);
 	for (; n > 0; n -= run, va += run << PAGE_SHIFT) {
-		struct pool *pool;
+		struct pool *pool = pool_at(u, va);
 
-		run = n;
-		pool = pool_run(u, va, &run, &first);
+		/* Who lets go of the last page of an object may come after the object: nobody waits there. */
 		if (pool == NULL)
 			break;
+		run = n;
+		pool_run(u, va, &run, &first);
 		each_part(u, pool, first, run, wake_part);
 	}
 	pthread_rwlock_unlock(&u->pools.lock);

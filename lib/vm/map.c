@@ -352,6 +352,7 @@ clip_at(struct map *m, uintptr_t at, struct map_entry **spare)
 	upper->offset = e->offset + ((at - e->start) >> PAGE_SHIFT);
 	upper->prot = e->prot;
 	upper->advice = e->advice;
+	upper->inherit = e->inherit;
 	upper->flags = e->flags;
 	upper->wired = e->wired;
 	upper->shard = e->shard;

@@ -46,11 +46,12 @@ struct map_entry {
 	struct object *object; /* owns a reference */
 	uint64_t offset;       /* of start in the object, pages */
 	int prot;
-	enum up_advice advice; /* NORMAL, SEQUENTIAL or RANDOM */
-	unsigned flags;	       /* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
-	unsigned wired;	       /* how often: not 0, and every page is in the page table, on WIRED */
-	unsigned shard;	       /* which uffd its VMA is registered with */
-	uint64_t serial;       /* of the up_map() that made it; halves of a split keep it */
+	enum up_advice advice;	 /* NORMAL, SEQUENTIAL or RANDOM */
+	enum up_inherit inherit; /* what a forked child gets of it */
+	unsigned flags;		 /* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
+	unsigned wired;	 /* how often: not 0, and every page is in the page table, on WIRED */
+	unsigned shard;	 /* which uffd its VMA is registered with */
+	uint64_t serial; /* of the up_map() that made it; halves of a split keep it */
 	atomic_bool unrecorded; /* a page is poisoned, and no anon says so */
 
 	struct ra_stream stream[RA_STREAMS];

@@ -1,0 +1,930 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * fork.c: fork() of a process that has regions which its children inherit.
+ *
+ *	parent: thread that forks     keeper (a thread a runtime)        child
+ *	prepare:  map.change
+ *	          space_fork(): frozen
+ *	          a socket pair
+ *	---------------------------------- fork() ----------------------------------
+ *	thaw, change released                                            userfaultfd
+ *	                                                                 maps its pools at the same addresses
+ *	                              space_attach() <---- HELLO, uffd -- registers them
+ *	                              ACK -----------------------------> accessible
+ *	                              ...                                a watcher thread
+ *	                              end of file: space_end() <-------- exit, exec, killed
+ *
+ * Faults stay frozen from the making of the copy until the fork is over: no thread can store anything to paged
+ * memory in between, so what the child sees of it and of its other memory is one instant.  These handlers are the first to
+ * be registered, so they run last before the fork and first after it.
+ *
+ * A child that forks asks our keeper to do what prepare does (FORK, which is answered with what there is to map; FORKED when it
+ * may thaw).  Should the child not come back with that, its child gets nothing.
+ *
+ * The watcher has a table of descriptors of its own, with the socket, the userfaultfd and a pidfd of the pager in it and nothing
+ * else: whatever the program closes, the socket ends when the process does, and the userfaultfd stays.  When it is the pager that
+ * goes, the watcher answers: what is in memory stays there, what is missing is SIGBUS.  Never zeros, and nobody waits for ever.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "pmap/uffd_abi.h"
+#include "runtime.h"
+
+#define KEEPER_STACK ((size_t)256 << 10)
+#define KEEPER_OVERHEAD ((size_t)64 << 10) /* charged to the limit: touched stack, this struct */
+#define WATCHER_STACK ((size_t)64 << 10)
+#define CHILDREN_MAX 4096
+#define FORK_MS 2000	/* a child that is forking is back within that */
+#define ANSWER_MS 30000 /* the pager answers within that */
+#define MSG_REGIONS 32u
+
+/* A range that a child maps. */
+struct region {
+	uint64_t va, len, offset;
+	int32_t prot;
+	int32_t fd; /* of the pool; in a message: it comes beside, in order */
+};
+
+enum msg_type { MSG_HELLO = 1, MSG_ACK, MSG_FORK, MSG_REGION, MSG_FORKED };
+
+struct msg {
+	uint32_t type;
+	int32_t status;	  /* REGION: 0, or why there are none */
+	uint32_t n, left; /* REGION: how many here, and how many are still to come */
+	struct region r[MSG_REGIONS];
+};
+
+/*
+ * What a child is to map; made before the fork, in memory that is copied by it.  In the child it stays, to know what it
+ * has mapped: a client of the pager then.
+ */
+struct ticket {
+	struct ticket *next;
+	struct up_runtime
+		*rt; /* whose: in a child, a copy of which only what is constant may be looked at */
+	size_t size; /* of the mapping that this is in */
+	int sock;    /* the child's end */
+	ino_t inode; /* its number: the program may have closed it */
+	int uffd;    /* in a client: the watcher's, as is `pager` */
+	int pager;   /* a pidfd of the pager's process */
+	bool received;	   /* the descriptors of pools are ours to close */
+	struct ticket *of; /* the client that forks; NULL: the pager's own process does */
+	size_t n;
+	struct region r[];
+};
+
+/* A runtime some of whose memory is inherited. */
+struct forks {
+	struct forks *next; /* (registry.lock) */
+	struct up_runtime *rt;
+	pthread_t keeper;
+	int kick;  /* eventfd */
+	int pidfd; /* of this process, for watchers */
+	atomic_bool stop;
+	/* (map.change) between prepare and what comes after the fork */
+	struct space *coming;
+	/* keeper */
+	struct pollfd poll[1 + CHILDREN_MAX];
+	struct space *space[1 + CHILDREN_MAX];
+	struct msg msg;
+};
+
+static struct {
+	pthread_mutex_t lock;
+	struct forks *first;	/* runtimes of this process */
+	struct ticket *clients; /* in a child: runtimes of others that serve us */
+	struct ticket *tickets; /* between prepare and what comes after the fork */
+	sigset_t old;
+} registry = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+/* --- messages --- */
+
+/* Up to MSG_REGIONS descriptors beside; MSG_DONTWAIT. */
+static int
+msg_send(int sock, const struct msg *m, const int fd[], size_t nfd)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int) * MSG_REGIONS)];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = (void *)(uintptr_t)m, .iov_len = sizeof *m };
+	struct msghdr h = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+	if (nfd > 0) {
+		struct cmsghdr *c;
+
+		memset(&control, 0, sizeof control);
+		h.msg_control = control.buf;
+		h.msg_controllen = CMSG_SPACE(sizeof(int) * nfd);
+		c = CMSG_FIRSTHDR(&h);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int) * nfd);
+		memcpy(CMSG_DATA(c), fd, sizeof(int) * nfd);
+	}
+	for (;;) {
+		const ssize_t n = sendmsg(sock, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n == (ssize_t)sizeof *m)
+			return 0;
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN) {
+			struct pollfd pf = { .fd = sock, .events = POLLOUT };
+
+			if (poll(&pf, 1, FORK_MS) > 0)
+				continue;
+			return -ETIMEDOUT;
+		}
+		return n < 0 ? -errno : -EIO;
+	}
+}
+
+/* => 0, or -errno; -ENOTCONN: it is over.  *nfd: descriptors that came, which are the caller's.  *pid: the sender's, if asked for. */
+static int
+msg_receive(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, pid_t *pid)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int) * MSG_REGIONS) + CMSG_SPACE(sizeof(struct ucred))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = m, .iov_len = sizeof *m };
+	struct msghdr h = { .msg_iov = &iov,
+			    .msg_iovlen = 1,
+			    .msg_control = control.buf,
+			    .msg_controllen = sizeof control.buf };
+	ssize_t n;
+
+	*nfd = 0;
+	do {
+		n = recvmsg(sock, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return errno == ECONNRESET ? -ENOTCONN : -errno;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&h); c != NULL; c = CMSG_NXTHDR(&h, c)) {
+		if (c->cmsg_level != SOL_SOCKET)
+			continue;
+		if (c->cmsg_type == SCM_RIGHTS) {
+			*nfd = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+			memcpy(fd, CMSG_DATA(c), *nfd * sizeof(int));
+		} else if (c->cmsg_type == SCM_CREDENTIALS && pid != NULL) {
+			struct ucred cred;
+
+			memcpy(&cred, CMSG_DATA(c), sizeof cred);
+			*pid = cred.pid;
+		}
+	}
+	if (n == (ssize_t)sizeof *m && (h.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0)
+		return 0;
+	for (size_t i = 0; i < *nfd; i++)
+		close(fd[i]);
+	*nfd = 0;
+	return n == 0 ? -ENOTCONN : -EPROTO;
+}
+
+/* The same, once there is one, within `ms`. */
+static int
+msg_await(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, int ms)
+{
+	const uint64_t end = now_ns() + (uint64_t)ms * 1000000;
+
+	for (;;) {
+		struct pollfd pf = { .fd = sock, .events = POLLIN };
+		const uint64_t now = now_ns();
+		int r;
+
+		if (now >= end)
+			return -ETIMEDOUT;
+		r = poll(&pf, 1, (int)((end - now) / 1000000) + 1);
+		if (r < 0 && errno != EINTR)
+			return -errno;
+		if (r <= 0)
+			continue;
+		r = msg_receive(sock, m, fd, nfd, NULL);
+		if (r != -EAGAIN)
+			return r;
+	}
+}
+
+/* --- what the child is told --- */
+
+static struct ticket *
+ticket_alloc(struct up_runtime *rt, size_t n)
+{
+	const size_t size = round_up(sizeof(struct ticket) + n * sizeof(struct region), PAGE_SIZE);
+	struct ticket *t =
+		mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (t == MAP_FAILED)
+		return NULL;
+	t->rt = rt;
+	t->size = size;
+	t->sock = t->uffd = t->pager = -1;
+	return t;
+}
+
+static void
+ticket_free(struct ticket *t)
+{
+	for (size_t i = 0; i < t->n && t->received; i++)
+		close(t->r[i].fd);
+	munmap(t, t->size);
+}
+
+static struct region
+region_of(struct pager *p, const struct map_entry *e)
+{
+	const struct place place = entry_place(e, e->start);
+	struct region rg = { .va = e->start, .len = e->end - e->start, .prot = e->prot };
+
+	rg.fd = pmap_uffd_pool_fd(p->pmap, place.va, &rg.offset);
+	return rg;
+}
+
+/* --- in the pager's process: the keeper --- */
+
+/* Nobody runs there any more.  => map.change is held */
+static void
+end(struct pager *p, struct space *sp)
+{
+	p->pmap->ops->space_detach(p->pmap, sp->shard);
+	/* Other children may have a copy of the descriptor; this ends it for all of them. */
+	shutdown(sp->sock, SHUT_RDWR);
+	close(sp->sock);
+	space_end(p, sp);
+}
+
+static void
+end_child(struct pager *p, struct space *sp)
+{
+	sigset_t old;
+
+	change_begin(p, &old);
+	end(p, sp);
+	change_end(p, &old);
+}
+
+/* What there is to map in `sp`, to the child that is about to fork it.  0 or -errno. */
+static int
+tell_regions(struct forks *f, int sock, const struct space *sp)
+{
+	struct msg *m = &f->msg;
+	size_t left = sp->map.n;
+	const struct map_entry *e = sp->map.first;
+
+	while (left > 0) {
+		int fd[MSG_REGIONS];
+		int r;
+
+		*m = (struct msg){ .type = MSG_REGION };
+		for (; e != NULL && m->n < MSG_REGIONS; e = e->next, m->n++) {
+			m->r[m->n] = region_of(&f->rt->p, e);
+			fd[m->n] = m->r[m->n].fd;
+		}
+		left -= m->n;
+		m->left = (uint32_t)left;
+		r = msg_send(sock, m, fd, m->n);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* A child forks.  Its own child's end of a socket is with it, ours came with the message. */
+static void
+fork_of_child(struct forks *f, struct space *parent, int sock)
+{
+	struct pager *p = &f->rt->p;
+	struct space *sp = NULL;
+	sigset_t old;
+	size_t nfd;
+	int fd[MSG_REGIONS], r;
+
+	change_begin(p, &old);
+	r = space_fork(f->rt, &parent->map, &sp);
+	if (sp == NULL) {
+		const struct msg none = { .type = MSG_REGION, .status = r };
+
+		msg_send(parent->sock, &none, NULL, 0);
+		change_end(p, &old);
+		close(sock);
+		return;
+	}
+	sp->sock = sock;
+	r = tell_regions(f, parent->sock, sp);
+	if (r == 0)
+		r = msg_await(parent->sock, &f->msg, fd, &nfd, FORK_MS);
+	if (r == 0) {
+		for (size_t i = 0; i < nfd; i++)
+			close(fd[i]);
+		if (f->msg.type != MSG_FORKED)
+			r = -EPROTO;
+	}
+	chain_thaw(p);
+	if (r < 0) {
+		log_line(
+			&p->log, UP_LOG_WARNING,
+			"a child was forking and did not come back: %s; its child has no paged memory",
+			strerrorname_np(-r));
+		end(p, sp);
+	}
+	change_end(p, &old);
+}
+
+static void
+heard(struct forks *f, struct space *sp)
+{
+	struct pager *p = &f->rt->p;
+	int fd[MSG_REGIONS], r;
+	pid_t pid = 0;
+	size_t nfd;
+
+	r = msg_receive(sp->sock, &f->msg, fd, &nfd, &pid);
+	if (r == -EAGAIN)
+		return;
+	if (r == 0 && f->msg.type == MSG_HELLO && nfd == 1 && !sp->attached) {
+		nfd = 0;
+		r = p->pmap->ops->space_attach(p->pmap, sp->shard, fd[0], pid);
+		if (r == 0) {
+			const struct msg ack = { .type = MSG_ACK };
+
+			sp->attached = true;
+			r = msg_send(sp->sock, &ack, &f->pidfd, 1);
+		}
+	} else if (r == 0 && f->msg.type == MSG_FORK && nfd == 1) {
+		nfd = 0;
+		fork_of_child(f, sp, fd[0]);
+	} else if (r == 0 && f->msg.type != MSG_FORKED) { /* that may come too late */
+		r = -EPROTO;
+	}
+	for (size_t i = 0; i < nfd; i++)
+		close(fd[i]);
+	if (r == 0)
+		return;
+	if (r != -ENOTCONN)
+		log_line(&p->log, UP_LOG_ERROR, "a forked child: %s; it is served no more",
+			 strerrorname_np(-r));
+	end_child(p, sp);
+}
+
+static void *
+keep(void *arg)
+{
+	struct forks *f = arg;
+	struct pager *p = &f->rt->p;
+
+	while (!atomic_load(&f->stop)) {
+		uint64_t count;
+		nfds_t n = 1;
+
+		f->poll[0] = (struct pollfd){ .fd = f->kick, .events = POLLIN };
+		pthread_rwlock_rdlock(&p->map.lock);
+		for (struct space *sp = p->spaces; sp != NULL && n < ARRAY_SIZE(f->poll);
+		     sp = sp->next) {
+			f->space[n] = sp;
+			f->poll[n++] = (struct pollfd){ .fd = sp->sock, .events = POLLIN };
+		}
+		pthread_rwlock_unlock(&p->map.lock);
+		if (poll(f->poll, n, -1) < 0)
+			continue;
+		if (f->poll[0].revents != 0 && read(f->kick, &count, sizeof count) < 0)
+			assert(errno == EAGAIN);
+		/* Only we end spaces, each at its own turn: the others stay. */
+		for (nfds_t i = 1; i < n && !atomic_load(&f->stop); i++) {
+			if (f->poll[i].revents != 0)
+				heard(f, f->space[i]);
+		}
+	}
+	return NULL;
+}
+
+static void
+kick(struct forks *f)
+{
+	const uint64_t one = 1;
+
+	if (write(f->kick, &one, sizeof one) < 0)
+		assert(errno == EAGAIN);
+}
+
+static int
+start_keeper(struct forks *f)
+{
+	pthread_attr_t attr;
+	sigset_t all, old;
+	int r;
+
+	f->pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	if (f->pidfd < 0)
+		return -errno;
+	f->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (f->kick < 0) {
+		r = -errno;
+		close(f->pidfd);
+		return r;
+	}
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, KEEPER_STACK);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = pthread_create(&f->keeper, &attr, keep, f);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	if (r == 0)
+		pthread_setname_np(f->keeper, "uffd-keeper");
+	if (r != 0) {
+		close(f->kick);
+		close(f->pidfd);
+	}
+	return -r;
+}
+
+int
+forks_start(struct up_runtime *rt)
+{
+	struct pager *p = &rt->p;
+	struct forks *f;
+	int r = -ENOMEM;
+
+	if (rt->forks != NULL)
+		return 0;
+	/* Not malloc(): what that gives may be paged, and the keeper must not touch what it serves. */
+	f = mmap(NULL, sizeof *f, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (f == MAP_FAILED)
+		goto fail;
+	if (!budget_charge(&p->budget, KEEPER_OVERHEAD) &&
+	    (runtime_reclaim(p, KEEPER_OVERHEAD) < 0 ||
+	     !budget_charge(&p->budget, KEEPER_OVERHEAD)))
+		goto unmap;
+	f->rt = rt;
+	r = start_keeper(f);
+	if (r < 0)
+		goto uncharge;
+	p->overhead += KEEPER_OVERHEAD;
+	rt->forks = f;
+	pthread_mutex_lock(&registry.lock);
+	f->next = registry.first;
+	registry.first = f;
+	pthread_mutex_unlock(&registry.lock);
+	return 0;
+uncharge:
+	budget_uncharge(&p->budget, KEEPER_OVERHEAD);
+unmap:
+	munmap(f, sizeof *f);
+fail:
+	log_line(&p->log, UP_LOG_ERROR, "up_inherit: no thread that looks after children: %s",
+		 strerrorname_np(-r));
+	return r;
+}
+
+void
+forks_stop(struct up_runtime *rt)
+{
+	struct forks *f = rt->forks, **link;
+	struct pager *p = &rt->p;
+
+	if (f == NULL)
+		return;
+	pthread_mutex_lock(&registry.lock);
+	for (link = &registry.first; *link != f; link = &(*link)->next)
+		;
+	*link = f->next;
+	pthread_mutex_unlock(&registry.lock);
+	atomic_store(&f->stop, true);
+	kick(f);
+	pthread_join(f->keeper, NULL);
+	/* Their watchers take over when the socket ends, and whoever waits faults anew. */
+	while (p->spaces != NULL)
+		end_child(p, p->spaces);
+	close(f->kick);
+	close(f->pidfd);
+	munmap(f, sizeof *f);
+	rt->forks = NULL;
+	p->overhead -= KEEPER_OVERHEAD;
+	budget_uncharge(&p->budget, KEEPER_OVERHEAD);
+}
+
+/* --- before fork() --- */
+
+/* Of a runtime of this process.  => map.change is held.  NULL: the child gets nothing, and nothing is frozen. */
+static struct ticket *
+prepare_own(struct forks *f)
+{
+	struct up_runtime *rt = f->rt;
+	struct pager *p = &rt->p;
+	struct ticket *t = NULL;
+	size_t nchildren = 0;
+	struct stat st;
+	int sock[2], on = 1, r;
+
+	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next)
+		nchildren++;
+	if (nchildren >= CHILDREN_MAX) {
+		log_line(&p->log, UP_LOG_WARNING,
+			 "fork: %zu children are served already; this one gets no paged memory",
+			 nchildren);
+		return NULL;
+	}
+	r = space_fork(rt, &p->map, &f->coming);
+	if (f->coming == NULL) {
+		if (r < 0)
+			log_line(&p->log, UP_LOG_WARNING, "fork: the child gets no paged memory");
+		return NULL;
+	}
+	f->coming->sock = -1;
+	r = 0;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sock) < 0) {
+		r = -errno;
+	} else if (setsockopt(sock[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) < 0 ||
+		   fstat(sock[1], &st) < 0 || (t = ticket_alloc(rt, f->coming->map.n)) == NULL) {
+		r = -ENOMEM;
+		close(sock[0]);
+		close(sock[1]);
+	}
+	if (r < 0) {
+		log_line(&p->log, UP_LOG_WARNING, "fork: the child gets no paged memory: %s",
+			 strerrorname_np(-r));
+		chain_thaw(p);
+		end(p, f->coming);
+		f->coming = NULL;
+		return NULL;
+	}
+	/* The keeper polls it only when it is told that there is another. */
+	f->coming->sock = sock[0];
+	t->sock = sock[1];
+	t->inode = st.st_ino;
+	for (const struct map_entry *e = f->coming->map.first; e != NULL; e = e->next)
+		t->r[t->n++] = region_of(p, e);
+	return t;
+}
+
+/* True if the descriptor is still what it was. */
+static bool
+still_open(const struct ticket *t)
+{
+	struct stat st;
+
+	return t->sock >= 0 && fstat(t->sock, &st) == 0 && st.st_ino == t->inode &&
+	       S_ISSOCK(st.st_mode);
+}
+
+/* Of a runtime that serves us.  NULL: the child gets nothing. */
+static struct ticket *
+prepare_client(struct ticket *of)
+{
+	const struct logger *log = &of->rt->p.log;
+	struct msg m = { .type = MSG_FORK };
+	struct ticket *t = NULL;
+	int sock[2] = { -1, -1 }, fd[MSG_REGIONS], on = 1, r;
+	struct stat st;
+	size_t nfd;
+
+	if (!still_open(of)) {
+		r = -EBADF;
+		goto fail;
+	}
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sock) < 0 ||
+	    setsockopt(sock[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) < 0 ||
+	    fstat(sock[1], &st) < 0) {
+		r = -errno;
+		goto fail;
+	}
+	r = msg_send(of->sock, &m, &sock[0], 1);
+	close(sock[0]);
+	sock[0] = -1;
+	if (r < 0)
+		goto fail;
+	do {
+		r = msg_await(of->sock, &m, fd, &nfd, ANSWER_MS);
+		if (r < 0)
+			goto fail;
+		if (t == NULL && m.type == MSG_REGION && m.status == 0 && m.n + m.left > 0) {
+			t = ticket_alloc(of->rt, m.n + m.left);
+			if (t != NULL)
+				t->received = true;
+		}
+		if (m.type != MSG_REGION || t == NULL || nfd != m.n) {
+			for (size_t i = 0; i < nfd; i++)
+				close(fd[i]);
+			r = m.type == MSG_REGION && m.status < 0 ? m.status : -EPROTO;
+			if (m.type == MSG_REGION && m.status == 0 && nfd == 0)
+				r = 0; /* there is nothing to inherit */
+			goto fail;
+		}
+		for (size_t i = 0; i < m.n; i++) {
+			t->r[t->n] = m.r[i];
+			t->r[t->n++].fd = fd[i];
+		}
+	} while (m.left > 0);
+	t->sock = sock[1];
+	t->inode = st.st_ino;
+	t->of = of;
+	return t;
+fail:
+	if (r < 0)
+		log_line(log, UP_LOG_WARNING, "fork: the child gets no paged memory: %s",
+			 strerrorname_np(-r));
+	for (unsigned i = 0; i < 2; i++) {
+		if (sock[i] >= 0)
+			close(sock[i]);
+	}
+	if (t != NULL)
+		ticket_free(t);
+	return NULL;
+}
+
+static void
+before_fork(void)
+{
+	struct ticket *t;
+
+	signals_hold(&registry.old);
+	pthread_mutex_lock(&registry.lock);
+	registry.tickets = NULL;
+	for (struct forks *f = registry.first; f != NULL; f = f->next) {
+		pthread_mutex_lock(&f->rt->p.map.change);
+		t = prepare_own(f);
+		if (t != NULL) {
+			t->next = registry.tickets;
+			registry.tickets = t;
+		}
+	}
+	for (struct ticket *of = registry.clients; of != NULL; of = of->next) {
+		t = prepare_client(of);
+		if (t != NULL) {
+			t->next = registry.tickets;
+			registry.tickets = t;
+		}
+	}
+}
+
+/* --- after it, where it was called; also if it failed: then the socket's other end is closed, and that is that --- */
+
+static void
+after_in_parent(void)
+{
+	struct ticket *t;
+
+	while ((t = registry.tickets) != NULL) {
+		registry.tickets = t->next;
+		close(t->sock);
+		if (t->of != NULL) {
+			const struct msg m = { .type = MSG_FORKED };
+
+			msg_send(t->of->sock, &m, NULL, 0);
+		}
+		ticket_free(t);
+	}
+	for (struct forks *f = registry.first; f != NULL; f = f->next) {
+		if (f->coming != NULL) {
+			chain_thaw(&f->rt->p);
+			f->coming = NULL;
+			kick(f);
+		}
+		pthread_mutex_unlock(&f->rt->p.map.change);
+	}
+	pthread_mutex_unlock(&registry.lock);
+	signals_release(&registry.old);
+}
+
+/* --- in the child --- */
+
+/* What no pager serves any more: a page that is missing is an error. */
+static void
+watch_alone(const struct ticket *t)
+{
+	for (size_t i = 0; i < t->n; i++) {
+		struct uffdio_range all = { .start = t->r[i].va, .len = t->r[i].len };
+
+		ioctl(t->uffd, UFFDIO_WAKE, &all); /* what the pager read and did not answer */
+	}
+	for (;;) {
+		struct pollfd pf = { .fd = t->uffd, .events = POLLIN };
+		struct uffd_msg m;
+
+		if (poll(&pf, 1, -1) < 0 || read(t->uffd, &m, sizeof m) != (ssize_t)sizeof m ||
+		    m.event != UFFD_EVENT_PAGEFAULT)
+			continue;
+		m.arg.pagefault.address &= ~(uint64_t)PAGE_MASK;
+		if (m.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) {
+			/* It was about to be taken out, and is still there. */
+			struct uffdio_writeprotect wp = {
+				.range = { .start = m.arg.pagefault.address, .len = PAGE_SIZE },
+			};
+
+			ioctl(t->uffd, UFFDIO_WRITEPROTECT, &wp);
+		} else {
+			struct uffdio_poison lost = {
+				.range = { .start = m.arg.pagefault.address, .len = PAGE_SIZE },
+			};
+
+			if (ioctl(t->uffd, UFFDIO_POISON, &lost) < 0 && errno != EEXIST &&
+			    errno != EAGAIN && errno != ENOENT)
+				kill(getpid(), SIGBUS); /* before Linux 6.6 */
+			ioctl(t->uffd, UFFDIO_WAKE, &lost.range);
+		}
+	}
+}
+
+/* A watcher that starts. */
+struct starting {
+	struct ticket *t;
+	atomic_int state; /* 0, then 1 or -errno */
+};
+
+static void
+close_between(int low, int high)
+{
+	if (low < high)
+		syscall(SYS_close_range, (unsigned)low, (unsigned)high - 1, 0u);
+}
+
+/* Of this table of descriptors keep three. */
+static void
+close_others(int a, int b, int c)
+{
+	const int low = MIN(MIN(a, b), c), high = MAX(MAX(a, b), c),
+		  middle = a ^ b ^ c ^ low ^ high;
+
+	close_between(0, low);
+	close_between(low + 1, middle);
+	close_between(middle + 1, high);
+	close_between(high + 1, INT_MAX);
+}
+
+static void *
+watch(void *arg)
+{
+	struct starting *start = arg;
+	const struct ticket *t = start->t;
+	struct pollfd pf[2] = { { .fd = t->sock }, { .fd = t->pager, .events = POLLIN } };
+	const int r = unshare(CLONE_FILES) < 0 ? -errno : 1;
+
+	if (r > 0)
+		close_others(t->sock, t->uffd, t->pager);
+	atomic_store(&start->state, r); /* and `start` is gone */
+	if (r < 0)
+		return NULL;
+	while (poll(pf, 2, -1) <= 0)
+		;
+	watch_alone(t);
+	return NULL;
+}
+
+static int
+start_watcher(struct ticket *t)
+{
+	struct starting start = { .t = t };
+	pthread_attr_t attr;
+	pthread_t thread;
+	sigset_t all, old;
+	int r;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, WATCHER_STACK);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = -pthread_create(&thread, &attr, watch, &start);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	if (r < 0)
+		return r;
+	while ((r = atomic_load(&start.state)) == 0)
+		sched_yield();
+	return r < 0 ? r : 0;
+}
+
+/* Inaccessible until the pager knows of us. */
+static int
+map_region(const struct ticket *t, const struct region *rg)
+{
+	struct uffdio_register reg = {
+		.range = { .start = rg->va, .len = rg->len },
+		.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP,
+	};
+	void *va = (void *)(uintptr_t)rg->va;
+
+	if (mmap(va, rg->len, PROT_NONE, MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_NORESERVE, rg->fd,
+		 (off_t)rg->offset) != va)
+		return -errno;
+	munlock(va, rg->len);
+	/* EINVAL: this kernel has no huge pages. */
+	if ((madvise(va, rg->len, MADV_NOHUGEPAGE) < 0 && errno != EINVAL) ||
+	    madvise(va, rg->len, MADV_DONTFORK) < 0 || ioctl(t->uffd, UFFDIO_REGISTER, &reg) < 0) {
+		const int r = -errno;
+
+		munmap(va, rg->len);
+		return r;
+	}
+	return 0;
+}
+
+/* Tell the pager that we are there, and wait until it serves us. */
+static int
+hello(struct ticket *t)
+{
+	struct msg m = { .type = MSG_HELLO };
+	int fd[MSG_REGIONS], r;
+	size_t nfd;
+
+	r = msg_send(t->sock, &m, &t->uffd, 1);
+	if (r == 0)
+		r = msg_await(t->sock, &m, fd, &nfd, ANSWER_MS);
+	if (r < 0)
+		return r;
+	if (m.type == MSG_ACK && nfd == 1) {
+		t->pager = fd[0];
+		return 0;
+	}
+	for (size_t i = 0; i < nfd; i++)
+		close(fd[i]);
+	return -EPROTO;
+}
+
+/* 0, or why the child has nothing of this runtime. */
+static int
+adopt(struct ticket *t)
+{
+	size_t n;
+	int r = 0;
+
+	t->uffd = pmap_uffd_child_open(t->rt->p.pmap);
+	if (t->uffd < 0)
+		return t->uffd;
+	for (n = 0; n < t->n && r == 0; n++)
+		r = map_region(t, &t->r[n]);
+	n -= r < 0;
+	if (r == 0)
+		r = hello(t);
+	if (r == 0)
+		r = start_watcher(t);
+	for (size_t i = 0; i < n && r == 0; i++) {
+		const struct region *rg = &t->r[i];
+		const int prot = rg->prot | ((rg->prot & PROT_WRITE) ? PROT_READ : 0);
+
+		if (prot != PROT_NONE && mprotect((void *)(uintptr_t)rg->va, rg->len, prot) < 0)
+			r = -errno;
+	}
+	for (size_t i = 0; i < n && r < 0; i++)
+		munmap((void *)(uintptr_t)t->r[i].va, t->r[i].len);
+	/* From here on these two are the watcher's, in its own table. */
+	close(t->uffd);
+	if (t->pager >= 0)
+		close(t->pager);
+	return r;
+}
+
+static void
+after_in_child(void)
+{
+	struct ticket *tickets = registry.tickets, *t;
+
+	/* What served our parent, if it was a client itself, does not serve us. */
+	while ((t = registry.clients) != NULL) {
+		registry.clients = t->next;
+		if (still_open(t))
+			close(t->sock);
+		munmap(t, t->size);
+	}
+	registry.first = NULL; /* these runtimes are our parent's */
+	registry.tickets = NULL;
+	pthread_mutex_init(&registry.lock, NULL);
+	while ((t = tickets) != NULL) {
+		const int r = adopt(t);
+
+		tickets = t->next;
+		for (size_t i = 0; i < t->n && t->received; i++)
+			close(t->r[i].fd);
+		t->received = false;
+		t->of = NULL;
+		if (r == 0) {
+			t->next = registry.clients;
+			registry.clients = t;
+			continue;
+		}
+		log_line(&t->rt->p.log, UP_LOG_ERROR,
+			 "fork: no paged memory in the child: %s; touching it is SIGSEGV",
+			 strerrorname_np(-r));
+		close(t->sock);
+		munmap(t, t->size);
+	}
+	signals_release(&registry.old);
+}
+
+/* Before any other library can register its own. */
+static void __attribute__((constructor)) register_handlers(void)
+{
+	pthread_atfork(before_fork, after_in_parent, after_in_child);
+}

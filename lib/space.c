@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * space.c: what a forked child has of our memory.
+ *
+ *	our map      entry --> O                  entry --> O --+
+ *	                                 fork                   +--> B (all that O had)
+ *	child's map                               entry --> C --+
+ *	                                                    `-- in a pool, which the child maps
+ *
+ * A copy is made as up_clone() makes one; it is mapped somewhere else, that is all.  Private memory of another process can be
+ * filled by a userfaultfd, but nobody outside can take a page out of it again.  So the child's memory is not what
+ * fork() would have given it, and no page of it comes from there: it is a pool of its own, that only the child maps, and whose pages
+ * pageout takes as it takes others.  That is how the limit holds for parent and children together.
+ *
+ * Alternative looked at: UFFD_FEATURE_EVENT_FORK, where the child keeps what was in the page table, shared with us copy-on-write by
+ * the kernel, and its userfaultfd comes with the event.  It needs a capability; what the kernel copies when either writes is
+ * memory that no budget knows of; in the child no page could ever be thrown out; and on our side a page that was shared
+ * once is refused by UFFDIO_MOVE until it is written.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "cow.h"
+
+#define META_PER_SPACE (sizeof(struct space) + sizeof(struct space) / 8)
+
+/* --- up_inherit() --- */
+
+/* 0, or why an entry can not be inherited like that. */
+static int
+check_inherit(struct up_runtime *rt, const struct map_entry *e, enum up_inherit how)
+{
+	struct pager *p = &rt->p;
+	const char *why = NULL;
+
+	if (how == UP_INHERIT_NONE)
+		return 0;
+	if (p->pmap->ops->pool_create == NULL)
+		why = "children need write-protection of shared memory (Linux 5.19)";
+	else if (how == UP_INHERIT_SHARE && (e->flags & UP_PRIVATE))
+		why = "private memory can not be shared with a child: map an object UP_SHARED";
+	else if (how == UP_INHERIT_COPY && e->object->source != NULL)
+		why = "a shared mapping of a named object can not be copied: others may write to it";
+	if (why == NULL)
+		return 0;
+	log_line(&p->log, UP_LOG_ERROR, "up_inherit: %#lx: %s", (unsigned long)e->start, why);
+	return -ENOTSUP;
+}
+
+int
+up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inherit)
+{
+	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct map_entry *spare[2], *e;
+	struct pager *p;
+	sigset_t old;
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	r = check_process(rt, "up_inherit");
+	if (r == 0)
+		r = check_range(rt, "up_inherit", start, length);
+	if (r < 0)
+		return r;
+	if ((unsigned)inherit > UP_INHERIT_SHARE)
+		return bad(rt, "up_inherit: unknown value %d", (int)inherit);
+
+	change_begin(p, &old);
+	r = check_covered(rt, "up_inherit", start, end);
+	for (e = map_first_from(&p->map, start); r == 0 && e != NULL && e->start < end; e = e->next)
+		r = check_inherit(rt, e, inherit);
+	if (r == 0 && inherit != UP_INHERIT_NONE && rt->backend->idle == NULL)
+		r = forks_start(rt);
+	if (r == 0)
+		r = spare_alloc(p, start, end, spare);
+	if (r == 0) {
+		pthread_rwlock_wrlock(&p->map.lock);
+		map_clip(&p->map, start, end, spare);
+		for (e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
+			e->inherit = inherit;
+		pthread_rwlock_unlock(&p->map.lock);
+		spare_free(p, spare);
+	}
+	change_end(p, &old);
+	return r;
+}
+
+/* --- fork --- */
+
+/* The next entry that is inherited, from `e` on. */
+static struct map_entry *
+inherited(struct map_entry *e)
+{
+	while (e != NULL && e->inherit == UP_INHERIT_NONE)
+		e = e->next;
+	return e;
+}
+
+/* An object for what the child gets of an entry, and its entry.  On failure part_abandon() is the caller's. */
+static int
+prepare(struct up_runtime *rt, const struct map_entry *e, unsigned shard, struct part *part)
+{
+	struct pager *p = &rt->p;
+	struct map_entry *copy;
+	int r = 0;
+
+	part->first = e->offset;
+	part->n = (e->end - e->start) >> PAGE_SHIFT;
+	if (e->inherit == UP_INHERIT_COPY) {
+		part->from = e->object;
+		r = part_prepare(rt, "fork", part);
+		if (r == 0)
+			r = object_pool(rt, "fork", part->copy);
+	} else {
+		object_ref(e->object);
+		part->copy = e->object;
+	}
+	if (r < 0)
+		return r;
+	part->entry = copy = entry_alloc(p);
+	if (copy == NULL) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "fork: no room for a map entry within the memory limit");
+		return -ENOMEM;
+	}
+	copy->start = e->start;
+	copy->end = e->end;
+	copy->object = part->copy;
+	copy->offset = part->from != NULL ? 0 : e->offset;
+	copy->prot = e->prot;
+	copy->flags = e->flags;
+	copy->advice = e->advice;
+	copy->inherit = e->inherit;
+	copy->shard = shard;
+	copy->serial = ++p->next_serial;
+	return 0;
+}
+
+static int
+place(struct pager *p, const struct map_entry *e)
+{
+	const struct place at = entry_place(e, e->start);
+	uintptr_t va;
+	int r;
+
+	assert(at.shard == PMAP_POOL);
+	r = p->pmap->ops->pool_map(p->pmap, at.va, e->start, true, e->end - e->start, e->prot,
+				   e->shard, &va);
+	if (r < 0)
+		log_line(&p->log, UP_LOG_ERROR, "fork: mapping %zu bytes in the child: %s",
+			 (size_t)(e->end - e->start), strerrorname_np(-r));
+	return r;
+}
+
+static struct space *
+space_alloc(struct pager *p)
+{
+	struct space *sp;
+	int r;
+
+	if (!resv_try(&p->resv_meta, META_PER_SPACE))
+		return NULL;
+	sp = zone_alloc(&p->space_zone, ZONE_WAIT);
+	if (sp == NULL) {
+		resv_give(&p->resv_meta, META_PER_SPACE);
+		return NULL;
+	}
+	memset(sp, 0, sizeof *sp);
+	r = p->pmap->ops->space_create(p->pmap, p->next_shard++ % p->nservices, &sp->shard);
+	if (r < 0) {
+		zone_free(&p->space_zone, sp);
+		resv_give(&p->resv_meta, META_PER_SPACE);
+		return NULL;
+	}
+	map_init(&sp->map, &p->entry_zone);
+	return sp;
+}
+
+/* => it has no entries any more. */
+static void
+space_free(struct pager *p, struct space *sp)
+{
+	p->pmap->ops->space_destroy(p->pmap, sp->shard);
+	map_fini(&sp->map);
+	zone_free(&p->space_zone, sp);
+	resv_give(&p->resv_meta, META_PER_SPACE);
+}
+
+int
+space_fork(struct up_runtime *rt, struct map *map, struct space **out)
+{
+	struct pager *p = &rt->p;
+	struct part *part = NULL;
+	struct wired_array mem;
+	struct map_entry *e;
+	struct space *sp;
+	size_t n = 0, placed = 0;
+	int r = 0;
+
+	*out = NULL;
+	for (e = inherited(map->first); e != NULL; e = inherited(e->next))
+		n++;
+	if (n == 0)
+		return 0;
+	sp = space_alloc(p);
+	if (sp != NULL)
+		part = parts_alloc(p, &mem, n);
+	if (part == NULL) {
+		log_line(&p->log, UP_LOG_ERROR, "fork: no room for another address space");
+		if (sp != NULL)
+			space_free(p, sp);
+		return -ENOMEM;
+	}
+	e = inherited(map->first);
+	for (size_t i = 0; i < n && r == 0; i++, e = inherited(e->next))
+		r = prepare(rt, e, sp->shard, &part[i]);
+	while (placed < n && r == 0) {
+		r = place(p, part[placed].entry);
+		placed += r == 0;
+	}
+	if (r == 0)
+		r = parts_freeze(p, "fork", part, n);
+	if (r < 0) {
+		while (placed-- > 0)
+			p->pmap->ops->unmap(p->pmap, part[placed].entry->start,
+					    part[placed].n << PAGE_SHIFT, sp->shard);
+		for (size_t i = 0; i < n; i++)
+			part_abandon(p, &part[i]);
+		wired_array_fini(&mem);
+		space_free(p, sp);
+		return r;
+	}
+	pthread_rwlock_wrlock(&p->map.lock);
+	parts_take(part, n, &sp->map);
+	sp->next = p->spaces;
+	p->spaces = sp;
+	pthread_rwlock_unlock(&p->map.lock);
+	parts_done(part, n);
+	wired_array_fini(&mem);
+	*out = sp;
+	return 0;
+}
+
+void
+space_end(struct pager *p, struct space *sp)
+{
+	struct map_entry *gone = NULL, *e;
+	struct space **link;
+
+	pthread_rwlock_wrlock(&p->map.lock);
+	for (link = &p->spaces; *link != sp; link = &(*link)->next)
+		;
+	*link = sp->next;
+	while ((e = sp->map.first) != NULL) {
+		map_remove(&sp->map, e);
+		e->next = gone;
+		gone = e;
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	while ((e = gone) != NULL) {
+		gone = e->next;
+		entry_destroy(p, e);
+	}
+	space_free(p, sp);
+}
