@@ -554,7 +554,7 @@ in_file(const struct pool *pool, size_t i)
 
 /*
  * Make one page of one place SIGBUS.  A process whose page tables we can not reach, for want of UFFDIO_POISON, is
- * killed: it would fault there for ever.
+ * sent the signal, whether it waits for that page or not: it would fault there for ever.
  *
  * => 0, -EEXIST: it is already.  -ENOENT, -ESRCH: nobody is there.
  */
@@ -652,7 +652,7 @@ part_heal(struct uffd_pmap *u, const struct pool *pool, const struct part *part)
 			r = uffd_find_lost(u, &file, part->fd, part->va, part->n);
 		return r == -ENOENT ? 0 : r;
 	}
-	if (!has(u, UP_MASK_POISON)) /* that process was killed */
+	if (!has(u, UP_MASK_POISON)) /* no marker is there */
 		return 0;
 	for (size_t i = 0; i < part->n && r == 0; i++) {
 		const size_t may = uffd_copy_begin(u, 1);
