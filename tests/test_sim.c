@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "heap_arena.h"
 #include "pmap/sim.h"
 #include "swap/sim.h"
 
@@ -525,6 +526,381 @@ Test(sim, a_write_in_the_middle_of_a_copying_remove_is_a_write_protect_fault)
 	memcpy(&value, (char *)pmap_frame(pm, 2) + 8, sizeof(value));
 	cr_assert(eq(u64, value, 2));
 	rig_unmake();
+}
+
+/* Pools and spaces: two places in this process, `pair`, and one in another, at the address of the first. */
+
+static struct heap_arena heap;
+static struct zone records;
+static uintptr_t pool, pair[2];
+static unsigned space;
+
+static void
+pool_up(void)
+{
+	uintptr_t got;
+
+	rig_make(1, 0);
+	heap_arena_init(&heap, 64 << 20, 16 << 20);
+	zone_init(&records, &heap.arena, "place", pm->place_size, NULL, NULL);
+	pm->places = &records;
+	cr_assert(eq(int, pm->ops->pool_create(pm, 100, &pool), 0));
+	for (unsigned i = 0; i < 2; i++)
+		cr_assert(
+			eq(int,
+			   pm->ops->pool_map(pm, pool, 0, false, 100 * PAGE_SIZE, RW, i, &pair[i]),
+			   0));
+	cr_assert(eq(int, pm->ops->space_create(pm, 1, &space), 0));
+	cr_assert(eq(int,
+		     pm->ops->pool_map(pm, pool, pair[0], true, 100 * PAGE_SIZE, RW, space, &got),
+		     0));
+	cr_assert(eq(int, pm->ops->space_attach(pm, space, -1, 1), 0));
+}
+
+static void
+pool_down(void)
+{
+	cr_assert(eq(int, pm->ops->unmap(pm, pair[0], 100 * PAGE_SIZE, space), 0));
+	pm->ops->space_destroy(pm, space);
+	for (unsigned i = 0; i < 2; i++)
+		cr_assert(eq(int, pm->ops->unmap(pm, pair[i], 100 * PAGE_SIZE, i), 0));
+	pm->ops->pool_destroy(pm, pool);
+	cr_assert(eq(sz, zone_count(&records), 0));
+	rig_unmake();
+	zone_fini(&records);
+	heap_arena_fini(&heap);
+}
+
+static uintptr_t
+pool_page(size_t i)
+{
+	return pool + i * PAGE_SIZE;
+}
+
+/* Who: 0 and 1, the places here; 2, the other process. */
+static enum sim_result
+pool_touch(unsigned who, size_t i, bool write, uint64_t *value)
+{
+	if (who == 2)
+		return sim_touch_in(pm, space, 12, pair[0] + i * PAGE_SIZE, write, value, 8, 8);
+	return sim_touch(pm, 10 + who, pair[who] + i * PAGE_SIZE, write, value, 8, 8);
+}
+
+static void
+pool_fill(size_t i, size_t n)
+{
+	size_t done;
+
+	cr_assert(eq(int, pm->ops->zero(pm, PMAP_POOL, pool_page(i), n, &done), 0));
+	for (uint64_t k = i; k < i + n; k++)
+		cr_assert(eq(int, pool_touch(0, k, true, &k), SIM_OK));
+}
+
+Test(sim, without_shared_memory_there_are_no_pools)
+{
+	rig_make(1, UP_MASK_SHARED);
+	cr_assert(eq(u64, pm->features & UP_MASK_SHARED, 0));
+	cr_assert(pm->ops->pool_create == NULL && pm->ops->space_attach == NULL);
+	rig_unmake();
+}
+
+Test(sim, a_pool_page_is_one_wherever_it_is_mapped, .init = pool_up, .fini = pool_down)
+{
+	const size_t before = sim_resident_pages(pm);
+	uint64_t value;
+	size_t done;
+
+	pool_fill(0, 80);
+	cr_assert(eq(sz, sim_resident_pages(pm), before + 80));
+	for (unsigned who = 0; who < 3; who++) {
+		cr_assert(eq(int, pool_touch(who, 70, false, &value), SIM_OK));
+		cr_assert(eq(u64, value, 70 + who));
+		value++;
+		cr_assert(eq(int, pool_touch(who, 70, true, &value), SIM_OK));
+	}
+	cr_assert(eq(int, sim_state(pm, pair[1] + 70 * PAGE_SIZE), SIM_PRESENT));
+	cr_assert(eq(u64, ((const uint64_t *)sim_peek(pm, pair[1] + 70 * PAGE_SIZE))[1], 73));
+	cr_assert(eq(int, pm->ops->remove(pm, PMAP_POOL, pool, 0, 80, &done), 0));
+	cr_assert(eq(sz, sim_resident_pages(pm), before + 80));
+	cr_assert(le(sz, sim_resident_pages_max(pm), before + 80 + pm->headroom / PAGE_SIZE));
+	cr_assert(eq(u64, ((uint64_t *)pmap_frame(pm, 70))[1], 73));
+	cr_assert(eq(int, sim_state(pm, pair[1] + 70 * PAGE_SIZE), SIM_ABSENT));
+	cr_assert(eq(int, pm->ops->enter(pm, PMAP_POOL, pool, 0, 80, &done), 0));
+	cr_assert(eq(int, pool_touch(2, 70, false, &value), SIM_OK));
+	cr_assert(eq(u64, value, 73));
+}
+
+Test(sim, a_fault_in_a_space_comes_to_the_shard_it_is_near, .init = pool_up, .fini = pool_down)
+{
+	struct pmap_fault buf[4];
+	uint64_t value = 0;
+	size_t done;
+
+	for (unsigned who = 0; who < 3; who++)
+		cr_assert(eq(int, pool_touch(who, 5, who == 1, &value), SIM_FAULT));
+	cr_assert(eq(uint, pm->ops->faults(pm, 0, buf, 4), 1));
+	cr_assert(buf[0].shard == 0 && buf[0].va == pair[0] + 5 * PAGE_SIZE && !buf[0].write);
+	cr_assert(eq(uint, pm->ops->faults(pm, 1, buf, 4), 2));
+	cr_assert(buf[0].shard == 1 && buf[0].va == pair[1] + 5 * PAGE_SIZE && buf[0].write);
+	cr_assert(buf[1].shard == space && buf[1].va == pair[0] + 5 * PAGE_SIZE);
+	/* The same address here and there. */
+	pm->ops->wake(pm, space, pair[0] + 5 * PAGE_SIZE, 1);
+	cr_assert(sim_waiting(pm, 10) && sim_waiting(pm, 11) && sim_waiting(pm, 12) == 0);
+	cr_assert(eq(int, pool_touch(2, 5, false, &value), SIM_FAULT));
+	cr_assert(eq(int, sim_stranded(pm), 10));
+	pm->ops->wake(pm, PMAP_POOL, pool_page(0), 100);
+	for (unsigned who = 0; who < 3; who++) {
+		cr_assert(eq(int, sim_waiting(pm, 10 + who), 0));
+		cr_assert(eq(int, pool_touch(who, 5, false, &value), SIM_FAULT));
+	}
+	cr_assert(eq(int, pm->ops->zero(pm, PMAP_POOL, pool_page(4), 1, &done), 0));
+	cr_assert(sim_waiting(pm, 12));
+	cr_assert(eq(int, pm->ops->zero(pm, PMAP_POOL, pool_page(5), 1, &done), 0));
+	for (unsigned who = 0; who < 3; who++)
+		cr_assert(eq(int, pool_touch(who, 5, false, &value), SIM_OK));
+}
+
+static void
+write_everywhere_while_copied(void *ctx, uintptr_t at, size_t n)
+{
+	uint64_t value = 99;
+
+	cr_assert(eq(sz, at, pool_page(2)));
+	cr_assert(eq(sz, n, 3));
+	for (unsigned who = 0; who < 3; who++) {
+		cr_assert(eq(int, pool_touch(who, 3, false, &value), SIM_OK));
+		cr_assert(eq(u64, value, 3));
+		cr_assert(eq(int, pool_touch(who, 4, true, &value), SIM_FAULT));
+	}
+	*(bool *)ctx = true;
+}
+
+Test(sim, nobody_writes_a_pool_page_while_it_is_copied, .init = pool_up, .fini = pool_down)
+{
+	struct pmap_fault buf[4];
+	bool called = false;
+	size_t done;
+
+	pool_fill(2, 3);
+	sim_on_copy(pm, write_everywhere_while_copied, &called);
+	cr_assert(eq(int, pm->ops->remove(pm, PMAP_POOL, pool_page(2), 0, 3, &done), 0));
+	cr_assert(called);
+	cr_assert(eq(uint, pm->ops->faults(pm, 0, buf, 4), 1));
+	cr_assert(buf[0].wp && buf[0].write);
+	cr_assert(eq(uint, pm->ops->faults(pm, 1, buf, 4), 2));
+	cr_assert(buf[0].wp && buf[1].wp);
+	pm->ops->wake(pm, PMAP_POOL, pool_page(4), 1);
+}
+
+Test(sim, poison_of_a_pool_page_is_in_all_places_and_discard_takes_it_from_all, .init = pool_up,
+     .fini = pool_down)
+{
+	uint64_t value = 0;
+
+	cr_assert(eq(int, pool_touch(2, 7, false, &value), SIM_FAULT));
+	cr_assert(eq(int, pm->ops->poison(pm, PMAP_POOL, pool_page(7)), 0));
+	for (unsigned who = 0; who < 3; who++)
+		cr_assert(eq(int, pool_touch(who, 7, false, &value), SIM_SIGBUS));
+	cr_assert(eq(int, sim_state(pm, pair[0] + 7 * PAGE_SIZE), SIM_POISONED));
+	cr_assert(eq(int, pm->ops->poison(pm, PMAP_POOL, pool_page(7)), -EEXIST));
+	/* Who drops the marks of its own page table asks again. */
+	sim_discard_behind(pm, pair[0] + 7 * PAGE_SIZE, 1);
+	cr_assert(eq(int, pool_touch(0, 7, false, &value), SIM_FAULT));
+	cr_assert(eq(int, pm->ops->poison(pm, PMAP_POOL, pool_page(7)), 0));
+	cr_assert(eq(int, pm->ops->discard(pm, PMAP_POOL, pool_page(0), 100), 0));
+	pool_fill(7, 1);
+	for (unsigned who = 0; who < 3; who++)
+		cr_assert(eq(int, pool_touch(who, 7, false, &value), SIM_OK));
+	cr_assert(eq(int, pm->ops->poison(pm, PMAP_POOL, pool_page(7)), -EEXIST));
+	sim_discard_behind(pm, pair[0] + 7 * PAGE_SIZE, 1);
+	cr_assert(eq(int, pool_touch(0, 7, false, &value), SIM_OK));
+	cr_assert(eq(u64, value, 7));
+}
+
+Test(sim, read_of_a_pool_gives_zeros_where_nothing_is, .init = pool_up, .fini = pool_down)
+{
+	uint64_t buf[PAGE_SIZE / 8];
+
+	pool_fill(1, 1);
+	cr_assert(eq(int, pm->ops->read(pm, pool_page(1), buf), 0));
+	cr_assert(eq(u64, buf[1], 1));
+	cr_assert(eq(int, pm->ops->read(pm, pool_page(2), buf), 0));
+	cr_assert(eq(u64, buf[1], 0));
+}
+
+Test(sim, referenced_counts_the_places_of_this_process_that_saw_the_page, .init = pool_up,
+     .fini = pool_down)
+{
+	uint64_t value;
+	size_t done;
+
+	pool_fill(0, 2);
+	cr_assert(eq(uint, pm->ops->pool_referenced(pm, pool_page(0)), 1));
+	cr_assert(eq(uint, pm->ops->pool_referenced(pm, pool_page(0)), 0));
+	for (unsigned who = 0; who < 3; who++)
+		cr_assert(eq(int, pool_touch(who, 0, false, &value), SIM_OK));
+	cr_assert(eq(uint, pm->ops->pool_referenced(pm, pool_page(0)), 2));
+	pm->ops->pool_populate(pm, 1, pair[1], 100 * PAGE_SIZE, false);
+	cr_assert(eq(uint, pm->ops->pool_referenced(pm, pool_page(0)), 1));
+	cr_assert(eq(uint, pm->ops->pool_referenced(pm, pool_page(1)), 2));
+	cr_assert(eq(uint, pm->ops->pool_referenced(pm, pool_page(2)), 0));
+	/* What left the pool left the page tables. */
+	cr_assert(eq(int, pool_touch(1, 0, false, &value), SIM_OK));
+	cr_assert(eq(int, pm->ops->remove(pm, PMAP_POOL, pool, 0, 1, &done), 0));
+	cr_assert(eq(int, pm->ops->enter(pm, PMAP_POOL, pool, 0, 1, &done), 0));
+	cr_assert(eq(uint, pm->ops->pool_referenced(pm, pool_page(0)), 0));
+}
+
+Test(sim, a_part_of_a_place_goes_and_the_pool_keeps_its_pages, .init = pool_up, .fini = pool_down)
+{
+	uint64_t value;
+	uintptr_t got;
+	size_t count;
+
+	pool_fill(0, 30);
+	cr_assert(eq(int, pm->ops->split(pm, pair[1] + 10 * PAGE_SIZE, 10 * PAGE_SIZE), 0));
+	count = zone_count(&records);
+	atomic_store(&records.fail_in, 1);
+	cr_assert(eq(int, pm->ops->unmap(pm, pair[1] + 10 * PAGE_SIZE, 10 * PAGE_SIZE, 1), 0));
+	cr_assert(eq(int, pm->ops->unmap(pm, pair[0] + 10 * PAGE_SIZE, PAGE_SIZE, space), -ENOMEM));
+	atomic_store(&records.fail_in, 0);
+	cr_assert(eq(sz, zone_count(&records), count - 1));
+	cr_assert(eq(int, pool_touch(1, 9, false, &value), SIM_OK));
+	cr_assert(eq(int, pool_touch(1, 10, false, &value), SIM_SIGSEGV));
+	cr_assert(eq(int, pool_touch(1, 20, false, &value), SIM_OK));
+	cr_assert(eq(u64, value, 20));
+	cr_assert(eq(int, pool_touch(0, 10, false, &value), SIM_OK));
+	cr_assert(eq(int, pm->ops->unmap(pm, pair[0] + 10 * PAGE_SIZE, PAGE_SIZE, space), 0));
+	cr_assert(eq(int, pool_touch(2, 10, false, &value), SIM_SIGSEGV));
+	cr_assert(eq(int, pool_touch(2, 11, false, &value), SIM_OK));
+	cr_assert(eq(u64, value, 11));
+	/* As it was, for whoever cleans up. */
+	cr_assert(eq(int,
+		     pm->ops->pool_map(pm, pool_page(10), pair[1] + 10 * PAGE_SIZE, true,
+				       10 * PAGE_SIZE, PROT_READ, 1, &got),
+		     0));
+	cr_assert(eq(int, pool_touch(1, 10, false, &value), SIM_OK));
+	cr_assert(eq(int, pool_touch(1, 10, true, &value), SIM_SIGSEGV));
+}
+
+Test(sim, a_detached_space_forgets_who_slept_there, .init = pool_up, .fini = pool_down)
+{
+	struct pmap_fault buf[4];
+	uint64_t value = 0;
+
+	sim_messages(pm, 1000, 0, 0);
+	cr_assert(eq(int, pool_touch(2, 5, false, &value), SIM_FAULT));
+	cr_assert(eq(sz, sim_queued(pm, 1), 2));
+	pm->ops->space_detach(pm, space);
+	cr_assert(eq(int, sim_waiting(pm, 12), 0));
+	cr_assert(eq(uint, pm->ops->faults(pm, 1, buf, 4), 0));
+	/* Nobody is poisoned there. */
+	cr_assert(eq(int, pm->ops->poison(pm, PMAP_POOL, pool_page(3)), 0));
+	cr_assert(eq(int, pm->ops->space_attach(pm, space, -1, 1), 0));
+	cr_assert(eq(int, pool_touch(2, 3, false, &value), SIM_FAULT));
+	cr_assert(eq(int, pm->ops->poison(pm, PMAP_POOL, pool_page(3)), 0));
+	cr_assert(eq(int, pool_touch(2, 3, false, &value), SIM_SIGBUS));
+}
+
+Test(sim, a_failing_batch_of_a_pool_can_go_on, .init = pool_up, .fini = pool_down)
+{
+	static const int errs[] = { -EAGAIN, -ENOMEM, -EBUSY };
+
+	for (unsigned round = 0; round < 60; round++) {
+		size_t done = 0, k;
+		uint64_t value;
+		int r;
+
+		pool_fill(0, 32);
+		sim_fail_nth(&faults, 1, SIM_BIT(SIM_REMOVE), errs[round % 3]);
+		r = pm->ops->remove(pm, PMAP_POOL, pool, 0, 32, &done);
+		cr_assert(eq(int, r, round % 3 == 1 ? -ENOMEM : -EAGAIN));
+		cr_assert(eq(int,
+			     pm->ops->remove(pm, PMAP_POOL, pool_page(done), (frame_t)done,
+					     32 - done, &k),
+			     0));
+		sim_fail_nth(&faults, 1, SIM_BIT(SIM_ENTER), -EEXIST);
+		cr_assert(eq(int, pm->ops->enter(pm, PMAP_POOL, pool, 0, 32, &done), -EEXIST));
+		pm->ops->frame_drop(pm, (frame_t)done, 1);
+		done++;
+		if (done < 32)
+			cr_assert(eq(int,
+				     pm->ops->enter(pm, PMAP_POOL, pool_page(done), (frame_t)done,
+						    32 - done, &k),
+				     0));
+		for (unsigned i = 0; i < 32; i++) {
+			cr_assert(eq(int, pool_touch(i % 3, i, false, &value), SIM_OK));
+			cr_assert(eq(u64, value, i));
+		}
+		sim_fail_nth(&faults, 1, SIM_BIT(SIM_DISCARD), -EAGAIN);
+		cr_assert(eq(int, pm->ops->discard(pm, PMAP_POOL, pool, 32), -EAGAIN));
+		cr_assert(eq(int, pm->ops->discard(pm, PMAP_POOL, pool, 32), 0));
+	}
+	sim_fail_disarm(&faults);
+}
+
+static void
+name_a_pool_page_by_its_place(void)
+{
+	size_t done;
+
+	pool_fill(0, 1);
+	pm->ops->remove(pm, 0, pair[0], 0, 1, &done);
+}
+
+static void
+remove_what_is_not_in_the_pool(void)
+{
+	size_t done;
+
+	pm->ops->remove(pm, PMAP_POOL, pool, 0, 1, &done);
+}
+
+static void
+install_over_poison(void)
+{
+	size_t done;
+
+	pm->ops->poison(pm, PMAP_POOL, pool);
+	pm->ops->zero(pm, PMAP_POOL, pool, 1, &done);
+}
+
+static void
+destroy_a_mapped_pool(void)
+{
+	pm->ops->pool_destroy(pm, pool);
+}
+
+static void
+destroy_a_mapped_space(void)
+{
+	pm->ops->space_destroy(pm, space);
+}
+
+static void
+run_where_nobody_is(void)
+{
+	uint64_t value;
+
+	pm->ops->space_detach(pm, space);
+	pool_touch(2, 0, false, &value);
+}
+
+static void
+attach_twice(void)
+{
+	pm->ops->space_attach(pm, space, -1, 1);
+}
+
+Test(sim, a_broken_contract_of_pools_is_an_abort, .init = pool_up, .fini = pool_down)
+{
+	dies_saying(name_a_pool_page_by_its_place, "is a pool's, to be named by its address there");
+	dies_saying(remove_what_is_not_in_the_pool, "is not in its pool");
+	dies_saying(install_over_poison, "is poisoned");
+	dies_saying(destroy_a_mapped_pool, "is still mapped at");
+	dies_saying(destroy_a_mapped_space, "has places left");
+	dies_saying(run_where_nobody_is, "nobody runs in space 256");
+	dies_saying(attach_twice, "is attached already");
 }
 
 /* Failures. */

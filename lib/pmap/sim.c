@@ -11,6 +11,11 @@
  *	       |       remove, discard     ^         discard        |
  *	       +---------------------------+------------------------+
  *
+ * A pool is a region of the shard PMAP_POOL: the alias.  Its pages are records at their addresses there, once
+ * however many places map them.  A place is an entry in a list, and in this process a region
+ * too; what a page table has of its own is a record at the address of the place: poison, or that the
+ * page was seen there.  Records of spaces have the shard above the address, since processes have the same ones.
+ *
  * The staging area is real memory, since callers and the disk use frames by pointer.  A hole is
  * full of HOLE_BYTE: a stale read sees garbage, a stale write is found when the hole becomes a
  * frame again, and with AddressSanitizer both are caught in the act.
@@ -28,6 +33,7 @@
 #include <string.h>
 
 #include "pmap/sim.h"
+#include "vm/zone.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define SIM_ASAN 1
@@ -45,6 +51,8 @@
 
 #define FIRST_VA ((uintptr_t)0x100000000000)
 #define LAST_VA ((uintptr_t)0x7ffffffff000)
+#define SPACE_SHIFT 48 /* of a key: the shard, if it is a space's; addresses end below */
+#define SPACES_MAX 4096u
 #define HOLE_BYTE 0xdb	/* what was there is gone */
 #define FRESH_BYTE 0xa5 /* frame_new: content undefined */
 
@@ -58,12 +66,34 @@ struct region {
 	uintptr_t start, end;
 	int prot;
 	unsigned shard;
+	bool is_place; /* its pages are a pool's */
+};
+
+/* A part of a pool, mapped. */
+struct place {
+	unsigned shard;
+	uintptr_t start, end;
+	uintptr_t page; /* in the alias, of start */
+	int prot;	/* of a space; else the region's counts */
+	void *record;	/* from pm->places */
+};
+
+struct pool {
+	uintptr_t start;
+	void *record;
+};
+
+struct space {
+	bool attached;
+	unsigned near;
+	void *record; /* NULL: there is no such space */
 };
 
 struct sim_page {
 	struct sim_page *next; /* hash chain */
 	uintptr_t va;
 	bool poisoned;
+	bool seen; /* only that: the content is elsewhere */
 	bool late; /* installed by an injected -EEXIST */
 	bool wp;   /* in the middle of a copying remove */
 	unsigned pins;
@@ -98,6 +128,13 @@ struct sim_pmap {
 	uintptr_t next_va; /* nothing was ever mapped from here up without being asked for */
 	uintptr_t hole_va; /* last range unmapped, a good place for the next */
 	size_t hole_len;
+
+	struct place *place; /* in no order */
+	size_t nplace, place_room;
+	struct pool *pool;
+	size_t npool, pool_room;
+	struct space *space; /* shard PMAP_POOL + 1 is the first */
+	size_t nspace, space_room;
 
 	struct sim_page **bucket; /* 1 << bits chains */
 	unsigned bits;
@@ -325,7 +362,7 @@ page_new(struct sim_pmap *s, uintptr_t va, bool poisoned)
 	p->next = *chain;
 	p->va = va;
 	p->poisoned = poisoned;
-	p->late = p->wp = false;
+	p->seen = p->late = p->wp = false;
 	p->pins = 0;
 	*chain = p;
 	s->npages++;
@@ -341,7 +378,7 @@ page_unlink(struct sim_pmap *s, struct sim_page **link)
 
 	*link = p->next;
 	s->npages--;
-	if (!p->poisoned)
+	if (!p->poisoned && !p->seen)
 		s->resident--;
 	free(p);
 }
@@ -448,6 +485,155 @@ region_split(struct sim_pmap *s, uintptr_t va)
 	region_insert(s, upper);
 }
 
+/* Places. */
+
+static bool
+is_space(unsigned shard)
+{
+	return shard > PMAP_POOL;
+}
+
+static bool
+has_pools(const struct sim_pmap *s)
+{
+	return (s->pmap.features & UP_MASK_SHARED) != 0;
+}
+
+static struct space *
+space_find(const struct sim_pmap *s, unsigned shard)
+{
+	const size_t i = (size_t)shard - PMAP_POOL - 1;
+
+	return is_space(shard) && i < s->nspace && s->space[i].record != NULL ? &s->space[i] : NULL;
+}
+
+static bool
+same_space(unsigned a, unsigned b)
+{
+	return a == b || (!is_space(a) && !is_space(b));
+}
+
+/* Where the record of an address is: of a space, away from ours. */
+static uintptr_t
+key_of(unsigned shard, uintptr_t va)
+{
+	return is_space(shard) ? (uintptr_t)(shard - PMAP_POOL) << SPACE_SHIFT | va : va;
+}
+
+/* The place that has the address, or NULL. */
+static struct place *
+place_find(const struct sim_pmap *s, unsigned shard, uintptr_t va)
+{
+	for (size_t i = 0; i < s->nplace; i++) {
+		struct place *pl = &s->place[i];
+
+		if (same_space(pl->shard, shard) && pl->start <= va && va < pl->end)
+			return pl;
+	}
+	return NULL;
+}
+
+static void
+place_insert(struct sim_pmap *s, struct place pl)
+{
+	s->place = must_grow(s->place, s->nplace, &s->place_room, sizeof(pl));
+	s->place[s->nplace++] = pl;
+}
+
+/* What of the pages [page, page + n) of a pool a place has: how many, from *va on. */
+static size_t
+place_part(const struct place *pl, uintptr_t page, size_t n, uintptr_t *va)
+{
+	const uintptr_t from = MAX(page, pl->page);
+	const uintptr_t to = MIN(page + (n << PAGE_SHIFT), pl->page + (pl->end - pl->start));
+
+	if (from >= to)
+		return 0;
+	*va = pl->start + (from - pl->page);
+	return (to - from) >> PAGE_SHIFT;
+}
+
+/* Make an address an edge of the place that it is in.  0 or -ENOMEM. */
+static int
+place_split(struct sim_pmap *s, unsigned shard, uintptr_t va)
+{
+	struct place *pl = place_find(s, shard, va), upper;
+
+	if (pl == NULL || pl->start == va)
+		return 0;
+	upper = *pl;
+	upper.record = zone_alloc(s->pmap.places, ZONE_WAIT);
+	if (upper.record == NULL)
+		return -ENOMEM;
+	upper.page += va - upper.start;
+	upper.start = va;
+	pl->end = va;
+	place_insert(s, upper);
+	return 0;
+}
+
+/* => edges are where they have to be. */
+static void
+places_remove(struct sim_pmap *s, unsigned shard, uintptr_t va, size_t len)
+{
+	for (size_t i = s->nplace; i-- > 0;) {
+		struct place *pl = &s->place[i];
+
+		if (!same_space(pl->shard, shard) || pl->start < va || pl->end > va + len)
+			continue;
+		zone_free(s->pmap.places, pl->record);
+		*pl = s->place[--s->nplace];
+	}
+}
+
+/* Pages of a pool go: out of all page tables too.  Poison stays, unless it shall be taken along. */
+static void
+places_forget(struct sim_pmap *s, uintptr_t page, size_t n, bool poison)
+{
+	for (size_t i = 0; i < s->nplace; i++) {
+		const struct place *pl = &s->place[i];
+		uintptr_t va = 0;
+		const size_t k = place_part(pl, page, n, &va);
+
+		for (size_t j = 0; j < k; j++) {
+			const uintptr_t key = key_of(pl->shard, va + (j << PAGE_SHIFT));
+			const struct sim_page *p = page_find(s, key);
+
+			if (p != NULL && (p->seen || poison))
+				page_drop(s, key);
+		}
+	}
+}
+
+/* Is the page of a pool poisoned at some place? */
+static bool
+places_poisoned(struct sim_pmap *s, uintptr_t page)
+{
+	for (size_t i = 0; i < s->nplace; i++) {
+		uintptr_t va = 0;
+		const struct sim_page *p;
+
+		if (place_part(&s->place[i], page, 1, &va) == 0)
+			continue;
+		p = page_find(s, key_of(s->place[i].shard, va));
+		if (p != NULL && p->poisoned)
+			return true;
+	}
+	return false;
+}
+
+/* The page is in the page table of a place. */
+static void
+place_see(struct sim_pmap *s, const struct place *pl, uintptr_t va)
+{
+	const uintptr_t key = key_of(pl->shard, va);
+
+	if (page_find(s, key) != NULL)
+		return;
+	page_new(s, key, true)->poisoned = false; /* takes no memory */
+	page_find(s, key)->seen = true;
+}
+
 /* Common to every call on a range: whole pages, in the address space. */
 static void
 check_range(const char *op, uintptr_t va, size_t n)
@@ -462,6 +648,24 @@ static void
 check_shard(const struct sim_pmap *s, const char *op, unsigned shard)
 {
 	require(shard < s->pmap.nshards, "%s: there is no shard %u", op, shard);
+}
+
+/* The same of calls that take pages of pools. */
+static void
+check_shard_or_pool(const struct sim_pmap *s, const char *op, unsigned shard)
+{
+	if (shard != PMAP_POOL || !has_pools(s))
+		check_shard(s, op, shard);
+}
+
+/* The same of calls that take addresses of spaces. */
+static void
+check_shard_or_space(const struct sim_pmap *s, const char *op, unsigned shard)
+{
+	if (is_space(shard))
+		require(space_find(s, shard) != NULL, "%s: there is no space %u", op, shard);
+	else
+		check_shard(s, op, shard);
 }
 
 static void
@@ -479,10 +683,17 @@ message_drop(struct shard *sh, size_t i)
 	memmove(&sh->msg[i], &sh->msg[i + 1], (--sh->n - i) * sizeof(sh->msg[0]));
 }
 
+/* Where messages about addresses of a shard go. */
+static struct shard *
+queue_of(const struct sim_pmap *s, unsigned shard)
+{
+	return &s->shard[is_space(shard) ? space_find(s, shard)->near : shard];
+}
+
 static void
 message_send(struct sim_pmap *s, unsigned shard, struct message m)
 {
-	struct shard *sh = &s->shard[shard];
+	struct shard *sh = queue_of(s, shard);
 
 	m.delay = (unsigned)sim_below(s->f, s->delay + 1u);
 	sh->msg = must_grow(sh->msg, sh->n, &sh->room, sizeof(m));
@@ -495,6 +706,7 @@ thread_sleep(struct sim_pmap *s, unsigned thread, unsigned shard, struct pmap_fa
 {
 	struct message m = { .fault = fault, .thread = thread };
 
+	m.fault.shard = shard;
 	s->thread[thread] = (struct thread){ .asleep = true, .va = fault.va, .shard = shard };
 	message_send(s, shard, m);
 	if (sim_chance(s->f, s->dup)) {
@@ -506,9 +718,9 @@ thread_sleep(struct sim_pmap *s, unsigned thread, unsigned shard, struct pmap_fa
 
 /* The kernel takes a woken thread off the queue: a message not read by then never will be. */
 static void
-wake_range(struct sim_pmap *s, unsigned shard, uintptr_t va, size_t n)
+wake_addresses(struct sim_pmap *s, unsigned shard, uintptr_t va, size_t n)
 {
-	struct shard *sh = &s->shard[shard];
+	struct shard *sh = queue_of(s, shard);
 
 	for (unsigned t = 0; t < SIM_THREADS; t++) {
 		struct thread *th = &s->thread[t];
@@ -520,6 +732,23 @@ wake_range(struct sim_pmap *s, unsigned shard, uintptr_t va, size_t n)
 		for (size_t i = sh->n; i-- > 0;)
 			if (sh->msg[i].thread == t && !sh->msg[i].ghost)
 				message_drop(sh, i);
+	}
+}
+
+/* The same; pages of a pool at all places. */
+static void
+wake_range(struct sim_pmap *s, unsigned shard, uintptr_t va, size_t n)
+{
+	if (shard != PMAP_POOL) {
+		wake_addresses(s, shard, va, n);
+		return;
+	}
+	for (size_t i = 0; i < s->nplace; i++) {
+		uintptr_t at = 0;
+		const size_t k = place_part(&s->place[i], va, n, &at);
+
+		if (k > 0)
+			wake_addresses(s, s->place[i].shard, at, k);
 	}
 }
 
@@ -596,22 +825,15 @@ check_frame(const struct sim_pmap *s, const char *op, frame_t f)
 
 /* pmap_ops. */
 
+/* Choose addresses for a mapping.  0, -ENOMEM or -EEXIST. */
 static int
-op_map(struct pmap *pm, uintptr_t hint, bool fixed, size_t len, int prot, unsigned shard,
-       uintptr_t *va)
+pick_address(struct sim_pmap *s, uintptr_t hint, bool fixed, size_t len, uintptr_t *va)
 {
-	struct sim_pmap *s = to_sim(pm);
 	uintptr_t at = hint;
-	int err;
 
 	require((hint & PAGE_MASK) == 0 && (len & PAGE_MASK) == 0 && len > 0,
 		"map: %#lx + %zu is not whole pages", (unsigned long)hint, len);
 	require(!fixed || hint != 0, "map: fixed at address 0");
-	check_shard(s, "map", shard);
-
-	err = sim_inject(s->f, SIM_MAP);
-	if (err != 0)
-		return err;
 	/* The program chose these: outside the address space is an error, not a broken contract. */
 	if (len > LAST_VA - FIRST_VA || (fixed && at > LAST_VA - len))
 		return -ENOMEM;
@@ -630,8 +852,38 @@ op_map(struct pmap *pm, uintptr_t hint, bool fixed, size_t len, int prot, unsign
 			s->next_va = at + len + (sim_below(s->f, 3) << PAGE_SHIFT);
 		}
 	}
-	region_insert(s, (struct region){ at, at + len, prot, shard });
 	*va = at;
+	return 0;
+}
+
+static int
+op_map(struct pmap *pm, uintptr_t hint, bool fixed, size_t len, int prot, unsigned shard,
+       uintptr_t *va)
+{
+	struct sim_pmap *s = to_sim(pm);
+	int err;
+
+	check_shard(s, "map", shard);
+	err = sim_inject(s->f, SIM_MAP);
+	if (err == 0)
+		err = pick_address(s, hint, fixed, len, va);
+	if (err == 0)
+		region_insert(s, (struct region){ .start = *va,
+						  .end = *va + len,
+						  .prot = prot,
+						  .shard = shard });
+	return err;
+}
+
+static int
+unmap_in_space(struct sim_pmap *s, uintptr_t va, size_t len, unsigned shard)
+{
+	require(space_find(s, shard) != NULL, "unmap: there is no space %u", shard);
+	if (place_split(s, shard, va) < 0 || place_split(s, shard, va + len) < 0)
+		return -ENOMEM;
+	page_drop_range(s, key_of(shard, va), len >> PAGE_SHIFT);
+	places_remove(s, shard, va, len);
+	wake_addresses(s, shard, va, len >> PAGE_SHIFT);
 	return 0;
 }
 
@@ -642,6 +894,8 @@ op_unmap(struct pmap *pm, uintptr_t va, size_t len, unsigned shard)
 	size_t i, j;
 
 	check_range("unmap", va, len >> PAGE_SHIFT);
+	if (is_space(shard))
+		return unmap_in_space(s, va, len, shard);
 	check_shard(s, "unmap", shard);
 	require((len & PAGE_MASK) == 0, "unmap: length %zu is not whole pages", len);
 	require(region_covers(s, va, va + len), "unmap: part of %#lx + %zu is not mapped",
@@ -649,6 +903,9 @@ op_unmap(struct pmap *pm, uintptr_t va, size_t len, unsigned shard)
 	for (i = region_above(s, va); i < s->nregion && s->region[i].start < va + len; i++)
 		check_region("unmap", &s->region[i], shard);
 
+	if (place_split(s, shard, va) < 0 || place_split(s, shard, va + len) < 0)
+		return -ENOMEM;
+	places_remove(s, shard, va, len);
 	region_split(s, va);
 	region_split(s, va + len);
 	i = region_above(s, va);
@@ -672,6 +929,8 @@ op_protect(struct pmap *pm, uintptr_t va, size_t len, int prot)
 	require((len & PAGE_MASK) == 0, "protect: length %zu is not whole pages", len);
 	if (!region_covers(s, va, va + len))
 		return -ENOMEM;
+	require(region_find(s, va)->shard != PMAP_POOL, "protect: %#lx is the alias of a pool",
+		(unsigned long)va);
 	err = sim_inject(s->f, SIM_PROTECT);
 	if (err != 0)
 		return err;
@@ -692,6 +951,10 @@ check_install(struct sim_pmap *s, const char *op, unsigned shard, uintptr_t va)
 	if (r == NULL)
 		return -ENOENT;
 	check_region(op, r, shard);
+	require(!r->is_place, "%s: page %#lx is a pool's, to be named by its address there", op,
+		(unsigned long)va);
+	require(shard != PMAP_POOL || !places_poisoned(s, va), "%s: page %#lx is poisoned", op,
+		(unsigned long)va);
 	if (p == NULL)
 		return 0;
 	require(!p->poisoned, "%s: page %#lx is poisoned", op, (unsigned long)va);
@@ -717,7 +980,7 @@ op_zero(struct pmap *pm, unsigned shard, uintptr_t va, size_t n, size_t *done)
 	int err, r;
 
 	check_range("zero", va, n);
-	check_shard(s, "zero", shard);
+	check_shard_or_pool(s, "zero", shard);
 	err = sim_inject(s->f, SIM_ZERO);
 	stop = partial(s, err, n);
 	for (*done = 0; *done < n; ++*done, va += PAGE_SIZE) {
@@ -754,7 +1017,7 @@ op_enter(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t n,
 	int err, r;
 
 	check_range("enter", va, n);
-	check_shard(s, "enter", shard);
+	check_shard_or_pool(s, "enter", shard);
 	check_stage(s, "enter", frame, n);
 	err = sim_inject(s->f, SIM_ENTER);
 	stop = partial(s, err, n);
@@ -771,9 +1034,9 @@ op_enter(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t n,
 		}
 		if (*done == stop)
 			return err;
-		if (s->copies && *done % CLUSTER_MAX == 0)
+		if ((s->copies || shard == PMAP_POOL) && *done % CLUSTER_MAX == 0)
 			count_copies(s, MIN(stop - *done, CLUSTER_MAX));
-		else if (!s->copies && s->had_io[frame])
+		else if (!s->copies && shard != PMAP_POOL && s->had_io[frame])
 			count_copies(s, 1);
 		/* Hole first: a move never has both. */
 		memcpy(data, pmap_frame(pm, frame), PAGE_SIZE);
@@ -794,6 +1057,11 @@ check_remove(struct sim_pmap *s, unsigned shard, uintptr_t va)
 	if (r == NULL)
 		return -ENOENT;
 	check_region("remove", r, shard);
+	require(!r->is_place, "remove: page %#lx is a pool's, to be named by its address there",
+		(unsigned long)va);
+	/* The kernel would give zeros for it. */
+	require(p != NULL || shard != PMAP_POOL, "remove: page %#lx is not in its pool",
+		(unsigned long)va);
 	if (p == NULL)
 		return -ENOENT;
 	require(!p->poisoned, "remove: page %#lx is poisoned", (unsigned long)va);
@@ -811,7 +1079,7 @@ move_out(struct sim_pmap *s, uintptr_t va, frame_t hole)
 }
 
 static void
-copy_out(struct sim_pmap *s, uintptr_t va, frame_t hole, size_t n)
+copy_out(struct sim_pmap *s, unsigned shard, uintptr_t va, frame_t hole, size_t n)
 {
 	for (size_t i = 0; i < n; i++) {
 		struct sim_page *p = page_find(s, va + (i << PAGE_SHIFT));
@@ -821,6 +1089,8 @@ copy_out(struct sim_pmap *s, uintptr_t va, frame_t hole, size_t n)
 	}
 	if (s->on_copy != NULL)
 		s->on_copy(s->on_copy_ctx, va, n);
+	if (shard == PMAP_POOL)
+		places_forget(s, va, n, false);
 	page_drop_range(s, va, n);
 }
 
@@ -828,17 +1098,20 @@ static int
 op_remove(struct pmap *pm, unsigned shard, uintptr_t va, frame_t hole, size_t n, size_t *done)
 {
 	struct sim_pmap *s = to_sim(pm);
+	const bool copies = s->copies || shard == PMAP_POOL;
 	size_t stop;
 	int err, r = 0;
 
 	check_range("remove", va, n);
-	check_shard(s, "remove", shard);
+	check_shard_or_pool(s, "remove", shard);
 	check_stage(s, "remove", hole, n);
 	err = sim_inject(s->f, SIM_REMOVE);
+	if (err == -EBUSY && shard == PMAP_POOL) /* nobody can tell */
+		err = -EAGAIN;
 	stop = partial(s, err, n);
 	*done = 0;
 	while (*done < stop && r == 0) {
-		const size_t most = s->copies ? MIN(stop - *done, CLUSTER_MAX) : 1;
+		const size_t most = copies ? MIN(stop - *done, CLUSTER_MAX) : 1;
 		const uintptr_t at = va + (*done << PAGE_SHIFT);
 		size_t run = 0;
 
@@ -847,8 +1120,8 @@ op_remove(struct pmap *pm, unsigned shard, uintptr_t va, frame_t hole, size_t n,
 			if (r == 0)
 				run++;
 		}
-		if (run > 0 && (s->copies || !(region_find(s, at)->prot & PROT_WRITE)))
-			copy_out(s, at, hole + (frame_t)*done, run);
+		if (run > 0 && (copies || !(region_find(s, at)->prot & PROT_WRITE)))
+			copy_out(s, shard, at, hole + (frame_t)*done, run);
 		else if (run > 0)
 			move_out(s, at, hole + (frame_t)*done);
 		*done += run;
@@ -863,15 +1136,41 @@ op_discard(struct pmap *pm, unsigned shard, uintptr_t va, size_t n)
 	int err;
 
 	check_range("discard", va, n);
-	check_shard(s, "discard", shard);
+	check_shard_or_pool(s, "discard", shard);
 	if (!region_covers(s, va, va + (n << PAGE_SHIFT)))
 		return -ENOENT;
 	for (size_t i = region_above(s, va);
 	     i < s->nregion && s->region[i].start < va + (n << PAGE_SHIFT); i++)
 		check_region("discard", &s->region[i], shard);
 	err = sim_inject(s->f, SIM_DISCARD);
-	page_drop_range(s, va, partial(s, err, n));
+	n = partial(s, err, n);
+	if (shard == PMAP_POOL)
+		places_forget(s, va, n, true);
+	page_drop_range(s, va, n);
 	return err;
+}
+
+/* => of places, at all that somebody can touch.  0, or -EEXIST: all of them are already. */
+static int
+poison_places(struct sim_pmap *s, uintptr_t page)
+{
+	bool poisoned = false, already = false;
+
+	for (size_t i = 0; i < s->nplace; i++) {
+		const struct place *pl = &s->place[i];
+		uintptr_t va = 0;
+
+		if (place_part(pl, page, 1, &va) == 0 ||
+		    (is_space(pl->shard) && !space_find(s, pl->shard)->attached))
+			continue;
+		if (page_find(s, key_of(pl->shard, va)) != NULL) {
+			already = true;
+		} else {
+			page_new(s, key_of(pl->shard, va), true);
+			poisoned = true;
+		}
+	}
+	return already && !poisoned ? -EEXIST : 0;
 }
 
 /* Wakes in any case: if the page is not to be had, the thread shall find out for itself. */
@@ -883,7 +1182,7 @@ op_poison(struct pmap *pm, unsigned shard, uintptr_t va)
 	int err;
 
 	check_range("poison", va, 1);
-	check_shard(s, "poison", shard);
+	check_shard_or_pool(s, "poison", shard);
 	wake_range(s, shard, va, 1);
 	r = region_find(s, va);
 	if (r == NULL)
@@ -894,6 +1193,10 @@ op_poison(struct pmap *pm, unsigned shard, uintptr_t va)
 		return err;
 	if (page_find(s, va) != NULL)
 		return -EEXIST;
+	if (shard == PMAP_POOL)
+		return poison_places(s, va);
+	require(!r->is_place, "poison: page %#lx is a pool's, to be named by its address there",
+		(unsigned long)va);
 	page_new(s, va, true);
 	return 0;
 }
@@ -905,7 +1208,8 @@ op_wake(struct pmap *pm, unsigned shard, uintptr_t va, size_t n)
 	struct sim_pmap *s = to_sim(pm);
 
 	check_range("wake", va, n);
-	check_shard(s, "wake", shard);
+	if (shard != PMAP_POOL || !has_pools(s))
+		check_shard_or_space(s, "wake", shard);
 	wake_range(s, shard, va, n);
 }
 
@@ -950,7 +1254,6 @@ op_faults(struct pmap *pm, unsigned shard, struct pmap_fault *buf, unsigned max)
 		if (i == sh->n)
 			break;
 		buf[n] = sh->msg[i].fault;
-		buf[n].shard = shard;
 		message_drop(sh, i);
 	}
 	message_age(sh);
@@ -963,6 +1266,8 @@ op_destroy(struct pmap *pm)
 {
 	struct sim_pmap *s = to_sim(pm);
 
+	for (unsigned i = 0; i < s->nspace; i++)
+		require(s->space[i].record == NULL, "destroy: space %u is left", PMAP_POOL + 1 + i);
 	require(s->nregion == 0, "destroy: region %#lx is still mapped",
 		(unsigned long)s->region[0].start);
 	for (frame_t f = 0; s->io != NULL && f < pm->nstage; f++)
@@ -978,6 +1283,9 @@ op_destroy(struct pmap *pm)
 	free(s->is_frame);
 	free(s->bucket);
 	free(s->region);
+	free(s->place);
+	free(s->pool);
+	free(s->space);
 	free(s);
 }
 
@@ -992,6 +1300,8 @@ op_split(struct pmap *pm, uintptr_t va, size_t len)
 	err = sim_inject(s->f, SIM_UNMAP);
 	if (err != 0)
 		return err;
+	if (place_split(s, 0, va) < 0 || place_split(s, 0, va + len) < 0)
+		return -ENOMEM;
 	region_split(s, va);
 	region_split(s, va + len);
 	return 0;
@@ -1000,15 +1310,271 @@ op_split(struct pmap *pm, uintptr_t va, size_t len)
 static int
 op_read(struct pmap *pm, uintptr_t va, void *buf)
 {
-	const struct sim_page *p = page_find(to_sim(pm), va);
+	struct sim_pmap *s = to_sim(pm);
+	const struct region *r = region_find(s, va);
+	const struct sim_page *p = page_find(s, va);
 
+	require(r == NULL || !r->is_place,
+		"read: page %#lx is a pool's, to be named by its address there", (unsigned long)va);
+	if (p == NULL && r != NULL && r->shard == PMAP_POOL) {
+		memset(buf, 0, PAGE_SIZE);
+		return 0;
+	}
 	if (p == NULL || p->poisoned)
 		return -ENOENT;
 	memcpy(buf, p->data, PAGE_SIZE);
 	return 0;
 }
 
+/* pmap_ops: pools and spaces. */
+
+static void *
+record_new(struct sim_pmap *s)
+{
+	require(s->pmap.places != NULL, "nobody has said where records come from");
+	return zone_alloc(s->pmap.places, ZONE_WAIT);
+}
+
+static struct pool *
+pool_find(const struct sim_pmap *s, const char *op, uintptr_t start)
+{
+	for (size_t i = 0; i < s->npool; i++)
+		if (s->pool[i].start == start)
+			return &s->pool[i];
+	sim_die("%s: %#lx is no pool", op, (unsigned long)start);
+}
+
+static int
+op_pool_create(struct pmap *pm, size_t npages, uintptr_t *pool)
+{
+	struct sim_pmap *s = to_sim(pm);
+	const size_t len = npages << PAGE_SHIFT;
+	void *record;
+	int err = sim_inject(s->f, SIM_MAP);
+
+	if (err != 0)
+		return err;
+	record = record_new(s);
+	if (record == NULL)
+		return -ENOMEM;
+	err = pick_address(s, 0, false, len, pool);
+	if (err != 0) {
+		zone_free(pm->places, record);
+		return err;
+	}
+	region_insert(s, (struct region){ .start = *pool, .end = *pool + len, .shard = PMAP_POOL });
+	s->pool = must_grow(s->pool, s->npool, &s->pool_room, sizeof(s->pool[0]));
+	s->pool[s->npool++] = (struct pool){ *pool, record };
+	return 0;
+}
+
+static void
+op_pool_destroy(struct pmap *pm, uintptr_t start)
+{
+	struct sim_pmap *s = to_sim(pm);
+	struct pool *p = pool_find(s, "pool_destroy", start);
+	struct region *r = region_find(s, start);
+	const size_t i = (size_t)(r - s->region), n = (r->end - r->start) >> PAGE_SHIFT;
+
+	for (size_t k = 0; k < s->nplace; k++) {
+		uintptr_t va = 0;
+
+		require(place_part(&s->place[k], start, n, &va) == 0,
+			"pool_destroy: pool %#lx is still mapped at %#lx", (unsigned long)start,
+			(unsigned long)va);
+	}
+	page_drop_range(s, start, n);
+	memmove(r, r + 1, (--s->nregion - i) * sizeof(*r));
+	zone_free(pm->places, p->record);
+	*p = s->pool[--s->npool];
+}
+
+static int
+op_pool_map(struct pmap *pm, uintptr_t page, uintptr_t hint, bool fixed, size_t len, int prot,
+	    unsigned shard, uintptr_t *va)
+{
+	struct sim_pmap *s = to_sim(pm);
+	const struct region *alias = region_find(s, page);
+	struct place pl = { .shard = shard, .page = page, .prot = prot };
+	int err;
+
+	check_shard_or_space(s, "pool_map", shard);
+	check_range("pool_map", page, len >> PAGE_SHIFT);
+	require(alias != NULL && alias->shard == PMAP_POOL && len <= alias->end - page,
+		"pool_map: %#lx + %zu are not in a pool", (unsigned long)page, len);
+	err = sim_inject(s->f, SIM_MAP);
+	if (err != 0)
+		return err;
+	pl.record = record_new(s);
+	if (pl.record == NULL)
+		return -ENOMEM;
+	pl.start = hint;
+	if (is_space(shard))
+		for (size_t i = 0; i < s->nplace; i++)
+			require(s->place[i].shard != shard || s->place[i].end <= hint ||
+					s->place[i].start >= hint + len,
+				"pool_map: something is at %#lx in space %u already",
+				(unsigned long)hint, shard);
+	else
+		err = pick_address(s, hint, fixed, len, &pl.start);
+	if (err != 0) {
+		zone_free(pm->places, pl.record);
+		return err;
+	}
+	pl.end = pl.start + len;
+	if (!is_space(shard))
+		region_insert(s, (struct region){ .start = pl.start,
+						  .end = pl.end,
+						  .prot = prot,
+						  .shard = shard,
+						  .is_place = true });
+	place_insert(s, pl);
+	*va = pl.start;
+	return 0;
+}
+
+static unsigned
+op_pool_referenced(struct pmap *pm, uintptr_t page)
+{
+	struct sim_pmap *s = to_sim(pm);
+	unsigned count = 0;
+
+	check_range("pool_referenced", page, 1);
+	for (size_t i = 0; i < s->nplace; i++) {
+		const struct sim_page *p;
+		uintptr_t va = 0;
+
+		if (is_space(s->place[i].shard) || place_part(&s->place[i], page, 1, &va) == 0)
+			continue;
+		p = page_find(s, va);
+		if (p != NULL && p->seen) {
+			page_drop(s, va);
+			count++;
+		}
+	}
+	return count;
+}
+
+static void
+op_pool_populate(struct pmap *pm, unsigned shard, uintptr_t va, size_t len, bool write)
+{
+	struct sim_pmap *s = to_sim(pm);
+
+	(void)write;
+	if (is_space(shard))
+		return;
+	for (size_t off = 0; off < len; off += PAGE_SIZE) {
+		const struct place *pl = place_find(s, shard, va + off);
+
+		if (pl != NULL && page_find(s, pl->page + (va + off - pl->start)) != NULL)
+			place_see(s, pl, va + off);
+	}
+}
+
+static int
+op_space_create(struct pmap *pm, unsigned near, unsigned *shard)
+{
+	struct sim_pmap *s = to_sim(pm);
+	void *record;
+	size_t i = 0;
+	int err;
+
+	check_shard(s, "space_create", near);
+	err = sim_inject(s->f, SIM_MAP);
+	if (err != 0)
+		return err;
+	while (i < s->nspace && s->space[i].record != NULL)
+		i++;
+	if (i == SPACES_MAX || (record = record_new(s)) == NULL)
+		return -ENOMEM;
+	if (i == s->nspace) {
+		s->space = must_grow(s->space, i, &s->space_room, sizeof(s->space[0]));
+		s->nspace++;
+	}
+	s->space[i] = (struct space){ .near = near, .record = record };
+	*shard = PMAP_POOL + 1 + (unsigned)i;
+	return 0;
+}
+
+/* Who slept there is gone, and with it what has been asked. */
+static void
+op_space_detach(struct pmap *pm, unsigned shard)
+{
+	struct sim_pmap *s = to_sim(pm);
+	struct space *sp = space_find(s, shard);
+	struct shard *sh;
+
+	require(sp != NULL, "space_detach: there is no space %u", shard);
+	sp->attached = false;
+	for (unsigned t = 0; t < SIM_THREADS; t++)
+		if (s->thread[t].asleep && s->thread[t].shard == shard)
+			s->thread[t].asleep = false;
+	sh = queue_of(s, shard);
+	for (size_t i = sh->n; i-- > 0;)
+		if (sh->msg[i].fault.shard == shard)
+			message_drop(sh, i);
+}
+
+static void
+op_space_destroy(struct pmap *pm, unsigned shard)
+{
+	struct sim_pmap *s = to_sim(pm);
+	struct space *sp;
+
+	op_space_detach(pm, shard);
+	for (size_t i = 0; i < s->nplace; i++)
+		require(s->place[i].shard != shard, "space_destroy: space %u has places left",
+			shard);
+	sp = space_find(s, shard);
+	zone_free(pm->places, sp->record);
+	sp->record = NULL;
+}
+
+static int
+op_space_attach(struct pmap *pm, unsigned shard, int fd, pid_t pid)
+{
+	struct sim_pmap *s = to_sim(pm);
+	struct space *sp = space_find(s, shard);
+	int err;
+
+	(void)fd;
+	(void)pid;
+	require(sp != NULL, "space_attach: there is no space %u", shard);
+	require(!sp->attached, "space_attach: space %u is attached already", shard);
+	err = sim_inject(s->f, SIM_MAP);
+	sp->attached = err == 0;
+	return err;
+}
+
 static const struct pmap_ops sim_ops = {
+	.map = op_map,
+	.unmap = op_unmap,
+	.split = op_split,
+	.protect = op_protect,
+	.zero = op_zero,
+	.enter = op_enter,
+	.remove = op_remove,
+	.read = op_read,
+	.discard = op_discard,
+	.poison = op_poison,
+	.wake = op_wake,
+	.frame_new = op_frame_new,
+	.frame_drop = op_frame_drop,
+	.faults = op_faults,
+	.pool_create = op_pool_create,
+	.pool_destroy = op_pool_destroy,
+	.pool_map = op_pool_map,
+	.pool_referenced = op_pool_referenced,
+	.pool_populate = op_pool_populate,
+	.space_create = op_space_create,
+	.space_destroy = op_space_destroy,
+	.space_attach = op_space_attach,
+	.space_detach = op_space_detach,
+	.destroy = op_destroy,
+};
+
+/* The same of a kernel without shared memory. */
+static const struct pmap_ops sim_ops_private = {
 	.map = op_map,
 	.unmap = op_unmap,
 	.split = op_split,
@@ -1042,12 +1608,13 @@ pmap_sim_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t mas
 	s->next_va = FIRST_VA;
 	s->bits = 8;
 	s->copies = (mask & UP_MASK_MOVE) != 0;
-	s->pmap.ops = &sim_ops;
+	s->pmap.ops = mask & UP_MASK_SHARED ? &sim_ops_private : &sim_ops;
+	s->pmap.place_size = 64;
 	s->pmap.nstage = nstage;
 	s->pmap.nshards = nshards;
 	s->pmap.headroom = CLUSTER_MAX * PAGE_SIZE;
-	s->pmap.features =
-		~mask & (UP_MASK_MOVE | UP_MASK_POISON | UP_MASK_DEV_UFFD | UP_MASK_KERNEL_FAULTS);
+	s->pmap.features = ~mask & (UP_MASK_MOVE | UP_MASK_POISON | UP_MASK_DEV_UFFD |
+				    UP_MASK_KERNEL_FAULTS | UP_MASK_SHARED);
 	s->pmap.stage = aligned_alloc(PAGE_SIZE, bytes);
 	s->is_frame = calloc(nstage, sizeof(s->is_frame[0]));
 	s->io = calloc(nstage, sizeof(s->io[0]));
@@ -1067,42 +1634,79 @@ pmap_sim_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t mas
 
 /* The program's side. */
 
-enum sim_result
-sim_touch(struct pmap *pm, unsigned thread, uintptr_t va, bool write, void *buf, size_t off,
-	  size_t len)
+static enum sim_result
+touch(struct sim_pmap *s, unsigned shard, int prot, const struct place *pl, unsigned thread,
+      uintptr_t va, bool write, void *buf, size_t off, size_t len)
 {
-	struct sim_pmap *s = to_sim(pm);
 	const int need = write ? PROT_WRITE : PROT_READ | PROT_WRITE;
 	struct pmap_fault fault = { .va = va, .write = write };
-	const struct region *r;
+	const struct sim_page *mine = page_find(s, key_of(shard, va));
 	struct sim_page *p;
 
-	check_range("touch", va, 1);
-	require(thread < SIM_THREADS, "touch: thread %u", thread);
-	require(off <= PAGE_SIZE && len <= PAGE_SIZE - off, "touch: %zu + %zu is no page", off,
-		len);
-	if (s->thread[thread].asleep) {
-		require(s->thread[thread].va == va, "touch: thread %u sleeps at %#lx", thread,
-			(unsigned long)s->thread[thread].va);
-		return SIM_FAULT;
-	}
-	r = region_find(s, va);
-	if (r == NULL || (r->prot & need) == 0)
+	if ((prot & need) == 0)
 		return SIM_SIGSEGV;
-	p = page_find(s, va);
-	if (p == NULL)
-		return thread_sleep(s, thread, r->shard, fault);
-	if (p->poisoned)
+	if (mine != NULL && mine->poisoned)
 		return SIM_SIGBUS;
+	p = page_find(s, pl != NULL ? pl->page + (va - pl->start) : va);
+	if (p == NULL)
+		return thread_sleep(s, thread, shard, fault);
 	if (write && p->wp) {
 		fault.wp = true;
-		return thread_sleep(s, thread, r->shard, fault);
+		return thread_sleep(s, thread, shard, fault);
 	}
+	if (pl != NULL)
+		place_see(s, pl, va);
 	if (write && len > 0)
 		memcpy(p->data + off, buf, len);
 	else if (len > 0)
 		memcpy(buf, p->data + off, len);
 	return SIM_OK;
+}
+
+/* True if the thread sleeps. */
+static bool
+check_touch(const struct sim_pmap *s, unsigned thread, uintptr_t va, size_t off, size_t len)
+{
+	check_range("touch", va, 1);
+	require(thread < SIM_THREADS, "touch: thread %u", thread);
+	require(off <= PAGE_SIZE && len <= PAGE_SIZE - off, "touch: %zu + %zu is no page", off,
+		len);
+	require(!s->thread[thread].asleep || s->thread[thread].va == va,
+		"touch: thread %u sleeps at %#lx", thread, (unsigned long)s->thread[thread].va);
+	return s->thread[thread].asleep;
+}
+
+enum sim_result
+sim_touch(struct pmap *pm, unsigned thread, uintptr_t va, bool write, void *buf, size_t off,
+	  size_t len)
+{
+	struct sim_pmap *s = to_sim(pm);
+	const struct region *r;
+
+	if (check_touch(s, thread, va, off, len))
+		return SIM_FAULT;
+	r = region_find(s, va);
+	if (r == NULL || r->shard == PMAP_POOL)
+		return SIM_SIGSEGV;
+	return touch(s, r->shard, r->prot, r->is_place ? place_find(s, 0, va) : NULL, thread, va,
+		     write, buf, off, len);
+}
+
+enum sim_result
+sim_touch_in(struct pmap *pm, unsigned shard, unsigned thread, uintptr_t va, bool write, void *buf,
+	     size_t off, size_t len)
+{
+	struct sim_pmap *s = to_sim(pm);
+	const struct space *sp = space_find(s, shard);
+	const struct place *pl;
+
+	require(sp != NULL && sp->attached, "touch: nobody runs in space %u", shard);
+	if (check_touch(s, thread, va, off, len))
+		return SIM_FAULT;
+	pl = place_find(s, shard, va);
+	if (pl == NULL)
+		return SIM_SIGSEGV;
+	return touch(s, shard, pl->prot, pl, thread, va, write, buf, off, len);
 }
 
 bool
@@ -1119,11 +1723,12 @@ sim_stranded(struct pmap *pm)
 
 	for (unsigned t = 0; t < SIM_THREADS; t++) {
 		const struct thread *th = &s->thread[t];
-		const struct shard *sh = &s->shard[th->shard];
+		const struct shard *sh;
 		size_t i = 0;
 
 		if (!th->asleep)
 			continue;
+		sh = queue_of(s, th->shard);
 		while (i < sh->n && (sh->msg[i].thread != t || sh->msg[i].fault.va != th->va))
 			i++;
 		if (i == sh->n)
@@ -1179,7 +1784,7 @@ sim_on_copy(struct pmap *pm, void (*fn)(void *ctx, uintptr_t va, size_t n), void
 {
 	struct sim_pmap *s = to_sim(pm);
 
-	require(fn == NULL || s->copies, "on_copy: this kernel moves");
+	require(fn == NULL || s->copies || has_pools(s), "on_copy: this kernel moves");
 	s->on_copy = fn;
 	s->on_copy_ctx = ctx;
 }
@@ -1196,14 +1801,26 @@ sim_resident_pages_max(struct pmap *pm)
 	return to_sim(pm)->resident_max;
 }
 
+/* The page that an address of this process shows, or NULL. */
+static struct sim_page *
+content_find(struct sim_pmap *s, uintptr_t va)
+{
+	const struct place *pl = place_find(s, 0, va);
+
+	return page_find(s, pl != NULL ? pl->page + (va - pl->start) : va);
+}
+
 enum sim_state
 sim_state(struct pmap *pm, uintptr_t va)
 {
 	struct sim_pmap *s = to_sim(pm);
 	const struct sim_page *p = page_find(s, va);
+	const struct region *r = region_find(s, va);
 
-	if (region_find(s, va) == NULL)
+	if (r == NULL)
 		return SIM_UNMAPPED;
+	if (r->is_place && (p == NULL || !p->poisoned))
+		p = content_find(s, va);
 	if (p == NULL)
 		return SIM_ABSENT;
 	return p->poisoned ? SIM_POISONED : SIM_PRESENT;
@@ -1212,7 +1829,7 @@ sim_state(struct pmap *pm, uintptr_t va)
 const void *
 sim_peek(struct pmap *pm, uintptr_t va)
 {
-	const struct sim_page *p = page_find(to_sim(pm), va);
+	const struct sim_page *p = content_find(to_sim(pm), va);
 
 	return p != NULL && !p->poisoned ? p->data : NULL;
 }

@@ -8,7 +8,7 @@
  * the same way again for the same seed.  What a caller must never do (enter from a hole, install
  * twice, drop a frame under I/O) is an abort with a line on stderr that begins with "sim:".
  *
- * Not emulated: time (nothing sleeps), huge pages, a second process.  One thread drives it all.
+ * Not emulated: time (nothing sleeps), huge pages.  One thread drives it all, other processes too.
  *
  *	struct sim_faults f;			struct sim_disk *d;
  *	struct pmap *pm;			struct io_engine *e;
@@ -28,7 +28,7 @@
  * call" is counted over page tables and disk alike and one seed decides everything.
  */
 enum sim_op {
-	SIM_MAP,       /* -ENOMEM */
+	SIM_MAP,       /* -ENOMEM; pool_create, pool_map, space_create and space_attach too */
 	SIM_UNMAP,     /* split, before an unmap: -ENOMEM, nothing changed */
 	SIM_PROTECT,   /* -ENOMEM, nothing changed */
 	SIM_ZERO,      /* -EAGAIN, -ENOMEM, -EEXIST; a prefix is done */
@@ -90,7 +90,13 @@ void sim_die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)
  * -EEXIST again; enter over any other page that is there is an abort, zero is -EEXIST (and a way to
  * ask whether a page is there).
  *
- * destroy() aborts when a region is still mapped or a frame is under I/O; frames may be left.
+ * Pools and spaces are there unless `mask` has UP_MASK_SHARED; pm->places has to be set, as of the real
+ * one.  Their pages are always copied, never moved, and -EBUSY of remove is not injected into them.  A page of
+ * a pool is resident once, wherever it is mapped.  To name it by the address of a place is an abort;
+ * so is to remove one that is not there, or to install over poison at any place.
+ *
+ * destroy() aborts when a region is still mapped, a space left, or a frame is under I/O; frames
+ * may be left.
  */
 int pmap_sim_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t mask,
 		    struct sim_faults *f);
@@ -115,6 +121,13 @@ enum sim_result {
 enum sim_result sim_touch(struct pmap *pm, unsigned thread, uintptr_t va, bool write, void *buf,
 			  size_t off, size_t len);
 
+/*
+ * The same in a space, at an address of that process; it must be attached.  The message goes to the shard that
+ * the space is near.  detach forgets who sleeps there, and their messages, copies too.
+ */
+enum sim_result sim_touch_in(struct pmap *pm, unsigned shard, unsigned thread, uintptr_t va,
+			     bool write, void *buf, size_t off, size_t len);
+
 /* True if the thread sleeps, its message read or not. */
 bool sim_waiting(struct pmap *pm, unsigned thread);
 
@@ -136,7 +149,10 @@ void sim_messages(struct pmap *pm, unsigned dup, unsigned reorder, unsigned dela
 /* Messages in a shard's queue, those still invisible included. */
 size_t sim_queued(struct pmap *pm, unsigned shard);
 
-/* What the program does behind the library's back: madvise(MADV_DONTNEED).  Wakes nobody. */
+/*
+ * What the program does behind the library's back: madvise(MADV_DONTNEED).  Wakes nobody.  Pages of pools stay where
+ * they are; only poison goes.
+ */
 void sim_discard_behind(struct pmap *pm, uintptr_t va, size_t n);
 
 /* The page is pinned (its own O_DIRECT read, say): remove is -EBUSY.  Nests; gone with the page. */
@@ -144,7 +160,7 @@ void sim_pin(struct pmap *pm, uintptr_t va);
 void sim_unpin(struct pmap *pm, uintptr_t va);
 
 /*
- * Copying kernels only: called in the middle of remove(), when the pages [va, va + n) are copied
+ * Copying kernels, and pools on all (`va` is the page's address in the pool): called in the middle of remove(), when the pages [va, va + n) are copied
  * and write-protected but not yet dropped.  Reads pass; a write faults with .wp set.  NULL: off.
  */
 void sim_on_copy(struct pmap *pm, void (*fn)(void *ctx, uintptr_t va, size_t n), void *ctx);
@@ -155,7 +171,7 @@ size_t sim_resident_pages_max(struct pmap *pm);
 
 enum sim_state { SIM_UNMAPPED, SIM_ABSENT, SIM_PRESENT, SIM_POISONED };
 
-/* Look without touching.  peek: the page's bytes until it goes, or NULL. */
+/* Look without touching, at regions and places of this process.  peek: the page's bytes until it goes, or NULL. */
 enum sim_state sim_state(struct pmap *pm, uintptr_t va);
 const void *sim_peek(struct pmap *pm, uintptr_t va);
 bool sim_is_frame(struct pmap *pm, frame_t f);
