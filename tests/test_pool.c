@@ -9,21 +9,14 @@
 #include <criterion/new/assert.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include "heap_arena.h"
-#include "pmap/pmap.h"
+#include "pool_child.h"
 
 #define RW (PROT_READ | PROT_WRITE)
 #define NPAGES 128u
@@ -289,73 +282,19 @@ struct child {
 	unsigned shard;
 };
 
-/* `fd` is the userfaultfd, sent or received; -1: none. */
-static bool
-send_fd(int sock, uintptr_t va, int fd)
-{
-	union {
-		struct cmsghdr align;
-		char buf[CMSG_SPACE(sizeof(int))];
-	} c = { 0 };
-	struct iovec iov = { &va, sizeof va };
-	struct msghdr m = { .msg_iov = &iov,
-			    .msg_iovlen = 1,
-			    .msg_control = c.buf,
-			    .msg_controllen = sizeof c.buf };
-	struct cmsghdr *h = CMSG_FIRSTHDR(&m);
-
-	h->cmsg_level = SOL_SOCKET;
-	h->cmsg_type = SCM_RIGHTS;
-	h->cmsg_len = CMSG_LEN(sizeof fd);
-	memcpy(CMSG_DATA(h), &fd, sizeof fd);
-	return sendmsg(sock, &m, 0) == (ssize_t)sizeof va;
-}
-
-static int
-receive_fd(int sock, uintptr_t *va)
-{
-	union {
-		struct cmsghdr align;
-		char buf[CMSG_SPACE(sizeof(int))];
-	} c = { 0 };
-	struct iovec iov = { va, sizeof *va };
-	struct msghdr m = { .msg_iov = &iov,
-			    .msg_iovlen = 1,
-			    .msg_control = c.buf,
-			    .msg_controllen = sizeof c.buf };
-	struct pollfd p = { .fd = sock, .events = POLLIN };
-	int fd = -1;
-
-	cr_assert(eq(int, poll(&p, 1, DEADLINE * 1000), 1), "the child says nothing");
-	cr_assert(eq(sz, (size_t)recvmsg(sock, &m, MSG_CMSG_CLOEXEC), sizeof *va),
-		  "the child has failed");
-	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof fd);
-	return fd;
-}
-
 static void
-child_main(int sock)
+child_main(int sock, int file, uint64_t offset)
 {
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING |
-					       UFFDIO_REGISTER_MODE_WP };
-	const size_t len = NPAGES * PAGE_SIZE;
 	struct message m;
-	uint64_t offset;
-	int uffd, fd;
-	void *p;
+	uintptr_t base;
 
 	alarm(100);
 	catch_signals();
-	fd = pmap_uffd_pool_fd(pm, pool, &offset);
-	uffd = pmap_uffd_child_open(pm);
-	p = mmap(NULL, len, RW, MAP_SHARED, fd, (off_t)offset);
-	reg.range.start = (uintptr_t)p;
-	reg.range.len = len;
-	if (uffd < 0 || p == MAP_FAILED || ioctl(uffd, UFFDIO_REGISTER, &reg) < 0 ||
-	    !send_fd(sock, (uintptr_t)p, uffd))
+	base = pool_child_map(pm, file, offset, NPAGES * PAGE_SIZE, sock);
+	if (base == 0)
 		_exit(1);
 	while (read(sock, &m, sizeof m) == (ssize_t)sizeof m) {
-		const uintptr_t va = (uintptr_t)p + m.page * PAGE_SIZE;
+		const uintptr_t va = base + m.page * PAGE_SIZE;
 
 		if (m.order == ORDER_UNMAP)
 			m.sig = munmap((void *)va, PAGE_SIZE);
@@ -371,8 +310,10 @@ static void
 child_start(struct child *c, unsigned near)
 {
 	uintptr_t va;
-	int pair[2], fd;
+	uint64_t offset;
+	int pair[2], fd, file;
 
+	file = pmap_uffd_pool_fd(pm, pool, &offset);
 	cr_assert(eq(int, socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0));
 	cr_assert(eq(int, pm->ops->space_create(pm, near, &c->shard), 0));
 	cr_assert(gt(uint, c->shard, PMAP_POOL));
@@ -381,10 +322,11 @@ child_start(struct child *c, unsigned near)
 	cr_assert(ge(int, c->pid, 0));
 	if (c->pid == 0) {
 		close(pair[0]);
-		child_main(pair[1]);
+		child_main(pair[1], file, offset);
 	}
 	close(pair[1]);
-	fd = receive_fd(c->sock, &c->va);
+	fd = pool_child_hear(c->sock, DEADLINE, &c->va);
+	cr_assert(ge(int, fd, 0), "no word from the child");
 	cr_assert(
 		eq(int,
 		   pm->ops->pool_map(pm, pool, c->va, true, NPAGES * PAGE_SIZE, RW, c->shard, &va),
