@@ -934,6 +934,7 @@ static const struct {
 	{ "dev-uffd", UP_MASK_DEV_UFFD },
 	{ "kernel-faults", UP_MASK_KERNEL_FAULTS },
 	{ "ring-flags", UP_MASK_RING_FLAGS },
+	{ "shared", UP_MASK_SHARED },
 	{ "all", UP_MASK_ALL },
 	{ "none", 0 },
 };
@@ -953,7 +954,7 @@ static const struct argp_option options[] = {
 	  "Threads that serve faults (default: as the library thinks)", 2 },
 	{ "mask", 'M', "FEATURE,...", 0,
 	  "Run as on a kernel without these: move, poison, odirect, "
-	  "dev-uffd, kernel-faults, ring-flags, or all of them: all",
+	  "dev-uffd, kernel-faults, ring-flags, shared, or all of them: all",
 	  2 },
 	{ "trace", OPT_TRACE, NULL, 0, "Print the pager's most recent events at the end", 3 },
 	{ "flip", OPT_FLIP, "PAGE", 0,
@@ -1023,10 +1024,11 @@ parse_mask(const char *text, struct argp_state *state)
 		       (strlen(masks[i].name) != len || strncmp(masks[i].name, p, len) != 0))
 			i++;
 		if (i == sizeof(masks) / sizeof(masks[0]))
-			argp_error(state,
-				   "--mask: no feature is called '%.*s'; there are move, poison, "
-				   "odirect, dev-uffd, kernel-faults, ring-flags, all, none",
-				   (int)len, p);
+			argp_error(
+				state,
+				"--mask: no feature is called '%.*s'; there are move, poison, "
+				"odirect, dev-uffd, kernel-faults, ring-flags, shared, all, none",
+				(int)len, p);
 		else
 			mask |= masks[i].bit;
 		p += len;

@@ -83,7 +83,7 @@ run 0 "$demo" --size=2M --memory=16M
 run 0 "$demo" --size=4K --memory=2M --threads=1
 echo "tiny ones pass"
 
-for mask in move poison odirect kernel-faults ring-flags move,odirect all; do
+for mask in move poison odirect kernel-faults ring-flags shared move,odirect all; do
 	run 0 "$demo" --size=32M --memory=4M --mask="$mask"
 done
 echo "every feature can be missing"

@@ -87,6 +87,7 @@ static const struct {
 	{ "dev_uffd", UP_MASK_DEV_UFFD },
 	{ "kernel_faults", UP_MASK_KERNEL_FAULTS },
 	{ "ring_flags", UP_MASK_RING_FLAGS },
+	{ "shared", UP_MASK_SHARED },
 	{ "all", UP_MASK_ALL },
 	{ "none", 0 },
 };

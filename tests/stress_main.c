@@ -5,7 +5,7 @@
  *	stress [--seconds N] [--threads T] [--memory BYTES] [--mask LIST] [--seed S] [--services K]
  *	       [--alone] [--hold]
  *
- * LIST: features to do without, of move, poison, odirect, dev_uffd, kernel_faults, ring_flags; or
+ * LIST: features to do without, of move, poison, odirect, dev_uffd, kernel_faults, ring_flags, shared; or
  * all.
  * --alone: no fork(), no signals, no second runtime meanwhile.  --hold: a failure stays for a
  * debugger.

@@ -34,6 +34,7 @@ static const struct {
 	{ "dev_uffd", UP_MASK_DEV_UFFD },
 	{ "kernel_faults", UP_MASK_KERNEL_FAULTS },
 	{ "ring_flags", UP_MASK_RING_FLAGS },
+	{ "shared", UP_MASK_SHARED },
 	{ "move and poison", UP_MASK_MOVE | UP_MASK_POISON },
 	{ "all", UP_MASK_ALL },
 };

@@ -409,7 +409,7 @@ Test(uffd, masked_kernel_faults_make_system_calls_fail_on_missing_pages)
 Test(uffd, masked_features_are_not_used)
 {
 	static const uint64_t bits[] = { UP_MASK_MOVE, UP_MASK_POISON, UP_MASK_DEV_UFFD,
-					 UP_MASK_KERNEL_FAULTS };
+					 UP_MASK_KERNEL_FAULTS, UP_MASK_SHARED };
 	uint64_t all;
 
 	rig_make(0, RW);
