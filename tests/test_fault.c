@@ -948,6 +948,31 @@ Test(fault, a_staged_page_that_is_there_already_gives_up_its_frame)
 	soft_fails(-EEXIST);
 }
 
+/* Its slot has what it was before: to believe that it is clean would lose what was stored since. */
+Test(fault, a_changed_page_that_can_not_go_back_now_is_still_changed)
+{
+	const int errors[] = { -ENOMEM, -EAGAIN };
+
+	for (unsigned i = 0; i < ARRAY_SIZE(errors); i++) {
+		uintptr_t va;
+
+		scene((struct rig_config){ .seed = 1 });
+		va = map_random(4);
+		put_pages(va, 4, 100);
+		clean();
+		put_pages(va, 4, 200);
+		stage();
+		all_are(va, 4, STAGED);
+		sim_fail_nth(&r->f, 1, SIM_BIT(SIM_ENTER), errors[i]);
+		serve_one(va);
+		cr_assert(sim_fail_disarm(&r->f));
+		all_are(va, 4, STAGED);
+		swap_out();
+		check_pages(va, 4, 200);
+		over();
+	}
+}
+
 static void
 major_fails(int err)
 {

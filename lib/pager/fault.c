@@ -458,8 +458,9 @@ fault_soft(struct fault *f, struct anon *an, struct page *pg)
 	pg->va = f->va;
 	pg->shard = (uint8_t)f->shard;
 	r = enter_pages(p, &pg, 1, &done);
+	/* Its slot may have older bytes, also if it was on CLEAN a moment ago: only its hash tells. */
 	if (r < 0)
-		page_stage(p, pg);
+		page_enqueue(&p->pages, pg, Q_INACTIVE, PAGE_STAGED);
 	page_unbusy(p, an, f->shard, f->va);
 	if (r < 0)
 		return r == -ENOMEM ? V_ROOM : V_AGAIN;

@@ -310,7 +310,7 @@ int fault_sigbus(struct service *s, unsigned shard, uintptr_t va);
  * => 0, or why page *done was not: -EAGAIN, -ENOENT, -ENOMEM.
  */
 int enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done);
-/* A page in TRANSIT that has its frame but no place in a region: back to a staged queue. */
+/* A page in TRANSIT that was read into its frame and has no place in a region: to a staged queue.  Its slot, if any, has the same bytes. */
 void page_stage(struct pager *p, struct page *pg);
 /* What the policy remembers a page by while it is out: its slot, or its address if a source has it. */
 static inline uint64_t
