@@ -166,7 +166,8 @@ UP_API int up_runtime_create(struct up_runtime **rt, const struct up_config *cfg
 /*
  * Unmap every region, stop the threads, give everything back.  NULL is fine.  No other
  * call on this runtime may be in progress or follow; objects that are still referenced by
- * the caller die with it.  In a forked child it does nothing.
+ * the caller die with it.  In a forked child it does nothing.  It waits for every request that a custom
+ * pager has: page-ins are cancelled first, and a pager that never completes them hangs it.
  */
 UP_API void up_runtime_destroy(struct up_runtime *rt);
 
@@ -201,7 +202,7 @@ UP_API int up_map(struct up_runtime *rt, void *hint, size_t length, int prot, un
 
 /*
  * Unmap all that is mapped through `rt` in the range; gaps are fine.  Waits for I/O in
- * flight on those pages.  Another thread that touches the range gets SIGSEGV.
+ * flight on those pages, but for what custom pagers read: that is cancelled.  Another thread that touches the range gets SIGSEGV.
  * -EINVAL  a bad range.  -ENOMEM  no room to split an entry; nothing was unmapped.
  */
 UP_API int up_unmap(struct up_runtime *rt, void *addr, size_t length);
@@ -295,7 +296,9 @@ UP_API int up_prefault(struct up_runtime *rt, void *addr, size_t length, int wri
  *
  * Pages brought in by a call that failed may stay in memory, unwired.
  * -EINVAL  a bad range.                      -EAGAIN  no room could be made within fault_timeout_ms.
- * -EACCES  a part is PROT_NONE.              -EIO     a page is lost.
+ * -EACCES  a part is PROT_NONE.                       So when pages that had come are gone again, and their
+ *                                                     pager does not answer for that long.
+ * -EIO     a page is lost.
  * -ENOMEM  part of the range is not mapped,  -ENOSPC  UP_NORESERVE, and swap or limit are exhausted.
  *          more would be wired than wire_limit, or than the limit has beside the metadata that is
  *          promised to regions, or no room to split an entry.
@@ -419,14 +422,32 @@ struct up_pager_ops {
 	size_t size; /* sizeof(struct up_pager_ops) */
 	/*
 	 * Fill the buffer of `req`.  0: up_request_complete() has been called, or will be, from any thread.  -errno: it
-	 * will not be; the request failed.  Several may be under way.  One that is never completed keeps its pages, and who
-	 * touches or unmaps them, waiting, but nobody else.
+	 * will not be; the request failed.  Several may be under way.  One that is never completed keeps who touches its pages
+	 * waiting, and nobody else: to unmap, discard, move or clone a range, or to look at it, waits for no page-in.  Those
+	 * that are under way there are cancelled, see below, and a page that is still there is asked for again when it is
+	 * touched, perhaps while the cancelled request is not completed yet.
 	 */
 	int (*page_in)(void *ctx, struct up_request *req);
-	/* The same: keep what is in the buffer.  NULL: the object can not be written to. */
+	/*
+	 * The same: keep what is in the buffer.  NULL: the object can not be written to.  A page-out is never cancelled: to
+	 * unmap or sync its range, or to destroy the runtime, waits for it.
+	 */
 	int (*page_out)(void *ctx, struct up_request *req);
-	/* The object is gone; no request is under way.  May be NULL.  Called in up_*() of the thread that let go of it last. */
+	/*
+	 * The object is gone; no request is under way.  May be NULL.  Called in up_*() of the thread that let go of it last; or, if
+	 * cancelled requests were still to be completed then, in a later one of any thread, up_runtime_destroy() at the latest.
+	 */
 	void (*destroy)(void *ctx);
+
+	/* What follows is new: `size` tells whether it is there. */
+
+	/*
+	 * Nobody wants what this page-in reads any more.  It must still be completed, sooner or later, with any status; its buffer
+	 * stays until then.  It may just have been completed by another thread of yours: then there is nothing to do.  No
+	 * other request has the same address until this call has returned.  Called once at most, on a thread of the library or one in
+	 * up_*().  May be NULL.
+	 */
+	void (*cancel)(void *ctx, struct up_request *req);
 };
 
 /*

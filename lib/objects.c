@@ -239,7 +239,8 @@ up_object_create_custom(struct up_runtime *rt, uint64_t size, const struct up_pa
 		return r;
 	if (size == 0 || size > INT64_MAX)
 		return bad(rt, "up_object_create_custom: size %llu", (unsigned long long)size);
-	if (ops == NULL || ops->size < sizeof *ops || ops->page_in == NULL)
+	if (ops == NULL || ops->size < offsetof(struct up_pager_ops, cancel) ||
+	    ops->page_in == NULL)
 		return bad(rt, "up_object_create_custom: ops without page_in, or of no known size");
 	r = custom_source(size, ops, ctx, &src);
 	if (r < 0) {

@@ -498,6 +498,7 @@ void
 change_end(struct pager *p, const sigset_t *old)
 {
 	pthread_mutex_unlock(&p->map.change);
+	sources_reap(p);
 	signals_release(old);
 }
 
@@ -578,7 +579,7 @@ release_one(struct object *o)
 	else
 		p->objects = o->next;
 	if (o->source != NULL)
-		o->source->ops->destroy(o->source);
+		source_unref(p, o->source);
 	free(o->name);
 	o->name = NULL;
 	object_free(o);
@@ -1475,6 +1476,18 @@ up_object_unref(struct up_object *obj)
 
 /* --- destroy --- */
 
+/* As stop_threads(), where there are none. */
+static void
+come_to_rest(struct pager *p)
+{
+	for (unsigned i = 0; i < p->nservices; i++)
+		source_abandon(p->service[i]);
+	for (unsigned i = 0; i < p->nservices; i++) {
+		while (atomic_load(&p->laundering) > 0 || p->service[i]->nhanded > 0)
+			p->idle(p->idle_ctx);
+	}
+}
+
 void
 up_runtime_destroy(struct up_runtime *rt)
 {
@@ -1489,8 +1502,7 @@ up_runtime_destroy(struct up_runtime *rt)
 	if (p->idle == NULL)
 		stop_threads(p, p->nservices);
 	else
-		while (atomic_load(&p->laundering) > 0)
-			p->idle(p->idle_ctx);
+		come_to_rest(p);
 #ifndef NDEBUG
 	pager_check(p);
 #endif

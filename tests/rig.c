@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "pager/source.h"
 #include "rig.h"
 #include "sysmem.h"
 
@@ -219,13 +220,23 @@ rig_down(struct rig *r)
 	free(r);
 }
 
+static void
+forget_failures(struct pager *p)
+{
+	atomic_store(&p->write_again, 0);
+	for (const struct object *o = p->objects; o != NULL; o = o->next) {
+		if (o->source != NULL)
+			atomic_store(&o->source->write_again, 0);
+	}
+}
+
 void
 rig_step(struct rig *r)
 {
 	struct pager *p = r->p;
 
 	if (!r->cfg.honest_backoff)
-		atomic_store(&p->write_again, 0);
+		forget_failures(p);
 	for (unsigned i = 0; i < p->nservices; i++) {
 		struct service *s = p->service[i];
 

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "pager/source.h"
 #include "scene.h"
 
 TestSuite(named, .timeout = 30);
@@ -77,8 +78,22 @@ destroyed(void *ctx)
 	ndestroyed++;
 }
 
+static struct up_request *cancelled[64];
+static unsigned ncancelled;
+
+static void
+cancel(void *ctx, struct up_request *req)
+{
+	cr_assert(eq(ptr, ctx, (void *)&store));
+	cancelled[ncancelled++] = req;
+}
+
 static const struct up_pager_ops ops = {
-	.size = sizeof ops, .page_in = page_in, .page_out = page_out, .destroy = destroyed
+	.size = sizeof ops,
+	.page_in = page_in,
+	.page_out = page_out,
+	.destroy = destroyed,
+	.cancel = cancel,
 };
 
 static void
@@ -134,6 +149,16 @@ finish(struct up_object *obj)
 	up_object_unref(obj);
 	rig_down(r);
 	cr_assert(eq(uint, ndestroyed, 1));
+	free(store);
+}
+
+/* The same with two of them. */
+static void
+finish_both(struct up_object *obj)
+{
+	up_object_unref(obj);
+	rig_down(r);
+	cr_assert(eq(uint, ndestroyed, 2));
 	free(store);
 }
 
@@ -709,5 +734,367 @@ Test(named, a_giant_needs_metadata_only_where_it_is_touched)
 	check_page(va, 0);
 	check_page(va + 4000 * PAGE_SIZE, 4000);
 	unmap(va, (size_t)1 << 28);
+	finish(obj);
+}
+
+/* --- requests that nobody wants any more --- */
+
+/* Touches of n pages that are `apart` from each other begin, and the pager keeps its requests. */
+static void
+begin(uintptr_t va, unsigned n, unsigned apart)
+{
+	uint64_t w;
+
+	slow = true;
+	for (unsigned t = 0; t < n; t++)
+		cr_assert(eq(int,
+			     sim_touch(r->pm, 4 + t, va + (uintptr_t)t * apart * PAGE_SIZE, false,
+				       &w, 0, 8),
+			     SIM_FAULT));
+	for (unsigned i = 0; i < 20; i++)
+		rig_step(r);
+}
+
+/* What the pager still has is answered with rubbish. */
+static void
+answer_rubbish(void)
+{
+	for (unsigned i = 0; i < nkept; i++) {
+		memset(up_request_buffer(kept[i]), 0x5a, up_request_length(kept[i]));
+		up_request_complete(kept[i], 0);
+	}
+	nkept = 0;
+	slow = false;
+	rig_settle(r);
+	pager_check(r->p);
+}
+
+Test(named, unmapping_does_not_wait_for_what_is_not_answered)
+{
+	struct up_object *obj;
+	uint64_t w = 0;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	in_order(va, 64);
+	begin(va, 4, 9);
+	cr_assert(eq(uint, nkept, 4));
+	unmap(va, 64);
+	cr_assert(eq(uint, ncancelled, 4));
+	for (unsigned i = 0; i < 4; i++)
+		cr_assert(eq(ptr, cancelled[i], kept[i]));
+	cr_assert(eq(int, rig_touch(r, 4, va, false, &w, 0, 8), SIM_SIGSEGV));
+	/* The buffers are theirs, whatever happens meanwhile, until they say that they are done. */
+	slow = false;
+	put_pages(rig_map(r, 1500 * PAGE_SIZE), 1500, 0);
+	answer_rubbish();
+	va = map_named(obj, 64, UP_SHARED, PROT_READ);
+	check_pages(va, 64, 0);
+	cr_assert(eq(uint, ncancelled, 4));
+	finish(obj);
+}
+
+Test(named, a_request_is_cancelled_when_nobody_wants_any_of_its_pages)
+{
+	struct up_object *obj;
+	uintptr_t va;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	cr_assert(zero(int, up_advise(r->rt, (void *)va, 64 * PAGE_SIZE, UP_ADVICE_SEQUENTIAL)));
+	begin(va, 1, 1);
+	cr_assert(eq(uint, nkept, 1));
+	cr_assert(gt(sz, up_request_length(kept[0]), 16 * PAGE_SIZE));
+	/* The one that a thread waited for, and some from the middle. */
+	unmap(va, 1);
+	unmap(va + 4 * PAGE_SIZE, 4);
+	cr_assert(eq(uint, ncancelled, 0), "others of it are wanted");
+	complete_kept(0);
+	slow = false;
+	rig_settle(r);
+	cr_assert(eq(uint, nin, 1));
+	check_pages(va + PAGE_SIZE, 3, 1);
+	check_pages(va + 8 * PAGE_SIZE, 8, 8);
+	cr_assert(eq(uint, nin, 1), "they came with the first request");
+	cr_assert(eq(int, rig_touch(r, 4, va, false, &w, 0, 8), SIM_SIGSEGV));
+	finish(obj);
+}
+
+Test(named, a_request_that_fails_for_pages_that_are_gone_is_nobodys_failure)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	cr_assert(zero(int, up_advise(r->rt, (void *)va, 64 * PAGE_SIZE, UP_ADVICE_SEQUENTIAL)));
+	begin(va, 1, 1);
+	unmap(va, 2);
+	complete_kept(-EIO);
+	slow = false;
+	rig_settle(r);
+	check_pages(va + 2 * PAGE_SIZE, 62, 2);
+	cr_assert(zero(u64, rig_stats(r).lost));
+	cr_assert(zero(u64, rig_stats(r).source_errors));
+	finish(obj);
+}
+
+Test(named, what_is_discarded_is_asked_for_again)
+{
+	struct up_object *obj;
+	uintptr_t va;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	in_order(va, 64);
+	begin(va, 2, 9);
+	advise(va, 64, UP_ADVICE_DONTNEED);
+	cr_assert(eq(uint, ncancelled, 2));
+	slow = false;
+	cr_assert(eq(int, rig_touch(r, 4, va, false, &w, 0, 8), SIM_OK));
+	cr_assert(eq(u64, w, word_of(0, 0)));
+	answer_rubbish();
+	check_pages(va, 64, 0);
+	finish(obj);
+}
+
+/* All faults stand still while a clone is made: that may not last as long as a pager takes. */
+Test(named, a_clone_does_not_wait_for_what_is_not_answered)
+{
+	struct up_object *obj;
+	uintptr_t va;
+	uint64_t w = 0;
+	void *copy;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_PRIVATE, PROT_READ | PROT_WRITE);
+	in_order(va, 64);
+	put_page(va + PAGE_SIZE, 500);
+	begin(va, 2, 9);
+	cr_assert(zero(int, up_clone(r->rt, (void *)va, 64 * PAGE_SIZE, &copy)));
+	cr_assert(eq(uint, ncancelled, 2));
+	slow = false;
+	cr_assert(eq(int, rig_touch(r, 4, va, false, &w, 0, 8), SIM_OK));
+	cr_assert(eq(u64, w, word_of(0, 0)));
+	answer_rubbish();
+	check_page(va, 0);
+	check_page(va + PAGE_SIZE, 500);
+	check_pages(va + 2 * PAGE_SIZE, 62, 2);
+	check_page((uintptr_t)copy, 0);
+	check_page((uintptr_t)copy + PAGE_SIZE, 500);
+	check_pages((uintptr_t)copy + 2 * PAGE_SIZE, 62, 2);
+	finish(obj);
+}
+
+Test(named, a_range_moves_without_what_is_not_answered)
+{
+	struct up_object *obj;
+	uintptr_t va;
+	void *to;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 32, UP_SHARED, PROT_READ | PROT_WRITE);
+	in_order(va, 32);
+	put_page(va + PAGE_SIZE, 500);
+	begin(va, 2, 9);
+	/* Something lies right behind it, if there was room. */
+	(void)up_map(r->rt, (void *)(va + 32 * PAGE_SIZE), PAGE_SIZE, PROT_READ,
+		     UP_PRIVATE | UP_FIXED, NULL, 0, &to);
+	cr_assert(zero(int, up_remap(r->rt, (void *)va, 32 * PAGE_SIZE, 40 * PAGE_SIZE, UP_MAYMOVE,
+				     &to)));
+	cr_assert(eq(uint, ncancelled, 2));
+	cr_assert(ne(ptr, to, (void *)va));
+	answer_rubbish();
+	check_page((uintptr_t)to, 0);
+	check_page((uintptr_t)to + PAGE_SIZE, 500);
+	check_pages((uintptr_t)to + 2 * PAGE_SIZE, 38, 2);
+	finish(obj);
+}
+
+Test(named, looking_and_syncing_pass_over_what_is_not_answered)
+{
+	struct up_object *obj;
+	uintptr_t va, priv;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	priv = map_named(obj, 64, UP_PRIVATE, PROT_READ | PROT_WRITE);
+	in_order(va, 64);
+	put_page(va + PAGE_SIZE, 500);
+	begin(va, 2, 9);
+	cr_assert(zero(uint, residency(va)));
+	cr_assert(zero(uint, residency(priv)));
+	advise(va, 64, UP_ADVICE_COLD);
+	slow = false; /* what is to be written is */
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 64 * PAGE_SIZE)));
+	cr_assert(stored(1, 500));
+	cr_assert(eq(uint, ncancelled, 0));
+	complete_kept(0);
+	cr_assert(eq(int, rig_touch(r, 4, va, false, &w, 0, 8), SIM_OK));
+	cr_assert(eq(u64, w, word_of(0, 0)));
+	finish(obj);
+}
+
+Test(named, an_object_may_go_before_its_requests)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	in_order(va, 64);
+	begin(va, 2, 9);
+	unmap(va, 64);
+	up_object_unref(obj);
+	cr_assert(eq(uint, ndestroyed, 0), "the pager has requests");
+	cr_assert(eq(uint, ncancelled, 2));
+	cr_assert(eq(sz, up_request_length(kept[0]), PAGE_SIZE));
+	answer_rubbish();
+	unmap(rig_map(r, PAGE_SIZE), 1);
+	cr_assert(eq(uint, ndestroyed, 1));
+	finish(NULL);
+}
+
+/* As a pager does that has a thread: it is told, and answers. */
+static void
+cancel_and_answer(void *ctx, struct up_request *req)
+{
+	cancel(ctx, req);
+	for (unsigned i = 0; i < nkept; i++) {
+		if (kept[i] != req)
+			continue;
+		kept[i] = kept[--nkept];
+		up_request_complete(req, -ECANCELED);
+		return;
+	}
+	cr_assert(false, "a request was cancelled that the pager does not have");
+}
+
+Test(named, destroying_the_runtime_cancels_what_is_not_answered)
+{
+	static const struct up_pager_ops own = { .size = sizeof own,
+						 .page_in = page_in,
+						 .page_out = page_out,
+						 .destroy = destroyed,
+						 .cancel = cancel_and_answer };
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	up_object_unref(custom(64 * PAGE_SIZE));
+	ndestroyed = 0;
+	cr_assert(zero(int, up_object_create_custom(r->rt, 64 * PAGE_SIZE, &own, &store, &obj)));
+	va = map_named(obj, 64, UP_PRIVATE, PROT_READ | PROT_WRITE);
+	in_order(va, 64);
+	begin(va, 3, 9);
+	up_runtime_destroy(r->rt);
+	r->rt = NULL;
+	cr_assert(eq(uint, ncancelled, 3));
+	cr_assert(eq(uint, nkept, 0));
+	cr_assert(eq(uint, ndestroyed, 1));
+	rig_down(r);
+	free(store);
+}
+
+/* A pager that knows nothing of cancelling, of a size from before it could: the pages go all the same. */
+Test(named, a_pager_need_not_know_what_cancelling_is)
+{
+	static struct up_pager_ops old = { .page_in = page_in,
+					   .page_out = page_out,
+					   .destroy = destroyed };
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	up_object_unref(custom(64 * PAGE_SIZE));
+	ndestroyed = 0;
+	old.size = offsetof(struct up_pager_ops, cancel);
+	cr_assert(zero(int, up_object_create_custom(r->rt, 64 * PAGE_SIZE, &old, &store, &obj)));
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	in_order(va, 64);
+	begin(va, 3, 9);
+	unmap(va, 64);
+	answer_rubbish();
+	check_pages(map_named(obj, 64, UP_SHARED, PROT_READ), 64, 0);
+	finish(obj);
+}
+
+/* The second half of up_wire() keeps all other calls from the map. */
+Test(named, wiring_does_not_keep_the_map_for_ever)
+{
+	struct up_object *obj;
+	struct demand d = { .wire = true };
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .fault_timeout_ms = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	in_order(va, 64);
+	begin(va, 1, 1);
+	d.va = va;
+	d.end = va + 4 * PAGE_SIZE;
+	cr_assert(eq(int, demand_range(r->p, &d), -EAGAIN));
+	complete_kept(0);
+	slow = false;
+	rig_settle(r);
+	check_pages(va, 64, 0);
+	finish(obj);
+}
+
+Test(named, a_pager_that_never_answers_does_not_keep_others_from_theirs)
+{
+	struct up_object *obj, *other;
+	uintptr_t va, vb;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	obj = custom(256 * PAGE_SIZE);
+	cr_assert(zero(int, up_object_create_custom(r->rt, 256 * PAGE_SIZE, &ops, &store, &other)));
+	va = map_named(obj, 256, UP_SHARED, PROT_READ | PROT_WRITE);
+	vb = map_named(other, 256, UP_SHARED, PROT_READ | PROT_WRITE);
+	in_order(va, 256);
+	in_order(vb, 256);
+	begin(va, 12, 9);
+	cr_assert(ge(uint, nkept, 4));
+	cr_assert(lt(uint, nkept, 12));
+	slow = false;
+	check_pages(vb, 256, 0);
+	complete_kept(0);
+	check_pages(va, 256, 0);
+	up_object_unref(other);
+	finish_both(obj);
+}
+
+/* One that refuses its writes is left alone for a while; the swap is not. */
+Test(named, a_pager_that_fails_does_not_keep_others_from_the_swap)
+{
+	struct up_object *obj;
+	uintptr_t va, other;
+
+	scene((struct rig_config){ .seed = 1, .honest_backoff = true });
+	obj = custom(32 * PAGE_SIZE);
+	va = map_named(obj, 32, UP_SHARED, PROT_READ | PROT_WRITE);
+	for (size_t i = 0; i < 32; i++)
+		put_page(va + i * PAGE_SIZE, 700 + i);
+	fail_out = -EIO;
+	other = map_random(1500);
+	put_pages(other, 1500, 0);
+	cr_assert(gt(u64, rig_stats(r).source_errors, 0), "no write failed: nothing was tested");
+	cr_assert(gt(u64, atomic_load(&((struct object *)obj)->source->write_again), 0));
+	cr_assert(zero(u64, atomic_load(&r->p->write_again)), "it is not the swap that failed");
+	fail_out = 0;
+	check_pages(other, 1500, 0);
+	check_pages(va, 32, 700);
 	finish(obj);
 }

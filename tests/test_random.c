@@ -10,7 +10,8 @@
  * are mapped, unmapped, protected, advised, discarded, synced, cloned, brought in, wired, and made longer and shorter, and
  * objects have their snapshot taken.  An oracle knows the first word of every page, and how often it is wired.
  *
- * Named objects have a pager that keeps two words a page, may be slow, out of order and failing, and refuses what no pager should
+ * Named objects have a pager that keeps two words a page, may be slow, out of order and failing, sits on what it is to read while a range
+ * is unmapped, discarded, moved or cloned, answers what was cancelled with rubbish, and refuses what no pager should
  * ever see: two requests at once for a page of which one is a write, another page's bytes.
  *
  * Where the disk is honest every read must return the oracle's word.  Where it is not, SIGBUS is allowed as
@@ -53,6 +54,7 @@ struct kept {
 	struct named *nm;
 	struct up_request *req;
 	bool out, early; /* early: the bytes have been moved */
+	bool unwanted;	 /* nobody wants it any more: what it reads must not be seen */
 	uint64_t bytes[2 * CLUSTER_MAX];
 };
 
@@ -92,8 +94,11 @@ struct world {
 	struct kept kept[KEPT_MAX];
 	unsigned nkept;
 	bool slow, fail_in, fail_out; /* what pagers do */
-	bool calling; /* inside of a call, which may wait for them: they answer at once */
+	bool calling; /* inside of a call, which may wait for a page-out: those are answered at once */
+	bool sitting; /* and page-ins are not answered at all: the call may not wait for one */
+	unsigned sat; /* turns since then */
 	unsigned ndestroyed;
+	uint64_t ncancelled;
 	bool denied;	 /* there was no metadata for a page that none was reserved for */
 	bool lossy;	 /* SIGBUS is allowed */
 	uint64_t serial; /* every word written is different */
@@ -163,7 +168,9 @@ complete(struct world *w, unsigned i)
 	const bool bad = (k.out ? w->fail_out : w->fail_in) && below(w, 20) == 0;
 
 	w->kept[i] = w->kept[--w->nkept];
-	if (!bad)
+	if (k.unwanted && below(w, 2) == 0)
+		memset(up_request_buffer(k.req), 0x5a, up_request_length(k.req));
+	else if (!bad)
 		carry(&k, true);
 	for (size_t at = 0; at < n && k.out; at++)
 		k.nm->writing[first + at]--;
@@ -196,7 +203,9 @@ request(struct named *nm, struct up_request *req, bool out)
 		k->early = true;
 	}
 	w->nkept++;
-	if (!w->slow || w->calling || below(w, 4) == 0)
+	if (w->sitting && !out)
+		return 0;
+	if (!w->slow || (w->calling && out) || below(w, 4) == 0)
 		complete(w, w->nkept - 1);
 	return 0;
 }
@@ -211,6 +220,26 @@ static int
 page_out(void *ctx, struct up_request *req)
 {
 	return request(ctx, req, true);
+}
+
+/* Some answer at once, the others when it suits them. */
+static void
+cancel(void *ctx, struct up_request *req)
+{
+	struct named *nm = ctx;
+	struct world *w = nm->w;
+
+	w->ncancelled++;
+	for (unsigned i = 0; i < w->nkept; i++) {
+		if (w->kept[i].req != req)
+			continue;
+		if (w->kept[i].out || w->kept[i].unwanted || w->kept[i].nm != nm)
+			fail(w, "a request was cancelled that is none, or twice");
+		w->kept[i].unwanted = true;
+		if (below(w, 2) == 0)
+			complete(w, i);
+		return;
+	}
 }
 
 static void
@@ -229,8 +258,14 @@ destroyed(void *ctx)
 static void
 step(struct world *w)
 {
-	while (w->nkept > 0 && below(w, 12) == 0)
-		complete(w, (unsigned)below(w, w->nkept));
+	while (w->nkept > 0 && below(w, 12) == 0) {
+		const unsigned i = (unsigned)below(w, w->nkept);
+
+		if (!w->sitting || w->kept[i].out)
+			complete(w, i);
+	}
+	if (w->sitting && ++w->sat > RIG_PATIENCE)
+		fail(w, "a call waits for a page-in that is not answered");
 	rig_step(w->r);
 }
 
@@ -411,6 +446,14 @@ settle_range(struct world *w, const struct region *rg, size_t first, size_t n)
 
 /* --- operations --- */
 
+/* During the call that follows the pagers answer no page-in, most often. */
+static void
+sit(struct world *w)
+{
+	w->sitting = below(w, 4) != 0;
+	w->sat = 0;
+}
+
 /* A place in the table, or NULL. */
 static struct region *
 vacant(struct world *w)
@@ -457,7 +500,11 @@ static void
 named_create(struct world *w, struct named *nm)
 {
 	struct up_pager_ops ops = {
-		.size = sizeof ops, .page_in = page_in, .page_out = page_out, .destroy = destroyed
+		.size = sizeof ops,
+		.page_in = page_in,
+		.page_out = page_out,
+		.destroy = destroyed,
+		.cancel = below(w, 4) == 0 ? NULL : cancel,
 	};
 	const unsigned tail = (unsigned)below(w, 2) * (16 + (unsigned)below(w, 4000));
 	int r;
@@ -645,7 +692,9 @@ op_unmap(struct world *w, struct region *rg)
 	if (resettled(w, rg, first, n))
 		return;
 	settle_range(w, rg, first, n);
+	sit(w);
 	r = up_unmap(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE);
+	w->sitting = false;
 	if (r == -ENOMEM)
 		return;
 	if (r < 0)
@@ -735,7 +784,9 @@ op_clone(struct world *w, struct region *rg)
 	if (resettled(w, rg, first, n))
 		return;
 	finish_writes(w, rg);
+	sit(w);
 	r = up_clone(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, &p);
+	w->sitting = false;
 	if (r == 0 && !covered(rg, first, n))
 		fail(w, "up_clone of a hole succeeded");
 	if (r == 0 && rg->shared)
@@ -902,8 +953,10 @@ op_remap(struct world *w, struct region *rg)
 	if (rg->object != NULL || rg->nm != NULL || !covered(rg, 0, old))
 		return;
 	settle_range(w, rg, 0, old);
+	sit(w);
 	r = up_remap(w->r->rt, (void *)rg->va, old * PAGE_SIZE, npages * PAGE_SIZE,
 		     below(w, 4) == 0 ? 0 : UP_MAYMOVE, &p);
+	w->sitting = false;
 	if (r == -ENOMEM || r == -ENOSPC)
 		return;
 	if ((r == -EBUSY) != (npages > old && wired_any(rg, 0, old)) ||
@@ -965,7 +1018,9 @@ op_advise(struct world *w, struct region *rg)
 		return;
 	if (advice == UP_ADVICE_DONTNEED)
 		settle_range(w, rg, first, n);
+	sit(w);
 	r = up_advise(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, advice);
+	w->sitting = false;
 	if (r == 0 && advice == UP_ADVICE_DONTNEED)
 		discarded(w, rg, first, n);
 	if (r != -ENOMEM &&
@@ -1004,11 +1059,15 @@ op_residency(struct world *w, struct region *rg)
 {
 	unsigned char vec[2000];
 	size_t first, n;
+	int r;
 
 	some_range(w, rg, &first, &n);
 	if (resettled(w, rg, first, n))
 		return;
-	if (up_residency(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, vec) < 0)
+	sit(w);
+	r = up_residency(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, vec);
+	w->sitting = false;
+	if (r < 0)
 		return;
 	for (size_t i = 0; i < n; i++) {
 		/* What the call waited for may have let others in: the bits are a snapshot, old by now. */
@@ -1226,7 +1285,7 @@ int
 main(int argc, char **argv)
 {
 	uint64_t seconds = 5, seed = now_ns(), rounds = UINT64_MAX, n = 0, ops = 0, verified = 0,
-		 sigbus = 0;
+		 sigbus = 0, ncancelled = 0;
 	uint64_t end;
 
 	for (int i = 1; i < argc; i++) {
@@ -1254,9 +1313,11 @@ main(int argc, char **argv)
 		ops += w.ops;
 		verified += w.verified;
 		sigbus += w.sigbus;
+		ncancelled += w.ncancelled;
 	}
 	printf("random: %" PRIu64 " rounds from seed %" PRIu64 ": %" PRIu64 " operations, %" PRIu64
-	       " touches verified, %" PRIu64 " SIGBUS on a lying disk; no mismatch, no leak\n",
-	       n, seed, ops, verified, sigbus);
+	       " touches verified, %" PRIu64 " SIGBUS on a lying disk, %" PRIu64
+	       " requests cancelled; no mismatch, no leak\n",
+	       n, seed, ops, verified, sigbus, ncancelled);
 	return 0;
 }

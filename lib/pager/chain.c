@@ -46,8 +46,10 @@ chain_find(struct object *o, uint64_t index, bool hidden, struct beneath *b)
 			return BENEATH_PAGE;
 		}
 		pthread_mutex_unlock(&leaf->lock);
-		if (an != NULL)
+		if (an != NULL) {
+			*b = (struct beneath){ .object = o, .index = index };
 			return BENEATH_BUSY;
+		}
 	}
 	*b = (struct beneath){ .object = o, .index = index };
 	return o->source != NULL ? BENEATH_SOURCE : BENEATH_ZEROS;
@@ -155,7 +157,7 @@ sweep(struct pager *p, struct object *b, uint64_t first, uint64_t n)
 		uint64_t at = first;
 		struct batch batch;
 
-		while (range_batch(p, b, &at, first + n, &batch)) {
+		while (range_batch(p, b, &at, first + n, READS_CANCEL, &batch)) {
 			for (unsigned i = 0; i < batch.n; i++) {
 				if (chain_seen(b, batch.leaf->base + batch.at[i], NULL))
 					page_unbusy(p, batch.anon[i], 0, 0);
@@ -286,7 +288,7 @@ move_slot(struct pager *p, struct leaf *leaf, unsigned at, struct object *to, ui
 	bool keep = false;
 
 	if (an != NULL && !anon_trybusy(an)) {
-		range_wait(p, leaf, an);
+		range_wait(p, leaf, at);
 		return -EAGAIN;
 	}
 	pthread_mutex_unlock(&leaf->lock);
@@ -303,7 +305,7 @@ move_slot(struct pager *p, struct leaf *leaf, unsigned at, struct object *to, ui
 		if (other != NULL && !anon_trybusy(other)) {
 			if (an != NULL)
 				page_unbusy(p, an, 0, 0);
-			range_wait(p, target, other);
+			range_wait(p, target, i);
 			return -EAGAIN;
 		}
 		if (other != NULL)

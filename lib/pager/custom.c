@@ -63,26 +63,43 @@ call(struct custom *c, struct request *req, bool write)
 	return 0;
 }
 
+/* By the service only. */
+static void
+count_handed(struct service *s, struct source *src, bool write, int n)
+{
+	uint8_t *own = write ? &src->writes[s->id] : &src->reads[s->id];
+
+	*own = (uint8_t)(*own + n);
+	s->nhanded += (unsigned)n;
+	s->nhanded_out += write ? (unsigned)n : 0;
+}
+
 static int
 custom_start(struct service *s, struct source *src, struct request *req, bool write)
 {
 	int r;
 
-	s->nhanded++;
-	s->nhanded_out += write;
+	count_handed(s, src, write, 1);
 	r = call(custom_of(src), req, write);
-	if (r < 0) {
-		s->nhanded--;
-		s->nhanded_out -= write;
-	}
+	if (r < 0)
+		count_handed(s, src, write, -1);
 	return r;
 }
 
+static void
+custom_cancel(struct source *src, struct request *req)
+{
+	struct custom *c = custom_of(src);
+
+	if (c->ops.cancel != NULL)
+		c->ops.cancel(c->ctx, handle_of(req));
+}
+
 static int
-custom_write(struct source *src, struct object *o, uint64_t index, void *page, size_t len)
+custom_write(struct source *src, uint64_t index, void *page, size_t len)
 {
 	struct waiting w = {
-		.req = { .kind = REQ_PAGEOUT, .object = o, .index = index, .n = 1 },
+		.req = { .kind = REQ_PAGEOUT, .source = src, .index = index, .n = 1 },
 		.lock = PTHREAD_MUTEX_INITIALIZER,
 		.cond = PTHREAD_COND_INITIALIZER,
 	};
@@ -125,6 +142,7 @@ static const struct source_ops custom_ops = {
 	.contiguous = true,
 	.start = custom_start,
 	.write = custom_write,
+	.cancel = custom_cancel,
 	.ended = custom_ended,
 	.destroy = custom_destroy,
 };
@@ -140,8 +158,30 @@ custom_source(uint64_t size, const struct up_pager_ops *ops, void *ctx, struct s
 	c->ctx = ctx;
 	c->src.ops = &custom_ops;
 	c->src.bytes = size;
+	atomic_init(&c->src.refs, 1);
 	*src = &c->src;
 	return 0;
+}
+
+/*
+ * Somebody is telling the pager that nobody wants this request, which it has just completed: the struct is not used for another one
+ * before he has, or he would cancel that.  Put aside if so.
+ */
+static bool
+being_cancelled(struct service *s, struct request *req)
+{
+	if (req->kind != REQ_PAGEIN)
+		return false;
+	source_let_go(s->p, req);
+	pthread_mutex_lock(&s->cmd_lock);
+	if (!atomic_load(&req->cancelling)) {
+		pthread_mutex_unlock(&s->cmd_lock);
+		return false;
+	}
+	req->next = s->completed;
+	s->completed = req;
+	pthread_mutex_unlock(&s->cmd_lock);
+	return true;
 }
 
 void
@@ -155,8 +195,9 @@ source_completions(struct service *s)
 	pthread_mutex_unlock(&s->cmd_lock);
 	for (; list != NULL; list = next) {
 		next = list->next;
-		s->nhanded--;
-		s->nhanded_out -= list->kind == REQ_PAGEOUT;
+		if (being_cancelled(s, list))
+			continue;
+		count_handed(s, list->source, list->kind == REQ_PAGEOUT, -1);
 		list->io.result = list->status;
 		list->io.done = (size_t)list->n << PAGE_SHIFT;
 		source_done(s, list);
@@ -176,7 +217,7 @@ up_request_length(const struct up_request *req)
 {
 	const struct request *r = request_of(req);
 
-	return source_length(r->object->source, r->index, r->n);
+	return source_length(r->source, r->index, r->n);
 }
 
 void *

@@ -143,6 +143,20 @@ no_room(struct pager *p, struct demand *d)
 	return now - d->short_since > p->fault_timeout ? -EAGAIN : 0;
 }
 
+/*
+ * Somebody has the page at d->va, a pager of the program perhaps that never answers, and the caller keeps every other call
+ * from the map: that may not go on for ever.  0: wait; -EAGAIN: it has lasted too long.
+ */
+static int
+too_busy(struct pager *p, struct demand *d)
+{
+	const uint64_t now = now_ns();
+
+	if (d->busy_since == 0)
+		d->busy_since = now;
+	return now - d->busy_since > p->fault_timeout ? -EAGAIN : 0;
+}
+
 /* Go on with one.  True when it is over, and d->result says how. */
 static bool
 go_on(struct service *s, struct demand *d, unsigned *looks)
@@ -159,7 +173,7 @@ go_on(struct service *s, struct demand *d, unsigned *looks)
 		r = look(s, d);
 		if (r > 0) {
 			d->va += (uintptr_t)r << PAGE_SHIFT;
-			d->short_since = 0;
+			d->short_since = d->busy_since = 0;
 			continue;
 		}
 		if (r == 0) {
@@ -172,7 +186,7 @@ go_on(struct service *s, struct demand *d, unsigned *looks)
 		}
 		if (r == -EBUSY) {
 			d->short_since = 0;
-			r = 0;
+			r = d->wire ? too_busy(s->p, d) : 0;
 		}
 		if (r == 0) {
 			s->demand_waits = true;
@@ -218,7 +232,7 @@ demand_of(struct pager *p, struct service *s, struct demand *d)
 
 	d->next = NULL;
 	d->ahead = 0;
-	d->short_since = 0;
+	d->short_since = d->busy_since = 0;
 	d->over = false;
 	pthread_mutex_lock(&s->cmd_lock);
 	for (link = &s->demands; *link != NULL; link = &(*link)->next)

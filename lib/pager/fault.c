@@ -184,10 +184,7 @@ leaf_forget(struct pager *p, struct leaf *leaf, unsigned at)
 	pthread_mutex_lock(&leaf->lock);
 	noreserve = leaf->noreserve;
 	lost = atomic_load_explicit(&leaf_anon(leaf, at)->kind, memory_order_relaxed) == ANON_LOST;
-	if (atomic_load_explicit(&leaf->object->chained, memory_order_relaxed))
-		leaf_mark(leaf, at); /* nothing may show through */
-	else
-		leaf_clear(leaf, at);
+	leaf_empty(leaf, at);
 	pthread_mutex_unlock(&leaf->lock);
 	if (noreserve && !lost) /* a lost page needs no slot: its promise went when it was lost */
 		resv_give(&p->resv_swap, 1);
@@ -797,7 +794,7 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	const bool own = f->object == src, promise = f->object->noreserve && !own;
 	struct page *pg[CLUSTER_MAX] = { NULL };
 	struct request *req =
-		source_may_start(f->s, src, false) ? request_get(f->s, REQ_PAGEIN) : NULL;
+		source_may_start(f->s, src->source, false) ? request_get(f->s, REQ_PAGEIN) : NULL;
 	struct ra_stream *stream;
 	bool full = false;
 	unsigned want, n;
@@ -851,7 +848,7 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	}
 	pthread_mutex_unlock(&f->leaf->lock);
 	pthread_rwlock_unlock(&p->map.lock);
-	return source_in(f->s, req, src, index, pg, n, f->t0) > 0 ? V_IO : V_ROOM;
+	return source_in(f->s, req, src->source, index, pg, n, f->t0) > 0 ? V_IO : V_ROOM;
 }
 
 /*

@@ -101,7 +101,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	}
 
 	req->n = n;
-	req->object = NULL;
+	req->source = NULL;
 	req->demanded = demanded;
 	req->retried = false;
 	req->t0 = t0;

@@ -466,16 +466,16 @@ drop_zero(struct service *s, struct page *pg)
 }
 
 bool
-pageout_backoff(struct pager *p)
+pageout_backoff(_Atomic uint64_t *write_again, _Atomic uint64_t *write_backoff)
 {
 	const uint64_t now = now_ns();
-	uint64_t ns = atomic_load(&p->write_backoff);
+	uint64_t ns = atomic_load(write_backoff);
 
-	if (now < atomic_load(&p->write_again))
+	if (now < atomic_load(write_again))
 		return false; /* one of several that were in flight together: one failure, one pause */
 	ns = MIN(MAX(ns * 2, BACKOFF_MIN), BACKOFF_MAX);
-	atomic_store(&p->write_backoff, ns);
-	atomic_store(&p->write_again, now + ns);
+	atomic_store(write_backoff, ns);
+	atomic_store(write_again, now + ns);
 	return true;
 }
 
@@ -508,11 +508,11 @@ write_cluster(struct service *s, struct page *pg[], const uint64_t hash[], unsig
 	got = slots_take(p, pg[0]->alone ? 1 : n, &first);
 	if (got == 0) {
 		request_put(s, req);
-		pageout_backoff(p);
+		pageout_backoff(&p->write_again, &p->write_backoff);
 		return 0;
 	}
 	req->n = (unsigned)got;
-	req->object = NULL;
+	req->source = NULL;
 	for (unsigned i = 0; i < got; i++) {
 		pg[i]->slot = first + i;
 		pg[i]->anon->hash = hash[i];
@@ -539,8 +539,8 @@ write_cluster(struct service *s, struct page *pg[], const uint64_t hash[], unsig
 }
 
 /*
- * True if a page was cleaned or its write started.  *stuck: there was one whose pager has as many as it gets, and which has
- * moved to the end of the line.
+ * True if a page was cleaned or its write started.  *stuck: there was one whose pager has as many as it gets, or is left alone
+ * since it has failed, and which has moved to the end of the line.
  */
 static bool
 launder(struct service *s, bool *stuck)
@@ -682,7 +682,8 @@ pageout_done(struct service *s, struct request *req)
 		trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, req->io.slot,
 			  (uint32_t)-req->io.result);
 		/* A cluster is tried again at once, page by page, to find the bad slot; then we slow down. */
-		if (req->n > 1 ? atomic_load(&p->written) : pageout_backoff(p))
+		if (req->n > 1 ? atomic_load(&p->written)
+			       : pageout_backoff(&p->write_again, &p->write_backoff))
 			log_line(&p->log, UP_LOG_ERROR,
 				 "writing %u pages to swap slot %u: error %d; kept in memory",
 				 req->n, req->io.slot, -req->io.result);

@@ -105,9 +105,11 @@ struct pager {
 	struct resv resv_swap;	/* pages */
 	struct resv resv_meta;	/* bytes */
 	struct object *objects; /* (map.change) all of them */
-	uint64_t next_serial;	/* (map.change) */
-	uint64_t next_object;	/* (map.change) the id of the last one */
-	size_t overhead;	/* (c) stacks and rings of the threads, charged to the budget */
+	unsigned nheld; /* (pages.lock) requests of which pages may be taken: source_cancel() */
+	_Atomic(struct source *) gone; /* nobody refers to them: sources_reap() */
+	uint64_t next_serial;	       /* (map.change) */
+	uint64_t next_object;	       /* (map.change) the id of the last one */
+	size_t overhead; /* (c) stacks and rings of the threads, charged to the budget */
 
 	uint64_t hash_seed;	 /* (c) random per runtime */
 	uint64_t zero_hash;	 /* (c) of a page of zeros */
@@ -156,10 +158,14 @@ struct request {
 	struct swap_io io;
 	struct request *next;
 	struct service *service; /* (c) */
-	struct object *object;	 /* whose source it is with; NULL: swap */
+	struct source *source;	 /* with which it is, a reference; NULL: swap */
 	uint64_t index;		 /* of page[0] there */
-	int status;		 /* custom pagers: how it ended */
-	atomic_bool handed_out;	 /* custom pagers: up_request_complete() is still to come */
+	bool held;	/* (pages.lock) a pager of the program has it: its pages may be taken */
+	bool started;	/* (pages.lock) and may be told that nobody wants it */
+	unsigned nlive; /* (pages.lock) pages that have not been taken */
+	atomic_bool cancelling; /* it is being told: the request stays until it has been */
+	int status;		/* custom pagers: how it ended */
+	atomic_bool handed_out; /* custom pagers: up_request_complete() is still to come */
 	enum request_kind kind;
 	unsigned n;
 	bool demanded; /* pagein: page[0] has a thread waiting */
@@ -187,6 +193,7 @@ struct demand {
 	uintptr_t ahead;     /* reads have been started up to here */
 	uint64_t
 		short_since; /* there has been no room for the page at va since then, ns; 0: there was */
+	uint64_t busy_since; /* the page at va has been in motion since then, ns; 0: it was not */
 	bool write;	     /* the range must be writable */
 	bool wire;	     /* what is seen goes to WIRED; the caller holds map.change */
 	bool over;	     /* (cmd_lock) `result` says how, and the service has forgotten it */
@@ -322,6 +329,16 @@ page_key(const struct page *pg)
 /* Release BUSY and wake whoever asked. */
 void page_unbusy(struct pager *p, struct anon *an, unsigned shard, uintptr_t va);
 
+/* The slot of a busy anon that is about to be freed: nothing may show through there that was hidden.  => leaf locked */
+static inline void
+leaf_empty(struct leaf *leaf, unsigned at)
+{
+	if (atomic_load_explicit(&leaf->object->chained, memory_order_relaxed))
+		leaf_mark(leaf, at);
+	else
+		leaf_clear(leaf, at);
+}
+
 /* The slot of a busy anon that is about to be freed: empty it, and take back what was promised for it. */
 void leaf_forget(struct pager *p, struct leaf *leaf, unsigned at);
 /* Free a busy anon whose slot is empty already, and wake whoever asked. */
@@ -348,7 +365,7 @@ enum beneath_what { BENEATH_ZEROS, BENEATH_SOURCE, BENEATH_PAGE, BENEATH_BUSY };
 
 /*
  * Look down the chain from page `index` of `o`, which has nothing there itself; `hidden`: but the mark SLOT_BASE.
- * => map locked, or map.change held.  Of a source object and index are filled in, of a page everything.
+ * => map locked, or map.change held.  Of a source, or what is busy, object and index are filled in, of a page everything.
  */
 enum beneath_what chain_find(struct object *o, uint64_t index, bool hidden, struct beneath *b);
 /*
@@ -397,7 +414,7 @@ void unmake(struct pager *p, struct page *const pg[], unsigned n);
  * => pg[0 .. n) are busy, in TRANSIT, in their slots, without frames.  req is ours.  Returns how many are under way, the
  *    others are undone; 0: req is put back too.
  */
-unsigned source_in(struct service *s, struct request *req, struct object *o, uint64_t index,
+unsigned source_in(struct service *s, struct request *req, struct source *src, uint64_t index,
 		   struct page *const pg[], unsigned n, uint64_t t0);
 /*
  * Start to write dirty pages of a source's own object back.  => busy, in TRANSIT, with frames; neighbours.  Returns how many are
@@ -405,11 +422,26 @@ unsigned source_in(struct service *s, struct request *req, struct object *o, uin
  */
 unsigned source_out(struct service *s, struct page *const pg[], unsigned n);
 /* A custom pager that never completes its requests must not keep all of them from everyone else. */
-bool source_may_start(const struct service *s, const struct object *o, bool write);
-/* A request that has req->object is done. */
+bool source_may_start(const struct service *s, const struct source *src, bool write);
+/* A request that has req->source is done. */
 void source_done(struct service *s, struct request *req);
 /* Those that custom pagers have completed. */
 void source_completions(struct service *s);
+/*
+ * A busy page that a pager of the program is reading in: nobody wants it any more.  It is gone, as if it had never been asked for, and
+ * the pager is told when all of its request are; its frame stays the request's until that is completed.
+ * => leaf locked, its slot `at` holds a busy anon; unlocked if the page was taken.  May call the program.
+ */
+bool source_cancel(struct pager *p, struct leaf *leaf, unsigned at);
+/* True if it could be. => the same; the leaf stays locked. */
+bool source_reading(struct pager *p, const struct leaf *leaf, unsigned at);
+/* All that pagers of the program read for this service; by the service, or nobody runs it any more. */
+void source_abandon(struct service *s);
+/* One more reference; one less: the last one goes in sources_reap(), since a service thread may not free. */
+void source_ref(struct source *src);
+void source_unref(struct pager *p, struct source *src);
+/* Threads of the program, nothing locked. */
+void sources_reap(struct pager *p);
 /* Write one busy page back if it has changed; threads of the program. */
 int source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index);
 /* Write back what has changed in [first, first + n).  => map.change is held, by a thread of the program.  0, or the first error. */
@@ -443,8 +475,8 @@ void pageout_done(struct service *s, struct request *req);
 unsigned frames_obtain(struct pager *p, unsigned want, frame_t f[]);
 /* Give frames back, as free frames. */
 void frames_release(struct pager *p, const frame_t f[], unsigned n);
-/* After a failed write: how long to leave the disk alone.  True if this begins a new pause. */
-bool pageout_backoff(struct pager *p);
+/* After a failed write: how long to leave the disk, or a source, alone.  True if this begins a new pause. */
+bool pageout_backoff(_Atomic uint64_t *write_again, _Atomic uint64_t *write_backoff);
 /* Frames that could be had at once. */
 size_t frames_available(struct pager *p);
 /* The system, or our memory cgroup, had no page for us although the budget has room. */
@@ -468,11 +500,17 @@ struct batch {
 
 /*
  * The next up to CLUSTER_MAX pages in [*first, end) that exist, all made busy; *first moves behind the
- * last one looked at.  False when there are no more.  Nothing is locked on return.
+ * last one looked at.  False when there are no more.  Nothing is locked on return.  Nobody waits for what a pager
+ * of the program is reading: it is cancelled, and does not exist; or is passed over.
  */
-bool range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end, struct batch *b);
-/* A page in motion: sleep until it may have come to rest.  => leaf locked; unlocked on return. */
-void range_wait(struct pager *p, struct leaf *leaf, struct anon *an);
+enum batch_reads { READS_CANCEL, READS_PASS };
+bool range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end,
+		 enum batch_reads reads, struct batch *b);
+/*
+ * A page in motion: sleep until it may have come to rest; or cancel it, if a pager of the program reads it.
+ * => leaf locked, its slot `at` holds a busy anon; unlocked on return.
+ */
+void range_wait(struct pager *p, struct leaf *leaf, unsigned at);
 /* Sleep for a millisecond, in which something may happen. */
 void range_doze(struct pager *p);
 /*

@@ -16,10 +16,16 @@
 #define LIVE_TRIES 3 /* ms that a clone waits for one page with everybody else waiting */
 
 void
-range_wait(struct pager *p, struct leaf *leaf, struct anon *an)
+range_wait(struct pager *p, struct leaf *leaf, unsigned at)
 {
+	struct anon *an = leaf_anon(leaf, at);
+	/* Before the look: a page may become one that can be cancelled while we are about to sleep. */
+	const unsigned ticket = anon_ticket(&p->waitqs, an);
+
+	if (source_cancel(p, leaf, at))
+		return;
 	if (p->idle == NULL) {
-		anon_wait(&p->waitqs, an, &leaf->lock);
+		anon_wait_since(&p->waitqs, an, &leaf->lock, ticket);
 		return;
 	}
 	pthread_mutex_unlock(&leaf->lock);
@@ -53,12 +59,13 @@ range_discard(struct pager *p, unsigned shard, uintptr_t va, uint64_t n)
 }
 
 bool
-range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end, struct batch *b)
+range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end,
+	    enum batch_reads reads, struct batch *b)
 {
 	while (*first < end) {
 		struct leaf *leaf = object_next_leaf(o, *first);
-		struct anon *blocker = NULL;
-		bool writing = false;
+		bool blocked = false, writing = false;
+		unsigned ticket = 0;
 		unsigned at, stop;
 
 		if (leaf == NULL)
@@ -76,7 +83,10 @@ range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end, st
 			if (an == NULL)
 				continue;
 			if (!anon_trybusy(an)) {
-				blocker = an;
+				ticket = anon_ticket(&p->waitqs, an);
+				if (reads == READS_PASS && source_reading(p, leaf, at))
+					continue;
+				blocked = true;
 				break;
 			}
 			/* What is on its way back to its source has to arrive first. */
@@ -94,12 +104,16 @@ range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end, st
 			pthread_mutex_unlock(&leaf->lock);
 			return true;
 		}
-		if (blocker != NULL) {
-			range_wait(p, leaf, blocker);
+		if (blocked && reads == READS_CANCEL) {
+			range_wait(p, leaf, at);
+			continue;
+		}
+		if (blocked && p->idle == NULL) {
+			anon_wait_since(&p->waitqs, leaf_anon(leaf, at), &leaf->lock, ticket);
 			continue;
 		}
 		pthread_mutex_unlock(&leaf->lock);
-		if (writing)
+		if (writing || blocked)
 			range_doze(p);
 	}
 	return false;
@@ -179,7 +193,7 @@ range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintpt
 	size_t leaves;
 	struct batch b;
 
-	while (range_batch(p, o, &at, end, &b)) {
+	while (range_batch(p, o, &at, end, READS_CANCEL, &b)) {
 		const uintptr_t base = va != 0 ? va + ((b.leaf->base - first) << PAGE_SHIFT) : 0;
 
 		if (va != 0)
@@ -209,7 +223,7 @@ range_unmark(struct pager *p, struct object *o, uint64_t first, uint64_t n, uint
 	uint64_t at = first;
 	struct batch b;
 
-	while (atomic_load(&p->nlost) > 0 && range_batch(p, o, &at, end, &b)) {
+	while (atomic_load(&p->nlost) > 0 && range_batch(p, o, &at, end, READS_CANCEL, &b)) {
 		for (unsigned i = 0; i < b.n; i++) {
 			const uintptr_t page =
 				va + ((b.leaf->base + b.at[i] - first) << PAGE_SHIFT);
@@ -435,7 +449,7 @@ range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool l
 	struct batch b;
 	int failed = 0;
 
-	while (range_batch(p, o, &at, end, &b)) {
+	while (range_batch(p, o, &at, end, READS_CANCEL, &b)) {
 		for (unsigned i = 0; i < b.n;) {
 			struct page *pg[CLUSTER_MAX];
 			const unsigned run = run_of(p, &b, i, pg),
@@ -483,7 +497,7 @@ range_give_back(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 	size_t leaves;
 	int error = 0;
 
-	while (range_batch(p, o, &at, end, &b)) {
+	while (range_batch(p, o, &at, end, READS_CANCEL, &b)) {
 		const uintptr_t base = va + ((b.leaf->base - first) << PAGE_SHIFT);
 
 		keep_batch(p, &b);
@@ -523,7 +537,7 @@ range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintpt
 	uint64_t at = first;
 	struct batch b;
 
-	while (range_batch(p, o, &at, end, &b)) {
+	while (range_batch(p, o, &at, end, READS_PASS, &b)) {
 		/* From the back, so that the lowest address ends up first in line. */
 		for (unsigned i = b.n; i-- > 0;) {
 			struct page *pg = mapped_page(p, b.anon[i]);
@@ -552,7 +566,7 @@ range_unwire(struct pager *p, struct object *o, uint64_t first, uint64_t n, uint
 	uint64_t at = first;
 	struct batch b;
 
-	while (range_batch(p, o, &at, end, &b)) {
+	while (range_batch(p, o, &at, end, READS_PASS, &b)) {
 		for (unsigned i = 0; i < b.n; i++) {
 			struct page *pg = mapped_page(p, b.anon[i]);
 			const uint64_t page = b.leaf->base + b.at[i] - first;
@@ -603,8 +617,20 @@ residency_beneath(struct pager *p, struct object *o, uint64_t index, unsigned ch
 	struct beneath b;
 	enum beneath_what what;
 
-	while ((what = chain_find(o, index, false, &b)) == BENEATH_BUSY)
+	while ((what = chain_find(o, index, false, &b)) == BENEATH_BUSY) {
+		struct leaf *leaf = object_leaf(b.object, b.index, NULL);
+		bool reading = false;
+
+		if (leaf != NULL) {
+			const unsigned at = (unsigned)(b.index - leaf->base);
+
+			reading = leaf_anon(leaf, at) != NULL && source_reading(p, leaf, at);
+			pthread_mutex_unlock(&leaf->lock);
+		}
+		if (reading)
+			return;
 		range_doze(p);
+	}
 	if (what == BENEATH_PAGE) {
 		*vec = residency(p, b.anon);
 		/* Mapped, even wired, it is somewhere else: here it is a soft fault away. */
@@ -628,7 +654,7 @@ range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 		if (!object_has(o, first + i))
 			residency_beneath(p, o, first + i, &vec[i]);
 	}
-	while (range_batch(p, o, &at, end, &b)) {
+	while (range_batch(p, o, &at, end, READS_PASS, &b)) {
 		const uint64_t base = b.leaf->base - first;
 		unsigned char bits[CLUSTER_MAX];
 

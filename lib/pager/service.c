@@ -167,7 +167,7 @@ complete(struct service *s, struct swap_io *done)
 		struct request *req = done->owner;
 
 		done = done->next;
-		if (req->object != NULL)
+		if (req->source != NULL)
 			source_done(s, req);
 		else if (req->kind == REQ_PAGEIN)
 			pagein_done(s, req);
@@ -228,7 +228,8 @@ service_run(struct service *s)
 {
 	while (!atomic_load_explicit(&s->stop, memory_order_acquire))
 		service_step(s, -1);
-	/* What is in flight belongs to us until it is done. */
+	/* What is in flight belongs to us until it is done; what the program's pagers read nobody needs any more. */
+	source_abandon(s);
 	while (s->io->inflight > 0 || s->nhanded > 0) {
 		struct io_events ev;
 

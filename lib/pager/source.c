@@ -12,41 +12,268 @@
 #include "base/hash.h"
 #include "pager/source.h"
 
+/* --- references --- */
+
+void
+source_ref(struct source *src)
+{
+	atomic_fetch_add(&src->refs, 1);
+}
+
+void
+source_unref(struct pager *p, struct source *src)
+{
+	if (atomic_fetch_sub(&src->refs, 1) != 1)
+		return;
+	src->next = atomic_load(&p->gone);
+	while (!atomic_compare_exchange_weak(&p->gone, &src->next, src))
+		;
+}
+
+void
+sources_reap(struct pager *p)
+{
+	struct source *src, *next;
+
+	if (atomic_load(&p->gone) == NULL)
+		return;
+	for (src = atomic_exchange(&p->gone, NULL); src != NULL; src = next) {
+		next = src->next;
+		src->ops->destroy(src);
+	}
+}
+
+/* The request is over. */
+static void
+finish(struct service *s, struct request *req)
+{
+	struct source *src = req->source;
+
+	req->source = NULL;
+	request_put(s, req);
+	source_unref(s->p, src);
+}
+
+/* --- cancelling --- */
+
+/*
+ *	source_in --> held, pages in TRANSIT --page_in has returned--> started --completed--> in_done: not held, as ever
+ *	                          |                                       |
+ *	                          +--source_cancel: an orphan of the request, its slot empty, its anon gone
+ *	                                              the last one: the pager is told, once it is started
+ *
+ * Who cancels and the service that owns the request meet under pages.lock: as long as the request is held the pages that are
+ * not orphans are there for the taking; afterwards they are the service's, as those of any other request.
+ */
+
+/* The page of a held request that is for this slot, or NULL.  => leaf and pages.lock are held */
+static struct page *
+held_page(struct pager *p, const struct leaf *leaf, unsigned at, struct request **req)
+{
+	const struct anon *an = leaf_anon(leaf, at);
+
+	for (unsigned i = 0; i < p->nservices && p->nheld > 0; i++) {
+		for (unsigned k = 0; k < NREADS; k++) {
+			*req = &p->service[i]->reads[k];
+			for (unsigned n = 0; (*req)->held && n < (*req)->n; n++) {
+				if ((*req)->page[n]->anon == an)
+					return (*req)->page[n];
+			}
+		}
+	}
+	return NULL;
+}
+
+bool
+source_reading(struct pager *p, const struct leaf *leaf, unsigned at)
+{
+	struct request *req;
+	bool found;
+
+	if (!leaf->named)
+		return false;
+	pthread_mutex_lock(&p->pages.lock);
+	found = held_page(p, leaf, at, &req) != NULL;
+	pthread_mutex_unlock(&p->pages.lock);
+	return found;
+}
+
+/* => the request is marked as being cancelled, which keeps it; nothing is locked */
+static void
+tell(struct request *req)
+{
+	struct service *s = req->service;
+
+	req->source->ops->cancel(req->source, req);
+	/* It may have been completed meanwhile, and wait for us. */
+	pthread_mutex_lock(&s->cmd_lock);
+	atomic_store(&req->cancelling, false);
+	s->io->ops->kick(s->io);
+	pthread_mutex_unlock(&s->cmd_lock);
+}
+
+bool
+source_cancel(struct pager *p, struct leaf *leaf, unsigned at)
+{
+	struct anon *an = leaf_anon(leaf, at);
+	struct request *req = NULL;
+	struct page *pg;
+	bool last, noreserve;
+	unsigned shard;
+	uintptr_t va;
+
+	if (!leaf->named)
+		return false;
+	pthread_mutex_lock(&p->pages.lock);
+	pg = held_page(p, leaf, at, &req);
+	if (pg == NULL) {
+		pthread_mutex_unlock(&p->pages.lock);
+		return false;
+	}
+	pg->anon = NULL;
+	va = pg->va;
+	shard = pg->shard;
+	last = --req->nlive == 0 && req->started;
+	if (last)
+		atomic_store(&req->cancelling, true);
+	pthread_mutex_unlock(&p->pages.lock);
+	/* Its BUSY is ours now. */
+	noreserve = leaf->noreserve;
+	leaf_empty(leaf, at);
+	pthread_mutex_unlock(&leaf->lock);
+	if (noreserve)
+		resv_give(&p->resv_swap, 1);
+	anon_gone(p, an, shard, 0);
+	/* Whoever the request was for asks for nothing more: he faults again, or there is nothing any more. */
+	p->pmap->ops->wake(p->pmap, shard, va, 1);
+	if (last)
+		tell(req);
+	return true;
+}
+
+void
+source_abandon(struct service *s)
+{
+	struct pager *p = s->p;
+
+	for (unsigned k = 0; k < NREADS; k++) {
+		struct request *req = &s->reads[k];
+
+		for (unsigned i = 0; req->held && i < req->n; i++) {
+			struct page *pg = req->page[i];
+
+			if (pg->anon == NULL)
+				continue;
+			pthread_mutex_lock(&pg->leaf->lock);
+			source_cancel(p, pg->leaf, pg->index);
+		}
+	}
+}
+
+/* From here on its pages may be taken; who waits for one of them looks again. */
+static void
+hold(struct pager *p, struct request *req)
+{
+	uint32_t places = 0;
+
+	pthread_mutex_lock(&p->pages.lock);
+	req->held = true;
+	req->started = false;
+	req->nlive = req->n;
+	p->nheld++;
+	for (unsigned i = 0; i < req->n; i++)
+		places |= anon_place(req->page[i]->anon);
+	pthread_mutex_unlock(&p->pages.lock);
+	anon_nudge(&p->waitqs, places);
+}
+
+/* The pager has it, and knows.  All of it may have been taken before that. */
+static void
+held(struct pager *p, struct request *req)
+{
+	bool unwanted;
+
+	pthread_mutex_lock(&p->pages.lock);
+	req->started = true;
+	unwanted = req->nlive == 0;
+	if (unwanted)
+		atomic_store(&req->cancelling, true);
+	pthread_mutex_unlock(&p->pages.lock);
+	if (unwanted)
+		tell(req);
+}
+
+void
+source_let_go(struct pager *p, struct request *req)
+{
+	pthread_mutex_lock(&p->pages.lock);
+	p->nheld -= req->held;
+	req->held = false;
+	pthread_mutex_unlock(&p->pages.lock);
+}
+
+/* Frames of pages that were taken.  Returns how many of pg[0 .. n) are left, moved to the front.  => not held */
+static unsigned
+drop_orphans(struct pager *p, struct page *pg[], unsigned n)
+{
+	unsigned left = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		if (pg[i]->anon != NULL) {
+			pg[left++] = pg[i];
+			continue;
+		}
+		frame_give(&p->frames, pg[i]->frame, 1);
+		page_free(&p->pages, pg[i]);
+	}
+	return left;
+}
+
 /* --- page-in --- */
 
 static void
 start_in(struct service *s, struct request *req)
 {
-	struct source *src = req->object->source;
+	const bool may_cancel = req->source->ops->cancel != NULL;
+	struct source *src = req->source;
 	int r;
 
 	request_fill(s->p, req, SWAP_READ, 0);
 	count(s, C_SOURCE_INS, 1);
 	trace_add(&s->trace, req->t0, TRACE_SWAP_READ, req->page[0]->va, req->n);
+	if (may_cancel)
+		hold(s->p, req);
 	r = src->ops->start(s, src, req, false);
 	if (r < 0) {
 		req->io.result = r;
 		source_done(s, req);
+	} else if (may_cancel) {
+		held(s->p, req);
 	}
 }
 
 bool
-source_may_start(const struct service *s, const struct object *o, bool write)
+source_may_start(const struct service *s, const struct source *src, bool write)
 {
-	if (!o->source->ops->contiguous)
+	const unsigned most = write ? NWRITES * 3 / 4 : NREADS * 5 / 8;
+	const unsigned all = write ? s->nhanded_out : s->nhanded - s->nhanded_out;
+	const unsigned own = write ? src->writes[s->id] : src->reads[s->id];
+
+	if (!src->ops->contiguous)
 		return true;
-	return write ? s->nhanded_out < NWRITES / 2 : s->nhanded - s->nhanded_out < NREADS / 2;
+	/* Never more than there are left for others: of 15 the first who does not answer holds 8, the next 4, 2, 1. */
+	return all + own < most;
 }
 
 unsigned
-source_in(struct service *s, struct request *req, struct object *o, uint64_t index,
+source_in(struct service *s, struct request *req, struct source *src, uint64_t index,
 	  struct page *const pg[], unsigned n, uint64_t t0)
 {
 	struct pager *p = s->p;
 	frame_t f[CLUSTER_MAX];
 	unsigned nf = frames_obtain(p, n, f);
 
-	if (o->source->ops->contiguous && nf > 1) {
+	if (src->ops->contiguous && nf > 1) {
 		unsigned run = 1;
 
 		while (run < nf && f[run] == f[0] + run)
@@ -67,7 +294,8 @@ source_in(struct service *s, struct request *req, struct object *o, uint64_t ind
 	req->demanded = true;
 	req->retried = false;
 	req->t0 = t0;
-	req->object = o;
+	source_ref(src);
+	req->source = src;
 	req->index = index;
 	start_in(s, req);
 	return nf;
@@ -135,22 +363,31 @@ static void
 in_done(struct service *s, struct request *req)
 {
 	struct pager *p = s->p;
-	struct source *src = req->object->source;
+	struct source *src = req->source;
 	const size_t want = source_length(src, req->index, req->n);
 	const size_t got = req->io.result == 0 ? MIN(req->io.done, want) : 0;
-	const uintptr_t va0 = req->page[0]->va;
-	const unsigned shard0 = req->page[0]->shard;
+	const unsigned asked = req->n, shard0 = req->page[0]->shard;
+	bool demanded;
+	uintptr_t va0;
 	int r = req->io.result;
 	unsigned n;
 
+	source_let_go(p, req);
+	demanded = req->page[0]->anon != NULL;
 	if (r == 0 && got < want)
 		r = src->ops->ended(src, req->index, want, got);
 	if (r < 0) {
+		req->n = drop_orphans(p, req->page, req->n);
+		/* Of several only one may be bad: those that nobody waits for are left for later. */
+		unmake(p, req->page + demanded, req->n - demanded);
+		if (!demanded) {
+			finish(s, req);
+			return;
+		}
+		va0 = req->page[0]->va;
 		count(s, C_SOURCE_ERRORS, 1);
 		trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, va0, (uint32_t)-r);
-		/* Of several only one may be bad: those that nobody waits for are left for later. */
-		unmake(p, req->page + 1, req->n - 1);
-		if (req->n > 1 && !req->retried) {
+		if (asked > 1 && !req->retried) {
 			req->retried = true;
 			req->n = 1;
 			start_in(s, req);
@@ -161,29 +398,34 @@ in_done(struct service *s, struct request *req)
 			 (unsigned long)va0, src->ops->name, strerrorname_np(-r),
 			 (unsigned long long)req->index << PAGE_SHIFT);
 		lost(s, req->page[0]);
-		request_put(s, req);
+		finish(s, req);
 		return;
 	}
 	n = (unsigned)((got + PAGE_MASK) >> PAGE_SHIFT);
-	unmake(p, req->page + MAX(n, 1), req->n - MAX(n, 1));
-	if (n == 0) {
-		log_line(&p->log, UP_LOG_ERROR, "page at %#lx: past the end of the %s; SIGBUS",
-			 (unsigned long)va0, src->ops->name);
-		lost(s, req->page[0]);
-		request_put(s, req);
-		return;
-	}
 	if (got & PAGE_MASK)
 		memset((char *)pmap_frame(p->pmap, req->page[n - 1]->frame) + (got & PAGE_MASK), 0,
 		       PAGE_SIZE - (got & PAGE_MASK));
-	if (install(p, req->page, 1, true) == 0)
+	/* Those behind the end, but for the one that somebody waits for. */
+	req->n = drop_orphans(p, req->page + MAX(n, 1), req->n - MAX(n, 1));
+	unmake(p, req->page + MAX(n, 1), req->n);
+	req->n = drop_orphans(p, req->page, MAX(n, 1));
+	va0 = demanded ? req->page[0]->va : 0;
+	if (n == 0 && demanded) {
+		log_line(&p->log, UP_LOG_ERROR, "page at %#lx: past the end of the %s; SIGBUS",
+			 (unsigned long)va0, src->ops->name);
+		lost(s, req->page[0]);
+		finish(s, req);
+		return;
+	}
+	if (demanded && install(p, req->page, 1, true) == 0)
 		fault_answered(s, UP_FAULT_MAJOR, va0, req->t0);
-	else
+	else if (demanded)
 		fault_again(s, shard0, va0, req->t0);
-	if (n > 1)
-		install(p, req->page + 1, n - 1, false);
-	count(s, C_READAHEAD, n - 1);
-	request_put(s, req);
+	n = req->n - demanded;
+	if (n > 0)
+		install(p, req->page + demanded, n, false);
+	count(s, C_READAHEAD, n);
+	finish(s, req);
 }
 
 /* --- page-out --- */
@@ -227,17 +469,16 @@ static void
 out_done(struct service *s, struct request *req)
 {
 	struct pager *p = s->p;
-	struct source *src = req->object->source;
+	struct source *src = req->source;
 	const int r = req->io.result;
 	int none = 0;
 
-	/* All that concerns the source first: once its pages are at rest, the object may go, and it with it. */
 	if (r == 0) {
-		atomic_store_explicit(&p->write_backoff, 0, memory_order_relaxed);
+		atomic_store_explicit(&src->write_backoff, 0, memory_order_relaxed);
 	} else if (r != SOURCE_CUT_OFF) {
 		count(s, C_SOURCE_ERRORS, 1);
 		atomic_compare_exchange_strong(&src->error, &none, r);
-		if (pageout_backoff(p))
+		if (pageout_backoff(&src->write_again, &src->write_backoff))
 			log_line(
 				&p->log, UP_LOG_ERROR,
 				"the %s pager failed to write %u pages at offset %llu: %s; kept in memory",
@@ -256,7 +497,7 @@ out_done(struct service *s, struct request *req)
 		}
 	}
 	atomic_fetch_sub(&p->laundering, req->n);
-	request_put(s, req);
+	finish(s, req);
 	services_kick(p, s);
 }
 
@@ -265,7 +506,6 @@ source_out(struct service *s, struct page *const pg[], unsigned n)
 {
 	struct pager *p = s->p;
 	struct leaf *leaf = pg[0]->leaf;
-	struct object *o;
 	struct request *req;
 	struct source *src;
 	unsigned run = 1;
@@ -273,13 +513,15 @@ source_out(struct service *s, struct page *const pg[], unsigned n)
 
 	/* Busy pages keep their leaf, and that its object. */
 	pthread_mutex_lock(&leaf->lock);
-	o = leaf->object;
+	src = leaf->object->source;
 	pthread_mutex_unlock(&leaf->lock);
-	src = o->source;
-	req = source_may_start(s, o, true) ? request_get(s, REQ_PAGEOUT) : NULL;
+	if (atomic_load(&src->write_again) > 0 && now_ns() < atomic_load(&src->write_again))
+		return 0;
+	req = source_may_start(s, src, true) ? request_get(s, REQ_PAGEOUT) : NULL;
 	if (req == NULL)
 		return 0;
-	req->object = o;
+	source_ref(src);
+	req->source = src;
 	while (run < n && !pg[0]->alone && pg[run]->leaf == leaf &&
 	       pg[run]->index == pg[0]->index + run &&
 	       (!src->ops->contiguous || pg[run]->frame == pg[0]->frame + run))
@@ -346,7 +588,7 @@ source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index)
 	h = hash_page(p->hash_seed, content);
 	if (h == an->hash && !pg->alone)
 		return 0;
-	r = src->ops->write(src, o, index, content, source_length(src, index, 1));
+	r = src->ops->write(src, index, content, source_length(src, index, 1));
 	if (r == SOURCE_CUT_OFF)
 		return 0; /* forgotten when it is thrown out, as with msync() */
 	if (r == 0) {
@@ -364,7 +606,7 @@ source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n)
 	struct batch b;
 	int error = 0, r;
 
-	while (range_batch(p, o, &at, first + n, &b)) {
+	while (range_batch(p, o, &at, first + n, READS_PASS, &b)) {
 		for (unsigned i = 0; i < b.n; i++) {
 			r = source_write(p, o, b.anon[i], b.leaf->base + b.at[i]);
 			if (error == 0)

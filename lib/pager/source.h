@@ -26,9 +26,11 @@ struct source_ops {
 	 */
 	int (*start)(struct service *s, struct source *src, struct request *req, bool write);
 	/* Write now; threads of the program. */
-	int (*write)(struct source *src, struct object *o, uint64_t index, void *page, size_t len);
+	int (*write)(struct source *src, uint64_t index, void *page, size_t len);
 	/* Make what was written durable; NULL: nothing to do. */
 	int (*flush)(struct source *src);
+	/* Nobody wants what this request reads any more; any thread.  NULL: requests of this kind can not be taken back. */
+	void (*cancel)(struct source *src, struct request *req);
 	/* 0, or why what was read is not to be believed: `got` of `want` bytes at page `index`. */
 	int (*ended)(struct source *src, uint64_t index, size_t want, size_t got);
 	void (*destroy)(struct source *src);
@@ -36,9 +38,19 @@ struct source_ops {
 
 struct source {
 	const struct source_ops *ops; /* (c) */
-	uint64_t bytes;	  /* (c) size of the object; its last page may be a part of one */
-	atomic_int error; /* the first failed write that up_sync() has not told of yet */
+	uint64_t bytes; /* (c) size of the object; its last page may be a part of one */
+	atomic_uint
+		refs; /* the object's, and one for each request under way, which may outlive it */
+	struct source *next; /* in pager->gone, once nobody refers to it */
+	atomic_int error;    /* the first failed write that up_sync() has not told of yet */
+	_Atomic uint64_t write_again;	/* after a failed write: not before this time */
+	_Atomic uint64_t write_backoff; /* ns, doubling while writes fail */
+	/* requests that it has, of custom pagers; each of one service only */
+	uint8_t reads[MAX_SERVICES], writes[MAX_SERVICES];
 };
+
+/* The pager has completed a page-in: what has not been taken of it is the service's again.  By the service. */
+void source_let_go(struct pager *p, struct request *req);
 
 /* Bytes of n pages from `index` on that exist. */
 static inline size_t

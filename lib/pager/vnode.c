@@ -108,9 +108,8 @@ vnode_start(struct service *s, struct source *src, struct request *req, bool wri
 }
 
 static int
-vnode_write(struct source *src, struct object *o, uint64_t index, void *page, size_t len)
+vnode_write(struct source *src, uint64_t index, void *page, size_t len)
 {
-	(void)o;
 	return write_now(vnode_of(src), page, len, vnode_of(src)->offset + (index << PAGE_SHIFT));
 }
 
@@ -199,6 +198,7 @@ vnode_file(int fd, uint64_t offset, uint64_t size, bool *readonly, struct source
 	}
 	v->src.ops = &file_ops;
 	v->src.bytes = size;
+	atomic_init(&v->src.refs, 1);
 	v->offset = offset;
 	*readonly = (flags & O_ACCMODE) == O_RDONLY;
 	*src = &v->src;
@@ -238,6 +238,7 @@ vnode_device(int fd, bool *readonly, struct source **src)
 	}
 	v->src.ops = &device_ops;
 	v->src.bytes = bytes;
+	atomic_init(&v->src.refs, 1);
 	v->fd = own;
 	v->device = S_ISBLK(st.st_mode);
 	*readonly = (flags & O_ACCMODE) == O_RDONLY;

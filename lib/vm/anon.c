@@ -7,6 +7,7 @@ anon_waitqs_init(struct anon_waitqs *w)
 	for (unsigned i = 0; i < ANON_WAITQS; i++) {
 		pthread_mutex_init(&w->q[i].lock, NULL);
 		pthread_cond_init(&w->q[i].cond, NULL);
+		atomic_init(&w->q[i].nudges, 0);
 	}
 }
 
@@ -94,13 +95,45 @@ anon_free(struct anon_waitqs *w, struct zone *z, struct anon *an, bool *wanted)
 	return true;
 }
 
+unsigned
+anon_ticket(struct anon_waitqs *w, const struct anon *an)
+{
+	return atomic_load(&w->q[waitq_of(an)].nudges);
+}
+
+uint32_t
+anon_place(const struct anon *an)
+{
+	_Static_assert(ANON_WAITQS <= 32, "a bit for each");
+	return UINT32_C(1) << waitq_of(an);
+}
+
+void
+anon_nudge(struct anon_waitqs *w, uint32_t places)
+{
+	for (unsigned q = 0; q < ANON_WAITQS; q++) {
+		if ((places >> q & 1) == 0)
+			continue;
+		pthread_mutex_lock(&w->q[q].lock);
+		atomic_fetch_add(&w->q[q].nudges, 1);
+		pthread_cond_broadcast(&w->q[q].cond);
+		pthread_mutex_unlock(&w->q[q].lock);
+	}
+}
+
 void
 anon_wait(struct anon_waitqs *w, struct anon *an, pthread_mutex_t *leaf)
+{
+	anon_wait_since(w, an, leaf, anon_ticket(w, an));
+}
+
+void
+anon_wait_since(struct anon_waitqs *w, struct anon *an, pthread_mutex_t *leaf, unsigned ticket)
 {
 	const unsigned q = waitq_of(an);
 
 	pthread_mutex_lock(&w->q[q].lock);
-	if (!anon_want(an)) {
+	if (!anon_want(an) || atomic_load(&w->q[q].nudges) != ticket) {
 		pthread_mutex_unlock(&w->q[q].lock);
 		pthread_mutex_unlock(leaf);
 		return;

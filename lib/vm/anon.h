@@ -61,6 +61,7 @@ struct anon_waitqs {
 	struct {
 		pthread_mutex_t lock;
 		pthread_cond_t cond;
+		atomic_uint nudges;
 	} q[ANON_WAITQS];
 };
 
@@ -95,5 +96,16 @@ bool anon_free(struct anon_waitqs *w, struct zone *z, struct anon *an, bool *wan
  *    caller looks everything up again.
  */
 void anon_wait(struct anon_waitqs *w, struct anon *an, pthread_mutex_t *leaf);
+
+/*
+ * Who waits may be able to do something else by now, although the anon is still busy: he does not sleep any longer
+ * than until anon_nudge(), if that comes after his anon_ticket().  What he looks at is to be looked at in between.
+ */
+unsigned anon_ticket(struct anon_waitqs *w, const struct anon *an);
+void anon_wait_since(struct anon_waitqs *w, struct anon *an, pthread_mutex_t *leaf,
+		     unsigned ticket);
+/* A set of sleeping places, one more, and everyone in them.  The anons of a set need not exist any more. */
+uint32_t anon_place(const struct anon *an);
+void anon_nudge(struct anon_waitqs *w, uint32_t places);
 
 #endif
