@@ -296,9 +296,8 @@ UP_API int up_prefault(struct up_runtime *rt, void *addr, size_t length, int wri
  *
  * Pages brought in by a call that failed may stay in memory, unwired.
  * -EINVAL  a bad range.                      -EAGAIN  no room could be made within fault_timeout_ms.
- * -EACCES  a part is PROT_NONE.                       So when pages that had come are gone again, and their
- *                                                     pager does not answer for that long.
- * -EIO     a page is lost.
+ * -EACCES  a part is PROT_NONE.                       So if the pager of an object does not give back
+ * -EIO     a page is lost.                            what it had given before.
  * -ENOMEM  part of the range is not mapped,  -ENOSPC  UP_NORESERVE, and swap or limit are exhausted.
  *          more would be wired than wire_limit, or than the limit has beside the metadata that is
  *          promised to regions, or no room to split an entry.
@@ -448,6 +447,17 @@ struct up_pager_ops {
 	 * up_*().  May be NULL.
 	 */
 	void (*cancel)(void *ctx, struct up_request *req);
+
+	/*
+	 * Asked before a page-in: is there a page at `offset`?  May be NULL: all of them are.  It must not block.
+	 *
+	 * 1: yes.  *before and *after, 0 at first: how many bytes in front of that page and behind it are there as well and best read
+	 *    in the same request.  The request is for no more, but may be for less.  (UP_ADVICE_RANDOM: for the page alone.)
+	 * 0: no.  It reads as zeros, without a request; so do *after bytes behind it.  Once it has been touched it is a page like others:
+	 *    written back when it has changed.
+	 * -errno: it can not be had: SIGBUS, as if page_in had failed.
+	 */
+	int (*has_page)(void *ctx, uint64_t offset, size_t *before, size_t *after);
 };
 
 /*

@@ -737,6 +737,183 @@ Test(named, a_giant_needs_metadata_only_where_it_is_touched)
 	finish(obj);
 }
 
+/* --- what a pager says of its pages beforehand --- */
+
+/* It has pages 16 to 31 of every 64, in clusters of 8; it can not say for the last page of 64. */
+static unsigned nasked;
+
+static int
+has_page(void *ctx, uint64_t offset, size_t *before, size_t *after)
+{
+	const size_t page = offset / PAGE_SIZE;
+
+	cr_assert(eq(ptr, ctx, (void *)&store));
+	cr_assert(zero(sz, *before));
+	cr_assert(zero(sz, *after));
+	nasked++;
+	if (page % 64 == 63)
+		return -ENXIO;
+	if (page % 64 < 16 || page % 64 >= 32) {
+		*after = (page % 64 < 16 ? 15 - page % 64 : 62 - page % 64) * PAGE_SIZE;
+		return 0;
+	}
+	*before = page % 8 * PAGE_SIZE;
+	*after = (7 - page % 8) * PAGE_SIZE;
+	return 1;
+}
+
+static struct up_object *
+custom_that_says(uint64_t size)
+{
+	static const struct up_pager_ops says = { .size = sizeof says,
+						  .page_in = page_in,
+						  .page_out = page_out,
+						  .destroy = destroyed,
+						  .has_page = has_page };
+	struct up_object *obj;
+
+	up_object_unref(custom(size));
+	ndestroyed = 0;
+	cr_assert(zero(int, up_object_create_custom(r->rt, size, &says, &store, &obj)));
+	return obj;
+}
+
+Test(named, what_the_pager_has_not_is_zeros_without_a_request)
+{
+	struct up_object *obj;
+	uintptr_t va, priv;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom_that_says(128 * PAGE_SIZE);
+	va = map_named(obj, 128, UP_SHARED, PROT_READ | PROT_WRITE);
+	priv = map_named(obj, 128, UP_PRIVATE, PROT_READ | PROT_WRITE);
+	check_zeros(va);
+	check_zeros(va + 40 * PAGE_SIZE);
+	check_zeros(priv + 5 * PAGE_SIZE);
+	cr_assert(eq(uint, nin, 0));
+	cr_assert(eq(u64, rig_stats(r).faults[UP_FAULT_ZERO], 3));
+	check_page(priv + 17 * PAGE_SIZE, 17);
+	cr_assert(eq(uint, nin, 1));
+	/* Unchanged it is forgotten, changed it is written back. */
+	swap_out();
+	cr_assert(eq(uint, nout, 0));
+	check_zeros(va);
+	put_page(va + PAGE_SIZE, 500);
+	put_page(priv + 2 * PAGE_SIZE, 600);
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 128 * PAGE_SIZE)));
+	cr_assert(stored(1, 500));
+	swap_out();
+	check_page(priv + 2 * PAGE_SIZE, 600);
+	cr_assert(eq(uint, nout_pages, 1));
+	finish(obj);
+}
+
+Test(named, a_stream_of_zeros_comes_in_runs)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	obj = custom_that_says(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	for (size_t i = 32; i < 63; i++)
+		check_zeros(va + i * PAGE_SIZE);
+	cr_assert(lt(uint, nasked, 10), "%u", nasked);
+	cr_assert(eq(uint, nin, 0));
+	finish(obj);
+}
+
+Test(named, a_request_is_for_what_the_pager_calls_best_read_together)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	obj = custom_that_says(128 * PAGE_SIZE);
+	va = map_named(obj, 128, UP_SHARED, PROT_READ | PROT_WRITE);
+	check_page(va + 21 * PAGE_SIZE, 21);
+	cr_assert(eq(uint, nin, 1));
+	cr_assert(eq(uint, nin_pages, 8));
+	rig_settle(r);
+	check_pages(va + 16 * PAGE_SIZE, 8, 16);
+	cr_assert(eq(uint, nin, 1), "it brought its neighbours on both sides");
+	/* Where one is there already, only up to that one. */
+	put_page(va + 26 * PAGE_SIZE, 900);
+	nin = nin_pages = 0;
+	advise(va + 28 * PAGE_SIZE, 3, UP_ADVICE_DONTNEED);
+	check_page(va + 29 * PAGE_SIZE, 29);
+	cr_assert(eq(uint, nin_pages, 3));
+	check_page(va + 26 * PAGE_SIZE, 900);
+	nin_pages = 0;
+	in_order(va, 128);
+	check_page(va + (64 + 20) * PAGE_SIZE, 64 + 20);
+	cr_assert(eq(uint, nin_pages, 1), "UP_ADVICE_RANDOM: that page alone");
+	finish(obj);
+}
+
+Test(named, one_in_the_middle_of_a_request_that_fails_is_tried_alone)
+{
+	struct up_object *obj;
+	uintptr_t va;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	obj = custom_that_says(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	slow = true;
+	cr_assert(eq(int, sim_touch(r->pm, 4, va + 21 * PAGE_SIZE, false, &w, 0, 8), SIM_FAULT));
+	for (unsigned i = 0; i < 10; i++)
+		rig_step(r);
+	cr_assert(eq(uint, nkept, 1));
+	cr_assert(eq(u64, up_request_offset(kept[0]), 16 * PAGE_SIZE));
+	/* And some of it is gone by then. */
+	advise(va + 18 * PAGE_SIZE, 1, UP_ADVICE_DONTNEED);
+	complete_kept(-EIO);
+	for (unsigned i = 0; i < 10; i++)
+		rig_step(r);
+	cr_assert(eq(uint, nkept, 1));
+	cr_assert(eq(u64, up_request_offset(kept[0]), 21 * PAGE_SIZE));
+	cr_assert(eq(sz, up_request_length(kept[0]), PAGE_SIZE));
+	complete_kept(0);
+	slow = false;
+	cr_assert(eq(int, rig_touch(r, 4, va + 21 * PAGE_SIZE, false, &w, 0, 8), SIM_OK));
+	cr_assert(eq(u64, w, word_of(21, 0)));
+	check_pages(va + 16 * PAGE_SIZE, 16, 16);
+	finish(obj);
+}
+
+Test(named, a_page_of_which_the_pager_can_not_say_is_SIGBUS)
+{
+	struct up_object *obj;
+	uintptr_t va;
+	uint64_t w = 0;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom_that_says(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	cr_assert(eq(int, rig_touch(r, 0, va + 63 * PAGE_SIZE, false, &w, 0, 8), SIM_SIGBUS));
+	cr_assert(rig_logged(r, "the custom pager failed with ENXIO"));
+	cr_assert(eq(int, up_prefault(r->rt, (void *)(va + 63 * PAGE_SIZE), PAGE_SIZE, 0), -EIO));
+	check_zeros(va + 62 * PAGE_SIZE);
+	cr_assert(eq(uint, nin, 0));
+	finish(obj);
+}
+
+Test(named, a_range_with_holes_is_brought_in)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	obj = custom_that_says(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	cr_assert(zero(int, up_prefault(r->rt, (void *)va, 63 * PAGE_SIZE, 1)));
+	cr_assert(eq(uint, nin_pages, 16));
+	check_zeros(va + 3 * PAGE_SIZE);
+	check_pages(va + 16 * PAGE_SIZE, 16, 16);
+	finish(obj);
+}
+
 /* --- requests that nobody wants any more --- */
 
 /* Touches of n pages that are `apart` from each other begin, and the pager keeps its requests. */

@@ -46,6 +46,7 @@ struct named {
 	uint64_t *word;		/* what a shared mapping must read */
 	uint64_t *highest;	/* the highest word that was ever in this page */
 	bool *zeroed;		/* it was zeros at some time */
+	bool *absent;		/* the pager has no such page yet */
 	unsigned char *writing; /* page-outs under way */
 };
 
@@ -154,8 +155,10 @@ carry(struct kept *k, bool late)
 			memset(page, 0, MIN(PAGE_SIZE, up_request_length(k->req) - i * PAGE_SIZE));
 			memcpy(page, &k->bytes[2 * i], 16);
 		}
-		if (k->out)
+		if (k->out) {
 			memcpy(disk, page, 16);
+			nm->absent[first + i] = false;
+		}
 	}
 }
 
@@ -190,6 +193,8 @@ request(struct named *nm, struct up_request *req, bool out)
 	if ((out ? w->fail_out : w->fail_in) && below(w, 20) == 0)
 		return -EIO;
 	for (size_t i = 0; i < n; i++) {
+		if (!out && nm->absent[first + i])
+			fail(w, "the pager was asked for page %zu, which it has not", first + i);
 		if (nm->writing[first + i] > 0)
 			fail(w, "a page-%s of %zu overtakes a page-out", out ? "out" : "in",
 			     first + i);
@@ -240,6 +245,27 @@ cancel(void *ctx, struct up_request *req)
 			complete(w, i);
 		return;
 	}
+}
+
+/* Pages come to be when they are written; none ever goes. */
+static int
+has_page(void *ctx, uint64_t offset, size_t *before, size_t *after)
+{
+	struct named *nm = ctx;
+	const size_t page = offset / PAGE_SIZE;
+	size_t first = page, end = page + 1;
+
+	if (page >= nm->npages || offset % PAGE_SIZE != 0)
+		fail(nm->w, "the pager was asked whether it has page %zu", page);
+	if (nm->w->fail_in && below(nm->w, 40) == 0)
+		return -EIO;
+	while (first > 0 && nm->absent[first - 1] == nm->absent[page])
+		first--;
+	while (end < nm->npages && nm->absent[end] == nm->absent[page])
+		end++;
+	*before = below(nm->w, page - first + 1) * PAGE_SIZE;
+	*after = below(nm->w, end - page) * PAGE_SIZE;
+	return !nm->absent[page];
 }
 
 static void
@@ -505,6 +531,7 @@ named_create(struct world *w, struct named *nm)
 		.page_out = page_out,
 		.destroy = destroyed,
 		.cancel = below(w, 4) == 0 ? NULL : cancel,
+		.has_page = below(w, 2) == 0 ? NULL : has_page,
 	};
 	const unsigned tail = (unsigned)below(w, 2) * (16 + (unsigned)below(w, 4000));
 	int r;
@@ -525,11 +552,19 @@ named_create(struct world *w, struct named *nm)
 	nm->word = calloc(nm->npages, sizeof *nm->word);
 	nm->highest = calloc(nm->npages, sizeof *nm->highest);
 	nm->zeroed = calloc(nm->npages, sizeof *nm->zeroed);
+	nm->absent = calloc(nm->npages, sizeof *nm->absent);
 	nm->writing = calloc(nm->npages, 1);
 	if (nm->disk == NULL || nm->word == NULL || nm->highest == NULL || nm->zeroed == NULL ||
-	    nm->writing == NULL)
+	    nm->writing == NULL || nm->absent == NULL)
 		fail(w, "out of memory");
 	for (size_t i = 0; i < nm->npages; i++) {
+		/* In runs of both kinds. */
+		nm->absent[i] = ops.has_page != NULL &&
+				(i > 0 && below(w, 8) != 0 ? nm->absent[i - 1] : below(w, 2));
+		if (nm->absent[i]) {
+			nm->zeroed[i] = true;
+			continue;
+		}
 		nm->disk[2 * i] = nm->word[i] = nm->highest[i] = ++w->serial;
 		nm->disk[2 * i + 1] = IDENTITY(nm, i);
 	}
@@ -544,6 +579,7 @@ named_destroy(struct named *nm)
 	free(nm->highest);
 	free(nm->zeroed);
 	free(nm->writing);
+	free(nm->absent);
 	*nm = (struct named){ 0 };
 }
 

@@ -86,6 +86,22 @@ custom_start(struct service *s, struct source *src, struct request *req, bool wr
 	return r;
 }
 
+static int
+custom_has(struct source *src, uint64_t index, uint64_t *before, uint64_t *after)
+{
+	struct custom *c = custom_of(src);
+	size_t b = 0, a = 0;
+	int r;
+
+	*before = *after = 0;
+	r = c->ops.has_page(c->ctx, index << PAGE_SHIFT, &b, &a);
+	if (r < 0)
+		return r > SOURCE_CUT_OFF ? r : -EIO;
+	*before = b >> PAGE_SHIFT;
+	*after = a >> PAGE_SHIFT;
+	return r > 0;
+}
+
 static void
 custom_cancel(struct source *src, struct request *req)
 {
@@ -143,6 +159,7 @@ static const struct source_ops custom_ops = {
 	.start = custom_start,
 	.write = custom_write,
 	.cancel = custom_cancel,
+	.has = custom_has,
 	.ended = custom_ended,
 	.destroy = custom_destroy,
 };
@@ -159,6 +176,7 @@ custom_source(uint64_t size, const struct up_pager_ops *ops, void *ctx, struct s
 	c->src.ops = &custom_ops;
 	c->src.bytes = size;
 	atomic_init(&c->src.refs, 1);
+	c->src.asks = c->ops.has_page != NULL;
 	*src = &c->src;
 	return 0;
 }

@@ -22,7 +22,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "pager/pager.h"
+#include "pager/source.h"
 
 enum verdict {
 	V_DONE,	      /* answered */
@@ -31,6 +31,7 @@ enum verdict {
 	V_BUSY_LOOSE, /* the holder may know the page by another address: park */
 	V_ROOM,	      /* no frame or no metadata: park */
 	V_REPEAT,     /* the holder of the page has just let go: start over */
+	V_HINT,	      /* the source has been asked: start over */
 	V_AGAIN,      /* the kernel said so: park */
 	V_GROW,	      /* overcommitted: the swap must grow first, with no lock held */
 	V_FULL,	      /* overcommitted and nothing left, but only a call asked: nothing is lost */
@@ -49,6 +50,12 @@ struct fault {
 	unsigned ahead; /* pages from here on that are asked for; 0: guess */
 	uint64_t t0;
 	uint64_t serial; /* of the entry found; 0: none */
+	struct {
+		const struct source *of; /* NULL: it has not been asked */
+		uint64_t index, nwrites; /* about which page, and before which write */
+		int has;
+		uint64_t before, after;
+	} hint; /* what it said, see struct source_ops */
 
 	/* steps 1 and 2; (map.lock) */
 	struct map_entry *entry;
@@ -784,50 +791,144 @@ read_beneath(struct fault *f, const struct beneath *b)
 }
 
 /*
- * What shows through is the source's: read it, and pages that follow.  Those of a private mapping become its own at once.
+ * Ask the source whether it has the page, with nothing locked.  What it says holds until something is written to it: the slot was
+ * empty when `nwrites` was read, so nothing of this page was on its way.  => map and leaf are locked; both are unlocked on return.
+ */
+static enum verdict
+ask_source(struct fault *f, struct source *src, uint64_t index)
+{
+	struct pager *p = f->p;
+
+	f->hint.of = src;
+	f->hint.index = index;
+	f->hint.nwrites = atomic_load(&src->nwrites);
+	source_ref(src);
+	pthread_mutex_unlock(&f->leaf->lock);
+	pthread_rwlock_unlock(&p->map.lock);
+	f->hint.has = src->ops->has(src, index, &f->hint.before, &f->hint.after);
+	source_unref(p, src);
+	return V_HINT;
+}
+
+/* The source can not say, or says that it can not: lost.  => as fault_source() */
+static enum verdict
+refused_by_source(struct fault *f, const struct source *src, uint64_t index)
+{
+	struct pager *p = f->p;
+	struct anon *an = lost_anon(p, f->leaf, f->at);
+
+	pthread_mutex_unlock(&f->leaf->lock);
+	pthread_rwlock_unlock(&p->map.lock);
+	if (an == NULL) {
+		pager_starved(p, METADATA_STEP);
+		return V_ROOM;
+	}
+	count(f->s, C_SOURCE_ERRORS, 1);
+	log_line(&p->log, UP_LOG_ERROR,
+		 "page at %#lx: the %s pager failed with %s at offset %llu; SIGBUS",
+		 (unsigned long)f->addr, src->ops->name, strerrorname_np(-f->hint.has),
+		 (unsigned long long)index << PAGE_SHIFT);
+	return verdict_lost(f, an);
+}
+
+/* A page for the slot `k` places from the one at fault, or NULL; *full: since its promise is refused. */
+static struct page *
+source_page(struct fault *f, int k, bool promise, bool *full)
+{
+	struct pager *p = f->p;
+	const unsigned at = (unsigned)((int)f->at + k);
+	struct anon *an;
+	struct page *pg;
+
+	*full = promise && !resv_try(&p->resv_swap, 1);
+	an = *full ? NULL : anon_alloc(&p->zones.anon);
+	pg = an != NULL ? page_alloc(&p->pages, an, f->leaf, at) : NULL;
+	if (pg == NULL) {
+		if (an != NULL)
+			anon_gone(p, an, f->shard, 0);
+		if (promise && !*full)
+			resv_give(&p->resv_swap, 1);
+		return NULL;
+	}
+	pg->va = f->va + (uintptr_t)((intptr_t)k * (intptr_t)PAGE_SIZE);
+	pg->shard = (uint8_t)f->shard;
+	an->loc = page_no(&p->pages, pg);
+	leaf_set_anon(f->leaf, at, an);
+	return pg;
+}
+
+/* How far around the page at fault to read, or to fill with zeros: *before pages in front of it; returns how many from it on. */
+static unsigned
+source_window(struct fault *f, const struct object *src, uint64_t index, bool hinted,
+	      unsigned *before, struct ra_stream **stream)
+{
+	const struct map_entry *e = f->entry;
+	/* Neighbours only where nothing lies between them and the source. */
+	const bool near = f->object == src || f->object->backing == src;
+	uint64_t most = near ? MIN(f->run_max, CLUSTER_MAX) : 1, in_front;
+
+	*before = 0;
+	*stream = NULL;
+	most = MIN(most, src->npages - index);
+	if (!hinted)
+		return window(f, (unsigned)most, stream);
+	most = MIN(most - 1, f->hint.after) + 1;
+	/* The source knows better than our guess; but who asks for a range, or for nothing else, knows best. */
+	if (f->hint.has == 0 || f->ahead > 0 || e->advice == UP_ADVICE_RANDOM ||
+	    atomic_load(&e->unrecorded))
+		return window(f, (unsigned)most, stream);
+	in_front = near ? MIN(MIN(f->at, index), (f->addr - e->start) >> PAGE_SHIFT) : 0;
+	in_front = MIN(in_front, f->hint.before);
+	*before = (unsigned)MIN(in_front, CLUSTER_MAX - MIN(most, CLUSTER_MAX / 2));
+	return (unsigned)MIN(most, CLUSTER_MAX - *before);
+}
+
+/*
+ * What shows through is the source's: read it, and pages around it.  Those of a private mapping become its own at once.
  * => map and leaf are locked; both are unlocked on return.
  */
 static enum verdict
 fault_source(struct fault *f, struct object *src, uint64_t index)
 {
 	struct pager *p = f->p;
+	struct source *source = src->source;
 	const bool own = f->object == src, promise = f->object->noreserve && !own;
-	struct page *pg[CLUSTER_MAX] = { NULL };
-	struct request *req =
-		source_may_start(f->s, src->source, false) ? request_get(f->s, REQ_PAGEIN) : NULL;
+	/* The one at fault is page[CLUSTER_MAX]. */
+	struct page *page[2 * CLUSTER_MAX] = { NULL }, **const pg = page + CLUSTER_MAX;
+	struct request *req = NULL;
 	struct ra_stream *stream;
-	bool full = false;
-	unsigned want, n;
+	bool full = false, ignored;
+	unsigned want, before, n, b;
+	int err;
 
-	if (req == NULL) {
-		pthread_mutex_unlock(&f->leaf->lock);
-		pthread_rwlock_unlock(&p->map.lock);
-		return V_ROOM;
+	if (source->asks && (f->hint.of != source || f->hint.index != index ||
+			     f->hint.nwrites != atomic_load(&source->nwrites)))
+		return ask_source(f, source, index);
+	if (source->asks && f->hint.has < 0)
+		return refused_by_source(f, source, index);
+	if (!source->asks || f->hint.has > 0) {
+		req = source_may_start(f->s, source, false) ? request_get(f->s, REQ_PAGEIN) : NULL;
+		if (req == NULL) {
+			pthread_mutex_unlock(&f->leaf->lock);
+			pthread_rwlock_unlock(&p->map.lock);
+			return V_ROOM;
+		}
 	}
-	/* Neighbours only where nothing lies between them and the source. */
-	want = own || f->object->backing == src ? MIN(f->run_max, CLUSTER_MAX) : 1;
-	want = (unsigned)MIN(want, src->npages - index);
-	want = window(f, want, &stream);
+	want = source_window(f, src, index, source->asks, &before, &stream);
 	for (n = 0; n < want; n++) {
-		struct anon *an;
-
 		if (n > 0 &&
 		    (f->leaf->slot[f->at + n] != 0 || (!own && object_has(src, index + n))))
 			break;
-		full = promise && !resv_try(&p->resv_swap, 1);
-		an = full ? NULL : anon_alloc(&p->zones.anon);
-		pg[n] = an != NULL ? page_alloc(&p->pages, an, f->leaf, f->at + n) : NULL;
-		if (pg[n] == NULL) {
-			if (an != NULL)
-				anon_gone(p, an, f->shard, 0);
-			if (promise && !full)
-				resv_give(&p->resv_swap, 1);
+		pg[n] = source_page(f, (int)n, promise, n == 0 ? &full : &ignored);
+		if (pg[n] == NULL)
 			break;
-		}
-		pg[n]->va = f->va + (uintptr_t)n * PAGE_SIZE;
-		pg[n]->shard = (uint8_t)f->shard;
-		an->loc = page_no(&p->pages, pg[n]);
-		leaf_set_anon(f->leaf, f->at + n, an);
+	}
+	for (b = 0; b < before && n > 0; b++) {
+		if (f->leaf->slot[f->at - b - 1] != 0 || (!own && object_has(src, index - b - 1)))
+			break;
+		page[CLUSTER_MAX - b - 1] = source_page(f, -(int)(b + 1), promise, &ignored);
+		if (page[CLUSTER_MAX - b - 1] == NULL)
+			break;
 	}
 	readahead_done(stream, f->index, n);
 	if (n == 0) {
@@ -836,7 +937,8 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 
 		pthread_mutex_unlock(&f->leaf->lock);
 		pthread_rwlock_unlock(&p->map.lock);
-		request_put(f->s, req);
+		if (req != NULL)
+			request_put(f->s, req);
 		if (an != NULL)
 			return overcommitted(f, an);
 		if (full && !f->grown)
@@ -847,8 +949,18 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 		return V_ROOM;
 	}
 	pthread_mutex_unlock(&f->leaf->lock);
+	if (req != NULL) {
+		pthread_rwlock_unlock(&p->map.lock);
+		n = source_in(f->s, req, source, index - b, pg - b, n + b, b, f->t0);
+		return n > 0 ? V_IO : V_ROOM;
+	}
 	pthread_rwlock_unlock(&p->map.lock);
-	return source_in(f->s, req, src->source, index, pg, n, f->t0) > 0 ? V_IO : V_ROOM;
+	n = source_zeros(f->s, pg, n, &err);
+	if (err < 0)
+		return err == -ENOMEM ? V_ROOM : V_AGAIN;
+	count(f->s, C_ZEROAHEAD, n - 1);
+	fault_answered(f->s, UP_FAULT_ZERO, f->va, f->t0);
+	return V_DONE;
 }
 
 /*
@@ -1038,6 +1150,8 @@ resolve(struct fault *f)
 				resv_give(&f->p->resv_swap, 1);
 			continue;
 		}
+		if (v == V_HINT)
+			continue;
 		if (v != V_REPEAT)
 			return v;
 		count(f->s, C_RETRY, 1);
@@ -1060,6 +1174,7 @@ handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uin
 
 	switch (resolve(&f)) {
 	case V_REPEAT:
+	case V_HINT:
 	case V_GROW:
 	case V_FULL:
 	case V_DONE:

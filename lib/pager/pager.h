@@ -168,7 +168,8 @@ struct request {
 	atomic_bool handed_out; /* custom pagers: up_request_complete() is still to come */
 	enum request_kind kind;
 	unsigned n;
-	bool demanded; /* pagein: page[0] has a thread waiting */
+	unsigned want; /* pagein from a source: which page has a thread waiting */
+	bool demanded; /* pagein from swap: page[0] has one */
 	bool retried;  /* pagein: failed once already */
 	uint64_t t0;   /* when its fault was read, ns */
 	struct page *page[CLUSTER_MAX];
@@ -410,12 +411,17 @@ void unmake(struct pager *p, struct page *const pg[], unsigned n);
 /* --- source.c: named objects --- */
 
 /*
- * Start to read the page of a fault, and up to n - 1 that follow, from the object's source.
- * => pg[0 .. n) are busy, in TRANSIT, in their slots, without frames.  req is ours.  Returns how many are under way, the
- *    others are undone; 0: req is put back too.
+ * Start to read the page of a fault, and n - 1 around it, from the object's source.
+ * => pg[0 .. n) are busy, in TRANSIT, in their slots, without frames; pg[want] is the one that is waited for, pg[0] page `index`.  req
+ *    is ours.  Returns how many are under way, the others are undone; 0: req is put back too.
  */
 unsigned source_in(struct service *s, struct request *req, struct source *src, uint64_t index,
-		   struct page *const pg[], unsigned n, uint64_t t0);
+		   struct page *const pg[], unsigned n, unsigned want, uint64_t t0);
+/*
+ * Zeros where a source says that it has nothing.  => as above, and pg[0] is waited for.  Returns how many there are now, the others
+ * are undone.  *err: why pg[0] is not in the page table, or 0.
+ */
+unsigned source_zeros(struct service *s, struct page *const pg[], unsigned n, int *err);
 /*
  * Start to write dirty pages of a source's own object back.  => busy, in TRANSIT, with frames; neighbours.  Returns how many are
  * under way (from the front).

@@ -212,23 +212,6 @@ source_let_go(struct pager *p, struct request *req)
 	pthread_mutex_unlock(&p->pages.lock);
 }
 
-/* Frames of pages that were taken.  Returns how many of pg[0 .. n) are left, moved to the front.  => not held */
-static unsigned
-drop_orphans(struct pager *p, struct page *pg[], unsigned n)
-{
-	unsigned left = 0;
-
-	for (unsigned i = 0; i < n; i++) {
-		if (pg[i]->anon != NULL) {
-			pg[left++] = pg[i];
-			continue;
-		}
-		frame_give(&p->frames, pg[i]->frame, 1);
-		page_free(&p->pages, pg[i]);
-	}
-	return left;
-}
-
 /* --- page-in --- */
 
 static void
@@ -267,11 +250,11 @@ source_may_start(const struct service *s, const struct source *src, bool write)
 
 unsigned
 source_in(struct service *s, struct request *req, struct source *src, uint64_t index,
-	  struct page *const pg[], unsigned n, uint64_t t0)
+	  struct page *const pg[], unsigned n, unsigned want, uint64_t t0)
 {
 	struct pager *p = s->p;
 	frame_t f[CLUSTER_MAX];
-	unsigned nf = frames_obtain(p, n, f);
+	unsigned nf = frames_obtain(p, n, f), first;
 
 	if (src->ops->contiguous && nf > 1) {
 		unsigned run = 1;
@@ -281,17 +264,21 @@ source_in(struct service *s, struct request *req, struct source *src, uint64_t i
 		frames_release(p, f + run, nf - run);
 		nf = run;
 	}
-	unmake(p, pg + nf, n - nf);
+	/* If not all of them, those up to the one that is waited for, or that one and what is behind it. */
+	first = nf > want ? 0 : want + 1 - MAX(nf, 1);
+	unmake(p, pg, nf == 0 ? 0 : first);
+	unmake(p, nf == 0 ? pg : pg + first + nf, nf == 0 ? n : n - first - nf);
 	if (nf == 0) {
 		request_put(s, req);
 		return 0;
 	}
+	index += first;
 	for (unsigned i = 0; i < nf; i++) {
-		pg[i]->frame = f[i];
-		req->page[i] = pg[i];
+		pg[first + i]->frame = f[i];
+		req->page[i] = pg[first + i];
 	}
+	req->want = want - first;
 	req->n = nf;
-	req->demanded = true;
 	req->retried = false;
 	req->t0 = t0;
 	source_ref(src);
@@ -360,72 +347,103 @@ install(struct pager *p, struct page *const pg[], unsigned n, bool demanded)
 }
 
 static void
+count_error(struct service *s, uintptr_t va, int r)
+{
+	count(s, C_SOURCE_ERRORS, 1);
+	trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, va, (uint32_t)-r);
+}
+
+static void
 in_done(struct service *s, struct request *req)
 {
 	struct pager *p = s->p;
 	struct source *src = req->source;
-	const size_t want = source_length(src, req->index, req->n);
-	const size_t got = req->io.result == 0 ? MIN(req->io.done, want) : 0;
-	const unsigned asked = req->n, shard0 = req->page[0]->shard;
+	struct page *const waited = req->page[req->want];
+	const size_t bytes = source_length(src, req->index, req->n);
+	const size_t got = req->io.result == 0 ? MIN(req->io.done, bytes) : 0;
+	const unsigned asked = req->n, shard = waited->shard;
+	const uintptr_t va = waited->va;
+	struct page *rest[CLUSTER_MAX]; /* that nobody waits for */
+	unsigned n, nrest = 0, there = 0;
 	bool demanded;
-	uintptr_t va0;
 	int r = req->io.result;
-	unsigned n;
 
 	source_let_go(p, req);
-	demanded = req->page[0]->anon != NULL;
-	if (r == 0 && got < want)
-		r = src->ops->ended(src, req->index, want, got);
-	if (r < 0) {
-		req->n = drop_orphans(p, req->page, req->n);
-		/* Of several only one may be bad: those that nobody waits for are left for later. */
-		unmake(p, req->page + demanded, req->n - demanded);
-		if (!demanded) {
-			finish(s, req);
-			return;
-		}
-		va0 = req->page[0]->va;
-		count(s, C_SOURCE_ERRORS, 1);
-		trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, va0, (uint32_t)-r);
-		if (asked > 1 && !req->retried) {
-			req->retried = true;
-			req->n = 1;
-			start_in(s, req);
-			return;
-		}
-		log_line(&p->log, UP_LOG_ERROR,
-			 "page at %#lx: the %s pager failed with %s at offset %llu; SIGBUS",
-			 (unsigned long)va0, src->ops->name, strerrorname_np(-r),
-			 (unsigned long long)req->index << PAGE_SHIFT);
-		lost(s, req->page[0]);
-		finish(s, req);
-		return;
-	}
-	n = (unsigned)((got + PAGE_MASK) >> PAGE_SHIFT);
+	demanded = waited->anon != NULL;
+	if (r == 0 && got < bytes)
+		r = src->ops->ended(src, req->index, bytes, got);
+	n = r == 0 ? (unsigned)((got + PAGE_MASK) >> PAGE_SHIFT) : 0;
 	if (got & PAGE_MASK)
 		memset((char *)pmap_frame(p->pmap, req->page[n - 1]->frame) + (got & PAGE_MASK), 0,
 		       PAGE_SIZE - (got & PAGE_MASK));
-	/* Those behind the end, but for the one that somebody waits for. */
-	req->n = drop_orphans(p, req->page + MAX(n, 1), req->n - MAX(n, 1));
-	unmake(p, req->page + MAX(n, 1), req->n);
-	req->n = drop_orphans(p, req->page, MAX(n, 1));
-	va0 = demanded ? req->page[0]->va : 0;
-	if (n == 0 && demanded) {
-		log_line(&p->log, UP_LOG_ERROR, "page at %#lx: past the end of the %s; SIGBUS",
-			 (unsigned long)va0, src->ops->name);
-		lost(s, req->page[0]);
-		finish(s, req);
+	for (unsigned i = 0; i < asked; i++) {
+		struct page *pg = req->page[i];
+
+		if (pg->anon == NULL) {
+			frame_give(&p->frames, pg->frame, 1);
+			page_free(&p->pages, pg);
+		} else if (pg == waited) {
+			there += i < n;
+		} else if (i < n) {
+			rest[nrest++] = pg;
+		} else {
+			unmake(p, &pg, 1);
+		}
+	}
+	if (r < 0 && demanded && asked > 1 && !req->retried) {
+		/* Of several only one may be bad: those that nobody waits for are left for later. */
+		count_error(s, va, r);
+		req->retried = true;
+		req->index += req->want;
+		req->page[0] = waited;
+		req->want = 0;
+		req->n = 1;
+		start_in(s, req);
 		return;
 	}
-	if (demanded && install(p, req->page, 1, true) == 0)
-		fault_answered(s, UP_FAULT_MAJOR, va0, req->t0);
-	else if (demanded)
-		fault_again(s, shard0, va0, req->t0);
-	n = req->n - demanded;
-	if (n > 0)
-		install(p, req->page + demanded, n, false);
-	count(s, C_READAHEAD, n);
+	if (r < 0 && demanded) {
+		count_error(s, va, r);
+		log_line(&p->log, UP_LOG_ERROR,
+			 "page at %#lx: the %s pager failed with %s at offset %llu; SIGBUS",
+			 (unsigned long)va, src->ops->name, strerrorname_np(-r),
+			 (unsigned long long)(req->index + req->want) << PAGE_SHIFT);
+		lost(s, waited);
+	} else if (demanded && there == 0) {
+		log_line(&p->log, UP_LOG_ERROR, "page at %#lx: past the end of the %s; SIGBUS",
+			 (unsigned long)va, src->ops->name);
+		lost(s, waited);
+	} else if (demanded && install(p, &waited, 1, true) == 0) {
+		fault_answered(s, UP_FAULT_MAJOR, va, req->t0);
+	} else if (demanded) {
+		fault_again(s, shard, va, req->t0);
+	}
+	if (nrest > 0)
+		install(p, rest, nrest, false);
+	count(s, C_READAHEAD, nrest);
 	finish(s, req);
+}
+
+unsigned
+source_zeros(struct service *s, struct page *const pg[], unsigned n, int *err)
+{
+	struct pager *p = s->p;
+	frame_t f[CLUSTER_MAX];
+	/* Those behind the first are a guess. */
+	const unsigned most = frames_available(p) > 2 * CLUSTER_MAX ? n : 1;
+	const unsigned nf = frames_obtain(p, most, f);
+
+	unmake(p, pg + nf, n - nf);
+	*err = -ENOMEM;
+	if (nf == 0)
+		return 0;
+	for (unsigned i = 0; i < nf; i++) {
+		pg[i]->frame = f[i];
+		memset(pmap_frame(p->pmap, f[i]), 0, PAGE_SIZE);
+	}
+	*err = install(p, pg, 1, true);
+	if (nf > 1)
+		install(p, pg + 1, nf - 1, false);
+	return nf;
 }
 
 /* --- page-out --- */
@@ -535,6 +553,7 @@ source_out(struct service *s, struct page *const pg[], unsigned n)
 	}
 	request_fill(p, req, SWAP_WRITE, 0);
 	atomic_fetch_add(&p->laundering, run);
+	atomic_fetch_add(&src->nwrites, 1);
 	count(s, C_SOURCE_OUTS, 1);
 	trace_add(&s->trace, req->t0, TRACE_SWAP_WRITE, pg[0]->va, run);
 	for (unsigned i = 0; i < run; i++) {
@@ -588,6 +607,7 @@ source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index)
 	h = hash_page(p->hash_seed, content);
 	if (h == an->hash && !pg->alone)
 		return 0;
+	atomic_fetch_add(&src->nwrites, 1);
 	r = src->ops->write(src, index, content, source_length(src, index, 1));
 	if (r == SOURCE_CUT_OFF)
 		return 0; /* forgotten when it is thrown out, as with msync() */

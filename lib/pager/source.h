@@ -29,6 +29,11 @@ struct source_ops {
 	int (*write)(struct source *src, uint64_t index, void *page, size_t len);
 	/* Make what was written durable; NULL: nothing to do. */
 	int (*flush)(struct source *src);
+	/*
+	 * 1: there is a page at `index`, and *before in front of it and *after behind it, which are best read together.  0: there
+	 * is none, nor *after behind it: zeros.  -errno.  Service threads, nothing locked.  Only if src->asks.
+	 */
+	int (*has)(struct source *src, uint64_t index, uint64_t *before, uint64_t *after);
 	/* Nobody wants what this request reads any more; any thread.  NULL: requests of this kind can not be taken back. */
 	void (*cancel)(struct source *src, struct request *req);
 	/* 0, or why what was read is not to be believed: `got` of `want` bytes at page `index`. */
@@ -38,11 +43,14 @@ struct source_ops {
 
 struct source {
 	const struct source_ops *ops; /* (c) */
+	bool asks;		      /* (c) ops->has is to be asked before a page-in */
 	uint64_t bytes; /* (c) size of the object; its last page may be a part of one */
 	atomic_uint
 		refs; /* the object's, and one for each request under way, which may outlive it */
 	struct source *next; /* in pager->gone, once nobody refers to it */
 	atomic_int error;    /* the first failed write that up_sync() has not told of yet */
+	_Atomic uint64_t
+		nwrites; /* begun, ever: what `has` said before one may be wrong after it */
 	_Atomic uint64_t write_again;	/* after a failed write: not before this time */
 	_Atomic uint64_t write_backoff; /* ns, doubling while writes fail */
 	/* requests that it has, of custom pagers; each of one service only */
