@@ -227,7 +227,7 @@ static void
 detach(struct store *s)
 {
 	/* What up_sync() has not written is written by this at the latest; but only up_sync() can say that it failed. */
-	check("up_sync", up_sync(s->rt, s->memory, s->npages * PAGE));
+	check("up_sync", up_sync(s->rt, s->memory, s->npages * PAGE, 0));
 	if (fsync(s->fd) < 0)
 		die("fsync: %s", strerror(errno));
 	up_runtime_destroy(s->rt);
@@ -362,7 +362,7 @@ demonstrate(struct store *s, size_t memory)
 	attach(s, memory);
 	for (size_t i = 0; i < s->npages; i++)
 		write_page(s, i, version[i] = 1);
-	check("up_sync", up_sync(s->rt, s->memory, s->npages * PAGE));
+	check("up_sync", up_sync(s->rt, s->memory, s->npages * PAGE, 0));
 	for (size_t i = 0; i < s->npages; i++) {
 		state = state * UINT64_C(6364136223846793005) + 1442695040888963407u;
 		const size_t page = (state >> 20) % s->npages;

@@ -476,13 +476,26 @@ UP_API void *up_request_buffer(const struct up_request *req);
 /* The request is done: 0, or -errno.  Any thread, once; `req` is gone. */
 UP_API void up_request_complete(struct up_request *req, int status);
 
+/* up_sync() flags */
+#define UP_SYNC_WAIT 0u		     /* until it is safe */
+#define UP_SYNC_ASYNC (1u << 0)	     /* start it, and return */
+#define UP_SYNC_INVALIDATE (1u << 1) /* and forget what is the same as in the source */
+
 /*
  * Write what has changed in shared mappings of named objects in the range back, and wait until that is safe (fdatasync()).
- * Other memory in the range needs none.  Threads may go on writing meanwhile.
+ * Other memory in the range needs none.  Threads may go on writing meanwhile.  As msync().
+ *
+ * ASYNC: the writes are started, by the threads that serve faults, and the call does not wait for them.  What has changed leaves the page table for
+ * that, so a thread that touches such a page waits until its write has ended.  Pages that are wired are written in the call; those
+ * that are pinned for I/O not before the next waiting one.  Errors are told by that, once.
+ *
+ * INVALIDATE: wait, and let go of every page that is the same as in the source, so that the next touch reads what that has by then; also of private
+ * mappings, whose changed pages stay, and those copied since a clone sees them too.  Lost pages of shared mappings are asked for again.
+ *
  * 0, or the first error, of this call or of a write since the last one; those pages are kept and tried again.
- * -EINVAL  a bad range.  -ENOMEM  part of the range is not mapped through `rt`.
+ * -EINVAL  a bad range or flags.  -ENOMEM  part of the range is not mapped through `rt`.  -EBUSY  INVALIDATE, and a part is wired.
  */
-UP_API int up_sync(struct up_runtime *rt, void *addr, size_t length);
+UP_API int up_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags);
 
 /* Take one more reference; returns `obj`.  NULL is fine.  Nothing happens in a forked child. */
 UP_API struct up_object *up_object_ref(struct up_object *obj);

@@ -250,8 +250,28 @@ up_object_create_custom(struct up_runtime *rt, uint64_t size, const struct up_pa
 	return create(rt, "up_object_create_custom", src, ops->page_out == NULL, obj);
 }
 
+/* One entry's part of the range.  => map.change is held. */
+static int
+sync_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end, unsigned flags)
+{
+	const uint64_t first = e->offset + ((start - e->start) >> PAGE_SHIFT);
+	const uint64_t n = (end - start) >> PAGE_SHIFT;
+	struct object *o = e->object;
+
+	if (o->source == NULL) {
+		if ((flags & UP_SYNC_INVALIDATE) && o->named)
+			range_refresh(p, o, first, n);
+		return 0;
+	}
+	if (flags & UP_SYNC_INVALIDATE)
+		return source_settle(o->source, discard_shared(p, e, start, end));
+	if ((flags & UP_SYNC_ASYNC) && e->wired == 0 && source_push(p, e->shard, start, end))
+		return 0;
+	return source_sync(p, o, first, n, (flags & UP_SYNC_ASYNC) == 0);
+}
+
 int
-up_sync(struct up_runtime *rt, void *addr, size_t length)
+up_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags)
 {
 	const uintptr_t start = (uintptr_t)addr, end = start + length;
 	struct pager *p;
@@ -266,17 +286,20 @@ up_sync(struct up_runtime *rt, void *addr, size_t length)
 		r = check_range(rt, "up_sync", start, length);
 	if (r < 0)
 		return r;
+	if (flags > UP_SYNC_INVALIDATE)
+		return bad(rt, "up_sync: flags %#x", flags);
 
 	change_begin(p, &old);
 	r = check_covered(rt, "up_sync", start, end);
+	if (r == 0 && (flags & UP_SYNC_INVALIDATE) && is_wired(p, start, end)) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "up_sync: part of %#lx-%#lx is wired, and can not be invalidated",
+			 (unsigned long)start, (unsigned long)end);
+		r = -EBUSY;
+	}
 	for (struct map_entry *e = r == 0 ? map_first_from(&p->map, start) : NULL;
 	     e != NULL && e->start < end; e = e->next) {
-		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
-
-		if (e->object->source == NULL)
-			continue;
-		r = source_sync(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
-				(to - from) >> PAGE_SHIFT);
+		r = sync_part(p, e, MAX(start, e->start), MIN(end, e->end), flags);
 		if (r < 0 && error == 0) {
 			error = r;
 			log_line(&p->log, UP_LOG_ERROR, "up_sync: writing back to the %s pager: %s",

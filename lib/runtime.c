@@ -1003,7 +1003,7 @@ leave_source(struct pager *p, const struct map_entry *e, uint64_t first, uint64_
 	const struct place place = entry_place(e, e->start + ((first - e->offset) << PAGE_SHIFT));
 	/* Nobody makes room for pages that are taken out, once the services are gone. */
 	const int r = p->closing || !last
-			      ? source_sync(p, o, first, n)
+			      ? source_sync(p, o, first, n, true)
 			      : range_give_back(p, o, first, n, place.va, place.shard, true);
 
 	if (r < 0) {
@@ -1263,6 +1263,27 @@ advise_entries(struct pager *p, uintptr_t start, uintptr_t end, enum up_advice a
 	return 0;
 }
 
+int
+discard_shared(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end)
+{
+	const uint64_t first = e->offset + ((start - e->start) >> PAGE_SHIFT);
+	const uint64_t n = (end - start) >> PAGE_SHIFT;
+	const struct place place = entry_place(e, start);
+	int r;
+
+	if (e->prot == PROT_NONE)
+		p->pmap->ops->protect(p->pmap, start, end - start, PROT_READ);
+	r = range_give_back(p, e->object, first, n, place.va, place.shard, false);
+	if (e->prot == PROT_NONE)
+		p->pmap->ops->protect(p->pmap, start, end - start, PROT_NONE);
+	if (r == 0 && atomic_load(&e->unrecorded))
+		range_discard(p, place.shard, place.va, n);
+	if (atomic_load(&p->fenced))
+		p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
+	p->pmap->ops->wake(p->pmap, place.shard, place.va, n);
+	return r;
+}
+
 /* Advice that acts once, on one entry's part of the range.  => map.change is held. */
 static int
 advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end,
@@ -1279,16 +1300,7 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 		break;
 	case UP_ADVICE_DONTNEED:
 		if (e->object->source != NULL) {
-			if (e->prot == PROT_NONE)
-				p->pmap->ops->protect(p->pmap, start, end - start, PROT_READ);
-			r = range_give_back(p, e->object, first, n, place.va, place.shard, false);
-			if (e->prot == PROT_NONE)
-				p->pmap->ops->protect(p->pmap, start, end - start, PROT_NONE);
-			if (r == 0 && atomic_load(&e->unrecorded))
-				range_discard(p, place.shard, place.va, n);
-			if (atomic_load(&p->fenced))
-				p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
-			p->pmap->ops->wake(p->pmap, place.shard, place.va, n);
+			r = discard_shared(p, e, start, end);
 			break;
 		}
 		r = chain_hide(p, e->object, first, n);
@@ -1308,8 +1320,7 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 	return r;
 }
 
-/* True if a part of the range is wired.  => map.change is held. */
-static bool
+bool
 is_wired(struct pager *p, uintptr_t start, uintptr_t end)
 {
 	for (const struct map_entry *e = map_first_from(&p->map, start);

@@ -147,6 +147,14 @@ bool object_is_mapped(struct pager *p, const struct object *o, uint64_t first, u
 int object_extend(struct up_runtime *rt, const char *call, struct object *o, uint64_t npages,
 		  uint64_t more);
 
+/* True if a part of the range is wired.  => map.change is held. */
+bool is_wired(struct pager *p, uintptr_t start, uintptr_t end);
+/*
+ * A part of a shared mapping of a source: written back if it has changed, and forgotten.  => map.change is held; none of it is wired.
+ * 0, or the first error: what could not be written is kept.
+ */
+int discard_shared(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end);
+
 /* Pages that up_wire() may hold in memory, more or less by n: counted, and promised out of the limit. */
 bool wired_take(struct pager *p, uint64_t n);
 void wired_give(struct pager *p, uint64_t n);

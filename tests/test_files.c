@@ -153,7 +153,7 @@ Test(files, a_file_four_times_the_budget_is_read_and_never_written)
 		check(p, i * 7 % n, i * 7 % n);
 	cr_assert(eq(u64, stats().source_writes, 0));
 	cr_assert(eq(u64, stats().swap_writes, 0));
-	cr_assert(zero(int, up_sync(rt, p, 8 * MiB)));
+	cr_assert(zero(int, up_sync(rt, p, 8 * MiB, 0)));
 	up_object_unref(obj);
 	up_runtime_destroy(rt);
 	fstat(fd, &after);
@@ -173,7 +173,7 @@ Test(files, what_is_written_to_a_shared_mapping_is_in_the_file)
 	p = map(obj, 8 * MiB, UP_SHARED, RW);
 	for (size_t i = 0; i < n; i += 2)
 		page_of(100000 + i, p + i * (PAGE / 8));
-	cr_assert(zero(int, up_sync(rt, p, 8 * MiB)), "%s", logged);
+	cr_assert(zero(int, up_sync(rt, p, 8 * MiB, 0)), "%s", logged);
 	for (size_t i = 0; i < n; i++)
 		check_file(fd, i, i % 2 ? i : 100000 + i);
 	for (size_t i = 1; i < n; i += 2)
@@ -256,7 +256,7 @@ Test(files, the_tail_is_zeros_and_beyond_the_end_is_SIGBUS)
 	obj = object_of(fd, 0, 0);
 	p = map(obj, 6 * PAGE, UP_SHARED, RW);
 	memset(p + 5 * (PAGE / 8), 0x11, PAGE);
-	cr_assert(zero(int, up_sync(rt, p, 6 * PAGE)), "%s", logged);
+	cr_assert(zero(int, up_sync(rt, p, 6 * PAGE, 0)), "%s", logged);
 	fstat(fd, &st);
 	cr_assert(eq(sz, (size_t)st.st_size, bytes));
 	cr_assert(eq(sz, (size_t)pread(fd, w, PAGE, 5 * (off_t)PAGE), 1000));
@@ -330,7 +330,7 @@ Test(files, sync_and_discard_do_not_mind_a_truncated_end)
 	for (size_t i = 0; i < 16; i++)
 		page_of(1000 + i, p + i * (PAGE / 8));
 	cr_assert(zero(int, ftruncate(fd, 4 * (off_t)PAGE)));
-	cr_assert(zero(int, up_sync(rt, p, 16 * PAGE)), "%s", logged);
+	cr_assert(zero(int, up_sync(rt, p, 16 * PAGE, 0)), "%s", logged);
 	for (size_t i = 0; i < 4; i++)
 		check_file(fd, i, 1000 + i);
 	p[8 * (PAGE / 8)]++;
@@ -419,7 +419,7 @@ use_device(unsigned sector)
 		check(p, i, i);
 	for (size_t i = 0; i < n; i += 3)
 		page_of(70000 + i, p + i * (PAGE / 8));
-	cr_assert(zero(int, up_sync(rt, p, 4 * MiB)), "%s", logged);
+	cr_assert(zero(int, up_sync(rt, p, 4 * MiB, 0)), "%s", logged);
 	for (size_t i = 0; i < n; i++)
 		check(p, i, i % 3 ? i : 70000 + i);
 	up_object_unref(obj);
@@ -579,12 +579,12 @@ Test(files, a_pager_of_the_program_serves_many_threads)
 		cr_assert(zero(int, pthread_create(&u[i].thread, NULL, use, &u[i])));
 	}
 	for (unsigned i = 0; i < 40; i++)
-		cr_assert(zero(int, up_sync(rt, p, 6 * MiB)));
+		cr_assert(zero(int, up_sync(rt, p, 6 * MiB, 0)));
 	for (unsigned i = 0; i < 4; i++) {
 		pthread_join(u[i].thread, NULL);
 		cr_assert(not(u[i].wrong), "thread %u found what it had not left", i);
 	}
-	cr_assert(zero(int, up_sync(rt, p, 6 * MiB)));
+	cr_assert(zero(int, up_sync(rt, p, 6 * MiB, 0)));
 	for (size_t i = 0; i < n; i++)
 		cr_assert(eq(u64, q.store[i * (PAGE / 8)], word_of(i, 0) + 6), "page %zu", i);
 	cr_assert(gt(uint, q.most, 1), "there was never more than one request at a time");
@@ -598,4 +598,161 @@ Test(files, a_pager_of_the_program_serves_many_threads)
 	for (unsigned i = 0; i < 3; i++)
 		pthread_join(carriers[i], NULL);
 	free(q.store);
+}
+
+/* --- a pager that does not answer --- */
+
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t cond;
+	struct up_request *kept[8];
+	unsigned nkept, ncancelled;
+	bool answer; /* when told that nobody wants it */
+} mute = { .lock = PTHREAD_MUTEX_INITIALIZER, .cond = PTHREAD_COND_INITIALIZER };
+
+static int
+mute_in(void *ctx, struct up_request *req)
+{
+	(void)ctx;
+	pthread_mutex_lock(&mute.lock);
+	cr_assert(lt(uint, mute.nkept, 8));
+	mute.kept[mute.nkept++] = req;
+	pthread_cond_signal(&mute.cond);
+	pthread_mutex_unlock(&mute.lock);
+	return 0;
+}
+
+static void
+mute_cancel(void *ctx, struct up_request *req)
+{
+	(void)ctx;
+	pthread_mutex_lock(&mute.lock);
+	mute.ncancelled++;
+	pthread_cond_signal(&mute.cond);
+	for (unsigned i = 0; i < mute.nkept && mute.answer; i++) {
+		if (mute.kept[i] == req) {
+			mute.kept[i] = mute.kept[--mute.nkept];
+			up_request_complete(req, -ECANCELED);
+			break;
+		}
+	}
+	pthread_mutex_unlock(&mute.lock);
+}
+
+static void *
+touch_it(void *p)
+{
+	uint64_t v;
+
+	(void)touch_read(p, &v);
+	return NULL;
+}
+
+/* Returns when the pager has n requests, or has been told so often that one is not wanted: perhaps once the call has returned. */
+static void
+wait_for(const unsigned *what, unsigned n)
+{
+	struct timespec end;
+
+	clock_gettime(CLOCK_REALTIME, &end);
+	end.tv_sec += 20;
+	pthread_mutex_lock(&mute.lock);
+	while (*what < n)
+		cr_assert(zero(int, pthread_cond_timedwait(&mute.cond, &mute.lock, &end)),
+			  "the pager has %u requests, and %u were cancelled: not %u", mute.nkept,
+			  mute.ncancelled, n);
+	pthread_mutex_unlock(&mute.lock);
+}
+
+Test(files, unmapping_cancels_what_a_pager_does_not_answer)
+{
+	static const struct up_pager_ops ops = { .size = sizeof ops,
+						 .page_in = mute_in,
+						 .cancel = mute_cancel };
+	struct up_object *obj;
+	pthread_t t[3];
+	uint64_t *p, *q2;
+	void *copy;
+
+	start(2 * MiB);
+	cr_assert(zero(int, up_object_create_custom(rt, MiB, &ops, NULL, &obj)), "%s", logged);
+	p = map(obj, MiB, UP_SHARED, PROT_READ);
+	q2 = map(obj, MiB, UP_PRIVATE, RW);
+	cr_assert(zero(int, pthread_create(&t[0], NULL, touch_it, p)));
+	wait_for(&mute.nkept, 1);
+	cr_assert(zero(int, up_unmap(rt, p, MiB)));
+	pthread_join(t[0], NULL); /* SIGSEGV */
+	wait_for(&mute.ncancelled, 1);
+	/* A clone lets go of it too; the thread waits on. */
+	cr_assert(zero(int, pthread_create(&t[1], NULL, touch_it, q2 + PAGE)));
+	wait_for(&mute.nkept, 2);
+	cr_assert(zero(int, up_clone(rt, q2, MiB, &copy)), "%s", logged);
+	wait_for(&mute.nkept, 3);
+	wait_for(&mute.ncancelled, 2);
+	/* What is left is cancelled at the end; those that were before are answered now. */
+	pthread_mutex_lock(&mute.lock);
+	mute.answer = true;
+	for (unsigned i = 0; i < 2; i++) {
+		memset(up_request_buffer(mute.kept[i]), 0x5a, up_request_length(mute.kept[i]));
+		up_request_complete(mute.kept[i], 0);
+	}
+	mute.kept[0] = mute.kept[2];
+	mute.nkept = 1;
+	pthread_mutex_unlock(&mute.lock);
+	up_runtime_destroy(rt);
+	pthread_join(t[1], NULL);
+	cr_assert(eq(uint, mute.ncancelled, 3));
+	cr_assert(zero(uint, mute.nkept));
+}
+
+Test(files, an_async_sync_is_in_the_file_after_one_that_waits)
+{
+	const size_t n = MiB / PAGE;
+	const int fd = file_of(MiB);
+	struct up_object *obj;
+	uint64_t *p;
+
+	start(4 * MiB);
+	obj = object_of(fd, 0, 0);
+	p = map(obj, MiB, UP_SHARED, RW);
+	for (unsigned turn = 1; turn < 6; turn++) {
+		for (size_t i = 0; i < n; i += 3)
+			page_of(turn * 1000 + i, p + i * (PAGE / 8));
+		cr_assert(zero(int, up_sync(rt, p, MiB, UP_SYNC_ASYNC)), "%s", logged);
+		for (size_t i = 1; i < n; i += 3)
+			page_of(turn * 1000 + i, p + i * (PAGE / 8));
+		cr_assert(zero(int, up_sync(rt, p, MiB, UP_SYNC_WAIT)), "%s", logged);
+		for (size_t i = 0; i < n; i++)
+			check_file(fd, i, i % 3 == 2 ? i : turn * 1000 + i);
+	}
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+Test(files, invalidate_sees_what_somebody_else_wrote)
+{
+	const int fd = file_of(16 * PAGE);
+	struct up_object *obj;
+	uint64_t *p, *priv, w[PAGE / 8];
+
+	start(2 * MiB);
+	obj = object_of(fd, 0, 0);
+	p = map(obj, 16 * PAGE, UP_SHARED, RW);
+	priv = map(obj, 16 * PAGE, UP_PRIVATE, RW);
+	check(p, 3, 3);
+	check(priv, 4, 4);
+	page_of(77, priv + 5 * (PAGE / 8));
+	page_of(900, w);
+	for (off_t i = 3; i < 6; i++)
+		cr_assert(eq(sz, (size_t)pwrite(fd, w, PAGE, i * (off_t)PAGE), PAGE));
+	check(p, 3, 3);
+	cr_assert(zero(int, up_sync(rt, p, 16 * PAGE, UP_SYNC_INVALIDATE)), "%s", logged);
+	cr_assert(zero(int, up_sync(rt, priv, 16 * PAGE, UP_SYNC_INVALIDATE)), "%s", logged);
+	check(p, 3, 900);
+	check(priv, 4, 900);
+	check(priv, 5, 77);
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
 }

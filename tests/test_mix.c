@@ -391,13 +391,13 @@ Test(mix, wired_pages_of_a_named_object_stay_and_are_written_back_by_sync)
 	cr_assert(zero(int, wire(s, 32)));
 	still_wired(s, 32);
 	nout = 0;
-	cr_assert(zero(int, up_sync(r->rt, (void *)s, 32 * PAGE_SIZE)));
+	cr_assert(zero(int, up_sync(r->rt, (void *)s, 32 * PAGE_SIZE, 0)));
 	cr_assert(gt(uint, nout, 0));
 	for (size_t i = 0; i < 32; i++)
 		cr_assert(is_page(store + i * PAGE_SIZE / 8, 1000 + i), "page %zu", i);
 	put_page(s, 2000);
 	nout = 0;
-	cr_assert(zero(int, up_sync(r->rt, (void *)s, 32 * PAGE_SIZE)));
+	cr_assert(zero(int, up_sync(r->rt, (void *)s, 32 * PAGE_SIZE, 0)));
 	cr_assert(eq(uint, nout, 1));
 	still_wired(s, 32);
 	cr_assert(
@@ -524,7 +524,7 @@ Test(mix, a_range_of_a_named_object_moves_with_what_was_changed)
 	cr_assert(ne(uptr, s, old));
 	check_pages(s, 8, 500);
 	check_pages(PAGE(s, 8), 24, 8);
-	cr_assert(zero(int, up_sync(r->rt, (void *)s, 32 * PAGE_SIZE)));
+	cr_assert(zero(int, up_sync(r->rt, (void *)s, 32 * PAGE_SIZE, 0)));
 	for (size_t i = 0; i < 8; i++)
 		cr_assert(is_page(store + i * PAGE_SIZE / 8, 500 + i), "page %zu", i);
 	/* The source does not get longer, and neither does a private mapping of it. */

@@ -271,14 +271,14 @@ Test(named, sync_writes_what_changed_and_only_that)
 	put_page(va + 3 * PAGE_SIZE, 1003);
 	put_page(va + 40 * PAGE_SIZE, 1040);
 	put_page(va + 41 * PAGE_SIZE, 41); /* the same as it was */
-	cr_assert(zero(int, up_sync(r->rt, (void *)va, 64 * PAGE_SIZE)));
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 64 * PAGE_SIZE, 0)));
 	cr_assert(eq(uint, nout_pages, 2));
 	cr_assert(stored(3, 1003) && stored(40, 1040));
-	cr_assert(zero(int, up_sync(r->rt, (void *)va, 64 * PAGE_SIZE)));
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 64 * PAGE_SIZE, 0)));
 	cr_assert(eq(uint, nout_pages, 2), "nothing has changed since");
 	put_page(va + 3 * PAGE_SIZE, 2003);
 	put_page(va + 4 * PAGE_SIZE, 2004);
-	cr_assert(zero(int, up_sync(r->rt, (void *)(va + 4 * PAGE_SIZE), PAGE_SIZE)));
+	cr_assert(zero(int, up_sync(r->rt, (void *)(va + 4 * PAGE_SIZE), PAGE_SIZE, 0)));
 	cr_assert(stored(3, 1003) && stored(4, 2004), "a part of the range");
 	unmap(va, 64);
 	cr_assert(stored(3, 2003));
@@ -295,11 +295,11 @@ Test(named, a_failed_write_is_told_once_and_tried_again)
 	va = map_named(obj, 8, UP_SHARED, PROT_READ | PROT_WRITE);
 	put_page(va, 500);
 	fail_out = -EIO;
-	cr_assert(eq(int, up_sync(r->rt, (void *)va, 8 * PAGE_SIZE), -EIO));
+	cr_assert(eq(int, up_sync(r->rt, (void *)va, 8 * PAGE_SIZE, 0), -EIO));
 	cr_assert(rig_logged(r, "up_sync: writing back to the custom pager: EIO"));
 	check_page(va, 500);
 	fail_out = 0;
-	cr_assert(zero(int, up_sync(r->rt, (void *)va, 8 * PAGE_SIZE)));
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 8 * PAGE_SIZE, 0)));
 	cr_assert(stored(0, 500));
 	finish(obj);
 }
@@ -321,8 +321,8 @@ Test(named, a_write_that_failed_at_pageout_is_told_by_sync)
 	cr_assert(gt(u64, rig_stats(r).source_errors, 0), "no write failed: nothing was tested");
 	fail_out = 0;
 	check_pages(va, 32, 700);
-	cr_assert(eq(int, up_sync(r->rt, (void *)va, 32 * PAGE_SIZE), -EIO));
-	cr_assert(zero(int, up_sync(r->rt, (void *)va, 32 * PAGE_SIZE)));
+	cr_assert(eq(int, up_sync(r->rt, (void *)va, 32 * PAGE_SIZE, 0), -EIO));
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 32 * PAGE_SIZE, 0)));
 	for (size_t i = 0; i < 32; i++)
 		cr_assert(stored(i, 700 + i));
 	finish(obj);
@@ -544,7 +544,7 @@ Test(named, a_write_in_flight_is_not_overtaken)
 	complete_kept(0);
 	put_page(va, 222);
 	cr_assert(stored(0, 111));
-	cr_assert(zero(int, up_sync(r->rt, (void *)va, 8 * PAGE_SIZE)));
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 8 * PAGE_SIZE, 0)));
 	cr_assert(stored(0, 222));
 	finish(obj);
 }
@@ -800,7 +800,7 @@ Test(named, what_the_pager_has_not_is_zeros_without_a_request)
 	check_zeros(va);
 	put_page(va + PAGE_SIZE, 500);
 	put_page(priv + 2 * PAGE_SIZE, 600);
-	cr_assert(zero(int, up_sync(r->rt, (void *)va, 128 * PAGE_SIZE)));
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 128 * PAGE_SIZE, 0)));
 	cr_assert(stored(1, 500));
 	swap_out();
 	check_page(priv + 2 * PAGE_SIZE, 600);
@@ -1114,7 +1114,7 @@ Test(named, looking_and_syncing_pass_over_what_is_not_answered)
 	cr_assert(zero(uint, residency(priv)));
 	advise(va, 64, UP_ADVICE_COLD);
 	slow = false; /* what is to be written is */
-	cr_assert(zero(int, up_sync(r->rt, (void *)va, 64 * PAGE_SIZE)));
+	cr_assert(zero(int, up_sync(r->rt, (void *)va, 64 * PAGE_SIZE, 0)));
 	cr_assert(stored(1, 500));
 	cr_assert(eq(uint, ncancelled, 0));
 	complete_kept(0);
@@ -1273,5 +1273,179 @@ Test(named, a_pager_that_fails_does_not_keep_others_from_the_swap)
 	fail_out = 0;
 	check_pages(other, 1500, 0);
 	check_pages(va, 32, 700);
+	finish(obj);
+}
+
+/* --- the flags of up_sync() --- */
+
+static int
+sync_range(uintptr_t va, size_t npages, unsigned flags)
+{
+	return up_sync(r->rt, (void *)va, npages * PAGE_SIZE, flags);
+}
+
+Test(named, async_starts_what_a_later_sync_waits_for)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	check_pages(va, 64, 0);
+	put_page(va + 3 * PAGE_SIZE, 1003);
+	put_page(va + 40 * PAGE_SIZE, 1040);
+	slow = true;
+	cr_assert(zero(int, sync_range(va, 64, UP_SYNC_ASYNC)));
+	cr_assert(eq(uint, nout, 0), "the services do it");
+	for (unsigned i = 0; i < 5; i++)
+		rig_step(r);
+	cr_assert(eq(uint, nkept, 2));
+	cr_assert(eq(uint, nout_pages, 2), "what has changed, and only that");
+	slow = false;
+	complete_kept(0);
+	rig_settle(r);
+	cr_assert(stored(3, 1003) && stored(40, 1040));
+	check_page(va + 3 * PAGE_SIZE, 1003);
+	cr_assert(zero(int, sync_range(va, 64, UP_SYNC_WAIT)));
+	cr_assert(eq(uint, nout_pages, 2));
+	finish(obj);
+}
+
+/* More than a pager gets at a time: the rest goes on as those are answered. */
+Test(named, async_starts_everything_in_the_end)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(64 * PAGE_SIZE);
+	va = map_named(obj, 64, UP_SHARED, PROT_READ | PROT_WRITE);
+	for (size_t i = 0; i < 64; i += 2)
+		put_page(va + i * PAGE_SIZE, 2000 + i);
+	slow = true;
+	cr_assert(zero(int, sync_range(va, 64, UP_SYNC_ASYNC)));
+	for (unsigned turn = 0; turn < 200 && nout_pages < 32; turn++) {
+		rig_step(r);
+		complete_kept(0);
+	}
+	slow = false;
+	rig_settle(r);
+	for (size_t i = 0; i < 64; i++)
+		cr_assert(stored(i, i % 2 ? i : 2000 + i), "page %zu", i);
+	finish(obj);
+}
+
+Test(named, an_error_of_an_async_sync_is_told_by_the_next_that_waits_once)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(8 * PAGE_SIZE);
+	va = map_named(obj, 8, UP_SHARED, PROT_READ | PROT_WRITE);
+	put_page(va, 500);
+	fail_out = -EIO;
+	cr_assert(zero(int, sync_range(va, 8, UP_SYNC_ASYNC)));
+	rig_settle(r);
+	cr_assert(gt(uint, nout, 0));
+	fail_out = 0;
+	cr_assert(zero(int, sync_range(va, 8, UP_SYNC_ASYNC)));
+	cr_assert(eq(int, sync_range(va, 8, UP_SYNC_WAIT), -EIO));
+	cr_assert(zero(int, sync_range(va, 8, UP_SYNC_WAIT)));
+	cr_assert(stored(0, 500));
+	finish(obj);
+}
+
+Test(named, async_writes_wired_pages_at_once)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(8 * PAGE_SIZE);
+	va = map_named(obj, 8, UP_SHARED, PROT_READ | PROT_WRITE);
+	put_page(va, 500);
+	cr_assert(zero(int, up_wire(r->rt, (void *)va, 8 * PAGE_SIZE)));
+	cr_assert(zero(int, sync_range(va, 8, UP_SYNC_ASYNC)));
+	cr_assert(stored(0, 500));
+	cr_assert(eq(int, sync_range(va, 8, UP_SYNC_INVALIDATE), -EBUSY));
+	cr_assert(rig_logged(r, "is wired"));
+	fail_out = -EIO;
+	put_page(va, 501);
+	cr_assert(zero(int, sync_range(va, 8, UP_SYNC_ASYNC)));
+	fail_out = 0;
+	cr_assert(eq(int, sync_range(va, 8, UP_SYNC_WAIT), -EIO));
+	cr_assert(stored(0, 501));
+	finish(obj);
+}
+
+/* The source changes behind our back. */
+Test(named, invalidate_reads_the_source_again)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(16 * PAGE_SIZE);
+	va = map_named(obj, 16, UP_SHARED, PROT_READ | PROT_WRITE);
+	check_pages(va, 16, 0);
+	put_page(va + PAGE_SIZE, 500);
+	for (unsigned k = 0; k < PAGE_SIZE / 8; k++)
+		store[2 * PAGE_SIZE / 8 + k] = word_of(900, k);
+	check_page(va + 2 * PAGE_SIZE, 2);
+	cr_assert(zero(int, sync_range(va, 16, UP_SYNC_INVALIDATE)));
+	cr_assert(stored(1, 500));
+	check_page(va + PAGE_SIZE, 500);
+	check_page(va + 2 * PAGE_SIZE, 900);
+	check_page(va + 3 * PAGE_SIZE, 3);
+	/* What can not be written back is kept. */
+	put_page(va + 5 * PAGE_SIZE, 505);
+	fail_out = -ENOSPC;
+	cr_assert(eq(int, sync_range(va, 16, UP_SYNC_INVALIDATE), -ENOSPC));
+	fail_out = 0;
+	check_page(va + 5 * PAGE_SIZE, 505);
+	finish(obj);
+}
+
+Test(named, invalidate_leaves_what_a_private_mapping_has_changed)
+{
+	struct up_object *obj;
+	uintptr_t va;
+	void *copy;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(16 * PAGE_SIZE);
+	va = map_named(obj, 16, UP_PRIVATE, PROT_READ | PROT_WRITE);
+	check_pages(va, 16, 0);
+	put_page(va + PAGE_SIZE, 500);
+	put_page(va + 4 * PAGE_SIZE, 504);
+	cr_assert(zero(int, up_clone(r->rt, (void *)va, 16 * PAGE_SIZE, &copy)));
+	for (size_t i = 1; i < 4; i++) {
+		for (unsigned k = 0; k < PAGE_SIZE / 8; k++)
+			store[i * PAGE_SIZE / 8 + k] = word_of(900 + i, k);
+	}
+	cr_assert(zero(int, sync_range(va, 16, UP_SYNC_INVALIDATE)));
+	check_page(va + PAGE_SIZE, 500);
+	check_page(va + 2 * PAGE_SIZE, 902);
+	check_page(va + 3 * PAGE_SIZE, 903);
+	check_page(va + 4 * PAGE_SIZE, 504);
+	check_page((uintptr_t)copy + PAGE_SIZE, 500);
+	check_page((uintptr_t)copy + 2 * PAGE_SIZE, 902);
+	check_page((uintptr_t)copy + 4 * PAGE_SIZE, 504);
+	cr_assert(eq(uint, nout, 0));
+	finish(obj);
+}
+
+Test(named, sync_refuses_flags_that_are_none)
+{
+	struct up_object *obj;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(4 * PAGE_SIZE);
+	va = map_named(obj, 4, UP_SHARED, PROT_READ | PROT_WRITE);
+	cr_assert(eq(int, sync_range(va, 4, 4), -EINVAL));
+	cr_assert(eq(int, sync_range(va, 4, UP_SYNC_ASYNC | UP_SYNC_INVALIDATE), -EINVAL));
 	finish(obj);
 }

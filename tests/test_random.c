@@ -95,6 +95,7 @@ struct world {
 	struct kept kept[KEPT_MAX];
 	unsigned nkept;
 	bool slow, fail_in, fail_out; /* what pagers do */
+	bool pinning;		      /* the kernel refuses pages now and then */
 	bool calling; /* inside of a call, which may wait for a page-out: those are answered at once */
 	bool sitting; /* and page-ins are not answered at all: the call may not wait for one */
 	unsigned sat; /* turns since then */
@@ -1066,27 +1067,48 @@ op_advise(struct world *w, struct region *rg)
 		fail(w, "up_advise: %s", strerrorname_np(-r));
 }
 
+/* What a private mapping has not changed is the source's, of now or later. */
+static void
+refreshed(struct world *w, struct region *rg, size_t first, size_t n)
+{
+	const struct named *nm = rg->nm;
+
+	for (size_t i = first; i < first + n; i++) {
+		/* One that is pinned, or that nobody may read, need not have gone. */
+		if (!w->pinning && !rg->mine[i] && rg->prot[i] != PROT_NONE)
+			rg->word[i] = MAX(rg->word[i], nm->disk[2 * (rg->first + i)]);
+	}
+}
+
 static void
 op_sync(struct world *w, struct region *rg)
 {
+	static const unsigned kinds[] = { UP_SYNC_WAIT, UP_SYNC_WAIT, UP_SYNC_ASYNC,
+					  UP_SYNC_INVALIDATE };
+	const unsigned flags = kinds[below(w, ARRAY_SIZE(kinds))];
+	const bool still = below(w, 2) == 0;
 	size_t first, n;
 	int r;
 
 	some_range(w, rg, &first, &n);
 	if (resettled(w, rg, first, n))
 		return;
-	if (below(w, 2) == 0) {
-		/* While threads write: all that can be said is that it returns. */
-		r = up_sync(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE);
-	} else {
+	/* While threads write all that can be said is that it returns. */
+	if (still)
 		finish_writes(w, rg);
-		r = up_sync(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE);
-		if (r == 0 && rg->shared)
-			check_disk(w, rg->nm, rg->first + first, n, false);
-	}
+	sit(w);
+	r = up_sync(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, flags);
+	w->sitting = false;
+	if (r == 0 && still && rg->shared && flags != UP_SYNC_ASYNC)
+		check_disk(w, rg->nm, rg->first + first, n, false);
+	if (r == 0 && rg->nm != NULL && !rg->shared && flags == UP_SYNC_INVALIDATE)
+		refreshed(w, rg, first, n);
 	if (r == 0 && !covered(rg, first, n))
 		fail(w, "up_sync of a hole succeeded");
-	if (r < 0 && r != -ENOMEM && !(rg->shared && w->fail_out && r == -EIO))
+	if (r != -ENOMEM &&
+	    (r == -EBUSY) != (flags == UP_SYNC_INVALIDATE && wired_any(rg, first, n)))
+		fail(w, "up_sync(%u): %d, wired or not", flags, r);
+	if (r < 0 && r != -ENOMEM && r != -EBUSY && !(rg->shared && w->fail_out && r == -EIO))
 		fail(w, "up_sync: %s", strerrorname_np(-r));
 }
 
@@ -1166,6 +1188,7 @@ misbehave(struct world *w, unsigned how)
 	}
 	if (how & 8)
 		sim_disk_delay(w->r->disk, 40);
+	w->pinning = how & 1;
 	w->slow = how & 16;
 	w->fail_in = how & 32;
 	w->fail_out = how & 64;
@@ -1213,7 +1236,7 @@ operate(struct world *w)
 		op_remap(w, rg);
 	} else if (what < 995) {
 		op_clone(w, rg);
-	} else if (what < 997) {
+	} else if (what < 996) {
 		op_snapshot(w, rg);
 	} else if (what < 998) {
 		op_sync(w, rg);

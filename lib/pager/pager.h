@@ -229,7 +229,12 @@ struct service {
 	pthread_mutex_t cmd_lock;
 	struct {
 		uintptr_t va, end;
-	} cmd[CMD_MAX];		   /* (cmd_lock) will-need ranges */
+	} cmd[CMD_MAX]; /* (cmd_lock) will-need ranges */
+	struct {
+		uintptr_t va, end;
+	} push[CMD_MAX];	   /* (cmd_lock) ranges to be written back */
+	unsigned npush;		   /* (cmd_lock) */
+	bool push_waits;	   /* the first could not go on: look again soon */
 	struct request *completed; /* (cmd_lock) by custom pagers, newest first */
 	unsigned nhanded;	   /* requests that custom pagers have */
 	unsigned nhanded_out;	   /* those of them that are page-outs */
@@ -450,8 +455,17 @@ void source_unref(struct pager *p, struct source *src);
 void sources_reap(struct pager *p);
 /* Write one busy page back if it has changed; threads of the program. */
 int source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index);
-/* Write back what has changed in [first, first + n).  => map.change is held, by a thread of the program.  0, or the first error. */
-int source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n);
+/*
+ * Write back what has changed in [first, first + n).  => map.change is held, by a thread of the program.  0, or the first error; which,
+ * if it is not to `wait` until all is safe, is kept for the next that does.
+ */
+int source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool wait);
+/* All is written: make it safe.  `error`, or the first one since it was last asked. */
+int source_settle(struct source *src, int error);
+/* Ask the service of a shard to start writing what has changed in a range.  False: it has too much to do. */
+bool source_push(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end);
+/* Go on with these. */
+void source_commands(struct service *s);
 
 /* --- pagein.c --- */
 
@@ -545,6 +559,11 @@ void range_unmark(struct pager *p, struct object *o, uint64_t first, uint64_t n,
  */
 int range_give_back(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		    unsigned shard, bool force);
+/*
+ * Of a private mapping of a source: let go of what is the same as it was read, here and in objects beneath.
+ * => map.change held; none of it is wired.
+ */
+void range_refresh(struct pager *p, struct object *o, uint64_t first, uint64_t n);
 /* Make mapped pages of the range the next victims. */
 void range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		unsigned shard);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/hash.h"
 #include "pager/pager.h"
 
 #define LIVE_TRIES 3 /* ms that a clone waits for one page with everybody else waiting */
@@ -527,6 +528,60 @@ range_give_back(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 		resv_give(&p->resv_meta, leaves * META_PER_LEAF);
 	services_kick(p, NULL);
 	return error;
+}
+
+/* Let go of a busy page if it is what was read of its source.  False: it stays as it is. */
+static bool
+refresh(struct pager *p, const struct batch *b, unsigned i)
+{
+	struct anon *an = b->anon[i];
+	char copy[PAGE_SIZE];
+	struct page *pg;
+	uintptr_t va;
+	unsigned shard;
+	int r = 0;
+
+	if (atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_COPY)
+		return false;
+	pg = page_at(&p->pages, an->loc);
+	va = pg->va;
+	shard = pg->shard;
+	if (pg->state == PAGE_MAPPED) {
+		/* What has changed need not leave the page table. */
+		r = p->pmap->ops->read(p->pmap, va, copy);
+		if (r == 0 && hash_page(p->hash_seed, copy) != an->hash)
+			return false;
+		r = keep_live(p, pg);
+	}
+	if (r == -ENOENT) {
+		keep_nothing(p, b, i, pg);
+		return true;
+	}
+	if (r < 0 || hash_page(p->hash_seed, pmap_frame(p->pmap, pg->frame)) != an->hash) {
+		page_unbusy(p, an, shard, va);
+		return true;
+	}
+	release_content(p, an);
+	leaf_forget(p, b->leaf, b->at[i]);
+	anon_gone(p, an, shard, va);
+	return true;
+}
+
+void
+range_refresh(struct pager *p, struct object *o, uint64_t first, uint64_t n)
+{
+	for (; o != NULL && o->source == NULL; first += o->backing_offset, o = o->backing) {
+		uint64_t at = first;
+		struct batch b;
+
+		while (range_batch(p, o, &at, first + n, READS_CANCEL, &b)) {
+			for (unsigned i = 0; i < b.n; i++) {
+				if (!refresh(p, &b, i))
+					page_unbusy(p, b.anon[i], 0, 0);
+			}
+		}
+	}
+	services_kick(p, NULL);
 }
 
 void

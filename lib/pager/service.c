@@ -202,7 +202,7 @@ service_step(struct service *s, int64_t timeout_ns)
 
 	if (s->more)
 		timeout_ns = 0;
-	else if ((s->nparked > 0 || s->parked_overflow || s->demand_waits) &&
+	else if ((s->nparked > 0 || s->parked_overflow || s->demand_waits || s->push_waits) &&
 		 (timeout_ns < 0 || timeout_ns > PARKED_NS))
 		timeout_ns = PARKED_NS;
 	s->io->ops->wait(s->io, timeout_ns, &ev);
@@ -218,6 +218,7 @@ service_step(struct service *s, int64_t timeout_ns)
 			fault_unpark(s);
 	}
 	pagein_commands(s);
+	source_commands(s);
 	demand_serve(s);
 	if (pageout_step(s))
 		s->more = true;

@@ -619,12 +619,24 @@ source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index)
 }
 
 int
-source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n)
+source_settle(struct source *src, int error)
+{
+	const int r = atomic_exchange(&src->error, 0);
+
+	if (error == 0)
+		error = r;
+	if (error == 0 && src->ops->flush != NULL)
+		error = src->ops->flush(src);
+	return error;
+}
+
+int
+source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool wait)
 {
 	struct source *src = o->source;
 	uint64_t at = first;
 	struct batch b;
-	int error = 0, r;
+	int error = 0, none = 0, r;
 
 	while (range_batch(p, o, &at, first + n, READS_PASS, &b)) {
 		for (unsigned i = 0; i < b.n; i++) {
@@ -635,10 +647,219 @@ source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n)
 			page_unbusy(p, b.anon[i], 0, 0);
 		}
 	}
-	r = atomic_exchange(&src->error, 0);
-	if (error == 0)
-		error = r;
-	if (error == 0 && src->ops->flush != NULL)
-		error = src->ops->flush(src);
-	return error;
+	if (wait)
+		return source_settle(src, error);
+	atomic_compare_exchange_strong(&src->error, &none, error);
+	return 0;
+}
+
+/* --- up_sync(), without waiting --- */
+
+/*
+ * A busy page that differs from what its source has: into TRANSIT, with a frame.  Else it is as before.
+ * => 0: as said.  -ENOENT: nothing to write, or it can not be had (pinned).  -EAGAIN: not now.
+ */
+static int
+take_changed(struct pager *p, struct page *pg)
+{
+	const enum page_state state = pg->state;
+	char copy[PAGE_SIZE];
+	const void *content = copy;
+	frame_t hole;
+	size_t done = 0;
+	bool wired;
+	int r = 0;
+
+	if (state == PAGE_MAPPED)
+		r = p->pmap->ops->read(p->pmap, pg->va, copy);
+	else
+		content = pmap_frame(p->pmap, pg->frame);
+	if (r < 0 || (!pg->alone && hash_page(p->hash_seed, content) == pg->anon->hash))
+		return -ENOENT;
+	pthread_mutex_lock(&p->pages.lock);
+	wired = page_queue_locked(pg) == Q_WIRED;
+	if (!wired)
+		page_dequeue_locked(&p->pages, pg);
+	pthread_mutex_unlock(&p->pages.lock);
+	if (wired)
+		return -ENOENT;
+	if (state == PAGE_STAGED)
+		return 0;
+	r = -EAGAIN;
+	if (hole_take(&p->frames, 1, &hole) > 0) {
+		r = p->pmap->ops->remove(p->pmap, pg->shard, pg->va, hole, 1, &done);
+		if (r == 0) {
+			pg->frame = hole;
+			return 0;
+		}
+		hole_give(&p->frames, hole, 1);
+	}
+	page_enqueue(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
+	return r == -EAGAIN || r == -ENOMEM ? -EAGAIN : -ENOENT;
+}
+
+/* Start to write changed pages, all busy, in TRANSIT.  Returns how many, the others are staged. */
+static unsigned
+push_pages(struct service *s, struct page *const pg[], unsigned n)
+{
+	struct pager *p = s->p;
+	unsigned out = 0, got;
+
+	while (out < n && (got = source_out(s, pg + out, n - out)) > 0)
+		out += got;
+	for (unsigned i = out; i < n; i++) {
+		struct anon *an = pg[i]->anon;
+		const unsigned shard = pg[i]->shard;
+		const uintptr_t va = pg[i]->va;
+
+		page_enqueue(&p->pages, pg[i], Q_INACTIVE, PAGE_STAGED);
+		page_unbusy(p, an, shard, va);
+	}
+	return out;
+}
+
+/* The pages at [*va, ...) of an entry that may have changed, busy; *va: where to go on.  => map locked.  *blocked: one is in motion. */
+static unsigned
+collect(struct pager *p, const struct map_entry *e, uintptr_t *va, uintptr_t end, struct page *pg[],
+	uintptr_t addr[], bool *blocked)
+{
+	const uint64_t index = e->offset + ((*va - e->start) >> PAGE_SHIFT);
+	const uint64_t stop = index + ((end - *va) >> PAGE_SHIFT);
+	struct leaf *leaf = object_next_leaf(e->object, index);
+	unsigned at, n = 0;
+
+	*blocked = false;
+	if (leaf == NULL || leaf->base >= stop) {
+		if (leaf != NULL)
+			pthread_mutex_unlock(&leaf->lock);
+		*va = end;
+		return 0;
+	}
+	at = (unsigned)(MAX(index, leaf->base) - leaf->base);
+	for (; at < LEAF_SLOTS && leaf->base + at < stop && n < CLUSTER_MAX; at++) {
+		struct anon *an = leaf_anon(leaf, at);
+
+		if (an == NULL)
+			continue;
+		if (!anon_trybusy(an)) {
+			if (source_reading(p, leaf, at))
+				continue;
+			*blocked = true;
+			break;
+		}
+		if (anon_in_core(an) && page_at(&p->pages, an->loc)->state != PAGE_LAUNDRY) {
+			addr[n] = e->start + ((leaf->base + at - e->offset) << PAGE_SHIFT);
+			pg[n++] = page_at(&p->pages, an->loc);
+			continue;
+		}
+		/* Under way already, or lost.  Who asks for one of these is parked. */
+		page_unbusy(p, an, 0, 0);
+	}
+	*va = e->start + ((leaf->base + at - e->offset) << PAGE_SHIFT);
+	pthread_mutex_unlock(&leaf->lock);
+	return n;
+}
+
+/* A part of [*va, end).  False: go on later. */
+static bool
+push(struct service *s, uintptr_t *va, uintptr_t end)
+{
+	struct pager *p = s->p;
+	struct page *pg[CLUSTER_MAX] = { NULL };
+	uintptr_t addr[CLUSTER_MAX];
+	struct map_entry *e;
+	unsigned n = 0, changed = 0, out;
+	uintptr_t again = 0;
+	bool blocked = false;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	if (p->frozen) {
+		pthread_rwlock_unlock(&p->map.lock);
+		return false;
+	}
+	e = map_first_from(&p->map, *va);
+	if (e == NULL || e->start >= end) {
+		*va = end;
+	} else {
+		*va = MAX(*va, e->start);
+		end = MIN(end, e->end);
+		if (e->object->source != NULL)
+			n = collect(p, e, va, end, pg, addr, &blocked);
+		else
+			*va = end;
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	for (unsigned i = 0; i < n; i++) {
+		struct anon *an = pg[i]->anon;
+		const int r = again != 0 ? -EAGAIN : take_changed(p, pg[i]);
+
+		if (r == 0) {
+			addr[changed] = addr[i];
+			pg[changed++] = pg[i];
+			continue;
+		}
+		if (r == -EAGAIN && again == 0)
+			again = addr[i];
+		page_unbusy(p, an, pg[i]->shard, pg[i]->va);
+	}
+	out = push_pages(s, pg, changed);
+	if (out < changed)
+		again = addr[out];
+	if (again != 0)
+		*va = again;
+	return again == 0 && !blocked;
+}
+
+void
+source_commands(struct service *s)
+{
+	bool ok = true;
+
+	s->push_waits = false;
+	for (unsigned turns = 64; turns > 0 && ok; turns--) {
+		uintptr_t va, end;
+
+		pthread_mutex_lock(&s->cmd_lock);
+		if (s->npush == 0) {
+			pthread_mutex_unlock(&s->cmd_lock);
+			return;
+		}
+		va = s->push[0].va;
+		end = s->push[0].end;
+		pthread_mutex_unlock(&s->cmd_lock);
+
+		ok = push(s, &va, end);
+
+		pthread_mutex_lock(&s->cmd_lock);
+		s->push[0].va = va;
+		if (va >= end && ok) {
+			s->npush--;
+			for (unsigned i = 0; i < s->npush; i++)
+				s->push[i] = s->push[i + 1];
+		}
+		pthread_mutex_unlock(&s->cmd_lock);
+	}
+	if (ok)
+		s->more = true;
+	else
+		s->push_waits = true; /* what keeps us ends soon, or with a completion */
+}
+
+bool
+source_push(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end)
+{
+	struct service *s = p->service[shard];
+	bool taken;
+
+	pthread_mutex_lock(&s->cmd_lock);
+	taken = s->npush < CMD_MAX;
+	if (taken) {
+		s->push[s->npush].va = va;
+		s->push[s->npush].end = end;
+		s->npush++;
+	}
+	pthread_mutex_unlock(&s->cmd_lock);
+	if (taken)
+		s->io->ops->kick(s->io);
+	return taken;
 }
