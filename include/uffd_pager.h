@@ -180,13 +180,21 @@ UP_API void up_runtime_destroy(struct up_runtime *rt);
  * and a fault that finds the swap or the limit exhausted is SIGBUS.
  */
 #define UP_NORESERVE (1u << 3)
+/*
+ * With UP_SHARED: the same pages may be mapped in several places, and shared with forked children (up_inherit()); what is
+ * written in one place is seen in the others at once.  All mappings that an object has at a time must have it, or none.
+ *
+ * Such pages are of a file in memory.  Nobody can tell there that a page is pinned for I/O (O_DIRECT, registered buffers), and
+ * what such I/O stores into a page after it was thrown out is lost: up_wire() buffers for as long as it lasts.
+ */
+#define UP_MULTI (1u << 4)
 
 /*
  * Map `length` bytes of `object` from `offset` at *addr.
  *
  * `object` NULL: anonymous memory, zero-filled, offset 0; UP_PRIVATE.  An object made by
  * up_object_create_anon(): with UP_SHARED a page of it can be mapped in one place at a time
- * (-EBUSY), and what was written stays in the object after up_unmap(); UP_PRIVATE maps a copy of
+ * (-EBUSY; in several with UP_MULTI), and what was written stays in the object after up_unmap(); UP_PRIVATE maps a copy of
  * it as it is now, see up_clone(), and up_object's own reservation decides about UP_NORESERVE.  The
  * mapping takes a reference of its own.  `hint` may be NULL, and is rounded down unless UP_FIXED.  `prot` is PROT_NONE or a combination of
  * PROT_READ, PROT_WRITE; a region is readable whenever it is writable.
@@ -315,7 +323,7 @@ UP_API int up_unwire(struct up_runtime *rt, void *addr, size_t length);
 enum up_inherit {
 	UP_INHERIT_NONE = 0, /* nothing: touching it there is SIGSEGV (the default) */
 	UP_INHERIT_COPY, /* a copy of what it is at fork(); what either writes from then on is its own */
-	UP_INHERIT_SHARE /* the same memory; UP_SHARED mappings only */
+	UP_INHERIT_SHARE /* the same memory; UP_MULTI mappings only */
 };
 
 /*
@@ -326,14 +334,15 @@ enum up_inherit {
  *
  * fork() waits like up_clone() does, and copies no data; the copy is what memory is at the instant of the fork, for all threads.
  * It has to be the C library's fork(): a child of a bare clone() has none of the ranges.  They are gone after exec().
- * A page that the child touches costs a copy to another process, a few microseconds more than in this one.
+ * A page that the child touches costs a copy to another process, a few microseconds more than in this one.  There, all of it is
+ * as UP_MULTI says: it must not be given to I/O that pins it.
  *
  * When this process ends, is killed, or destroys the runtime, what the child has in memory stays as it is, and a page
  * that it would have to be brought is SIGBUS.  A thread in the child, created by fork(), sees to that.  So a daemon forks first, and
  * creates its runtimes afterwards.
  *
  * -EINVAL  a bad range or value.         -ENOMEM  part of the range is not mapped through `rt`, or no room.
- * -ENOTSUP SHARE of a private mapping, COPY of a shared one of a named object, or neither is to be had on this kernel
+ * -ENOTSUP SHARE of a mapping that is not UP_MULTI, COPY of a shared one of a named object, or neither is to be had on this kernel
  *          (UP_MASK_SHARED).
  */
 UP_API int up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inherit);

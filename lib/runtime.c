@@ -779,8 +779,15 @@ object_pool(struct up_runtime *rt, const char *call, struct object *o)
 	uintptr_t pool;
 	int r;
 
-	if (o->pool != 0 || p->pmap->ops->pool_create == NULL)
+	if (o->pool != 0)
 		return 0;
+	if (p->pmap->ops->pool_create == NULL) {
+		log_line(&p->log, UP_LOG_ERROR,
+			 "%s: memory in several places needs write-protection of shared memory "
+			 "(Linux 5.19)",
+			 call);
+		return -ENOTSUP;
+	}
 	r = p->pmap->ops->pool_create(p->pmap, o->npages, &pool);
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_ERROR, "%s: shared memory for %llu pages: %s", call,
@@ -790,6 +797,60 @@ object_pool(struct up_runtime *rt, const char *call, struct object *o)
 	pthread_rwlock_wrlock(&p->map.lock);
 	o->pool = pool;
 	pthread_rwlock_unlock(&p->map.lock);
+	return 0;
+}
+
+/* Nothing maps it any more, and its pages are to be mapped one by one again.  => map.change is held. */
+static void
+object_unpool(struct pager *p, struct object *o)
+{
+	const uintptr_t pool = o->pool;
+
+	/* Until all that is there, or on its way, is staged: then nobody looks at its address but to wake who waits there. */
+	range_keep(p, o, 0, o->npages, false, 0, 0);
+	pthread_rwlock_wrlock(&p->map.lock);
+	o->pool = 0;
+	pthread_rwlock_unlock(&p->map.lock);
+	p->pmap->ops->pool_destroy(p->pmap, pool);
+}
+
+/* True if any page of the object is mapped, by us or by a child.  => map.change is held. */
+static bool
+is_mapped(struct pager *p, const struct object *o)
+{
+	uint64_t at = 0, n = 0;
+
+	return !object_unreached(p, o, &at, o->npages, false, &n) || at > 0 || n < o->npages;
+}
+
+/* The object can be mapped UP_SHARED with these flags.  0, or -errno and a log line.  => map.change is held. */
+static int
+share(struct up_runtime *rt, struct object *o, uint64_t first, uint64_t n, unsigned flags)
+{
+	struct pager *p = &rt->p;
+	const bool multi = (flags & UP_MULTI) != 0;
+
+	if ((o->pool != 0) != multi && is_mapped(p, o)) {
+		/* Other pages of it: each kind alone would do. */
+		if (multi || object_is_mapped(p, o, first, n)) {
+			log_line(
+				&p->log, UP_LOG_ERROR,
+				"up_map: these pages of the object are mapped already, %s UP_MULTI",
+				multi ? "without" : "with");
+			return -EBUSY;
+		}
+	}
+	if (multi)
+		return object_pool(rt, "up_map", o);
+	if (o->pool != 0)
+		object_unpool(p, o);
+	if (object_is_mapped(p, o, first, n)) {
+		log_line(
+			&p->log, UP_LOG_ERROR,
+			"up_map: these pages of the object are mapped already; several places need "
+			"UP_MULTI");
+		return -EBUSY;
+	}
 	return 0;
 }
 
@@ -808,11 +869,13 @@ check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsi
 	if (prot & ~PROT_VALID)
 		return bad(rt, "up_map: prot %#x has more than PROT_READ and PROT_WRITE",
 			   (unsigned)prot);
-	if (flags & ~(UP_PRIVATE | UP_SHARED | UP_FIXED | UP_NORESERVE))
+	if (flags & ~(UP_PRIVATE | UP_SHARED | UP_FIXED | UP_NORESERVE | UP_MULTI))
 		return bad(rt, "up_map: unknown flags %#x",
-			   flags & ~(UP_PRIVATE | UP_SHARED | UP_FIXED | UP_NORESERVE));
+			   flags & ~(UP_PRIVATE | UP_SHARED | UP_FIXED | UP_NORESERVE | UP_MULTI));
 	if (kind != UP_PRIVATE && kind != UP_SHARED)
 		return bad(rt, "up_map: flags must have one of UP_PRIVATE and UP_SHARED");
+	if ((flags & UP_MULTI) && kind != UP_SHARED)
+		return bad(rt, "up_map: UP_MULTI goes with UP_SHARED");
 	if (offset & PAGE_MASK)
 		return bad(rt, "up_map: offset %llu is not a multiple of the page size",
 			   (unsigned long long)offset);
@@ -887,17 +950,9 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 			goto unlock;
 		first = 0;
 	} else {
-		r = object_pool(rt, "up_map", o);
+		r = share(rt, o, first, npages, flags);
 		if (r < 0)
 			goto unlock;
-		if (o->pool == 0 && object_is_mapped(p, o, first, npages)) {
-			log_line(
-				&p->log, UP_LOG_ERROR,
-				"up_map: these pages of the object are mapped already, and this kernel "
-				"can not have shared memory paged in two places (Linux 5.19)");
-			r = -EBUSY;
-			goto unlock;
-		}
 		object_ref(o);
 	}
 	e = entry_alloc(p);

@@ -121,8 +121,8 @@ void spare_free(struct pager *p, struct map_entry *spare[2]);
 bool object_unreached(struct pager *p, const struct object *o, uint64_t *at, uint64_t end,
 		      bool wired, uint64_t *n);
 /*
- * From here on the object's pages are in a pool, so that several can map them, if this kernel can do that.
- * => it is mapped nowhere, or is in a pool already; map.change is held.  0, or -ENOMEM and the like and a log line.
+ * From here on the object's pages are in a pool, so that several can map them.
+ * => it is mapped nowhere, or is in a pool already; map.change is held.  0; -ENOTSUP, -ENOMEM and the like and a log line.
  */
 int object_pool(struct up_runtime *rt, const char *call, struct object *o);
 

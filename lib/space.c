@@ -37,8 +37,8 @@ check_inherit(struct up_runtime *rt, const struct map_entry *e, enum up_inherit 
 		return 0;
 	if (p->pmap->ops->pool_create == NULL)
 		why = "children need write-protection of shared memory (Linux 5.19)";
-	else if (how == UP_INHERIT_SHARE && (e->flags & UP_PRIVATE))
-		why = "private memory can not be shared with a child: map an object UP_SHARED";
+	else if (how == UP_INHERIT_SHARE && e->object->pool == 0)
+		why = "only what is mapped UP_SHARED | UP_MULTI can be shared with a child";
 	else if (how == UP_INHERIT_COPY && e->object->source != NULL)
 		why = "a shared mapping of a named object can not be copied: others may write to it";
 	if (why == NULL)

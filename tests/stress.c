@@ -1989,7 +1989,7 @@ compare_all(struct mill *m, int pagemap, const struct up_stats *st, char *why, s
 
 	for (unsigned i = 0; i < NSHARED + m->cfg->threads; i++) {
 		const struct region *r = i < NSHARED ? &m->region[i] : &m->worker[i - NSHARED].own;
-		const bool shared = pools && (r->flags & UP_SHARED);
+		const bool shared = (r->flags & UP_MULTI) != 0;
 
 		for (size_t g = 0; g < r->ngrains; g++) {
 			unseen |= shared && !r->grain[g].mapped;

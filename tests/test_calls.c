@@ -912,11 +912,9 @@ Test(calls, remap_says_what_is_wrong)
 	REFUSED(up_remap(rt, shared_region, 5 * PAGE, 11 * PAGE, UP_MAYMOVE, &q), -EINVAL,
 		"the object ends after 5 more pages, not 6");
 	cr_assert(up_map(rt, NULL, PAGE, RW, UP_SHARED, o, 9 * PAGE, &q) == 0);
-	if ((up_features(rt) & UP_MASK_SHARED) == 0) {
-		REFUSED(up_remap(rt, shared_region, 5 * PAGE, 10 * PAGE, UP_MAYMOVE, &q), -EBUSY,
-			"mapped already");
-		cr_assert(q == NULL);
-	}
+	REFUSED(up_remap(rt, shared_region, 5 * PAGE, 10 * PAGE, UP_MAYMOVE, &q), -EBUSY,
+		"mapped already");
+	cr_assert(q == NULL);
 	up_object_unref(o);
 	cr_expect(in_child(child_remap) == 0);
 	cr_assert(up_unmap(rt, p + 50 * PAGE, PAGE) == 0);

@@ -727,13 +727,12 @@ Test(errors, a_fixed_mapping_replaces_nothing)
 	up_runtime_destroy(rt);
 }
 
-Test(errors, a_page_of_an_object_is_mapped_in_one_place_where_shared_memory_can_not_be_protected)
+Test(errors, a_page_of_an_object_is_mapped_in_one_place)
 {
-	struct up_config cfg = config();
+	const struct up_config cfg = config();
 	struct up_object *o;
 	void *a, *b;
 
-	cfg.feature_mask |= UP_MASK_SHARED;
 	create(&cfg);
 	o = make_object(rt, 8 * PAGE);
 	cr_assert(up_map(rt, NULL, 4 * PAGE, RW, UP_SHARED, o, 2 * PAGE, &a) == 0);

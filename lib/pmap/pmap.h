@@ -45,7 +45,7 @@
  *	remove		out of it, from all places or from none: first nobody can write any more, then it is copied,
  *			then it goes.  As for all that is copied, nobody can tell that it is pinned.
  *	read		never -ENOENT: where nothing is there are zeros
- *	discard, poison, wake	in all places; wake also of a page whose pool is no more
+ *	discard, poison, wake	in all places; what was poisoned in a space stays so; wake also of a page whose pool is no more
  *
  * Places are made with pool_map() and go with unmap(), in whole or in part.  An operation that is under way when a place
  * comes or goes has it from beginning to end or not at all.

@@ -11,7 +11,7 @@
  *	          then fallocate(PUNCH_HOLE)
  *
  * The alias is our own mapping of all of it, registered so that COPY accepts it as a destination (EEXIST where a page
- * is), and read by nobody.  A page that gets into the file is seen at all places by a plain fault of the
+ * is), and inaccessible.  A page that gets into the file is seen at all places by a plain fault of the
  * kernel; one that is punched out is gone from all of them.
  *
  * Places are registered MISSING and WP.  Out of the file goes a page only while nobody can write it: protected at
@@ -644,30 +644,18 @@ static int
 part_heal(struct uffd_pmap *u, const struct pool *pool, const struct part *part)
 {
 	const struct backing file = { pool->fd, (off_t)(part->first << PAGE_SHIFT) };
-	int r = 0;
 
 	if (part->place->span.space == OURS) {
-		r = uffd_drop_pages(part->va, part->n);
+		int r = uffd_drop_pages(part->va, part->n);
 		if (r == 0 && atomic_load(&u->lost_mapped))
 			r = uffd_find_lost(u, &file, part->fd, part->va, part->n);
 		return r == -ENOENT ? 0 : r;
 	}
-	if (!has(u, UP_MASK_POISON)) /* no marker is there */
-		return 0;
-	for (size_t i = 0; i < part->n && r == 0; i++) {
-		const size_t may = uffd_copy_begin(u, 1);
-		size_t k;
-
-		r = uffd_install(uffd_copy, part->fd, part->va + (i << PAGE_SHIFT),
-				 (uintptr_t)u->zeros, 1, &k);
-		/* EEXIST: not poisoned there, after all. */
-		if (r == 0 || r == -EEXIST)
-			r = punch(pool, part->first + i, 1);
-		else if (r == -ENOENT || r == -ESRCH)
-			r = 0;
-		uffd_copy_end(u, may);
-	}
-	return r;
+	/*
+	 * Of a page table that is not ours COPY over the mark and PUNCH_HOLE would take it, and for an instant the child could
+	 * read zeros.  So what was lost stays lost there.
+	 */
+	return 0;
 }
 
 /* => the lock is held for reading; nothing of the pages is in the file. */
@@ -745,8 +733,12 @@ pool_create(struct pmap *pm, size_t npages, uintptr_t *pool)
 		r = -errno;
 		goto close_file;
 	}
-	r = uffd_region_map(&file, u->stage_fd, 0, false, npages << PAGE_SHIFT,
-			    PROT_READ | PROT_WRITE, UFFDIO_REGISTER_MODE_MISSING, pool);
+	/*
+	 * Inaccessible: COPY does not mind, and a program that touches addresses which it has unmapped may find that
+	 * the alias has them now.
+	 */
+	r = uffd_region_map(&file, u->stage_fd, 0, false, npages << PAGE_SHIFT, PROT_NONE,
+			    UFFDIO_REGISTER_MODE_MISSING, pool);
 	if (r < 0)
 		goto close_file;
 	*p = (struct pool){
