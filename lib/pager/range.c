@@ -59,6 +59,22 @@ range_discard(struct pager *p, unsigned shard, uintptr_t va, uint64_t n)
 	}
 }
 
+/*
+ * Is its write still under way?  Asked with the lock that the end of a write holds: who sees it half ended might not see that
+ * it has failed, and forget a page that nobody else has.  => busy and in core
+ */
+static bool
+being_written(struct pager *p, const struct anon *an)
+{
+	const struct page *pg = page_at(&p->pages, an->loc);
+	bool writing;
+
+	pthread_mutex_lock(&p->pages.lock);
+	writing = pg->state == PAGE_LAUNDRY;
+	pthread_mutex_unlock(&p->pages.lock);
+	return writing;
+}
+
 bool
 range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end,
 	    enum batch_reads reads, struct batch *b)
@@ -91,8 +107,7 @@ range_batch(struct pager *p, struct object *o, uint64_t *first, uint64_t end,
 				break;
 			}
 			/* What is on its way back to its source has to arrive first. */
-			if (leaf->sourced && anon_in_core(an) &&
-			    page_at(&p->pages, an->loc)->state == PAGE_LAUNDRY) {
+			if (leaf->sourced && anon_in_core(an) && being_written(p, an)) {
 				anon_unbusy(&p->waitqs, an);
 				writing = true;
 				break;
