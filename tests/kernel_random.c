@@ -193,43 +193,20 @@ struct mill {
 	unsigned nkept;
 	bool closing;
 	pthread_t clerk[CLERKS];
-
-	pthread_mutex_t log_lock;
-	char log[24][200];
-	unsigned nlog;
 };
 
 static struct mill *the_mill;
 
-static void __attribute__((noreturn, format(printf, 2, 3)))
-fail(struct mill *m, const char *fmt, ...)
-{
-	char text[900];
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof text, fmt, ap); /* NOLINT(clang-analyzer-valist.Uninitialized) */
-	va_end(ap);
-	for (unsigned i = m->nlog > ARRAY_SIZE(m->log) ? m->nlog - ARRAY_SIZE(m->log) : 0;
-	     i < m->nlog; i++)
-		fprintf(stderr, "log: %s\n", m->log[i % ARRAY_SIZE(m->log)]);
-	watch_fail(&m->watch, "%s", text);
-}
+#define fail(m, ...) watch_fail(&(m)->watch, __VA_ARGS__)
 
 static void
 on_log(void *ctx, enum up_log_level level, const char *line)
 {
 	struct mill *m = ctx;
 
-	/* Another thread may have held the lock when this child was forked. */
-	if (getpid() != m->pid)
-		return;
 	if (strstr(line, "no metadata left within the limit") != NULL)
 		atomic_store(&m->denied, true);
-	pthread_mutex_lock(&m->log_lock);
-	snprintf(m->log[m->nlog++ % ARRAY_SIZE(m->log)], sizeof m->log[0], "%d %s", (int)level,
-		 line);
-	pthread_mutex_unlock(&m->log_lock);
+	watch_log(NULL, level, line);
 }
 
 static uint64_t
@@ -371,6 +348,17 @@ wrong(struct worker *w, const struct range *r, size_t off, const char *at, const
 	     again ? "it is right" : "it is still wrong");
 }
 
+/* Was there no metadata left?  The library answers the fault first, counts it, and says why last. */
+static bool
+was_denied(struct mill *m)
+{
+	const uint64_t end = stress_now() + 5 * SECOND;
+
+	while (!atomic_load(&m->denied) && stress_now() < end)
+		sched_yield();
+	return atomic_load(&m->denied);
+}
+
 /*
  * A touch of what is mapped was refused.  Where nothing was promised, SIGBUS is right once the limit has no metadata
  * left; what it lost is not known, so the range is dropped by who locks it next.
@@ -382,7 +370,7 @@ struck(struct worker *w, struct range *r, const char *what, int sig)
 	const bool may = r->noreserve || (r->shared && has_source(r->thing));
 
 	/* Without poison the library can only say SIGSEGV. */
-	if ((sig != SIGBUS && (m->features & UP_MASK_POISON)) || !may || !atomic_load(&m->denied))
+	if ((sig != SIGBUS && (m->features & UP_MASK_POISON)) || !may || !was_denied(m))
 		fail(m, "%s in a %s%s range of %zu pages at %p (%s): signal %d", what,
 		     r->shared ? "shared" : "private", r->noreserve ? " overcommitted" : "",
 		     r->npages, (void *)r->va, r->thing != NULL ? kind_name(r->thing->kind) : "-",
@@ -1697,8 +1685,7 @@ check_brought_in(struct worker *w, const struct range *r, const char *call, int 
 {
 	const bool may = r->noreserve || (r->shared && has_source(r->thing));
 
-	if (e != 0 && e != -ENOMEM &&
-	    !((e == -EIO || e == -ENOSPC) && may && atomic_load(&w->m->denied)))
+	if (e != 0 && e != -ENOMEM && !((e == -EIO || e == -ENOSPC) && may && was_denied(w->m)))
 		fail(w->m, "%s: %s", call, strerrorname_np(-e));
 }
 
@@ -1865,7 +1852,7 @@ op_residency(struct worker *w)
 			const unsigned char v = w->vec[i];
 
 			if ((v & ~known) != 0 || (v & both) == both ||
-			    ((v & UP_PAGE_LOST) && !atomic_load(&w->m->denied)) ||
+			    ((v & UP_PAGE_LOST) && !was_denied(w->m)) ||
 			    (v == 0 && !has_source(r->thing) && !atomic_load(&r->sick) &&
 			     !is_zero(r->shadow + (first + i) * WORDS)))
 				fail(w->m, "page %zu of %p: residency %#x makes no sense",
@@ -1887,7 +1874,7 @@ check_stats(struct mill *m, const struct up_stats *st)
 		     st->used, st->used_max, st->limit);
 	if (st->checksum_errors + st->swap_read_errors + st->swap_write_errors + st->source_errors >
 		    0 ||
-	    (st->fault_sigbus + st->lost > 0 && !atomic_load(&m->denied)))
+	    (st->fault_sigbus + st->lost > 0 && !was_denied(m)))
 		fail(m,
 		     "an error where there is none: %" PRIu64 " checksums, %" PRIu64
 		     " reads, %" PRIu64 " writes, %" PRIu64 " of sources, %" PRIu64
@@ -1932,7 +1919,7 @@ op_info(struct worker *w)
 
 		if (e != 0 || info.size != t->npages * PAGE || strcmp(info.pager, pager) != 0 ||
 		    info.refs == 0 || info.resident > t->npages * PAGE ||
-		    (info.lost > 0 && !atomic_load(&w->m->denied)))
+		    (info.lost > 0 && !was_denied(w->m)))
 			fail(w->m,
 			     "up_object_info of a %s: %d, size %" PRIu64 " of %" PRIu64
 			     ", %s, %" PRIu64 " resident, %" PRIu64 " swapped, %" PRIu64
@@ -2358,7 +2345,6 @@ set_up(struct mill *m)
 	sigaction(SIGBUS, &sa, NULL);
 	pthread_mutex_init(&m->desk, NULL);
 	pthread_cond_init(&m->desk_cond, NULL);
-	pthread_mutex_init(&m->log_lock, NULL);
 	pthread_rwlockattr_init(&attr);
 	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
 	pthread_rwlock_init(&m->still, &attr);
@@ -2406,7 +2392,6 @@ start_round(struct mill *m, uint64_t seed)
 	config.service_threads = m->services;
 	atomic_store(&m->denied, false);
 	atomic_store(&m->stop, false);
-	m->nlog = 0;
 	m->closing = false;
 	e = up_runtime_create(&m->rt, &config);
 	if (e != 0)
@@ -2644,10 +2629,9 @@ static void __attribute__((noreturn)) usage(void)
 static uint64_t
 number(const char *s, uint64_t max)
 {
-	char *end;
-	const uint64_t n = strtoull(s, &end, 0);
+	uint64_t n;
 
-	if (*s == '\0' || *end != '\0' || n > max)
+	if (!stress_parse_number(s, max, &n))
 		usage();
 	return n;
 }

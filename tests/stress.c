@@ -111,6 +111,15 @@ stress_parse_mask(const char *list, uint64_t *mask)
 	return true;
 }
 
+bool
+stress_parse_number(const char *s, uint64_t max, uint64_t *n)
+{
+	char *end;
+
+	*n = strtoull(s, &end, 0);
+	return *s != '\0' && *end == '\0' && *n <= max;
+}
+
 void
 stress_print_mask(uint64_t mask, char *buf, size_t size)
 {
@@ -184,6 +193,34 @@ print_posts(struct watch *w)
 	}
 }
 
+static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
+static char log_line[24][200];
+static unsigned nlog;
+static _Atomic pid_t log_pid;
+
+void
+watch_log(void *ctx, enum up_log_level level, const char *line)
+{
+	pid_t first = 0;
+
+	(void)ctx;
+	/* In a child another thread may have held the lock, for ever now. */
+	if (!atomic_compare_exchange_strong(&log_pid, &first, getpid()) && first != getpid())
+		return;
+	pthread_mutex_lock(&log_lock);
+	snprintf(log_line[nlog++ % ARRAY_SIZE(log_line)], sizeof log_line[0], "%d %s", (int)level,
+		 line);
+	pthread_mutex_unlock(&log_lock);
+}
+
+static void
+print_log(void)
+{
+	for (unsigned i = nlog > ARRAY_SIZE(log_line) ? nlog - ARRAY_SIZE(log_line) : 0; i < nlog;
+	     i++)
+		fprintf(stderr, "log: %s\n", log_line[i % ARRAY_SIZE(log_line)]);
+}
+
 static void
 die(int sig)
 {
@@ -202,6 +239,7 @@ watch_fail(struct watch *w, const char *fmt, ...)
 		for (;;)
 			pause();
 	}
+	print_log();
 	fprintf(stderr, "stress: FAILED (thread %d): ", (int)syscall(SYS_gettid));
 	va_start(ap, fmt);
 	vfprintf(stderr, fmt, ap); /* NOLINT(clang-analyzer-valist.Uninitialized): it is */
@@ -625,11 +663,6 @@ struct mill {
 	pthread_cond_t gate_cond;
 	atomic_bool closed;
 	unsigned waiting, participants; /* (gate) */
-
-	/* what the library had to say lately */
-	pthread_mutex_t log_lock;
-	char log[16][160];
-	unsigned nlog;
 };
 
 static _Thread_local struct worker *me;
@@ -649,34 +682,7 @@ below(struct worker *w, uint64_t n)
 	return stress_mix(w->random) % n;
 }
 
-static void __attribute__((noreturn, format(printf, 2, 3)))
-fail(struct mill *m, const char *fmt, ...)
-{
-	char text[600];
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof text, fmt, ap); /* NOLINT(clang-analyzer-valist.Uninitialized) */
-	va_end(ap);
-	for (unsigned i = m->nlog > ARRAY_SIZE(m->log) ? m->nlog - ARRAY_SIZE(m->log) : 0;
-	     i < m->nlog; i++)
-		fprintf(stderr, "log: %s\n", m->log[i % ARRAY_SIZE(m->log)]);
-	watch_fail(&m->watch, "%s", text);
-}
-
-static void
-on_log(void *ctx, enum up_log_level level, const char *line)
-{
-	struct mill *m = ctx;
-
-	/* In a child of the forker another thread may have held the lock, for ever now. */
-	if (getpid() != m->pid)
-		return;
-	pthread_mutex_lock(&m->log_lock);
-	snprintf(m->log[m->nlog++ % ARRAY_SIZE(m->log)], sizeof m->log[0], "%d %s", (int)level,
-		 line);
-	pthread_mutex_unlock(&m->log_lock);
-}
+#define fail(m, ...) watch_fail(&(m)->watch, __VA_ARGS__)
 
 /* --- the gate --- */
 
@@ -2233,8 +2239,7 @@ set_up(struct mill *m)
 	const struct up_config config = { .memory_limit = cfg->memory,
 					  .service_threads = cfg->services,
 					  .feature_mask = cfg->mask,
-					  .log = on_log,
-					  .log_ctx = m };
+					  .log = watch_log };
 	struct sigaction sa = { .sa_handler = on_tease, .sa_flags = SA_RESTART };
 	char mask[80];
 	void *p;
@@ -2250,7 +2255,6 @@ set_up(struct mill *m)
 		 cfg->alone ? " --alone" : "");
 	pthread_mutex_init(&m->gate, NULL);
 	pthread_cond_init(&m->gate_cond, NULL);
-	pthread_mutex_init(&m->log_lock, NULL);
 	m->watch.hold = cfg->hold;
 	m->watch.again = m->again;
 

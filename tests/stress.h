@@ -59,6 +59,8 @@ void watch_start(struct watch *w, struct up_runtime *rt, unsigned nposts, const 
 void watch_stop(struct watch *w);
 /* This thread begins a step, or (NULL) has none. */
 void post_step(struct post *p, const char *what, const void *at, size_t pages);
+/* An up_log_fn that keeps the last lines for watch_fail(); those of forked children are dropped. */
+void watch_log(void *ctx, enum up_log_level level, const char *line);
 /* Print everything and abort. */
 void watch_fail(struct watch *w, const char *fmt, ...)
 	__attribute__((noreturn, format(printf, 2, 3)));
@@ -88,6 +90,9 @@ void stress_run(const struct stress *cfg, struct stress_result *res);
 /* UP_MASK_* from "move,poison,...", "all" or "none".  False: an unknown word. */
 bool stress_parse_mask(const char *list, uint64_t *mask);
 void stress_print_mask(uint64_t mask, char *buf, size_t size);
+
+/* A number from the command line.  False: it is none, or above max. */
+bool stress_parse_number(const char *s, uint64_t max, uint64_t *n);
 
 /* --- what the kernel says --- */
 

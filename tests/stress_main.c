@@ -34,10 +34,9 @@ static void __attribute__((noreturn)) usage(void)
 static uint64_t
 number(const char *s, uint64_t max)
 {
-	char *end;
-	const uint64_t n = strtoull(s, &end, 0);
+	uint64_t n;
 
-	if (*s == '\0' || *end != '\0' || n > max) {
+	if (!stress_parse_number(s, max, &n)) {
 		fprintf(stderr, "stress: not a number up to %" PRIu64 ": %s\n", max, s);
 		usage();
 	}
