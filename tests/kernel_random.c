@@ -91,6 +91,11 @@ struct thing {
 	unsigned ranges; /* that map it shared, or show it where they were not written to */
 	bool mapped;	 /* shared, by one range at most */
 	bool fixed;	 /* nobody can write to it */
+	/*
+	 * Every word of it says where it belongs, so that private mappings can be looked at that show what is written to
+	 * it, some time or other.
+	 */
+	bool pure;
 	bool noreserve;
 	atomic_bool sick; /* some of it was lost for want of metadata: good for nothing */
 	uint64_t *
@@ -113,12 +118,14 @@ struct range {
 	struct thing *thing; /* NULL: private, zeros beneath */
 	size_t first;	     /* page of the thing that page 0 shows */
 	bool shared, fixed, noreserve;
-	bool parted;		       /* may be in a chain */
+	bool parted; /* may be in a chain */
+	bool loose; /* private, of a pure thing that is written to: known are only the pages that are its own */
 	atomic_bool sick;	       /* as of things */
 	uint64_t *shadow;	       /* its own or the thing's */
 	uint64_t *own;		       /* constant, [PAGES_MAX * WORDS] */
 	unsigned char prot[PAGES_MAX]; /* PROT_*, or GONE */
 	unsigned char wired[PAGES_MAX];
+	unsigned char mine[PAGES_MAX]; /* loose: written to here, so that the shadow is right */
 };
 
 /* A request that a pager has not completed yet. */
@@ -246,6 +253,13 @@ word_of(uint64_t nth, unsigned who, unsigned book, size_t page, size_t word)
 	       (uint64_t)(page & 0x7ff) << 25 | (uint64_t)(word & 0x1ff) << 16 | (book & 0xffff);
 }
 
+/* Zero, or written as this word of this page. */
+static bool
+plausible(uint64_t v, size_t page, size_t word)
+{
+	return v == 0 || ((v >> 25 & 0x7ff) == page && (v >> 16 & 0x1ff) == word);
+}
+
 static const char *
 word_print(uint64_t v, char *buf, size_t size)
 {
@@ -359,6 +373,13 @@ was_denied(struct mill *m)
 	return atomic_load(&m->denied);
 }
 
+/* A fault of it may find the limit exhausted, or a page beneath it that was lost for that. */
+static bool
+unreserved(const struct range *r)
+{
+	return r->noreserve || r->loose || (r->shared && has_source(r->thing));
+}
+
 /*
  * A touch of what is mapped was refused.  Where nothing was promised, SIGBUS is right once the limit has no metadata
  * left; what it lost is not known, so the range is dropped by who locks it next.
@@ -367,7 +388,7 @@ static void
 struck(struct worker *w, struct range *r, const char *what, int sig)
 {
 	struct mill *m = w->m;
-	const bool may = r->noreserve || (r->shared && has_source(r->thing));
+	const bool may = unreserved(r);
 
 	/* Without poison the library can only say SIGSEGV. */
 	if ((sig != SIGBUS && (m->features & UP_MASK_POISON)) || !may || !was_denied(m))
@@ -920,13 +941,14 @@ create_thing(struct worker *w, struct thing *t)
 	t->npages = 1 + below(w, below(w, 2) ? PAGES_MAX : 80);
 	t->bytes = t->npages * PAGE;
 	t->ranges = 0;
-	t->mapped = t->fixed = t->noreserve = false;
+	t->mapped = t->fixed = t->pure = t->noreserve = false;
 	t->offset = kind == FILE_ ? below(w, 3) * PAGE : 0;
 	t->fd = -1;
 	atomic_store(&t->sick, false);
 	if (has_source(t)) {
 		t->fixed = below(w, 2);
-		if (below(w, 2))
+		t->pure = !t->fixed && below(w, 2);
+		if (below(w, 2) && !t->pure)
 			t->bytes -= kind == DEVICE ? 512 * below(w, 8) : below(w, PAGE);
 		fill_shadow(w, t->shadow, t->npages, t->bytes);
 	} else {
@@ -988,11 +1010,12 @@ settle_in(struct worker *w, struct range *r, void *p, size_t npages, struct thin
 	r->npages = npages;
 	r->thing = t;
 	r->first = first;
-	r->shared = r->fixed = r->noreserve = r->parted = false;
+	r->shared = r->fixed = r->noreserve = r->parted = r->loose = false;
 	atomic_store(&r->sick, false);
 	r->shadow = r->own;
 	memset(r->prot, prot, npages);
 	memset(r->wired, 0, npages);
+	memset(r->mine, 0, npages);
 	(void)w;
 }
 
@@ -1063,6 +1086,7 @@ map_thing(struct worker *w, struct range *r, struct thing *t)
 	const size_t first = part ? below(w, t->npages) : 0;
 	const size_t npages = part ? 1 + below(w, t->npages - first) : t->npages;
 	const bool shared = below(w, 3) != 0;
+	const bool loose = !shared && t->pure;
 	const bool noreserve = !shared && (has_source(t) ? below(w, 4) == 0 : t->noreserve);
 	const bool readonly = shared && (t->fixed || t->kind == SNAPSHOT);
 	const int prot = readonly ? PROT_READ : PROT_READ | PROT_WRITE;
@@ -1070,8 +1094,9 @@ map_thing(struct worker *w, struct range *r, struct thing *t)
 	void *p;
 	int e;
 
-	/* What is written to a source shows in private mappings of it at some time; at which, is not known. */
-	if (atomic_load(&t->sick) || t->mapped || (!shared && has_source(t) && !t->fixed))
+	/* A copy of what others may be writing to just now is not to be had, but for what every word says of itself. */
+	if (atomic_load(&t->sick) || (t->mapped && !loose) ||
+	    (!shared && has_source(t) && !t->fixed && !t->pure))
 		return false;
 	if (t->kind == NAMED) {
 		e = up_object_open(w->m->rt, t->name, &o);
@@ -1096,7 +1121,9 @@ map_thing(struct worker *w, struct range *r, struct thing *t)
 		t->mapped = true;
 		r->shadow = t->shadow + first * WORDS;
 	} else {
-		memcpy(r->own, t->shadow + first * WORDS, npages * PAGE);
+		if (!loose)
+			memcpy(r->own, t->shadow + first * WORDS, npages * PAGE);
+		r->loose = loose;
 		r->parted = true;
 	}
 	t->ranges += r->thing != NULL;
@@ -1189,10 +1216,11 @@ refill(struct worker *w, struct range *r, size_t first, size_t n)
 		return false;
 	memset(r->prot + first, prot, n);
 	memset(r->wired + first, 0, n);
-	if (!r->shared && r->thing != NULL)
+	memset(r->mine + first, 0, n);
+	if (!r->shared && r->thing != NULL && !r->loose)
 		memcpy(r->own + first * WORDS, r->thing->shadow + (r->first + first) * WORDS,
 		       n * PAGE);
-	else if (!r->shared)
+	else if (!r->shared && r->thing == NULL)
 		memset(r->own + first * WORDS, 0, n * PAGE);
 	return true;
 }
@@ -1355,6 +1383,8 @@ op_clone(struct worker *w)
 	if (e == 0) {
 		settle_in(w, copy, p, n, r->shared ? NULL : r->thing, r->first + first, 0);
 		memcpy(copy->prot, r->prot + first, n);
+		memcpy(copy->mine, r->mine + first, n);
+		copy->loose = r->loose;
 		memcpy(copy->own, r->shadow + first * WORDS, n * PAGE);
 		copy->noreserve = r->noreserve;
 		copy->parted = r->parted = true;
@@ -1402,7 +1432,7 @@ take_snapshot(struct worker *w, const struct range *r, const struct thing *t, st
 	snap->npages = t->npages;
 	snap->bytes = t->bytes;
 	snap->ranges = 0;
-	snap->mapped = snap->fixed = false;
+	snap->mapped = snap->fixed = snap->pure = false;
 	snap->noreserve = t->noreserve;
 	snap->fd = -1;
 	atomic_store(&snap->sick, false);
@@ -1430,6 +1460,35 @@ op_snapshot(struct worker *w)
 
 /* --- operations: contents --- */
 
+/* The pages that are the range's own are known; of the others every word must be at its place. */
+static void
+verify_loose(struct worker *w, struct range *r, size_t off, const char *got, size_t len,
+	     const char *how)
+{
+	for (size_t at = off, n; at < off + len; at += n) {
+		const char *want = (const char *)r->shadow + at, *is = got + (at - off);
+
+		n = MIN(PAGE - at % PAGE, off + len - at);
+		if (r->mine[at / PAGE]) {
+			if (memcmp(is, want, n) != 0)
+				wrong(w, r, at, is, want, n, how);
+			continue;
+		}
+		for (size_t k = 0; k < n; k += 8) {
+			char text[120];
+			uint64_t v;
+
+			memcpy(&v, is + k, 8);
+			if (!plausible(v, r->first + at / PAGE, (at + k) % PAGE / 8))
+				fail(w->m,
+				     "private range of a %s at %p, %s: word %zu of page %zu (of the source: %zu) is %s",
+				     kind_name(r->thing->kind), (void *)r->va, how,
+				     (at + k) % PAGE / 8, at / PAGE, r->first + at / PAGE,
+				     word_print(v, text, sizeof text));
+		}
+	}
+}
+
 /* Compare [off, off + len) of the range.  => its stripes, or the range, are locked */
 static void
 verify(struct worker *w, struct range *r, size_t off, size_t len, enum how how)
@@ -1448,7 +1507,9 @@ verify(struct worker *w, struct range *r, size_t off, size_t len, enum how how)
 			struck(w, r, names[how], sig);
 			return;
 		}
-		if (memcmp(w->buf, want + at, n) != 0)
+		if (r->loose)
+			verify_loose(w, r, off + at, (const char *)w->buf, n, names[how]);
+		else if (memcmp(w->buf, want + at, n) != 0)
 			wrong(w, r, off + at, (const char *)w->buf, want + at, n, names[how]);
 	}
 	w->verified += len / PAGE;
@@ -1466,6 +1527,8 @@ op_read(struct worker *w)
 	ok = span(w, r, below(w, 20) == 0 ? 200 : RUN_MAX, PROT_READ, &first, &n);
 	if (ok) {
 		cut = below(w, 2) ? below(w, PAGE) : 0;
+		if (r->loose)
+			cut &= ~(size_t)7;
 		lock_stripes(r, first, n);
 		verify(w, r, first * PAGE + cut, n * PAGE - cut,
 		       some_how(w, r->va + first * PAGE + cut, n * PAGE - cut, false));
@@ -1475,23 +1538,32 @@ op_read(struct worker *w)
 	return ok;
 }
 
+static bool
+is_pure(const struct range *r)
+{
+	return r->shared && r->thing->pure;
+}
+
 /* What a part of a shadow must become. */
 static void
 compose(struct worker *w, struct range *r, size_t off, size_t len)
 {
 	char *shadow = (char *)r->shadow;
-	const uint64_t what = below(w, 16);
+	/* Where pages show what their source has, new words make them the range's own; the same ones do not. */
+	const uint64_t what = r->loose ? 15 : below(w, 16);
+	const size_t first = r->shared ? r->first : 0;
 	const unsigned book = (unsigned)((uintptr_t)r->va >> 12);
 
 	if (what == 0) /* what is there already */
 		return;
 	if (what < 3) {
-		memset(shadow + off, what == 1 ? 0 : (int)below(w, 256), len);
+		memset(shadow + off, what == 1 || is_pure(r) ? 0 : (int)below(w, 256), len);
 		return;
 	}
 	w->writes++;
 	for (size_t at = off & ~(size_t)7; at < off + len; at += 8) {
-		const uint64_t v = word_of(w->writes, w->id, book, at / PAGE, at % PAGE / 8);
+		const uint64_t v =
+			word_of(w->writes, w->id, book, first + at / PAGE, at % PAGE / 8);
 		const size_t from = MAX(at, off), to = MIN(at + 8, off + len);
 
 		memcpy(shadow + from, (const char *)&v + (from - at), to - from);
@@ -1508,6 +1580,34 @@ writable_bytes(const struct range *r, size_t first, size_t n)
 	if (r->shared && has_source(r->thing))
 		bytes = MIN(end, r->thing->bytes - MIN(r->first * PAGE, r->thing->bytes));
 	return bytes > first * PAGE ? bytes - first * PAGE : 0;
+}
+
+/* These bytes of a loose range have been written: what else there is in their pages stays what it was at that moment. */
+static void
+learn(struct worker *w, struct range *r, size_t off, size_t len)
+{
+	for (size_t i = off / PAGE; i <= (off + len - 1) / PAGE; i++) {
+		const size_t from = MAX(off, i * PAGE), to = MIN(off + len, (i + 1) * PAGE);
+		const int sig =
+			r->mine[i] ? 0 : guarded_copy(w->buf, r->va + i * PAGE, PAGE, MEMCPY);
+
+		if (sig != 0) {
+			struck(w, r, "learning", sig);
+			return;
+		}
+		if (r->mine[i])
+			continue;
+		if (memcmp((const char *)w->buf + (from - i * PAGE), (const char *)r->shadow + from,
+			   to - from) != 0)
+			wrong(w, r, from, (const char *)w->buf + (from - i * PAGE),
+			      (const char *)r->shadow + from, to - from, "learning");
+		verify_loose(w, r, i * PAGE, (const char *)w->buf, from - i * PAGE, "learning");
+		verify_loose(w, r, to, (const char *)w->buf + (to - i * PAGE), (i + 1) * PAGE - to,
+			     "learning");
+		memcpy(r->shadow + i * WORDS, w->buf, PAGE);
+		r->mine[i] = true;
+	}
+	verify(w, r, off, len, MEMCPY);
 }
 
 static bool
@@ -1531,12 +1631,18 @@ op_write(struct worker *w)
 			off += skip;
 			len = 1 + below(w, len - skip);
 		}
+		if (r->loose || is_pure(r)) {
+			len = (len + off % 8 + 7) & ~(size_t)7;
+			off &= ~(size_t)7;
+		}
 		how = some_how(w, r->va + off, len, true);
 		lock_stripes(r, first, n);
 		compose(w, r, off, len);
 		sig = move_bytes(w, r->va + off, (const char *)r->shadow + off, len, true, how);
 		if (sig != 0)
 			struck(w, r, "writing", sig);
+		else if (r->loose)
+			learn(w, r, off, len);
 		else if (below(w, 4) == 0)
 			verify(w, r, off, len, how == REMOTE ? REMOTE : MEMCPY);
 		unlock_stripes(r, first, n);
@@ -1561,8 +1667,8 @@ op_copy(struct worker *w)
 		leave(from);
 		return false;
 	}
-	if (to->va != NULL && !atomic_load(&to->sick) &&
-	    span(w, from, RUN_MAX, PROT_READ, &a, &na) &&
+	if (to->va != NULL && !atomic_load(&to->sick) && !from->loose && !to->loose &&
+	    !is_pure(to) && span(w, from, RUN_MAX, PROT_READ, &a, &na) &&
 	    span(w, to, RUN_MAX, PROT_READ | PROT_WRITE, &b, &nb)) {
 		len = MIN(na * PAGE, writable_bytes(to, b, nb));
 		lock_stripes(from, a, na);
@@ -1574,8 +1680,7 @@ op_copy(struct worker *w)
 				sig = guarded_copy(to->va + b * PAGE, from->va + a * PAGE, len,
 						   MEMCPY);
 			/* Which of the two it was is not told. */
-			if (sig != 0 && !from->noreserve &&
-			    !(from->shared && has_source(from->thing)))
+			if (sig != 0 && !unreserved(from))
 				struck(w, to, "copying", sig);
 			else if (sig != 0) {
 				atomic_store(&to->sick, true);
@@ -1599,6 +1704,8 @@ discarded(struct worker *w, struct range *r, size_t first, size_t n)
 {
 	if (has_source(r->thing) && r->shared)
 		check_source(w->m, r->thing, r->first + first, n, "discarded");
+	else if (r->loose)
+		memset(r->mine + first, 0, n);
 	else if (has_source(r->thing))
 		memcpy(r->own + first * WORDS, r->thing->shadow + (r->first + first) * WORDS,
 		       n * PAGE);
@@ -1649,6 +1756,13 @@ refused_part(struct worker *w, struct range *r, size_t first, size_t n)
 			struck(w, r, "looking", SIGBUS);
 			return;
 		}
+		if (r->loose) {
+			/* Its own page or the source's: what it is, it may not stay if it is the latter. */
+			if (r->mine[i] && memcmp(w->buf, r->shadow + i * WORDS, PAGE) != 0)
+				r->mine[i] = false;
+			verify_loose(w, r, i * PAGE, (const char *)w->buf, PAGE, "half discarded");
+			continue;
+		}
 		if (memcmp(w->buf, beneath != NULL ? beneath + i * WORDS : zeros, PAGE) == 0)
 			memcpy(r->shadow + i * WORDS, w->buf, PAGE);
 		else if (memcmp(w->buf, r->shadow + i * WORDS, PAGE) != 0)
@@ -1683,7 +1797,7 @@ op_advise(struct worker *w)
 static void
 check_brought_in(struct worker *w, const struct range *r, const char *call, int e)
 {
-	const bool may = r->noreserve || (r->shared && has_source(r->thing));
+	const bool may = unreserved(r);
 
 	if (e != 0 && e != -ENOMEM && !((e == -EIO || e == -ENOSPC) && may && was_denied(w->m)))
 		fail(w->m, "%s: %s", call, strerrorname_np(-e));
