@@ -2342,8 +2342,11 @@ agree(struct mill *m, int pagemap, const struct up_stats *st, char *why, size_t 
 		 " wired, %" PRIu64 " present; limit %" PRIu64 " bytes",
 		 mapped, wired, there, rss.pager, st->mapped / PAGE, st->wired / PAGE,
 		 st->resident / PAGE, st->limit);
+	/* A page of shared memory is there once it is in its pool, though perhaps in nobody's page table. */
 	return mapped * PAGE == st->mapped && wired * PAGE == st->wired &&
-	       there * PAGE == st->resident && rss.pager <= st->limit;
+	       (there * PAGE == st->resident ||
+		((m->features & UP_MASK_SHARED) && there * PAGE < st->resident)) &&
+	       rss.pager <= st->limit;
 }
 
 static void
