@@ -78,6 +78,7 @@ struct ticket {
 	ino_t inode; /* its number: the program may have closed it */
 	int uffd;    /* in a client: the watcher's, as is `pager` */
 	int pager;   /* a pidfd of the pager's process */
+	int error;   /* in the child: why it has nothing of this */
 	bool received;	   /* the descriptors of pools are ours to close */
 	struct ticket *of; /* the client that forks; NULL: the pager's own process does */
 	size_t n;
@@ -312,7 +313,7 @@ fork_of_child(struct forks *f, struct space *parent, int sock)
 	int fd[MSG_REGIONS], r;
 
 	change_begin(p, &old);
-	r = space_fork(f->rt, &parent->map, &sp);
+	r = space_fork(f->rt, &parent->map, sock, &sp);
 	if (sp == NULL) {
 		const struct msg none = { .type = MSG_REGION, .status = r };
 
@@ -321,7 +322,6 @@ fork_of_child(struct forks *f, struct space *parent, int sock)
 		close(sock);
 		return;
 	}
-	sp->sock = sock;
 	r = tell_regions(f, parent->sock, sp);
 	if (r == 0)
 		r = msg_await(parent->sock, &f->msg, fd, &nfd, FORK_MS);
@@ -450,19 +450,17 @@ start_keeper(struct forks *f)
 	return -r;
 }
 
-int
-forks_start(struct up_runtime *rt)
+static int
+start(struct up_runtime *rt)
 {
 	struct pager *p = &rt->p;
 	struct forks *f;
 	int r = -ENOMEM;
 
-	if (rt->forks != NULL)
-		return 0;
 	/* Not malloc(): what that gives may be paged, and the keeper must not touch what it serves. */
 	f = mmap(NULL, sizeof *f, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (f == MAP_FAILED)
-		goto fail;
+		return -errno;
 	if (!budget_charge(&p->budget, KEEPER_OVERHEAD) &&
 	    (runtime_reclaim(p, KEEPER_OVERHEAD) < 0 ||
 	     !budget_charge(&p->budget, KEEPER_OVERHEAD)))
@@ -471,20 +469,34 @@ forks_start(struct up_runtime *rt)
 	r = start_keeper(f);
 	if (r < 0)
 		goto uncharge;
-	p->overhead += KEEPER_OVERHEAD;
+	atomic_fetch_add(&p->overhead, KEEPER_OVERHEAD);
 	rt->forks = f;
-	pthread_mutex_lock(&registry.lock);
 	f->next = registry.first;
 	registry.first = f;
-	pthread_mutex_unlock(&registry.lock);
 	return 0;
 uncharge:
 	budget_uncharge(&p->budget, KEEPER_OVERHEAD);
 unmap:
 	munmap(f, sizeof *f);
-fail:
-	log_line(&p->log, UP_LOG_ERROR, "up_inherit: no thread that looks after children: %s",
-		 strerrorname_np(-r));
+	return r;
+}
+
+int
+forks_start(struct up_runtime *rt)
+{
+	sigset_t old;
+	int r = 0;
+
+	signals_hold(&old);
+	pthread_mutex_lock(&registry.lock);
+	if (rt->forks == NULL)
+		r = start(rt);
+	pthread_mutex_unlock(&registry.lock);
+	signals_release(&old);
+	if (r < 0)
+		log_line(&rt->p.log, UP_LOG_ERROR,
+			 "up_inherit: no thread that looks after children: %s",
+			 strerrorname_np(-r));
 	return r;
 }
 
@@ -511,13 +523,38 @@ forks_stop(struct up_runtime *rt)
 	close(f->pidfd);
 	munmap(f, sizeof *f);
 	rt->forks = NULL;
-	p->overhead -= KEEPER_OVERHEAD;
+	atomic_fetch_sub(&p->overhead, KEEPER_OVERHEAD);
 	budget_uncharge(&p->budget, KEEPER_OVERHEAD);
 }
 
 /* --- before fork() --- */
 
-/* Of a runtime of this process.  => map.change is held.  NULL: the child gets nothing, and nothing is frozen. */
+/* Both ends of a socket, and the number of the second.  0 or -errno. */
+static int
+make_sockets(int sock[2], ino_t *inode)
+{
+	const int on = 1;
+	struct stat st;
+	int r;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sock) < 0)
+		return -errno;
+	if (setsockopt(sock[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) == 0 &&
+	    fstat(sock[1], &st) == 0) {
+		*inode = st.st_ino;
+		return 0;
+	}
+	r = -errno;
+	close(sock[0]);
+	close(sock[1]);
+	return r;
+}
+
+/*
+ * Of a runtime of this process.  => map.change is held.  NULL: the child gets nothing, and nothing is frozen.
+ *
+ * Once faults are frozen nothing may be logged: the program's function could wait for a lock, and who has that for a fault.
+ */
 static struct ticket *
 prepare_own(struct forks *f)
 {
@@ -525,45 +562,37 @@ prepare_own(struct forks *f)
 	struct pager *p = &rt->p;
 	struct ticket *t = NULL;
 	size_t nchildren = 0;
-	struct stat st;
-	int sock[2], on = 1, r;
+	ino_t inode = 0;
+	int sock[2], r;
 
 	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next)
 		nchildren++;
-	if (nchildren >= CHILDREN_MAX) {
-		log_line(&p->log, UP_LOG_WARNING,
-			 "fork: %zu children are served already; this one gets no paged memory",
-			 nchildren);
-		return NULL;
-	}
-	r = space_fork(rt, &p->map, &f->coming);
-	if (f->coming == NULL) {
-		if (r < 0)
-			log_line(&p->log, UP_LOG_WARNING, "fork: the child gets no paged memory");
-		return NULL;
-	}
-	f->coming->sock = -1;
-	r = 0;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sock) < 0) {
-		r = -errno;
-	} else if (setsockopt(sock[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) < 0 ||
-		   fstat(sock[1], &st) < 0 || (t = ticket_alloc(rt, f->coming->map.n)) == NULL) {
-		r = -ENOMEM;
-		close(sock[0]);
-		close(sock[1]);
+	r = nchildren < CHILDREN_MAX ? make_sockets(sock, &inode) : -EAGAIN;
+	if (r == 0) {
+		r = space_fork(rt, &p->map, sock[0], &f->coming);
+		if (f->coming == NULL) {
+			close(sock[0]);
+			close(sock[1]);
+			if (r == 0)
+				return NULL; /* there is nothing to inherit */
+		} else {
+			t = ticket_alloc(rt, f->coming->map.n);
+			if (t == NULL) {
+				r = -ENOMEM;
+				chain_thaw(p);
+				end(p, f->coming);
+				close(sock[1]);
+				f->coming = NULL;
+			}
+		}
 	}
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_WARNING, "fork: the child gets no paged memory: %s",
 			 strerrorname_np(-r));
-		chain_thaw(p);
-		end(p, f->coming);
-		f->coming = NULL;
 		return NULL;
 	}
-	/* The keeper polls it only when it is told that there is another. */
-	f->coming->sock = sock[0];
 	t->sock = sock[1];
-	t->inode = st.st_ino;
+	t->inode = inode;
 	for (const struct map_entry *e = f->coming->map.first; e != NULL; e = e->next)
 		t->r[t->n++] = region_of(p, e);
 	return t;
@@ -586,20 +615,13 @@ prepare_client(struct ticket *of)
 	const struct logger *log = &of->rt->p.log;
 	struct msg m = { .type = MSG_FORK };
 	struct ticket *t = NULL;
-	int sock[2] = { -1, -1 }, fd[MSG_REGIONS], on = 1, r;
-	struct stat st;
+	int sock[2] = { -1, -1 }, fd[MSG_REGIONS], r;
+	ino_t inode = 0;
 	size_t nfd;
 
-	if (!still_open(of)) {
-		r = -EBADF;
+	r = still_open(of) ? make_sockets(sock, &inode) : -EBADF;
+	if (r < 0)
 		goto fail;
-	}
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sock) < 0 ||
-	    setsockopt(sock[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on) < 0 ||
-	    fstat(sock[1], &st) < 0) {
-		r = -errno;
-		goto fail;
-	}
 	r = msg_send(of->sock, &m, &sock[0], 1);
 	close(sock[0]);
 	sock[0] = -1;
@@ -628,7 +650,7 @@ prepare_client(struct ticket *of)
 		}
 	} while (m.left > 0);
 	t->sock = sock[1];
-	t->inode = st.st_ino;
+	t->inode = inode;
 	t->of = of;
 	return t;
 fail:
@@ -645,28 +667,30 @@ fail:
 }
 
 static void
+keep_ticket(struct ticket *t)
+{
+	if (t == NULL)
+		return;
+	t->next = registry.tickets;
+	registry.tickets = t;
+}
+
+static void
 before_fork(void)
 {
-	struct ticket *t;
+	sigset_t old;
 
-	signals_hold(&registry.old);
+	signals_hold(&old);
 	pthread_mutex_lock(&registry.lock);
+	registry.old = old;
 	registry.tickets = NULL;
-	for (struct forks *f = registry.first; f != NULL; f = f->next) {
+	/* All locks before anything is frozen: who has one of them may touch memory of another runtime. */
+	for (struct forks *f = registry.first; f != NULL; f = f->next)
 		pthread_mutex_lock(&f->rt->p.map.change);
-		t = prepare_own(f);
-		if (t != NULL) {
-			t->next = registry.tickets;
-			registry.tickets = t;
-		}
-	}
-	for (struct ticket *of = registry.clients; of != NULL; of = of->next) {
-		t = prepare_client(of);
-		if (t != NULL) {
-			t->next = registry.tickets;
-			registry.tickets = t;
-		}
-	}
+	for (struct ticket *of = registry.clients; of != NULL; of = of->next)
+		keep_ticket(prepare_client(of));
+	for (struct forks *f = registry.first; f != NULL; f = f->next)
+		keep_ticket(prepare_own(f));
 }
 
 /* --- after it, where it was called; also if it failed: then the socket's other end is closed, and that is that --- */
@@ -674,6 +698,7 @@ before_fork(void)
 static void
 after_in_parent(void)
 {
+	sigset_t old;
 	struct ticket *t;
 
 	while ((t = registry.tickets) != NULL) {
@@ -694,8 +719,9 @@ after_in_parent(void)
 		}
 		pthread_mutex_unlock(&f->rt->p.map.change);
 	}
+	old = registry.old;
 	pthread_mutex_unlock(&registry.lock);
-	signals_release(&registry.old);
+	signals_release(&old);
 }
 
 /* --- in the child --- */
@@ -853,9 +879,16 @@ hello(struct ticket *t)
 	return -EPROTO;
 }
 
-/* 0, or why the child has nothing of this runtime. */
+static void
+unmap_regions(const struct ticket *t, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		munmap((void *)(uintptr_t)t->r[i].va, t->r[i].len);
+}
+
+/* Take the addresses, before anything else of ours could.  0, or why the child has nothing of this runtime. */
 static int
-adopt(struct ticket *t)
+map_regions(struct ticket *t)
 {
 	size_t n;
 	int r = 0;
@@ -865,20 +898,29 @@ adopt(struct ticket *t)
 		return t->uffd;
 	for (n = 0; n < t->n && r == 0; n++)
 		r = map_region(t, &t->r[n]);
-	n -= r < 0;
-	if (r == 0)
-		r = hello(t);
+	if (r < 0) {
+		unmap_regions(t, n - 1);
+		close(t->uffd);
+	}
+	return r;
+}
+
+static int
+adopt(struct ticket *t)
+{
+	int r = hello(t);
+
 	if (r == 0)
 		r = start_watcher(t);
-	for (size_t i = 0; i < n && r == 0; i++) {
+	for (size_t i = 0; i < t->n && r == 0; i++) {
 		const struct region *rg = &t->r[i];
 		const int prot = rg->prot | ((rg->prot & PROT_WRITE) ? PROT_READ : 0);
 
 		if (prot != PROT_NONE && mprotect((void *)(uintptr_t)rg->va, rg->len, prot) < 0)
 			r = -errno;
 	}
-	for (size_t i = 0; i < n && r < 0; i++)
-		munmap((void *)(uintptr_t)t->r[i].va, t->r[i].len);
+	if (r < 0)
+		unmap_regions(t, t->n);
 	/* From here on these two are the watcher's, in its own table. */
 	close(t->uffd);
 	if (t->pager >= 0)
@@ -901,22 +943,24 @@ after_in_child(void)
 	registry.first = NULL; /* these runtimes are our parent's */
 	registry.tickets = NULL;
 	pthread_mutex_init(&registry.lock, NULL);
+	for (t = tickets; t != NULL; t = t->next)
+		t->error = map_regions(t);
 	while ((t = tickets) != NULL) {
-		const int r = adopt(t);
-
 		tickets = t->next;
+		if (t->error == 0)
+			t->error = adopt(t);
 		for (size_t i = 0; i < t->n && t->received; i++)
 			close(t->r[i].fd);
 		t->received = false;
 		t->of = NULL;
-		if (r == 0) {
+		if (t->error == 0) {
 			t->next = registry.clients;
 			registry.clients = t;
 			continue;
 		}
 		log_line(&t->rt->p.log, UP_LOG_ERROR,
 			 "fork: no paged memory in the child: %s; touching it is SIGSEGV",
-			 strerrorname_np(-r));
+			 strerrorname_np(-t->error));
 		close(t->sock);
 		munmap(t, t->size);
 	}

@@ -93,13 +93,13 @@ int cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uin
 /*
  * space.c: an address space for a child that is about to be forked from the one of `map`, with what it inherits.  Faults are
  * frozen from here until the caller says chain_thaw(), which is when the fork is over.
- * => map.change is held.  0, *sp NULL: it inherits nothing, and nothing is frozen.  -errno and a log line.
+ * => map.change is held; `sock` is fork.c's, kept in *sp.  0, *sp NULL: it inherits nothing, and nothing is frozen.  -errno and a log line.
  */
-int space_fork(struct up_runtime *rt, struct map *map, struct space **sp);
+int space_fork(struct up_runtime *rt, struct map *map, int sock, struct space **sp);
 /* Nobody runs there any more: let go of all that it has.  => map.change is held */
 void space_end(struct pager *p, struct space *sp);
 
-/* fork.c: from here on forks take along what is to be inherited.  => map.change is held.  0 or -errno and a log line. */
+/* fork.c: from here on forks take along what is to be inherited.  => no lock is held.  0 or -errno and a log line. */
 int forks_start(struct up_runtime *rt);
 /* The runtime goes: children fend for themselves.  => no lock is held; all services still run */
 void forks_stop(struct up_runtime *rt);

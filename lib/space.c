@@ -66,13 +66,15 @@ up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inh
 		return r;
 	if ((unsigned)inherit > UP_INHERIT_SHARE)
 		return bad(rt, "up_inherit: unknown value %d", (int)inherit);
+	if (inherit != UP_INHERIT_NONE && rt->backend->idle == NULL)
+		r = forks_start(rt);
+	if (r < 0)
+		return r;
 
 	change_begin(p, &old);
 	r = check_covered(rt, "up_inherit", start, end);
 	for (e = map_first_from(&p->map, start); r == 0 && e != NULL && e->start < end; e = e->next)
 		r = check_inherit(rt, e, inherit);
-	if (r == 0 && inherit != UP_INHERIT_NONE && rt->backend->idle == NULL)
-		r = forks_start(rt);
 	if (r == 0)
 		r = spare_alloc(p, start, end, spare);
 	if (r == 0) {
@@ -189,7 +191,7 @@ space_free(struct pager *p, struct space *sp)
 }
 
 int
-space_fork(struct up_runtime *rt, struct map *map, struct space **out)
+space_fork(struct up_runtime *rt, struct map *map, int sock, struct space **out)
 {
 	struct pager *p = &rt->p;
 	struct part *part = NULL;
@@ -232,6 +234,7 @@ space_fork(struct up_runtime *rt, struct map *map, struct space **out)
 		space_free(p, sp);
 		return r;
 	}
+	sp->sock = sock;
 	pthread_rwlock_wrlock(&p->map.lock);
 	parts_take(part, n, &sp->map);
 	sp->next = p->spaces;

@@ -1924,7 +1924,7 @@ op_sync(struct worker *w)
 	if (span(w, r, part ? 100 : PAGES_MAX, 0, &first, &n)) {
 		if (part)
 			lock_stripes(r, first, n);
-		e = up_sync(w->m->rt, r->va + first * PAGE, n * PAGE);
+		e = up_sync(w->m->rt, r->va + first * PAGE, n * PAGE, UP_SYNC_WAIT);
 		/* What could not be written for want of metadata is told of as well. */
 		if (e != 0 && !atomic_load(&r->sick))
 			fail(w->m, "up_sync of %zu pages at %p: %s", n,
