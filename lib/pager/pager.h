@@ -109,7 +109,7 @@ struct pager {
 	_Atomic(struct source *) gone; /* nobody refers to them: sources_reap() */
 	uint64_t next_serial;	       /* (map.change) */
 	uint64_t next_object;	       /* (map.change) the id of the last one */
-	atomic_size_t overhead; /* stacks and rings of the threads, charged to the budget */
+	atomic_size_t overhead;	       /* stacks and rings of the threads, charged to the budget */
 
 	uint64_t hash_seed;	 /* (c) random per runtime */
 	uint64_t zero_hash;	 /* (c) of a page of zeros */

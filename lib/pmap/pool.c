@@ -2,7 +2,8 @@
 /*
  * pool.c: shared memory behind userfaultfd, mapped in several places and several processes.
  *
- * A pool is a memfd.  What is in the file is what is in the pool:
+ * Pools are parts of a file in memory (memfd), one for all of them: a descriptor each would be as many as there are children times
+ * what they inherit.  What is in the file is what is in the pool:
  *
  *	          UFFDIO_COPY, staging's descriptor
  *	frame  ---------------------------------------> alias --.
@@ -62,7 +63,7 @@ struct span {
 
 struct pool {
 	struct span span; /* first */
-	int fd;
+	off_t base;	  /* (c) of its first page in the file */
 	struct place *places;
 	size_t poison_from, poison_to; /* (poison) outside of it no page is poisoned */
 };
@@ -347,11 +348,18 @@ pool_run(const struct uffd_pmap *u, uintptr_t va, size_t *n, size_t *first)
 	return pool;
 }
 
-static int
-punch(const struct pool *pool, size_t first, size_t n)
+/* Of page i of a pool in the file. */
+static off_t
+offset_of(const struct pool *pool, size_t i)
 {
-	while (fallocate(pool->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			 (off_t)(first << PAGE_SHIFT), (off_t)(n << PAGE_SHIFT)) < 0)
+	return pool->base + (off_t)(i << PAGE_SHIFT);
+}
+
+static int
+punch(const struct uffd_pmap *u, const struct pool *pool, size_t first, size_t n)
+{
+	while (fallocate(u->pools.file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 offset_of(pool, first), (off_t)(n << PAGE_SHIFT)) < 0)
 		if (errno != EINTR)
 			return -errno;
 	return 0;
@@ -413,14 +421,14 @@ pool_enter(struct uffd_pmap *u, uintptr_t va, frame_t frame, size_t n, size_t *d
 
 /* pread() of whole pages; where nothing is, zeros.  0 or -EIO. */
 static int
-file_read(const struct pool *pool, size_t first, size_t n, char *buf)
+file_read(const struct uffd_pmap *u, const struct pool *pool, size_t first, size_t n, char *buf)
 {
 	const size_t len = n << PAGE_SHIFT;
 	size_t got = 0;
 
 	while (got < len) {
-		const ssize_t k =
-			pread(pool->fd, buf + got, len - got, (off_t)((first << PAGE_SHIFT) + got));
+		const ssize_t k = pread(u->pools.file, buf + got, len - got,
+					offset_of(pool, first) + (off_t)got);
 
 		if (k < 0 && errno == EINTR)
 			continue;
@@ -441,10 +449,10 @@ copy_out(struct uffd_pmap *u, const struct pool *pool, size_t first, frame_t hol
 	size_t made, good = 0;
 	int r = uffd_frame_new(&u->pmap, hole, n, &made);
 
-	if (made > 0 && file_read(pool, first, made, pmap_frame(&u->pmap, hole)) == 0)
+	if (made > 0 && file_read(u, pool, first, made, pmap_frame(&u->pmap, hole)) == 0)
 		good = made;
 	else /* which page is it? */
-		while (good < made && file_read(pool, first + good, 1,
+		while (good < made && file_read(u, pool, first + good, 1,
 						pmap_frame(&u->pmap, hole + (frame_t)good)) == 0)
 			good++;
 	if (good < made) {
@@ -474,7 +482,7 @@ take_out(struct uffd_pmap *u, const struct pool *pool, size_t first, frame_t hol
 	r = each_part(u, pool, first, n, stop_writers);
 	if (r == 0)
 		r = copy_out(u, pool, first, hole, n, done);
-	if (*done > 0 && punch(pool, first, *done) < 0) {
+	if (*done > 0 && punch(u, pool, first, *done) < 0) {
 		uffd_frame_drop(&u->pmap, hole, *done);
 		*done = 0;
 		r = -EAGAIN;
@@ -520,7 +528,7 @@ pool_read(struct uffd_pmap *u, uintptr_t va, void *buf)
 	pthread_rwlock_rdlock(&u->pools.lock);
 	pool = pool_at(u, va);
 	if (pool != NULL)
-		r = file_read(pool, (va - pool->span.start) >> PAGE_SHIFT, 1, buf);
+		r = file_read(u, pool, (va - pool->span.start) >> PAGE_SHIFT, 1, buf);
 	pthread_rwlock_unlock(&u->pools.lock);
 	return r;
 }
@@ -547,9 +555,9 @@ pool_wake(struct uffd_pmap *u, uintptr_t va, size_t n)
 /* --- poison --- */
 
 static bool
-in_file(const struct pool *pool, size_t i)
+in_file(const struct uffd_pmap *u, const struct pool *pool, size_t i)
 {
-	return lseek(pool->fd, (off_t)(i << PAGE_SHIFT), SEEK_DATA) == (off_t)(i << PAGE_SHIFT);
+	return lseek(u->pools.file, offset_of(pool, i), SEEK_DATA) == offset_of(pool, i);
 }
 
 /*
@@ -588,7 +596,7 @@ poison_locked(struct uffd_pmap *u, struct pool *pool, size_t i)
 	bool poisoned = false, already = false;
 	int err = 0;
 
-	if (in_file(pool, i))
+	if (in_file(u, pool, i))
 		return -EEXIST;
 	pthread_mutex_lock(&p->poison);
 	if (pool->poison_from == pool->poison_to)
@@ -643,7 +651,7 @@ pool_poison(struct uffd_pmap *u, uintptr_t va)
 static int
 part_heal(struct uffd_pmap *u, const struct pool *pool, const struct part *part)
 {
-	const struct backing file = { pool->fd, (off_t)(part->first << PAGE_SHIFT) };
+	const struct backing file = { u->pools.file, offset_of(pool, part->first) };
 
 	if (part->place->span.space == OURS) {
 		int r = uffd_drop_pages(part->va, part->n);
@@ -679,7 +687,7 @@ heal(struct uffd_pmap *u, struct pool *pool, size_t first, size_t n)
 			r = part_heal(u, pool, &part);
 	}
 	if (r == 0 && atomic_load(&u->lost_mapped))
-		r = punch(pool, from, to - from); /* what came before it was registered */
+		r = punch(u, pool, from, to - from); /* what came before it was registered */
 	pthread_mutex_lock(&p->poison);
 	/* The caller's pages are busy: what was poisoned meanwhile is outside. */
 	if (r == 0 && first <= pool->poison_from && pool->poison_to <= first + n)
@@ -704,7 +712,7 @@ pool_discard(struct uffd_pmap *u, uintptr_t va, size_t n)
 			r = -ENOENT;
 			break;
 		}
-		r = punch(pool, first, run);
+		r = punch(u, pool, first, run);
 		if (r == 0)
 			r = heal(u, pool, first, run);
 	}
@@ -714,24 +722,43 @@ pool_discard(struct uffd_pmap *u, uintptr_t va, size_t n)
 
 /* --- pools and places come and go --- */
 
+/*
+ * A part of the file that no pool has had, `len` bytes at the offset returned, or -errno.  Parts are not used again: an offset
+ * has 63 bits, and the file's size costs nothing.
+ */
+static off_t
+file_extend(struct uffd_pmap *u, size_t len)
+{
+	struct pools *p = &u->pools;
+	off_t at;
+
+	pthread_rwlock_wrlock(&p->lock);
+	at = p->size;
+	if (__builtin_add_overflow(at, (off_t)len, &p->size)) {
+		p->size = at;
+		at = -ENOSPC;
+	} else if (ftruncate(p->file, p->size) < 0) {
+		p->size = at;
+		at = -errno;
+	}
+	pthread_rwlock_unlock(&p->lock);
+	return at;
+}
+
 int
 pool_create(struct pmap *pm, size_t npages, uintptr_t *pool)
 {
 	struct uffd_pmap *u = to_uffd(pm);
 	struct pool *p = record_new(u);
-	struct backing file = { .fd = -1 };
+	struct backing file = { .fd = u->pools.file };
 	int r;
 
 	if (p == NULL)
 		return -ENOMEM;
-	file.fd = memfd_create(POOL_NAME, MFD_CLOEXEC);
-	if (file.fd < 0) {
-		r = -errno;
+	file.offset = file_extend(u, npages << PAGE_SHIFT);
+	if (file.offset < 0) {
+		r = (int)file.offset;
 		goto free_record;
-	}
-	if (ftruncate(file.fd, (off_t)(npages << PAGE_SHIFT)) < 0) {
-		r = -errno;
-		goto close_file;
 	}
 	/*
 	 * Inaccessible: COPY does not mind, and a program that touches addresses which it has unmapped may find that
@@ -740,18 +767,16 @@ pool_create(struct pmap *pm, size_t npages, uintptr_t *pool)
 	r = uffd_region_map(&file, u->stage_fd, 0, false, npages << PAGE_SHIFT, PROT_NONE,
 			    UFFDIO_REGISTER_MODE_MISSING, pool);
 	if (r < 0)
-		goto close_file;
+		goto free_record;
 	*p = (struct pool){
 		.span = { .start = *pool, .end = *pool + (npages << PAGE_SHIFT), .is_pool = true },
-		.fd = file.fd,
+		.base = file.offset,
 	};
 	pthread_rwlock_wrlock(&u->pools.lock);
 	span_insert(&u->pools, &p->span);
 	atomic_fetch_add(&u->pools.npools, 1);
 	pthread_rwlock_unlock(&u->pools.lock);
 	return 0;
-close_file:
-	close(file.fd);
 free_record:
 	record_free(u, p);
 	return r;
@@ -770,9 +795,8 @@ pool_destroy(struct pmap *pm, uintptr_t va)
 	atomic_fetch_sub(&u->pools.npools, 1);
 	pthread_rwlock_unlock(&u->pools.lock);
 	/* A child that has not gone yet may still hold the file; it shall not hold the memory. */
-	punch(pool, 0, (pool->span.end - pool->span.start) >> PAGE_SHIFT);
+	punch(u, pool, 0, (pool->span.end - pool->span.start) >> PAGE_SHIFT);
 	munmap((void *)pool->span.start, pool->span.end - pool->span.start);
-	close(pool->fd);
 	record_free(u, pool);
 }
 
@@ -785,6 +809,7 @@ pool_map(struct pmap *pm, uintptr_t page, uintptr_t hint, bool fixed, size_t len
 	struct place *pl = record_new(u);
 	struct backing file;
 	struct pool *pool;
+	size_t first;
 	int r = 0;
 
 	if (pl == NULL)
@@ -793,7 +818,8 @@ pool_map(struct pmap *pm, uintptr_t page, uintptr_t hint, bool fixed, size_t len
 	pool = pool_at(u, page);
 	assert(pool != NULL && len <= pool->span.end - page);
 	assert(ours || space_of(u, shard) != NULL);
-	file = (struct backing){ pool->fd, (off_t)(page - pool->span.start) };
+	first = (page - pool->span.start) >> PAGE_SHIFT;
+	file = (struct backing){ u->pools.file, offset_of(pool, first) };
 	pthread_rwlock_unlock(&u->pools.lock);
 
 	if (prot & PROT_WRITE)
@@ -810,7 +836,7 @@ pool_map(struct pmap *pm, uintptr_t page, uintptr_t hint, bool fixed, size_t len
 	*pl = (struct place){
 		.span = { .start = *va, .end = *va + len, .space = ours ? OURS : shard },
 		.pool = pool,
-		.first = (size_t)file.offset >> PAGE_SHIFT,
+		.first = first,
 		.shard = shard,
 	};
 	pthread_rwlock_wrlock(&u->pools.lock);
@@ -977,8 +1003,8 @@ pool_populate(struct pmap *pm, unsigned shard, uintptr_t va, size_t len, bool wr
 	if (s != NULL && !s->is_pool) {
 		const struct place *pl = (struct place *)s;
 
-		fd = pl->pool->fd;
-		at = (off_t)((pl->first << PAGE_SHIFT) + (va - s->start));
+		fd = u->pools.file;
+		at = offset_of(pl->pool, pl->first) + (off_t)(va - s->start);
 		end = at + (off_t)MIN(len, s->end - va);
 		base = va - (uintptr_t)at;
 	}
@@ -1186,6 +1212,9 @@ pools_init(struct uffd_pmap *u, const struct logger *log)
 	p->made = true;
 	for (unsigned i = 0; i < u->pmap.nshards; i++)
 		p->epoll[i] = -1;
+	p->file = memfd_create(POOL_NAME, MFD_CLOEXEC);
+	if (p->file < 0)
+		return -errno;
 	for (unsigned i = 0; i < u->pmap.nshards; i++)
 		if ((p->epoll[i] = epoll_create1(EPOLL_CLOEXEC)) < 0)
 			return -errno;
@@ -1204,6 +1233,8 @@ pools_fini(struct uffd_pmap *u)
 		if (p->epoll[i] >= 0)
 			close(p->epoll[i]);
 	free(p->epoll);
+	if (p->file >= 0)
+		close(p->file);
 	pthread_mutex_destroy(&p->poison);
 	pthread_rwlock_destroy(&p->lock);
 }
@@ -1227,8 +1258,8 @@ pmap_uffd_pool_fd(struct pmap *pm, uintptr_t page, uint64_t *offset)
 	pthread_rwlock_rdlock(&u->pools.lock);
 	pool = pool_at(u, page);
 	if (pool != NULL) {
-		fd = pool->fd;
-		*offset = page - pool->span.start;
+		fd = u->pools.file;
+		*offset = (uint64_t)pool->base + (page - pool->span.start);
 	}
 	pthread_rwlock_unlock(&u->pools.lock);
 	return fd;

@@ -34,6 +34,8 @@ struct space;
 struct pools {
 	pthread_rwlock_t lock;
 	bool made;			 /* (c) the lock is, and there is shared memory */
+	int file;			 /* (c) a memfd: all pools */
+	off_t size;			 /* (l) its size; what lies before it has been given out */
 	struct span *root;		 /* (l) pools and places by address */
 	uint64_t weights;		 /* (l) a random sequence, for the tree */
 	atomic_uint npools;		 /* (l) to write, (a) to read */
