@@ -443,7 +443,7 @@ struct up_pager_ops {
 	int (*page_out)(void *ctx, struct up_request *req);
 	/*
 	 * The object is gone; no request is under way.  May be NULL.  Called in up_*() of the thread that let go of it last; or, if
-	 * cancelled requests were still to be completed then, in a later one of any thread, up_runtime_destroy() at the latest.
+	 * requests were still under way then, on a thread of the library as the others, when the last of them has been completed.
 	 */
 	void (*destroy)(void *ctx);
 

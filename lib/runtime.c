@@ -498,7 +498,6 @@ void
 change_end(struct pager *p, const sigset_t *old)
 {
 	pthread_mutex_unlock(&p->map.change);
-	sources_reap(p);
 	signals_release(old);
 }
 
@@ -579,7 +578,7 @@ release_one(struct object *o)
 	else
 		p->objects = o->next;
 	if (o->source != NULL)
-		source_unref(p, o->source);
+		source_unref(o->source);
 	free(o->name);
 	o->name = NULL;
 	object_free(o);

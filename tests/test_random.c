@@ -342,6 +342,26 @@ written(struct region *rg, size_t page, uint64_t word)
 	rg->nm->highest[rg->first + page] = MAX(rg->nm->highest[rg->first + page], word);
 }
 
+static void __attribute__((noreturn))
+misread(struct world *w, const struct region *rg, size_t page, uint64_t got)
+{
+	const struct named *nm = rg->nm;
+	const size_t i = rg->first + page;
+
+	if (nm == NULL)
+		fail(w, "page %zu of %#lx: read %#" PRIx64 ", not %#" PRIx64 "%s", page,
+		     (unsigned long)rg->va, got, rg->word[page], rg->parted ? " (parted)" : "");
+	fail(w,
+	     "page %zu of %#lx, page %zu of a named object, %s%s: read %#" PRIx64 ", not %#" PRIx64
+	     "; the object has %#" PRIx64 ", its pager %#" PRIx64 ", highest %#" PRIx64,
+	     page, (unsigned long)rg->va, i,
+	     rg->shared	      ? "shared"
+	     : rg->mine[page] ? "private, written"
+			      : "private",
+	     rg->parted ? ", parted" : "", got, rg->word[page], nm->word[i], nm->disk[2 * i],
+	     nm->highest[i]);
+}
+
 static void
 judge(struct world *w, struct touch *t, enum sim_result res, uint64_t got)
 {
@@ -359,8 +379,7 @@ judge(struct world *w, struct touch *t, enum sim_result res, uint64_t got)
 		if (t->write)
 			written(rg, t->page, t->word);
 		else if (!plausible(rg, t->page, got))
-			fail(w, "page %zu of %#lx: read %#" PRIx64 ", not %#" PRIx64, t->page,
-			     (unsigned long)rg->va, got, rg->word[t->page]);
+			misread(w, rg, t->page, got);
 		w->verified++;
 		break;
 	case SIM_SIGBUS:

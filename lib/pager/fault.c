@@ -22,6 +22,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/hash.h"
 #include "pager/source.h"
 
 enum verdict {
@@ -740,6 +741,11 @@ copy_up(struct fault *f, const struct beneath *b)
 	if (frames_obtain(p, 1, &frame) > 0) {
 		pg->frame = frame;
 		r = copy_content(p, from, pmap_frame(p->pmap, frame));
+		if (r == 0 && b->object->source != NULL) {
+			/* As if it had been read of the source, which gets it before that page goes. */
+			an->hash = hash_page(p->hash_seed, pmap_frame(p->pmap, frame));
+			atomic_store_explicit(&an->kind, ANON_COPY, memory_order_relaxed);
+		}
 		if (r == 0)
 			r = enter_pages(p, &pg, 1, &done);
 	}
@@ -806,7 +812,7 @@ ask_source(struct fault *f, struct source *src, uint64_t index)
 	pthread_mutex_unlock(&f->leaf->lock);
 	pthread_rwlock_unlock(&p->map.lock);
 	f->hint.has = src->ops->has(src, index, &f->hint.before, &f->hint.after);
-	source_unref(p, src);
+	source_unref(src);
 	return V_HINT;
 }
 
@@ -1077,8 +1083,8 @@ fault_resolve(struct fault *f)
 	f->run_max = (unsigned)MIN((e->end - f->addr) >> PAGE_SHIFT, LEAF_SLOTS - f->at);
 
 	an = leaf_anon(f->leaf, f->at);
-	if (an == NULL && f->asked && atomic_load(&e->unrecorded)) {
-		/* It may be poisoned for want of metadata, which there is now: nothing was lost. */
+	if (an == NULL && atomic_load(&e->unrecorded)) {
+		/* It may be poisoned for want of metadata, which there is now: nothing was lost.  (The message came twice, or it is asked for.) */
 		const int r = p->pmap->ops->discard(p->pmap, f->shard, f->va, 1);
 
 		if (r < 0) {

@@ -106,10 +106,9 @@ struct pager {
 	struct resv resv_meta;	/* bytes */
 	struct object *objects; /* (map.change) all of them */
 	unsigned nheld; /* (pages.lock) requests of which pages may be taken: source_cancel() */
-	_Atomic(struct source *) gone; /* nobody refers to them: sources_reap() */
-	uint64_t next_serial;	       /* (map.change) */
-	uint64_t next_object;	       /* (map.change) the id of the last one */
-	atomic_size_t overhead;	       /* stacks and rings of the threads, charged to the budget */
+	uint64_t next_serial;	/* (map.change) */
+	uint64_t next_object;	/* (map.change) the id of the last one */
+	atomic_size_t overhead; /* stacks and rings of the threads, charged to the budget */
 
 	uint64_t hash_seed;	 /* (c) random per runtime */
 	uint64_t zero_hash;	 /* (c) of a page of zeros */
@@ -448,11 +447,12 @@ bool source_cancel(struct pager *p, struct leaf *leaf, unsigned at);
 bool source_reading(struct pager *p, const struct leaf *leaf, unsigned at);
 /* All that pagers of the program read for this service; by the service, or nobody runs it any more. */
 void source_abandon(struct service *s);
-/* One more reference; one less: the last one goes in sources_reap(), since a service thread may not free. */
+/*
+ * One more reference; one less: who drops the last destroys it, a service too, which so runs a function of the program, as it does for
+ * its requests.  => nothing is locked but map.change
+ */
 void source_ref(struct source *src);
-void source_unref(struct pager *p, struct source *src);
-/* Threads of the program, nothing locked. */
-void sources_reap(struct pager *p);
+void source_unref(struct source *src);
 /* Write one busy page back if it has changed; threads of the program. */
 int source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index);
 /*

@@ -21,26 +21,10 @@ source_ref(struct source *src)
 }
 
 void
-source_unref(struct pager *p, struct source *src)
+source_unref(struct source *src)
 {
-	if (atomic_fetch_sub(&src->refs, 1) != 1)
-		return;
-	src->next = atomic_load(&p->gone);
-	while (!atomic_compare_exchange_weak(&p->gone, &src->next, src))
-		;
-}
-
-void
-sources_reap(struct pager *p)
-{
-	struct source *src, *next;
-
-	if (atomic_load(&p->gone) == NULL)
-		return;
-	for (src = atomic_exchange(&p->gone, NULL); src != NULL; src = next) {
-		next = src->next;
+	if (atomic_fetch_sub(&src->refs, 1) == 1)
 		src->ops->destroy(src);
-	}
 }
 
 /* The request is over. */
@@ -51,7 +35,7 @@ finish(struct service *s, struct request *req)
 
 	req->source = NULL;
 	request_put(s, req);
-	source_unref(s->p, src);
+	source_unref(src);
 }
 
 /* --- cancelling --- */

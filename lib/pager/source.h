@@ -47,8 +47,7 @@ struct source {
 	uint64_t bytes; /* (c) size of the object; its last page may be a part of one */
 	atomic_uint
 		refs; /* the object's, and one for each request under way, which may outlive it */
-	struct source *next; /* in pager->gone, once nobody refers to it */
-	atomic_int error;    /* the first failed write that up_sync() has not told of yet */
+	atomic_int error; /* the first failed write that up_sync() has not told of yet */
 	_Atomic uint64_t
 		nwrites; /* begun, ever: what `has` said before one may be wrong after it */
 	_Atomic uint64_t write_again;	/* after a failed write: not before this time */
