@@ -1093,8 +1093,8 @@ refreshed(struct world *w, struct region *rg, size_t first, size_t n)
 	const struct named *nm = rg->nm;
 
 	for (size_t i = first; i < first + n; i++) {
-		/* One that is pinned, or that nobody may read, need not have gone. */
-		if (!w->pinning && !rg->mine[i] && rg->prot[i] != PROT_NONE)
+		/* One that is pinned, that nobody may read, or that was copied since a clone sees it too, need not have gone. */
+		if (!w->pinning && !rg->parted && !rg->mine[i] && rg->prot[i] != PROT_NONE)
 			rg->word[i] = MAX(rg->word[i], nm->disk[2 * (rg->first + i)]);
 	}
 }

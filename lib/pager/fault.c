@@ -797,8 +797,8 @@ read_beneath(struct fault *f, const struct beneath *b)
 }
 
 /*
- * Ask the source whether it has the page, with nothing locked.  What it says holds until something is written to it: the slot was
- * empty when `nwrites` was read, so nothing of this page was on its way.  => map and leaf are locked; both are unlocked on return.
+ * Ask the source whether it has the page, with nothing locked.  What it says, of neighbours too, holds until a write to it begins or
+ * ends.  => map and leaf are locked; both are unlocked on return.
  */
 static enum verdict
 ask_source(struct fault *f, struct source *src, uint64_t index)

@@ -475,6 +475,8 @@ out_done(struct service *s, struct request *req)
 	const int r = req->io.result;
 	int none = 0;
 
+	/* Before its pages come to rest: what the source said of them while this was on its way is old. */
+	atomic_fetch_add(&src->nwrites, 1);
 	if (r == 0) {
 		atomic_store_explicit(&src->write_backoff, 0, memory_order_relaxed);
 	} else if (r != SOURCE_CUT_OFF) {
@@ -593,12 +595,13 @@ source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index)
 		return 0;
 	atomic_fetch_add(&src->nwrites, 1);
 	r = src->ops->write(src, index, content, source_length(src, index, 1));
+	atomic_fetch_add(&src->nwrites, 1);
 	if (r == SOURCE_CUT_OFF)
 		return 0; /* forgotten when it is thrown out, as with msync() */
-	if (r == 0) {
+	/* After a failure nobody knows what the source has. */
+	pg->alone = r < 0;
+	if (r == 0)
 		an->hash = h;
-		pg->alone = false;
-	}
 	return r;
 }
 

@@ -49,7 +49,7 @@ struct source {
 		refs; /* the object's, and one for each request under way, which may outlive it */
 	atomic_int error; /* the first failed write that up_sync() has not told of yet */
 	_Atomic uint64_t
-		nwrites; /* begun, ever: what `has` said before one may be wrong after it */
+		nwrites; /* begun and ended, ever: what `has` said before either may be wrong after it */
 	_Atomic uint64_t write_again;	/* after a failed write: not before this time */
 	_Atomic uint64_t write_backoff; /* ns, doubling while writes fail */
 	/* requests that it has, of custom pagers; each of one service only */
