@@ -653,12 +653,21 @@ UP_API int up_trace_print(struct up_runtime *rt, FILE *out);
 /*
  * Print the map, one line a range of addresses, lowest first, under a line that names the columns:
  *
- *	address perms offset object pager pages resident swapped lost refs wired name
+ *	address perms offset object pager pages resident swapped lost refs wired fork name
  *
  * The first three are as in /proc/PID/maps, `p` private, `s` shared; then what up_object_info() says of
- * its object, sizes as counts of pages, how often the range is wired, and the object's name if it has one.  A line costs as much as
- * up_object_info(), unless the one before it is of the same object.  Calls that change mappings go ahead
- * between two lines: ranges that change meanwhile may be missing or come in parts.
+ * its object, sizes as counts of pages, how often the range is wired, what children get of it (up_inherit(): -, copy or
+ * share), and the object's name if it has one.  Columns are separated by spaces, and wider where a number needs it.
+ *
+ * The objects beneath that object follow, one line each, nearest first, `over` in the column address, - in perms, wired and
+ * fork, and in offset where the range begins there: what a page shows is of the first that has it.
+ *
+ * Behind this process come the children that it serves, oldest first, children of children among them: a line `child PID n`,
+ * then its ranges in the same way.  n is - while the child is still on its way out of fork(); one that has just ended may
+ * still be there.
+ *
+ * A line costs as much as up_object_info(), unless the one before it is of the same object.  Calls that change mappings go ahead
+ * between two lines: ranges, objects and children that change meanwhile may be missing or come in parts.
  * -EINVAL on NULL, -EIO if printing failed.
  */
 UP_API int up_map_dump(struct up_runtime *rt, FILE *out);

@@ -360,6 +360,7 @@ heard(struct forks *f, struct space *sp)
 			const struct msg ack = { .type = MSG_ACK };
 
 			sp->attached = true;
+			atomic_store(&sp->pid, (int)pid);
 			r = msg_send(sp->sock, &ack, &f->pidfd, 1);
 		}
 	} else if (r == 0 && f->msg.type == MSG_FORK && nfd == 1) {

@@ -177,6 +177,7 @@ space_alloc(struct pager *p)
 		return NULL;
 	}
 	map_init(&sp->map, &p->entry_zone);
+	sp->id = ++p->next_serial;
 	return sp;
 }
 

@@ -667,6 +667,69 @@ Test(calls, a_dump_agrees_with_the_kernel_and_may_go_through_paged_memory)
 	up_runtime_destroy(rt);
 }
 
+/* What up_map_dump() says, from "child" on: "" if there is no child. */
+static const char *
+dump_of_children(void)
+{
+	static char text[8192];
+	FILE *f = fmemopen(text, sizeof text, "w");
+	const char *child;
+
+	cr_assert(f != NULL && up_map_dump(rt, f) == 0, "%s", logged);
+	fclose(f);
+	child = strstr(text, "\nchild PID ");
+	return child != NULL ? child + 1 : "";
+}
+
+Test(calls, a_dump_shows_a_forked_child_and_what_it_has)
+{
+	const double end = seconds() + DEADLINE;
+	char *p, want[128];
+	int out[2], in[2], status;
+	pid_t pid;
+	char byte;
+
+	start(4 * MiB);
+	if ((up_features(rt) & UP_MASK_SHARED) == 0)
+		cr_skip_test("this kernel can not protect shared memory");
+	p = map(16 * PAGE, 0);
+	fill(p, 16);
+	cr_assert(up_inherit(rt, p, 8 * PAGE, UP_INHERIT_COPY) == 0, "%s", logged);
+	cr_assert(pipe(out) == 0 && pipe(in) == 0);
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0) {
+		alarm(DEADLINE);
+		close(in[1]);
+		*word(p, 3) = 0;
+		byte = 'w';
+		if (write(out[1], &byte, 1) != 1)
+			_exit(1);
+		_exit(read(in[0], &byte, 1) == 0 ? 0 : 2);
+	}
+	cr_assert(pid > 0);
+	/* It has said that it is there before its fork() returned. */
+	snprintf(want, sizeof want, "child PID %d\n%lx-%lx ", (int)pid, (unsigned long)p,
+		 (unsigned long)(p + 8 * PAGE));
+	close(out[1]);
+	cr_assert(read(out[0], &byte, 1) == 1, "%s", logged);
+	cr_expect(strncmp(dump_of_children(), want, strlen(want)) == 0, "%s, not %s",
+		  dump_of_children(), want);
+	cr_expect(strstr(dump_of_children(), "  over ") != NULL, "%s", dump_of_children());
+	close(in[0]);
+	close(in[1]);
+	cr_assert(waitpid(pid, &status, 0) == pid && status == 0, "status %d", status);
+	while (dump_of_children()[0] != '\0') {
+		cr_assert(seconds() < end, "%d s after it has gone:\n%s", DEADLINE,
+			  dump_of_children());
+		usleep(1000);
+	}
+	check_fill(p, 16);
+	close(out[0]);
+	cr_assert(nlogged == 0, "%s", logged);
+	up_runtime_destroy(rt);
+}
+
 static struct up_object *shared_object;
 
 static int

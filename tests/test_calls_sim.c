@@ -954,32 +954,137 @@ Test(dump, shows_the_map_and_what_is_behind_it)
 	scene((struct rig_config){ .seed = 1 });
 	cr_assert(zero(sz, strlen(dump())));
 	va = rig_map(r, 40 * PAGE_SIZE);
-	cr_assert(dumped(va, 40, "rw-p 00000000 1 anonymous 40 0 0 0 1 0"));
+	cr_assert(dumped(va, 40, "rw-p 00000000 1 anonymous 40 0 0 0 1 0 -"));
 	cr_assert(zero(int, up_object_create_anon(r->rt, 600 * PAGE_SIZE, 0, &o)));
 	cr_assert(zero(int, up_map(r->rt, NULL, 100 * PAGE_SIZE, PROT_READ, UP_SHARED, o,
 				   256 * PAGE_SIZE, &p)));
 	shared = (uintptr_t)p;
-	cr_assert(dumped(shared, 100, "r--s 00100000 2 anonymous 600 0 0 0 2 0"));
+	cr_assert(dumped(shared, 100, "r--s 00100000 2 anonymous 600 0 0 0 2 0 -"));
 
 	advise(va, 40, UP_ADVICE_RANDOM);
 	put_pages(va, 20, 100);
 	swap_out();
 	check_pages(va, 5, 100);
-	cr_assert(dumped(va, 40, "rw-p 00000000 1 anonymous 40 5 15 0 1 0"));
+	cr_assert(dumped(va, 40, "rw-p 00000000 1 anonymous 40 5 15 0 1 0 -"));
 	cr_assert(zero(int, up_protect(r->rt, (void *)PAGE(10), 10 * PAGE_SIZE, PROT_NONE)));
 	cr_assert(zero(int, wire(PAGE(22), 2)));
 	cr_assert(zero(int, wire(PAGE(22), 2)));
 	unmap(PAGE(30), 10);
-	cr_assert(dumped(va, 10, "rw-p 00000000 1 anonymous 40 7 15 0 5 0"));
-	cr_assert(dumped(PAGE(10), 10, "---p 0000a000 1 anonymous 40 7 15 0 5 0"));
-	cr_assert(dumped(PAGE(20), 2, "rw-p 00014000 1 anonymous 40 7 15 0 5 0"));
-	cr_assert(dumped(PAGE(22), 2, "rw-p 00016000 1 anonymous 40 7 15 0 5 2"));
-	cr_assert(dumped(PAGE(24), 6, "rw-p 00018000 1 anonymous 40 7 15 0 5 0"));
+	cr_assert(dumped(va, 10, "rw-p 00000000 1 anonymous 40 7 15 0 5 0 -"));
+	cr_assert(dumped(PAGE(10), 10, "---p 0000a000 1 anonymous 40 7 15 0 5 0 -"));
+	cr_assert(dumped(PAGE(20), 2, "rw-p 00014000 1 anonymous 40 7 15 0 5 0 -"));
+	cr_assert(dumped(PAGE(22), 2, "rw-p 00016000 1 anonymous 40 7 15 0 5 2 -"));
+	cr_assert(dumped(PAGE(24), 6, "rw-p 00018000 1 anonymous 40 7 15 0 5 0 -"));
 	cr_assert(not(dumped(PAGE(30), 10, "")));
 	cr_assert(zero(int, up_protect(r->rt, (void *)va, 10 * PAGE_SIZE, PROT_WRITE)));
-	cr_assert(dumped(va, 10, "rw-p 00000000 1 anonymous 40 7 15 0 5 0"));
+	cr_assert(dumped(va, 10, "rw-p 00000000 1 anonymous 40 7 15 0 5 0 -"));
 	unmap(shared, 100);
 	up_object_unref(o);
+	over();
+}
+
+/* The whole dump, with single spaces and without the first line. */
+static void
+dump_is(const char *want)
+{
+	static char got[8192];
+	size_t n = 0;
+
+	for (const char *t = dump(); *t != '\0'; t++) {
+		if (*t != ' ' || (n > 0 && got[n - 1] != ' ' && got[n - 1] != '\n'))
+			got[n++] = *t;
+	}
+	got[n] = '\0';
+	cr_assert(zero(int, strcmp(got, want)), "it is\n%s, not\n%s", got, want);
+}
+
+/* A line of dump_is(). */
+static const char *
+range_line(char line[128], uintptr_t va, size_t npages, const char *rest)
+{
+	snprintf(line, 128, "%lx-%lx %s\n", (unsigned long)va,
+		 (unsigned long)(va + npages * PAGE_SIZE), rest);
+	return line;
+}
+
+Test(dump, shows_what_lies_beneath_from_front_to_back)
+{
+	struct up_object *snap, *o;
+	char a[128], b[128], want[1024];
+	uintptr_t at;
+	void *p, *q;
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(zero(int, up_object_create_named(r->rt, "base", 16 * PAGE_SIZE, 0, &o)));
+	cr_assert(zero(int, up_map(r->rt, NULL, 16 * PAGE_SIZE, RW, UP_SHARED, o, 0, &p)));
+	at = (uintptr_t)p;
+	advise(at, 16, UP_ADVICE_RANDOM);
+	put_pages(at, 8, 100);
+	cr_assert(zero(int, up_object_snapshot(r->rt, o, &snap)));
+	put_pages(at, 2, 200);
+	cr_assert(zero(int, up_map(r->rt, NULL, 4 * PAGE_SIZE, PROT_READ, UP_PRIVATE, o,
+				   4 * PAGE_SIZE, &q)));
+	/* 3: what all have in common.  4: the private mapping.  5: what it was taken from. */
+	snprintf(want, sizeof want, "%s%s%s%s%s%s",
+		 range_line(a, at, 16, "rw-s 00000000 1 anonymous 16 0 0 0 3 0 - base"),
+		 "over - 00000000 5 anonymous 16 2 0 0 2 - -\n",
+		 "over - 00000000 3 anonymous 16 8 0 0 2 - -\n",
+		 range_line(b, (uintptr_t)q, 4, "r--p 00000000 4 anonymous 4 0 0 0 1 0 -"),
+		 "over - 00004000 5 anonymous 16 2 0 0 2 - -\n",
+		 "over - 00004000 3 anonymous 16 8 0 0 2 - -\n");
+	dump_is(want);
+	unmap((uintptr_t)q, 4);
+	up_object_unref(snap);
+	/* Nobody else sees them: one object has them all. */
+	dump_is(range_line(a, at, 16, "rw-s 00000000 1 anonymous 16 8 0 0 3 0 - base"));
+	cr_assert(zero(int, up_object_remove(r->rt, "base")));
+	up_object_unref(o);
+	over();
+}
+
+Test(dump, shows_what_children_get_and_what_they_have)
+{
+	char a[128], b[128], c[128], d[128], want[1024];
+	struct space *sp = NULL;
+	struct pager *pg;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	if (r->rt->p.pmap->ops->pool_create == NULL)
+		cr_skip_test("no pools in the simulated kernel");
+	pg = &r->rt->p;
+	va = rig_map(r, 8 * PAGE_SIZE);
+	advise(va, 8, UP_ADVICE_RANDOM);
+	put_pages(va, 2, 100);
+	cr_assert(zero(int, up_inherit(r->rt, (void *)va, 4 * PAGE_SIZE, UP_INHERIT_COPY)));
+	snprintf(want, sizeof want, "%s%s",
+		 range_line(a, va, 4, "rw-p 00000000 1 anonymous 8 2 0 0 2 0 copy"),
+		 range_line(b, va + 4 * PAGE_SIZE, 4, "rw-p 00004000 1 anonymous 8 2 0 0 2 0 -"));
+	dump_is(want);
+
+	pthread_mutex_lock(&pg->map.change);
+	cr_assert(zero(int, space_fork(r->rt, &pg->map, -1, &sp)));
+	cr_assert(ne(ptr, sp, NULL));
+	chain_thaw(pg);
+	pthread_mutex_unlock(&pg->map.change);
+	snprintf(want, sizeof want, "%s%s%s%schild PID -\n%s%s",
+		 range_line(a, va, 4, "rw-p 00000000 1 anonymous 8 0 0 0 2 0 copy"),
+		 "over - 00000000 3 anonymous 8 2 0 0 2 - -\n",
+		 range_line(b, va + 4 * PAGE_SIZE, 4, "rw-p 00004000 1 anonymous 8 0 0 0 2 0 -"),
+		 "over - 00004000 3 anonymous 8 2 0 0 2 - -\n",
+		 range_line(c, va, 4, "rw-p 00000000 2 anonymous 4 0 0 0 1 0 copy"),
+		 "over - 00000000 3 anonymous 8 2 0 0 2 - -\n");
+	dump_is(want);
+	atomic_store(&sp->pid, 1234);
+	cr_assert(ne(ptr, strstr(dump(), "\nchild PID 1234\n"), NULL));
+
+	pthread_mutex_lock(&pg->map.change);
+	space_end(pg, sp);
+	pthread_mutex_unlock(&pg->map.change);
+	snprintf(want, sizeof want, "%s%s",
+		 range_line(a, va, 4, "rw-p 00000000 1 anonymous 8 2 0 0 2 0 copy"),
+		 range_line(d, va + 4 * PAGE_SIZE, 4, "rw-p 00004000 1 anonymous 8 2 0 0 2 0 -"));
+	dump_is(want);
 	over();
 }
 

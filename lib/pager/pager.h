@@ -275,8 +275,10 @@ struct space {
 	struct space *next; /* (map.lock) */
 	unsigned shard;	    /* (c) */
 	struct map map;	    /* (map.lock) */
-	int sock;	    /* (c) once linked: to the child; fork.c */
-	bool attached;	    /* fork.c's keeper */
+	uint64_t id;	/* (c) younger ones have greater ones; no mapping has it as its serial */
+	int sock;	/* (c) once linked: to the child; fork.c */
+	bool attached;	/* fork.c's keeper */
+	atomic_int pid; /* for people; 0: the child has not said yet that it is there */
 };
 
 /* The entry at an address of a space, ours or a child's; NULL: none.  => map.lock */
