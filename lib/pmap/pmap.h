@@ -34,7 +34,7 @@
  * waits for a page that it took; it may have stopped writers for an instant, so that a fault
  * with `wp` set can be found for any page that was busy.  The wake at the end of busy answers it.
  *
- * Pools.  Memory that is mapped in several places, or in several processes, is a *pool*: a file in
+ * Pools.  Memory that is mapped in several places, or in several processes, is a *pool*: a part of a file in
  * memory (memfd).  Each of its pages has one address that stays the same wherever it is mapped, in an alias of the
  * pool that nobody but the backend uses; by that and the shard PMAP_POOL the pager names it in zero,
  * enter, remove, read, discard, poison and wake.  A page of a pool is a REGION PAGE while it is in the file.  All that

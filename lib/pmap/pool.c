@@ -642,11 +642,10 @@ pool_poison(struct uffd_pmap *u, uintptr_t va)
 }
 
 /*
- * Absent pages at one place are so in its page table too.
+ * Absent pages at one place are so in its page table too; what was lost in another process stays lost there.
  *
- * In another process only a page that is installed there takes the marker away, and then goes from the
- * file like any other: for an instant a thread there may read zeros.  (MADV_DONTNEED
- * of another process is refused, and punching keeps markers.)
+ * MADV_DONTNEED of another process is refused, and punching keeps markers.  Only a page that is installed there would take one
+ * away, and then go from the file like any other: for an instant a thread there could read zeros.
  */
 static int
 part_heal(struct uffd_pmap *u, const struct pool *pool, const struct part *part)
@@ -659,10 +658,6 @@ part_heal(struct uffd_pmap *u, const struct pool *pool, const struct part *part)
 			r = uffd_find_lost(u, &file, part->fd, part->va, part->n);
 		return r == -ENOENT ? 0 : r;
 	}
-	/*
-	 * Of a page table that is not ours COPY over the mark and PUNCH_HOLE would take it, and for an instant the child could
-	 * read zeros.  So what was lost stays lost there.
-	 */
 	return 0;
 }
 
