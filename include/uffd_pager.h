@@ -2,22 +2,25 @@
 /*
  * uffd_pager.h: paged memory in user space.
  *
- * A runtime serves page faults of this process for the regions mapped through it, keeps
- * them and its own metadata under one memory limit, and moves what does not fit to a swap
- * file.  A region is ordinary memory: plain pointers, memcpy(), atomics, system calls.
+ * A runtime serves page faults of this process, and of children that inherit regions, for the
+ * regions mapped through it, keeps them and its own metadata under one memory limit, and moves
+ * what does not fit to a swap file.  A region is ordinary memory: plain pointers, memcpy(),
+ * atomics, system calls.
  *
  * Conventions, unless a comment says otherwise:
  *
  *   errors    every function returns 0 or a negative errno value.  A call that fails has
  *             changed nothing, and has said why in one line through the log callback.
  *   units     lengths, offsets and limits are bytes.  Addresses, offsets and lengths of
- *             regions are multiples of the page size, 4096; times are nanoseconds.
+ *             regions are multiples of the page size, 4096; times are nanoseconds, but for
+ *             up_config.fault_timeout_ms.
  *   threads   every function may be called from any thread, also while other threads use
  *             the regions.  None may be called from a signal handler, or on a stack that is
  *             itself paged memory.  Signals are held back during a call that works on ranges.
- *   fork      regions are absent in a forked child (MADV_DONTFORK): touching them there
- *             is SIGSEGV, never zeros.  The runtime belongs to the process that created
- *             it; every call in the child returns -ECHILD (or nothing) and changes nothing.
+ *   fork      regions are absent in a forked child, and touching them there is SIGSEGV, never
+ *             zeros, unless up_inherit() says what it gets: then the runtime serves it as well.
+ *             The runtime belongs to the process that created it; every call in a child
+ *             returns -ECHILD (or nothing) and changes nothing.
  *   lost data a page that can not be brought back (read error, checksum mismatch) raises
  *             SIGBUS in whoever touches it, until it is discarded or unmapped.
  *
@@ -337,9 +340,9 @@ enum up_inherit {
  * A page that the child touches costs a copy to another process, a few microseconds more than in this one.  There, all of it is
  * as UP_MULTI says: it must not be given to I/O that pins it.
  *
- * When this process ends, is killed, or destroys the runtime, what the child has in memory stays as it is, and a page
- * that it would have to be brought is SIGBUS.  A thread in the child, created by fork(), sees to that.  So a daemon forks first, and
- * creates its runtimes afterwards.
+ * When this process ends or is killed, what the child has in memory stays as it is, and a page that it would have to be brought
+ * is SIGBUS; all of it is when the runtime is destroyed.  A thread in the child, created by fork(), sees to that.  So a daemon
+ * forks first, and creates its runtimes afterwards.
  *
  * -EINVAL  a bad range or value.         -ENOMEM  part of the range is not mapped through `rt`, or no room.
  * -ENOTSUP SHARE of a mapping that is not UP_MULTI, COPY of a shared one of a named object, or neither is to be had on this kernel
@@ -390,7 +393,7 @@ UP_API int up_object_remove(struct up_runtime *rt, const char *name);
  * Named objects: their pages come from somewhere, and go back there.
  *
  *	UP_SHARED   what is written goes back to the source: the pages that changed and only those, at up_sync(), when they
- *		    are thrown out, and when they are unmapped.  A page can be mapped in one place at a time.  Nothing is
+ *		    are thrown out, and when they are unmapped.  A page can be mapped in one place at a time, in several with UP_MULTI.  Nothing is
  *		    reserved, whatever the size: a fault that finds no room for metadata within the limit is SIGBUS.
  *	UP_PRIVATE  what is written is the mapping's own, and goes to the swap; reserved as anonymous memory is.
  *
