@@ -76,11 +76,12 @@ Test(pageout, takes_the_oldest_first)
 	over();
 }
 
+/* How many chances there are is the policy's business: here the plainest, which has one. */
 Test(pageout, a_touch_while_staged_is_a_second_chance)
 {
 	uintptr_t va;
 
-	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20, .policy = POLICY_SFIFO });
 	va = map_random(192);
 	put_pages(va, 192, 100);
 	stage();

@@ -674,6 +674,91 @@ Test(policy, there_is_a_victim_even_if_all_deserve_to_stay)
 	down();
 }
 
+/* --- what is kept --- */
+
+static void
+keep(pageno_t no)
+{
+	policy_take(&policy, no);
+	policy_kept(&policy, no);
+	policy_put(&policy, no, POLICY_MAPPED);
+}
+
+/* However often it was used, and wherever it waits. */
+Test(policy, what_is_kept_leaves_after_all_that_was_there)
+{
+	for (unsigned kind = 0; kind < POLICY_KINDS; kind++) {
+		up(kind, PAGES);
+		for (pageno_t no = 0; no < 200; no++)
+			arrive(no);
+		for (unsigned round = 0; round < 2; round++)
+			for (pageno_t no = 0; no < 120; no++)
+				touch(no);
+		for (pageno_t no = 50; no < 90; no++)
+			keep(no);
+		for (unsigned i = 0; i < 160; i++) {
+			const pageno_t no = stage();
+
+			cr_assert(no < 50 || (no >= 90 && no < 200), "victim %u is page %u", i, no);
+		}
+		for (pageno_t no = 50; no < 90; no++)
+			cr_assert(eq(u32, stage(), no));
+		down();
+	}
+}
+
+Test(policy, what_is_kept_later_leaves_later)
+{
+	for (unsigned kind = 0; kind < POLICY_KINDS; kind++) {
+		up(kind, PAGES);
+		for (pageno_t no = 0; no < 120; no++)
+			arrive(no);
+		for (pageno_t no = 0; no < 40; no++)
+			keep(no);
+		for (unsigned i = 0; i < 30; i++)
+			cr_assert(ge(u32, stage(), 40));
+		for (pageno_t no = 20; no > 0; no--) /* some of them once more */
+			keep(no);
+		for (unsigned i = 0; i < 70; i++) {
+			const pageno_t no = stage();
+
+			cr_assert(no == 0 || no > 20, "victim %u is page %u", i, no);
+		}
+		for (pageno_t no = 20; no > 0; no--)
+			cr_assert(eq(u32, stage(), no));
+		down();
+	}
+}
+
+/* Else memory would be full of what was wanted once. */
+Test(policy, what_was_kept_is_like_others_a_turn_or_two_later)
+{
+	for (unsigned kind = 0; kind < POLICY_KINDS; kind++) {
+		up(kind, PAGES);
+		for (pageno_t no = 0; no < 100; no++)
+			arrive(no);
+		for (pageno_t no = 0; no < 50; no++)
+			keep(no);
+		/* The others make room for each other, for a turn that began with the first. */
+		for (unsigned i = 0; i < 50; i++) {
+			const pageno_t no = stage();
+
+			cr_assert(ge(u32, no, 50));
+			evict(no, 1000 + i);
+			arrive(no);
+		}
+		cr_assert(eq(sz, policy.queue[PQ_KEPT].n, 50));
+		for (unsigned i = 0; i < 51; i++) {
+			const pageno_t no = stage();
+
+			evict(no, 2000 + i);
+			arrive(no);
+		}
+		cr_assert(zero(sz, policy.queue[PQ_KEPT].n));
+		down();
+	}
+}
+
 /* --- everything at random --- */
 
 #define KEYS 1024
@@ -684,6 +769,8 @@ static struct {
 	pageno_t list[PQ_COUNT][PAGES];
 	size_t n[PQ_COUNT];
 	uint8_t home[PAGES], count[PAGES];
+	uint64_t since[PAGES]; /* on KEPT: the turn */
+	uint64_t turn, turn_left;
 	uint64_t left[KEYS]; /* the number of the key's eviction, from 1; 0: it is not out */
 	uint64_t clock;
 } model;
@@ -691,7 +778,7 @@ static struct {
 static size_t
 model_mapped(void)
 {
-	return model.n[PQ_COLD] + model.n[PQ_FRESH] + model.n[PQ_MAIN];
+	return model.n[PQ_COLD] + model.n[PQ_FRESH] + model.n[PQ_MAIN] + model.n[PQ_KEPT];
 }
 
 static size_t
@@ -710,6 +797,7 @@ model_add(pageno_t no, enum policy_place place, bool head)
 	pageno_t *list = model.list[q];
 	const size_t n = model.n[q]++;
 
+	model.since[no] = head && n > 0 ? model.since[list[0]] : model.turn;
 	if (head)
 		memmove(list + 1, list, n * sizeof list[0]);
 	list[head ? 0 : n] = no;
@@ -774,7 +862,7 @@ static void
 model_evicted(pageno_t no, unsigned key)
 {
 	const bool remembered = model.home[no] == PQ_FRESH ||
-				(model.home[no] == PQ_MAIN && model.kind == POLICY_SFIFO_REFAULT);
+				(model.home[no] != PQ_COLD && model.kind == POLICY_SFIFO_REFAULT);
 
 	model.clock++;
 	model.left[key] = remembered ? model.clock : 0;
@@ -790,6 +878,26 @@ not_busy(void *ctx, pageno_t no)
 
 	(void)ctx;
 	return rnd(&x) % 8 != 0;
+}
+
+/* A victim was found elsewhere while pages were kept: one of those from two turns ago is like others now. */
+static void
+model_kept_age(size_t at[])
+{
+	const pageno_t no = model.list[PQ_KEPT][0];
+
+	if (model.turn_left > 0) {
+		model.turn_left--;
+	} else if (model.since[no] + 2 > model.turn) {
+		model.turn++;
+		model.turn_left = model.n[PQ_FRESH] + model.n[PQ_MAIN];
+	}
+	if (model.since[no] + 2 > model.turn)
+		return;
+	model_remove(PQ_KEPT, 0);
+	at[PQ_KEPT] -= at[PQ_KEPT] > 0;
+	model.home[no] = PQ_MAIN;
+	model.list[PQ_MAIN][model.n[PQ_MAIN]++] = no;
 }
 
 static unsigned
@@ -811,6 +919,8 @@ model_victims(enum policy_place from, unsigned max, pageno_t out[])
 			q = fresh ? PQ_FRESH : PQ_MAIN;
 			if (at[q] == model.n[q])
 				q = fresh ? PQ_MAIN : PQ_FRESH;
+			if (at[q] == model.n[q])
+				q = PQ_KEPT;
 		}
 		if (at[q] == model.n[q])
 			break;
@@ -827,6 +937,8 @@ model_victims(enum policy_place from, unsigned max, pageno_t out[])
 		} else {
 			model_remove(q, at[q]);
 			out[n++] = no;
+			if ((q == PQ_FRESH || q == PQ_MAIN) && model.n[PQ_KEPT] > 0)
+				model_kept_age(at);
 		}
 	}
 	return n;
@@ -844,7 +956,9 @@ compare(unsigned op)
 			cr_assert(eq(u32, no, model.list[q][i]), "op %u: queue %u at %zu", op, q,
 				  i);
 			cr_assert(eq(uint, policy_node(&policy, no)->home, model.home[no]));
-			cr_assert(eq(uint, policy_node(&policy, no)->count, model.count[no]));
+			if (q != PQ_KEPT) /* there it is policy_check()'s */
+				cr_assert(
+					eq(uint, policy_node(&policy, no)->count, model.count[no]));
 			no = policy_node(&policy, no)->next;
 		}
 	}
@@ -929,8 +1043,14 @@ run_model(enum policy_kind kind, uint64_t seed)
 		} else if (dice < 13) {
 			policy_take(&policy, no);
 			model_take(no);
-			policy_touched(&policy, no);
-			model_touched(no);
+			if (place == POLICY_WIRED) {
+				policy_kept(&policy, no);
+				model.home[no] = PQ_KEPT;
+				model.count[no] = 0;
+			} else {
+				policy_touched(&policy, no);
+				model_touched(no);
+			}
 			policy_put(&policy, no, POLICY_MAPPED);
 			model_add(no, POLICY_MAPPED, false);
 		} else if (dice < 14) {

@@ -14,8 +14,8 @@
  * operation, MADV_POPULATE_READ and _WRITE) fails with EFAULT where this process may not have the faults of
  * system calls served.  And either would bring in one page after the other, where the disk can read many at a time.
  *
- * A page that is met in the page table goes to the tail of ACTIVE, as if it had just come: what has been seen
- * leaves after everything that has not, so a range that fits is all there in the end.
+ * A page that is met in the page table is kept (policy_kept()): what has been seen leaves after everything that has not,
+ * so a range that fits is all there in the end.
  */
 #include <errno.h>
 
@@ -43,7 +43,10 @@ seen(struct pager *p, struct anon *const an[], unsigned n, bool wire, unsigned s
 
 		page_dequeue_locked(&p->pages, pg);
 		/* Somebody has a use for it, even if it was cooled or is still on probation. */
-		policy_touched(&p->pages.policy, an[i]->loc);
+		if (q == Q_WIRED)
+			policy_touched(&p->pages.policy, an[i]->loc);
+		else
+			policy_kept(&p->pages.policy, an[i]->loc);
 		page_enqueue_locked(&p->pages, pg, q, PAGE_MAPPED);
 	}
 	pthread_mutex_unlock(&p->pages.lock);

@@ -108,6 +108,7 @@ page_queue_locked(const struct page *pg)
 	case PQ_COLD:
 	case PQ_FRESH:
 	case PQ_MAIN:
+	case PQ_KEPT:
 		return Q_ACTIVE;
 	case PQ_STAGED:
 		return Q_INACTIVE;

@@ -40,6 +40,32 @@ policy_init(struct policy *p, const struct policy_config *cfg)
 
 /* --- queues --- */
 
+#define TURN(p, ago) (((p)->turn - (ago)) & 3)
+
+/* A page goes to the head of KEPT: it is as old as who was there. */
+static void
+kept_first(struct policy *p, struct policy_node *nd)
+{
+	if (p->kept_over > 0) {
+		nd->count = TURN(p, 2);
+		p->kept_over++;
+	} else if (p->kept_before > 0) {
+		nd->count = TURN(p, 1);
+		p->kept_before++;
+	} else {
+		nd->count = TURN(p, 0);
+	}
+}
+
+/* A page leaves KEPT, from anywhere. */
+static void
+kept_gone(struct policy *p, struct policy_node *nd)
+{
+	p->kept_over -= nd->count == TURN(p, 2);
+	p->kept_before -= nd->count == TURN(p, 1);
+	nd->count = 0;
+}
+
 static void
 link_tail(struct policy *p, pageno_t no, enum policy_queue q)
 {
@@ -55,6 +81,8 @@ link_tail(struct policy *p, pageno_t no, enum policy_queue q)
 		policy_node(p, nd->prev)->next = no;
 	p->queue[q].tail = no;
 	p->queue[q].n++;
+	if (q == PQ_KEPT)
+		nd->count = TURN(p, 0);
 }
 
 static void
@@ -72,6 +100,8 @@ link_head(struct policy *p, pageno_t no, enum policy_queue q)
 		policy_node(p, nd->next)->prev = no;
 	p->queue[q].head = no;
 	p->queue[q].n++;
+	if (q == PQ_KEPT)
+		kept_first(p, nd);
 }
 
 void
@@ -92,6 +122,8 @@ policy_take(struct policy *p, pageno_t no)
 	nd->next = nd->prev = PAGE_NONE;
 	nd->queue = PQ_NONE;
 	p->queue[q].n--;
+	if (q == PQ_KEPT)
+		kept_gone(p, nd);
 }
 
 static enum policy_queue
@@ -169,6 +201,17 @@ policy_cool(struct policy *p, pageno_t no)
 }
 
 void
+policy_kept(struct policy *p, pageno_t no)
+{
+	struct policy_node *nd = policy_node(p, no);
+
+	assert(nd->queue == PQ_NONE);
+	nd->home = PQ_KEPT;
+	nd->count = 0;
+	(void)p;
+}
+
+void
 policy_inherit(struct policy *p, pageno_t to, pageno_t from)
 {
 	const struct policy_node *old = policy_node(p, from);
@@ -223,7 +266,36 @@ next_queue(const struct policy *p, enum policy_place from, const pageno_t at[])
 	q = p->ops->choose(p);
 	if (at[q] == PAGE_NONE)
 		q = q == PQ_MAIN ? PQ_FRESH : PQ_MAIN;
+	if (at[q] == PAGE_NONE)
+		q = PQ_KEPT;
 	return at[q] != PAGE_NONE ? q : PQ_NONE;
+}
+
+/* One more victim has been found elsewhere: KEPT grows older.  A page at a time is let go, so that it takes constant time. */
+static void
+kept_age(struct policy *p, pageno_t at[])
+{
+	const pageno_t no = p->queue[PQ_KEPT].head;
+
+	if (p->turn_left > 0) {
+		p->turn_left--;
+	} else if (
+		p->kept_over ==
+		0) { /* so that there are three ages at most, and the count has two bits of them */
+		p->kept_over = p->kept_before;
+		p->kept_before = p->queue[PQ_KEPT].n - p->kept_over;
+		p->turn++;
+		p->turn_left = p->queue[PQ_FRESH].n + p->queue[PQ_MAIN].n;
+	}
+	if (p->kept_over == 0)
+		return;
+	if (at[PQ_KEPT] == no)
+		at[PQ_KEPT] = policy_node(p, no)->next;
+	policy_take(p, no);
+	policy_node(p, no)->home = PQ_MAIN;
+	link_tail(p, no, PQ_MAIN);
+	if (at[PQ_MAIN] == PAGE_NONE)
+		at[PQ_MAIN] = no;
 }
 
 unsigned
@@ -245,7 +317,7 @@ policy_victims(struct policy *p, enum policy_place from, unsigned max, policy_ta
 		if (q == PQ_NONE)
 			break;
 		nd = policy_node(p, no);
-		if (from == POLICY_MAPPED && patience > 0 && p->ops->spare(p, nd)) {
+		if (from == POLICY_MAPPED && q != PQ_KEPT && patience > 0 && p->ops->spare(p, nd)) {
 			const pageno_t next = nd->next;
 
 			policy_take(p, no);
@@ -262,6 +334,8 @@ policy_victims(struct policy *p, enum policy_place from, unsigned max, policy_ta
 		}
 		policy_take(p, no);
 		victim[n++] = no;
+		if ((q == PQ_FRESH || q == PQ_MAIN) && p->queue[PQ_KEPT].n > 0)
+			kept_age(p, at);
 	}
 	return n;
 }
@@ -270,6 +344,7 @@ void
 policy_check(const struct policy *p)
 {
 	for (unsigned q = PQ_NONE + 1; q < PQ_COUNT; q++) {
+		const size_t over = p->kept_over, before = over + p->kept_before;
 		pageno_t prev = PAGE_NONE;
 		size_t n = 0;
 
@@ -278,9 +353,13 @@ policy_check(const struct policy *p)
 			const struct policy_node *nd = policy_node(p, no);
 
 			assert(nd->queue == q && nd->prev == prev);
-			assert(nd->home >= PQ_COLD && nd->home <= PQ_MAIN);
-			assert(q > PQ_MAIN || nd->home == q);
+			assert(nd->home >= PQ_COLD && nd->home <= PQ_KEPT);
+			assert(q > PQ_KEPT || nd->home == q);
+			assert(q != PQ_KEPT || nd->count == TURN(p, n < over	 ? 2u
+								    : n < before ? 1u
+										 : 0u));
 			(void)nd;
+			(void)before;
 			prev = no;
 			n++;
 		}

@@ -8,7 +8,7 @@
  *
  *	            policy_put                 policy_victims(MAPPED), policy_put
  *	 insert,  -------------> MAPPED -----------------------------------------> STAGED ----+
- *	 refault                   ^       COLD, FRESH or MAIN                       |        | the same, after
+ *	 refault                   ^       COLD, FRESH, MAIN or KEPT                 |        | the same, after
  *	                           |                                                 |        | the write
  *	                           +------- policy_take, policy_touched, policy_put -+- CLEAN <--+
  *	                                                                                  |
@@ -22,6 +22,11 @@
  *	a touch of a page that is out       a major fault: policy_refault() with the page's key
  *
  * What has to stay lies at a place of its own, WIRED, from which no victim comes; taken off it, the page is as it was.
+ *
+ * What somebody brought in on purpose (up_prefault()) is promised to be there when the last of it is: policy_kept().  No policy's
+ * order would do, since a page that has earned rounds goes round behind the youngest.  So such pages lie on KEPT, whatever the
+ * policy, and go when nothing else is left.  They stay that for one to two turns, a turn being as many victims as there were other
+ * mapped pages when it began, and are pages like others from then on, or memory would be full of what was wanted once.
  *
  * So to observe a page costs a move out of the page table, and a soft fault if it is in use: a policy that
  * looks at everything all the time would be exact and slow.  Whatever it does, a page must be staged before
@@ -60,6 +65,7 @@ enum policy_queue {
 	PQ_COLD,  /* mapped, to go first: somebody said so */
 	PQ_FRESH, /* mapped, not seen in use since it came */
 	PQ_MAIN,  /* mapped */
+	PQ_KEPT,  /* mapped, to go last: somebody asked for it */
 	PQ_STAGED,
 	PQ_CLEAN,
 	PQ_WIRED, /* mapped, and to stay: no victim comes from here, and no policy counts it */
@@ -71,7 +77,7 @@ struct policy_node {
 	pageno_t next, prev; /* on no queue: the owner's */
 	uint8_t queue;	     /* enum policy_queue */
 	uint8_t home : 4;    /* the queue of it when mapped */
-	uint8_t count : 4;   /* rounds that it has earned, or references seen: the policy's */
+	uint8_t count : 4; /* rounds that it has earned, or references seen: the policy's; on KEPT the turn */
 } __attribute__((packed, aligned(2)));
 
 struct policy;
@@ -103,6 +109,10 @@ struct policy {
 		pageno_t head, tail; /* oldest, youngest */
 		size_t n;
 	} queue[PQ_COUNT];
+	/* Of KEPT, from its head: pages that are to be like others now; those from the turn before; the rest came in this one. */
+	size_t kept_over, kept_before;
+	size_t turn_left; /* victims until the next turn may begin */
+	uint64_t turn;
 	struct ghost ghost;
 	uint64_t spared; /* victims that went round again instead, ever */
 };
@@ -145,7 +155,8 @@ policy_count(const struct policy *p, enum policy_place place)
 	case POLICY_WIRED:
 		return p->queue[PQ_WIRED].n;
 	default:
-		return p->queue[PQ_COLD].n + p->queue[PQ_FRESH].n + p->queue[PQ_MAIN].n;
+		return p->queue[PQ_COLD].n + p->queue[PQ_FRESH].n + p->queue[PQ_MAIN].n +
+		       p->queue[PQ_KEPT].n;
 	}
 }
 
@@ -161,6 +172,8 @@ void policy_insert(struct policy *p, pageno_t no);
 uint32_t policy_refault(struct policy *p, pageno_t no, uint64_t key, bool demanded);
 /* A soft fault.  policy_put() follows: MAPPED, or where it was if the kernel would not have it. */
 void policy_touched(struct policy *p, pageno_t no);
+/* Somebody asked for it: once mapped it leaves after all that is mapped now, unless that is used or kept again. */
+void policy_kept(struct policy *p, pageno_t no);
 /* Somebody promised that it will not be used soon: once mapped again it goes before all others. */
 void policy_cool(struct policy *p, pageno_t no);
 /* Its content is another page's from now on, `to`, which is as good a page as `from` was. */
