@@ -10,6 +10,8 @@
  *	patterns.c     the data, and fill / sequential read / random read / random write over it
  *	floor.c        the raw floor: bare poll + read + UFFDIO_COPY
  *	paged.c        the library, called "ours" everywhere
+ *	backend.c      a runtime with another replacement policy than the default
+ *	policies.c     the library with one replacement policy and another
  *	kernel_swap.c  the kernel's own swap in a memory cgroup
  *	mmap_file.c    a mapped file in the same cgroup
  *	meta.c         metadata per page, mapping 1 TiB
@@ -35,7 +37,7 @@
 #define PAGE ((size_t)UP_PAGE_SIZE)
 #define POOL_SIZE ((size_t)1 << 20)
 #define ROUNDS_MAX 64
-#define VALUES_MAX 48
+#define VALUES_MAX 96
 #define CHECKED_PAGES ((size_t)65536) /* the most that any row outside the patterns checks */
 
 /* Where the faulting thread and the thread that serves it run. */
@@ -195,7 +197,8 @@ void page_check_all(const unsigned char *p, size_t page);
 job_fn floor_zero, floor_major; /* arg: enum place */
 job_fn ours_zero, ours_major;	/* arg: enum place */
 job_fn ours_patterns, swap_patterns, mmap_patterns;
-job_fn ours_threads; /* arg: struct threads_arg */
+job_fn ours_threads;   /* arg: struct threads_arg */
+job_fn policy_strings; /* arg: the policy's name */
 job_fn meta_per_page, meta_sparse, clone_cost, disk_raw;
 
 struct threads_arg {
@@ -212,9 +215,20 @@ uint32_t *random_order(size_t n);
 #define FLOOR_FILE "floor.dat"
 #define FLOOR_PAGES ((size_t)16384)
 
-/* An error line of the library since the last ours_open(), or "". */
+/* With swap in the work directory unless the caller chose one.  Fails the job. */
 struct up_runtime *ours_open(struct up_config *cfg);
+/* backend.c: up_runtime_create(), with a replacement policy by its name; NULL: the default. */
+int runtime_open_with(struct up_runtime **rt, const struct up_config *cfg, const char *policy);
+/* ours_open() likewise. */
+struct up_runtime *ours_open_with(struct up_config *cfg, const char *policy);
+unsigned char *ours_map(struct up_runtime *rt, size_t npages);
+void ours_advise(struct up_runtime *rt, void *p, size_t npages, enum up_advice advice);
+struct up_stats ours_stats(struct up_runtime *rt);
+/* The patterns with a policy, as `who`. */
+void ours_patterns_with(const char *policy, const char *who);
+/* An error line of the library since the last of these, or "". */
 const char *ours_log(void);
+void page_rewrite(unsigned char *base, size_t page);
 
 bool cgroup_setup(char *why, size_t size); /* parent; the cgroup then holds nobody */
 void cgroup_teardown(void);

@@ -27,6 +27,7 @@ struct contender {
 	void (*after)(void);
 	unsigned cpus;	/* at least so many are needed */
 	bool full_only; /* left out of a quick run */
+	bool if_asked;	/* left out unless --only names its group */
 	bool out;	/* does not run any more */
 };
 
@@ -69,6 +70,10 @@ static struct contender contenders[] = {
 	{ .group = "meta", .name = "ours", .run = meta_per_page, .deadline = 60 },
 	{ .group = "sparse", .name = "ours", .run = meta_sparse, .deadline = 60 },
 	{ .group = "clone", .name = "ours", .run = clone_cost, .deadline = 120 },
+	{ .group = "policy", .name = "sfifo", .run = policy_strings, .arg = "sfifo",
+	  .deadline = 300, .if_asked = true },
+	{ .group = "policy", .name = "s3fifo", .run = policy_strings, .arg = "s3fifo",
+	  .deadline = 300, .if_asked = true },
 };
 /* clang-format on */
 #define NCONTENDERS (sizeof contenders / sizeof contenders[0])
@@ -83,8 +88,9 @@ usage(FILE *out)
 		"  --memory SIZE    its budget (256M)\n"
 		"  --rounds N       how often everybody runs (5)\n"
 		"  --only NAMES     groups and contenders, comma separated, of\n"
-		"                   disk latency pattern threads meta sparse clone\n"
-		"                   raw floor ours swap swap_ssd mmap\n"
+		"                   disk latency pattern threads meta sparse clone policy\n"
+		"                   raw floor ours swap swap_ssd mmap sfifo s3fifo\n"
+		"                   (policy only if it is named)\n"
 		"  --no-advice      do not say which pattern comes\n"
 		"  --deadline S     seconds that one measurement may take\n"
 		"  --json FILE      write the figures there, too\n"
@@ -215,7 +221,7 @@ select_contenders(void)
 		c->out = (by_group && !listed(bench.only, c->group)) ||
 			 (by_name && !listed(bench.only, c->name)) ||
 			 (bench.quick && c->full_only && !listed(bench.only, c->name)) ||
-			 c->cpus > bench.ncpus;
+			 (c->if_asked && !listed(bench.only, c->group)) || c->cpus > bench.ncpus;
 		some |= !c->out;
 	}
 	if (bench.quick && bench.only == NULL)

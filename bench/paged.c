@@ -33,9 +33,8 @@ ours_log(void)
 	return log_text;
 }
 
-/* With swap in the work directory unless the caller chose one.  Fails the job. */
 struct up_runtime *
-ours_open(struct up_config *cfg)
+ours_open_with(struct up_config *cfg, const char *policy)
 {
 	struct up_runtime *rt;
 	char path[PATH_MAX];
@@ -46,7 +45,7 @@ ours_open(struct up_config *cfg)
 	if (cfg->swap_fd <= 0)
 		cfg->swap_path = path;
 	cfg->log = remember;
-	r = up_runtime_create(&rt, cfg);
+	r = runtime_open_with(&rt, cfg, policy);
 	cfg->swap_path = NULL;
 	if (r == -EPERM || r == -ENOSYS)
 		job_skip("up_runtime_create: %s%s", strerror(-r), log_text);
@@ -55,7 +54,13 @@ ours_open(struct up_config *cfg)
 	return rt;
 }
 
-static unsigned char *
+struct up_runtime *
+ours_open(struct up_config *cfg)
+{
+	return ours_open_with(cfg, NULL);
+}
+
+unsigned char *
 ours_map(struct up_runtime *rt, size_t npages)
 {
 	void *p;
@@ -66,7 +71,7 @@ ours_map(struct up_runtime *rt, size_t npages)
 	return p;
 }
 
-static void
+void
 ours_advise(struct up_runtime *rt, void *p, size_t npages, enum up_advice advice)
 {
 	int r = up_advise(rt, p, npages * PAGE, advice);
@@ -75,7 +80,7 @@ ours_advise(struct up_runtime *rt, void *p, size_t npages, enum up_advice advice
 		job_fail("up_advise: %s%s", strerror(-r), log_text);
 }
 
-static struct up_stats
+struct up_stats
 ours_stats(struct up_runtime *rt)
 {
 	struct up_stats st;
@@ -191,26 +196,32 @@ patterns_advise(void *ctx, enum pattern p)
 }
 
 void
-ours_patterns(const void *arg)
+ours_patterns_with(const char *policy, const char *who)
 {
 	static const struct pattern_ops ops = { .advise = patterns_advise };
 	struct up_config cfg = { .memory_limit = bench.memory };
 	struct advisee a;
 	struct up_stats st;
 
-	(void)arg;
-	a.rt = ours_open(&cfg);
+	a.rt = ours_open_with(&cfg, policy);
 	a.base = ours_map(a.rt, bench.pages);
-	patterns_run("ours", a.base, &ops, &a);
+	patterns_run(who, a.base, &ops, &a);
 
 	st = ours_stats(a.rt);
-	job_value("1", (double)st.used_max / (double)bench.memory, "ours.used_max_per_limit");
-	job_value("MiB", (double)st.swap_write_bytes / 1048576, "ours.swap_written");
-	job_value("MiB", (double)st.swap_read_bytes / 1048576, "ours.swap_read");
+	job_value("1", (double)st.used_max / (double)bench.memory, "%s.used_max_per_limit", who);
+	job_value("MiB", (double)st.swap_write_bytes / 1048576, "%s.swap_written", who);
+	job_value("MiB", (double)st.swap_read_bytes / 1048576, "%s.swap_read", who);
 	if (st.used_max > bench.memory)
 		job_fail("BUDGET BROKEN: used up to %llu of %zu bytes",
 			 (unsigned long long)st.used_max, bench.memory);
 	up_runtime_destroy(a.rt);
+}
+
+void
+ours_patterns(const void *arg)
+{
+	(void)arg;
+	ours_patterns_with(NULL, "ours");
 }
 
 struct faulter {

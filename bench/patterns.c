@@ -56,7 +56,7 @@ page_write(unsigned char *p, size_t page)
 	memcpy(p, &w, sizeof w);
 }
 
-static void
+void
 page_rewrite(unsigned char *base, size_t page)
 {
 	*(volatile uint64_t *)(void *)(base + page * PAGE) =

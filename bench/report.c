@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "bench.h"
+#include "policy/refstring.h"
 
 #define SERIES_MAX 256
 #define SKIPS_MAX 32
@@ -280,6 +281,32 @@ print_clone(FILE *out)
 }
 
 static void
+print_policy(FILE *out)
+{
+	static const char *const what[] = { "misses", "soft", "read", "written", "us" };
+	char a[96], b[96], text[3][64];
+
+	fprintf(out, "\nreplacement: an access\n");
+	fprintf(out, "  %-13s %-8s %-24s %-24s %s\n", "", "", "sfifo", "s3fifo", "s3fifo/sfifo");
+	for (unsigned law = 0; refstring_name(law) != NULL; law++) {
+		for (size_t w = 0; w < sizeof what / sizeof what[0]; w++) {
+			snprintf(a, sizeof a, "sfifo.%s.%s", refstring_name(law), what[w]);
+			snprintf(b, sizeof b, "s3fifo.%s.%s", refstring_name(law), what[w]);
+			fprintf(out, "  %-13s %-8s %-24s %-24s %s\n",
+				w == 0 ? refstring_name(law) : "", what[w], range(a, text[0]),
+				range(b, text[1]), ratio_text(b, a, text[2]));
+		}
+	}
+	fprintf(out, "  patterns\n");
+	for (int p = 0; p < PATTERNS; p++) {
+		snprintf(a, sizeof a, "sfifo.%s", pattern_name[p]);
+		snprintf(b, sizeof b, "s3fifo.%s", pattern_name[p]);
+		fprintf(out, "  %-13s %-8s %-24s %-24s %s\n", pattern_name[p], "us",
+			range(a, text[0]), range(b, text[1]), ratio_text(b, a, text[2]));
+	}
+}
+
+static void
 print_disk(FILE *out)
 {
 	fprintf(out, "\nthe disk alone, before each round\n");
@@ -328,6 +355,8 @@ report_print(FILE *out)
 		print_sparse(out);
 	if (any("clone."))
 		print_clone(out);
+	if (any("sfifo.") || any("s3fifo."))
+		print_policy(out);
 	if (any("disk."))
 		print_disk(out);
 	for (unsigned i = 0; i < nskips; i++)
@@ -390,6 +419,12 @@ json_ratios(FILE *f)
 		}
 	}
 	json_ratio(f, "clone.fault_after_rounds", "clone.after.p50", "clone.before.p50", &comma);
+	for (unsigned law = 0; refstring_name(law) != NULL; law++) {
+		snprintf(key, sizeof key, "policy.%s", refstring_name(law));
+		snprintf(over, sizeof over, "s3fifo.%s.misses", refstring_name(law));
+		snprintf(under, sizeof under, "sfifo.%s.misses", refstring_name(law));
+		json_ratio(f, key, over, under, &comma);
+	}
 	fprintf(f, "\n  },\n");
 }
 

@@ -442,11 +442,17 @@ free_rt:
 	return r;
 }
 
+const struct backend *
+runtime_backend(void)
+{
+	pthread_once(&real_once, real_init);
+	return &real_backend;
+}
+
 int
 up_runtime_create(struct up_runtime **rt, const struct up_config *cfg)
 {
-	pthread_once(&real_once, real_init);
-	return runtime_create(rt, cfg, &real_backend);
+	return runtime_create(rt, cfg, runtime_backend());
 }
 
 /* --- ranges --- */

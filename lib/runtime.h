@@ -169,6 +169,8 @@ void swap_promised(struct pager *p, uint64_t *max, uint64_t *used);
 void signals_hold(sigset_t *old);
 void signals_release(const sigset_t *old);
 
+/* The one that up_runtime_create() takes: for a benchmark to copy and to change the policy in. */
+const struct backend *runtime_backend(void);
 /* up_runtime_create() on another foundation; `b` must outlive the runtime. */
 int runtime_create(struct up_runtime **out, const struct up_config *cfg, const struct backend *b);
 

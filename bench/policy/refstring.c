@@ -98,6 +98,15 @@ make_zipf(struct maker *m, double alpha)
 }
 
 static bool
+make_random(struct maker *m, double param)
+{
+	(void)param;
+	for (size_t i = 0; i < m->r->n; i++)
+		m->r->page[i] = below(m, m->cfg->pages);
+	return true;
+}
+
+static bool
 make_scan(struct maker *m, double of_memory)
 {
 	const double len = of_memory * m->cfg->memory + 1;
@@ -176,6 +185,7 @@ static const struct {
 	{ "zipf-0.8", "Zipf's law, exponent 0.8", make_zipf, 0.8 },
 	{ "zipf-0.99", "Zipf's law, exponent 0.99", make_zipf, 0.99 },
 	{ "zipf-1.2", "Zipf's law, exponent 1.2", make_zipf, 1.2 },
+	{ "random", "any page, one as likely as the other", make_random, 0 },
 	{ "scan", "all pages in order, again and again", make_scan, 0 },
 	{ "loop", "as many pages as memory has and a tenth more, in order, again and again",
 	  make_scan, 1.1 },

@@ -365,6 +365,7 @@ policy_check(const struct policy *p)
 		}
 		assert(p->queue[q].tail == prev && p->queue[q].n == n);
 		(void)n;
+		(void)prev;
 	}
 	assert(p->queue[PQ_NONE].n == 0);
 	ghost_check(&p->ghost);
