@@ -48,7 +48,7 @@ struct backend {
 	/* NULL: services run in threads.  Else nobody runs them, and this is called instead of sleeping. */
 	void (*idle)(void *ctx);
 	uint64_t hash_seed;	 /* 0: random */
-	enum policy_kind policy; /* of replacement; 0: segmented FIFO */
+	enum policy_kind policy; /* of replacement; 0: the default */
 };
 
 /*

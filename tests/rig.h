@@ -29,7 +29,7 @@ struct rig_config {
 	uint64_t seed;
 	unsigned flags; /* up_config.flags */
 	unsigned fault_timeout_ms;
-	enum policy_kind policy; /* of replacement */
+	enum policy_kind policy; /* of replacement; 0: the default */
 	bool honest_backoff; /* leave the pause after a failed write alone; else it is over at once */
 };
 

@@ -181,7 +181,10 @@ count_bits(char *p, size_t n, unsigned bits)
 	return found;
 }
 
-/* Write as much as twice the limit elsewhere, until page p is in swap only. */
+/*
+ * Write as much as twice the limit elsewhere, until page p is in swap only.  A policy that keeps what has been used from what passes
+ * through is told first that it will not be.
+ */
 static void
 push_out(char *p)
 {
@@ -191,6 +194,7 @@ push_out(char *p)
 
 	while (residency(p) != UP_PAGE_SWAPPED) {
 		cr_assert(seconds() < until, "the page stays in memory: bits %#x", residency(p));
+		cr_assert(up_advise(rt, p, PAGE, UP_ADVICE_COLD) == 0);
 		for (size_t i = 0; i < n; i++)
 			*word(other, i) = i + 1;
 	}

@@ -146,7 +146,10 @@ count_bits(char *p, size_t n, unsigned bits)
 	return found;
 }
 
-/* Write as much as twice the limit elsewhere, until none of the pages is in memory. */
+/*
+ * Write as much as twice the limit elsewhere, until none of the pages is in memory.  A policy that keeps what has been used from what
+ * passes through is told first that they will not be.
+ */
 static void
 push_out(char *p, size_t npages)
 {
@@ -156,6 +159,7 @@ push_out(char *p, size_t npages)
 
 	while (count_bits(p, npages, UP_PAGE_MAPPED | UP_PAGE_STAGED) > 0) {
 		cr_assert(seconds() < until, "pages stay in memory");
+		cr_assert(up_advise(rt, p, npages * PAGE, UP_ADVICE_COLD) == 0);
 		for (size_t i = 0; i < n; i++)
 			*word(other, i) = i + 1;
 	}

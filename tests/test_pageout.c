@@ -970,6 +970,15 @@ Test(pageout, the_policy_hears_of_cold_pages_and_of_pinned_ones)
 	}
 }
 
+/* What docs/benchmarks.md has figures for; and what the tests run over unless they say otherwise. */
+Test(pageout, runtimes_use_s3fifo)
+{
+	cr_assert(eq(int, runtime_backend()->policy, POLICY_S3FIFO));
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(r->p->pages.policy.ops == &policy_s3fifo);
+	over();
+}
+
 /* Faults of a loop over `n` pages that has been running for a while, a touch. */
 static double
 loop_misses(enum policy_kind kind, size_t n)

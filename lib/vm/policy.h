@@ -50,9 +50,9 @@
 #include "vm/ghost.h"
 
 enum policy_kind {
+	POLICY_S3FIFO,	      /* the default: docs/benchmarks.md says why */
 	POLICY_SFIFO,	      /* segmented FIFO */
 	POLICY_SFIFO_REFAULT, /* the same, with refault distance */
-	POLICY_S3FIFO,
 	POLICY_KINDS
 };
 
