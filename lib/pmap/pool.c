@@ -1073,8 +1073,8 @@ space_attach(struct pmap *pm, unsigned shard, int fd, pid_t pid)
 	/* One that blocks is never readable to poll(). */
 	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
 		r = -errno;
-	if (r == 0 && !has(u, UP_MASK_POISON))
-		pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+	if (r == 0 && !has(u, UP_MASK_POISON) && (pidfd = (int)syscall(SYS_pidfd_open, pid, 0)) < 0)
+		r = -errno; /* it could not be told of a lost page */
 	pthread_rwlock_wrlock(&u->pools.lock);
 	sp = space_of(u, shard);
 	assert(sp != NULL && sp->fd < 0);

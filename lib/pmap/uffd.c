@@ -1097,9 +1097,6 @@ uffd_set_up(struct uffd_pmap *u, const struct logger *log)
 			return u->fd[i];
 	if ((u->stage_fd = uffd_open(&u->door, u->api)) < 0)
 		return u->stage_fd;
-	if (has(u, UP_MASK_SHARED) && (r = pools_init(u, log)) < 0)
-		return r;
-
 	u->mem_fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
 	u->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	if (u->mem_fd < 0 || u->pagemap_fd < 0)
@@ -1112,8 +1109,13 @@ uffd_set_up(struct uffd_pmap *u, const struct logger *log)
 		if (u->maps_fd < 0 || u->lost_fd < 0)
 			log_line(log, UP_LOG_WARNING,
 				 "no UFFDIO_POISON, and no /proc/self/maps or memfd: a thread that "
-				 "touches an unreadable page can not be told");
+				 "touches an unreadable page can not be told; no shared memory");
+		/* In several places there is nothing that would stand in for it. */
+		if (u->maps_fd < 0 || u->lost_fd < 0)
+			u->pmap.features &= ~(uint64_t)UP_MASK_SHARED;
 	}
+	if (has(u, UP_MASK_SHARED) && (r = pools_init(u, log)) < 0)
+		return r;
 
 	zeros = mmap(NULL, CLUSTER_MAX * PAGE_SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (zeros == MAP_FAILED)
@@ -1181,8 +1183,6 @@ pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t ma
 	sem_init(&u->copies, 0, COPY_TICKETS);
 	pthread_mutex_init(&u->vmas, NULL);
 
-	if (!has(u, UP_MASK_SHARED))
-		ops_without_pools(&u->ops);
 	r = uffd_set_up(u, log);
 	if (r < 0) {
 		log_line(log, UP_LOG_ERROR, "cannot set up userfaultfd: %s", strerror(-r));
@@ -1197,6 +1197,8 @@ pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t ma
 		 has(u, UP_MASK_MOVE) ? "moved" : "copied",
 		 has(u, UP_MASK_POISON) ? "UFFDIO_POISON" : "an empty file",
 		 has(u, UP_MASK_SHARED) ? "yes" : "no");
+	if (!has(u, UP_MASK_SHARED))
+		ops_without_pools(&u->ops);
 	*pm = &u->pmap;
 	return 0;
 }
