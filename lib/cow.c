@@ -73,12 +73,14 @@ bring_out(struct pager *p, struct object *o)
 	pthread_rwlock_wrlock(&p->map.lock);
 	o->loose = true;
 	pthread_rwlock_unlock(&p->map.lock);
-	for (struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
-		const struct place place = entry_place(e, e->start);
-
+	/* The marks of lost pages; those of a pool in all its places, children's too. */
+	if (o->pool != 0)
+		range_unmark(p, o, 0, o->npages, o->pool, PMAP_POOL);
+	for (struct map_entry *e = map_first_from(&p->map, 0); o->pool == 0 && e != NULL;
+	     e = e->next) {
 		if (e->object == o)
-			range_unmark(p, o, e->offset, (e->end - e->start) >> PAGE_SHIFT, place.va,
-				     place.shard);
+			range_unmark(p, o, e->offset, (e->end - e->start) >> PAGE_SHIFT, e->start,
+				     e->shard);
 	}
 	return range_keep(p, o, 0, o->npages, true, 0, 0);
 }
@@ -266,7 +268,8 @@ place(struct pager *p, uintptr_t start, size_t length, struct part part[], size_
 		copy->prot = e->prot;
 		copy->flags = UP_PRIVATE | (e->flags & UP_NORESERVE);
 		copy->advice = e->advice;
-		copy->inherit = e->inherit;
+		/* Memory of its own: there is nothing to share with a child. */
+		copy->inherit = e->inherit == UP_INHERIT_SHARE ? UP_INHERIT_COPY : e->inherit;
 		copy->shard = shard;
 		copy->serial = ++p->next_serial;
 		r = i == 0 ? 0 : p->pmap->ops->protect(p->pmap, copy->start, len, copy->prot);

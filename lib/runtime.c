@@ -815,6 +815,7 @@ object_unpool(struct pager *p, struct object *o)
 	range_keep(p, o, 0, o->npages, false, 0, 0);
 	pthread_rwlock_wrlock(&p->map.lock);
 	o->pool = 0;
+	atomic_store(&o->unrecorded, false); /* the marks went with the places */
 	pthread_rwlock_unlock(&p->map.lock);
 	p->pmap->ops->pool_destroy(p->pmap, pool);
 }
@@ -835,15 +836,11 @@ share(struct up_runtime *rt, struct object *o, uint64_t first, uint64_t n, unsig
 	struct pager *p = &rt->p;
 	const bool multi = (flags & UP_MULTI) != 0;
 
+	/* Other pages of it too: an object is in a pool or it is not. */
 	if ((o->pool != 0) != multi && is_mapped(p, o)) {
-		/* Other pages of it: each kind alone would do. */
-		if (multi || object_is_mapped(p, o, first, n)) {
-			log_line(
-				&p->log, UP_LOG_ERROR,
-				"up_map: these pages of the object are mapped already, %s UP_MULTI",
-				multi ? "without" : "with");
-			return -EBUSY;
-		}
+		log_line(&p->log, UP_LOG_ERROR, "up_map: the object is mapped already, %s UP_MULTI",
+			 multi ? "without" : "with");
+		return -EBUSY;
 	}
 	if (multi)
 		return object_pool(rt, "up_map", o);
@@ -1336,8 +1333,8 @@ discard_shared(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t 
 	r = range_give_back(p, e->object, first, n, place.va, place.shard, false);
 	if (e->prot == PROT_NONE)
 		p->pmap->ops->protect(p->pmap, start, end - start, PROT_NONE);
-	if (r == 0 && atomic_load(&e->unrecorded))
-		range_discard(p, place.shard, place.va, n);
+	if (r == 0)
+		range_unrecord(p, e, start, end);
 	if (atomic_load(&p->fenced))
 		p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
 	p->pmap->ops->wake(p->pmap, place.shard, place.va, n);
@@ -1367,8 +1364,7 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 		if (r < 0)
 			break;
 		range_free(p, e->object, first, n, place.va, place.shard, false);
-		if (atomic_load(&e->unrecorded))
-			range_discard(p, place.shard, place.va, n);
+		range_unrecord(p, e, start, end);
 		if (atomic_load(&p->fenced))
 			p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
 		p->pmap->ops->wake(p->pmap, place.shard, place.va, n);
@@ -1380,12 +1376,32 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 	return r;
 }
 
+/* True if a wired entry maps one of these pages of an object. */
+static bool
+is_wired_elsewhere(struct pager *p, const struct object *o, uint64_t first, uint64_t n)
+{
+	for (const struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
+		const uint64_t len = (e->end - e->start) >> PAGE_SHIFT;
+
+		if (e->object == o && e->wired > 0 && e->offset < first + n &&
+		    first < e->offset + len)
+			return true;
+	}
+	return false;
+}
+
 bool
 is_wired(struct pager *p, uintptr_t start, uintptr_t end)
 {
 	for (const struct map_entry *e = map_first_from(&p->map, start);
 	     e != NULL && e->start < end; e = e->next) {
+		const uintptr_t from = MAX(start, e->start);
+
 		if (e->wired > 0)
+			return true;
+		if (e->object->pool != 0 &&
+		    is_wired_elsewhere(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
+				       (MIN(end, e->end) - from) >> PAGE_SHIFT))
 			return true;
 	}
 	return false;

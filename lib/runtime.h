@@ -147,7 +147,7 @@ bool object_is_mapped(struct pager *p, const struct object *o, uint64_t first, u
 int object_extend(struct up_runtime *rt, const char *call, struct object *o, uint64_t npages,
 		  uint64_t more);
 
-/* True if a part of the range is wired.  => map.change is held. */
+/* True if a part of the range is wired, there or in another place that has the same pages.  => map.change is held. */
 bool is_wired(struct pager *p, uintptr_t start, uintptr_t end);
 /*
  * A part of a shared mapping of a source: written back if it has changed, and forgotten.  => map.change is held; none of it is wired.

@@ -302,7 +302,7 @@ static unsigned
 window(struct fault *f, unsigned max, struct ra_stream **stream)
 {
 	/* A neighbour may be poisoned where no anon says so. */
-	max = atomic_load(&f->entry->unrecorded) ? 1 : MIN(max, f->run_max);
+	max = atomic_load(entry_unrecorded(f->entry)) ? 1 : MIN(max, f->run_max);
 	*stream = NULL;
 	if (f->ahead > 0)
 		return MIN(f->ahead, max);
@@ -881,7 +881,7 @@ source_window(struct fault *f, const struct object *src, uint64_t index, bool hi
 	most = MIN(most - 1, f->hint.after) + 1;
 	/* The source knows better than our guess; but who asks for a range, or for nothing else, knows best. */
 	if (f->hint.has == 0 || f->ahead > 0 || e->advice == UP_ADVICE_RANDOM ||
-	    atomic_load(&e->unrecorded))
+	    atomic_load(entry_unrecorded(f->entry)))
 		return window(f, (unsigned)most, stream);
 	in_front = near ? MIN(MIN(f->at, index), (f->addr - e->start) >> PAGE_SHIFT) : 0;
 	in_front = MIN(in_front, f->hint.before);
@@ -1030,6 +1030,30 @@ fault_beneath(struct fault *f)
 	return verdict_lost(f, lost);
 }
 
+/*
+ * The page may be poisoned for want of metadata, which there is now: nothing was lost.  Who touches it does not come here, but
+ * a message that came twice does, who asks for it, and who touches it in a place of a pool that was made later.
+ * => map and leaf are locked, and nothing is there.  False: not now.
+ */
+static bool
+unrecord(struct fault *f)
+{
+	struct pager *p = f->p;
+
+	if (!atomic_load(entry_unrecorded(f->entry)))
+		return true;
+	return p->pmap->ops->discard(p->pmap, f->shard, f->va, 1) == 0;
+}
+
+/* True if it is about to be brought in: also what came up from a backing object that is no more.  => busy */
+static bool
+is_out(struct pager *p, const struct anon *an)
+{
+	if (anon_in_core(an))
+		return page_at(&p->pages, an->loc)->state != PAGE_MAPPED;
+	return atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP;
+}
+
 /* Steps 1 to 4. */
 static enum verdict
 fault_resolve(struct fault *f)
@@ -1063,7 +1087,7 @@ fault_resolve(struct fault *f)
 
 		/* Not even the metadata to remember it: the entry does, and may not change till it is done. */
 		if (denied && !f->asked) {
-			atomic_store(&e->unrecorded, true);
+			atomic_store(entry_unrecorded(e), true);
 			r = fault_sigbus(f->s, f->shard, f->va);
 		}
 		pthread_rwlock_unlock(&p->map.lock);
@@ -1083,15 +1107,10 @@ fault_resolve(struct fault *f)
 	f->run_max = (unsigned)MIN((e->end - f->addr) >> PAGE_SHIFT, LEAF_SLOTS - f->at);
 
 	an = leaf_anon(f->leaf, f->at);
-	if (an == NULL && atomic_load(&e->unrecorded)) {
-		/* It may be poisoned for want of metadata, which there is now: nothing was lost.  (The message came twice, or it is asked for.) */
-		const int r = p->pmap->ops->discard(p->pmap, f->shard, f->va, 1);
-
-		if (r < 0) {
-			pthread_mutex_unlock(&f->leaf->lock);
-			pthread_rwlock_unlock(&p->map.lock);
-			return V_AGAIN;
-		}
+	if (an == NULL && !unrecord(f)) {
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		return V_AGAIN;
 	}
 	if (an == NULL && f->object->source != NULL)
 		return fault_source(f, f->object, f->index);
@@ -1105,6 +1124,12 @@ fault_resolve(struct fault *f)
 		if (!asked)
 			return V_REPEAT;
 		return loose ? V_BUSY_LOOSE : V_BUSY;
+	}
+	if (is_out(p, an) && !unrecord(f)) {
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		page_unbusy(p, an, f->shard, f->va);
+		return V_AGAIN;
 	}
 	return fault_anon(f, an);
 }

@@ -306,6 +306,12 @@ pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end)
 	}
 	*va = MAX(*va, e->start);
 	end = MIN(end, e->end);
+	if (atomic_load(entry_unrecorded(e))) {
+		/* A page may be poisoned where nothing says so: only a fault looks after that. */
+		pthread_rwlock_unlock(&p->map.lock);
+		*va = end;
+		return true;
+	}
 	index = e->offset + ((*va - e->start) >> PAGE_SHIFT);
 	place = entry_place(e, *va);
 	leaf = object_next_leaf(e->object, index);

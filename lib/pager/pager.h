@@ -270,6 +270,16 @@ entry_place(const struct map_entry *e, uintptr_t va)
 	return (struct place){ pool + (e->offset << PAGE_SHIFT) + (va - e->start), PMAP_POOL };
 }
 
+/*
+ * A page that this entry maps may be poisoned, and no anon says so.  In a pool that is so in all places that there were at
+ * the time: the object knows.
+ */
+static inline atomic_bool *
+entry_unrecorded(struct map_entry *e)
+{
+	return e->object->pool != 0 ? &e->object->unrecorded : &e->unrecorded;
+}
+
 /* A forked child's address space.  p->map's locks guard its map, too. */
 struct space {
 	struct space *next; /* (map.lock) */
@@ -552,6 +562,8 @@ void range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
  */
 int range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool live,
 	       uintptr_t to, unsigned shard);
+/* Clear the marks out of a range of an entry that no anon speaks of.  => map.change held */
+void range_unrecord(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end);
 /* Clear the marks of lost pages out of a range of the page table; who touches one is told anew. */
 void range_unmark(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		  unsigned shard);

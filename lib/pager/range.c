@@ -252,6 +252,43 @@ range_unmark(struct pager *p, struct object *o, uint64_t first, uint64_t n, uint
 	}
 }
 
+/* => the page is a pool's.  0; -EAGAIN: look again. */
+static int
+unrecord_page(struct pager *p, struct object *o, uint64_t index)
+{
+	struct leaf *leaf;
+	int r = 0;
+
+	/* Without a leaf: with the map locked for writing nobody makes one meanwhile. */
+	pthread_rwlock_wrlock(&p->map.lock);
+	leaf = object_leaf(o, index, NULL);
+	if (leaf == NULL || leaf_anon(leaf, (unsigned)(index - leaf->base)) == NULL)
+		r = p->pmap->ops->discard(p->pmap, PMAP_POOL, o->pool + (index << PAGE_SHIFT), 1);
+	if (leaf != NULL)
+		pthread_mutex_unlock(&leaf->lock);
+	pthread_rwlock_unlock(&p->map.lock);
+	return r == -EAGAIN ? r : 0;
+}
+
+void
+range_unrecord(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end)
+{
+	uint64_t at = e->offset + ((start - e->start) >> PAGE_SHIFT);
+	const uint64_t stop = at + ((end - start) >> PAGE_SHIFT);
+
+	if (!atomic_load(entry_unrecorded(e)))
+		return;
+	if (e->object->pool == 0) {
+		range_discard(p, e->shard, start, stop - at);
+		return;
+	}
+	/* One by one, and none that is there: it may be touched and written to in another place. */
+	for (; at < stop; at++) {
+		while (unrecord_page(p, e->object, at) == -EAGAIN)
+			range_doze(p);
+	}
+}
+
 /*
  * The kernel will not hand this page over: it is pinned.  Its region goes away, so what its bytes are now
  * is what the object keeps; I/O that still has it pinned ends in a page that nobody sees, as with munmap().

@@ -46,6 +46,7 @@
  *			then it goes.  As for all that is copied, nobody can tell that it is pinned.
  *	read		never -ENOENT: where nothing is there are zeros
  *	discard, poison, wake	in all places; what was poisoned in a space stays so; wake also of a page whose pool is no more
+ *			(and of an address whose space is no more)
  *
  * Places are made with pool_map() and go with unmap(), in whole or in part.  An operation that is under way when a place
  * comes or goes has it from beginning to end or not at all.
@@ -111,7 +112,8 @@ struct pmap_ops {
 	int (*discard)(struct pmap *, unsigned shard, uintptr_t va, size_t n);
 	/*
 	 * Make every touch of this absent page SIGBUS until discard or unmap.  Wakes, whatever it
-	 * returns.  -EEXIST: a page is there, or it is poisoned already.  -ENOTSUP: no way found.
+	 * returns.  -EEXIST: a page is there, or it is poisoned already.  -ENOTSUP: no way found; not of a pool,
+	 * for there are none then.
 	 */
 	int (*poison)(struct pmap *, unsigned shard, uintptr_t va);
 	/* Wake threads that wait for a fault in the range; they fault again if nothing is there. */

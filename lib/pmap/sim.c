@@ -720,8 +720,11 @@ thread_sleep(struct sim_pmap *s, unsigned thread, unsigned shard, struct pmap_fa
 static void
 wake_addresses(struct sim_pmap *s, unsigned shard, uintptr_t va, size_t n)
 {
-	struct shard *sh = queue_of(s, shard);
+	struct shard *sh;
 
+	if (is_space(shard) && space_find(s, shard) == NULL)
+		return;
+	sh = queue_of(s, shard);
 	for (unsigned t = 0; t < SIM_THREADS; t++) {
 		struct thread *th = &s->thread[t];
 
@@ -1189,6 +1192,8 @@ op_poison(struct pmap *pm, unsigned shard, uintptr_t va)
 		return -ENOENT;
 	check_region("poison", r, shard);
 	err = sim_inject(s->f, SIM_POISON);
+	if (err == -ENOTSUP && shard == PMAP_POOL) /* then there would be none */
+		err = -EAGAIN;
 	if (err != 0)
 		return err;
 	if (page_find(s, va) != NULL)
@@ -1208,8 +1213,9 @@ op_wake(struct pmap *pm, unsigned shard, uintptr_t va, size_t n)
 	struct sim_pmap *s = to_sim(pm);
 
 	check_range("wake", va, n);
-	if (shard != PMAP_POOL || !has_pools(s))
-		check_shard_or_space(s, "wake", shard);
+	/* Of a space that is no more, too: what was parked for it outlives it. */
+	if (!has_pools(s) || shard < PMAP_POOL)
+		check_shard(s, "wake", shard);
 	wake_range(s, shard, va, n);
 }
 

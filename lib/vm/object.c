@@ -89,6 +89,7 @@ object_alloc(struct object_zones *z, uint64_t npages, enum zone_wait wait)
 	atomic_store(&o->refs, 1);
 	atomic_store(&o->handles, 0);
 	o->pool = 0;
+	atomic_store(&o->unrecorded, false);
 	o->roams = o->loose = false;
 	o->noreserve = o->readonly = o->parting = false;
 	o->reserved = 0;

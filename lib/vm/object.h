@@ -93,6 +93,7 @@ struct object {
 	atomic_uint refs;	    /* (a) map entries and handles */
 	atomic_uint handles;	    /* (a) references held by the program */
 	uintptr_t pool;		    /* (m) its pages are there while MAPPED; 0: in one region */
+	atomic_bool unrecorded;	    /* (a) of one in a pool: as that of a map entry, in any place */
 	bool roams;		    /* (c) may be unmapped and mapped elsewhere with its pages */
 	bool loose;		    /* (m) its pages may be staged without an address to wake */
 	bool noreserve;		    /* (c) pages are promised when first touched, not when mapped */
