@@ -10,6 +10,10 @@
  * are mapped, unmapped, protected, advised, discarded, synced, cloned, brought in, wired, and made longer and shorter, and
  * objects have their snapshot taken.  An oracle knows the first word of every page, and how often it is wired.
  *
+ * Objects are mapped in one place a page, or with UP_MULTI in several, all parts of them and with other protections: what is written
+ * in one place has to be read in the others.  Children are forked, of us and of each other, with copies and with shares of what there is;
+ * they touch it as we do, and end at any time.
+ *
  * Named objects have a pager that keeps two words a page, may be slow, out of order and failing, sits on what it is to read while a range
  * is unmapped, discarded, moved or cloned, answers what was cancelled with rubbish, and refuses what no pager should
  * ever see: two requests at once for a page of which one is a write, another page's bytes.
@@ -27,10 +31,13 @@
 
 #include "rig.h"
 
-#define REGIONS 8
+#define REGIONS 10
+#define CHILDREN 3
+#define ALL_REGIONS (REGIONS * (1 + CHILDREN))
+#define OBJECTS 4
 #define NAMED 2
 #define KEPT_MAX 256
-#define THREADS 12
+#define THREADS 16
 #define OPS 6000
 
 struct world;
@@ -40,7 +47,8 @@ struct named {
 	struct world *w;
 	struct up_object *object; /* NULL: none */
 	size_t npages;
-	bool readonly, shared; /* can not be written to; is mapped shared */
+	bool readonly; /* can not be written to */
+	bool multi;    /* its shared mappings are, if there are any */
 	uint64_t *
 		disk; /* two words a page: the one that the oracle knows, and whose page it is, or 0 */
 	uint64_t *word;		/* what a shared mapping must read */
@@ -59,23 +67,45 @@ struct kept {
 	uint64_t bytes[2 * CLUSTER_MAX];
 };
 
+/* An anonymous object that is mapped shared, or was. */
+struct shared {
+	uint64_t *word;		  /* NULL: none */
+	struct up_object *object; /* NULL: we have let go of it */
+	size_t npages;
+	bool readonly; /* a snapshot */
+	bool noreserve;
+	bool multi; /* its mappings are, if there are any */
+};
+
+/* Ours, or a child's: then it has the place in the table that the one has which it comes from, among those of the child. */
 struct region {
 	uintptr_t va; /* 0: none */
 	size_t npages;
-	uint64_t *word;	     /* what the first word of each page must be */
+	uint64_t **cell; /* where it says what the first word of each page must be */
+	uint64_t *own;	 /* those cells that are no object's */
+	const uint64_t
+		*base; /* of shared mappings: all cells of the object, ours are from `first` on */
 	unsigned char *prot; /* PROT_*, or GONE */
 	unsigned char *wired;
-	struct up_object *object;
-	bool readonly;	/* maps a snapshot */
-	bool parted;	/* a clone, or has been cloned: may be in a chain */
-	bool noreserve; /* overcommitted: SIGBUS when the swap is full */
+	unsigned char *inherit;
+	struct child *child; /* whose; NULL: ours */
+	struct shared *sh;   /* maps this one shared, from page `first` on */
+	bool readonly;	     /* can not be written to */
+	bool parted;	     /* a clone, or has been cloned: may be in a chain */
+	bool noreserve;	     /* overcommitted: SIGBUS when the swap is full */
 	struct named *
-		nm; /* maps this one, from page `first` on; shared: word is the object's, else the lowest possible */
+		nm; /* maps this one, from page `first` on; private: cells have the lowest possible */
 	size_t first;
-	bool shared;
-	bool *mine; /* private mappings of named objects: written to, so word is exact */
+	bool shared; /* a named object's, and shared */
+	bool *mine;  /* private mappings of named objects: written to, so the cell is exact */
 };
 #define GONE 0xff
+
+/* A forked child. */
+struct child {
+	struct space *sp; /* NULL: none */
+	bool runs;
+};
 
 /* A touch that has begun and may be waiting. */
 struct touch {
@@ -89,7 +119,9 @@ struct touch {
 struct world {
 	struct rig *r;
 	uint64_t seed;
-	struct region rg[REGIONS];
+	struct region rg[ALL_REGIONS]; /* ours first */
+	struct shared sh[OBJECTS];
+	struct child child[CHILDREN];
 	struct touch touch[THREADS];
 	struct named nm[NAMED];
 	struct kept kept[KEPT_MAX];
@@ -104,7 +136,8 @@ struct world {
 	bool denied;	 /* there was no metadata for a page that none was reserved for */
 	bool lossy;	 /* SIGBUS is allowed */
 	uint64_t serial; /* every word written is different */
-	uint64_t ops, verified, sigbus;
+	bool pools;	 /* this kernel has them */
+	uint64_t ops, verified, sigbus, nforks, nmulti;
 };
 
 static bool verbose;
@@ -321,16 +354,16 @@ plausible(const struct region *rg, size_t page, uint64_t got)
 	const struct named *nm = rg->nm;
 
 	if (nm == NULL || rg->shared || rg->mine[page])
-		return got == rg->word[page];
+		return got == *rg->cell[page];
 	if (got == 0)
 		return nm->zeroed[rg->first + page];
-	return got >= rg->word[page] && got <= nm->highest[rg->first + page];
+	return got >= *rg->cell[page] && got <= nm->highest[rg->first + page];
 }
 
 static void
 written(struct region *rg, size_t page, uint64_t word)
 {
-	rg->word[page] = word;
+	*rg->cell[page] = word;
 	if (rg->nm == NULL)
 		return;
 	if (!rg->shared) {
@@ -350,7 +383,7 @@ misread(struct world *w, const struct region *rg, size_t page, uint64_t got)
 
 	if (nm == NULL)
 		fail(w, "page %zu of %#lx: read %#" PRIx64 ", not %#" PRIx64 "%s", page,
-		     (unsigned long)rg->va, got, rg->word[page], rg->parted ? " (parted)" : "");
+		     (unsigned long)rg->va, got, *rg->cell[page], rg->parted ? " (parted)" : "");
 	fail(w,
 	     "page %zu of %#lx, page %zu of a named object, %s%s: read %#" PRIx64 ", not %#" PRIx64
 	     "; the object has %#" PRIx64 ", its pager %#" PRIx64 ", highest %#" PRIx64,
@@ -358,8 +391,23 @@ misread(struct world *w, const struct region *rg, size_t page, uint64_t got)
 	     rg->shared	      ? "shared"
 	     : rg->mine[page] ? "private, written"
 			      : "private",
-	     rg->parted ? ", parted" : "", got, rg->word[page], nm->word[i], nm->disk[2 * i],
+	     rg->parted ? ", parted" : "", got, *rg->cell[page], nm->word[i], nm->disk[2 * i],
 	     nm->highest[i]);
+}
+
+/* True if a page of a named object is mapped shared. */
+static bool
+named_reached(const struct world *w, const struct named *nm, size_t index)
+{
+	for (unsigned k = 0; k < ALL_REGIONS; k++) {
+		const struct region *rg = &w->rg[k];
+
+		if (rg->va != 0 && rg->nm == nm && rg->shared && index >= rg->first &&
+		    index - rg->first < rg->npages && rg->prot[index - rg->first] != GONE &&
+		    rg->cell[index - rg->first] == &nm->word[index])
+			return true;
+	}
+	return false;
 }
 
 static void
@@ -406,9 +454,14 @@ advance(struct world *w, unsigned thread)
 	/* Zeros: all of the page that is not zeros anyway. */
 	uint64_t words[2] = { t->word };
 	enum sim_result res;
+	const uintptr_t va = t->rg->va + t->page * PAGE_SIZE;
+	const size_t len = t->write && t->word != 0 ? 8 : 16;
 
-	res = sim_touch(w->r->pm, thread, t->rg->va + t->page * PAGE_SIZE, t->write, words, 0,
-			t->write && t->word != 0 ? 8 : 16);
+	if (t->rg->child != NULL)
+		res = sim_touch_in(w->r->pm, t->rg->child->sp->shard, thread, va, t->write, words,
+				   0, len);
+	else
+		res = sim_touch(w->r->pm, thread, va, t->write, words, 0, len);
 	if (res == SIM_FAULT)
 		return false;
 	if (res == SIM_OK && !t->write && !t->any && words[1] != 0 &&
@@ -439,15 +492,18 @@ begin(struct world *w, unsigned thread, struct region *rg)
 	/* Write back, change, write back: for that pages must be touched again and again. */
 	if (rg->shared && below(w, 4) != 0)
 		page = below(w, MIN(rg->npages, 150));
+	/* Or in several places. */
+	if (rg->sh != NULL && below(w, 2) == 0 && rg->first < 100)
+		page = below(w, MIN(rg->npages, 100 - rg->first));
 	/* A third of the touches run through neighbouring pages, so that read-ahead has work. */
 	if (t->rg == rg && below(w, 3) == 0)
 		page = (t->page + 1) % rg->npages;
 	/* One touch a page: who is first is not ours to predict. */
 	for (unsigned i = 0; i < THREADS; i++) {
-		if (w->touch[i].active && w->touch[i].rg == rg && w->touch[i].page == page)
+		if (w->touch[i].active && w->touch[i].rg->cell[w->touch[i].page] == rg->cell[page])
 			return;
 	}
-	if (rg->prot[page] == GONE)
+	if (rg->prot[page] == GONE || (rg->child != NULL && !rg->child->runs))
 		return;
 	*t = (struct touch){ .active = true, .write = below(w, 2) == 0, .rg = rg, .page = page };
 	t->word = t->write ? (below(w, 8) == 0 ? 0 : ++w->serial) : 0;
@@ -459,6 +515,81 @@ wired_any(const struct region *rg, size_t first, size_t n)
 {
 	for (size_t i = first; i < first + n; i++) {
 		if (rg->wired[i] > 0)
+			return true;
+	}
+	return false;
+}
+
+/* Where another region has the page, if it has. */
+static bool
+same_page(const struct region *a, size_t page, const struct region *b, size_t *other)
+{
+	const size_t index = a->first + page;
+
+	if (b->va == 0 || a->base == NULL || a->base != b->base || index < b->first ||
+	    index - b->first >= b->npages)
+		return false;
+	*other = index - b->first;
+	return b->prot[*other] != GONE && a->cell[page] == b->cell[*other];
+}
+
+/* True if some region, of ours or a child's, maps the page. */
+static bool
+reached(const struct world *w, const struct region *rg, size_t page)
+{
+	size_t other;
+
+	for (unsigned k = 0; k < ALL_REGIONS; k++) {
+		if (same_page(rg, page, &w->rg[k], &other))
+			return true;
+	}
+	return false;
+}
+
+/* True if a page of the range is wired, in this place or another. */
+static bool
+held_any(const struct world *w, const struct region *rg, size_t first, size_t n)
+{
+	size_t other;
+
+	if (wired_any(rg, first, n))
+		return true;
+	for (unsigned k = 0; k < REGIONS && rg->base != NULL; k++) {
+		for (size_t i = first; i < first + n; i++) {
+			if (same_page(rg, i, &w->rg[k], &other) && w->rg[k].wired[other] > 0)
+				return true;
+		}
+	}
+	return false;
+}
+
+/* True if a page of the object is wired that this region maps shared; of another one, if one of the region is. */
+static bool
+object_wired(const struct world *w, const struct region *rg)
+{
+	if (rg->base == NULL)
+		return wired_any(rg, 0, rg->npages);
+	for (unsigned k = 0; k < REGIONS; k++) {
+		const struct region *o = &w->rg[k];
+
+		if (o->va != 0 && o->base == rg->base && wired_any(o, 0, o->npages))
+			return true;
+	}
+	return false;
+}
+
+/* A touch of a page in this range, in whatever place. */
+static bool
+touches(const struct touch *t, const struct region *rg, size_t first, size_t n)
+{
+	if (!t->active)
+		return false;
+	if (t->rg == rg)
+		return t->page >= first && t->page < first + n;
+	if (rg->base == NULL || t->rg->base != rg->base)
+		return false;
+	for (size_t i = first; i < first + n; i++) {
+		if (rg->cell[i] == t->rg->cell[t->page])
 			return true;
 	}
 	return false;
@@ -481,7 +612,7 @@ settle_range(struct world *w, const struct region *rg, size_t first, size_t n)
 	for (unsigned i = 0; i < THREADS; i++) {
 		struct touch *t = &w->touch[i];
 
-		if (!t->active || t->rg != rg || t->page < first || t->page >= first + n)
+		if (!touches(t, rg, first, n))
 			continue;
 		if (t->write)
 			finish(w, i);
@@ -519,27 +650,73 @@ vacant(struct world *w)
 	return rg;
 }
 
-/* The region has pages [first, ...) of `like`, or zeros. */
+/* The arrays of a region, for so many pages; what is new of them is zeros. */
+static void
+region_grow(struct world *w, struct region *rg, size_t old, size_t npages)
+{
+	const size_t n = MAX(npages, 1);
+	const uint64_t *before = rg->own;
+
+	rg->own = realloc(rg->own, n * sizeof *rg->own);
+	rg->cell = realloc(rg->cell, n * sizeof *rg->cell);
+	rg->prot = realloc(rg->prot, n);
+	rg->wired = realloc(rg->wired, n);
+	rg->inherit = realloc(rg->inherit, n);
+	rg->mine = realloc(rg->mine, n * sizeof *rg->mine);
+	if (rg->own == NULL || rg->cell == NULL || rg->prot == NULL || rg->wired == NULL ||
+	    rg->inherit == NULL || rg->mine == NULL)
+		fail(w, "out of memory");
+	for (size_t i = 0; i < MIN(old, npages) && rg->own != before; i++) {
+		if (rg->base == NULL)
+			rg->cell[i] = &rg->own[i];
+	}
+	for (size_t i = old; i < npages; i++) {
+		rg->own[i] = 0;
+		rg->cell[i] = &rg->own[i];
+		if (rg->sh != NULL)
+			rg->cell[i] = &rg->sh->word[rg->first + i];
+		else if (rg->shared)
+			rg->cell[i] = &rg->nm->word[rg->first + i];
+		rg->prot[i] = rg->readonly ? PROT_READ : PROT_READ | PROT_WRITE;
+		rg->wired[i] = rg->inherit[i] = rg->mine[i] = 0;
+	}
+}
+
+/* The region has pages [first, ...) of `like`, what the object has, or zeros. */
 static void
 settle_in(struct world *w, struct region *rg, void *p, const struct region *like, size_t first)
 {
 	struct named *nm = rg->nm;
 
 	rg->va = (uintptr_t)p;
-	rg->word = rg->shared ? nm->word + rg->first : calloc(rg->npages, sizeof *rg->word);
-	rg->prot = malloc(rg->npages);
-	rg->mine = calloc(rg->npages, sizeof *rg->mine);
-	rg->wired = calloc(rg->npages, 1);
-	if (rg->word == NULL || rg->prot == NULL || rg->mine == NULL || rg->wired == NULL)
-		fail(w, "out of memory");
-	memset(rg->prot, rg->readonly ? PROT_READ : PROT_READ | PROT_WRITE, rg->npages);
+	if (rg->sh != NULL)
+		rg->base = rg->sh->word;
+	else if (rg->shared)
+		rg->base = nm->word;
+	region_grow(w, rg, 0, rg->npages);
 	if (nm != NULL && !rg->shared)
-		memcpy(rg->word, nm->word + rg->first, rg->npages * sizeof *rg->word);
-	if (like != NULL) {
-		memcpy(rg->mine, like->mine + first, rg->npages * sizeof *rg->mine);
-		memcpy(rg->word, like->word + first, rg->npages * sizeof *rg->word);
-		memcpy(rg->prot, like->prot + first, rg->npages);
+		memcpy(rg->own, nm->word + rg->first, rg->npages * sizeof *rg->own);
+	for (size_t i = 0; i < rg->npages && like != NULL; i++) {
+		rg->mine[i] = like->mine[first + i];
+		rg->own[i] = *like->cell[first + i];
+		rg->prot[i] = like->prot[first + i];
+		/* A copy is no part of what is shared. */
+		rg->inherit[i] = like->inherit[first + i] != UP_INHERIT_NONE ? UP_INHERIT_COPY
+									     : UP_INHERIT_NONE;
 	}
+}
+
+/* Nothing is mapped there any more. */
+static void
+region_free(struct region *rg)
+{
+	free(rg->own);
+	free(rg->cell);
+	free(rg->prot);
+	free(rg->mine);
+	free(rg->wired);
+	free(rg->inherit);
+	*rg = (struct region){ 0 };
 }
 
 static void
@@ -603,12 +780,15 @@ named_destroy(struct named *nm)
 	*nm = (struct named){ 0 };
 }
 
-/* Nobody writes to [first, first + n) and it was written back: the pager must have it.  If it may fail, what it has counts. */
+/*
+ * Nobody writes to [first, first + n) and it was written back: the pager must have it.  If it may fail, what it has counts; but
+ * what is mapped elsewhere is kept there.
+ */
 static void
 check_disk(struct world *w, struct named *nm, size_t first, size_t n, bool lost)
 {
 	for (size_t i = first; i < first + n; i++) {
-		if (nm->disk[2 * i] == nm->word[i])
+		if (nm->disk[2 * i] == nm->word[i] || (lost && named_reached(w, nm, i)))
 			continue;
 		if (!lost)
 			fail(w,
@@ -616,14 +796,62 @@ check_disk(struct world *w, struct named *nm, size_t first, size_t n, bool lost)
 			     ", not %#" PRIx64,
 			     i, nm->disk[2 * i], nm->word[i]);
 		nm->word[i] = nm->disk[2 * i];
-		for (unsigned k = 0; k < REGIONS; k++) {
+		for (unsigned k = 0; k < ALL_REGIONS; k++) {
 			struct region *rg = &w->rg[k];
 
 			if (rg->va != 0 && rg->nm == nm && !rg->shared && i >= rg->first &&
 			    i < rg->first + rg->npages && !rg->mine[i - rg->first])
-				rg->word[i - rg->first] = MIN(rg->word[i - rg->first], nm->word[i]);
+				rg->own[i - rg->first] = MIN(rg->own[i - rg->first], nm->word[i]);
 		}
 	}
+}
+
+/* True if a page of [first, first + n) of an object is mapped shared. */
+static bool
+mapped_any(const struct world *w, const uint64_t *base, size_t first, size_t n)
+{
+	for (unsigned k = 0; k < ALL_REGIONS; k++) {
+		const struct region *rg = &w->rg[k];
+
+		if (rg->va == 0 || rg->base != base)
+			continue;
+		for (size_t i = 0; i < rg->npages; i++) {
+			if (rg->first + i >= first && rg->first + i < first + n &&
+			    rg->prot[i] != GONE && rg->cell[i] == &base[rg->first + i])
+				return true;
+		}
+	}
+	return false;
+}
+
+/* What up_map() of a shared object has to say; `multi`: what its mappings are now. */
+static void
+check_shared(struct world *w, const uint64_t *base, size_t npages, bool now, bool multi,
+	     size_t first, size_t n, int r)
+{
+	const bool other = now != multi && mapped_any(w, base, 0, npages);
+	const bool taken = !multi && mapped_any(w, base, first, n);
+
+	if (multi && !w->pools) {
+		if (r != -ENOTSUP && r != -EBUSY)
+			fail(w, "up_map: UP_MULTI is not to be had, yet: %d", r);
+		return;
+	}
+	if ((r == -EBUSY) != (other || taken))
+		fail(w,
+		     "up_map of pages %zu + %zu, UP_MULTI %d: %d, of another kind: %d, taken: %d",
+		     first, n, multi, r, other, taken);
+	if (r < 0 && r != -EBUSY && r != -ENOSPC && r != -ENOMEM)
+		fail(w, "up_map of a shared object: %s", strerrorname_np(-r));
+}
+
+/* With UP_MULTI or without: most often as the object is mapped already. */
+static bool
+choose_multi(struct world *w, const uint64_t *base, size_t npages, bool now)
+{
+	if (mapped_any(w, base, 0, npages) && below(w, 8) != 0)
+		return now;
+	return below(w, 3) != 0;
 }
 
 static void
@@ -632,6 +860,7 @@ op_map_named(struct world *w)
 	struct named *nm = &w->nm[below(w, NAMED)];
 	struct region *rg = vacant(w);
 	unsigned flags = UP_PRIVATE;
+	bool multi = false;
 	void *p;
 	int r;
 
@@ -641,23 +870,110 @@ op_map_named(struct world *w)
 		return;
 	*rg = (struct region){ .nm = nm, .first = below(w, 3) == 0 ? below(w, nm->npages) : 0 };
 	rg->npages = 1 + below(w, nm->npages - rg->first);
-	rg->shared = !nm->shared && below(w, 3) != 0;
+	rg->shared = below(w, 3) != 0;
 	rg->readonly = rg->shared && nm->readonly;
 	rg->noreserve = !rg->shared && below(w, 3) == 0;
-	if (rg->shared)
-		flags = UP_SHARED;
-	else if (rg->noreserve)
+	if (rg->shared) {
+		multi = choose_multi(w, nm->word, nm->npages, nm->multi);
+		flags = UP_SHARED | (multi ? UP_MULTI : 0);
+	} else if (rg->noreserve) {
 		flags |= UP_NORESERVE;
+	}
 	r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE,
 		   rg->readonly ? PROT_READ : PROT_READ | PROT_WRITE, flags, nm->object,
 		   rg->first * PAGE_SIZE, &p);
-	if (r < 0 && r != -ENOSPC && r != -ENOMEM)
+	if (rg->shared)
+		check_shared(w, nm->word, nm->npages, nm->multi, multi, rg->first, rg->npages, r);
+	else if (r < 0 && r != -ENOSPC && r != -ENOMEM)
 		fail(w, "up_map of a named object: %s", strerrorname_np(-r));
 	if (r < 0) {
 		*rg = (struct region){ 0 };
 		return;
 	}
-	nm->shared |= rg->shared;
+	if (rg->shared)
+		nm->multi = multi;
+	w->nmulti += multi;
+	settle_in(w, rg, p, NULL, 0);
+}
+
+static void
+shared_create(struct world *w, struct shared *sh, size_t npages)
+{
+	*sh = (struct shared){ .npages = npages };
+	sh->word = calloc(npages, sizeof *sh->word);
+	if (sh->word == NULL)
+		fail(w, "out of memory");
+}
+
+/* If nobody can look at it any more. */
+static void
+shared_reap(struct world *w, struct shared *sh)
+{
+	for (unsigned k = 0; k < ALL_REGIONS; k++) {
+		if (w->rg[k].va != 0 && w->rg[k].sh == sh)
+			return;
+	}
+	if (sh->object != NULL)
+		return;
+	free(sh->word);
+	*sh = (struct shared){ 0 };
+}
+
+static void
+op_let_go(struct world *w)
+{
+	struct shared *sh = &w->sh[below(w, OBJECTS)];
+
+	if (sh->object == NULL)
+		return;
+	sit(w);
+	up_object_unref(sh->object);
+	w->sitting = false;
+	sh->object = NULL;
+	shared_reap(w, sh);
+}
+
+/* Some part of an object, perhaps one that is mapped already. */
+static void
+op_map_object(struct world *w)
+{
+	struct shared *sh = &w->sh[below(w, OBJECTS)];
+	struct region *rg = vacant(w);
+	bool multi;
+	void *p;
+	int r;
+
+	if (rg == NULL || (sh->word != NULL && sh->object == NULL))
+		return;
+	if (sh->word == NULL) {
+		const bool noreserve = below(w, 6) == 0;
+		const size_t npages = 1 + below(w, 1000);
+		struct up_object *o;
+
+		r = up_object_create_anon(w->r->rt, npages * PAGE_SIZE,
+					  noreserve ? UP_NORESERVE : 0, &o);
+		if (r == -ENOSPC || r == -ENOMEM)
+			return;
+		if (r < 0)
+			fail(w, "up_object_create_anon: %s", strerrorname_np(-r));
+		shared_create(w, sh, npages);
+		sh->object = o;
+		sh->noreserve = noreserve;
+	}
+	*rg = (struct region){ .sh = sh, .readonly = sh->readonly, .noreserve = sh->noreserve };
+	rg->first = below(w, 2) == 0 ? below(w, sh->npages) : 0;
+	rg->npages = 1 + below(w, sh->npages - rg->first);
+	multi = choose_multi(w, sh->word, sh->npages, sh->multi);
+	r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE,
+		   rg->readonly ? PROT_READ : PROT_READ | PROT_WRITE,
+		   UP_SHARED | (multi ? UP_MULTI : 0), sh->object, rg->first * PAGE_SIZE, &p);
+	check_shared(w, sh->word, sh->npages, sh->multi, multi, rg->first, rg->npages, r);
+	if (r < 0) {
+		*rg = (struct region){ 0 };
+		return;
+	}
+	sh->multi = multi;
+	w->nmulti += multi;
 	settle_in(w, rg, p, NULL, 0);
 }
 
@@ -671,19 +987,9 @@ op_map(struct world *w)
 	if (rg == NULL)
 		return;
 	*rg = (struct region){ .npages = 1 + below(w, 1500) };
-	if (below(w, 4) == 0) {
-		r = up_object_create_anon(w->r->rt, rg->npages * PAGE_SIZE, 0, &rg->object);
-		if (r == 0) {
-			r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE,
-				   UP_SHARED, rg->object, 0, &p);
-			if (r < 0)
-				up_object_unref(rg->object);
-		}
-	} else {
-		rg->noreserve = below(w, 4) == 0;
-		r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE,
-			   UP_PRIVATE | (rg->noreserve ? UP_NORESERVE : 0), NULL, 0, &p);
-	}
+	rg->noreserve = below(w, 4) == 0;
+	r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE,
+		   UP_PRIVATE | (rg->noreserve ? UP_NORESERVE : 0), NULL, 0, &p);
 	if (r < 0) {
 		if (r != -ENOSPC && r != -ENOMEM)
 			fail(w, "up_map: %s", strerrorname_np(-r));
@@ -695,21 +1001,17 @@ op_map(struct world *w)
 static void
 forget(struct world *w, struct region *rg)
 {
+	struct shared *sh = rg->sh;
+
 	for (unsigned i = 0; i < THREADS; i++) {
 		if (w->touch[i].active && w->touch[i].rg == rg)
 			finish(w, i);
 		if (w->touch[i].rg == rg)
 			w->touch[i].rg = NULL;
 	}
-	up_object_unref(rg->object);
-	if (rg->shared)
-		rg->nm->shared = false;
-	else
-		free(rg->word);
-	free(rg->prot);
-	free(rg->mine);
-	free(rg->wired);
-	*rg = (struct region){ 0 };
+	region_free(rg);
+	if (sh != NULL)
+		shared_reap(w, sh);
 }
 
 static void
@@ -736,11 +1038,28 @@ resettled(const struct world *w, const struct region *rg, size_t first, size_t n
 	return false;
 }
 
+/* A part of a region is not mapped any more. */
+static void
+unmapped(struct world *w, struct region *rg, size_t first, size_t n)
+{
+	for (size_t i = first; i < first + n; i++) {
+		const bool was = rg->prot[i] != GONE;
+
+		rg->prot[i] = GONE;
+		rg->wired[i] = 0;
+		/* A hole was nothing to write back. */
+		if (was && rg->shared)
+			check_disk(w, rg->nm, rg->first + i, 1, w->fail_out);
+		/* Nobody can get at it: it is gone. */
+		if (was && rg->sh != NULL && rg->sh->object == NULL && !reached(w, rg, i))
+			*rg->cell[i] = 0;
+	}
+}
+
 static void
 op_unmap(struct world *w, struct region *rg)
 {
 	size_t first = 0, n = rg->npages;
-	bool left = false;
 	int r;
 
 	if (below(w, 3) != 0)
@@ -755,29 +1074,10 @@ op_unmap(struct world *w, struct region *rg)
 		return;
 	if (r < 0)
 		fail(w, "up_unmap: %s", strerrorname_np(-r));
-	memset(rg->prot + first, GONE, n);
-	if (rg->shared)
-		check_disk(w, rg->nm, rg->first + first, n, w->fail_out);
-	memset(rg->wired + first, 0, n);
-	for (size_t i = 0; i < rg->npages; i++)
-		left |= rg->prot[i] != GONE;
-	if (left)
-		return;
-	if (rg->object != NULL && !rg->readonly && below(w, 2) == 0) {
-		/* What was written stays in the object. */
-		void *p;
-
-		for (unsigned i = 0; i < THREADS; i++) {
-			if (w->touch[i].rg == rg)
-				finish(w, i);
-		}
-		r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE,
-			   UP_SHARED, rg->object, 0, &p);
-		if (r == 0) {
-			rg->va = (uintptr_t)p;
-			memset(rg->prot, PROT_READ | PROT_WRITE, rg->npages);
+	unmapped(w, rg, first, n);
+	for (size_t i = 0; i < rg->npages; i++) {
+		if (rg->prot[i] != GONE)
 			return;
-		}
 	}
 	forget(w, rg);
 }
@@ -820,7 +1120,7 @@ static void
 finish_writes(struct world *w, const struct region *rg)
 {
 	for (unsigned i = 0; i < THREADS; i++) {
-		if (w->touch[i].active && w->touch[i].rg == rg && w->touch[i].write)
+		if (w->touch[i].write && touches(&w->touch[i], rg, 0, rg->npages))
 			finish(w, i);
 	}
 }
@@ -848,7 +1148,8 @@ op_clone(struct world *w, struct region *rg)
 	if (r == 0 && rg->shared)
 		fail(w, "up_clone of a shared mapping of a named object succeeded");
 	/* Its entries may have objects of their own, so it depends on where in the region something is wired. */
-	if ((r == 0 && wired_any(rg, first, n)) || (r == -EBUSY && !wired_any(rg, 0, rg->npages)))
+	if ((r == 0 && (rg->sh != NULL ? object_wired(w, rg) : wired_any(rg, first, n))) ||
+	    (r == -EBUSY && !object_wired(w, rg)))
 		fail(w, "up_clone: %d, wired or not", r);
 	if (r < 0 && !(r == -ENOTSUP && rg->shared) && r != -ENOMEM && r != -ENOSPC && r != -EBUSY)
 		fail(w, "up_clone: %s", strerrorname_np(-r));
@@ -860,43 +1161,57 @@ op_clone(struct world *w, struct region *rg)
 	copy->parted = rg->parted = true;
 }
 
-/* A snapshot of an object, mapped for reading, or a private mapping of the object. */
+/* A snapshot of an object, or a private mapping of it. */
 static void
 op_snapshot(struct world *w, struct region *rg)
 {
+	struct shared *sh = rg->sh, *vacant_sh = NULL;
 	struct region *copy = vacant(w);
 	struct up_object *snap;
+	const bool private = below(w, 2) == 0;
+	size_t first = 0, n;
 	void *p = NULL;
 	int r;
 
-	if (copy == NULL || rg->object == NULL)
+	if (copy == NULL || sh == NULL || sh->object == NULL)
 		return;
-	finish_writes(w, rg);
-	*copy = (struct region){ .npages = rg->npages };
-	if (below(w, 2) == 0) {
-		r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ | PROT_WRITE,
-			   UP_PRIVATE, rg->object, 0, &p);
-	} else {
-		r = up_object_snapshot(w->r->rt, rg->object, &snap);
-		if (r == 0) {
-			r = up_map(w->r->rt, NULL, rg->npages * PAGE_SIZE, PROT_READ, UP_SHARED,
-				   snap, 0, &p);
-			if (r < 0)
-				up_object_unref(snap);
-			else
-				copy->object = snap;
-			copy->readonly = true;
-		}
+	for (unsigned k = 0; k < OBJECTS; k++) {
+		if (w->sh[k].word == NULL)
+			vacant_sh = &w->sh[k];
 	}
-	if ((r == -EBUSY) != wired_any(rg, 0, rg->npages))
+	if (!private && vacant_sh == NULL)
+		return;
+	n = sh->npages;
+	if (private && below(w, 2) == 0) {
+		first = below(w, sh->npages);
+		n = 1 + below(w, sh->npages - first);
+	}
+	sit(w);
+	if (private)
+		r = up_map(w->r->rt, NULL, n * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_PRIVATE,
+			   sh->object, first * PAGE_SIZE, &p);
+	else
+		r = up_object_snapshot(w->r->rt, sh->object, &snap);
+	w->sitting = false;
+	if ((r == -EBUSY) != object_wired(w, rg))
 		fail(w, "copying an object: %d, wired or not", r);
 	if (r < 0 && r != -ENOMEM && r != -ENOSPC && r != -EBUSY)
 		fail(w, "copying an object: %s", strerrorname_np(-r));
 	if (r < 0)
 		return;
-	settle_in(w, copy, p, rg, 0);
-	memset(copy->prot, copy->readonly ? PROT_READ : PROT_READ | PROT_WRITE, copy->npages);
-	copy->parted = rg->parted = true;
+	for (unsigned k = 0; k < REGIONS; k++)
+		w->rg[k].parted |= w->rg[k].sh == sh;
+	if (!private) {
+		shared_create(w, vacant_sh, sh->npages);
+		memcpy(vacant_sh->word, sh->word, sh->npages * sizeof *sh->word);
+		vacant_sh->object = snap;
+		vacant_sh->readonly = true;
+		vacant_sh->noreserve = sh->noreserve;
+		return;
+	}
+	*copy = (struct region){ .npages = n, .noreserve = sh->noreserve, .parted = true };
+	settle_in(w, copy, p, NULL, 0);
+	memcpy(copy->own, sh->word + first, n * sizeof *copy->own);
 }
 
 /* A call that brings pages in may end like this. */
@@ -998,16 +1313,29 @@ check_wired(struct world *w)
 		     rig_stats(w->r).wired / PAGE_SIZE, n);
 }
 
-/* All of a private region, longer or shorter. */
+/* All of a region, longer or shorter. */
 static void
 op_remap(struct world *w, struct region *rg)
 {
-	const size_t npages = 1 + below(w, 1500), old = rg->npages;
+	const size_t old = rg->npages;
+	size_t npages = 1 + below(w, 1500);
+	bool taken = false, beyond = false;
 	void *p;
 	int r;
 
-	if (rg->object != NULL || rg->nm != NULL || !covered(rg, 0, old))
+	if ((rg->nm != NULL && !rg->shared) || !covered(rg, 0, old) || resettled(w, rg, 0, old))
 		return;
+	/* What nobody had a hold of is gone, perhaps not at once. */
+	if (rg->sh != NULL && rg->sh->object == NULL)
+		return;
+	if (rg->base != NULL) {
+		const size_t most = (rg->sh != NULL ? rg->sh->npages : rg->nm->npages) - rg->first;
+
+		npages = 1 + below(w, most + (below(w, 8) == 0));
+		beyond = npages > most;
+		taken = !(rg->sh != NULL ? rg->sh->multi : rg->nm->multi) && npages > old &&
+			mapped_any(w, rg->base, rg->first + old, npages - old);
+	}
 	settle_range(w, rg, 0, old);
 	sit(w);
 	r = up_remap(w->r->rt, (void *)rg->va, old * PAGE_SIZE, npages * PAGE_SIZE,
@@ -1015,26 +1343,21 @@ op_remap(struct world *w, struct region *rg)
 	w->sitting = false;
 	if (r == -ENOMEM || r == -ENOSPC)
 		return;
-	if ((r == -EBUSY) != (npages > old && wired_any(rg, 0, old)) ||
-	    (r == -ENOTSUP && (npages <= old || !rg->parted)) ||
-	    (r < 0 && r != -EBUSY && r != -ENOTSUP))
+	if ((r == -EBUSY) != ((npages > old && wired_any(rg, 0, old)) || (taken && !beyond)) ||
+	    (r == -ENOTSUP && (npages <= old || !rg->parted || rg->base != NULL)) ||
+	    (r == -EINVAL && !beyond) || (r == 0 && beyond) ||
+	    (r < 0 && r != -EBUSY && r != -ENOTSUP && r != -EINVAL))
 		fail(w, "up_remap: %s", strerrorname_np(-r));
 	if (r < 0)
 		return;
-	assert(npages > 0);
 	rg->va = (uintptr_t)p;
+	if (npages < old)
+		unmapped(w, rg, npages, old - npages);
 	rg->npages = npages;
-	rg->word = realloc(rg->word, npages * sizeof *rg->word);
-	rg->prot = realloc(rg->prot, npages);
-	rg->wired = realloc(rg->wired, npages);
-	rg->mine = realloc(rg->mine, npages * sizeof *rg->mine);
-	if (rg->word == NULL || rg->prot == NULL || rg->wired == NULL || rg->mine == NULL)
-		fail(w, "out of memory");
+	region_grow(w, rg, old, npages);
 	if (npages > old) {
-		memset(rg->word + old, 0, (npages - old) * sizeof *rg->word);
 		memset(rg->prot + old, rg->prot[old - 1], npages - old);
-		memset(rg->wired + old, 0, npages - old);
-		memset(rg->mine + old, 0, (npages - old) * sizeof *rg->mine);
+		memset(rg->inherit + old, rg->inherit[old - 1], npages - old);
 	}
 	/* Reads that were under way find the page where it is now, or there is none any more. */
 	for (unsigned i = 0; i < THREADS; i++) {
@@ -1052,14 +1375,13 @@ op_remap(struct world *w, struct region *rg)
 static void
 discarded(struct world *w, struct region *rg, size_t first, size_t n)
 {
-	if (rg->nm == NULL) {
-		memset(rg->word + first, 0, n * sizeof *rg->word);
-	} else if (rg->shared) {
+	if (rg->shared) {
 		check_disk(w, rg->nm, rg->first + first, n, false);
-	} else {
-		memset(rg->mine + first, 0, n * sizeof *rg->mine);
-		memcpy(rg->word + first, rg->nm->word + rg->first + first, n * sizeof *rg->word);
+		return;
 	}
+	for (size_t i = first; i < first + n; i++)
+		*rg->cell[i] = rg->nm != NULL ? rg->nm->word[rg->first + i] : 0;
+	memset(rg->mine + first, 0, n * sizeof *rg->mine);
 }
 
 static void
@@ -1080,22 +1402,20 @@ op_advise(struct world *w, struct region *rg)
 	if (r == 0 && advice == UP_ADVICE_DONTNEED)
 		discarded(w, rg, first, n);
 	if (r != -ENOMEM &&
-	    (r == -EINVAL) != (advice == UP_ADVICE_DONTNEED && wired_any(rg, first, n)))
+	    (r == -EINVAL) != (advice == UP_ADVICE_DONTNEED && held_any(w, rg, first, n)))
 		fail(w, "up_advise(%d): %s, wired or not", (int)advice, strerrorname_np(-r));
 	if (r < 0 && r != -ENOMEM && r != -EINVAL && !(rg->shared && w->fail_out && r == -EIO))
 		fail(w, "up_advise: %s", strerrorname_np(-r));
 }
 
-/* What a private mapping has not changed is the source's, of now or later. */
+/* What a private mapping has not changed is the source's: what it had when the call began, or later. */
 static void
-refreshed(struct world *w, struct region *rg, size_t first, size_t n)
+refreshed(struct world *w, struct region *rg, size_t first, size_t n, const uint64_t *disk)
 {
-	const struct named *nm = rg->nm;
-
 	for (size_t i = first; i < first + n; i++) {
 		/* One that is pinned, that nobody may read, or that was copied since a clone sees it too, need not have gone. */
 		if (!w->pinning && !rg->parted && !rg->mine[i] && rg->prot[i] != PROT_NONE)
-			rg->word[i] = MAX(rg->word[i], nm->disk[2 * (rg->first + i)]);
+			rg->own[i] = MAX(rg->own[i], disk[i - first]);
 	}
 }
 
@@ -1106,6 +1426,7 @@ op_sync(struct world *w, struct region *rg)
 					  UP_SYNC_INVALIDATE };
 	const unsigned flags = kinds[below(w, ARRAY_SIZE(kinds))];
 	const bool still = below(w, 2) == 0;
+	static uint64_t disk[1600];
 	size_t first, n;
 	int r;
 
@@ -1115,17 +1436,19 @@ op_sync(struct world *w, struct region *rg)
 	/* While threads write all that can be said is that it returns. */
 	if (still)
 		finish_writes(w, rg);
+	for (size_t i = 0; rg->nm != NULL && i < n; i++)
+		disk[i] = rg->nm->disk[2 * (rg->first + first + i)];
 	sit(w);
 	r = up_sync(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, flags);
 	w->sitting = false;
 	if (r == 0 && still && rg->shared && flags != UP_SYNC_ASYNC)
 		check_disk(w, rg->nm, rg->first + first, n, false);
 	if (r == 0 && rg->nm != NULL && !rg->shared && flags == UP_SYNC_INVALIDATE)
-		refreshed(w, rg, first, n);
+		refreshed(w, rg, first, n, disk);
 	if (r == 0 && !covered(rg, first, n))
 		fail(w, "up_sync of a hole succeeded");
 	if (r != -ENOMEM &&
-	    (r == -EBUSY) != (flags == UP_SYNC_INVALIDATE && wired_any(rg, first, n)))
+	    (r == -EBUSY) != (flags == UP_SYNC_INVALIDATE && held_any(w, rg, first, n)))
 		fail(w, "up_sync(%u): %d, wired or not", flags, r);
 	if (r < 0 && r != -ENOMEM && r != -EBUSY && !(rg->shared && w->fail_out && r == -EIO))
 		fail(w, "up_sync: %s", strerrorname_np(-r));
@@ -1154,13 +1477,179 @@ op_residency(struct world *w, struct region *rg)
 			    (UP_PAGE_MAPPED | UP_PAGE_STAGED))
 			fail(w, "page %zu of %#lx: residency %#x makes no sense", first + i,
 			     (unsigned long)rg->va, vec[i]);
-		if ((vec[i] & UP_PAGE_WIRED) != 0 && rg->wired[first + i] == 0)
+		if ((vec[i] & UP_PAGE_WIRED) != 0 && !held_any(w, rg, first + i, 1))
 			fail(w, "page %zu of %#lx is wired: %#x", first + i, (unsigned long)rg->va,
 			     vec[i]);
-		if (rg->nm == NULL && rg->word[first + i] != 0 && vec[i] == 0)
+		if (rg->nm == NULL && *rg->cell[first + i] != 0 && vec[i] == 0)
 			fail(w, "page %zu of %#lx has content, residency says never written",
 			     first + i, (unsigned long)rg->va);
 	}
+}
+
+static void
+op_inherit(struct world *w, struct region *rg)
+{
+	const enum up_inherit how = (enum up_inherit)below(w, UP_INHERIT_SHARE + 1);
+	const bool multi = (rg->sh != NULL && rg->sh->multi) || (rg->shared && rg->nm->multi);
+	bool refused = how != UP_INHERIT_NONE && !w->pools;
+	size_t first = 0, n = rg->npages;
+	int r;
+
+	if (below(w, 2) == 0)
+		some_range(w, rg, &first, &n);
+	if (resettled(w, rg, first, n))
+		return;
+	refused |= how == UP_INHERIT_SHARE && !multi;
+	refused |= how == UP_INHERIT_COPY && rg->shared;
+	r = up_inherit(w->r->rt, (void *)(rg->va + first * PAGE_SIZE), n * PAGE_SIZE, how);
+	if (r == 0 && !covered(rg, first, n))
+		fail(w, "up_inherit of a hole succeeded");
+	if ((r == 0 && refused) || (r == -ENOTSUP && !refused) ||
+	    (r < 0 && r != -ENOTSUP && r != -ENOMEM))
+		fail(w, "up_inherit(%d): %s", (int)how, strerrorname_np(-r));
+	if (r == 0)
+		memset(rg->inherit + first, (int)how, n);
+}
+
+/* What a child has of a region, at the instant of the fork. */
+static void
+bear(struct world *w, struct region *rg, struct child *c)
+{
+	const size_t slot = (size_t)(rg - w->rg) % REGIONS;
+	struct region *to = &w->rg[REGIONS * (1 + (size_t)(c - w->child)) + slot];
+	bool any = false;
+
+	for (size_t i = 0; i < rg->npages; i++)
+		any |= rg->prot[i] != GONE && rg->inherit[i] != UP_INHERIT_NONE;
+	if (!any)
+		return;
+	*to = (struct region){
+		.va = rg->va,
+		.npages = rg->npages,
+		.child = c,
+		.nm = rg->nm,
+		.first = rg->first,
+		.noreserve = rg->noreserve,
+	};
+	region_grow(w, to, 0, to->npages);
+	for (size_t i = 0; i < rg->npages; i++) {
+		to->inherit[i] = rg->inherit[i];
+		to->mine[i] = rg->mine[i];
+		to->prot[i] = rg->inherit[i] != UP_INHERIT_NONE ? rg->prot[i] : GONE;
+		if (rg->inherit[i] == UP_INHERIT_SHARE) {
+			/* All of it is of one kind, but that some may be a copy. */
+			to->cell[i] = rg->cell[i];
+			to->base = rg->base;
+			to->sh = rg->sh;
+			to->shared = rg->shared;
+		} else {
+			to->own[i] = *rg->cell[i];
+			rg->parted |= rg->inherit[i] == UP_INHERIT_COPY;
+		}
+	}
+}
+
+/* Nobody runs there any more. */
+static void
+child_end(struct world *w, struct child *c)
+{
+	const size_t at = REGIONS * (1 + (size_t)(c - w->child));
+	sigset_t old;
+
+	for (unsigned i = 0; i < THREADS; i++) {
+		struct touch *t = &w->touch[i];
+
+		if (t->rg != NULL && t->rg->child == c)
+			*t = (struct touch){ 0 };
+	}
+	/* What it has shared is written back. */
+	for (size_t k = at; k < at + REGIONS; k++) {
+		if (w->rg[k].va != 0)
+			settle_range(w, &w->rg[k], 0, w->rg[k].npages);
+	}
+	sit(w);
+	change_begin(w->r->p, &old);
+	w->r->pm->ops->space_detach(w->r->pm, c->sp->shard);
+	space_end(w->r->p, c->sp);
+	change_end(w->r->p, &old);
+	w->sitting = false;
+	*c = (struct child){ 0 };
+	for (size_t k = at; k < at + REGIONS; k++) {
+		struct region *rg = &w->rg[k];
+
+		for (size_t page = 0; rg->va != 0 && page < rg->npages; page++) {
+			if (rg->prot[page] != GONE && rg->cell[page] != &rg->own[page])
+				unmapped(w, rg, page, 1);
+		}
+	}
+	for (size_t k = at; k < at + REGIONS; k++) {
+		if (w->rg[k].va != 0)
+			forget(w, &w->rg[k]);
+	}
+}
+
+/* We fork, or a child does. */
+static void
+op_fork(struct world *w)
+{
+	struct child *c = &w->child[below(w, CHILDREN)], *parent = &w->child[below(w, CHILDREN)];
+	const bool ours = parent->sp == NULL || parent == c || !parent->runs || below(w, 2) == 0;
+	struct region *from = ours ? w->rg : &w->rg[REGIONS * (1 + (size_t)(parent - w->child))];
+	bool any = false, wired = false, held = false;
+	struct space *sp;
+	sigset_t old;
+	int r;
+
+	if (c->sp != NULL)
+		return;
+	for (struct region *rg = from; rg < from + REGIONS; rg++) {
+		for (size_t i = 0; rg->va != 0 && i < rg->npages; i++) {
+			any |= rg->prot[i] != GONE && rg->inherit[i] != UP_INHERIT_NONE;
+			held |= rg->prot[i] != GONE && rg->inherit[i] == UP_INHERIT_COPY &&
+				rg->wired[i] > 0;
+		}
+		wired |= rg->va != 0 && object_wired(w, rg);
+	}
+	sit(w);
+	change_begin(w->r->p, &old);
+	r = space_fork(w->r->rt, ours ? &w->r->p->map : &parent->sp->map, -1, &sp);
+	w->sitting = false;
+	if ((r == 0 && held) || (r == -EBUSY && !wired) ||
+	    (r < 0 && r != -ENOMEM && r != -ENOSPC && r != -EBUSY))
+		fail(w, "fork: %d, wired or not", r);
+	if ((r == 0) != (sp != NULL || !any) || (!any && sp != NULL))
+		fail(w, "fork: %d, with something to inherit or without: %d", r, any);
+	if (sp != NULL) {
+		*c = (struct child){ .sp = sp };
+		for (struct region *rg = from; rg < from + REGIONS; rg++) {
+			if (rg->va != 0)
+				bear(w, rg, c);
+		}
+		w->nforks++;
+		/* Whatever is touched until it is over: of what is copied nothing gets through. */
+		for (uint64_t n = below(w, 30); n > 0; n--) {
+			const unsigned t = (unsigned)below(w, THREADS);
+			struct region *rg = &w->rg[below(w, ALL_REGIONS)];
+
+			if (w->touch[t].active)
+				advance(w, t);
+			else if (rg->va != 0)
+				begin(w, t, rg);
+			if (below(w, 4) == 0)
+				step(w);
+		}
+		chain_thaw(w->r->p);
+	}
+	change_end(w->r->p, &old);
+	if (sp == NULL)
+		return;
+	if (below(w, 10) == 0) {
+		child_end(w, c); /* it never came to that */
+		return;
+	}
+	if (w->r->pm->ops->space_attach(w->r->pm, sp->shard, -1, 0) < 0)
+		fail(w, "space_attach failed");
+	c->runs = true;
 }
 
 /* Memory as the simulated kernel counts it, and our metadata. */
@@ -1216,18 +1705,27 @@ misbehave(struct world *w, unsigned how)
 static void
 operate(struct world *w)
 {
-	struct region *rg = &w->rg[below(w, REGIONS)];
 	const unsigned what = (unsigned)below(w, 1000);
+	struct region *rg = &w->rg[below(w, REGIONS)];
 
 	/* What is written back has most to go wrong: it gets more than its share. */
 	for (unsigned i = 0; i < REGIONS && what < 950 && w->seed % 3 != 0; i++) {
 		if (w->rg[i].shared && below(w, 2) == 0)
 			rg = &w->rg[i];
 	}
+	/* Children do nothing but touch what they have. */
+	if (what < 850 && below(w, 3) == 0) {
+		struct region *other = &w->rg[REGIONS + below(w, ALL_REGIONS - REGIONS)];
+
+		if (other->va != 0)
+			rg = other;
+	}
 	w->ops++;
-	w->calling = rg->va == 0 || what >= 950;
-	if (rg->va == 0 && below(w, 3) == 0) {
+	w->calling = rg->va == 0 || what >= 940;
+	if (rg->va == 0 && what < 300) {
 		op_map_named(w);
+	} else if (rg->va == 0 && what < 650) {
+		op_map_object(w);
 	} else if (rg->va == 0) {
 		op_map(w);
 	} else if (what < 850) {
@@ -1237,8 +1735,19 @@ operate(struct world *w)
 			advance(w, t);
 		else
 			begin(w, t, rg);
-	} else if (what < 950) {
+	} else if (what < 940) {
 		step(w);
+	} else if (what < 943) {
+		op_inherit(w, rg);
+	} else if (what < 946) {
+		op_fork(w);
+	} else if (what < 948) {
+		struct child *c = &w->child[below(w, CHILDREN)];
+
+		if (c->sp != NULL)
+			child_end(w, c);
+	} else if (what < 950) {
+		op_let_go(w);
 	} else if (what < 960) {
 		op_unmap(w, rg);
 	} else if (what < 970) {
@@ -1272,7 +1781,7 @@ verify_all(struct world *w)
 {
 	for (unsigned i = 0; i < THREADS; i++)
 		finish(w, i);
-	for (unsigned i = 0; i < REGIONS; i++) {
+	for (unsigned i = 0; i < ALL_REGIONS; i++) {
 		struct region *rg = &w->rg[i];
 
 		if (rg->va == 0)
@@ -1289,12 +1798,13 @@ verify_all(struct world *w)
 static void
 play(struct world *w)
 {
+	w->pools = w->seed % 16 != 5;
 	const struct rig_config cfg = {
 		.memory = UP_MEMORY_LIMIT_MIN + (w->seed % 3) * ((size_t)512 << 10),
 		.swap_slots = 4096,
 		.services = 1 + w->seed % 3,
 		.seed = w->seed,
-		.mask = w->seed % 2 ? UP_MASK_MOVE : 0,
+		.mask = (w->seed % 2 ? UP_MASK_MOVE : 0) | (w->pools ? 0 : UP_MASK_SHARED),
 		.fault_timeout_ms = 3600000,
 		.policy = w->seed / 3 % POLICY_KINDS,
 	};
@@ -1315,10 +1825,14 @@ play(struct world *w)
 	settle(w);
 	check_budget(w);
 	pager_check(w->r->p);
+	w->calling = true;
+	for (unsigned i = 0; i < CHILDREN; i++) {
+		if (w->child[i].sp != NULL)
+			child_end(w, &w->child[i]);
+	}
 	for (unsigned i = 0; i < REGIONS; i++) {
 		struct region *rg = &w->rg[i];
 
-		w->calling = true;
 		/* What is left between holes in one go: a limit that is all promised has no room to cut entries. */
 		for (size_t page = 0, n; rg->va != 0 && page < rg->npages; page += MAX(n, 1)) {
 			for (n = 0; page + n < rg->npages && rg->prot[page + n] != GONE;)
@@ -1326,11 +1840,16 @@ play(struct world *w)
 			if (n > 0 && up_unmap(w->r->rt, (void *)(rg->va + page * PAGE_SIZE),
 					      n * PAGE_SIZE) < 0)
 				fail(w, "the last up_unmap failed");
+			if (n > 0)
+				unmapped(w, rg, page, n);
 		}
-		if (rg->va != 0 && rg->shared)
-			check_disk(w, rg->nm, 0, rg->nm->npages, w->fail_out);
 		if (rg->va != 0)
 			forget(w, rg);
+	}
+	for (unsigned i = 0; i < OBJECTS; i++) {
+		up_object_unref(w->sh[i].object);
+		w->sh[i].object = NULL;
+		shared_reap(w, &w->sh[i]);
 	}
 	for (unsigned i = 0; i < NAMED; i++) {
 		const unsigned before = w->ndestroyed, one = w->nm[i].object != NULL;
@@ -1363,7 +1882,7 @@ int
 main(int argc, char **argv)
 {
 	uint64_t seconds = 5, seed = now_ns(), rounds = UINT64_MAX, n = 0, ops = 0, verified = 0,
-		 sigbus = 0, ncancelled = 0;
+		 sigbus = 0, ncancelled = 0, nforks = 0, nmulti = 0;
 	uint64_t end;
 
 	for (int i = 1; i < argc; i++) {
@@ -1392,10 +1911,13 @@ main(int argc, char **argv)
 		verified += w.verified;
 		sigbus += w.sigbus;
 		ncancelled += w.ncancelled;
+		nforks += w.nforks;
+		nmulti += w.nmulti;
 	}
 	printf("random: %" PRIu64 " rounds from seed %" PRIu64 ": %" PRIu64 " operations, %" PRIu64
 	       " touches verified, %" PRIu64 " SIGBUS on a lying disk, %" PRIu64
-	       " requests cancelled; no mismatch, no leak\n",
-	       n, seed, ops, verified, sigbus, ncancelled);
+	       " requests cancelled, %" PRIu64 " mappings in several places, %" PRIu64
+	       " forks; no mismatch, no leak\n",
+	       n, seed, ops, verified, sigbus, ncancelled, nmulti, nforks);
 	return 0;
 }
