@@ -720,6 +720,8 @@ copy_up(struct fault *f, const struct beneath *b)
 		pthread_mutex_unlock(&f->leaf->lock);
 		pthread_rwlock_unlock(&p->map.lock);
 		page_unbusy(p, b->anon, f->shard, 0);
+		if (an == NULL)
+			pager_starved(p, METADATA_STEP);
 		return an != NULL ? overcommitted(f, an) : V_ROOM;
 	}
 	if (pg == NULL) {
