@@ -735,10 +735,13 @@ grow_in_place(struct up_runtime *rt, struct map_entry *last, uintptr_t end, stru
 	return 0;
 }
 
-/* Addresses of [at, at + len), which are reserved, for pages of an object from `first` on. */
+/*
+ * Addresses of [at, at + len), which are reserved, for pages of an object from `first` on.  *hole: on failure they are not ours
+ * any more.
+ */
 static int
 move_part(struct pager *p, const struct map_entry *e, uint64_t first, uintptr_t at, size_t len,
-	  const struct map_entry *last)
+	  const struct map_entry *last, size_t *hole)
 {
 	int r;
 
@@ -747,8 +750,11 @@ move_part(struct pager *p, const struct map_entry *e, uint64_t first, uintptr_t 
 	r = p->pmap->ops->unmap(p->pmap, at, len, last->shard);
 	if (r < 0)
 		return r;
-	/* Should somebody else's mmap() be as fast as this, it is no room. */
-	return region_for(p, e->object, first, at, true, len, e->prot, last->shard, &at);
+	/* Should somebody else's mmap() be as fast as this, it is no room, and what is there is his. */
+	r = region_for(p, e->object, first, at, true, len, e->prot, last->shard, &at);
+	if (r < 0)
+		*hole = len;
+	return r;
 }
 
 /* New addresses for the range and its growth, each part as its entry has it.  => map.change is held. */
@@ -758,6 +764,8 @@ move_reserve(struct up_runtime *rt, uintptr_t start, uintptr_t end, const struct
 {
 	struct pager *p = &rt->p;
 	const size_t grown = g->n << PAGE_SHIFT, len = end - start + grown;
+	size_t part = 0, hole = 0;
+	uintptr_t at;
 	int r;
 
 	r = p->pmap->ops->map(p->pmap, 0, false, len, last->prot, last->shard, to);
@@ -766,19 +774,30 @@ move_reserve(struct up_runtime *rt, uintptr_t start, uintptr_t end, const struct
 			 strerrorname_np(-r));
 		return r;
 	}
+	at = *to;
 	for (const struct map_entry *e = map_first_from(&p->map, start);
 	     r == 0 && e != NULL && e->start < end; e = e->next) {
 		const uintptr_t from = MAX(start, e->start);
 
-		r = move_part(p, e, e->offset + ((from - e->start) >> PAGE_SHIFT),
-			      *to + (from - start), MIN(end, e->end) - from, last);
+		at += part;
+		part = MIN(end, e->end) - from;
+		r = move_part(p, e, e->offset + ((from - e->start) >> PAGE_SHIFT), at, part, last,
+			      &hole);
 	}
-	if (r == 0)
-		r = move_part(p, last, g->first, *to + (end - start), grown, last);
+	if (r == 0) {
+		at += part;
+		r = move_part(p, last, g->first, at, grown, last, &hole);
+	}
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_ERROR, "up_remap: taking the new addresses: %s",
 			 strerrorname_np(-r));
-		p->pmap->ops->unmap(p->pmap, *to, len, last->shard);
+		/* What is in front of the hole, and behind it. */
+		if (hole == 0)
+			at = *to + len;
+		if (at > *to)
+			p->pmap->ops->unmap(p->pmap, *to, at - *to, last->shard);
+		if (at + hole < *to + len)
+			p->pmap->ops->unmap(p->pmap, at + hole, *to + len - at - hole, last->shard);
 		return r == -EEXIST ? -ENOMEM : r;
 	}
 	return 0;

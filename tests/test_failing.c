@@ -38,11 +38,13 @@ enum failing {
 	FAIL_NODE,
 	FAIL_LEAF,
 	FAIL_ANON,
+	FAIL_SPACE,
+	FAIL_PLACE,
 	SOURCES
 };
 
 static const char *const source_name[SOURCES] = {
-	"call", "commit", "map entry", "object", "node", "leaf", "anon",
+	"call", "commit", "map entry", "object", "node", "leaf", "anon", "space", "place",
 };
 #define FROM(s) (1u << (s))
 
@@ -54,6 +56,7 @@ struct scene {
 	struct up_object *object; /* what is mapped there, or NULL */
 	uintptr_t more;		  /* a second region, of the operation's own */
 	size_t nmore;		  /* its pages */
+	struct space *kid;	  /* a child that was forked */
 	uint64_t serial;
 	struct up_stats before;
 	uint64_t meta_before;
@@ -157,6 +160,10 @@ zone_of(struct rig *r, enum failing src)
 		return &r->p->zones.node;
 	case FAIL_LEAF:
 		return &r->p->zones.leaf;
+	case FAIL_SPACE:
+		return &r->p->space_zone;
+	case FAIL_PLACE:
+		return &r->p->place_zone;
 	default:
 		return &r->p->zones.anon;
 	}
@@ -260,11 +267,25 @@ repair_lost(struct scene *s)
 }
 
 static void
+end_kid(struct scene *s)
+{
+	sigset_t old;
+
+	change_begin(s->r->p, &old);
+	s->r->pm->ops->space_detach(s->r->pm, s->kid->shard);
+	space_end(s->r->p, s->kid);
+	change_end(s->r->p, &old);
+	s->kid = NULL;
+}
+
+static void
 tear_down(struct scene *s)
 {
 	struct up_stats st;
 	uint64_t word;
 
+	if (s->kid != NULL)
+		end_kid(s);
 	for (size_t i = 0; s->va != 0 && i < NPAGES; i++) {
 		if (!s->gone[i])
 			must(up_unmap(s->r->rt, (void *)page(s, i), PAGE_SIZE) == 0,
@@ -1425,6 +1446,321 @@ Test(failing, dropping_an_object)
 {
 	const struct operation op = { "unref object",	 0,    unmapped_object, drop_object,
 				      check_object_gone, false };
+
+	sweep(&op);
+}
+
+/* --- several places, and children --- */
+
+static int
+map_again(struct scene *s)
+{
+	void *p;
+	const int r = up_map(s->r->rt, NULL, NPAGES * PAGE_SIZE, RW, UP_SHARED | UP_MULTI,
+			     s->object, 0, &p);
+
+	if (r == 0 && s->va == 0)
+		s->va = (uintptr_t)p;
+	else if (r == 0) {
+		s->more = (uintptr_t)p;
+		s->nmore = NPAGES;
+	}
+	return r;
+}
+
+static void
+multi_object(struct scene *s)
+{
+	new_object(s);
+	must(map_again(s) == 0, "map object");
+	fill(s, 0, NPAGES / 2);
+	rig_push_out(s->r, page(s, 0));
+	for (size_t i = NPAGES / 2 - 8; i < NPAGES / 2; i++)
+		fill(s, i, 1);
+}
+
+static void
+two_places(struct scene *s)
+{
+	multi_object(s);
+	must(map_again(s) == 0, "map object again");
+}
+
+/* What is written in one is seen in the other. */
+static void
+check_places(struct scene *s)
+{
+	for (size_t i = 0; i < s->nmore; i++) {
+		if (s->gone[i])
+			continue;
+		must(rig_get(s->r, s->more + i * PAGE_SIZE) == s->word[i],
+		     "%s: page %zu is another in the second place", where, i);
+	}
+	if (s->nmore > 0 && !s->gone[3]) {
+		s->word[3] = ++s->serial;
+		rig_put(s->r, s->more + 3 * PAGE_SIZE, s->word[3]);
+	}
+}
+
+Test(failing, mapping_an_object_for_several_places)
+{
+	const struct operation op = {
+		"map UP_MULTI", FROM(FAIL_CALL) | FROM(FAIL_ENTRY) | FROM(FAIL_PLACE),
+		new_object,	map_again,
+		NULL,		true,
+	};
+
+	sweep(&op);
+}
+
+Test(failing, mapping_an_object_in_a_second_place)
+{
+	const struct operation op = {
+		"map again",  FROM(FAIL_CALL) | FROM(FAIL_ENTRY) | FROM(FAIL_PLACE),
+		multi_object, map_again,
+		check_places, true,
+	};
+
+	sweep(&op);
+}
+
+/* An object that was in a pool is mapped in one place a page. */
+static void
+pooled_and_unmapped(struct scene *s)
+{
+	multi_object(s);
+	must(up_unmap(s->r->rt, (void *)s->va, NPAGES * PAGE_SIZE) == 0, "unmap");
+	s->va = 0;
+}
+
+static int
+map_plain(struct scene *s)
+{
+	void *p;
+	const int r = up_map(s->r->rt, NULL, NPAGES * PAGE_SIZE, RW, UP_SHARED, s->object, 0, &p);
+
+	if (r == 0)
+		s->va = (uintptr_t)p;
+	return r;
+}
+
+Test(failing, mapping_an_object_in_one_place_again)
+{
+	const struct operation op = {
+		"map plain",
+		FROM(FAIL_CALL) | FROM(FAIL_ENTRY),
+		pooled_and_unmapped,
+		map_plain,
+		NULL,
+		true,
+	};
+
+	sweep(&op);
+}
+
+/* A page that nobody has touched, one in swap, and one that was. */
+static int
+touch_in_second_place(struct scene *s)
+{
+	static const size_t pages[] = { 0, NPAGES / 2 - 1, NPAGES - 1 };
+	int r = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(pages); i++) {
+		uint64_t word = 0;
+		const enum sim_result res = rig_touch(s->r, 0, s->more + pages[i] * PAGE_SIZE,
+						      false, &word, 0, sizeof word);
+
+		if (res == SIM_SIGBUS)
+			r = -EIO;
+		else
+			must(res == SIM_OK && word == s->word[pages[i]],
+			     "%s: page %zu: touch %d, %#lx", where, pages[i], (int)res,
+			     (unsigned long)word);
+	}
+	return r;
+}
+
+Test(failing, faults_in_a_pool)
+{
+	const struct operation op = {
+		"touch in a pool", FROM(FAIL_CALL) | FROM(FAIL_ANON),
+		two_places,	   touch_in_second_place,
+		check_places,	   false,
+	};
+
+	sweep(&op);
+}
+
+static int
+unmap_second_part(struct scene *s)
+{
+	return up_unmap(s->r->rt, (void *)(s->more + 8 * PAGE_SIZE), 8 * PAGE_SIZE);
+}
+
+static void
+check_second_part(struct scene *s)
+{
+	must(up_unmap(s->r->rt, (void *)(s->more + 16 * PAGE_SIZE), (NPAGES - 16) * PAGE_SIZE) == 0,
+	     "unmap");
+	s->nmore = 8;
+	check_places(s);
+}
+
+Test(failing, unmapping_a_part_of_one_place)
+{
+	const struct operation op = {
+		"unmap part of a place",
+		FROM(FAIL_CALL) | FROM(FAIL_ENTRY) | FROM(FAIL_PLACE),
+		two_places,
+		unmap_second_part,
+		check_second_part,
+		true,
+	};
+
+	sweep(&op);
+}
+
+static uintptr_t wall;
+
+/* Another part of the object, with something behind it: to grow it has to move. */
+static void
+place_before_a_wall(struct scene *s)
+{
+	void *p;
+
+	multi_object(s);
+	s->nmore = NPAGES / 2;
+	must(up_map(s->r->rt, NULL, s->nmore * PAGE_SIZE, RW, UP_SHARED | UP_MULTI, s->object, 0,
+		    &p) == 0,
+	     "map");
+	s->more = (uintptr_t)p;
+	wall = s->more + s->nmore * PAGE_SIZE;
+	must(up_map(s->r->rt, (void *)wall, PAGE_SIZE, RW, UP_SHARED | UP_MULTI | UP_FIXED,
+		    s->object, 0, &p) == 0,
+	     "map");
+	/* Of two entries, so that the second may fail where the first has not. */
+	must(up_protect(s->r->rt, (void *)s->more, 2 * PAGE_SIZE, PROT_READ) == 0, "protect");
+}
+
+static int
+grow_place(struct scene *s)
+{
+	void *p;
+	const int r = up_remap(s->r->rt, (void *)s->more, s->nmore * PAGE_SIZE, NPAGES * PAGE_SIZE,
+			       UP_MAYMOVE, &p);
+
+	if (r < 0)
+		return r;
+	s->more = (uintptr_t)p;
+	s->nmore = NPAGES;
+	return 0;
+}
+
+static void
+check_grown_place(struct scene *s)
+{
+	check_places(s);
+	must(up_unmap(s->r->rt, (void *)wall, PAGE_SIZE) == 0, "unmap");
+}
+
+Test(failing, growing_a_place_that_has_to_move)
+{
+	const struct operation op = {
+		"remap a place",     FROM(FAIL_CALL) | FROM(FAIL_PLACE),
+		place_before_a_wall, grow_place,
+		check_grown_place,   true,
+	};
+
+	sweep(&op);
+}
+
+static int
+inherit_part(struct scene *s)
+{
+	return up_inherit(s->r->rt, (void *)page(s, 8), 8 * PAGE_SIZE, UP_INHERIT_SHARE);
+}
+
+Test(failing, saying_what_children_inherit)
+{
+	const struct operation op = { "inherit", FROM(FAIL_ENTRY), multi_object, inherit_part, NULL,
+				      true };
+
+	sweep(&op);
+}
+
+/* Shared in front, private behind it: both are inherited. */
+static void
+parent(struct scene *s)
+{
+	multi_object(s);
+	s->nmore = 8;
+	s->more = rig_map(s->r, s->nmore * PAGE_SIZE);
+	for (size_t i = 0; i < s->nmore; i++)
+		rig_put(s->r, s->more + i * PAGE_SIZE, 500 + i);
+	must(up_inherit(s->r->rt, (void *)page(s, 0), 8 * PAGE_SIZE, UP_INHERIT_SHARE) == 0,
+	     "inherit");
+	must(up_inherit(s->r->rt, (void *)page(s, 8), (NPAGES - 8) * PAGE_SIZE, UP_INHERIT_COPY) ==
+		     0,
+	     "inherit");
+	must(up_inherit(s->r->rt, (void *)s->more, s->nmore * PAGE_SIZE, UP_INHERIT_COPY) == 0,
+	     "inherit");
+}
+
+static int
+fork_kid(struct scene *s)
+{
+	sigset_t old;
+	int r;
+
+	change_begin(s->r->p, &old);
+	r = space_fork(s->r->rt, &s->r->p->map, -1, &s->kid);
+	must((r == 0) == (s->kid != NULL), "%s: result %d, and a space or none", where, r);
+	if (s->kid != NULL)
+		chain_thaw(s->r->p);
+	change_end(s->r->p, &old);
+	return r;
+}
+
+static uint64_t
+kid_get(struct scene *s, uintptr_t va)
+{
+	uint64_t word = 0;
+	enum sim_result res = SIM_FAULT;
+
+	for (unsigned i = 0; i < 10000 && res == SIM_FAULT; i++) {
+		res = sim_touch_in(s->r->pm, s->kid->shard, 40, va, false, &word, 0, sizeof word);
+		if (res == SIM_FAULT)
+			rig_step(s->r);
+	}
+	must(res == SIM_OK, "%s: a child's touch of %#lx ends with %d", where, (unsigned long)va,
+	     (int)res);
+	return word;
+}
+
+static void
+check_kid(struct scene *s)
+{
+	must(s->r->pm->ops->space_attach(s->r->pm, s->kid->shard, -1, 0) == 0, "%s: attach", where);
+	for (size_t i = 0; i < s->nmore; i++)
+		rig_put(s->r, s->more + i * PAGE_SIZE, 600 + i);
+	for (size_t i = 0; i < s->nmore; i++)
+		must(kid_get(s, s->more + i * PAGE_SIZE) == 500 + i, "%s: copy of page %zu", where,
+		     i);
+	for (size_t i = 0; i < NPAGES; i++)
+		must(kid_get(s, page(s, i)) == s->word[i], "%s: child's page %zu", where, i);
+}
+
+Test(failing, forking)
+{
+	const struct operation op = {
+		"fork",
+		FROM(FAIL_CALL) | FROM(FAIL_ENTRY) | FROM(FAIL_OBJECT) | FROM(FAIL_SPACE) |
+			FROM(FAIL_PLACE),
+		parent,
+		fork_kid,
+		check_kid,
+		true,
+	};
 
 	sweep(&op);
 }
