@@ -1,0 +1,1541 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * test_fork.c: fork() with inherited regions, on the real kernel.
+ *
+ *	parent     has the runtime; checks what children exit with, and what is left when they are gone
+ *	child      exits with 0 if all was as it should be, else with a number that says which of its
+ *	           steps was not; it never waits for ever, an alarm ends it
+ *	guardian   of tests in which the process with the runtime is killed: forks that, and watches its child
+ */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "runtime.h"
+#include "stress.h"
+
+#define RW (PROT_READ | PROT_WRITE)
+#define PAGE ((size_t)PAGE_SIZE)
+#define MiB ((size_t)1 << 20)
+#define DEADLINE 60 /* seconds, for whatever has to happen */
+
+#if defined(__SANITIZE_ADDRESS__)
+#define SLOW 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SLOW 1
+#endif
+#endif
+#ifndef SLOW
+#define SLOW 0
+#endif
+
+TestSuite(fork, .timeout = SLOW ? 440 : 110);
+
+static struct up_runtime *rt;
+static char logged[16384];
+static pthread_mutex_t logged_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* --- rig --- */
+
+static void
+collect(void *ctx, enum up_log_level level, const char *line)
+{
+	size_t len;
+
+	(void)ctx;
+	/* Who forks may have it: not in a child. */
+	if (pthread_mutex_trylock(&logged_lock) != 0)
+		return;
+	len = strlen(logged);
+	snprintf(logged + len, sizeof logged - len, "%d: %s\n", (int)level, line);
+	pthread_mutex_unlock(&logged_lock);
+}
+
+static struct up_runtime *
+create(size_t limit, uint64_t mask, unsigned timeout_ms)
+{
+	const struct up_config cfg = { .memory_limit = limit,
+				       .service_threads = 2,
+				       .feature_mask = mask,
+				       .fault_timeout_ms = timeout_ms,
+				       .log = collect };
+	struct up_runtime *made;
+	const int r = up_runtime_create(&made, &cfg);
+
+	if (r == -EPERM || r == -ENOSYS)
+		cr_skip_test("no userfaultfd or io_uring here");
+	cr_assert(r == 0, "create: %s\n%s", strerrorname_np(-r), logged);
+	return made;
+}
+
+static void
+start(size_t limit, uint64_t mask)
+{
+	rt = create(limit, mask, 0);
+	if (!(mask & UP_MASK_SHARED) && !(up_features(rt) & UP_MASK_SHARED))
+		cr_skip_test("this kernel can not write-protect shared memory");
+}
+
+static uint64_t *
+map_with(struct up_runtime *of, size_t npages, unsigned flags)
+{
+	void *p;
+	const int r = up_map(of, NULL, npages * PAGE, RW, UP_PRIVATE | flags, NULL, 0, &p);
+
+	cr_assert(r == 0, "map: %s\n%s", strerrorname_np(-r), logged);
+	return p;
+}
+
+static uint64_t *
+map(size_t npages)
+{
+	return map_with(rt, npages, 0);
+}
+
+static uint64_t *
+map_object(struct up_object *o, size_t npages, int prot, unsigned flags)
+{
+	void *p;
+	const int r = up_map(rt, NULL, npages * PAGE, prot, flags, o, 0, &p);
+
+	cr_assert(r == 0, "map: %s\n%s", strerrorname_np(-r), logged);
+	return p;
+}
+
+static struct up_object *
+object(size_t npages)
+{
+	struct up_object *o;
+
+	cr_assert(up_object_create_anon(rt, npages * PAGE, 0, &o) == 0, "%s", logged);
+	return o;
+}
+
+static void
+inherit(struct up_runtime *of, void *va, size_t npages, enum up_inherit how)
+{
+	const int r = up_inherit(of, va, npages * PAGE, how);
+
+	cr_assert(r == 0, "inherit: %s\n%s", strerrorname_np(-r), logged);
+}
+
+static uint64_t
+now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static void
+pause_ms(long ms)
+{
+	const struct timespec ts = { .tv_nsec = ms * 1000000 };
+
+	nanosleep(&ts, NULL);
+}
+
+/* One word of a page and its copy at the other end: both or none are right. */
+static uint64_t *
+word(uint64_t *base, size_t page)
+{
+	return base + page * (PAGE / 8) + page % 255;
+}
+
+static void
+fill(uint64_t *base, size_t from, size_t n, uint64_t version)
+{
+	for (size_t i = from; i < from + n; i++) {
+		*word(base, i) = version << 32 | i;
+		word(base, i)[256] = version << 32 | i;
+	}
+}
+
+/* How many pages hold something else. */
+static size_t
+wrong(uint64_t *base, size_t from, size_t n, uint64_t version)
+{
+	size_t bad = 0;
+
+	for (size_t i = from; i < from + n; i++) {
+		const uint64_t v = *word(base, i), w = word(base, i)[256];
+
+		if (v == (version << 32 | i) && w == v)
+			continue;
+		if (bad++ == 0)
+			dprintf(2, "[%d] page %zu of %p is %#lx, %#lx, not of version %lu\n",
+				getpid(), i, (void *)base, v, w, version);
+	}
+	return bad;
+}
+
+/* fork(); the child dies with its parent, and after a while in any case. */
+static pid_t
+fork_child(void)
+{
+	const pid_t pid = fork();
+
+	cr_assert(pid >= 0, "fork: %s", strerror(errno));
+	if (pid == 0)
+		alarm(SLOW ? 4 * DEADLINE : DEADLINE);
+	return pid;
+}
+
+/* The status of a child that has to end soon. */
+static int
+reap(pid_t pid)
+{
+	const uint64_t end = now_ms() + (SLOW ? 4 : 1) * DEADLINE * UINT64_C(1000) + 5000;
+	int status = 0;
+
+	for (;;) {
+		const pid_t got = waitpid(pid, &status, WNOHANG);
+
+		if (got == pid)
+			return status;
+		cr_assert(got == 0, "waitpid: %s", strerror(errno));
+		if (now_ms() > end) {
+			kill(pid, SIGKILL);
+			cr_assert_fail("child %d does not end\n%s", pid, logged);
+		}
+		pause_ms(1);
+	}
+}
+
+static void
+expect_ok(pid_t pid)
+{
+	const int status = reap(pid);
+
+	cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "child ended with %#x\n%s", status,
+		  logged);
+}
+
+static void
+expect_signal(pid_t pid, int sig)
+{
+	const int status = reap(pid);
+
+	cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == sig,
+		  "child ended with %#x, not signal %d\n%s", status, sig, logged);
+}
+
+static struct up_stats
+stats_of(struct up_runtime *of)
+{
+	struct up_stats st;
+
+	cr_assert(up_stats_get(of, &st, sizeof st) == 0);
+	return st;
+}
+
+static struct up_stats
+stats(void)
+{
+	return stats_of(rt);
+}
+
+/* What children had is gone: as many objects and promises as before.  They are noticed some time after their end. */
+static void
+expect_left(const struct up_stats *before)
+{
+	const uint64_t end = now_ms() + DEADLINE * UINT64_C(1000);
+	struct up_stats st;
+
+	for (;;) {
+		st = stats();
+		if (st.objects == before->objects && st.reserve_used == before->reserve_used &&
+		    st.entries == before->entries)
+			return;
+		cr_assert(
+			now_ms() < end,
+			"children are gone, yet %lu objects (%lu), %lu promised (%lu), %lu entries "
+			"(%lu) are left\n%s",
+			st.objects, before->objects, st.reserve_used, before->reserve_used,
+			st.entries, before->entries, logged);
+		pause_ms(1);
+	}
+}
+
+static unsigned
+depth_at(const void *va)
+{
+	unsigned depth;
+
+	pthread_mutex_lock(&rt->p.map.change);
+	depth = object_depth(map_lookup(&rt->p.map, (uintptr_t)va)->object);
+	pthread_mutex_unlock(&rt->p.map.change);
+	return depth;
+}
+
+static void
+no_children(void)
+{
+	const uint64_t end = now_ms() + DEADLINE * UINT64_C(1000);
+
+	for (;;) {
+		bool none;
+
+		pthread_mutex_lock(&rt->p.map.change);
+		none = rt->p.spaces == NULL;
+		pthread_mutex_unlock(&rt->p.map.change);
+		if (none)
+			return;
+		cr_assert(now_ms() < end, "a child's end has not been noticed\n%s", logged);
+		pause_ms(1);
+	}
+}
+
+/* --- touching what may raise a signal --- */
+
+static sigjmp_buf out;
+static volatile sig_atomic_t raised;
+
+static void
+on_signal(int sig)
+{
+	raised = sig;
+	siglongjmp(out, 1);
+}
+
+static void
+catch_signals(void)
+{
+	struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_NODEFER };
+
+	sigaction(SIGSEGV, &sa, NULL);
+	sigaction(SIGBUS, &sa, NULL);
+}
+
+/* 0, or the signal.  => catch_signals() */
+static int
+touch(uint64_t *p, bool write, uint64_t *v)
+{
+	raised = 0;
+	if (sigsetjmp(out, 0) != 0)
+		return raised;
+	if (write)
+		*(volatile uint64_t *)p = *v;
+	else
+		*v = *(volatile uint64_t *)p;
+	return 0;
+}
+
+/* Pipes on which parent and children wait for each other. */
+struct gate {
+	int fd[2];
+};
+
+static void
+gate_make(struct gate *g)
+{
+	cr_assert(pipe2(g->fd, O_CLOEXEC) == 0);
+}
+
+static void
+gate_pass(struct gate *g, unsigned n)
+{
+	while (n-- > 0) {
+		if (write(g->fd[1], "x", 1) != 1)
+			_exit(99);
+	}
+}
+
+/* False: not within the deadline. */
+static bool
+gate_wait(struct gate *g, unsigned n)
+{
+	while (n-- > 0) {
+		struct pollfd pf = { .fd = g->fd[0], .events = POLLIN };
+		char c;
+
+		if (poll(&pf, 1, (SLOW ? 4 : 1) * DEADLINE * 1000) != 1 ||
+		    read(g->fd[0], &c, 1) != 1)
+			return false;
+	}
+	return true;
+}
+
+/* --- what a child has --- */
+
+static void
+both_have_their_own(uint64_t mask)
+{
+	const size_t n = 1500;
+	struct up_stats before;
+	uint64_t *p;
+	pid_t pid;
+
+	start(4 * MiB, mask);
+	p = map(n);
+	fill(p, 0, n, 1);
+	inherit(rt, p, n, UP_INHERIT_COPY);
+	before = stats();
+	pid = fork_child();
+	if (pid == 0) {
+		pid_t sub;
+
+		if (wrong(p, 0, n, 1) > 0)
+			_exit(1);
+		fill(p, 0, n, 2);
+		if (wrong(p, 0, n, 2) > 0)
+			_exit(2);
+		sub = fork();
+		if (sub == 0) {
+			if (wrong(p, 0, n, 2) > 0)
+				_exit(1);
+			fill(p, n / 2, n / 2, 4);
+			_exit(wrong(p, n / 2, n / 2, 4) > 0 || wrong(p, 0, n / 2, 2) > 0);
+		}
+		fill(p, 0, n / 2, 5);
+		if (waitpid(sub, &(int){ 0 }, WNOHANG) < 0)
+			_exit(3);
+		for (int status;;) {
+			if (waitpid(sub, &status, 0) == sub) {
+				if (status != 0)
+					_exit(4);
+				break;
+			}
+			if (errno == ECHILD)
+				break;
+		}
+		_exit(wrong(p, 0, n / 2, 5) > 0 || wrong(p, n / 2, n / 2, 2) > 0 ? 5 : 0);
+	}
+	fill(p, 0, n, 3);
+	expect_ok(pid);
+	cr_assert(wrong(p, 0, n, 3) == 0);
+	expect_left(&before);
+	cr_assert(depth_at(p) == 0);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, parent_child_and_grandchild_write_their_own_copies)
+{
+	both_have_their_own(0);
+}
+
+Test(fork, copies_are_right_without_move)
+{
+	both_have_their_own(UP_MASK_MOVE);
+}
+
+Test(fork, copies_are_right_without_poison)
+{
+	both_have_their_own(UP_MASK_POISON);
+}
+
+Test(fork, copies_are_right_without_all_that_forks_can_do_without)
+{
+	both_have_their_own(UP_MASK_ALL & ~UP_MASK_SHARED);
+}
+
+static void
+not_to_be_had(uint64_t mask)
+{
+	struct up_object *o;
+	uint64_t *p, v = 0;
+	void *q;
+	pid_t pid;
+
+	start(4 * MiB, mask);
+	p = map(8);
+	cr_assert(up_inherit(rt, p, 8 * PAGE, UP_INHERIT_COPY) == -ENOTSUP);
+	cr_assert(up_inherit(rt, p, 8 * PAGE, UP_INHERIT_SHARE) == -ENOTSUP);
+	cr_assert(up_inherit(rt, p, 8 * PAGE, UP_INHERIT_NONE) == 0);
+	o = object(8);
+	cr_assert(up_map(rt, NULL, 8 * PAGE, RW, UP_SHARED | UP_MULTI, o, 0, &q) == -ENOTSUP);
+	fill(p, 0, 8, 1);
+	pid = fork_child();
+	if (pid == 0) {
+		catch_signals();
+		_exit(touch(p, false, &v) != SIGSEGV);
+	}
+	expect_ok(pid);
+	cr_assert(wrong(p, 0, 8, 1) == 0);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, nothing_is_inherited_without_write_protection_of_shared_memory)
+{
+	not_to_be_had(UP_MASK_SHARED);
+}
+
+Test(fork, nothing_is_inherited_with_everything_masked)
+{
+	not_to_be_had(UP_MASK_ALL);
+}
+
+Test(fork, what_is_shared_is_seen_by_all_at_once)
+{
+	const size_t n = 1500;
+	struct up_object *o;
+	uint64_t *p, *q, *ro;
+	struct gate there, back;
+	pid_t pid;
+
+	start(3 * MiB, 0);
+	gate_make(&there);
+	gate_make(&back);
+	o = object(n);
+	p = map_object(o, n, RW, UP_SHARED | UP_MULTI);
+	q = map_object(o, n, RW, UP_SHARED | UP_MULTI);
+	ro = map_object(o, n, PROT_READ, UP_SHARED | UP_MULTI);
+	fill(p, 0, n, 1);
+	cr_assert(wrong(q, 0, n, 1) == 0 && wrong(ro, 0, n, 1) == 0);
+	inherit(rt, p, n, UP_INHERIT_SHARE);
+	inherit(rt, q, n / 2, UP_INHERIT_SHARE); /* the rest of it is absent there */
+	pid = fork_child();
+	if (pid == 0) {
+		uint64_t v = 0;
+
+		catch_signals();
+		if (wrong(p, 0, n, 1) > 0 || wrong(q, 0, n / 2, 1) > 0)
+			_exit(1);
+		if (touch(word(q, n / 2), false, &v) != SIGSEGV ||
+		    touch(word(ro, 0), false, &v) != SIGSEGV)
+			_exit(2);
+		fill(q, 0, n / 2, 2);
+		fill(p, n / 2, n - n / 2, 2);
+		gate_pass(&there, 1);
+		if (!gate_wait(&back, 1))
+			_exit(3);
+		_exit(wrong(p, 0, n, 3) > 0 || wrong(q, 0, n / 2, 3) > 0 ? 4 : 0);
+	}
+	cr_assert(gate_wait(&there, 1));
+	cr_assert(wrong(p, 0, n, 2) == 0 && wrong(q, 0, n, 2) == 0 && wrong(ro, 0, n, 2) == 0);
+	fill(q, 0, n, 3);
+	gate_pass(&back, 1);
+	expect_ok(pid);
+	no_children();
+	cr_assert(wrong(p, 0, n, 3) == 0);
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+}
+
+/* A word that everybody increments: no addition is lost, wherever its page is just now. */
+Test(fork, atomic_additions_of_many_processes_add_up)
+{
+	const size_t n = 900;
+	struct up_object *o;
+	pid_t pid[6];
+	uint64_t *p, *q;
+
+	start(2 * MiB, 0);
+	o = object(n);
+	p = map_object(o, n, RW, UP_SHARED | UP_MULTI);
+	q = map_object(o, n, RW, UP_SHARED | UP_MULTI);
+	inherit(rt, p, n, UP_INHERIT_SHARE);
+	for (size_t k = 0; k < ARRAY_SIZE(pid); k++) {
+		pid[k] = fork_child();
+		if (pid[k] != 0)
+			continue;
+		for (unsigned round = 0; round < 5; round++) {
+			for (size_t i = 0; i < n; i++)
+				__atomic_fetch_add(word(p, (i * 7 + k * 100) % n), 1,
+						   __ATOMIC_RELAXED);
+		}
+		_exit(0);
+	}
+	for (unsigned round = 0; round < 5; round++) {
+		for (size_t i = 0; i < n; i++)
+			__atomic_fetch_add(word(q, i), 1, __ATOMIC_RELAXED);
+	}
+	for (size_t k = 0; k < ARRAY_SIZE(pid); k++)
+		expect_ok(pid[k]);
+	for (size_t i = 0; i < n; i++)
+		cr_assert(*word(p, i) == 5 * (ARRAY_SIZE(pid) + 1), "page %zu: %lu", i,
+			  *word(p, i));
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, protections_and_holes_are_inherited_and_parts_not_inherited_are_absent)
+{
+	uint64_t *p, v = 7;
+	pid_t pid;
+
+	start(4 * MiB, 0);
+	p = map(64);
+	fill(p, 0, 64, 1);
+	cr_assert(up_protect(rt, p + 8 * 512, 8 * PAGE, PROT_NONE) == 0);
+	cr_assert(up_protect(rt, p + 16 * 512, 8 * PAGE, PROT_READ) == 0);
+	inherit(rt, p, 64, UP_INHERIT_COPY);
+	inherit(rt, p + 40 * 512, 8, UP_INHERIT_NONE);
+	cr_assert(up_unmap(rt, p + 24 * 512, 8 * PAGE) == 0);
+	pid = fork_child();
+	if (pid == 0) {
+		catch_signals();
+		for (size_t i = 0; i < 64; i++) {
+			const bool none =
+				(i >= 8 && i < 16) || (i >= 24 && i < 32) || (i >= 40 && i < 48);
+			const bool ro = i >= 16 && i < 24;
+
+			if (touch(word(p, i), false, &v) != (none ? SIGSEGV : 0))
+				_exit(1);
+			if (!none && v != (UINT64_C(1) << 32 | i))
+				_exit(2);
+			v = 9;
+			if (touch(word(p, i), true, &v) != (none || ro ? SIGSEGV : 0))
+				_exit(3);
+		}
+		/* It is memory like any other: its protection can be changed here. */
+		if (mprotect(p + 8 * 512, 8 * PAGE, RW) != 0 || wrong(p, 8, 8, 1) > 0)
+			_exit(4);
+		_exit(0);
+	}
+	expect_ok(pid);
+	cr_assert(wrong(p, 0, 8, 1) + wrong(p, 16, 8, 1) + wrong(p, 32, 32, 1) == 0);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, what_the_parent_does_to_its_ranges_does_not_change_the_childs)
+{
+	const size_t n = 1200;
+	struct gate go;
+	uint64_t *p;
+	void *q;
+	pid_t pid;
+
+	start(3 * MiB, 0);
+	gate_make(&go);
+	p = map(n);
+	fill(p, 0, n, 1);
+	inherit(rt, p, n, UP_INHERIT_COPY);
+	pid = fork_child();
+	if (pid == 0) {
+		if (!gate_wait(&go, 1))
+			_exit(1);
+		if (wrong(p, 0, n, 1) > 0)
+			_exit(2);
+		fill(p, 0, n, 2);
+		_exit(wrong(p, 0, n, 2) > 0 ? 3 : 0);
+	}
+	cr_assert(up_advise(rt, p, 200 * PAGE, UP_ADVICE_DONTNEED) == 0);
+	cr_assert(up_protect(rt, p + 200 * 512, 200 * PAGE, PROT_NONE) == 0);
+	cr_assert(up_unmap(rt, p + 400 * 512, 200 * PAGE) == 0);
+	cr_assert(up_remap(rt, p + 600 * 512, 200 * PAGE, 100 * PAGE, 0, &q) == 0);
+	cr_assert(up_unmap(rt, p + 800 * 512, 400 * PAGE) == 0);
+	gate_pass(&go, 1);
+	cr_assert(p[0] == 0 && wrong(p, 600, 100, 1) == 0);
+	expect_ok(pid);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, blocks_of_a_heap_are_readable_in_the_child)
+{
+	struct up_heap_stats hs;
+	struct up_heap *heap;
+	char *block[500];
+	pid_t pid;
+
+	start(3 * MiB, 0);
+	cr_assert(up_heap_create(rt, 8 * MiB, 0, &heap) == 0);
+	cr_assert(up_heap_stats_get(heap, &hs, sizeof hs) == 0);
+	inherit(rt, hs.base, hs.size / PAGE, UP_INHERIT_COPY);
+	for (size_t i = 0; i < ARRAY_SIZE(block); i++) {
+		block[i] = up_malloc(heap, 100 + i * 20);
+		cr_assert(block[i] != NULL);
+		memset(block[i], (int)(i % 251) + 1, 100 + i * 20);
+	}
+	pid = fork_child();
+	if (pid == 0) {
+		for (size_t i = 0; i < ARRAY_SIZE(block); i++) {
+			for (size_t k = 0; k < 100 + i * 20; k++) {
+				if (block[i][k] != (char)(i % 251 + 1))
+					_exit(1);
+			}
+		}
+		if (up_malloc(heap, 10) != NULL || errno != ECHILD ||
+		    up_free(heap, block[0]) != -ECHILD)
+			_exit(2);
+		_exit(0);
+	}
+	for (size_t i = 0; i < ARRAY_SIZE(block); i += 2)
+		cr_assert(up_free(heap, block[i]) == 0);
+	expect_ok(pid);
+	up_heap_destroy(heap);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, calls_in_the_child_change_nothing)
+{
+	unsigned char vec[8];
+	struct up_object *o;
+	struct up_stats st;
+	uint64_t *p;
+	void *q;
+	pid_t pid;
+
+	start(4 * MiB, 0);
+	p = map(8);
+	o = object(8);
+	fill(p, 0, 8, 1);
+	inherit(rt, p, 8, UP_INHERIT_COPY);
+	pid = fork_child();
+	if (pid == 0) {
+		if (up_map(rt, NULL, PAGE, RW, UP_PRIVATE, NULL, 0, &q) != -ECHILD ||
+		    up_unmap(rt, p, PAGE) != -ECHILD || up_protect(rt, p, PAGE, 0) != -ECHILD ||
+		    up_advise(rt, p, PAGE, UP_ADVICE_DONTNEED) != -ECHILD ||
+		    up_inherit(rt, p, PAGE, UP_INHERIT_NONE) != -ECHILD ||
+		    up_clone(rt, p, PAGE, &q) != -ECHILD || up_wire(rt, p, PAGE) != -ECHILD ||
+		    up_sync(rt, p, PAGE, 0) != -ECHILD ||
+		    up_residency(rt, p, PAGE, vec) != -ECHILD ||
+		    up_prefault(rt, p, PAGE, 0) != -ECHILD ||
+		    up_remap(rt, p, PAGE, 2 * PAGE, UP_MAYMOVE, &q) != -ECHILD ||
+		    up_stats_get(rt, &st, sizeof st) != -ECHILD)
+			_exit(1);
+		up_object_unref(o);
+		up_runtime_destroy(rt);
+		_exit(wrong(p, 0, 8, 1) > 0 ? 2 : 0);
+	}
+	expect_ok(pid);
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, several_runtimes_are_inherited_at_once)
+{
+	struct up_runtime *more[3];
+	uint64_t *p[4];
+	pid_t pid;
+
+	start(3 * MiB, 0);
+	p[3] = map(700);
+	fill(p[3], 0, 700, 4);
+	inherit(rt, p[3], 700, UP_INHERIT_COPY);
+	for (unsigned i = 0; i < 3; i++) {
+		more[i] = create(2 * MiB, 0, 0);
+		p[i] = map_with(more[i], 600, 0);
+		fill(p[i], 0, 600, i + 1);
+		if (i != 1)
+			inherit(more[i], p[i], 600, UP_INHERIT_COPY);
+	}
+	for (unsigned round = 0; round < 10; round++) {
+		pid = fork_child();
+		if (pid == 0) {
+			uint64_t v = 0;
+
+			for (unsigned i = 0; i < 4; i++) {
+				if (i != 1 && wrong(p[i], 0, 600, i + 1) > 0)
+					_exit(1);
+			}
+			pid = fork();
+			for (unsigned i = 0; i < 4; i++) {
+				if (i != 1 && wrong(p[i], 0, 600, i + 1) > 0)
+					_exit(2);
+				if (i != 1)
+					fill(p[i], 0, 600, 10 + (pid == 0));
+			}
+			for (unsigned i = 0; i < 4; i++) {
+				if (i != 1 && wrong(p[i], 0, 600, 10 + (pid == 0)) > 0)
+					_exit(3);
+			}
+			catch_signals();
+			if (touch(p[1], false, &v) != SIGSEGV)
+				_exit(4);
+			if (pid > 0) {
+				int status;
+
+				if (waitpid(pid, &status, 0) != pid || status != 0)
+					_exit(5);
+			}
+			_exit(0);
+		}
+		expect_ok(pid);
+	}
+	for (unsigned i = 0; i < 3; i++) {
+		cr_assert(wrong(p[i], 0, 600, i + 1) == 0);
+		up_runtime_destroy(more[i]);
+	}
+	up_runtime_destroy(rt);
+}
+
+/* A child can have a runtime of its own, which its children inherit beside what it has of ours. */
+Test(fork, a_child_with_a_runtime_of_its_own_forks_both)
+{
+	uint64_t *p;
+	pid_t pid;
+
+	start(3 * MiB, 0);
+	p = map(600);
+	fill(p, 0, 600, 1);
+	inherit(rt, p, 600, UP_INHERIT_COPY);
+	pid = fork_child();
+	if (pid == 0) {
+		const struct up_config cfg = { .memory_limit = 2 * MiB };
+		struct up_runtime *own;
+		int status;
+		void *q;
+
+		if (up_runtime_create(&own, &cfg) != 0 ||
+		    up_map(own, NULL, 600 * PAGE, RW, UP_PRIVATE, NULL, 0, &q) != 0 ||
+		    up_inherit(own, q, 600 * PAGE, UP_INHERIT_COPY) != 0)
+			_exit(1);
+		fill(q, 0, 600, 2);
+		for (unsigned i = 0; i < 5; i++) {
+			pid = fork();
+			if (pid == 0)
+				_exit(wrong(p, 0, 600, 1) + wrong(q, 0, 600, 2) > 0 ? 2 : 0);
+			if (waitpid(pid, &status, 0) != pid || status != 0)
+				_exit(3);
+		}
+		up_runtime_destroy(own);
+		_exit(wrong(p, 0, 600, 1) > 0 ? 4 : 0);
+	}
+	expect_ok(pid);
+	up_runtime_destroy(rt);
+}
+
+/* --- files --- */
+
+Test(fork, writes_of_a_child_reach_the_file_at_sync)
+{
+	const size_t n = 700;
+	char path[] = "/var/tmp/up-fork-XXXXXX";
+	const int fd = mkstemp(path);
+	struct up_object *o;
+	uint64_t *p, *q, *copy, buf[512];
+	pid_t pid;
+	void *va;
+
+	cr_assert(fd >= 0);
+	unlink(path);
+	cr_assert(ftruncate(fd, (off_t)(n * PAGE)) == 0);
+	start(2 * MiB, 0);
+	cr_assert(up_object_create_file(rt, fd, 0, 0, 0, &o) == 0);
+	p = map_object(o, n, RW, UP_SHARED | UP_MULTI);
+	q = map_object(o, n, PROT_READ, UP_SHARED | UP_MULTI);
+	cr_assert(up_inherit(rt, p, n * PAGE, UP_INHERIT_COPY) == -ENOTSUP);
+	inherit(rt, p, n, UP_INHERIT_SHARE);
+	fill(p, 0, n, 1);
+	copy = map_object(o, n, RW, UP_PRIVATE);
+	(void)va;
+	fill(copy, 0, 50, 5);
+	inherit(rt, copy, n, UP_INHERIT_COPY);
+	pid = fork_child();
+	if (pid == 0) {
+		if (wrong(p, 0, n, 1) > 0 || wrong(copy, 0, 50, 5) > 0)
+			_exit(1);
+		fill(copy, 25, 25, 6);
+		fill(p, 0, n, 2);
+		if (wrong(copy, 0, 25, 5) > 0 || wrong(copy, 25, 25, 6) > 0)
+			_exit(3);
+		_exit(wrong(p, 0, n, 2) > 0 ? 2 : 0);
+	}
+	expect_ok(pid);
+	cr_assert(wrong(q, 0, n, 2) == 0 && wrong(copy, 0, 50, 5) == 0);
+	cr_assert(up_sync(rt, p, n * PAGE, UP_SYNC_WAIT) == 0);
+	for (size_t i = 0; i < n; i++) {
+		cr_assert(pread(fd, buf, PAGE, (off_t)(i * PAGE)) == (ssize_t)PAGE);
+		cr_assert(buf[i % 255] == (UINT64_C(2) << 32 | i), "page %zu: %#lx", i,
+			  buf[i % 255]);
+	}
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+/* What is written back when its last mapping goes: the child's, after the parent has unmapped. */
+Test(fork, the_last_mapping_is_a_childs_and_is_written_back)
+{
+	const size_t n = 200;
+	char path[] = "/var/tmp/up-fork-XXXXXX";
+	const int fd = mkstemp(path);
+	struct gate there, back;
+	struct up_object *o;
+	uint64_t *p, buf[512];
+	pid_t pid;
+
+	cr_assert(fd >= 0);
+	unlink(path);
+	cr_assert(ftruncate(fd, (off_t)(n * PAGE)) == 0);
+	start(2 * MiB, 0);
+	gate_make(&there);
+	gate_make(&back);
+	cr_assert(up_object_create_file(rt, fd, 0, 0, 0, &o) == 0);
+	p = map_object(o, n, RW, UP_SHARED | UP_MULTI);
+	up_object_unref(o);
+	inherit(rt, p, n, UP_INHERIT_SHARE);
+	pid = fork_child();
+	if (pid == 0) {
+		if (!gate_wait(&back, 1))
+			_exit(1);
+		fill(p, 0, n, 7);
+		gate_pass(&there, 1);
+		pause();
+	}
+	cr_assert(up_unmap(rt, p, n * PAGE) == 0);
+	gate_pass(&back, 1);
+	cr_assert(gate_wait(&there, 1));
+	kill(pid, SIGKILL);
+	expect_signal(pid, SIGKILL);
+	no_children();
+	for (size_t i = 0; i < n; i++) {
+		cr_assert(pread(fd, buf, PAGE, (off_t)(i * PAGE)) == (ssize_t)PAGE);
+		cr_assert(buf[i % 255] == (UINT64_C(7) << 32 | i), "page %zu: %#lx", i,
+			  buf[i % 255]);
+	}
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+/* --- counters --- */
+
+/* Each page goes to swap once, however many map it. */
+Test(fork, eviction_writes_a_page_once_whatever_the_number_of_mappers)
+{
+	const size_t n = 256, filler = 1200;
+	struct gate there, back;
+	struct up_stats before, after;
+	struct up_object *o;
+	pid_t pid[3];
+	uint64_t *p, *q, *other;
+
+	start(4 * MiB, 0);
+	gate_make(&there);
+	gate_make(&back);
+	o = object(n);
+	p = map_object(o, n, RW, UP_SHARED | UP_MULTI);
+	q = map_object(o, n, RW, UP_SHARED | UP_MULTI);
+	other = map(filler);
+	inherit(rt, p, n, UP_INHERIT_SHARE);
+	fill(p, 0, n, 1);
+	for (unsigned k = 0; k < 3; k++) {
+		pid[k] = fork_child();
+		if (pid[k] == 0) {
+			if (wrong(p, 0, n, 1) > 0)
+				_exit(1);
+			gate_pass(&there, 1);
+			if (!gate_wait(&back, 1))
+				_exit(2);
+			_exit(wrong(p, 0, n, 1) > 0 ? 3 : 0);
+		}
+	}
+	cr_assert(gate_wait(&there, 3));
+	cr_assert(wrong(q, 0, n, 1) == 0);
+	before = stats();
+	cr_assert(before.swap_writes == 0, "%lu writes already", before.swap_writes);
+	/* All of it out; what pushes it out are pages that read as zeros, which are not written. */
+	for (unsigned round = 0; round < 50; round++) {
+		struct up_object_stats os;
+
+		cr_assert(up_advise(rt, p, n * PAGE, UP_ADVICE_COLD) == 0);
+		for (size_t i = 0; i < filler; i++)
+			(void)*(volatile uint64_t *)word(other, i);
+		cr_assert(up_advise(rt, other, filler * PAGE, UP_ADVICE_DONTNEED) == 0);
+		cr_assert(up_object_info(o, &os, sizeof os) == 0);
+		if (os.swapped == n * PAGE)
+			break;
+	}
+	after = stats();
+	cr_assert(after.swap_write_bytes == n * PAGE, "%lu bytes written, not %zu",
+		  after.swap_write_bytes, n * PAGE);
+	cr_assert(after.swap_writes <= n / 4, "%lu writes", after.swap_writes);
+	gate_pass(&back, 3);
+	for (unsigned k = 0; k < 3; k++)
+		expect_ok(pid[k]);
+	cr_assert(wrong(p, 0, n, 1) == 0 && wrong(q, 0, n, 1) == 0);
+	/* Read by five mappers, and thrown out again unchanged: nothing more is written. */
+	for (unsigned round = 0; round < 5; round++) {
+		cr_assert(up_advise(rt, p, n * PAGE, UP_ADVICE_COLD) == 0);
+		for (size_t i = 0; i < filler; i++)
+			(void)*(volatile uint64_t *)word(other, i);
+		cr_assert(up_advise(rt, other, filler * PAGE, UP_ADVICE_DONTNEED) == 0);
+	}
+	cr_assert(stats().swap_write_bytes == n * PAGE);
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+}
+
+/* A pager of the program that counts how often each page comes back. */
+#define STORE 128
+
+struct store {
+	uint64_t page[STORE][512];
+	atomic_uint written[STORE], requests;
+};
+
+static int
+store_in(void *ctx, struct up_request *req)
+{
+	const struct store *st = ctx;
+
+	memcpy(up_request_buffer(req), st->page[up_request_offset(req) / PAGE],
+	       up_request_length(req));
+	up_request_complete(req, 0);
+	return 0;
+}
+
+static int
+store_out(void *ctx, struct up_request *req)
+{
+	const size_t first = up_request_offset(req) / PAGE, n = up_request_length(req) / PAGE;
+	struct store *st = ctx;
+
+	memcpy(st->page[first], up_request_buffer(req), n * PAGE);
+	for (size_t i = 0; i < n; i++)
+		atomic_fetch_add(&st->written[first + i], 1);
+	atomic_fetch_add(&st->requests, 1);
+	up_request_complete(req, 0);
+	return 0;
+}
+
+static void
+written_times(const struct store *st, unsigned times)
+{
+	for (size_t i = 0; i < STORE; i++)
+		cr_assert(atomic_load(&st->written[i]) == times,
+			  "page %zu went out %u times, not %u", i, atomic_load(&st->written[i]),
+			  times);
+}
+
+Test(fork, a_page_of_a_source_is_written_back_once_whatever_the_number_of_mappers)
+{
+	const struct up_pager_ops ops = { .size = sizeof ops,
+					  .page_in = store_in,
+					  .page_out = store_out };
+	struct store *store = calloc(1, sizeof *store);
+	const size_t filler = 1200;
+	struct up_object *o;
+	uint64_t *p, *q, *other;
+	pid_t pid;
+
+	start(4 * MiB, 0);
+	cr_assert(up_object_create_custom(rt, STORE * PAGE, &ops, store, &o) == 0);
+	p = map_object(o, STORE, RW, UP_SHARED | UP_MULTI);
+	q = map_object(o, STORE, RW, UP_SHARED | UP_MULTI);
+	other = map(filler);
+	inherit(rt, p, STORE, UP_INHERIT_SHARE);
+	inherit(rt, q, STORE, UP_INHERIT_SHARE);
+	fill(p, 0, STORE, 1);
+	cr_assert(up_sync(rt, p, STORE * PAGE, 0) == 0);
+	written_times(store, 1);
+	cr_assert(up_sync(rt, q, STORE * PAGE, 0) == 0);
+	written_times(store, 1);
+	for (unsigned version = 2; version < 4; version++) {
+		pid = fork_child();
+		if (pid == 0) {
+			fill(p, 0, STORE, version);
+			_exit(wrong(q, 0, STORE, version) > 0);
+		}
+		expect_ok(pid);
+		no_children();
+		if (version == 2) { /* by a call */
+			cr_assert(up_sync(rt, q, STORE * PAGE, 0) == 0);
+			cr_assert(up_sync(rt, p, STORE * PAGE, 0) == 0);
+		}
+		for (unsigned round = 0; version == 3 && round < 5;
+		     round++) { /* as they are thrown out */
+			cr_assert(up_advise(rt, p, STORE * PAGE, UP_ADVICE_COLD) == 0);
+			for (size_t i = 0; i < filler; i++)
+				(void)*(volatile uint64_t *)word(other, i);
+			cr_assert(up_advise(rt, other, filler * PAGE, UP_ADVICE_DONTNEED) == 0);
+		}
+		cr_assert(up_sync(rt, p, STORE * PAGE, 0) == 0);
+		cr_assert(wrong(p, 0, STORE, version) == 0 && wrong(q, 0, STORE, version) == 0);
+		/* A child that goes takes what it has changed there, and its end was waited for. */
+		written_times(store, version);
+	}
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	free(store);
+}
+
+Test(fork, mappings_of_an_object_are_all_multi_or_none)
+{
+	struct up_object *o;
+	uint64_t *p, *q;
+	void *va;
+
+	start(4 * MiB, 0);
+	o = object(16);
+	cr_assert(up_map(rt, NULL, 8 * PAGE, RW, UP_SHARED | UP_MULTI, o, 0, (void **)&p) == 0);
+	fill(p, 0, 8, 1);
+	/* Pages of it that are not mapped: still it is one object. */
+	cr_assert(up_map(rt, NULL, 8 * PAGE, RW, UP_SHARED, o, 8 * PAGE, &va) == -EBUSY);
+	cr_assert(wrong(p, 0, 8, 1) == 0);
+	cr_assert(up_unmap(rt, p, 8 * PAGE) == 0);
+	cr_assert(up_map(rt, NULL, 8 * PAGE, RW, UP_SHARED, o, 0, (void **)&p) == 0);
+	cr_assert(wrong(p, 0, 8, 1) == 0);
+	cr_assert(up_map(rt, NULL, 8 * PAGE, RW, UP_SHARED | UP_MULTI, o, 8 * PAGE, (void **)&q) ==
+		  -EBUSY);
+	cr_assert(up_unmap(rt, p, 8 * PAGE) == 0);
+	q = map_object(o, 16, RW, UP_SHARED | UP_MULTI);
+	cr_assert(wrong(q, 0, 8, 1) == 0);
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+}
+
+/* --- many --- */
+
+struct sampler {
+	pthread_t thread;
+	atomic_bool stop;
+	size_t limit;
+	uint64_t samples, peak, over;
+};
+
+/* What the kernel has of the pager: what is in its files, and all anonymous memory but the program's own. */
+static void *
+sample(void *arg)
+{
+	struct sampler *s = arg;
+
+	while (!atomic_load(&s->stop)) {
+		struct resident before, after;
+		uint64_t anon, mine;
+
+		resident_by_smaps(&before);
+		anon = resident_anon();
+		mine = resident_pools();
+		resident_by_smaps(&after);
+		before.program = before.program > after.program ? before.program : after.program;
+		mine += anon > before.program ? anon - before.program : 0;
+		s->peak = MAX(s->peak, mine);
+		s->over += mine > s->limit;
+		s->samples++;
+		pause_ms(2);
+	}
+	return NULL;
+}
+
+static void
+sample_begin(struct sampler *s, size_t limit)
+{
+	*s = (struct sampler){ .limit = limit };
+	/* A sanitizer's shadow grows and shrinks beside us. */
+	if (!SLOW)
+		cr_assert(pthread_create(&s->thread, NULL, sample, s) == 0);
+}
+
+static void
+sample_end(struct sampler *s)
+{
+	atomic_store(&s->stop, true);
+	if (SLOW)
+		return;
+	pthread_join(s->thread, NULL);
+	cr_assert(s->over == 0 && s->samples > 0,
+		  "in %lu of %lu samples more was resident than the limit, %zu: at most %lu",
+		  s->over, s->samples, s->limit, s->peak);
+}
+
+#define ALIVE 100
+#define BIG 6144   /* pages, six times the limit */
+#define WINDOW 128 /* pages that one child looks at and writes to */
+
+static void
+one_of_many(uint64_t *p, unsigned k, struct gate *there, struct gate *go)
+{
+	const size_t from = (size_t)(k * 3 % (BIG / WINDOW)) * WINDOW;
+	const uint64_t parents = from < 512 ? 2 + (k + 7) / 8 : 1;
+	pid_t sub = 0;
+	int status = 0;
+
+	if (from >= 512 && wrong(p, from, WINDOW, parents) > 0)
+		_exit(1);
+	fill(p, from, WINDOW, 1000 + k);
+	if (wrong(p, from, WINDOW, 1000 + k) > 0)
+		_exit(2);
+	if (k % 7 == 0) {
+		sub = fork();
+		if (sub < 0)
+			_exit(3);
+		if (sub == 0) {
+			alarm(SLOW ? 4 * DEADLINE : DEADLINE);
+			if (wrong(p, from, WINDOW, 1000 + k) > 0)
+				_exit(4);
+			fill(p, from, WINDOW / 2, 2000 + k);
+			if (!gate_wait(go, 1))
+				_exit(5);
+			_exit(wrong(p, from, WINDOW / 2, 2000 + k) > 0 ||
+					      wrong(p, from + WINDOW / 2, WINDOW / 2, 1000 + k) > 0
+				      ? 6
+				      : 0);
+		}
+	}
+	gate_pass(there, 1);
+	if (!gate_wait(go, 1))
+		_exit(7);
+	if (wrong(p, from, WINDOW, 1000 + k) > 0)
+		_exit(8);
+	if (sub > 0 && (waitpid(sub, &status, 0) != sub || status != 0))
+		_exit(9);
+	_exit(0);
+}
+
+Test(fork, a_hundred_children_alive_at_once_within_a_tiny_budget)
+{
+	struct up_stats before, during;
+	struct gate there, go;
+	struct sampler sampler;
+	pid_t pid[ALIVE];
+	unsigned waiting = ALIVE;
+	uint64_t *p;
+
+	/* Descriptors: three a child. */
+	cr_assert(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ 4096, 4096 }) == 0);
+	start(4 * MiB, 0);
+	gate_make(&there);
+	gate_make(&go);
+	p = map_with(rt, BIG, UP_NORESERVE);
+	fill(p, 0, BIG, 1);
+	inherit(rt, p, BIG, UP_INHERIT_COPY);
+	before = stats();
+	sample_begin(&sampler, 4 * MiB);
+	for (unsigned k = 0; k < ALIVE; k++) {
+		if (k % 8 == 0)
+			fill(p, 0, WINDOW, 2 + k / 8);
+		pid[k] = fork_child();
+		if (pid[k] == 0)
+			one_of_many(p, k, &there, &go);
+		waiting += k % 7 == 0;
+	}
+	cr_assert(gate_wait(&there, ALIVE), "%s", logged);
+	fill(p, 512, BIG / 2, 3);
+	during = stats();
+	gate_pass(&go, waiting);
+	cr_assert(wrong(p, 512, BIG / 2, 3) == 0);
+	for (unsigned k = 0; k < ALIVE; k++)
+		expect_ok(pid[k]);
+	sample_end(&sampler);
+	cr_assert(during.used_max <= during.limit);
+	cr_assert(wrong(p, 0, WINDOW, 2 + (ALIVE - 1) / 8) == 0);
+	cr_assert(wrong(p, WINDOW, 512 - WINDOW, 1) == 0);
+	cr_assert(wrong(p, 512, BIG / 2, 3) == 0);
+	cr_assert(wrong(p, 512 + BIG / 2, BIG - BIG / 2 - 512, 1) == 0);
+	expect_left(&before);
+	cr_assert(depth_at(p) == 0);
+	up_runtime_destroy(rt);
+}
+
+/* All of it in each child, six at a time. */
+Test(fork, a_hundred_forks_each_child_reads_and_writes_everything)
+{
+	const size_t n = SLOW ? 700 : 2048;
+	struct up_stats before;
+	struct sampler sampler;
+	pid_t pid[6] = { 0 };
+	uint64_t version = 1, *p;
+
+	start(4 * MiB, 0);
+	p = map(n);
+	fill(p, 0, n, version);
+	inherit(rt, p, n, UP_INHERIT_COPY);
+	before = stats();
+	sample_begin(&sampler, 4 * MiB);
+	for (unsigned k = 0; k < 100; k++) {
+		pid_t *slot = &pid[k % ARRAY_SIZE(pid)];
+
+		if (*slot != 0) {
+			if (k % 5 == 0)
+				kill(*slot, SIGKILL); /* in whatever state */
+			if (k % 5 == 0)
+				reap(*slot);
+			else
+				expect_ok(*slot);
+		}
+		*slot = fork_child();
+		if (*slot == 0) {
+			if (wrong(p, 0, n, version) > 0)
+				_exit(1);
+			fill(p, k % 2 * n / 2, n / 2, 1000 + k);
+			if (wrong(p, k % 2 * n / 2, n / 2, 1000 + k) > 0 ||
+			    wrong(p, (k + 1) % 2 * n / 2, n / 2, version) > 0)
+				_exit(2);
+			_exit(0);
+		}
+		if (k % 3 == 0)
+			fill(p, 0, n, ++version);
+	}
+	for (unsigned k = 0; k < ARRAY_SIZE(pid); k++)
+		expect_ok(pid[k]);
+	sample_end(&sampler);
+	cr_assert(wrong(p, 0, n, version) == 0);
+	expect_left(&before);
+	cr_assert(depth_at(p) == 0);
+	up_runtime_destroy(rt);
+}
+
+/* --- one instant --- */
+
+struct writer {
+	pthread_t thread;
+	uint64_t *x, *y;    /* paged, x written before z, z before y */
+	_Atomic uint64_t z; /* ordinary memory */
+};
+
+static atomic_bool writers_stop;
+
+static void *
+write_in_order(void *arg)
+{
+	struct writer *w = arg;
+
+	for (uint64_t i = 1; !atomic_load(&writers_stop); i++) {
+		__atomic_store_n(w->x, i, __ATOMIC_SEQ_CST);
+		atomic_store(&w->z, i);
+		__atomic_store_n(w->y, i, __ATOMIC_SEQ_CST);
+	}
+	return NULL;
+}
+
+/* Pages come and go under the writers. */
+static void *
+churn(void *arg)
+{
+	uint64_t *p = arg;
+
+	for (size_t i = 0; !atomic_load(&writers_stop); i++)
+		(*word(p, i * 7 % 1500))++;
+	return NULL;
+}
+
+static void
+see_one_instant(uint64_t mask)
+{
+	static struct writer w[4];
+	const unsigned forks = SLOW ? 60 : 300;
+	pthread_t churner;
+	uint64_t *p, *q;
+
+	start(3 * MiB, mask);
+	p = map(64);
+	q = map(1500);
+	inherit(rt, p, 64, UP_INHERIT_COPY);
+	inherit(rt, q, 1500, UP_INHERIT_COPY);
+	for (unsigned i = 0; i < ARRAY_SIZE(w); i++) {
+		w[i].x = word(p, i % 2 ? i : 40 - i);
+		w[i].y = word(p, i % 2 ? 30 + i : 10 - i);
+		cr_assert(pthread_create(&w[i].thread, NULL, write_in_order, &w[i]) == 0);
+	}
+	cr_assert(pthread_create(&churner, NULL, churn, q) == 0);
+	for (unsigned k = 0; k < forks; k++) {
+		const pid_t pid = fork_child();
+
+		if (pid == 0) {
+			for (unsigned i = 0; i < ARRAY_SIZE(w); i++) {
+				const uint64_t x = *w[i].x, z = atomic_load(&w[i].z), y = *w[i].y;
+
+				if (y <= z && z <= x && x <= y + 1)
+					continue;
+				dprintf(2, "fork %u, writer %u: x %lu, z %lu, y %lu\n", k, i, x, z,
+					y);
+				_exit(1);
+			}
+			_exit(0);
+		}
+		expect_ok(pid);
+	}
+	atomic_store(&writers_stop, true);
+	for (unsigned i = 0; i < ARRAY_SIZE(w); i++)
+		pthread_join(w[i].thread, NULL);
+	pthread_join(churner, NULL);
+	no_children();
+	up_runtime_destroy(rt);
+}
+
+Test(fork, a_child_sees_one_instant_of_all_threads)
+{
+	see_one_instant(0);
+}
+
+Test(fork, a_child_sees_one_instant_of_all_threads_without_move)
+{
+	see_one_instant(UP_MASK_MOVE);
+}
+
+static _Atomic unsigned forked_badly;
+
+static void *
+fork_in_a_loop(void *arg)
+{
+	uint64_t *p = arg;
+	sigset_t mine, now;
+
+	/* Each has a mask of its own, and keeps it. */
+	sigemptyset(&mine);
+	sigaddset(&mine, SIGRTMIN + (int)(((uintptr_t)p >> 12) % 8));
+	pthread_sigmask(SIG_SETMASK, &mine, NULL);
+	for (unsigned k = 0; k < (SLOW ? 10 : 40); k++) {
+		pid_t pid;
+		int status;
+
+		fill(p, 0, 100, k + 1);
+		pid = fork();
+		if (pid == 0) {
+			alarm(DEADLINE);
+			pthread_sigmask(SIG_SETMASK, NULL, &now);
+			if (wrong(p, 0, 100, k + 1) > 0 || memcmp(&mine, &now, sizeof now) != 0)
+				_exit(1);
+			pid = fork();
+			if (pid == 0)
+				_exit(wrong(p, 0, 100, k + 1) > 0);
+			_exit(waitpid(pid, &status, 0) != pid || status != 0);
+		}
+		if (pid < 0 || waitpid(pid, &status, 0) != pid || status != 0)
+			atomic_fetch_add(&forked_badly, 1);
+		pthread_sigmask(SIG_SETMASK, NULL, &now);
+		if (memcmp(&mine, &now, sizeof now) != 0)
+			atomic_fetch_add(&forked_badly, 1000);
+	}
+	return NULL;
+}
+
+Test(fork, several_threads_fork_at_once)
+{
+	pthread_t thread[4];
+	struct up_stats before;
+	uint64_t *p;
+
+	start(3 * MiB, 0);
+	p = map(1200);
+	fill(p, 0, 1200, 1);
+	inherit(rt, p, 1200, UP_INHERIT_COPY);
+	before = stats();
+	for (size_t i = 0; i < ARRAY_SIZE(thread); i++)
+		cr_assert(pthread_create(&thread[i], NULL, fork_in_a_loop, p + i * 100 * 512) == 0);
+	for (size_t i = 0; i < ARRAY_SIZE(thread); i++)
+		pthread_join(thread[i], NULL);
+	cr_assert(atomic_load(&forked_badly) == 0, "%u\n%s", atomic_load(&forked_badly), logged);
+	expect_left(&before);
+	up_runtime_destroy(rt);
+}
+
+/* Calls that change mappings, up_inherit() for the first time of a runtime among them, while another thread forks. */
+static void *
+make_and_destroy(void *arg)
+{
+	(void)arg;
+	while (!atomic_load(&writers_stop)) {
+		struct up_runtime *r = create(2 * MiB, 0, 0);
+		uint64_t *p = map_with(r, 100, 0);
+		unsigned char vec[8];
+
+		fill(p, 0, 100, 1);
+		inherit(r, p, 100, UP_INHERIT_COPY);
+		up_residency(r, p, 8 * PAGE, vec);
+		fill(p, 0, 100, 2);
+		cr_assert(wrong(p, 0, 100, 2) == 0);
+		up_runtime_destroy(r);
+	}
+	return NULL;
+}
+
+/* What a call is told to write to may be paged memory of another runtime. */
+static void *
+ask_into_paged_memory(void *arg)
+{
+	uint64_t *p = arg;
+
+	while (!atomic_load(&writers_stop)) {
+		for (size_t i = 0; i < 50; i++)
+			up_residency(rt, p, PAGE, (unsigned char *)word(p, i + 1));
+	}
+	return NULL;
+}
+
+Test(fork, runtimes_come_and_go_while_a_thread_forks)
+{
+	pthread_t thread[2];
+	uint64_t *p;
+
+	start(2 * MiB, 0);
+	p = map(600);
+	inherit(rt, p, 600, UP_INHERIT_COPY);
+	fill(p, 100, 500, 1);
+	cr_assert(pthread_create(&thread[0], NULL, make_and_destroy, NULL) == 0);
+	cr_assert(pthread_create(&thread[1], NULL, ask_into_paged_memory, p) == 0);
+	for (unsigned k = 0; k < (SLOW ? 20 : 100); k++) {
+		const pid_t pid = fork_child();
+
+		if (pid == 0)
+			_exit(wrong(p, 100, 500, 1) > 0);
+		expect_ok(pid);
+	}
+	atomic_store(&writers_stop, true);
+	pthread_join(thread[0], NULL);
+	pthread_join(thread[1], NULL);
+	no_children();
+	up_runtime_destroy(rt);
+}
+
+/* --- atfork handlers of the program --- */
+
+static pthread_mutex_t app_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+app_take(void)
+{
+	pthread_mutex_lock(&app_lock);
+}
+
+static void
+app_give(void)
+{
+	pthread_mutex_unlock(&app_lock);
+}
+
+static void *
+touch_under_lock(void *arg)
+{
+	uint64_t *p = arg;
+
+	for (size_t i = 0; !atomic_load(&writers_stop); i++) {
+		pthread_mutex_lock(&app_lock);
+		(*word(p, i * 7 % 900))++;
+		pthread_mutex_unlock(&app_lock);
+		if (i % 16 == 0)
+			sched_yield();
+	}
+	return NULL;
+}
+
+Test(fork, locks_that_atfork_handlers_take_are_held_while_paged_memory_is_touched)
+{
+	pthread_t thread[2];
+	uint64_t *p;
+
+	cr_assert(pthread_atfork(app_take, app_give, app_give) == 0);
+	start(2 * MiB, 0);
+	p = map(900);
+	inherit(rt, p, 900, UP_INHERIT_COPY);
+	for (unsigned i = 0; i < 2; i++)
+		cr_assert(pthread_create(&thread[i], NULL, touch_under_lock, p) == 0);
+	for (unsigned k = 0; k < (SLOW ? 30 : 150); k++) {
+		const pid_t pid = fork_child();
+
+		if (pid == 0) {
+			pthread_mutex_lock(&app_lock);
+			for (size_t i = 0; i < 900; i++)
+				(*word(p, i))++;
+			_exit(0);
+		}
+		expect_ok(pid);
+	}
+	atomic_store(&writers_stop, true);
+	for (unsigned i = 0; i < 2; i++)
+		pthread_join(thread[i], NULL);
+	no_children();
+	up_runtime_destroy(rt);
+}
