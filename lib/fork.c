@@ -60,7 +60,8 @@ enum msg_type { MSG_HELLO = 1, MSG_ACK, MSG_FORK, MSG_REGION, MSG_FORKED };
 
 struct msg {
 	uint32_t type;
-	int32_t status;	  /* REGION: 0, or why there are none */
+	uint32_t serial;  /* FORK: the child's; REGION: of what it answers */
+	int32_t status;	  /* REGION: 0, or why there are none; FORKED: 0, or it will not */
 	uint32_t n, left; /* REGION: how many here, and how many are still to come */
 	struct region r[MSG_REGIONS];
 };
@@ -79,6 +80,7 @@ struct ticket {
 	int uffd;    /* in a client: the watcher's, as is `pager` */
 	int pager;   /* a pidfd of the pager's process */
 	int error;   /* in the child: why it has nothing of this */
+	uint32_t serial;   /* in a client: of its last FORK */
 	bool received;	   /* the descriptors of pools are ours to close */
 	struct ticket *of; /* the client that forks; NULL: the pager's own process does */
 	size_t n;
@@ -278,7 +280,7 @@ end_child(struct pager *p, struct space *sp)
 
 /* What there is to map in `sp`, to the child that is about to fork it.  0 or -errno. */
 static int
-tell_regions(struct forks *f, int sock, const struct space *sp)
+tell_regions(struct forks *f, int sock, uint32_t serial, const struct space *sp)
 {
 	struct msg *m = &f->msg;
 	size_t left = sp->map.n;
@@ -288,7 +290,7 @@ tell_regions(struct forks *f, int sock, const struct space *sp)
 		int fd[MSG_REGIONS];
 		int r;
 
-		*m = (struct msg){ .type = MSG_REGION };
+		*m = (struct msg){ .type = MSG_REGION, .serial = serial };
 		for (; e != NULL && m->n < MSG_REGIONS; e = e->next, m->n++) {
 			m->r[m->n] = region_of(&f->rt->p, e);
 			fd[m->n] = m->r[m->n].fd;
@@ -307,6 +309,7 @@ static void
 fork_of_child(struct forks *f, struct space *parent, int sock)
 {
 	struct pager *p = &f->rt->p;
+	const uint32_t serial = f->msg.serial;
 	struct space *sp = NULL;
 	sigset_t old;
 	size_t nfd;
@@ -315,28 +318,29 @@ fork_of_child(struct forks *f, struct space *parent, int sock)
 	change_begin(p, &old);
 	r = space_fork(f->rt, &parent->map, sock, &sp);
 	if (sp == NULL) {
-		const struct msg none = { .type = MSG_REGION, .status = r };
+		const struct msg none = { .type = MSG_REGION, .serial = serial, .status = r };
 
 		msg_send(parent->sock, &none, NULL, 0);
 		change_end(p, &old);
 		close(sock);
 		return;
 	}
-	r = tell_regions(f, parent->sock, sp);
+	r = tell_regions(f, parent->sock, serial, sp);
 	if (r == 0)
 		r = msg_await(parent->sock, &f->msg, fd, &nfd, FORK_MS);
 	if (r == 0) {
 		for (size_t i = 0; i < nfd; i++)
 			close(fd[i]);
-		if (f->msg.type != MSG_FORKED)
-			r = -EPROTO;
+		r = f->msg.type == MSG_FORKED ? f->msg.status : -EPROTO;
 	}
 	chain_thaw(p);
-	if (r < 0) {
-		log_line(
-			&p->log, UP_LOG_WARNING,
-			"a child was forking and did not come back: %s; its child has no paged memory",
-			strerrorname_np(-r));
+	/* Killed meanwhile: what it had forked is as it has to be, or was not forked and ends as all children do. */
+	if (r < 0 && r != -ENOTCONN && r != -EPIPE) {
+		if (r != -ECANCELED)
+			log_line(
+				&p->log, UP_LOG_WARNING,
+				"a child was forking and did not come back: %s; its child has no paged memory",
+				strerrorname_np(-r));
 		end(p, sp);
 	}
 	change_end(p, &old);
@@ -609,61 +613,107 @@ still_open(const struct ticket *t)
 	       S_ISSOCK(st.st_mode);
 }
 
+static void
+close_all(const int fd[], size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		close(fd[i]);
+}
+
+/* The descriptors are the ticket's, or closed.  0 or -errno. */
+static int
+take_regions(struct ticket *of, struct ticket **ticket, const struct msg *m, const int fd[],
+	     size_t nfd)
+{
+	struct ticket *t = *ticket;
+	int r = m->status;
+
+	if (r == 0 && t == NULL && m->n > 0)
+		*ticket = t = ticket_alloc(of->rt, m->n + m->left);
+	if (r == 0 && m->n > 0 && t == NULL)
+		r = -ENOMEM;
+	if (r == 0 && nfd != m->n)
+		r = -EPROTO;
+	if (r < 0) {
+		close_all(fd, nfd);
+		return r;
+	}
+	for (size_t i = 0; i < nfd; i++) {
+		t->received = true;
+		t->r[t->n] = m->r[i];
+		t->r[t->n++].fd = fd[i];
+	}
+	return 0;
+}
+
+/*
+ * The pager's answer, to its last message whatever has gone wrong before: nothing of it may be taken for the answer to
+ * the next fork.  What is older than that was not waited for.  0 or -errno; *ticket may be made in any case.
+ */
+static int
+hear_regions(struct ticket *of, struct ticket **ticket)
+{
+	uint32_t left;
+	int error = 0;
+
+	do {
+		struct msg m = { .type = 0 };
+		int fd[MSG_REGIONS], r;
+		size_t nfd;
+
+		r = msg_await(of->sock, &m, fd, &nfd, ANSWER_MS);
+		/* EPROTO: out of descriptors; all else of the message is there. */
+		if (r < 0 && r != -EPROTO)
+			return r;
+		left = m.left;
+		if (m.type != MSG_REGION || m.serial != of->serial) {
+			close_all(fd, nfd);
+			left = 1;
+		} else if (r < 0 || error < 0) {
+			close_all(fd, nfd);
+			error = error < 0 ? error : r;
+		} else {
+			error = take_regions(of, ticket, &m, fd, nfd);
+		}
+	} while (left > 0);
+	return error;
+}
+
 /* Of a runtime that serves us.  NULL: the child gets nothing. */
 static struct ticket *
 prepare_client(struct ticket *of)
 {
-	const struct logger *log = &of->rt->p.log;
-	struct msg m = { .type = MSG_FORK };
+	struct msg m = { .type = MSG_FORK, .serial = ++of->serial };
 	struct ticket *t = NULL;
-	int sock[2] = { -1, -1 }, fd[MSG_REGIONS], r;
+	int sock[2], r;
 	ino_t inode = 0;
-	size_t nfd;
 
 	r = still_open(of) ? make_sockets(sock, &inode) : -EBADF;
 	if (r < 0)
 		goto fail;
 	r = msg_send(of->sock, &m, &sock[0], 1);
 	close(sock[0]);
-	sock[0] = -1;
-	if (r < 0)
-		goto fail;
-	do {
-		r = msg_await(of->sock, &m, fd, &nfd, ANSWER_MS);
-		if (r < 0)
-			goto fail;
-		if (t == NULL && m.type == MSG_REGION && m.status == 0 && m.n + m.left > 0) {
-			t = ticket_alloc(of->rt, m.n + m.left);
-			if (t != NULL)
-				t->received = true;
+	if (r == 0) {
+		r = hear_regions(of, &t);
+		if (r < 0) {
+			/* It waits for us. */
+			m = (struct msg){ .type = MSG_FORKED, .status = -ECANCELED };
+			msg_send(of->sock, &m, NULL, 0);
 		}
-		if (m.type != MSG_REGION || t == NULL || nfd != m.n) {
-			for (size_t i = 0; i < nfd; i++)
-				close(fd[i]);
-			r = m.type == MSG_REGION && m.status < 0 ? m.status : -EPROTO;
-			if (m.type == MSG_REGION && m.status == 0 && nfd == 0)
-				r = 0; /* there is nothing to inherit */
-			goto fail;
-		}
-		for (size_t i = 0; i < m.n; i++) {
-			t->r[t->n] = m.r[i];
-			t->r[t->n++].fd = fd[i];
-		}
-	} while (m.left > 0);
-	t->sock = sock[1];
-	t->inode = inode;
-	t->of = of;
-	return t;
-fail:
-	if (r < 0)
-		log_line(log, UP_LOG_WARNING, "fork: the child gets no paged memory: %s",
-			 strerrorname_np(-r));
-	for (unsigned i = 0; i < 2; i++) {
-		if (sock[i] >= 0)
-			close(sock[i]);
 	}
+	if (r == 0 && t != NULL) {
+		t->sock = sock[1];
+		t->inode = inode;
+		t->of = of;
+		return t;
+	}
+	close(sock[1]);
 	if (t != NULL)
 		ticket_free(t);
+fail:
+	if (r < 0)
+		log_line(&of->rt->p.log, UP_LOG_WARNING, "fork: the child gets no paged memory: %s",
+			 strerrorname_np(-r));
 	return NULL;
 }
 
@@ -727,7 +777,31 @@ after_in_parent(void)
 
 /* --- in the child --- */
 
-/* What no pager serves any more: a page that is missing is an error. */
+/* A fault of an orphan: a page that is there may be written to, one that is missing is an error. */
+static void
+lose(const struct ticket *t, uint64_t va, bool wp)
+{
+	struct uffdio_writeprotect allow = { .range = { .start = va, .len = PAGE_SIZE } };
+	struct uffdio_poison lost = { .range = { .start = va, .len = PAGE_SIZE } };
+	int r = -EEXIST;
+
+	if (!wp)
+		r = ioctl(t->uffd, UFFDIO_POISON, &lost) < 0 ? -errno : 0;
+	if (r == -EEXIST) {
+		/*
+		 * The pager was about to take it out, and was killed.  Either the page is still there; or its protection has
+		 * outlived it, in a mark that poison does not replace: the next fault would be the same again.
+		 */
+		ioctl(t->uffd, UFFDIO_WRITEPROTECT, &allow);
+		if (!wp)
+			r = ioctl(t->uffd, UFFDIO_POISON, &lost) < 0 ? -errno : 0;
+	}
+	if (r < 0 && r != -EEXIST && r != -EAGAIN && r != -ENOENT)
+		kill(getpid(), SIGBUS); /* before Linux 6.6 */
+	ioctl(t->uffd, UFFDIO_WAKE, &lost.range);
+}
+
+/* What no pager serves any more. */
 static void
 watch_alone(const struct ticket *t)
 {
@@ -743,24 +817,8 @@ watch_alone(const struct ticket *t)
 		if (poll(&pf, 1, -1) < 0 || read(t->uffd, &m, sizeof m) != (ssize_t)sizeof m ||
 		    m.event != UFFD_EVENT_PAGEFAULT)
 			continue;
-		m.arg.pagefault.address &= ~(uint64_t)PAGE_MASK;
-		if (m.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) {
-			/* It was about to be taken out, and is still there. */
-			struct uffdio_writeprotect wp = {
-				.range = { .start = m.arg.pagefault.address, .len = PAGE_SIZE },
-			};
-
-			ioctl(t->uffd, UFFDIO_WRITEPROTECT, &wp);
-		} else {
-			struct uffdio_poison lost = {
-				.range = { .start = m.arg.pagefault.address, .len = PAGE_SIZE },
-			};
-
-			if (ioctl(t->uffd, UFFDIO_POISON, &lost) < 0 && errno != EEXIST &&
-			    errno != EAGAIN && errno != ENOENT)
-				kill(getpid(), SIGBUS); /* before Linux 6.6 */
-			ioctl(t->uffd, UFFDIO_WAKE, &lost.range);
-		}
+		lose(t, m.arg.pagefault.address & ~(uint64_t)PAGE_MASK,
+		     (m.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0);
 	}
 }
 

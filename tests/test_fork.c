@@ -201,7 +201,7 @@ fork_child(void)
 	return pid;
 }
 
-/* The status of a child that has to end soon. */
+/* The status of a child that has to end soon; -1: of any. */
 static int
 reap(pid_t pid)
 {
@@ -211,11 +211,12 @@ reap(pid_t pid)
 	for (;;) {
 		const pid_t got = waitpid(pid, &status, WNOHANG);
 
-		if (got == pid)
+		if (got > 0)
 			return status;
 		cr_assert(got == 0, "waitpid: %s", strerror(errno));
 		if (now_ms() > end) {
-			kill(pid, SIGKILL);
+			if (pid > 0)
+				kill(pid, SIGKILL);
 			cr_assert_fail("child %d does not end\n%s", pid, logged);
 		}
 		pause_ms(1);
@@ -1466,7 +1467,7 @@ Test(fork, runtimes_come_and_go_while_a_thread_forks)
 	fill(p, 100, 500, 1);
 	cr_assert(pthread_create(&thread[0], NULL, make_and_destroy, NULL) == 0);
 	cr_assert(pthread_create(&thread[1], NULL, ask_into_paged_memory, p) == 0);
-	for (unsigned k = 0; k < (SLOW ? 20 : 100); k++) {
+	for (unsigned k = 0; k < (SLOW ? 15 : 50); k++) {
 		const pid_t pid = fork_child();
 
 		if (pid == 0)
@@ -1505,8 +1506,7 @@ touch_under_lock(void *arg)
 		pthread_mutex_lock(&app_lock);
 		(*word(p, i * 7 % 900))++;
 		pthread_mutex_unlock(&app_lock);
-		if (i % 16 == 0)
-			sched_yield();
+		sched_yield();
 	}
 	return NULL;
 }
@@ -1522,7 +1522,7 @@ Test(fork, locks_that_atfork_handlers_take_are_held_while_paged_memory_is_touche
 	inherit(rt, p, 900, UP_INHERIT_COPY);
 	for (unsigned i = 0; i < 2; i++)
 		cr_assert(pthread_create(&thread[i], NULL, touch_under_lock, p) == 0);
-	for (unsigned k = 0; k < (SLOW ? 30 : 150); k++) {
+	for (unsigned k = 0; k < (SLOW ? 20 : 50); k++) {
 		const pid_t pid = fork_child();
 
 		if (pid == 0) {
@@ -1536,6 +1536,682 @@ Test(fork, locks_that_atfork_handlers_take_are_held_while_paged_memory_is_touche
 	atomic_store(&writers_stop, true);
 	for (unsigned i = 0; i < 2; i++)
 		pthread_join(thread[i], NULL);
+	no_children();
+	up_runtime_destroy(rt);
+}
+
+/* --- ends --- */
+
+#define ORPHAN 700
+
+/*
+ * Go on without a pager: each page holds what was written to it last, or is SIGBUS, and then for good.  `version` is
+ * what all of it holds.  => catch_signals().  0, or which check failed.
+ */
+static int
+fend_for_oneself(uint64_t *p, uint64_t version)
+{
+	static bool lost[ORPHAN];
+	unsigned nlost = 0;
+
+	for (unsigned round = 0; round < 3; round++) {
+		for (size_t i = 0; i < ORPHAN; i++) {
+			uint64_t want = (version + round) << 32 | i, v = 0;
+			int sig = touch(word(p, i), false, &v);
+
+			if (sig != 0 && sig != SIGBUS)
+				return 2;
+			if (sig == 0 && (lost[i] || v != want)) {
+				dprintf(2, "page %zu is %#lx, not %#lx, lost %d\n", i, v, want,
+					lost[i]);
+				return 3;
+			}
+			if (sig == 0) {
+				v = (version + round + 1) << 32 | i;
+				sig = touch(word(p, i), true, &v);
+				if (sig != 0 && sig != SIGBUS)
+					return 4;
+			}
+			lost[i] |= sig != 0;
+			nlost += sig != 0;
+		}
+	}
+	return 0;
+}
+
+/* A child that works until its pager is gone, and a while longer. */
+static void
+work_on(uint64_t *p, const struct gate *there, pid_t pager)
+{
+	uint64_t version = 1;
+
+	catch_signals();
+	alarm(SLOW ? 4 * DEADLINE : DEADLINE);
+	if (write(there->fd[1], "x", 1) != 1)
+		_exit(90);
+	for (;;) {
+		for (size_t i = 0; i < ORPHAN; i++) {
+			uint64_t v = 0, want = version << 32 | i, next = (version + 1) << 32 | i;
+			int sig = touch(word(p, i), false, &v);
+
+			if (sig == 0 && v != want) {
+				dprintf(2, "page %zu is %#lx, not %#lx\n", i, v, want);
+				_exit(10);
+			}
+			if (sig == 0)
+				sig = touch(word(p, i), true, &next);
+			if (sig == 0)
+				continue;
+			if (sig != SIGBUS)
+				_exit(11);
+			/* So the pager is gone: nothing else makes pages SIGBUS here. */
+			for (unsigned k = 0; kill(pager, 0) == 0 && getppid() == pager && k < 1000;
+			     k++)
+				pause_ms(1);
+			if (getppid() == pager)
+				_exit(12);
+			for (size_t k = 0; k < ORPHAN; k++) {
+				sig = touch(word(p, k), false, &v);
+				if (sig != 0 && sig != SIGBUS)
+					_exit(13);
+				want = (k < i ? version + 1 : version) << 32 | k;
+				if (sig == 0 && v != want && !(k == i && v == next)) {
+					dprintf(2, "orphan's page %zu is %#lx, not %#lx\n", k, v,
+						want);
+					_exit(14);
+				}
+				next = 7;
+				if (touch(word(p, k), true, &next) != sig)
+					_exit(15);
+			}
+			_exit(0);
+		}
+		version++;
+		if (getppid() != pager)
+			_exit(fend_for_oneself(p, version));
+	}
+}
+
+/* The process with the runtime: never returns. */
+static void
+be_pager(uint64_t mask, const struct gate *there, unsigned nchildren)
+{
+	const struct up_config cfg = { .memory_limit = 2 * MiB,
+				       .service_threads = 2,
+				       .feature_mask = mask };
+	const pid_t me = getpid();
+	struct up_runtime *mine;
+	uint64_t *p;
+	void *va;
+
+	if (up_runtime_create(&mine, &cfg) != 0 ||
+	    up_map(mine, NULL, ORPHAN * PAGE, RW, UP_PRIVATE, NULL, 0, &va) != 0)
+		_exit(1);
+	p = va;
+	fill(p, 0, ORPHAN, 1);
+	if (up_inherit(mine, p, ORPHAN * PAGE, UP_INHERIT_COPY) != 0)
+		_exit(2);
+	for (unsigned k = 0; k < nchildren; k++) {
+		const pid_t pid = fork();
+
+		if (pid == 0)
+			work_on(p, there, me);
+	}
+	for (uint64_t version = 2;; version++)
+		fill(p, 0, ORPHAN, version);
+}
+
+static void
+kill_the_pager(uint64_t mask)
+{
+	struct gate there;
+
+	start(2 * MiB, mask);
+	up_runtime_destroy(rt);
+	rt = NULL;
+	gate_make(&there);
+	cr_assert(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
+	for (unsigned round = 0; round < (SLOW ? 8 : 40); round++) {
+		const pid_t pager = fork_child();
+
+		if (pager == 0)
+			be_pager(mask, &there, 3);
+		cr_assert(gate_wait(&there, 3), "round %u", round);
+		pause_ms(round * 7 % 60);
+		kill(pager, SIGKILL);
+		expect_signal(pager, SIGKILL);
+		for (unsigned k = 0; k < 3; k++) {
+			const int status = reap(-1);
+
+			cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0,
+				  "round %u: a child ended with %#x", round, status);
+		}
+	}
+}
+
+Test(fork, the_pager_is_killed_and_its_children_have_what_is_in_memory)
+{
+	kill_the_pager(0);
+}
+
+Test(fork, the_pager_is_killed_without_move)
+{
+	kill_the_pager(UP_MASK_MOVE);
+}
+
+/* Its children are in the middle of whatever they do. */
+Test(fork, a_runtime_is_destroyed_and_its_children_live_on)
+{
+	struct gate there;
+
+	gate_make(&there);
+	for (unsigned round = 0; round < (SLOW ? 6 : 25); round++) {
+		const size_t n = ORPHAN;
+		pid_t pid[3];
+		uint64_t *p, *s;
+		struct up_object *o;
+
+		start(2 * MiB, 0);
+		p = map(n);
+		o = object(100);
+		s = map_object(o, 100, RW, UP_SHARED | UP_MULTI);
+		fill(p, 0, n, 1);
+		fill(s, 0, 100, 1);
+		inherit(rt, p, n, UP_INHERIT_COPY);
+		inherit(rt, s, 100, UP_INHERIT_SHARE);
+		for (unsigned k = 0; k < ARRAY_SIZE(pid); k++) {
+			pid[k] = fork_child();
+			if (pid[k] != 0)
+				continue;
+			catch_signals();
+			gate_pass(&there, 1);
+			for (uint64_t version = 1;; version++) {
+				for (size_t i = 0; i < n; i++) {
+					uint64_t v = 0, next = (version + 1) << 32 | i;
+					int sig = touch(word(p, i), false, &v);
+
+					if (sig == 0 && v != (version << 32 | i)) {
+						dprintf(2, "page %zu is %#lx of version %lu\n", i,
+							v, version);
+						_exit(1);
+					}
+					if (sig == 0)
+						sig = touch(word(p, i), true, &next);
+					if (sig == 0)
+						sig = touch(word(s, i % 100), false, &v);
+					if (sig == 0 && v != (UINT64_C(1) << 32 | i % 100))
+						_exit(2);
+					if (sig == SIGBUS)
+						_exit(0);
+					if (sig != 0)
+						_exit(3);
+				}
+			}
+		}
+		cr_assert(gate_wait(&there, ARRAY_SIZE(pid)));
+		pause_ms(round * 5 % 50);
+		up_object_unref(o);
+		up_runtime_destroy(rt);
+		for (unsigned k = 0; k < ARRAY_SIZE(pid); k++)
+			expect_ok(pid[k]);
+	}
+}
+
+/* Children of children, killed at any moment. */
+static void
+fork_for_ever(uint64_t *p, size_t n)
+{
+	for (uint64_t version = 2;; version++) {
+		pid_t pid;
+
+		fill(p, 0, n, version);
+		pid = fork();
+		if (pid == 0)
+			_exit(wrong(p, 0, n, version) > 0);
+		if (pid > 0) {
+			int status;
+
+			if (waitpid(pid, &status, 0) != pid || status != 0)
+				_exit(1);
+		}
+	}
+}
+
+Test(fork, children_are_killed_in_every_state)
+{
+	const unsigned rounds = SLOW ? 60 : 300;
+	struct up_stats before;
+	uint64_t *p, seed = 1;
+	const size_t n = 600;
+
+	start(2 * MiB, 0);
+	p = map(n);
+	fill(p, 0, n, 1);
+	inherit(rt, p, n, UP_INHERIT_COPY);
+	before = stats();
+	cr_assert(prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
+	for (unsigned k = 0; k < rounds; k++) {
+		struct timespec ts = { 0 };
+		const pid_t pid = fork_child();
+		int status;
+
+		if (pid == 0) {
+			if (wrong(p, 0, k % 4 == 0 ? n : 5, 1) > 0)
+				_exit(1);
+			fork_for_ever(p, k % 3 == 0 ? n : 20);
+		}
+		seed = seed * UINT64_C(6364136223846793005) + 1442695040888963407;
+		ts.tv_nsec = (long)((seed >> 33) % 12000000);
+		nanosleep(&ts, NULL);
+		kill(pid, SIGKILL);
+		status = reap(pid);
+		cr_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL,
+			  "round %u: child ended with %#x\n%s", k, status, logged);
+		/* What it left behind comes to us. */
+		while (waitpid(-1, &status, WNOHANG) > 0)
+			cr_assert(status == 0, "round %u: an orphan ended with %#x\n%s", k, status,
+				  logged);
+	}
+	while (waitpid(-1, &(int){ 0 }, 0) > 0)
+		;
+	cr_assert(wrong(p, 0, n, 1) == 0);
+	expect_left(&before);
+	cr_assert(depth_at(p) == 0);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, a_child_that_closes_everything_is_served_and_its_end_is_noticed)
+{
+	struct gate there, back;
+	struct up_stats before;
+	const size_t n = 900;
+	uint64_t *p, v = 0;
+	pid_t pid;
+
+	start(2 * MiB, 0);
+	gate_make(&there);
+	gate_make(&back);
+	p = map(n);
+	fill(p, 0, n, 1);
+	inherit(rt, p, n, UP_INHERIT_COPY);
+	before = stats();
+	pid = fork_child();
+	if (pid == 0) {
+		syscall(SYS_close_range, 0u, ~0u, 0u);
+		if (wrong(p, 0, n, 1) > 0)
+			_exit(1);
+		fill(p, 0, n, 2);
+		if (wrong(p, 0, n, 2) > 0)
+			_exit(2);
+		/* The number of its socket is another file now. */
+		for (unsigned i = 0; i < 200; i++) {
+			if (open("/dev/null", O_RDWR) < 0)
+				_exit(3);
+		}
+		pid = fork();
+		if (pid == 0) {
+			catch_signals();
+			_exit(touch(p, false, &v) != SIGSEGV);
+		}
+		_exit(waitpid(pid, &(int){ 0 }, 0) != pid || wrong(p, 0, n, 2) > 0 ? 4 : 0);
+	}
+	expect_ok(pid);
+	expect_left(&before);
+	/* Without ending: by exec(), which takes its memory away. */
+	pid = fork_child();
+	if (pid == 0) {
+		if (wrong(p, 0, n, 1) > 0)
+			_exit(1);
+		execl("/bin/sleep", "sleep", "1000", (char *)NULL);
+		_exit(1);
+	}
+	expect_left(&before);
+	kill(pid, SIGKILL);
+	expect_signal(pid, SIGKILL);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, processes_that_are_made_otherwise_have_nothing_and_do_no_harm)
+{
+	char *const argv[] = { (char *)(uintptr_t) "true", NULL }, *const env[] = { NULL };
+	struct up_stats before;
+	const size_t n = 900;
+	uint64_t *p, v = 0;
+	pid_t pid;
+
+	start(2 * MiB, 0);
+	p = map(n);
+	fill(p, 0, n, 1);
+	inherit(rt, p, n, UP_INHERIT_COPY);
+	before = stats();
+	for (unsigned k = 0; k < 20; k++) {
+		cr_assert(system("true") == 0);
+		cr_assert(posix_spawn(&pid, "/bin/true", NULL, NULL, argv, env) == 0);
+		expect_ok(pid);
+		pid = vfork();
+		if (pid == 0) {
+			execve("/bin/true", argv, env);
+			_exit(1);
+		}
+		expect_ok(pid);
+		pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+		if (pid == 0) {
+			catch_signals();
+			_exit(touch(p, false, &v) != SIGSEGV);
+		}
+		expect_ok(pid);
+		cr_assert(wrong(p, k * 45, 45, 1) == 0);
+	}
+	expect_left(&before);
+	/* One that lives on has copies of our descriptors; who was forked is noticed all the same. */
+	pid = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+	if (pid == 0) {
+		for (;;)
+			pause();
+	}
+	for (unsigned k = 0; k < 3; k++) {
+		const pid_t child = fork_child();
+
+		if (child == 0)
+			_exit(wrong(p, 0, n, 1) > 0);
+		expect_ok(child);
+	}
+	expect_left(&before);
+	kill(pid, SIGKILL);
+	reap(pid);
+	up_runtime_destroy(rt);
+}
+
+/* It may be stopped in the middle of a fork: then the others wait, but not for long. */
+Test(fork, a_child_that_is_stopped_does_not_stop_the_parent_for_long)
+{
+	uint64_t *p, worst = 0, seed = 7;
+	const size_t n = 600;
+
+	start(2 * MiB, 0);
+	p = map(n);
+	fill(p, 0, n, 1);
+	inherit(rt, p, n, UP_INHERIT_COPY);
+	for (unsigned k = 0; k < (SLOW ? 6 : 15); k++) {
+		const pid_t pid = fork_child();
+		struct timespec ts = { 0 };
+		uint64_t t;
+
+		if (pid == 0) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			for (;;) {
+				const pid_t sub = fork();
+
+				if (sub == 0)
+					_exit(0);
+				waitpid(sub, &(int){ 0 }, 0);
+			}
+		}
+		seed = seed * UINT64_C(6364136223846793005) + 1442695040888963407;
+		ts.tv_nsec = (long)((seed >> 33) % 9000000);
+		nanosleep(&ts, NULL);
+		kill(pid, SIGSTOP);
+		t = now_ms();
+		fill(p, 0, n, k + 2);
+		cr_assert(wrong(p, 0, n, k + 2) == 0);
+		worst = MAX(worst, now_ms() - t);
+		kill(pid, SIGKILL);
+		expect_signal(pid, SIGKILL);
+	}
+	cr_assert(worst < (SLOW ? 20000 : 5000), "%lu ms", worst);
+	no_children();
+	up_runtime_destroy(rt);
+}
+
+/* Parent, children and their children fork all the time. */
+Test(fork, children_fork_while_the_parent_forks)
+{
+	const size_t n = 300;
+	struct up_stats before;
+	pid_t pid[3];
+	uint64_t *p;
+
+	start(2 * MiB, 0);
+	p = map(n);
+	fill(p, 0, n, 1);
+	inherit(rt, p, n, UP_INHERIT_COPY);
+	before = stats();
+	for (unsigned k = 0; k < ARRAY_SIZE(pid); k++) {
+		pid[k] = fork_child();
+		if (pid[k] == 0) {
+			for (uint64_t version = 2; version < 30; version++) {
+				int status;
+				pid_t sub;
+
+				fill(p, 0, n, version);
+				sub = fork();
+				if (sub == 0)
+					_exit(wrong(p, 0, n, version) > 0);
+				if (waitpid(sub, &status, 0) != sub || status != 0)
+					_exit(1);
+			}
+			_exit(0);
+		}
+	}
+	for (uint64_t version = 2; version < 60; version++) {
+		pid_t sub;
+
+		fill(p, 0, n, version);
+		sub = fork_child();
+		if (sub == 0)
+			_exit(wrong(p, 0, n, version) > 0);
+		expect_ok(sub);
+	}
+	for (unsigned k = 0; k < ARRAY_SIZE(pid); k++)
+		expect_ok(pid[k]);
+	expect_left(&before);
+	up_runtime_destroy(rt);
+}
+
+/* --- failures --- */
+
+static void
+gets_nothing(uint64_t *p, size_t n, uint64_t version)
+{
+	const pid_t pid = fork_child();
+	uint64_t v = 0;
+
+	if (pid == 0) {
+		catch_signals();
+		for (size_t i = 0; i < n; i++) {
+			if (touch(word(p, i), false, &v) != SIGSEGV)
+				_exit(1);
+		}
+		_exit(0);
+	}
+	expect_ok(pid);
+	cr_assert(strstr(logged, "fork") != NULL, "nothing was logged");
+	logged[0] = '\0';
+	cr_assert(wrong(p, 0, n, version) == 0);
+}
+
+static void
+gets_all(uint64_t *p, size_t n, uint64_t version)
+{
+	const pid_t pid = fork_child();
+
+	if (pid == 0)
+		_exit(wrong(p, 0, n, version) > 0);
+	expect_ok(pid);
+	no_children();
+}
+
+Test(fork, without_swap_for_the_copy_the_child_has_nothing)
+{
+	const struct up_config cfg = { .memory_limit = 3 * MiB,
+				       .swap_size = 1500 * PAGE,
+				       .log = collect };
+	struct up_stats before;
+	uint64_t *p, *q;
+	void *va;
+
+	start(3 * MiB, 0);
+	up_runtime_destroy(rt);
+	cr_assert(up_runtime_create(&rt, &cfg) == 0);
+	p = map(1000);
+	fill(p, 0, 1000, 1);
+	inherit(rt, p, 1000, UP_INHERIT_COPY);
+	before = stats();
+	for (unsigned k = 0; k < 3; k++)
+		gets_nothing(p, 1000, 1);
+	expect_left(&before);
+	cr_assert(up_unmap(rt, p + 500 * 512, 500 * PAGE) == 0);
+	gets_all(p, 500, 1);
+	q = map_with(rt, 100, UP_NORESERVE);
+	(void)q;
+	cr_assert(up_map(rt, NULL, 500 * PAGE, RW, UP_PRIVATE, NULL, 0, &va) == 0);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, without_metadata_for_the_copy_the_child_has_nothing)
+{
+	struct up_stats before;
+	const size_t n = 1000, others = 20000;
+	uint64_t *p, *q;
+	void *va;
+
+	start(2 * MiB, 0);
+	p = map(n);
+	q = map(others);
+	while (up_map(rt, NULL, 512 * PAGE, RW, UP_PRIVATE, NULL, 0, &va) == 0)
+		;
+	fill(p, 0, n, 1);
+	inherit(rt, p, n, UP_INHERIT_COPY);
+	before = stats();
+	for (unsigned k = 0; k < 3; k++)
+		gets_nothing(p, n, 1);
+	expect_left(&before);
+	cr_assert(up_unmap(rt, q, others * PAGE) == 0);
+	gets_all(p, n, 1);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, while_a_page_is_wired_the_child_has_nothing)
+{
+	struct up_stats before;
+	uint64_t *p;
+
+	start(3 * MiB, 0);
+	p = map(900);
+	fill(p, 0, 900, 1);
+	inherit(rt, p, 900, UP_INHERIT_COPY);
+	before = stats();
+	cr_assert(up_wire(rt, p + 512, PAGE) == 0);
+	gets_nothing(p, 900, 1);
+	cr_assert(up_unwire(rt, p + 512, PAGE) == 0);
+	gets_all(p, 900, 1);
+	(void)before;
+	up_runtime_destroy(rt);
+}
+
+/* Locked: to the pager what can not be taken out of the page table is all the same. */
+Test(fork, while_a_page_is_locked_the_child_has_nothing)
+{
+	uint64_t *p;
+
+	start(3 * MiB, 0);
+	p = map(900);
+	fill(p, 0, 900, 1);
+	inherit(rt, p, 900, UP_INHERIT_COPY);
+	cr_assert(mlock(p, PAGE) == 0);
+	gets_nothing(p, 900, 1);
+	cr_assert(munlock(p, PAGE) == 0);
+	gets_all(p, 900, 1);
+	up_runtime_destroy(rt);
+}
+
+Test(fork, without_descriptors_the_child_has_nothing_and_nobody_waits)
+{
+	struct rlimit old, few;
+	struct up_stats before;
+	int last[3];
+	uint64_t *p;
+	pid_t pid;
+
+	start(3 * MiB, 0);
+	p = map(900);
+	fill(p, 0, 900, 1);
+	inherit(rt, p, 900, UP_INHERIT_COPY);
+	before = stats();
+	cr_assert(getrlimit(RLIMIT_NOFILE, &old) == 0);
+	last[0] = dup(0);
+	few = (struct rlimit){ (rlim_t)last[0] + 1, old.rlim_max };
+	for (unsigned k = 0; k < 6; k++) {
+		few.rlim_cur = (rlim_t)last[0] + 1 + k;
+		setrlimit(RLIMIT_NOFILE, &few);
+		pid = fork();
+		if (pid == 0) {
+			uint64_t v = 0;
+			int sig;
+
+			alarm(SLOW ? 4 * DEADLINE : DEADLINE);
+			catch_signals();
+			sig = touch(p, false, &v);
+			_exit(sig == SIGSEGV || (sig == 0 && wrong(p, 0, 900, 1) == 0) ? 0 : 1);
+		}
+		setrlimit(RLIMIT_NOFILE, &old);
+		cr_assert(pid > 0);
+		expect_ok(pid);
+		cr_assert(wrong(p, 0, 900, 1) == 0);
+	}
+	expect_left(&before);
+	gets_all(p, 900, 1);
+	up_runtime_destroy(rt);
+}
+
+/* In a child that forks: what the pager tells it then is many messages long, and the next fork is told anew. */
+Test(fork, a_child_that_runs_out_of_descriptors_while_it_forks_can_fork_later)
+{
+	const size_t parts = 80; /* ranges of two pages, with holes between them */
+	uint64_t *p;
+	pid_t pid;
+
+	start(16 * MiB, 0);
+	p = map(parts * 3);
+	fill(p, 0, parts * 3, 1);
+	inherit(rt, p, parts * 3, UP_INHERIT_COPY);
+	for (size_t i = 0; i < parts; i++)
+		cr_assert(up_unmap(rt, p + (i * 3 + 2) * 512, PAGE) == 0);
+	pid = fork_child();
+	if (pid == 0) {
+		struct rlimit old, few;
+		int low = dup(0), status;
+
+		catch_signals();
+		getrlimit(RLIMIT_NOFILE, &old);
+		for (unsigned k = 0; k < 4; k++) {
+			few = (struct rlimit){ (rlim_t)low + 5 + 10 * k, old.rlim_max };
+			setrlimit(RLIMIT_NOFILE, &few);
+			pid = fork();
+			if (pid == 0) {
+				uint64_t v = 0;
+				const int sig = touch(p, false, &v);
+
+				_exit(sig == SIGSEGV ? 0 : 1);
+			}
+			setrlimit(RLIMIT_NOFILE, &old);
+			if (waitpid(pid, &status, 0) != pid || status != 0)
+				_exit(1);
+			fill(p, 0, 2, k + 2);
+			pid = fork();
+			if (pid == 0) {
+				size_t bad = wrong(p, 0, 2, k + 2);
+
+				for (size_t i = 1; i < parts; i++)
+					bad += wrong(p, i * 3, 2, 1);
+				_exit(bad > 0);
+			}
+			if (waitpid(pid, &status, 0) != pid || status != 0)
+				_exit(2);
+		}
+		_exit(0);
+	}
+	expect_ok(pid);
 	no_children();
 	up_runtime_destroy(rt);
 }
