@@ -1552,7 +1552,6 @@ static int
 fend_for_oneself(uint64_t *p, uint64_t version)
 {
 	static bool lost[ORPHAN];
-	unsigned nlost = 0;
 
 	for (unsigned round = 0; round < 3; round++) {
 		for (size_t i = 0; i < ORPHAN; i++) {
@@ -1573,7 +1572,6 @@ fend_for_oneself(uint64_t *p, uint64_t version)
 					return 4;
 			}
 			lost[i] |= sig != 0;
-			nlost += sig != 0;
 		}
 	}
 	return 0;
@@ -2213,5 +2211,34 @@ Test(fork, a_child_that_runs_out_of_descriptors_while_it_forks_can_fork_later)
 	}
 	expect_ok(pid);
 	no_children();
+	up_runtime_destroy(rt);
+}
+
+/* A clone of shared memory is a copy, private to each. */
+Test(fork, a_clone_of_what_children_share_is_copied_to_them)
+{
+	struct up_object *o;
+	uint64_t *p, *q;
+	void *va;
+	pid_t pid;
+
+	start(3 * MiB, 0);
+	o = object(300);
+	p = map_object(o, 300, RW, UP_SHARED | UP_MULTI);
+	fill(p, 0, 300, 1);
+	inherit(rt, p, 300, UP_INHERIT_SHARE);
+	cr_assert(up_clone(rt, p, 300 * PAGE, &va) == 0);
+	q = va;
+	pid = fork_child();
+	if (pid == 0) {
+		if (wrong(p, 0, 300, 1) + wrong(q, 0, 300, 1) > 0)
+			_exit(1);
+		fill(p, 0, 300, 2);
+		fill(q, 0, 300, 3);
+		_exit(wrong(p, 0, 300, 2) + wrong(q, 0, 300, 3) > 0);
+	}
+	expect_ok(pid);
+	cr_assert(wrong(p, 0, 300, 2) + wrong(q, 0, 300, 1) == 0);
+	up_object_unref(o);
 	up_runtime_destroy(rt);
 }
