@@ -69,7 +69,8 @@
 #define BLOCK_MAX 24000 /* bytes */
 #define HEAP_SIZE (PAGE * 1024)
 #define KEPT_MAX 256
-#define CLERKS 2 /* threads that answer for the pagers of the program */
+#define CHILDREN 5 /* that live on while their parent goes on */
+#define CLERKS 2   /* threads that answer for the pagers of the program */
 #define ROUND_SECONDS 8
 #define GONE 0xff
 #define SECOND UINT64_C(1000000000)
@@ -91,6 +92,7 @@ struct thing {
 	unsigned ranges; /* that map it shared, or show it where they were not written to */
 	bool mapped;	 /* shared, by one range at most */
 	bool fixed;	 /* nobody can write to it */
+	bool multi; /* mapped shared, it is so in two places, and can be shared with children */
 	/*
 	 * Every word of it says where it belongs, so that private mappings can be looked at that show what is written to
 	 * it, some time or other.
@@ -125,6 +127,11 @@ struct range {
 	uint64_t *own;		       /* constant, [PAGES_MAX * WORDS] */
 	unsigned char prot[PAGES_MAX]; /* PROT_*, or GONE */
 	unsigned char wired[PAGES_MAX];
+	unsigned char inherit[PAGES_MAX];
+	bool lent;  /* to a child that is being waited for: it writes to what it shares */
+	char *twin; /* the same pages in a second place, or NULL */
+	size_t ntwin;
+	int twin_prot;
 	unsigned char mine[PAGES_MAX]; /* loose: written to here, so that the shadow is right */
 };
 
@@ -168,7 +175,7 @@ struct config {
 
 struct totals {
 	uint64_t ok[40], refused[40], verified, syscalls, segv, sigbus, rests, samples, peak,
-		rounds;
+		rounds, children, orphans;
 	struct up_stats st;
 };
 
@@ -200,6 +207,10 @@ struct mill {
 	unsigned nkept;
 	bool closing;
 	pthread_t clerk[CLERKS];
+	pthread_mutex_t nursery;
+	pid_t child[CHILDREN]; /* (nursery) 0: none */
+	bool killed[CHILDREN];
+	_Atomic uint64_t children, orphans; /* that had something, and that had nothing */
 };
 
 static struct mill *the_mill;
@@ -488,11 +499,17 @@ move_bytes(struct worker *w, void *to, const void *from, size_t len, bool in, en
 	}
 }
 
+static bool
+is_multi(const struct range *r)
+{
+	return r->shared && r->thing->multi;
+}
+
 static enum how
-some_how(struct worker *w, const void *paged, size_t len, bool in)
+some_how(struct worker *w, const struct range *r, const void *paged, size_t len, bool in)
 {
 	/* Where pages are copied out, nobody can tell that one is pinned, as some calls do: see pmap.h. */
-	const bool pins = w->m->features & UP_MASK_MOVE;
+	const bool pins = (w->m->features & UP_MASK_MOVE) && !is_multi(r);
 	const uint64_t n = below(w, 20);
 
 	if (n < 7 || len > RUN_MAX * PAGE)
@@ -942,6 +959,7 @@ create_thing(struct worker *w, struct thing *t)
 	t->bytes = t->npages * PAGE;
 	t->ranges = 0;
 	t->mapped = t->fixed = t->pure = t->noreserve = false;
+	t->multi = (w->m->features & UP_MASK_SHARED) && below(w, 2);
 	t->offset = kind == FILE_ ? below(w, 3) * PAGE : 0;
 	t->fd = -1;
 	atomic_store(&t->sick, false);
@@ -972,6 +990,8 @@ create_thing(struct worker *w, struct thing *t)
 	return e == 0;
 }
 
+static void children_end(struct mill *m, bool all);
+
 /* => lock is held, nobody maps it */
 static void
 destroy_thing(struct mill *m, struct thing *t)
@@ -980,6 +1000,8 @@ destroy_thing(struct mill *m, struct thing *t)
 	struct up_object *o;
 
 	check_source(m, t, 0, t->npages, "when it goes");
+	if (t->kind == CUSTOM && t->multi)
+		children_end(m, true); /* they may have it mapped */
 	if (t->kind == NAMED) {
 		if (up_object_remove(m->rt, t->name) != 0 ||
 		    up_object_remove(m->rt, t->name) != -ENOENT ||
@@ -1016,7 +1038,29 @@ settle_in(struct worker *w, struct range *r, void *p, size_t npages, struct thin
 	memset(r->prot, prot, npages);
 	memset(r->wired, 0, npages);
 	memset(r->mine, 0, npages);
+	memset(r->inherit, UP_INHERIT_NONE, npages);
+	r->twin = NULL;
 	(void)w;
+}
+
+static void
+drop_twin(struct worker *w, struct range *r)
+{
+	const int e = r->twin != NULL ? up_unmap(w->m->rt, r->twin, r->ntwin * PAGE) : 0;
+
+	if (e != 0)
+		fail(w->m, "up_unmap of a second place: %s", strerrorname_np(-e));
+	r->twin = NULL;
+}
+
+/* Where [off, off + len) of the range is: in one of its places. */
+static char *
+place_of(struct worker *w, const struct range *r, size_t off, size_t len, bool write)
+{
+	if (r->twin == NULL || off + len > r->ntwin * PAGE ||
+	    !(r->twin_prot & (write ? PROT_WRITE : PROT_READ)) || below(w, 2))
+		return r->va + off;
+	return r->twin + off;
 }
 
 /* The last of a range is unmapped. */
@@ -1025,6 +1069,7 @@ forget(struct worker *w, struct range *r)
 {
 	struct thing *t = r->thing;
 
+	drop_twin(w, r);
 	if (t != NULL) {
 		pthread_mutex_lock(&t->lock);
 		if (r->shared && atomic_load(&r->sick))
@@ -1078,6 +1123,22 @@ map_anon(struct worker *w, struct range *r)
 	return true;
 }
 
+static void
+map_twin(struct worker *w, struct range *r, int prot)
+{
+	void *p;
+	const int e = up_map(w->m->rt, NULL, r->npages * PAGE, prot, UP_SHARED | UP_MULTI,
+			     r->thing->object, r->first * PAGE, &p);
+
+	if (e != 0 && !scarce(e))
+		fail(w->m, "up_map in a second place: %s", strerrorname_np(-e));
+	if (e != 0)
+		return;
+	r->twin = p;
+	r->ntwin = r->npages;
+	r->twin_prot = prot;
+}
+
 /* => t->lock is held */
 static bool
 map_thing(struct worker *w, struct range *r, struct thing *t)
@@ -1104,8 +1165,9 @@ map_thing(struct worker *w, struct range *r, struct thing *t)
 			fail(w->m, "up_object_open of %s: %s", t->name, strerrorname_np(-e));
 	}
 	e = up_map(w->m->rt, NULL, npages * PAGE, prot,
-		   shared ? UP_SHARED : (UP_PRIVATE | (noreserve ? UP_NORESERVE : 0)), o,
-		   first * PAGE, &p);
+		   shared ? UP_SHARED | (t->multi ? UP_MULTI : 0)
+			  : (UP_PRIVATE | (noreserve ? UP_NORESERVE : 0)),
+		   o, first * PAGE, &p);
 	if (t->kind == NAMED)
 		up_object_unref(o);
 	if (e != 0 && !scarce(e))
@@ -1120,6 +1182,8 @@ map_thing(struct worker *w, struct range *r, struct thing *t)
 	if (shared) {
 		t->mapped = true;
 		r->shadow = t->shadow + first * WORDS;
+		if (t->multi)
+			map_twin(w, r, readonly || below(w, 3) == 0 ? PROT_READ : prot);
 	} else {
 		if (!loose)
 			memcpy(r->own, t->shadow + first * WORDS, npages * PAGE);
@@ -1201,7 +1265,8 @@ static bool
 refill(struct worker *w, struct range *r, size_t first, size_t n)
 {
 	const int prot = r->fixed ? PROT_READ : PROT_READ | PROT_WRITE;
-	unsigned flags = UP_FIXED | (r->shared ? UP_SHARED : UP_PRIVATE);
+	unsigned flags =
+		UP_FIXED | (r->shared ? UP_SHARED : UP_PRIVATE) | (is_multi(r) ? UP_MULTI : 0);
 	void *p;
 	int e;
 
@@ -1217,6 +1282,7 @@ refill(struct worker *w, struct range *r, size_t first, size_t n)
 	memset(r->prot + first, prot, n);
 	memset(r->wired + first, 0, n);
 	memset(r->mine + first, 0, n);
+	memset(r->inherit + first, UP_INHERIT_NONE, n);
 	if (!r->shared && r->thing != NULL && !r->loose)
 		memcpy(r->own + first * WORDS, r->thing->shadow + (r->first + first) * WORDS,
 		       n * PAGE);
@@ -1342,6 +1408,7 @@ op_remap(struct worker *w)
 	if (npages > old) {
 		memset(r->prot + old, r->prot[old - 1], npages - old);
 		memset(r->wired + old, 0, npages - old);
+		memset(r->inherit + old, r->inherit[old - 1], npages - old);
 		if (!r->shared)
 			memset(r->own + old * WORDS, 0, (npages - old) * PAGE);
 	}
@@ -1383,6 +1450,10 @@ op_clone(struct worker *w)
 	if (e == 0) {
 		settle_in(w, copy, p, n, r->shared ? NULL : r->thing, r->first + first, 0);
 		memcpy(copy->prot, r->prot + first, n);
+		for (size_t i = 0; i < n; i++)
+			copy->inherit[i] = r->inherit[first + i] != UP_INHERIT_NONE
+						   ? UP_INHERIT_COPY
+						   : UP_INHERIT_NONE;
 		memcpy(copy->mine, r->mine + first, n);
 		copy->loose = r->loose;
 		memcpy(copy->own, r->shadow + first * WORDS, n * PAGE);
@@ -1432,7 +1503,7 @@ take_snapshot(struct worker *w, const struct range *r, const struct thing *t, st
 	snap->npages = t->npages;
 	snap->bytes = t->bytes;
 	snap->ranges = 0;
-	snap->mapped = snap->fixed = snap->pure = false;
+	snap->mapped = snap->fixed = snap->pure = snap->multi = false;
 	snap->noreserve = t->noreserve;
 	snap->fd = -1;
 	atomic_store(&snap->sick, false);
@@ -1501,7 +1572,10 @@ verify(struct worker *w, struct range *r, size_t off, size_t len, enum how how)
 
 	for (size_t at = 0; at < len; at += RUN_MAX * PAGE) {
 		const size_t n = MIN(len - at, RUN_MAX * PAGE);
-		const int sig = move_bytes(w, w->buf, r->va + off + at, n, false, how);
+		const char *from = how == REMOTE || how == DIRECT
+					   ? r->va + off + at
+					   : place_of(w, r, off + at, n, false);
+		const int sig = move_bytes(w, w->buf, from, n, false, how);
 
 		if (sig != 0) {
 			struck(w, r, names[how], sig);
@@ -1531,7 +1605,7 @@ op_read(struct worker *w)
 			cut &= ~(size_t)7;
 		lock_stripes(r, first, n);
 		verify(w, r, first * PAGE + cut, n * PAGE - cut,
-		       some_how(w, r->va + first * PAGE + cut, n * PAGE - cut, false));
+		       some_how(w, r, r->va + first * PAGE + cut, n * PAGE - cut, false));
 		unlock_stripes(r, first, n);
 	}
 	leave(r);
@@ -1635,10 +1709,11 @@ op_write(struct worker *w)
 			len = (len + off % 8 + 7) & ~(size_t)7;
 			off &= ~(size_t)7;
 		}
-		how = some_how(w, r->va + off, len, true);
+		how = some_how(w, r, r->va + off, len, true);
 		lock_stripes(r, first, n);
 		compose(w, r, off, len);
-		sig = move_bytes(w, r->va + off, (const char *)r->shadow + off, len, true, how);
+		sig = move_bytes(w, place_of(w, r, off, len, true), (const char *)r->shadow + off,
+				 len, true, how);
 		if (sig != 0)
 			struck(w, r, "writing", sig);
 		else if (r->loose)
@@ -1854,8 +1929,9 @@ op_wire(struct worker *w)
 	if (r == NULL)
 		return false;
 	pthread_mutex_lock(&r->wire);
-	/* What is wired can not be cloned: half of the ranges never are. */
-	if ((r - w->m->range) % 2 == 0 && span(w, r, 24, 0, &first, &n)) {
+	/* What is wired can not be cloned: half of the ranges never are; nor copied to children. */
+	if ((r - w->m->range) % 2 == 0 && memchr(r->inherit, UP_INHERIT_COPY, r->npages) == NULL &&
+	    span(w, r, 24, 0, &first, &n)) {
 		bool allowed = true, full = false;
 
 		for (size_t i = first; i < first + n; i++) {
@@ -2160,49 +2236,284 @@ static void __attribute__((noreturn)) child_fail(const char *why)
 	_exit(1);
 }
 
-/* What a child must find: regions are absent, and calls refused. */
-static void
-child(struct worker *w)
+/*
+ * A child has all that it inherits or, if the parent could not copy it, nothing.  The first page that it may read tells;
+ * -1: there is none.
+ */
+static int
+has_something(const struct mill *m)
 {
-	struct mill *m = w->m;
-	struct up_stats st;
-	void *p;
-
-	alarm(20);
 	for (unsigned i = 0; i < m->nranges; i++) {
 		const struct range *r = &m->range[i];
 
-		for (size_t page = 0; r->va != NULL && page < r->npages; page += 37) {
-			if (allows(r, page, PROT_READ) &&
-			    guarded_touch(r->va + page * PAGE, false) != SIGSEGV)
-				child_fail("kernel_random: a region is there in a forked child\n");
+		for (size_t page = 0; r->va != NULL && page < r->npages; page++) {
+			if (allows(r, page, PROT_READ) && r->inherit[page] != UP_INHERIT_NONE)
+				return guarded_touch(r->va + page * PAGE, false) != SIGSEGV;
 		}
 	}
+	return -1;
+}
+
+/* What may be known of a page's content in a child; `alone`: nobody else writes to what is shared. */
+static bool
+is_known(const struct range *r, size_t page, bool alone)
+{
+	return !atomic_load(&r->sick) && (!r->loose || r->mine[page]) &&
+	       (r->inherit[page] == UP_INHERIT_COPY || alone || r->fixed);
+}
+
+/* In a child.  Every n-th page is as the oracle says, or absent. */
+static void
+child_looks(const struct mill *m, size_t nth, bool something, bool alone)
+{
+	static uint64_t page_buf[WORDS];
+
+	for (unsigned i = 0; i < m->nranges; i++) {
+		const struct range *r = &m->range[i];
+
+		for (size_t page = i % nth; r->va != NULL && page < r->npages; page += nth) {
+			const bool here = something && r->inherit[page] != UP_INHERIT_NONE;
+			int sig;
+
+			if (!allows(r, page, PROT_READ))
+				continue;
+			sig = guarded_copy(page_buf, r->va + page * PAGE, PAGE, MEMCPY);
+			if (!here && sig != SIGSEGV)
+				child_fail("kernel_random: a region is there in a forked child\n");
+			if (here && sig != 0 &&
+			    !(sig == SIGBUS && (unreserved(r) || atomic_load(&r->sick))))
+				child_fail("kernel_random: an inherited page is not there\n");
+			if (here && sig == 0 && is_known(r, page, alone) &&
+			    memcmp(page_buf, r->shadow + page * WORDS, PAGE) != 0)
+				child_fail("kernel_random: an inherited page has other content\n");
+		}
+	}
+}
+
+/* Writes a child makes: where and what follows from the seed, so that its parent can tell what it has done to shared memory. */
+static void
+child_writes(struct worker *w, uint64_t seed, bool really)
+{
+	struct mill *m = w->m;
+	const uint64_t random = w->random;
+
+	w->random = seed;
+	for (unsigned k = 0; k < 200; k++) {
+		struct range *r = &m->range[below(w, m->nranges)];
+		const uint64_t at = below(w, PAGES_MAX), word = below(w, WORDS),
+			       salt = below(w, 1 << 20);
+		const size_t page = r->va != NULL ? at % r->npages : 0;
+		uint64_t v;
+
+		if (r->va == NULL || atomic_load(&r->sick) || r->loose || is_pure(r) ||
+		    r->inherit[page] == UP_INHERIT_NONE ||
+		    (r->inherit[page] == UP_INHERIT_SHARE && !r->lent) ||
+		    !allows(r, page, PROT_READ | PROT_WRITE) || writable_bytes(r, page, 1) < PAGE ||
+		    (!really && r->inherit[page] != UP_INHERIT_SHARE))
+			continue;
+		v = word_of(salt, w->id, (unsigned)k, (r->shared ? r->first : 0) + page, word);
+		r->shadow[page * WORDS + word] = v;
+		if (really && guarded_copy(r->va + page * PAGE + word * 8, &v, 8, PLAIN) != 0 &&
+		    !unreserved(r))
+			child_fail("kernel_random: an inherited page can not be written to\n");
+	}
+	w->random = random;
+}
+
+#define HAD_NOTHING 3
+
+/* `alone`: the parent waits, and all that is shared stands still. */
+static void __attribute__((noreturn)) child(struct worker *w, uint64_t seed, bool alone)
+{
+	struct mill *m = w->m;
+	const int something = has_something(m);
+	struct up_stats st;
+	void *p;
+
+	alarm(60);
+	w->random = seed ^ 0x5555;
+	child_looks(m, something == 1 ? 1 + below(w, 4) : 37, something == 1, alone);
 	if (up_stats_get(m->rt, &st, sizeof st) != -ECHILD ||
 	    up_map(m->rt, NULL, PAGE, PROT_READ, UP_PRIVATE, NULL, 0, &p) != -ECHILD)
 		child_fail("kernel_random: a call in a forked child was not refused\n");
+	if (something != 1)
+		_exit(something == 0 ? HAD_NOTHING : 0);
+	if (alone)
+		child_writes(w, seed, true);
+	child_looks(m, 3, true, alone);
+	if (below(w, 2)) {
+		const pid_t pid = fork();
+		int status;
+
+		if (pid == 0) {
+			alarm(60);
+			/* No room for another copy is a reason to have nothing. */
+			if (has_something(m) == 1)
+				child_looks(m, 4, true, alone);
+			_exit(0);
+		}
+		child_looks(m, 5, true, alone);
+		if (pid > 0 && below(w, 8) == 0)
+			kill(pid, SIGKILL);
+		if (pid > 0 &&
+		    (waitpid(pid, &status, 0) != pid ||
+		     (status != 0 && !(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL))))
+			child_fail("kernel_random: a child's child has failed\n");
+	}
+	for (unsigned k = 0; !alone && k < 20; k++)
+		child_looks(m, 7, true, false);
 	_exit(0);
+}
+
+static void
+child_ended(struct mill *m, int status, bool killed)
+{
+	if (WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL && killed)
+		return;
+	if (!WIFEXITED(status) || (WEXITSTATUS(status) != 0 && WEXITSTATUS(status) != HAD_NOTHING))
+		fail(m, "a child ended with status %#x", status);
+	if (WEXITSTATUS(status) == 0)
+		atomic_fetch_add(&m->children, 1);
+	else
+		atomic_fetch_add(&m->orphans, 1);
+}
+
+/* Take note of children that have ended.  `all`: kill and wait for those that have not. */
+static void
+children_end(struct mill *m, bool all)
+{
+	pthread_mutex_lock(&m->nursery);
+	for (unsigned i = 0; i < CHILDREN; i++) {
+		int status;
+		pid_t got;
+
+		if (m->child[i] == 0)
+			continue;
+		if (all) {
+			m->killed[i] = true;
+			kill(m->child[i], SIGKILL);
+		}
+		do {
+			got = waitpid(m->child[i], &status, all ? 0 : WNOHANG);
+		} while (got < 0 && errno == EINTR);
+		if (got < 0)
+			fail(m, "waitpid: %s", strerror(errno));
+		if (got > 0) {
+			child_ended(m, status, m->killed[i]);
+			m->child[i] = 0;
+		}
+	}
+	pthread_mutex_unlock(&m->nursery);
+}
+
+/* What may be parted by a fork from now on may be in a chain. */
+static void
+mark_parted(struct mill *m)
+{
+	for (unsigned i = 0; i < m->nranges; i++) {
+		struct range *r = &m->range[i];
+
+		for (size_t page = 0; r->va != NULL && page < r->npages; page++)
+			r->parted |= r->inherit[page] == UP_INHERIT_COPY;
+	}
+}
+
+/* Operations that only look go on: who may look at what a child writes to, waits. */
+static void
+lend(struct mill *m, bool on)
+{
+	for (unsigned i = 0; i < m->nranges; i++) {
+		struct range *r = &m->range[i];
+
+		if (on && enter(m, r, true, false))
+			r->lent = true;
+		else if (!on && r->lent) {
+			r->lent = false;
+			leave(r);
+		}
+	}
 }
 
 static bool
 op_fork(struct worker *w)
 {
-	pid_t pid;
+	const bool alone = below(w, 2);
+	const uint64_t seed = stress_mix(below(w, UINT64_MAX));
+	struct mill *m = w->m;
+	unsigned slot = 0;
 	int status;
+	pid_t pid;
 
+	children_end(m, false);
+	pthread_mutex_lock(&m->nursery);
+	if (!alone) {
+		slot = (unsigned)below(w, CHILDREN);
+		if (m->child[slot] != 0) {
+			m->killed[slot] = true;
+			kill(m->child[slot], SIGKILL);
+			pthread_mutex_unlock(&m->nursery);
+			return false;
+		}
+	}
 	/* The caller holds `world` for writing: the oracle is right, and so is the child's copy of it. */
+	mark_parted(m);
+	if (alone)
+		lend(m, true);
 	pid = fork();
 	if (pid < 0)
-		fail(w->m, "fork: %s", strerror(errno));
+		fail(m, "fork: %s", strerror(errno));
 	if (pid == 0)
-		child(w);
+		child(w, seed, alone);
+	if (!alone) {
+		m->child[slot] = pid;
+		m->killed[slot] = false;
+	}
+	pthread_mutex_unlock(&m->nursery);
+	if (!alone)
+		return true;
 	while (waitpid(pid, &status, 0) < 0) {
 		if (errno != EINTR)
-			fail(w->m, "waitpid: %s", strerror(errno));
+			fail(m, "waitpid: %s", strerror(errno));
 	}
-	if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
-		fail(w->m, "a child ended with status %#x", status);
+	child_ended(m, status, false);
+	if (WEXITSTATUS(status) == 0)
+		child_writes(w, seed, false);
+	lend(m, false);
 	return true;
+}
+
+static bool
+op_inherit(struct worker *w)
+{
+	static const enum up_inherit hows[] = { UP_INHERIT_NONE, UP_INHERIT_COPY, UP_INHERIT_COPY,
+						UP_INHERIT_SHARE };
+	enum up_inherit how = hows[below(w, ARRAY_SIZE(hows))];
+	struct range *r = take(w, true);
+	bool may;
+	size_t first, n;
+	int e = -EINVAL;
+
+	if (r == NULL)
+		return false;
+	/* Of an object that others may map later too it would have to be known there that it is in a chain. */
+	if (how == UP_INHERIT_COPY && r->shared && !has_source(r->thing))
+		how = is_multi(r) ? UP_INHERIT_SHARE : UP_INHERIT_NONE;
+	/* What is wired is not parted, and then children have nothing at all. */
+	if (how == UP_INHERIT_COPY && wired_any(r, 0, r->npages))
+		how = UP_INHERIT_NONE;
+	may = how == UP_INHERIT_NONE ||
+	      ((w->m->features & UP_MASK_SHARED) &&
+	       (how == UP_INHERIT_SHARE ? is_multi(r) : !(r->shared && has_source(r->thing))));
+	if (span(w, r, below(w, 2) ? PAGES_MAX : 60, 0, &first, &n)) {
+		e = up_inherit(w->m->rt, r->va + first * PAGE, n * PAGE, how);
+		if (!scarce(e) && (e != 0 ? e != -ENOTSUP || may : !may))
+			fail(w->m, "up_inherit(%d): %s, allowed or not", (int)how,
+			     strerrorname_np(-e));
+		if (e == 0)
+			memset(r->inherit + first, (int)how, n);
+	}
+	leave(r);
+	return e == 0;
 }
 
 /* --- the table --- */
@@ -2238,7 +2549,8 @@ static const struct op {
 	{ "info", 6, op_info, OPEN },
 	{ "heap", 60, op_heap, CLOSED },
 	{ "heap advise", 3, op_heap_advise, OPEN },
-	{ "fork", 1, op_fork, ALONE },
+	{ "inherit", 16, op_inherit, CLOSED },
+	{ "fork", 2, op_fork, ALONE },
 };
 
 static void
@@ -2329,6 +2641,7 @@ agree(struct mill *m, int pagemap, const struct up_stats *st, char *why, size_t 
 			for (size_t k = page; k < page + n; k++)
 				wired += r->wired[k] > 0;
 		}
+		mapped += r->va != NULL && r->twin != NULL ? r->ntwin : 0;
 	}
 	if (m->heap != NULL) {
 		up_heap_stats_get(m->heap, &hs, sizeof hs);
@@ -2379,16 +2692,17 @@ static void
 sample_budget(struct mill *m)
 {
 	struct resident before, after;
-	uint64_t all, mine;
+	uint64_t all, pools, mine;
 
 	/* A sanitizer's own memory grows and shrinks beside us. */
 	if (STRESS_SANITIZED)
 		return;
 	resident_by_smaps(&before);
 	all = resident_anon();
+	pools = resident_pools();
 	resident_by_smaps(&after);
 	mine = MAX(before.program, after.program);
-	mine = all > mine ? all - mine : 0;
+	mine = (all > mine ? all - mine : 0) + pools;
 	m->samples++;
 	m->peak = MAX(m->peak, mine);
 	if (mine > m->memory)
@@ -2461,6 +2775,7 @@ set_up(struct mill *m)
 	sigaction(SIGSEGV, &sa, NULL);
 	sigaction(SIGBUS, &sa, NULL);
 	pthread_mutex_init(&m->desk, NULL);
+	pthread_mutex_init(&m->nursery, NULL);
 	pthread_cond_init(&m->desk_cond, NULL);
 	pthread_rwlockattr_init(&attr);
 	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
@@ -2637,6 +2952,8 @@ end_round(struct mill *m, struct totals *sum)
 	atomic_store(&m->stop, true);
 	for (unsigned i = 0; i < m->cfg->threads; i++)
 		pthread_join(m->worker[i].thread, NULL);
+	post_step(m->post, "waiting for children", NULL, 0);
+	children_end(m, true);
 	verify_all(m);
 	post_step(m->post, "comparing at the end", NULL, 0);
 	check_at_rest(m);
@@ -2709,6 +3026,8 @@ tally(const struct mill *m, struct totals *sum)
 		sum->verified += w->verified;
 		sum->syscalls += w->syscalls;
 	}
+	sum->children = atomic_load(&m->children);
+	sum->orphans = atomic_load(&m->orphans);
 	sum->segv = atomic_load(&m->segv);
 	sum->sigbus = atomic_load(&m->sigbus);
 	sum->rests = m->rests;
@@ -2730,9 +3049,11 @@ report(const struct config *cfg, const struct totals *sum)
 	printf("kernel_random: %" PRIu64 " rounds from seed %" PRIu64 ": %" PRIu64
 	       " operations, %" PRIu64 " pages verified, %" PRIu64 " system calls, %" PRIu64
 	       " SIGSEGV as asked for, %" PRIu64 " SIGBUS for want of metadata, %" PRIu64
-	       " comparisons at rest, %" PRIu64 " samples, peak %.2f MiB; no mismatch, no leak\n",
+	       " comparisons at rest, %" PRIu64 " samples, peak %.2f MiB, %" PRIu64
+	       " children with memory, %" PRIu64 " without; no mismatch, no leak\n",
 	       sum->rounds, cfg->seed, all, sum->verified, sum->syscalls, sum->segv, sum->sigbus,
-	       sum->rests, sum->samples, (double)sum->peak / (1 << 20));
+	       sum->rests, sum->samples, (double)sum->peak / (1 << 20), sum->children,
+	       sum->orphans);
 }
 
 static void __attribute__((noreturn)) usage(void)
