@@ -97,6 +97,8 @@ struct forks {
 	atomic_bool stop;
 	/* (map.change) between prepare and what comes after the fork */
 	struct space *coming;
+	size_t nends;
+	int end[CHILDREN_MAX]; /* our ends of all children's sockets, for a child to close */
 	/* keeper */
 	struct pollfd poll[1 + CHILDREN_MAX];
 	struct space *space[1 + CHILDREN_MAX];
@@ -740,8 +742,12 @@ before_fork(void)
 		pthread_mutex_lock(&f->rt->p.map.change);
 	for (struct ticket *of = registry.clients; of != NULL; of = of->next)
 		keep_ticket(prepare_client(of));
-	for (struct forks *f = registry.first; f != NULL; f = f->next)
+	for (struct forks *f = registry.first; f != NULL; f = f->next) {
 		keep_ticket(prepare_own(f));
+		f->nends = 0;
+		for (const struct space *sp = f->rt->p.spaces; sp != NULL; sp = sp->next)
+			f->end[f->nends++] = sp->sock;
+	}
 }
 
 /* --- after it, where it was called; also if it failed: then the socket's other end is closed, and that is that --- */
@@ -999,7 +1005,15 @@ after_in_child(void)
 			close(t->sock);
 		munmap(t, t->size);
 	}
-	registry.first = NULL; /* these runtimes are our parent's */
+	/*
+	 * These runtimes are our parent's.  Nobody but it may have its ends of sockets: when it becomes another program, that they are
+	 * closed is all that tells.
+	 */
+	for (const struct forks *f = registry.first; f != NULL; f = f->next) {
+		for (size_t i = 0; i < f->nends; i++)
+			close(f->end[i]);
+	}
+	registry.first = NULL;
 	registry.tickets = NULL;
 	pthread_mutex_init(&registry.lock, NULL);
 	for (t = tickets; t != NULL; t = t->next)
