@@ -340,9 +340,12 @@ enum up_inherit {
  * A page that the child touches costs a copy to another process, a few microseconds more than in this one.  There, all of it is
  * as UP_MULTI says: it must not be given to I/O that pins it.
  *
- * When this process ends or is killed, what the child has in memory stays as it is, and a page that it would have to be brought
- * is SIGBUS; all of it is when the runtime is destroyed.  A thread in the child, created by fork(), sees to that.  So a daemon
- * forks first, and creates its runtimes afterwards.
+ * When this process ends, is killed or executes another program, what the child has in memory stays as it is, and a page
+ * that it would have to be brought is SIGBUS; all of it is when the runtime is destroyed.
+ * A thread in the child, created by fork(), sees to that.  So a daemon forks first, and creates its runtimes afterwards.
+ *
+ * up_config.log may be called in fork(), in the parent and in the child, with what locks pthread_atfork() handlers of the program have
+ * taken by then: it must not wait for one of those.
  *
  * -EINVAL  a bad range or value.         -ENOMEM  part of the range is not mapped through `rt`, or no room.
  * -ENOTSUP SHARE of a mapping that is not UP_MULTI, COPY of a shared one of a named object, or neither is to be had on this kernel
