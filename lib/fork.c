@@ -380,9 +380,11 @@ heard(struct forks *f, struct space *sp)
 	if (r == 0)
 		return;
 	if (r != -ENOTCONN)
-		log_line(&p->log, UP_LOG_ERROR, "a forked child: %s; it is served no more",
+		log_line(&p->log, UP_LOG_ERROR, "a message of a forked child: %s",
 			 strerrorname_np(-r));
-	end_child(p, sp);
+	/* As long as it lives it is served: what it stores in shared memory must not go unseen. */
+	if (r == -ENOTCONN || !sp->attached)
+		end_child(p, sp);
 }
 
 static void *
@@ -728,6 +730,32 @@ keep_ticket(struct ticket *t)
 	registry.tickets = t;
 }
 
+/*
+ * What children that are gone had been promised is the keeper's to take back, for which it needs map.change: let it, before this
+ * fork is told that there is no room.
+ */
+static void
+catch_up(struct forks *f)
+{
+	const struct timespec ms = { .tv_nsec = 1000000 };
+	struct pager *p = &f->rt->p;
+
+	for (unsigned tries = 0; tries < 1000; tries++) {
+		bool gone = false;
+
+		pthread_rwlock_rdlock(&p->map.lock);
+		for (const struct space *sp = p->spaces; sp != NULL && !gone; sp = sp->next) {
+			struct pollfd pf = { .fd = sp->sock };
+
+			gone = poll(&pf, 1, 0) > 0 && (pf.revents & POLLHUP);
+		}
+		pthread_rwlock_unlock(&p->map.lock);
+		if (!gone)
+			return;
+		clock_nanosleep(CLOCK_MONOTONIC, 0, &ms, NULL);
+	}
+}
+
 static void
 before_fork(void)
 {
@@ -737,6 +765,8 @@ before_fork(void)
 	pthread_mutex_lock(&registry.lock);
 	registry.old = old;
 	registry.tickets = NULL;
+	for (struct forks *f = registry.first; f != NULL; f = f->next)
+		catch_up(f);
 	/* All locks before anything is frozen: who has one of them may touch memory of another runtime. */
 	for (struct forks *f = registry.first; f != NULL; f = f->next)
 		pthread_mutex_lock(&f->rt->p.map.change);
