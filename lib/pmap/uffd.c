@@ -536,6 +536,12 @@ uffd_remove(struct pmap *pm, unsigned shard, uintptr_t va, frame_t hole, size_t 
 			r = uffd_install(install_move, u->stage_fd, dst + (off << PAGE_SHIFT), src,
 					 n - off, &k);
 		*done += k;
+		/* Linux 6.18 forgets to count a page if it had to look at it twice, and then finds it where it has moved it. */
+		if (r == -EEXIST) {
+			++*done;
+			r = 0;
+			continue;
+		}
 		if (r == -EBUSY && exclusive != *done &&
 		    make_exclusive(va + (*done << PAGE_SHIFT))) {
 			exclusive = *done;
