@@ -26,7 +26,8 @@
  *
  * What a program must not do to a region behind the library's back: munmap(), mremap(),
  * mprotect(), madvise(MADV_DONTNEED and relatives).  Use up_unmap(), up_protect() and
- * up_advise().  Never hand the region to a second userfaultfd.
+ * up_advise().  Never hand the region to a second userfaultfd.  With UP_TRACK_FOREIGN the first, the second and the last of these
+ * are followed; not on what up_heap_create() made.
  */
 #ifndef UFFD_PAGER_H
 #define UFFD_PAGER_H
@@ -97,6 +98,27 @@ typedef void (*up_log_fn)(void *ctx, enum up_log_level level, const char *line);
 
 /* up_config.flags */
 #define UP_OVERCOMMIT (1u << 0) /* every up_map() as if with UP_NORESERVE */
+/*
+ * Follow what the program does to regions behind the library's back: munmap(), mremap(), madvise(MADV_DONTNEED) and its
+ * relatives, and mmap(MAP_FIXED) over them, of any part and from any thread.  Linux 6.8, and neither UP_MASK_MOVE nor
+ * UP_MASK_POISON, else -ENOSYS.
+ *
+ *	madvise()  discards, as UP_ADVICE_DONTNEED; ranges that are wired stay wired, and read as zeros.
+ *	munmap()   as up_unmap(), but what is in the page table is gone before the library hears of it: of a shared mapping of
+ *		   a named object what has changed there since it was last written back is lost (with a log line); of one of
+ *		   an anonymous object those pages are lost: SIGBUS.  Use up_unmap() for these.
+ *	mremap()   the range is where it was moved to, and shorter by what was cut off.  Pages by which it grows, and the old
+ *		   range of MREMAP_DONTUNMAP, belong to no mapping: SIGBUS.  Use up_remap() to grow.  What one thread moves to
+ *		   addresses that another has unmapped or moved away in the same moment, and then on, is lost: SIGBUS, with
+ *		   a log line.
+ *
+ * Each such call waits for the library, 20 to 100 us, and so do calls of the library's own and page-ins while one is under way.
+ * Not to be had with it: read-only ranges (up_map() and up_protect() with PROT_READ alone: -ENOTSUP), and UP_MULTI mappings and
+ * up_inherit(), as with UP_MASK_SHARED.  A program that makes such calls without any pause keeps page-ins waiting; up_map(), up_clone()
+ * and up_remap() then say -EAGAIN after some seconds.  Two threads of the program that do such things to the same range at the same
+ * time race as without the library.
+ */
+#define UP_TRACK_FOREIGN (1u << 1)
 
 /* What to create.  Zero everywhere is a sound default: set the fields you care about. */
 struct up_config {
@@ -138,7 +160,7 @@ struct up_config {
 	up_log_fn log; /* NULL: silent */
 	void *log_ctx; /* handed to log */
 
-	unsigned flags; /* UP_OVERCOMMIT or 0 */
+	unsigned flags; /* UP_OVERCOMMIT, UP_TRACK_FOREIGN */
 
 	/*
 	 * A fault that can not be served for this long, since every frame is pinned or the
@@ -639,6 +661,8 @@ struct up_stats {
 		mapped_named; /* and what the source of a named object has, or is to get */
 	uint64_t
 		referenced; /* shared pages left in place, since they had been touched where they are mapped */
+	uint64_t
+		foreign_events; /* UP_TRACK_FOREIGN: munmap() and the like of the program's own, acted upon */
 };
 
 /*

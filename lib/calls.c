@@ -58,6 +58,7 @@ demand_failed(struct up_runtime *rt, const char *call, const struct demand *d, i
 
 	switch (r) {
 	case 0:
+	case -ECANCELED: /* tried again */
 		break;
 	case -ENOMEM:
 		log_line(&p->log, UP_LOG_ERROR, "%s: the page at %#lx is not mapped any more", call,
@@ -307,9 +308,12 @@ up_wire(struct up_runtime *rt, void *addr, size_t length)
 		if (r < 0)
 			return r;
 	}
-	change_begin(p, &old);
-	r = wire(rt, start, end);
-	change_end(p, &old);
+	do {
+		/* Whatever stood in the way is done with by change_begin(). */
+		change_begin(p, &old);
+		r = wire(rt, start, end);
+		change_end(p, &old);
+	} while (r == -ECANCELED);
 	if (r == 0)
 		populate(p, start, end, true);
 	return r;
@@ -708,7 +712,7 @@ region_for(struct pager *p, const struct object *o, uint64_t first, uintptr_t hi
 	if (o->pool != 0)
 		return p->pmap->ops->pool_map(p->pmap, o->pool + (first << PAGE_SHIFT), hint, fixed,
 					      len, prot, shard, at);
-	return p->pmap->ops->map(p->pmap, hint, fixed, len, prot, shard, at);
+	return map_addresses(p, hint, fixed, len, prot, shard, at);
 }
 
 /* 0; -EEXIST: there is no room behind the range; or another errno and a log line.  => map.change is held. */
@@ -722,8 +726,9 @@ grow_in_place(struct up_runtime *rt, struct map_entry *last, uintptr_t end, stru
 
 	if (last->end != end || end + len < end)
 		return -EEXIST;
-	if (region_for(p, last->object, g->first, end, true, len, last->prot, last->shard, &at) < 0)
-		return -EEXIST;
+	r = region_for(p, last->object, g->first, end, true, len, last->prot, last->shard, &at);
+	if (r < 0)
+		return r == -EAGAIN ? r : -EEXIST;
 	r = growth_promise(rt, last, g);
 	if (r < 0) {
 		p->pmap->ops->unmap(p->pmap, end, len, last->shard);
@@ -768,7 +773,9 @@ move_reserve(struct up_runtime *rt, uintptr_t start, uintptr_t end, const struct
 	uintptr_t at;
 	int r;
 
-	r = p->pmap->ops->map(p->pmap, 0, false, len, last->prot, last->shard, to);
+	r = map_addresses(p, 0, false, len, last->prot, last->shard, to);
+	if (r == -EAGAIN)
+		return r;
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_ERROR, "up_remap: mapping %zu bytes: %s", len,
 			 strerrorname_np(-r));
@@ -920,6 +927,20 @@ grow(struct up_runtime *rt, uintptr_t start, uintptr_t end, uint64_t n, unsigned
 	return r;
 }
 
+/* => map.change is held.  -EAGAIN: the program is doing something to mappings itself; let it finish. */
+static int
+remap_locked(struct up_runtime *rt, uintptr_t start, uintptr_t end, size_t old_length,
+	     size_t new_length, unsigned flags, uintptr_t *to)
+{
+	int r = check_covered(rt, "up_remap", start, end);
+
+	if (r == 0 && new_length < old_length)
+		r = unmap_range(&rt->p, "up_remap", start + new_length, end);
+	else if (r == 0 && new_length > old_length)
+		r = grow(rt, start, end, (new_length - old_length) >> PAGE_SHIFT, flags, to);
+	return r;
+}
+
 int
 up_remap(struct up_runtime *rt, void *addr, size_t old_length, size_t new_length, unsigned flags,
 	 void **new_addr)
@@ -947,13 +968,13 @@ up_remap(struct up_runtime *rt, void *addr, size_t old_length, size_t new_length
 	if (flags & ~UP_MAYMOVE)
 		return bad(rt, "up_remap: unknown flags %#x", flags & ~UP_MAYMOVE);
 
-	change_begin(p, &old);
-	r = check_covered(rt, "up_remap", start, end);
-	if (r == 0 && new_length < old_length)
-		r = unmap_range(p, "up_remap", start + new_length, end);
-	else if (r == 0 && new_length > old_length)
-		r = grow(rt, start, end, (new_length - old_length) >> PAGE_SHIFT, flags, &to);
-	change_end(p, &old);
+	for (unsigned tries = 0;; tries++) {
+		change_begin(p, &old);
+		r = remap_locked(rt, start, end, old_length, new_length, flags, &to);
+		change_end(p, &old);
+		if (!change_again(p, r, tries))
+			break;
+	}
 	if (r == 0)
 		*new_addr = (void *)to;
 	return r;

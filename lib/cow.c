@@ -103,6 +103,9 @@ parts_freeze(struct pager *p, const char *call, const struct part part[], size_t
 		if (r == 0)
 			return 0;
 		chain_thaw(p);
+		/* What the program does to regions itself comes first, and that takes map.change. */
+		if (p->foreign != NULL && foreign_waiting(p->foreign))
+			return -EAGAIN;
 		if (tries == FREEZE_TRIES) {
 			log_line(&p->log, UP_LOG_ERROR, "%s: a page can not be parted now: %s",
 				 call,
@@ -250,7 +253,9 @@ place(struct pager *p, uintptr_t start, size_t length, struct part part[], size_
 			return -ENOMEM;
 		}
 	}
-	r = p->pmap->ops->map(p->pmap, 0, false, length, e->prot, shard, va);
+	r = map_addresses(p, 0, false, length, e->prot, shard, va);
+	if (r == -EAGAIN)
+		return r;
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_ERROR, "up_clone: mapping %zu bytes: %s", length,
 			 strerrorname_np(-r));
@@ -284,15 +289,46 @@ place(struct pager *p, uintptr_t start, size_t length, struct part part[], size_
 	return 0;
 }
 
+/* => map.change is held.  -EAGAIN: the program is doing something to mappings itself; let it finish. */
+static int
+clone_locked(struct up_runtime *rt, uintptr_t start, uintptr_t end, uintptr_t *va)
+{
+	const size_t length = end - start;
+	struct part *part = NULL;
+	struct pager *p = &rt->p;
+	struct wired_array mem;
+	size_t n;
+	int r;
+
+	r = check_covered(rt, "up_clone", start, end);
+	if (r < 0)
+		return r;
+	n = parts_of(p, start, end, &mem, &part);
+	if (n == 0) {
+		log_line(&p->log, UP_LOG_ERROR, "up_clone: out of memory");
+		return -ENOMEM;
+	}
+	for (size_t i = 0; i < n && r == 0; i++)
+		r = part_prepare(rt, "up_clone", &part[i]);
+	if (r == 0)
+		r = place(p, start, length, part, n, va);
+	if (r == 0) {
+		r = part_all(p, "up_clone", part, n);
+		if (r < 0)
+			p->pmap->ops->unmap(p->pmap, *va, length, part[0].entry->shard);
+	}
+	for (size_t i = 0; i < n && r < 0; i++)
+		part_abandon(p, &part[i]);
+	wired_array_fini(&mem);
+	return r;
+}
+
 int
 up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 {
 	const uintptr_t start = (uintptr_t)addr, end = start + length;
-	struct part *part = NULL;
-	struct wired_array mem;
 	struct pager *p;
-	size_t n = 0;
-	uintptr_t va;
+	uintptr_t va = 0;
 	sigset_t old;
 	int r;
 
@@ -309,33 +345,15 @@ up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 	if (copy == NULL)
 		return bad(rt, "up_clone: copy is NULL");
 
-	change_begin(p, &old);
-	r = check_covered(rt, "up_clone", start, end);
-	if (r < 0)
-		goto unlock;
-	n = parts_of(p, start, end, &mem, &part);
-	if (n == 0) {
-		log_line(&p->log, UP_LOG_ERROR, "up_clone: out of memory");
-		r = -ENOMEM;
-		goto unlock;
+	for (unsigned tries = 0;; tries++) {
+		change_begin(p, &old);
+		r = clone_locked(rt, start, end, &va);
+		change_end(p, &old);
+		if (!change_again(p, r, tries))
+			break;
 	}
-	for (size_t i = 0; i < n && r == 0; i++)
-		r = part_prepare(rt, "up_clone", &part[i]);
 	if (r == 0)
-		r = place(p, start, length, part, n, &va);
-	if (r == 0) {
-		r = part_all(p, "up_clone", part, n);
-		if (r < 0)
-			p->pmap->ops->unmap(p->pmap, va, length, part[0].entry->shard);
-		else
-			*copy = (void *)va;
-	}
-	for (size_t i = 0; i < n && r < 0; i++)
-		part_abandon(p, &part[i]);
-unlock:
-	if (part != NULL)
-		wired_array_fini(&mem);
-	change_end(p, &old);
+		*copy = (void *)va;
 	return r;
 }
 
@@ -358,13 +376,18 @@ up_object_snapshot(struct up_runtime *rt, struct up_object *obj, struct up_objec
 	if (o->owner != &rt->p)
 		return bad(rt, "up_object_snapshot: the object belongs to another runtime");
 
-	change_begin(&rt->p, &old);
-	r = cow_shadow(rt, "up_object_snapshot", o, 0, o->npages, &copy);
-	if (r == 0) {
-		copy->readonly = copy->roams = true;
-		atomic_store(&copy->handles, 1);
-		*snapshot = (struct up_object *)copy;
+	for (unsigned tries = 0;; tries++) {
+		change_begin(&rt->p, &old);
+		r = cow_shadow(rt, "up_object_snapshot", o, 0, o->npages, &copy);
+		if (r == 0) {
+			copy->readonly = copy->roams = true;
+			atomic_store(&copy->handles, 1);
+		}
+		change_end(&rt->p, &old);
+		if (!change_again(&rt->p, r, tries))
+			break;
 	}
-	change_end(&rt->p, &old);
+	if (r == 0)
+		*snapshot = (struct up_object *)copy;
 	return r;
 }

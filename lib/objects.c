@@ -89,9 +89,9 @@ up_object_create_named(struct up_runtime *rt, const char *name, uint64_t size, u
 	if (copy == NULL) {
 		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_create_named: out of memory");
 		r = -ENOMEM;
-	} else if (find_name(&rt->p, name) != NULL) {
+	} else if (find_name(&rt->p, copy) != NULL) {
 		log_line(&rt->p.log, UP_LOG_ERROR,
-			 "up_object_create_named: there is a \"%s\" already", name);
+			 "up_object_create_named: there is a \"%s\" already", copy);
 		r = -EEXIST;
 	} else {
 		r = object_create_handle(rt, "up_object_create_named", size >> PAGE_SHIFT, flags,
@@ -101,9 +101,11 @@ up_object_create_named(struct up_runtime *rt, const char *name, uint64_t size, u
 		/* The name is a handle of its own. */
 		o->name = copy;
 		copy = NULL;
-		*obj = up_object_ref((struct up_object *)o);
+		up_object_ref((struct up_object *)o);
 	}
 	change_end(&rt->p, &old);
+	if (r == 0)
+		*obj = (struct up_object *)o;
 	free(copy);
 	return r;
 }
@@ -111,6 +113,7 @@ up_object_create_named(struct up_runtime *rt, const char *name, uint64_t size, u
 int
 up_object_open(struct up_runtime *rt, const char *name, struct up_object **obj)
 {
+	char key[UP_OBJECT_NAME_MAX + 1]; /* the caller's may itself be paged */
 	struct object *o;
 	sigset_t old;
 	int r;
@@ -122,19 +125,22 @@ up_object_open(struct up_runtime *rt, const char *name, struct up_object **obj)
 		return r;
 	if (obj == NULL)
 		return bad(rt, "up_object_open: obj is NULL");
+	strcpy(key, name);
 	change_begin(&rt->p, &old);
-	o = find_name(&rt->p, name);
+	o = find_name(&rt->p, key);
 	if (o != NULL)
-		*obj = up_object_ref((struct up_object *)o);
+		up_object_ref((struct up_object *)o);
 	else
-		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_open: there is no \"%s\"", name);
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_open: there is no \"%s\"", key);
 	change_end(&rt->p, &old);
+	*obj = (struct up_object *)o;
 	return o != NULL ? 0 : -ENOENT;
 }
 
 int
 up_object_remove(struct up_runtime *rt, const char *name)
 {
+	char key[UP_OBJECT_NAME_MAX + 1];
 	struct object *o;
 	sigset_t old;
 	char *gone = NULL;
@@ -142,13 +148,14 @@ up_object_remove(struct up_runtime *rt, const char *name)
 
 	if (r < 0)
 		return r;
+	strcpy(key, name);
 	change_begin(&rt->p, &old);
-	o = find_name(&rt->p, name);
+	o = find_name(&rt->p, key);
 	if (o != NULL) {
 		gone = o->name;
 		o->name = NULL;
 	} else {
-		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_remove: there is no \"%s\"", name);
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_remove: there is no \"%s\"", key);
 	}
 	change_end(&rt->p, &old);
 	free(gone);
@@ -177,9 +184,10 @@ create(struct up_runtime *rt, const char *call, struct source *src, bool readonl
 		o->named = o->loose = true;
 		o->readonly = readonly;
 		atomic_store(&o->handles, 1);
-		*out = (struct up_object *)o;
 	}
 	change_end(&rt->p, &old);
+	if (r == 0)
+		*out = (struct up_object *)o;
 	if (r < 0)
 		src->ops->destroy(src);
 	return r;

@@ -23,8 +23,11 @@
 #define STACK_TOUCH ((size_t)32 << 10)
 /* What a service thread costs besides its struct: the touched stack, its io_uring's rings. */
 #define THREAD_OVERHEAD ((size_t)96 << 10)
+#define TRACK_OVERHEAD ((size_t)256 << 10) /* the list of events */
 
 #define PROT_VALID (PROT_READ | PROT_WRITE)
+
+#define AGAIN_TRIES 5000 /* ms that a call makes way for what the program does to regions itself */
 
 /* --- the real foundation --- */
 
@@ -154,7 +157,7 @@ check_config(const struct up_config *cfg, const struct logger *log)
 			 (unsigned long long)(cfg->feature_mask & ~UP_MASK_ALL));
 		return -EINVAL;
 	}
-	if (cfg->flags & ~UP_OVERCOMMIT) {
+	if (cfg->flags & ~(UP_OVERCOMMIT | UP_TRACK_FOREIGN)) {
 		log_line(log, UP_LOG_ERROR, "up_runtime_create: flags has unknown bits %#x",
 			 cfg->flags & ~UP_OVERCOMMIT);
 		return -EINVAL;
@@ -358,6 +361,8 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	rt->pid = getpid();
 	rt->mask = cfg->feature_mask;
 	rt->overcommit = (cfg->flags & UP_OVERCOMMIT) != 0;
+	if (cfg->flags & UP_TRACK_FOREIGN)
+		rt->mask |= UP_MASK_SHARED | PMAP_TRACK;
 	p->log = (struct logger){ .fn = cfg->log, .ctx = cfg->log_ctx };
 	rt->memory_limit = choose_limit(cfg->memory_limit, &p->log);
 	rt->wire_limit = cfg->wire_limit != 0 ? (size_t)MIN(cfg->wire_limit, rt->memory_limit)
@@ -393,6 +398,8 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	zone_init(&p->place_zone, &p->arena, "place", MAX(p->pmap->place_size, 16), NULL, NULL);
 	p->pmap->places = &p->place_zone;
 	p->overhead = b->idle == NULL ? p->nservices * THREAD_OVERHEAD : 0;
+	if (b->idle == NULL && (rt->mask & PMAP_TRACK))
+		p->overhead += THREAD_OVERHEAD + TRACK_OVERHEAD;
 	r = -ENOMEM;
 	if (!budget_charge(&p->budget, p->overhead))
 		goto fini_heaps;
@@ -414,12 +421,22 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 			 rt->memory_limit);
 		goto close_swap;
 	}
+	if (rt->mask & PMAP_TRACK) {
+		/* Before there is somebody to call it. */
+		r = foreign_start(&rt->foreign, p, b->idle == NULL);
+		if (r < 0)
+			goto fini_pager;
+		p->foreign = &rt->foreign;
+	}
 	r = start_services(rt);
 	if (r < 0)
-		goto fini_pager;
+		goto stop_keeper;
 	*out = rt;
 	return 0;
 
+stop_keeper:
+	if (p->foreign != NULL)
+		foreign_fini(p->foreign);
 fini_pager:
 	pager_fini(p);
 close_swap:
@@ -498,6 +515,31 @@ change_begin(struct pager *p, sigset_t *old)
 {
 	signals_hold(old);
 	pthread_mutex_lock(&p->map.change);
+	if (p->foreign != NULL)
+		foreign_begin(p->foreign);
+}
+
+bool
+change_again(struct pager *p, int r, unsigned tries)
+{
+	if (p->foreign == NULL || r != -EAGAIN || tries >= AGAIN_TRIES)
+		return false;
+	range_doze(p);
+	return true;
+}
+
+int
+map_addresses(struct pager *p, uintptr_t hint, bool fixed, size_t len, int prot, unsigned shard,
+	      uintptr_t *va)
+{
+	int r = p->pmap->ops->map(p->pmap, hint, fixed, len, prot, shard, va);
+
+	if (r == 0 && p->foreign != NULL) {
+		r = foreign_clear(p->foreign, *va, len, shard);
+		if (r < 0)
+			p->pmap->ops->unmap(p->pmap, *va, len, shard);
+	}
+	return r;
 }
 
 void
@@ -856,6 +898,20 @@ share(struct up_runtime *rt, struct object *o, uint64_t first, uint64_t n, unsig
 	return 0;
 }
 
+/*
+ * The kernel does not move pages of memory that nobody may write to, and what may be unmapped behind our back can not be taken out
+ * in any other way.
+ */
+static int
+check_tracked(struct up_runtime *rt, const char *call, int prot)
+{
+	if (rt->p.foreign == NULL || prot != PROT_READ)
+		return 0;
+	log_line(&rt->p.log, UP_LOG_ERROR, "%s: read-only memory does not go with UP_TRACK_FOREIGN",
+		 call);
+	return -ENOTSUP;
+}
+
 static int
 check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsigned flags,
 	  const struct object *o, uint64_t offset)
@@ -871,6 +927,9 @@ check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsi
 	if (prot & ~PROT_VALID)
 		return bad(rt, "up_map: prot %#x has more than PROT_READ and PROT_WRITE",
 			   (unsigned)prot);
+	r = check_tracked(rt, "up_map", prot);
+	if (r < 0)
+		return r;
 	if (flags & ~(UP_PRIVATE | UP_SHARED | UP_FIXED | UP_NORESERVE | UP_MULTI))
 		return bad(rt, "up_map: unknown flags %#x",
 			   flags & ~(UP_PRIVATE | UP_SHARED | UP_FIXED | UP_NORESERVE | UP_MULTI));
@@ -901,45 +960,29 @@ check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsi
 	return 0;
 }
 
-int
-up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flags,
-       struct up_object *object, uint64_t offset, void **addr)
+/* => map.change is held.  -EAGAIN: change_again() */
+static int
+map_locked(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flags,
+	   struct object *o, uint64_t offset, uintptr_t *at)
 {
-	struct object *o = (struct object *)object;
 	const uint64_t npages = length >> PAGE_SHIFT;
 	uint64_t first = offset >> PAGE_SHIFT;
+	struct pager *p = &rt->p;
 	struct map_entry *e;
-	struct pager *p;
-	sigset_t old;
 	int r;
 
-	if (addr != NULL)
-		*addr = NULL;
-	if (rt == NULL)
-		return -EINVAL;
-	p = &rt->p;
-	r = check_process(rt, "up_map");
-	if (r < 0)
-		return r;
-	if (addr == NULL)
-		return bad(rt, "up_map: addr is NULL");
-	r = check_map(rt, hint, length, prot, flags, o, offset);
-	if (r < 0)
-		return r;
-
-	change_begin(p, &old);
 	if (o == NULL) {
 		r = object_create(rt, "up_map", npages, npages,
 				  rt->overcommit || (flags & UP_NORESERVE), &o);
 		if (r < 0)
-			goto unlock;
+			return r;
 	} else if (o->source != NULL && (flags & UP_PRIVATE)) {
 		struct object *named = o;
 
 		r = object_create(rt, "up_map", npages, npages,
 				  rt->overcommit || (flags & UP_NORESERVE), &o);
 		if (r < 0)
-			goto unlock;
+			return r;
 		pthread_rwlock_wrlock(&p->map.lock);
 		o->named = o->loose = true;
 		object_ref(named);
@@ -949,12 +992,12 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	} else if (flags & UP_PRIVATE) {
 		r = cow_shadow(rt, "up_map", o, first, npages, &o);
 		if (r < 0)
-			goto unlock;
+			return r;
 		first = 0;
 	} else {
 		r = share(rt, o, first, npages, flags);
 		if (r < 0)
-			goto unlock;
+			return r;
 		object_ref(o);
 	}
 	e = entry_alloc(p);
@@ -978,6 +1021,13 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	else
 		r = p->pmap->ops->map(p->pmap, (uintptr_t)hint, (flags & UP_FIXED) != 0, length,
 				      prot, e->shard, &e->start);
+	if (r == 0 && p->foreign != NULL) {
+		r = foreign_settle(p->foreign, e->start, length, e->shard);
+		if (r < 0) {
+			p->pmap->ops->unmap(p->pmap, e->start, length, e->shard);
+			goto free_entry;
+		}
+	}
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_ERROR, "up_map: mapping %zu bytes: %s", length,
 			 strerrorname_np(-r));
@@ -989,16 +1039,49 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	r = map_insert(&p->map, e);
 	pthread_rwlock_unlock(&p->map.lock);
 	assert(r == 0); /* the kernel gave us free addresses */
-	*addr = (void *)e->start;
-	change_end(p, &old);
+	*at = e->start;
 	return 0;
 
 free_entry:
 	entry_free(p, e);
 unref:
 	object_unref(o);
-unlock:
-	change_end(p, &old);
+	return r;
+}
+
+int
+up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flags,
+       struct up_object *object, uint64_t offset, void **addr)
+{
+	struct object *o = (struct object *)object;
+	struct pager *p;
+	uintptr_t at = 0;
+	sigset_t old;
+	int r;
+
+	if (addr != NULL)
+		*addr = NULL;
+	if (rt == NULL)
+		return -EINVAL;
+	p = &rt->p;
+	r = check_process(rt, "up_map");
+	if (r < 0)
+		return r;
+	if (addr == NULL)
+		return bad(rt, "up_map: addr is NULL");
+	r = check_map(rt, hint, length, prot, flags, o, offset);
+	if (r < 0)
+		return r;
+
+	for (unsigned tries = 0;; tries++) {
+		change_begin(p, &old);
+		r = map_locked(rt, hint, length, prot, flags, o, offset, &at);
+		change_end(p, &old);
+		if (!change_again(p, r, tries))
+			break;
+	}
+	if (r == 0)
+		*addr = (void *)at; /* not earlier: it may itself be paged */
 	return r;
 }
 
@@ -1125,12 +1208,12 @@ entry_destroy(struct pager *p, struct map_entry *e)
 	if (o->pool != 0) {
 		leave_pool(p, e);
 	} else if (o->source != NULL) {
-		if (e->prot == PROT_NONE)
+		if (e->prot == PROT_NONE && !e->gone)
 			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
 		leave_source(p, e, e->offset, npages, true);
 	} else if (atomic_load(&o->handles) > 0) {
 		/* A page that nobody may read can not always be copied out; if this fails, keep_page() still tries. */
-		if (e->prot == PROT_NONE)
+		if (e->prot == PROT_NONE && !e->gone)
 			p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_READ);
 		range_keep(p, o, e->offset, npages, false, 0, 0);
 	} else {
@@ -1143,7 +1226,8 @@ entry_destroy(struct pager *p, struct map_entry *e)
 	}
 	if (e->wired > 0)
 		wired_give(p, npages);
-	entry_unmap(p, e);
+	if (!e->gone)
+		entry_unmap(p, e);
 	if (!o->roams && o->reserved > 0) {
 		assert(o->reserved >= npages);
 		o->reserved -= npages;
@@ -1247,6 +1331,20 @@ check_writable(struct up_runtime *rt, uintptr_t start, uintptr_t end)
 	return 0;
 }
 
+/* Out of the page table while that can be done: see check_tracked().  What is pinned or wired stays. */
+static void
+stage_all(struct pager *p, uintptr_t start, uintptr_t end)
+{
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	     e = e->next) {
+		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
+
+		if (e->wired == 0)
+			range_keep(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
+				   (to - from) >> PAGE_SHIFT, true, from, e->shard);
+	}
+}
+
 int
 up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 {
@@ -1267,6 +1365,9 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	if (prot & ~PROT_VALID)
 		return bad(rt, "up_protect: prot %#x has more than PROT_READ and PROT_WRITE",
 			   (unsigned)prot);
+	r = check_tracked(rt, "up_protect", prot);
+	if (r < 0)
+		return r;
 
 	change_begin(p, &old);
 	r = check_covered(rt, "up_protect", start, end);
@@ -1277,6 +1378,8 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	r = spare_alloc(p, start, end, spare);
 	if (r < 0)
 		goto unlock;
+	if (p->foreign != NULL && prot == PROT_NONE)
+		stage_all(p, start, end);
 	r = p->pmap->ops->protect(p->pmap, start, length, prot);
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_ERROR, "up_protect: %s", strerrorname_np(-r));
@@ -1445,6 +1548,23 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 	return r;
 }
 
+#define RESIDENCY_PIECE 1024
+
+/* Of [start, end), which is mapped.  => map.change is held. */
+static void
+residency(struct pager *p, uintptr_t start, uintptr_t end, unsigned char *vec)
+{
+	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	     e = e->next) {
+		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
+		const struct place place = entry_place(e, from);
+
+		range_residency(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
+				(to - from) >> PAGE_SHIFT, place.va, place.shard,
+				vec + ((from - start) >> PAGE_SHIFT));
+	}
+}
+
 int
 up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned char *vec)
 {
@@ -1463,20 +1583,19 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 		return r;
 	if (vec == NULL)
 		return bad(rt, "up_residency: vec is NULL");
-	change_begin(p, &old);
-	r = check_covered(rt, "up_residency", start, end);
-	if (r == 0) {
-		for (struct map_entry *e = map_first_from(&p->map, start);
-		     e != NULL && e->start < end; e = e->next) {
-			const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
-			const struct place place = entry_place(e, from);
+	/* In pieces, by way of memory of our own: the caller's vector may itself be paged, even be of this range. */
+	for (uintptr_t at = start, to; at < end && r == 0; at = to) {
+		unsigned char bits[RESIDENCY_PIECE];
 
-			range_residency(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
-					(to - from) >> PAGE_SHIFT, place.va, place.shard,
-					vec + ((from - start) >> PAGE_SHIFT));
-		}
+		to = at + MIN(end - at, (uintptr_t)RESIDENCY_PIECE << PAGE_SHIFT);
+		change_begin(p, &old);
+		r = check_covered(rt, "up_residency", at, at == start ? end : to);
+		if (r == 0)
+			residency(p, at, to, bits);
+		change_end(p, &old);
+		if (r == 0)
+			memcpy(vec + ((at - start) >> PAGE_SHIFT), bits, (to - at) >> PAGE_SHIFT);
 	}
-	change_end(p, &old);
 	return r;
 }
 
@@ -1524,9 +1643,9 @@ up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, stru
 
 	change_begin(p, &old);
 	r = object_create_handle(rt, "up_object_create_anon", size >> PAGE_SHIFT, flags, &o);
+	change_end(p, &old);
 	if (r == 0)
 		*out = (struct up_object *)o;
-	change_end(p, &old);
 	return r;
 }
 
@@ -1586,16 +1705,20 @@ up_runtime_destroy(struct up_runtime *rt)
 		return;
 	p = &rt->p;
 	forks_stop(rt);
+	/* What the program has done itself is put right while there are services. */
+	change_begin(p, &old);
+	change_end(p, &old);
 	if (p->idle == NULL)
 		stop_threads(p, p->nservices);
 	else
 		come_to_rest(p);
+	if (p->foreign != NULL)
+		foreign_drain(p->foreign);
+	change_begin(p, &old);
 #ifndef NDEBUG
 	pager_check(p);
 #endif
-
 	/* Nobody serves faults any more: threads that still wait for one wake up to SIGSEGV. */
-	change_begin(p, &old);
 	p->closing = true;
 	for (struct object *o = p->objects; o != NULL; o = o->next)
 		atomic_store(&o->handles, 0); /* nothing is kept */
@@ -1624,6 +1747,8 @@ up_runtime_destroy(struct up_runtime *rt)
 		hole_give(&p->frames, f, n);
 		budget_uncharge(&p->budget, n * PAGE_SIZE);
 	}
+	if (p->foreign != NULL)
+		foreign_fini(p->foreign);
 	heaps_fini(&rt->heaps, p);
 	pager_fini(p);
 	resv_fini(&p->resv_swap);
@@ -1645,7 +1770,7 @@ up_features(struct up_runtime *rt)
 {
 	if (rt == NULL)
 		return 0;
-	return rt->p.pmap->features | (rt->p.swap.odirect ? UP_MASK_ODIRECT : 0) |
+	return (rt->p.pmap->features & ~PMAP_TRACK) | (rt->p.swap.odirect ? UP_MASK_ODIRECT : 0) |
 	       (~rt->mask & UP_MASK_RING_FLAGS);
 }
 

@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <sys/types.h>
 
+#include "foreign.h"
 #include "heap.h"
 #include "pager/pager.h"
 
@@ -25,7 +26,8 @@ struct up_runtime {
 	uint64_t mask;		       /* (c) features not to use */
 	bool swap_open;
 	struct heaps heaps;
-	struct forks *forks; /* fork.c; NULL: no child is to get anything */
+	struct forks *forks;	/* fork.c; NULL: no child is to get anything */
+	struct foreign foreign; /* p.foreign points here, if it is used */
 
 	/* starting and stopping threads */
 	pthread_mutex_t start_lock;
@@ -60,6 +62,11 @@ int runtime_reclaim(void *ctx, size_t bytes);
 /* A call that changes mappings, or looks at them at leisure: one at a time.  Signals are held meanwhile. */
 void change_begin(struct pager *p, sigset_t *old);
 void change_end(struct pager *p, const sigset_t *old);
+/*
+ * Such a call ended like that; true if it is to be made again, after a moment, since the program was doing something to mappings
+ * itself (-EAGAIN, with UP_TRACK_FOREIGN only).  => map.change is not held
+ */
+bool change_again(struct pager *p, int r, unsigned tries);
 
 /* A caller's mistake: what is wrong, as a log line, and the result. */
 #define bad(rt, ...) (log_line(&(rt)->p.log, UP_LOG_ERROR, __VA_ARGS__), -EINVAL)
@@ -130,6 +137,10 @@ int object_pool(struct up_runtime *rt, const char *call, struct object *o);
 void entry_destroy(struct pager *p, struct map_entry *e);
 /* An entry of a pool that was wired is not any more: neither are its pages, unless another holds them.  => map.change */
 void wired_leave(struct pager *p, const struct map_entry *e);
+
+/* pmap's map.  -EAGAIN, with UP_TRACK_FOREIGN: what was mapped there before is not done with.  => map.change is held */
+int map_addresses(struct pager *p, uintptr_t hint, bool fixed, size_t len, int prot, unsigned shard,
+		  uintptr_t *va);
 
 /* Give the addresses of an entry back; it is in no map any more, and nothing is in its page table. */
 void entry_unmap(struct pager *p, const struct map_entry *e);

@@ -93,6 +93,8 @@ fill_stats(struct up_runtime *rt, struct up_stats *st)
 	st->source_writes = total(p, C_SOURCE_OUTS);
 	st->source_errors = total(p, C_SOURCE_ERRORS);
 	st->referenced = total(p, C_REFERENCED);
+	if (p->foreign != NULL)
+		st->foreign_events = atomic_load(&p->foreign->events);
 	fill_levels(rt, st);
 	fill_reserve(p, st);
 

@@ -19,6 +19,7 @@
  */
 #include <errno.h>
 
+#include "foreign.h"
 #include "pager/pager.h"
 
 #define LOOKS 256		     /* looks in one turn, for all demands */
@@ -184,6 +185,10 @@ go_on(struct service *s, struct demand *d, unsigned *looks)
 				      (unsigned)MIN((d->end - d->va) >> PAGE_SHIFT, CLUSTER_MAX));
 			if (r == 0)
 				continue;
+			/* The caller holds map.change, and that has to come first. */
+			if (r == -EAGAIN && d->wire && s->p->foreign != NULL &&
+			    foreign_waiting(s->p->foreign))
+				r = -ECANCELED;
 			if (r == -EAGAIN)
 				r = no_room(s->p, d);
 		}

@@ -23,6 +23,7 @@
 #include <string.h>
 
 #include "base/hash.h"
+#include "foreign.h"
 #include "pager/source.h"
 
 enum verdict {
@@ -409,6 +410,10 @@ fault_mapped_named(struct fault *f, struct anon *an)
 	char page[PAGE_SIZE];
 	const int r = p->pmap->ops->read(p->pmap, f->va, page);
 
+	if (r == -EAGAIN || r == -ESTALE) {
+		page_unbusy(p, an, f->shard, f->va);
+		return V_AGAIN;
+	}
 	if (r == -ENOENT) {
 		release_content(p, an);
 		leaf_forget(p, leaf, at);
@@ -1375,6 +1380,26 @@ time_out(struct service *s, const struct parked *pk, uint64_t now)
 	return r == 0;
 }
 
+/*
+ * Nothing is mapped where a thread waits, and no call of ours or the program's is under way that would explain it: the program
+ * has made a region longer itself.  True if it was told.
+ */
+static bool
+told_stray(struct service *s, uintptr_t va)
+{
+	struct pager *p = s->p;
+	bool stray;
+
+	/* The only time that a service thread takes this lock, and it never waits for it. */
+	if (p->foreign == NULL || pthread_mutex_trylock(&p->map.change) != 0)
+		return false;
+	stray = p->pmap->ops->settled(p->pmap, s->id, p->pmap->ops->token(p->pmap)) &&
+		!foreign_waiting(p->foreign) && map_lookup(&p->map, va) == NULL &&
+		fault_sigbus(s, s->id, va) == 0;
+	pthread_mutex_unlock(&p->map.change);
+	return stray;
+}
+
 void
 fault_unpark(struct service *s)
 {
@@ -1395,6 +1420,8 @@ fault_unpark(struct service *s)
 		e = space_lookup(p, pk.space, pk.va);
 		same = e != NULL && e->serial == pk.serial;
 		pthread_rwlock_unlock(&p->map.lock);
+		if (e == NULL && pk.space < p->nservices && told_stray(s, pk.va))
+			continue;
 		if (!same) {
 			/* Unmapped, or another mapping by now: whoever waits there faults anew. */
 			p->pmap->ops->wake(p->pmap, pk.space, pk.va, 1);

@@ -145,6 +145,13 @@ struct pager {
 	_Atomic uint64_t thawed; /* ns, when that was over last */
 	bool closing;		 /* (map.change) everything is being destroyed */
 
+	/* UP_TRACK_FOREIGN (foreign.h) */
+	struct foreign
+		*foreign; /* (c) NULL: what the program does behind our back is not followed */
+	bool losing;  /* (map.change) what is not in the page table has been lost, not discarded */
+	bool taking;  /* (map.change) an entry goes that the program has unmapped */
+	size_t taken; /* (map.change) pages that were to be kept, and were not in the page table */
+
 	/* Single-threaded tests: called instead of sleeping when a user thread meets a busy page. */
 	void (*idle)(void *ctx);
 	void *idle_ctx;
@@ -220,6 +227,7 @@ struct service {
 	bool parked_overflow; /* some faults were dropped: wake everything */
 	uint64_t parked_look; /* when the parked were last tried, ns */
 	bool more;	      /* the queue may hold more messages */
+	bool events_stand;    /* the same: look again soon (UP_TRACK_FOREIGN) */
 
 	struct request *free_reads, *free_writes;
 	unsigned nreads; /* in flight */
@@ -578,6 +586,9 @@ int range_give_back(struct pager *p, struct object *o, uint64_t first, uint64_t 
  * => map.change held; none of it is wired.
  */
 void range_refresh(struct pager *p, struct object *o, uint64_t first, uint64_t n);
+/* The pages of a range have been moved, as they are, to where page `first` is at `to`.  => map.change held. */
+void range_readdress(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t to,
+		     unsigned shard);
 /* Make mapped pages of the range the next victims. */
 void range_cool(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		unsigned shard);

@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "base/hash.h"
+#include "foreign.h"
 #include "pager/pager.h"
 
 #define LIVE_TRIES 3 /* ms that a clone waits for one page with everybody else waiting */
@@ -49,7 +50,15 @@ range_discard(struct pager *p, unsigned shard, uintptr_t va, uint64_t n)
 {
 	int r;
 
+	if (p->taking) /* the program has unmapped it, and it may be anybody's */
+		return;
 	for (unsigned tries = 0; (r = p->pmap->ops->discard(p->pmap, shard, va, n)) < 0; tries++) {
+		if (r == -EBUSY && p->foreign != NULL) {
+			/* What can not be moved out goes by itself if it is the program that discards. */
+			if (!p->foreign->acting)
+				p->pmap->ops->drop(p->pmap, shard, va, n);
+			return;
+		}
 		if (r != -EAGAIN && tries == 1000) {
 			log_line(&p->log, UP_LOG_ERROR, "discarding %llu pages at %#lx: error %d",
 				 (unsigned long long)n, (unsigned long)va, -r);
@@ -308,7 +317,9 @@ copy_out(struct pager *p, struct page *pg)
 		frame_give(&p->frames, f, 1);
 		return r;
 	}
-	range_discard(p, pg->shard, pg->va, 1);
+	/* It goes with its region; an event about it would be about what has been copied. */
+	if (p->foreign == NULL)
+		range_discard(p, pg->shard, pg->va, 1);
 	budget_uncharge(&p->budget, PAGE_SIZE);
 	pg->frame = f;
 	return 0;
@@ -325,6 +336,8 @@ keep_page(struct pager *p, struct page *pg)
 	pthread_mutex_lock(&p->pages.lock);
 	page_dequeue_locked(&p->pages, pg);
 	pthread_mutex_unlock(&p->pages.lock);
+	if (p->taking)
+		return false;
 	for (;;) {
 		size_t done = 0;
 
@@ -408,7 +421,7 @@ keep_run(struct pager *p, struct page *const pg[], unsigned n)
 	frame_t hole;
 	size_t nhole, done = 0;
 
-	nhole = hole_take(&p->frames, n, &hole);
+	nhole = p->taking ? 0 : hole_take(&p->frames, n, &hole);
 	if (nhole == 0)
 		return 0;
 	p->pmap->ops->remove(p->pmap, pg[0]->shard, pg[0]->va, hole, nhole, &done);
@@ -439,14 +452,26 @@ run_of(struct pager *p, const struct batch *b, unsigned i, struct page *pg[])
 	return n;
 }
 
-/* A busy page that nobody had to take out: the program had discarded it. */
+/* A busy page that nobody had to take out: the program had discarded it, or, if we are `losing`, it was taken from us. */
 static void
 keep_nothing(struct pager *p, const struct batch *b, unsigned i, struct page *pg)
 {
+	struct anon *an = b->anon[i];
+
 	if (pg->slot != SLOT_NONE)
 		swap_free(&p->swap, pg->slot, 1);
 	page_free(&p->pages, pg);
 	budget_uncharge(&p->budget, PAGE_SIZE);
+	p->taken++;
+	if (p->losing) {
+		if (b->leaf->noreserve)
+			resv_give(&p->resv_swap, 1);
+		an->loc = UINT32_MAX;
+		atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
+		atomic_fetch_add(&p->nlost, 1);
+		page_unbusy(p, an, 0, 0);
+		return;
+	}
 	leaf_forget(p, b->leaf, b->at[i]);
 	anon_gone(p, b->anon[i], 0, 0);
 }
@@ -491,6 +516,21 @@ static uintptr_t
 new_va(const struct batch *b, unsigned i, uint64_t first, uintptr_t to)
 {
 	return to + ((b->leaf->base + b->at[i] - first) << PAGE_SHIFT);
+}
+
+void
+range_readdress(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t to,
+		unsigned shard)
+{
+	uint64_t at = first;
+	struct batch b;
+
+	while (range_batch(p, o, &at, first + n, READS_CANCEL, &b)) {
+		for (unsigned i = 0; i < b.n; i++) {
+			readdress(p, b.anon[i], new_va(&b, i, first, to), shard);
+			page_unbusy(p, b.anon[i], shard, new_va(&b, i, first, to));
+		}
+	}
 }
 
 int

@@ -19,6 +19,7 @@
 #include <errno.h>
 
 #include "base/hash.h"
+#include "foreign.h"
 #include "pager/pager.h"
 
 #define PARKED_NS 1000000 /* how long the parked wait before they are tried again */
@@ -185,6 +186,9 @@ serve(struct service *s)
 		const unsigned n = pm->ops->faults(pm, s->id, s->msg, FAULT_BATCH);
 		const uint64_t t0 = n > 0 ? now_ns() : 0;
 
+		s->events_stand = s->p->foreign != NULL && foreign_waiting(s->p->foreign);
+		if (s->events_stand)
+			foreign_call(s->p->foreign);
 		for (unsigned i = 0; i < n; i++)
 			fault_handle(s, s->msg[i].shard, s->msg[i].va, s->msg[i].write,
 				     s->msg[i].wp, t0);
@@ -202,7 +206,8 @@ service_step(struct service *s, int64_t timeout_ns)
 
 	if (s->more)
 		timeout_ns = 0;
-	else if ((s->nparked > 0 || s->parked_overflow || s->demand_waits || s->push_waits) &&
+	else if ((s->nparked > 0 || s->parked_overflow || s->demand_waits || s->push_waits ||
+		  s->events_stand) &&
 		 (timeout_ns < 0 || timeout_ns > PARKED_NS))
 		timeout_ns = PARKED_NS;
 	s->io->ops->wait(s->io, timeout_ns, &ev);
@@ -211,7 +216,7 @@ service_step(struct service *s, int64_t timeout_ns)
 	complete(s, ev.completed);
 	if (s->nhanded > 0)
 		source_completions(s);
-	if (ev.readable || s->more)
+	if (ev.readable || s->more || s->events_stand)
 		s->more = serve(s);
 	if (s->nparked > 0 || s->parked_overflow) {
 		if (look || now_ns() - s->parked_look >= PARKED_NS)

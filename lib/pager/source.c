@@ -584,12 +584,18 @@ source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index)
 	if (!anon_in_core(an))
 		return 0;
 	pg = page_at(&p->pages, an->loc);
-	if (pg->state == PAGE_MAPPED)
+	if (pg->state == PAGE_MAPPED) {
 		r = p->pmap->ops->read(p->pmap, pg->va, copy);
-	else
+		/* While the program unmaps or moves something itself. */
+		for (unsigned tries = 0; r == -EAGAIN && tries < 5000; tries++) {
+			range_doze(p);
+			r = p->pmap->ops->read(p->pmap, pg->va, copy);
+		}
+	} else {
 		content = pmap_frame(p->pmap, pg->frame);
+	}
 	if (r < 0)
-		return r == -ENOENT ? 0 : r; /* the program has discarded it */
+		return r == -ENOENT || r == -ESTALE ? 0 : r; /* the program has discarded it */
 	h = hash_page(p->hash_seed, content);
 	if (h == an->hash && !pg->alone)
 		return 0;

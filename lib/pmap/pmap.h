@@ -55,6 +55,19 @@
  * came here.  Only pools are mapped there, at addresses that this side was told.  Until space_attach() and from
  * space_detach() on nobody runs there, and it is left out of everything.
  *
+ * Events.  A backend that was created with PMAP_TRACK hears of what the program itself does to regions: munmap() and all that
+ * unmaps (PMAP_UNMAP), mremap() (PMAP_REMAP), madvise(MADV_DONTNEED) and its relatives (PMAP_REMOVE).  faults() takes these
+ * messages too; from then on the call of the program goes on, and the event stands until event_done().  A REMOVE tells of
+ * what is about to happen: the pages may go any time later, until the call returns to the program.  The others have happened.
+ *
+ *	zero, enter, poison	-EAGAIN where an event stands, or when one has not been taken yet.
+ *	remove, read		-ESTALE where an UNMAP or a REMAP stands that took the page away; -EAGAIN when an event has not been
+ *				taken yet; -ENOENT is final.  Nothing is copied: remove says -EBUSY of what can not be moved.
+ *	discard			-EBUSY: the same, that page is still there.  Where nothing of ours is any more, nothing is done.
+ *
+ * Calls of the backend's own that have the kernel send such a message make an event too; it says nothing new.  unmap and drop
+ * wait until that has been taken, so the thread that calls faults() may not call them.
+ *
  * Pinned pages.  I/O that was started into a page of a region (O_DIRECT, registered io_uring
  * buffers) goes on into the same memory wherever that is mapped, so such a page must stay; the
  * kernel says so when it is asked to move it.  Nobody can tell for a page that has to be copied:
@@ -73,6 +86,20 @@
 
 /* The shard of pages of pools. */
 #define PMAP_POOL 255u
+
+/* pmap_*_create(), beside UP_MASK_*: ask for events.  Also in pmap->features if there are. */
+#define PMAP_TRACK (UINT64_C(1) << 63)
+
+enum pmap_event_kind { PMAP_REMOVE, PMAP_UNMAP, PMAP_REMAP };
+
+struct pmap_event {
+	uint64_t number; /* ascending */
+	uint64_t token;	 /* of when it was taken, see there */
+	enum pmap_event_kind kind;
+	unsigned shard;	  /* regions of this one only, whatever else is in the range */
+	uintptr_t va, to; /* to: REMAP only */
+	size_t len;	  /* bytes */
+};
 
 struct pmap_fault {
 	uintptr_t va;	/* page aligned */
@@ -161,6 +188,29 @@ struct pmap_ops {
 	int (*space_attach)(struct pmap *, unsigned shard, int fd, pid_t pid);
 	/* The process is gone, or has nothing mapped any more. */
 	void (*space_detach)(struct pmap *, unsigned shard);
+
+	/* --- events: only with PMAP_TRACK in features; else NULL --- */
+
+	/*
+	 * The oldest event that stands and has a number above `after`; false: there is none.  With 0 it tells of all calls of the
+	 * program that had ended before.  Any thread.
+	 */
+	bool (*event)(struct pmap *, uint64_t after, struct pmap_event *ev);
+	void (*event_done)(struct pmap *, const struct pmap_event *ev);
+	/* The same, of [va, end) of an UNMAP only; the rest keeps its place in the order.  False: there is no room for that, now. */
+	bool (*event_clip)(struct pmap *, const struct pmap_event *ev, uintptr_t va, uintptr_t end);
+	/*
+	 * What time it is; and true if everything that was done to regions of this shard before then has been taken, and event()
+	 * tells of it.  A region that is mapped where another one was can still be hit by that one's event until then.  Any thread.
+	 */
+	uint64_t (*token)(struct pmap *);
+	bool (*settled)(struct pmap *, unsigned shard, uint64_t token);
+	/* 1: n pages from va on are part of regions, 0: not all are.  -EAGAIN: an event has not been taken.  What waits there is woken. */
+	int (*registered)(struct pmap *, unsigned shard, uintptr_t va, size_t n);
+	/* As discard, whatever it takes: the caller was told to discard, and so nobody else may be about to unmap it.  User threads. */
+	int (*drop)(struct pmap *, unsigned shard, uintptr_t va, size_t n);
+	/* Take what there is of all shards, for that long; faults are forgotten.  When nobody calls faults() any more. */
+	void (*drain)(struct pmap *, int timeout_ms);
 
 	/* Release everything.  Regions must be unmapped and threads stopped. */
 	void (*destroy)(struct pmap *);

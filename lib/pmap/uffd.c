@@ -42,6 +42,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "pmap/track.h"
 #include "pmap/uffd.h"
 
 /*
@@ -83,8 +84,8 @@ uffd_copy(int fd, uintptr_t dst, uintptr_t src, size_t n)
 	return install_result(errno, c.copy);
 }
 
-static ssize_t
-install_move(int fd, uintptr_t dst, uintptr_t src, size_t n)
+ssize_t
+uffd_move(int fd, uintptr_t dst, uintptr_t src, size_t n)
 {
 	struct uffdio_move m = { .dst = dst, .src = src, .len = n << PAGE_SHIFT };
 
@@ -271,7 +272,7 @@ uffd_copy_end(struct uffd_pmap *u, size_t n)
 		sem_post(&u->copies);
 }
 
-static int
+int
 uffd_zero(struct pmap *pm, unsigned shard, uintptr_t va, size_t n, size_t *done)
 {
 	struct uffd_pmap *u = to_uffd(pm);
@@ -294,7 +295,7 @@ copy_in(struct uffd_pmap *u, unsigned shard, uintptr_t va, frame_t frame, size_t
 	return r;
 }
 
-static int
+int
 uffd_enter(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t n, size_t *done)
 {
 	struct uffd_pmap *u = to_uffd(pm);
@@ -310,7 +311,7 @@ uffd_enter(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t 
 
 		r = -EINVAL;
 		if (has(u, UP_MASK_MOVE))
-			r = uffd_install(install_move, u->fd[shard], va + off, src + off, n - *done,
+			r = uffd_install(uffd_move, u->fd[shard], va + off, src + off, n - *done,
 					 &k);
 		*done += k;
 		/*
@@ -345,7 +346,7 @@ uffd_split(struct pmap *pm, uintptr_t va, size_t len)
  * /proc/self/mem looks through protections, and on a missing page it fails rather than wait for a
  * fault to be served, by us.
  */
-static int
+int
 uffd_read(struct pmap *pm, uintptr_t va, void *buf)
 {
 	struct uffd_pmap *u = to_uffd(pm);
@@ -440,7 +441,7 @@ pages_unmovable(const struct uffd_pmap *u, uintptr_t va, size_t n)
 	if (!has(u, UP_MASK_MOVE))
 		return n;
 	for (i = 0; i < n; i++)
-		if (install_move(u->stage_fd, u->occupied, va + (i << PAGE_SHIFT), 1) != -EINVAL)
+		if (uffd_move(u->stage_fd, u->occupied, va + (i << PAGE_SHIFT), 1) != -EINVAL)
 			break;
 	return i;
 }
@@ -499,8 +500,8 @@ copy_out(struct uffd_pmap *u, unsigned shard, uintptr_t va, frame_t hole, size_t
  * fails with EFAULT where the instruction would wait for a fault to be served, by us, or raise
  * SIGSEGV.  The comparison, old < -2048, is rarely true and then wakes a waiter for nothing.
  */
-static bool
-make_exclusive(uintptr_t va)
+bool
+uffd_make_exclusive(uintptr_t va)
 {
 	uint32_t nobody = 0;
 
@@ -533,7 +534,7 @@ uffd_remove(struct pmap *pm, unsigned shard, uintptr_t va, frame_t hole, size_t 
 
 		r = -EINVAL;
 		if (has(u, UP_MASK_MOVE))
-			r = uffd_install(install_move, u->stage_fd, dst + (off << PAGE_SHIFT), src,
+			r = uffd_install(uffd_move, u->stage_fd, dst + (off << PAGE_SHIFT), src,
 					 n - off, &k);
 		*done += k;
 		/* Linux 6.18 forgets to count a page if it had to look at it twice, and then finds it where it has moved it. */
@@ -543,7 +544,7 @@ uffd_remove(struct pmap *pm, unsigned shard, uintptr_t va, frame_t hole, size_t 
 			continue;
 		}
 		if (r == -EBUSY && exclusive != *done &&
-		    make_exclusive(va + (*done << PAGE_SHIFT))) {
+		    uffd_make_exclusive(va + (*done << PAGE_SHIFT))) {
 			exclusive = *done;
 			continue;
 		}
@@ -760,7 +761,7 @@ uffd_lose(struct uffd_pmap *u, uintptr_t va)
 	return r;
 }
 
-static int
+int
 uffd_poison(struct pmap *pm, unsigned shard, uintptr_t va)
 {
 	struct uffd_pmap *u = to_uffd(pm);
@@ -918,6 +919,7 @@ uffd_destroy(struct pmap *pm)
 		close_if_open(u->fd[i]);
 	pools_fini(u);
 	close_if_open(u->stage_fd);
+	track_destroy(u);
 	close_if_open(u->mem_fd);
 	close_if_open(u->pagemap_fd);
 	close_if_open(u->maps_fd);
@@ -1072,7 +1074,7 @@ features_used(const struct door *door, uint64_t found, uint64_t mask)
 		use |= UP_MASK_DEV_UFFD;
 	if (!door->user_only)
 		use |= UP_MASK_KERNEL_FAULTS;
-	return use & ~mask;
+	return (use & ~mask) | (mask & PMAP_TRACK);
 }
 
 static uint64_t
@@ -1099,8 +1101,10 @@ uffd_set_up(struct uffd_pmap *u, const struct logger *log)
 	int r;
 
 	for (unsigned i = 0; i < u->pmap.nshards; i++)
-		if ((u->fd[i] = uffd_open(&u->door, u->api)) < 0)
+		if ((u->fd[i] = uffd_open(&u->door, u->api | (has(u, PMAP_TRACK) ? track_features()
+										 : 0))) < 0)
 			return u->fd[i];
+	/* Staging is ours alone: it needs no events. */
 	if ((u->stage_fd = uffd_open(&u->door, u->api)) < 0)
 		return u->stage_fd;
 	u->mem_fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
@@ -1136,7 +1140,9 @@ uffd_set_up(struct uffd_pmap *u, const struct logger *log)
 	/* The kernel's page of zeros will do here: it is never written, and costs no memory. */
 	u->occupied = stage + ((size_t)u->pmap.nstage << PAGE_SHIFT);
 	zero.range.start = u->occupied;
-	return ioctl(u->stage_fd, UFFDIO_ZEROPAGE, &zero) < 0 ? -errno : 0;
+	if (ioctl(u->stage_fd, UFFDIO_ZEROPAGE, &zero) < 0)
+		return -errno;
+	return has(u, PMAP_TRACK) ? track_create(u) : 0;
 }
 
 static void
@@ -1170,6 +1176,8 @@ pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t ma
 	r = check_release(&un, log);
 	if (r == 0)
 		r = door_find(&door, &found, mask, log);
+	if (r == 0 && (mask & PMAP_TRACK))
+		r = track_check(found, features_used(&door, found, mask), log);
 	if (r < 0)
 		return r;
 	u = calloc(1, sizeof *u + nshards * sizeof u->fd[0]);

@@ -29,6 +29,7 @@ struct door {
 
 struct span;
 struct space;
+struct track;
 
 /* Pools, places and spaces.  Keys: (c) constant, (l) lock, (a) atomic. */
 struct pools {
@@ -61,7 +62,8 @@ struct uffd_pmap {
 	pthread_mutex_t vmas;
 	atomic_bool lost_mapped; /* lost_fd was mapped somewhere, once */
 	struct pools pools;
-	int fd[]; /* (c) one a shard */
+	struct track *track; /* (c) NULL: no events are asked for */
+	int fd[];	     /* (c) one a shard */
 };
 
 static inline struct uffd_pmap *
@@ -92,7 +94,9 @@ frame_va(const struct uffd_pmap *u, frame_t f, size_t n)
  */
 typedef ssize_t install_fn(int fd, uintptr_t dst, uintptr_t src, size_t n);
 
-install_fn uffd_copy;
+install_fn uffd_copy, uffd_move;
+/* See there. */
+bool uffd_make_exclusive(uintptr_t va);
 int uffd_install(install_fn *fn, int fd, uintptr_t dst, uintptr_t src, size_t n, size_t *done);
 int uffd_install_zeros(struct uffd_pmap *u, int fd, uintptr_t dst, size_t n, size_t *done);
 
@@ -123,6 +127,13 @@ int uffd_find_lost(struct uffd_pmap *u, const struct backing *b, int fd, uintptr
 unsigned uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max);
 
 int uffd_open(const struct door *door, uint64_t features);
+
+/* Operations of the table of that name, for track.c to wrap. */
+int uffd_zero(struct pmap *pm, unsigned shard, uintptr_t va, size_t n, size_t *done);
+int uffd_enter(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t n,
+	       size_t *done);
+int uffd_read(struct pmap *pm, uintptr_t va, void *buf);
+int uffd_poison(struct pmap *pm, unsigned shard, uintptr_t va);
 
 /* --- pool.c --- */
 

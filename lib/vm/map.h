@@ -53,6 +53,7 @@ struct map_entry {
 	unsigned shard;	 /* which uffd its VMA is registered with */
 	uint64_t serial; /* of the up_map() that made it; halves of a split keep it */
 	atomic_bool unrecorded; /* a page is poisoned, and no anon says so */
+	bool gone; /* in no map: the program has unmapped it itself, and the addresses may be anybody's */
 
 	struct ra_stream stream[RA_STREAMS];
 	atomic_uint stream_hand; /* the one to replace next */
