@@ -218,7 +218,7 @@ Test(errors, create_names_the_field_that_is_out_of_range)
 	BAD_FIELD(service_threads, UINT32_MAX, "service_threads");
 	BAD_FIELD(feature_mask, UP_MASK_ALL + 1, "feature_mask has unknown bits 0x80");
 	BAD_FIELD(feature_mask, UINT64_MAX, "feature_mask");
-	BAD_FIELD(flags, 2, "flags has unknown bits 0x2");
+	BAD_FIELD(flags, 4, "flags has unknown bits 0x4");
 	BAD_FIELD(reserved[0], 1, "reserved");
 	BAD_FIELD(reserved[10], 1, "reserved");
 	BAD_FIELD(wire_limit, 8 * MiB + 1, "wire_limit 8388609 is above memory_limit 8388608");
