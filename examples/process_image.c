@@ -341,6 +341,7 @@ wait_until_gone(void)
 static void
 tell(int fd)
 {
+	fflush(stdout); /* both print to the same place: each in his turn */
 	if (write(fd, "", 1) != 1)
 		die("the other process has gone");
 }
