@@ -7,7 +7,6 @@
  */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
-#include <criterion/parameterized.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -157,17 +156,11 @@ stats(struct up_runtime *rt)
 	return st;
 }
 
-static uint64_t masks[] = { 0, UP_MASK_DEV_UFFD };
-
-ParameterizedTestParameters(foreign, madvise_reads_as_zeros)
-{
-	return cr_make_param_array(uint64_t, masks, ARRAY_LEN(masks));
-}
-
 /* The region is far larger than memory, so it has pages in every state. */
-ParameterizedTest(uint64_t *mask, foreign, madvise_reads_as_zeros, .timeout = 120)
+static void
+madvise_reads_as_zeros(uint64_t mask)
 {
-	struct up_runtime *rt = create(*mask, 1);
+	struct up_runtime *rt = create(mask, 1);
 	const size_t n = 4096;
 	char *p = map(rt, n);
 
@@ -193,14 +186,20 @@ ParameterizedTest(uint64_t *mask, foreign, madvise_reads_as_zeros, .timeout = 12
 	up_runtime_destroy(rt);
 }
 
-ParameterizedTestParameters(foreign, munmap_clips_what_is_mapped)
+Test(foreign, madvise_reads_as_zeros, .timeout = 120)
 {
-	return cr_make_param_array(uint64_t, masks, ARRAY_LEN(masks));
+	madvise_reads_as_zeros(0);
 }
 
-ParameterizedTest(uint64_t *mask, foreign, munmap_clips_what_is_mapped, .timeout = 120)
+Test(foreign, madvise_reads_as_zeros_by_the_system_call, .timeout = 120)
 {
-	struct up_runtime *rt = create(*mask, 2);
+	madvise_reads_as_zeros(UP_MASK_DEV_UFFD);
+}
+
+static void
+munmap_clips_what_is_mapped(uint64_t mask)
+{
+	struct up_runtime *rt = create(mask, 2);
 	const size_t n = 4096;
 	char *p = map(rt, n), *q = map(rt, n);
 	struct up_stats st;
@@ -235,14 +234,20 @@ ParameterizedTest(uint64_t *mask, foreign, munmap_clips_what_is_mapped, .timeout
 	up_runtime_destroy(rt);
 }
 
-ParameterizedTestParameters(foreign, mremap_takes_the_pages_along)
+Test(foreign, munmap_clips_what_is_mapped, .timeout = 120)
 {
-	return cr_make_param_array(uint64_t, masks, ARRAY_LEN(masks));
+	munmap_clips_what_is_mapped(0);
 }
 
-ParameterizedTest(uint64_t *mask, foreign, mremap_takes_the_pages_along, .timeout = 120)
+Test(foreign, munmap_clips_what_is_mapped_by_the_system_call, .timeout = 120)
 {
-	struct up_runtime *rt = create(*mask, 2);
+	munmap_clips_what_is_mapped(UP_MASK_DEV_UFFD);
+}
+
+static void
+mremap_takes_the_pages_along(uint64_t mask)
+{
+	struct up_runtime *rt = create(mask, 2);
 	const size_t n = 4096;
 	char *p = map(rt, n), *q, *r;
 
@@ -260,7 +265,7 @@ ParameterizedTest(uint64_t *mask, foreign, mremap_takes_the_pages_along, .timeou
 	r = mremap(q, 1500 * P, 3000 * P, MREMAP_MAYMOVE);
 	cr_assert(r != MAP_FAILED);
 	expect(r, 0, 1500, 1000, 1);
-	if (!(*mask & UP_MASK_POISON)) {
+	if (!(mask & UP_MASK_POISON)) {
 		cr_assert(touch(r + 2000 * P) == SIGBUS);
 		cr_assert(touch(r + 2999 * P) == SIGBUS);
 	} else {
@@ -279,6 +284,16 @@ ParameterizedTest(uint64_t *mask, foreign, mremap_takes_the_pages_along, .timeou
 	munmap(r, 3000 * P);
 	cr_assert(up_unmap(rt, p, n * P) == 0);
 	up_runtime_destroy(rt);
+}
+
+Test(foreign, mremap_takes_the_pages_along, .timeout = 120)
+{
+	mremap_takes_the_pages_along(0);
+}
+
+Test(foreign, mremap_takes_the_pages_along_by_the_system_call, .timeout = 120)
+{
+	mremap_takes_the_pages_along(UP_MASK_DEV_UFFD);
 }
 
 Test(foreign, the_range_that_DONTUNMAP_leaves_behind_is_SIGBUS, .timeout = 60)
