@@ -22,6 +22,8 @@
 
 #include "uffd_pager.h"
 
+TestSuite(foreign, .timeout = 120);
+
 #define P UP_PAGE_SIZE
 #define MIB ((size_t)1 << 20)
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
@@ -186,12 +188,12 @@ madvise_reads_as_zeros(uint64_t mask)
 	up_runtime_destroy(rt);
 }
 
-Test(foreign, madvise_reads_as_zeros, .timeout = 120)
+Test(foreign, madvise_reads_as_zeros)
 {
 	madvise_reads_as_zeros(0);
 }
 
-Test(foreign, madvise_reads_as_zeros_by_the_system_call, .timeout = 120)
+Test(foreign, madvise_reads_as_zeros_by_the_system_call)
 {
 	madvise_reads_as_zeros(UP_MASK_DEV_UFFD);
 }
@@ -234,12 +236,12 @@ munmap_clips_what_is_mapped(uint64_t mask)
 	up_runtime_destroy(rt);
 }
 
-Test(foreign, munmap_clips_what_is_mapped, .timeout = 120)
+Test(foreign, munmap_clips_what_is_mapped)
 {
 	munmap_clips_what_is_mapped(0);
 }
 
-Test(foreign, munmap_clips_what_is_mapped_by_the_system_call, .timeout = 120)
+Test(foreign, munmap_clips_what_is_mapped_by_the_system_call)
 {
 	munmap_clips_what_is_mapped(UP_MASK_DEV_UFFD);
 }
@@ -286,17 +288,17 @@ mremap_takes_the_pages_along(uint64_t mask)
 	up_runtime_destroy(rt);
 }
 
-Test(foreign, mremap_takes_the_pages_along, .timeout = 120)
+Test(foreign, mremap_takes_the_pages_along)
 {
 	mremap_takes_the_pages_along(0);
 }
 
-Test(foreign, mremap_takes_the_pages_along_by_the_system_call, .timeout = 120)
+Test(foreign, mremap_takes_the_pages_along_by_the_system_call)
 {
 	mremap_takes_the_pages_along(UP_MASK_DEV_UFFD);
 }
 
-Test(foreign, the_range_that_DONTUNMAP_leaves_behind_is_SIGBUS, .timeout = 60)
+Test(foreign, the_range_that_DONTUNMAP_leaves_behind_is_SIGBUS)
 {
 	struct up_runtime *rt = create(0, 1);
 	const size_t n = 2048;
@@ -313,7 +315,7 @@ Test(foreign, the_range_that_DONTUNMAP_leaves_behind_is_SIGBUS, .timeout = 60)
 	up_runtime_destroy(rt);
 }
 
-Test(foreign, a_clone_does_not_see_what_the_original_discards, .timeout = 60)
+Test(foreign, a_clone_does_not_see_what_the_original_discards)
 {
 	struct up_runtime *rt = create(0, 2);
 	const size_t n = 2048;
@@ -336,7 +338,7 @@ Test(foreign, a_clone_does_not_see_what_the_original_discards, .timeout = 60)
 	up_runtime_destroy(rt);
 }
 
-Test(foreign, wired_pages_read_as_zeros_and_stay_wired, .timeout = 60)
+Test(foreign, wired_pages_read_as_zeros_and_stay_wired)
 {
 	struct up_runtime *rt = create(0, 1);
 	char *p = map(rt, 64);
@@ -354,7 +356,7 @@ Test(foreign, wired_pages_read_as_zeros_and_stay_wired, .timeout = 60)
 	up_runtime_destroy(rt);
 }
 
-Test(foreign, of_a_shared_object_what_is_taken_is_SIGBUS_and_the_rest_stays, .timeout = 60)
+Test(foreign, of_a_shared_object_what_is_taken_is_SIGBUS_and_the_rest_stays)
 {
 	struct up_runtime *rt = create(0, 1);
 	const size_t n = 2048;
@@ -382,7 +384,7 @@ Test(foreign, of_a_shared_object_what_is_taken_is_SIGBUS_and_the_rest_stays, .ti
 	up_runtime_destroy(rt);
 }
 
-Test(foreign, a_file_keeps_what_was_written_back, .timeout = 60)
+Test(foreign, a_file_keeps_what_was_written_back)
 {
 	struct up_runtime *rt = create(0, 1);
 	const size_t n = 1024;
@@ -685,17 +687,17 @@ storm(bool moves)
 	up_runtime_destroy(st.rt);
 }
 
-Test(foreign, storm_of_munmap_and_madvise, .timeout = 120)
+Test(foreign, storm_of_munmap_and_madvise)
 {
 	storm(false);
 }
 
-Test(foreign, storm_of_mremap_too, .timeout = 120)
+Test(foreign, storm_of_mremap_too)
 {
 	storm(true);
 }
 
-Test(foreign, what_can_not_be_tracked_is_refused, .timeout = 60)
+Test(foreign, what_can_not_be_tracked_is_refused)
 {
 	static const uint64_t without[] = { UP_MASK_MOVE, UP_MASK_POISON };
 	struct up_runtime *rt = create(0, 1);
