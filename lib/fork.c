@@ -40,21 +40,14 @@
 
 #include "pmap/uffd_abi.h"
 #include "runtime.h"
+#include "watcher.h"
 
 #define KEEPER_STACK ((size_t)256 << 10)
 #define KEEPER_OVERHEAD ((size_t)64 << 10) /* charged to the limit: touched stack, this struct */
-#define WATCHER_STACK ((size_t)64 << 10)
 #define CHILDREN_MAX 4096
 #define FORK_MS 2000	/* a child that is forking is back within that */
 #define ANSWER_MS 30000 /* the pager answers within that */
 #define MSG_REGIONS 32u
-
-/* A range that a child maps. */
-struct region {
-	uint64_t va, len, offset;
-	int32_t prot;
-	int32_t fd; /* of the pool; in a message: it comes beside, in order */
-};
 
 enum msg_type { MSG_HELLO = 1, MSG_ACK, MSG_FORK, MSG_REGION, MSG_FORKED };
 
@@ -813,120 +806,6 @@ after_in_parent(void)
 
 /* --- in the child --- */
 
-/* A fault of an orphan: a page that is there may be written to, one that is missing is an error. */
-static void
-lose(const struct ticket *t, uint64_t va, bool wp)
-{
-	struct uffdio_writeprotect allow = { .range = { .start = va, .len = PAGE_SIZE } };
-	struct uffdio_poison lost = { .range = { .start = va, .len = PAGE_SIZE } };
-	int r = -EEXIST;
-
-	if (!wp)
-		r = ioctl(t->uffd, UFFDIO_POISON, &lost) < 0 ? -errno : 0;
-	if (r == -EEXIST) {
-		/*
-		 * The pager was about to take it out, and was killed.  Either the page is still there; or its protection has
-		 * outlived it, in a mark that poison does not replace: the next fault would be the same again.
-		 */
-		ioctl(t->uffd, UFFDIO_WRITEPROTECT, &allow);
-		if (!wp)
-			r = ioctl(t->uffd, UFFDIO_POISON, &lost) < 0 ? -errno : 0;
-	}
-	if (r < 0 && r != -EEXIST && r != -EAGAIN && r != -ENOENT)
-		kill(getpid(), SIGBUS); /* before Linux 6.6 */
-	ioctl(t->uffd, UFFDIO_WAKE, &lost.range);
-}
-
-/* What no pager serves any more. */
-static void
-watch_alone(const struct ticket *t)
-{
-	for (size_t i = 0; i < t->n; i++) {
-		struct uffdio_range all = { .start = t->r[i].va, .len = t->r[i].len };
-
-		ioctl(t->uffd, UFFDIO_WAKE, &all); /* what the pager read and did not answer */
-	}
-	for (;;) {
-		struct pollfd pf = { .fd = t->uffd, .events = POLLIN };
-		struct uffd_msg m;
-
-		if (poll(&pf, 1, -1) < 0 || read(t->uffd, &m, sizeof m) != (ssize_t)sizeof m ||
-		    m.event != UFFD_EVENT_PAGEFAULT)
-			continue;
-		lose(t, m.arg.pagefault.address & ~(uint64_t)PAGE_MASK,
-		     (m.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP) != 0);
-	}
-}
-
-/* A watcher that starts. */
-struct starting {
-	struct ticket *t;
-	atomic_int state; /* 0, then 1 or -errno */
-};
-
-static void
-close_between(int low, int high)
-{
-	if (low < high)
-		syscall(SYS_close_range, (unsigned)low, (unsigned)high - 1, 0u);
-}
-
-/* Of this table of descriptors keep three. */
-static void
-close_others(int a, int b, int c)
-{
-	const int low = MIN(MIN(a, b), c), high = MAX(MAX(a, b), c),
-		  middle = a ^ b ^ c ^ low ^ high;
-
-	close_between(0, low);
-	close_between(low + 1, middle);
-	close_between(middle + 1, high);
-	close_between(high + 1, INT_MAX);
-}
-
-static void *
-watch(void *arg)
-{
-	struct starting *start = arg;
-	const struct ticket *t = start->t;
-	struct pollfd pf[2] = { { .fd = t->sock }, { .fd = t->pager, .events = POLLIN } };
-	const int r = unshare(CLONE_FILES) < 0 ? -errno : 1;
-
-	if (r > 0)
-		close_others(t->sock, t->uffd, t->pager);
-	atomic_store(&start->state, r); /* and `start` is gone */
-	if (r < 0)
-		return NULL;
-	while (poll(pf, 2, -1) <= 0)
-		;
-	watch_alone(t);
-	return NULL;
-}
-
-static int
-start_watcher(struct ticket *t)
-{
-	struct starting start = { .t = t };
-	pthread_attr_t attr;
-	pthread_t thread;
-	sigset_t all, old;
-	int r;
-
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, WATCHER_STACK);
-	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = -pthread_create(&thread, &attr, watch, &start);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	pthread_attr_destroy(&attr);
-	if (r < 0)
-		return r;
-	while ((r = atomic_load(&start.state)) == 0)
-		sched_yield();
-	return r < 0 ? r : 0;
-}
-
 /* Inaccessible until the pager knows of us. */
 static int
 map_region(const struct ticket *t, const struct region *rg)
@@ -1006,7 +885,7 @@ adopt(struct ticket *t)
 	int r = hello(t);
 
 	if (r == 0)
-		r = start_watcher(t);
+		r = watcher_start(&(struct watched){ t->sock, t->uffd, t->pager, t->n, t->r });
 	for (size_t i = 0; i < t->n && r == 0; i++) {
 		const struct region *rg = &t->r[i];
 		const int prot = rg->prot | ((rg->prot & PROT_WRITE) ? PROT_READ : 0);

@@ -2493,10 +2493,6 @@ op_inherit(struct worker *w)
 	size_t first, n;
 	int e = -EINVAL;
 
-	/* Children that inherit make a thread, for which a sanitizer's allocator may not be fit: tests/test_fork.c. */
-	if (STRESS_SANITIZED)
-		how = UP_INHERIT_NONE;
-
 	if (r == NULL)
 		return false;
 	/* Of an object that others may map later too it would have to be known there that it is in a chain. */

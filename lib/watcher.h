@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * watcher.h (private): the thread in a forked child that outlives the pager.
+ *
+ *	WATCHING ---- the pager's process ends, or its end of the socket ----> ALONE
+ *	sleeps								what is in memory stays, what is missing is SIGBUS
+ *
+ * It ends with the process, and keeps it from nothing: not from ending either.
+ */
+#ifndef UP_WATCHER_H
+#define UP_WATCHER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* A range that a child maps. */
+struct region {
+	uint64_t va, len, offset;
+	int32_t prot;
+	int32_t fd; /* of the pool; in a message: it comes beside, in order */
+};
+
+struct watched {
+	int sock;  /* to the pager */
+	int uffd;  /* with which the regions are registered */
+	int pager; /* a pidfd of its process */
+	size_t n;
+	const struct region *r; /* stays where it is */
+};
+
+/*
+ * Start it.  It has copies of the three descriptors, in a table of its own, from when this returns on: the caller's may be closed.
+ * Nothing is allocated and no lock is taken, so that it can be called after fork() beside other threads, whatever malloc() is.
+ * => in a child, before it has other threads.  0 or -errno.
+ */
+int watcher_start(const struct watched *w);
+
+#endif
