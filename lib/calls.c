@@ -122,11 +122,7 @@ up_prefault(struct up_runtime *rt, void *addr, size_t length, int write)
 	sigset_t old;
 	int r;
 
-	if (rt == NULL)
-		return -EINVAL;
-	r = check_process(rt, "up_prefault");
-	if (r == 0)
-		r = check_range(rt, "up_prefault", start, length);
+	r = check_call(rt, "up_prefault", start, length);
 	if (r < 0)
 		return r;
 	signals_hold(&old);
@@ -286,14 +282,10 @@ up_wire(struct up_runtime *rt, void *addr, size_t length)
 	sigset_t old;
 	int r;
 
-	if (rt == NULL)
-		return -EINVAL;
-	p = &rt->p;
-	r = check_process(rt, "up_wire");
-	if (r == 0)
-		r = check_range(rt, "up_wire", start, length);
+	r = check_call(rt, "up_wire", start, length);
 	if (r < 0)
 		return r;
+	p = &rt->p;
 
 	change_begin(p, &old);
 	r = check_wire(rt, start, end, &more);
@@ -329,14 +321,10 @@ up_unwire(struct up_runtime *rt, void *addr, size_t length)
 	sigset_t old;
 	int r;
 
-	if (rt == NULL)
-		return -EINVAL;
-	p = &rt->p;
-	r = check_process(rt, "up_unwire");
-	if (r == 0)
-		r = check_range(rt, "up_unwire", start, length);
+	r = check_call(rt, "up_unwire", start, length);
 	if (r < 0)
 		return r;
+	p = &rt->p;
 
 	change_begin(p, &old);
 	r = check_covered(rt, "up_unwire", start, end);

@@ -334,14 +334,10 @@ up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 
 	if (copy != NULL)
 		*copy = NULL;
-	if (rt == NULL)
-		return -EINVAL;
-	p = &rt->p;
-	r = check_process(rt, "up_clone");
-	if (r == 0)
-		r = check_range(rt, "up_clone", start, length);
+	r = check_call(rt, "up_clone", start, length);
 	if (r < 0)
 		return r;
+	p = &rt->p;
 	if (copy == NULL)
 		return bad(rt, "up_clone: copy is NULL");
 

@@ -286,14 +286,10 @@ up_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags)
 	sigset_t old;
 	int r, error = 0;
 
-	if (rt == NULL)
-		return -EINVAL;
-	p = &rt->p;
-	r = check_process(rt, "up_sync");
-	if (r == 0)
-		r = check_range(rt, "up_sync", start, length);
+	r = check_call(rt, "up_sync", start, length);
 	if (r < 0)
 		return r;
+	p = &rt->p;
 	if (flags > UP_SYNC_INVALIDATE)
 		return bad(rt, "up_sync: flags %#x", flags);
 

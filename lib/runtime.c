@@ -563,6 +563,17 @@ check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t leng
 	return 0;
 }
 
+int
+check_call(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length)
+{
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	r = check_process(rt, call);
+	return r < 0 ? r : check_range(rt, call, addr, length);
+}
+
 static uint64_t
 meta_for(uint64_t npages)
 {
@@ -1293,11 +1304,7 @@ up_unmap(struct up_runtime *rt, void *addr, size_t length)
 	sigset_t old;
 	int r;
 
-	if (rt == NULL)
-		return -EINVAL;
-	r = check_process(rt, "up_unmap");
-	if (r == 0)
-		r = check_range(rt, "up_unmap", start, length);
+	r = check_call(rt, "up_unmap", start, length);
 	if (r < 0)
 		return r;
 	change_begin(&rt->p, &old);
@@ -1354,14 +1361,10 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	sigset_t old;
 	int r;
 
-	if (rt == NULL)
-		return -EINVAL;
-	p = &rt->p;
-	r = check_process(rt, "up_protect");
-	if (r == 0)
-		r = check_range(rt, "up_protect", start, length);
+	r = check_call(rt, "up_protect", start, length);
 	if (r < 0)
 		return r;
+	p = &rt->p;
 	if (prot & ~PROT_VALID)
 		return bad(rt, "up_protect: prot %#x has more than PROT_READ and PROT_WRITE",
 			   (unsigned)prot);
@@ -1518,14 +1521,10 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 	sigset_t old;
 	int r;
 
-	if (rt == NULL)
-		return -EINVAL;
-	p = &rt->p;
-	r = check_process(rt, "up_advise");
-	if (r == 0)
-		r = check_range(rt, "up_advise", start, length);
+	r = check_call(rt, "up_advise", start, length);
 	if (r < 0)
 		return r;
+	p = &rt->p;
 	if ((unsigned)advice > UP_ADVICE_COLD)
 		return bad(rt, "up_advise: unknown advice %d", (int)advice);
 
@@ -1573,14 +1572,10 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 	sigset_t old;
 	int r;
 
-	if (rt == NULL)
-		return -EINVAL;
-	p = &rt->p;
-	r = check_process(rt, "up_residency");
-	if (r == 0)
-		r = check_range(rt, "up_residency", start, length);
+	r = check_call(rt, "up_residency", start, length);
 	if (r < 0)
 		return r;
+	p = &rt->p;
 	if (vec == NULL)
 		return bad(rt, "up_residency: vec is NULL");
 	/* In pieces, by way of memory of our own: the caller's vector may itself be paged, even be of this range. */

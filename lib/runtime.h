@@ -72,6 +72,8 @@ bool change_again(struct pager *p, int r, unsigned tries);
 #define bad(rt, ...) (log_line(&(rt)->p.log, UP_LOG_ERROR, __VA_ARGS__), -EINVAL)
 /* 0, or -EINVAL and a log line: why [addr, addr + length) is no range. */
 int check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length);
+/* How every call on a range begins: a runtime, of this process, and a range.  0, or -EINVAL, -ECHILD and a log line. */
+int check_call(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length);
 /* 0, or -ENOMEM and a log line: part of it is not mapped.  => map.change is held, so the map does not change. */
 int check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end);
 

@@ -56,14 +56,10 @@ up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inh
 	sigset_t old;
 	int r;
 
-	if (rt == NULL)
-		return -EINVAL;
-	p = &rt->p;
-	r = check_process(rt, "up_inherit");
-	if (r == 0)
-		r = check_range(rt, "up_inherit", start, length);
+	r = check_call(rt, "up_inherit", start, length);
 	if (r < 0)
 		return r;
+	p = &rt->p;
 	if ((unsigned)inherit > UP_INHERIT_SHARE)
 		return bad(rt, "up_inherit: unknown value %d", (int)inherit);
 	if (inherit != UP_INHERIT_NONE && rt->backend->idle == NULL)

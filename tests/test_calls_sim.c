@@ -1084,8 +1084,6 @@ Test(dump, shows_what_children_get_and_what_they_have)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	if (r->rt->p.pmap->ops->pool_create == NULL)
-		cr_skip_test("no pools in the simulated kernel");
 	pg = &r->rt->p;
 	va = rig_map(r, 8 * PAGE_SIZE);
 	advise(va, 8, UP_ADVICE_RANDOM);

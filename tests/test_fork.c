@@ -10,6 +10,8 @@
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -18,6 +20,7 @@
 #include <spawn.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -2092,6 +2095,51 @@ gets_all(uint64_t *p, size_t n, uint64_t version)
 		_exit(wrong(p, 0, n, version) > 0);
 	expect_ok(pid);
 	no_children();
+}
+
+/* From here on this thread can make no process, as at a limit of them; a superuser has none that could be reached. */
+static void
+deny_forks(void)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 1, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone3, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EAGAIN),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	const struct sock_fprog prog = { .len = sizeof code / sizeof code[0], .filter = code };
+
+	cr_assert(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+	cr_assert(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) == 0, "%s", strerror(errno));
+}
+
+Test(fork, a_fork_that_fails_leaves_everything_as_it_was)
+{
+	struct up_stats before;
+	sigset_t mine, now;
+	uint64_t *p;
+
+	start(2 * MiB, 0);
+	p = map(900);
+	inherit(rt, p, 900, UP_INHERIT_COPY);
+	fill(p, 0, 900, 1);
+	before = stats();
+	sigemptyset(&mine);
+	sigaddset(&mine, SIGUSR2);
+	pthread_sigmask(SIG_SETMASK, &mine, NULL);
+	deny_forks();
+	for (unsigned k = 1; k <= 20; k++) {
+		errno = 0;
+		cr_assert(fork() == -1 && errno == EAGAIN, "fork %u: %s", k, strerror(errno));
+		pthread_sigmask(SIG_SETMASK, NULL, &now);
+		cr_assert(same_mask(&mine, &now), "fork %u", k);
+		cr_assert(wrong(p, 0, 900, k) == 0, "after fork %u", k);
+		fill(p, 0, 900, k + 1);
+	}
+	expect_left(&before);
+	cr_assert(wrong(p, 0, 900, 21) == 0);
+	up_runtime_destroy(rt);
 }
 
 Test(fork, without_swap_for_the_copy_the_child_has_nothing)

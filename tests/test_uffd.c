@@ -18,6 +18,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,7 @@
 #include <unistd.h>
 
 #include "pmap/pmap.h"
+#include "pmap/uffd_abi.h"
 
 #define RW (PROT_READ | PROT_WRITE)
 #define NPAGES 128u
@@ -829,6 +831,66 @@ Test(uffd, remove_stops_at_a_missing_page_and_leaves_those_behind_writable)
 }
 
 /* Neighbours on one shard may be different regions; each page is treated as its own asks for. */
+/*
+ * The kernel between us and the next UFFDIO_MOVE, which moves `forget` pages and then one more that it does not count.
+ * (Linked with --wrap=ioctl.)
+ */
+static unsigned forget;
+
+int __real_ioctl(int fd, unsigned long request, ...);
+int __wrap_ioctl(int fd, unsigned long request, ...);
+
+int
+__wrap_ioctl(int fd, unsigned long request, ...)
+{
+	struct uffdio_move *m;
+	va_list ap;
+	void *arg;
+	int r;
+
+	va_start(ap, request);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	if (request != UFFDIO_MOVE || forget == 0)
+		return __real_ioctl(fd, request, arg);
+	m = arg;
+	m->len = (uint64_t)(forget + 1) * PAGE_SIZE;
+	r = __real_ioctl(fd, request, m);
+	if (r < 0)
+		return r;
+	m->move = (int64_t)forget * PAGE_SIZE;
+	forget = 0;
+	errno = EAGAIN;
+	return -1;
+}
+
+Test(uffd, a_page_that_the_kernel_forgot_to_count_has_been_removed)
+{
+	size_t done;
+
+	rig_make(0, RW);
+	if (!(pm->features & UP_MASK_MOVE))
+		cr_skip_test("no UFFDIO_MOVE");
+	fill(0, 40);
+	forget = 13;
+	cr_assert(eq(int, pm->ops->remove(pm, 0, page(0), 0, 40, &done), 0));
+	cr_assert(eq(uint, forget, 0), "nobody has moved pages");
+	cr_assert(eq(sz, done, 40));
+	for (frame_t i = 0; i < 40; i++) {
+		cr_assert(frame_there(i) && !there(page(i)), "page %u", i);
+		cr_assert(has_content(pmap_frame(pm, i), i));
+	}
+	/* And on the way in, where somebody else may have been faster: it says so, and the page is there. */
+	forget = 5;
+	cr_assert(eq(int, pm->ops->enter(pm, 0, page(0), 0, 40, &done), -EEXIST));
+	cr_assert(eq(sz, done, 5));
+	cr_assert(there(page(5)) && !frame_there(5) && has_content((void *)page(5), 5));
+	cr_assert(eq(int, pm->ops->enter(pm, 0, page(6), 6, 34, &done), 0));
+	for (frame_t i = 0; i < 40; i++)
+		cr_assert(has_content((void *)page(i), i));
+	rig_drop();
+}
+
 Test(uffd, a_batch_may_span_regions_of_different_protection)
 {
 	for (size_t m = 0; m < ARRAY_SIZE(modes); m++) {

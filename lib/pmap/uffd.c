@@ -538,7 +538,8 @@ uffd_remove(struct pmap *pm, unsigned shard, uintptr_t va, frame_t hole, size_t 
 					 n - off, &k);
 		*done += k;
 		/* Linux 6.18 forgets to count a page if it had to look at it twice, and then finds it where it has moved it. */
-		if (r == -EEXIST) {
+		if (r == -EEXIST &&
+		    (u->pagemap_fd < 0 || pages_there(u, va + (*done << PAGE_SHIFT), 1) == 0)) {
 			++*done;
 			r = 0;
 			continue;
