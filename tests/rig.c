@@ -254,7 +254,7 @@ busy(struct rig *r)
 		const struct service *s = r->p->service[i];
 
 		if (s->io->inflight > 0 || s->nhanded > 0 || s->nparked > 0 || s->parked_overflow ||
-		    s->more || s->ncmd > 0 || s->npush > 0 || sim_queued(r->pm, i) > 0)
+		    s->more || s->willneed.n > 0 || s->push.n > 0 || sim_queued(r->pm, i) > 0)
 			return true;
 	}
 	return false;

@@ -1701,7 +1701,7 @@ Test(fault, advice_without_room_to_spare_is_forgotten)
 	rig_settle(r);
 	expect(.limit = 0);
 	all_are(va, 32, SWAPPED);
-	cr_assert(zero(uint, r->p->service[0]->ncmd));
+	cr_assert(zero(uint, r->p->service[0]->willneed.n));
 	unsqueeze();
 	squeeze(CLUSTER_MAX - 32);
 	advise(va, 32, UP_ADVICE_WILLNEED);

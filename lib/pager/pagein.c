@@ -356,29 +356,14 @@ pagein_commands(struct service *s)
 	for (unsigned budget = 256; budget > 0; budget--) {
 		uintptr_t va, end;
 
-		pthread_mutex_lock(&s->cmd_lock);
-		if (s->ncmd == 0) {
-			pthread_mutex_unlock(&s->cmd_lock);
+		if (!todo_first(s, &s->willneed, &va, &end))
 			return;
-		}
-		va = s->cmd[0].va;
-		end = s->cmd[0].end;
-		pthread_mutex_unlock(&s->cmd_lock);
-
 		/* Advice must not push others out: it takes free room only, and is forgotten when there is none. */
 		if (frames_available(p) < CLUSTER_MAX)
 			va = end;
 		else if (!requests_spare(s) || !pagein_ahead(s, &va, end))
 			return; /* go on when a read completes */
-
-		pthread_mutex_lock(&s->cmd_lock);
-		s->cmd[0].va = va;
-		if (va >= end) {
-			s->ncmd--;
-			for (unsigned i = 0; i < s->ncmd; i++)
-				s->cmd[i] = s->cmd[i + 1];
-		}
-		pthread_mutex_unlock(&s->cmd_lock);
+		todo_go_on(s, &s->willneed, va, va >= end);
 	}
 	s->more = true;
 }

@@ -45,7 +45,7 @@
 #define NREADS 24	  /* page-in requests in flight, per service */
 #define NWRITES 8	  /* pageout requests in flight, per service */
 #define TRACE_EVENTS 1024 /* per service */
-#define CMD_MAX 16	  /* will-need requests queued, per service */
+#define CMD_MAX 16	  /* ranges of a kind queued, per service */
 
 /* Metadata that a page out of core costs: its slot word, anon and bitmap bits, with slab slack. */
 #define META_PER_PAGE 26
@@ -207,6 +207,14 @@ struct demand {
 	int result;
 };
 
+/* Ranges that callers leave to a service, oldest first; all (cmd_lock). */
+struct todo {
+	unsigned n;
+	struct {
+		uintptr_t va, end;
+	} range[CMD_MAX];
+};
+
 struct service {
 	struct pager *p;
 	unsigned id;		/* also its shard */
@@ -234,18 +242,11 @@ struct service {
 	struct request reads[NREADS], writes[NWRITES];
 
 	pthread_mutex_t cmd_lock;
-	struct {
-		uintptr_t va, end;
-	} cmd[CMD_MAX]; /* (cmd_lock) will-need ranges */
-	struct {
-		uintptr_t va, end;
-	} push[CMD_MAX];	   /* (cmd_lock) ranges to be written back */
-	unsigned npush;		   /* (cmd_lock) */
-	bool push_waits;	   /* the first could not go on: look again soon */
-	struct request *completed; /* (cmd_lock) by custom pagers, newest first */
-	unsigned nhanded;	   /* requests that custom pagers have */
-	unsigned nhanded_out;	   /* those of them that are page-outs */
-	unsigned ncmd;		   /* (cmd_lock) */
+	struct todo willneed, push; /* ranges to bring in; to write back */
+	bool push_waits;	    /* the first could not go on: look again soon */
+	struct request *completed;  /* (cmd_lock) by custom pagers, newest first */
+	unsigned nhanded;	    /* requests that custom pagers have */
+	unsigned nhanded_out;	    /* those of them that are page-outs */
 
 	struct demand *demands;	    /* (cmd_lock) oldest first; only the service takes them out */
 	pthread_cond_t demand_over; /* (cmd_lock) */
@@ -637,6 +638,12 @@ void service_run(struct service *s);
 void services_kick(struct pager *p, const struct service *except);
 /* A caller waits for frames: start pageout, and get everyone going. */
 void services_press(struct pager *p);
+/* Leave a range to a service, and kick it.  False: there are too many already. */
+bool todo_put(struct service *s, struct todo *t, uintptr_t va, uintptr_t end);
+/* The oldest; false: there is none. */
+bool todo_first(struct service *s, struct todo *t, uintptr_t *va, uintptr_t *end);
+/* It has been dealt with up to va; `over`: all of it. */
+void todo_go_on(struct service *s, struct todo *t, uintptr_t va, bool over);
 /* NULL when all of a kind are in flight. */
 struct request *request_get(struct service *s, enum request_kind kind);
 /* True if a read that nobody waits for may be started without keeping those that are waited for. */

@@ -820,12 +820,6 @@ range_willneed(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end)
 {
 	struct service *s = p->service[shard];
 
-	pthread_mutex_lock(&s->cmd_lock);
-	if (s->ncmd < CMD_MAX) {
-		s->cmd[s->ncmd].va = va;
-		s->cmd[s->ncmd].end = end;
-		s->ncmd++;
-	}
-	pthread_mutex_unlock(&s->cmd_lock);
-	s->io->ops->kick(s->io);
+	/* One too many is advice not taken. */
+	todo_put(s, &s->willneed, va, end);
 }

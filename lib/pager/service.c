@@ -139,6 +139,53 @@ service_free(struct service *s)
 	wired_array_fini(&mem);
 }
 
+bool
+todo_put(struct service *s, struct todo *t, uintptr_t va, uintptr_t end)
+{
+	bool taken;
+
+	pthread_mutex_lock(&s->cmd_lock);
+	taken = t->n < CMD_MAX;
+	if (taken) {
+		t->range[t->n].va = va;
+		t->range[t->n++].end = end;
+	}
+	pthread_mutex_unlock(&s->cmd_lock);
+	if (taken)
+		s->io->ops->kick(s->io);
+	return taken;
+}
+
+bool
+todo_first(struct service *s, struct todo *t, uintptr_t *va, uintptr_t *end)
+{
+	bool any;
+
+	pthread_mutex_lock(&s->cmd_lock);
+	any = t->n > 0;
+	if (any) {
+		*va = t->range[0].va;
+		*end = t->range[0].end;
+	}
+	pthread_mutex_unlock(&s->cmd_lock);
+	return any;
+}
+
+/* Only the service takes ranges out, and callers only append: the first is still the one that it asked for. */
+void
+todo_go_on(struct service *s, struct todo *t, uintptr_t va, bool over)
+{
+	pthread_mutex_lock(&s->cmd_lock);
+	assert(t->n > 0);
+	t->range[0].va = va;
+	if (over) {
+		t->n--;
+		for (unsigned i = 0; i < t->n; i++)
+			t->range[i] = t->range[i + 1];
+	}
+	pthread_mutex_unlock(&s->cmd_lock);
+}
+
 void
 services_kick(struct pager *p, const struct service *except)
 {

@@ -812,25 +812,10 @@ source_commands(struct service *s)
 	for (unsigned turns = 64; turns > 0 && ok; turns--) {
 		uintptr_t va, end;
 
-		pthread_mutex_lock(&s->cmd_lock);
-		if (s->npush == 0) {
-			pthread_mutex_unlock(&s->cmd_lock);
+		if (!todo_first(s, &s->push, &va, &end))
 			return;
-		}
-		va = s->push[0].va;
-		end = s->push[0].end;
-		pthread_mutex_unlock(&s->cmd_lock);
-
 		ok = push(s, &va, end);
-
-		pthread_mutex_lock(&s->cmd_lock);
-		s->push[0].va = va;
-		if (va >= end && ok) {
-			s->npush--;
-			for (unsigned i = 0; i < s->npush; i++)
-				s->push[i] = s->push[i + 1];
-		}
-		pthread_mutex_unlock(&s->cmd_lock);
+		todo_go_on(s, &s->push, va, va >= end && ok);
 	}
 	if (ok)
 		s->more = true;
@@ -842,17 +827,6 @@ bool
 source_push(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end)
 {
 	struct service *s = p->service[shard];
-	bool taken;
 
-	pthread_mutex_lock(&s->cmd_lock);
-	taken = s->npush < CMD_MAX;
-	if (taken) {
-		s->push[s->npush].va = va;
-		s->push[s->npush].end = end;
-		s->npush++;
-	}
-	pthread_mutex_unlock(&s->cmd_lock);
-	if (taken)
-		s->io->ops->kick(s->io);
-	return taken;
+	return todo_put(s, &s->push, va, end);
 }
