@@ -5,48 +5,18 @@
 #
 # The demo checks the pager; here the demo is checked: that it passes when it should, on every way
 # the pager can take, and above all that it fails when it should.
-#
-# Exit status: 0 passed, 1 failed, 77 skipped since this machine does not allow userfaultfd.
-set -eu
+# shellcheck source=tests/check_lib.sh
+. "${0%/*}/check_lib.sh"
 
 demo=$1
 minimal=$2
-dir=$(mktemp -d)
 pid=
 cleanup() {
 	[ -z "$pid" ] || kill "$pid" 2>/dev/null || true
 	rm -rf "$dir"
 }
-trap cleanup EXIT
-trap 'exit 1' HUP INT TERM
 esc=$(printf '\033')
 cr=$(printf '\r')
-
-fail() {
-	echo "check_demo: $*" >&2
-	for f in out err; do
-		[ ! -s "$dir/$f" ] || sed "s/^/    $f: /" "$dir/$f" >&2
-	done
-	exit 1
-}
-
-# run STATUS COMMAND...: with a deadline; its output in $dir/out and $dir/err.
-run() {
-	want=$1
-	shift
-	status=0
-	timeout 120 "$@" >"$dir/out" 2>"$dir/err" </dev/null || status=$?
-	[ $status -ne 124 ] || fail "no result after 120 s: $*"
-	[ $status -eq "$want" ] || fail "exit status $status, not $want: $*"
-}
-
-says() {
-	grep -q -e "$1" "$dir/out" "$dir/err" || fail "no '$1' in the output"
-}
-
-says_not() {
-	! grep -q -e "$1" "$dir/out" "$dir/err" || fail "'$1' in the output"
-}
 
 # Usage first: it needs no userfaultfd.
 for bad in --size=12x --size=0 --size=4097 --size=99999999T --memory=1M --memory=K --threads=0 \
@@ -57,13 +27,7 @@ for bad in --size=12x --size=0 --size=4097 --size=99999999T --memory=1M --memory
 done
 echo "bad usage is refused with a word and status 2"
 
-status=0
-timeout 120 "$minimal" >"$dir/out" 2>"$dir/err" || status=$?
-if grep -q -e 'Operation not permitted' -e 'Function not implemented' "$dir/err"; then
-	sed 's/^/skipped: /' "$dir/err" >&2
-	exit 77
-fi
-[ $status -eq 0 ] || fail "minimal: exit status $status"
+first "$minimal"
 says '^256 MiB written and read back, 0 of 33554432 numbers wrong$'
 echo "minimal works"
 

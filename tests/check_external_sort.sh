@@ -7,36 +7,15 @@
 # lists, perl), repeated to MIB MiB (default 56), and shuffled by line, always in the same order.
 # Generated text would be easier, but has no long common prefixes, no empty lines by the thousand and
 # no lines of every length; paths and licences do.
-#
-# Exit status: 0 passed, 1 failed, 77 skipped since this machine does not allow userfaultfd.
-set -eu
-export LC_ALL=C
+# shellcheck source=tests/check_lib.sh
+. "${0%/*}/check_lib.sh"
 
 sort_bin=$1
 mib=${2:-56}
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 1' HUP INT TERM
-
-fail() {
-	echo "check_external_sort: $*" >&2
-	[ ! -s "$dir/err" ] || sed 's/^/    /' "$dir/err" >&2
-	exit 1
-}
-
-# Deadline in seconds for one sort; a hang is a failure that says where.
-run() {
-	status=0
-	timeout 150 "$sort_bin" "$@" >"$dir/out" 2>"$dir/err" || status=$?
-	[ $status -ne 124 ] || fail "no result after 150 s: external_sort $*"
-}
+deadline=150
 
 printf 'b\na\n' >"$dir/tiny"
-run "$dir/tiny"
-if grep -q -e 'Operation not permitted' -e 'Function not implemented' "$dir/err"; then
-	sed 's/^/skipped: /' "$dir/err" >&2
-	exit 77
-fi
+first "$sort_bin" "$dir/tiny"
 
 # The text.  Two files, the second of which does not end with a newline.
 find /usr/share/common-licenses /usr/share/doc /usr/share/perl /var/lib/dpkg/info \
@@ -75,11 +54,11 @@ compare() {
 	sed 's/^/    /' "$dir/err"
 }
 
-run --count --memory 8M "$dir/one" "$dir/two"
+run any "$sort_bin" --count --memory 8M "$dir/one" "$dir/two"
 compare "$mib MiB of text in 8 MiB" "$dir/sorted" budget
-run --count --unique --memory 4M "$dir/one" "$dir/two"
+run any "$sort_bin" --count --unique --memory 4M "$dir/one" "$dir/two"
 compare "$mib MiB of text in 4 MiB, unique" "$dir/unique" budget
-run --count --in-memory-of-kernel "$dir/one" "$dir/two"
+run any "$sort_bin" --count --in-memory-of-kernel "$dir/one" "$dir/two"
 compare "$mib MiB of text in plain memory" "$dir/sorted" any
 
 # What has edges: no lines, empty lines, NUL bytes, prefixes of one another.
@@ -88,7 +67,7 @@ printf 'a\000b\na\na\000\n\n\nzz\nzzzzzzzz\nzzzzzzzzz\nzzzzzzzz\000\n\377\n\200x
 for files in "$dir/empty" "$dir/edges" "$dir/empty $dir/edges $dir/tiny $dir/edges"; do
 	for unique in '' -u; do
 		# shellcheck disable=SC2086 # words on purpose
-		run --count $unique --memory 2M $files
+		run any "$sort_bin" --count $unique --memory 2M $files
 		# shellcheck disable=SC2086
 		sort $unique $files >"$dir/expected"
 		compare "edges $unique" "$dir/expected" any >"$dir/log"
@@ -97,7 +76,7 @@ done
 
 # What must be refused.
 for bad in '--memory=1M' '--memory=x' '--memory=8Q' '--bogus' "$dir" "$dir/absent"; do
-	run "$bad" "$dir/tiny"
+	run any "$sort_bin" "$bad" "$dir/tiny"
 	[ $status -eq 2 ] || fail "$bad: exit status $status, not 2"
 	[ -s "$dir/err" ] || fail "$bad: refused without a word"
 done

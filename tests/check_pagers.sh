@@ -3,38 +3,12 @@
 #
 # check_pagers.sh COMPUTED [COMPRESSED_FILE|-] [ENCRYPTED_STORE|-]: the examples with pagers of their own, from outside.
 # "-": not built here, for want of its library.
-#
-# Exit status: 0 passed, 1 failed, 77 skipped since this machine does not allow userfaultfd.
-set -eu
+# shellcheck source=tests/check_lib.sh
+. "${0%/*}/check_lib.sh"
 
 computed=$1
 compressed=$2
 encrypted=$3
-dir=$(mktemp -d "${TMPDIR:-/var/tmp}/check_pagers.XXXXXX")
-trap 'rm -rf "$dir"' EXIT
-trap 'exit 1' HUP INT TERM
-
-fail() {
-	echo "check_pagers: $*" >&2
-	for f in out err; do
-		[ ! -s "$dir/$f" ] || head -n 20 "$dir/$f" | sed "s/^/    $f: /" >&2
-	done
-	exit 1
-}
-
-# run STATUS COMMAND...: with a deadline; its output in $dir/out and $dir/err.
-run() {
-	want=$1
-	shift
-	status=0
-	timeout 120 "$@" >"$dir/out" 2>"$dir/err" </dev/null || status=$?
-	[ $status -ne 124 ] || fail "no result after 120 s: $*"
-	[ $status -eq "$want" ] || fail "exit status $status, not $want: $*"
-}
-
-says() {
-	grep -q -e "$1" "$dir/out" "$dir/err" || fail "no '$1' in the output"
-}
 
 # Usage first: it needs no userfaultfd.
 for program in "$computed" "$compressed" "$encrypted"; do
@@ -48,13 +22,7 @@ for program in "$computed" "$compressed" "$encrypted"; do
 done
 echo "bad usage is refused with a word and status 2"
 
-status=0
-timeout 120 "$computed" --size 8M --memory 2M --checks 2000 >"$dir/out" 2>"$dir/err" || status=$?
-if grep -q -e 'Operation not permitted' -e 'Function not implemented' "$dir/err"; then
-	sed 's/^/skipped: /' "$dir/err" >&2
-	exit 77
-fi
-[ $status -eq 0 ] || fail "computed: exit status $status"
+first "$computed" --size 8M --memory 2M --checks 2000
 says '^0 of 2000 random entries are wrong$'
 says '^of 4194304 numbers 3732423 takes the most steps, 596$'
 says ', 0 bytes of swap written$'
