@@ -26,6 +26,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -263,6 +264,36 @@ watch_fail(struct watch *w, const char *fmt, ...)
 	abort();
 }
 
+struct starting {
+	void *(*body)(void *);
+	void *arg;
+	sem_t runs;
+};
+
+static void *
+start_body(void *arg)
+{
+	struct starting *s = arg;
+	void *(*body)(void *) = s->body;
+
+	arg = s->arg;
+	sem_post(&s->runs); /* the last use */
+	return body(arg);
+}
+
+int
+start_thread(pthread_t *t, void *(*body)(void *), void *arg)
+{
+	struct starting s = { .body = body, .arg = arg };
+	int r;
+
+	sem_init(&s.runs, 0, 0);
+	r = pthread_create(t, NULL, start_body, &s);
+	while (r == 0 && sem_wait(&s.runs) < 0)
+		;
+	return r;
+}
+
 static void *
 watch_thread(void *arg)
 {
@@ -303,7 +334,7 @@ watch_start(struct watch *w, struct up_runtime *rt, unsigned nposts, const char 
 		atomic_store(&w->post[i].steps, 0);
 	}
 	the_watch = w;
-	if (pthread_create(&t, NULL, watch_thread, w) != 0)
+	if (start_thread(&t, watch_thread, w) != 0)
 		watch_fail(w, "pthread_create");
 	w->thread = t;
 }

@@ -9,6 +9,7 @@
 #ifndef STRESS_H
 #define STRESS_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -53,6 +54,12 @@ struct watch {
 	atomic_bool stop;
 	unsigned long thread;
 };
+
+/*
+ * pthread_create(), and the thread has begun to run: from here on it holds no lock of an allocator for having been started, which a child
+ * forked now would wait for if that is AddressSanitizer's (up to LLVM 16 it is not safe to fork beside).  0 or an errno value.
+ */
+int start_thread(pthread_t *t, void *(*body)(void *), void *arg);
 
 /* Start the thread that ends the program if a post stays at one step for too long. */
 void watch_start(struct watch *w, struct up_runtime *rt, unsigned nposts, const char *again);

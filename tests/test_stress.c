@@ -69,7 +69,7 @@ static void
 spawn(void *(*body)(void *), void *arg)
 {
 	cr_assert(lt(uint, nthreads, THREADS_MAX));
-	cr_assert(eq(int, pthread_create(&thread[nthreads++], NULL, body, arg), 0));
+	cr_assert(eq(int, start_thread(&thread[nthreads++], body, arg), 0));
 }
 
 static void
@@ -915,6 +915,7 @@ Test(stress, a_process_may_exit_without_destroying_anything)
 			pthread_t t;
 			void *p;
 
+			alarm(STEP_SECONDS);
 			if (up_runtime_create(&rt, &cfg) != 0)
 				_exit(2);
 			shared_pages = 900;
@@ -950,6 +951,7 @@ Test(stress, a_forked_child_may_have_a_runtime_of_its_own)
 			struct up_runtime *mine;
 			void *p;
 
+			alarm(STEP_SECONDS);
 			if (up_runtime_create(&mine, &cfg) != 0 ||
 			    up_map(mine, NULL, 900 * PAGE, RW, UP_PRIVATE, NULL, 0, &p) != 0)
 				_exit(2);
