@@ -218,18 +218,17 @@ struct todo {
 struct service {
 	struct pager *p;
 	unsigned id;		/* also its shard */
-	struct wired_array mem; /* what this struct lives in */
+	struct wired_array mem; /* what this struct and its arrays live in */
 	struct io_engine *io;
 	pthread_t thread;
 	atomic_bool stop;
 
 	_Atomic uint64_t count[COUNTERS];
-	struct histogram latency[UP_FAULT_KINDS];
+	struct histogram *latency; /* (c) one a kind */
 	struct trace trace;
-	struct trace_slot trace_slots[TRACE_EVENTS];
 
-	struct pmap_fault msg[FAULT_BATCH];
-	struct parked parked[PARKED_MAX];
+	struct pmap_fault *msg; /* (c) FAULT_BATCH */
+	struct parked *parked;	/* (c) PARKED_MAX */
 	unsigned nparked;
 	atomic_uint waiting;  /* nparked, for other threads to look at */
 	bool parked_overflow; /* some faults were dropped: wake everything */
@@ -238,8 +237,8 @@ struct service {
 	bool events_stand;    /* the same: look again soon (UP_TRACK_FOREIGN) */
 
 	struct request *free_reads, *free_writes;
-	unsigned nreads; /* in flight */
-	struct request reads[NREADS], writes[NWRITES];
+	unsigned nreads;       /* in flight */
+	struct request *reads; /* (c) NREADS */
 
 	pthread_mutex_t cmd_lock;
 	struct todo willneed, push; /* ranges to bring in; to write back */

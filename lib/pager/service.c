@@ -92,35 +92,53 @@ request_submit(struct service *s, struct request *req)
 	(void)r;
 }
 
+static void
+requests_init(struct service *s, enum request_kind kind, struct request req[], unsigned n)
+{
+	for (unsigned i = 0; i < n; i++) {
+		req[i].kind = kind;
+		req[i].service = s;
+		request_free(s, &req[i]);
+	}
+}
+
+/* A service and what it has many of, in one piece. */
+struct service_mem {
+	struct service s;
+	struct histogram latency[UP_FAULT_KINDS];
+	struct trace_slot event[TRACE_EVENTS];
+	struct pmap_fault msg[FAULT_BATCH];
+	struct parked parked[PARKED_MAX];
+	struct request read[NREADS], write[NWRITES];
+};
+
 struct service *
 service_alloc(struct pager *p, unsigned id)
 {
+	struct service_mem *m;
 	struct wired_array mem;
 	struct service *s;
 
-	if (wired_array_init(&mem, &p->arena, sizeof *s, 1) < 0)
+	if (wired_array_init(&mem, &p->arena, sizeof *m, 1) < 0)
 		return NULL;
 	if (wired_array_grow(&mem, 1) < 0) {
 		wired_array_fini(&mem);
 		return NULL;
 	}
-	s = mem.base;
+	m = mem.base;
+	s = &m->s;
 	s->mem = mem;
 	s->p = p;
 	s->id = id;
+	s->latency = m->latency;
+	s->msg = m->msg;
+	s->parked = m->parked;
+	s->reads = m->read;
 	pthread_mutex_init(&s->cmd_lock, NULL);
 	pthread_cond_init(&s->demand_over, NULL);
-	trace_init(&s->trace, s->trace_slots, TRACE_EVENTS);
-	for (unsigned i = 0; i < NREADS; i++) {
-		s->reads[i].kind = REQ_PAGEIN;
-		s->reads[i].service = s;
-		request_free(s, &s->reads[i]);
-	}
-	for (unsigned i = 0; i < NWRITES; i++) {
-		s->writes[i].kind = REQ_PAGEOUT;
-		s->writes[i].service = s;
-		request_free(s, &s->writes[i]);
-	}
+	trace_init(&s->trace, m->event, TRACE_EVENTS);
+	requests_init(s, REQ_PAGEIN, m->read, NREADS);
+	requests_init(s, REQ_PAGEOUT, m->write, NWRITES);
 	p->service[id] = s;
 	return s;
 }
