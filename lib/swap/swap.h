@@ -4,6 +4,8 @@
  *
  *	area.c    opens and grows the file, hands out slots in contiguous runs
  *	uring.c   the I/O engine of a service thread, on its io_uring
+ *	blocking.c  that of a thread that serves its own faults
+ *	io.c      what all engines do about a request that came part of the way
  *	(tests)   a simulated disk behind the same ops
  *
  * A slot is one page of swap space.  Slots are chosen at pageout, never at allocation, so a
@@ -146,6 +148,29 @@ struct io_engine {
 	unsigned depth;	   /* requests that may be in flight */
 	unsigned inflight; /* submitted, not reaped */
 };
+
+/* For engines.  A request as it is submitted. */
+void swap_io_begin(struct swap_io *io);
+/* Where in its file what is left of it begins. */
+static inline uint64_t
+swap_io_offset(const struct swap_io *io)
+{
+	return (io->elsewhere ? io->offset : (uint64_t)io->slot << PAGE_SHIFT) + io->done;
+}
+/*
+ * One attempt at what is left of it has moved `res` bytes, or is an error.
+ * => true: the request is finished, io->result is set.
+ * => false: some of it is left to do.
+ */
+bool swap_io_step(struct swap_io *io, int res);
+
+/* By preadv() and pwritev(), in wait(), which so blocks in any case.  Needs no descriptor, and no memory but this; nothing to undo. */
+struct io_blocking {
+	struct io_engine engine;
+	int fd; /* the swap area's */
+	struct swap_io *first, **last;
+};
+void io_engine_blocking_init(struct io_blocking *b, const struct swap_area *area, unsigned depth);
 
 /*
  * io_uring.  Call from the thread that will use it.  watch_fd, watch_too: polled for reading (-1: none).

@@ -47,12 +47,6 @@
 
 #define DEPTH_MAX 4096
 
-/*
- * Attempts in a row of one request that move no whole page (EINTR, EAGAIN, a fraction of a
- * page) before it is an error: the page must not stay busy for ever.
- */
-#define STALLS_MAX 100
-
 /* A poll that lives in the ring. */
 struct ring_poll {
 	int fd;
@@ -92,8 +86,7 @@ uring_sqe(struct uring *u)
 static void
 uring_queue(struct uring *u, struct swap_io *io)
 {
-	const uint64_t offset =
-		(io->elsewhere ? io->offset : (uint64_t)io->slot << PAGE_SHIFT) + io->done;
+	const uint64_t offset = swap_io_offset(io);
 	const int fd = io->elsewhere ? io->fd : u->fd;
 	const bool plain = u->plain_rw && io->niov == 1;
 	struct io_uring_sqe *sqe = uring_sqe(u);
@@ -116,82 +109,13 @@ static int
 uring_submit(struct io_engine *e, struct swap_io *io)
 {
 	struct uring *u = uring_of(e);
-	size_t bytes = 0;
-
-	assert(io->n >= 1 && io->n <= CLUSTER_MAX && io->niov >= 1 && io->niov <= io->n);
-	for (unsigned i = 0; i < io->niov; i++) {
-		assert((((uintptr_t)io->iov[i].iov_base | io->iov[i].iov_len) & PAGE_MASK) == 0);
-		bytes += io->iov[i].iov_len;
-	}
-	assert(bytes == (size_t)io->n << PAGE_SHIFT);
-	(void)bytes;
 
 	if (e->inflight == e->depth)
 		return -EBUSY;
 	e->inflight++;
-	io->result = 0;
-	io->done = 0;
-	io->stalls = 0;
-	io->next = NULL;
+	swap_io_begin(io);
 	uring_queue(u, io);
 	return 0;
-}
-
-/* Take `bytes` off the front of what is left. */
-static void
-io_advance(struct swap_io *io, size_t bytes)
-{
-	unsigned gone = 0;
-
-	io->done += bytes;
-	while (gone < io->niov && bytes >= io->iov[gone].iov_len)
-		bytes -= io->iov[gone++].iov_len;
-	io->niov -= gone;
-	memmove(io->iov, io->iov + gone, io->niov * sizeof io->iov[0]);
-	if (bytes > 0) {
-		assert(io->niov > 0);
-		io->iov[0].iov_base = (char *)io->iov[0].iov_base + bytes;
-		io->iov[0].iov_len -= bytes;
-	}
-}
-
-/*
- * io_step: one completion of a request, `res` bytes or an error.
- *
- * => true: the request is finished, io->result is set.
- * => false: some of it is left to do.
- */
-static bool
-io_step(struct swap_io *io, int res)
-{
-	size_t whole;
-
-	if (res == 0 && io->ends && io->op == SWAP_READ) {
-		io->result = 0;
-		return true;
-	}
-	if (res == 0)
-		res = -EIO; /* the end of the file */
-	if (res < 0 && res != -EINTR && res != -EAGAIN) {
-		io->result = res;
-		return true;
-	}
-	/* A fraction of a page is done again: O_DIRECT takes nothing unaligned. */
-	whole = res > 0 ? (size_t)res & ~PAGE_MASK : 0;
-	if (whole > 0) {
-		assert(io->done + whole <= (size_t)io->n << PAGE_SHIFT);
-		io->stalls = 0;
-		io_advance(io, whole);
-	} else if (io->ends && io->op == SWAP_READ && res > 0 && io->stalls > 0) {
-		/* The same fraction of a page again: the file ends there. */
-		io->done += (size_t)res;
-		io->result = 0;
-		return true;
-	} else if (++io->stalls == STALLS_MAX) {
-		io->result = -EIO;
-		return true;
-	}
-	return io->niov == 0;
 }
 
 static void
@@ -275,7 +199,7 @@ uring_reap(struct uring *u, struct io_events *ev, struct swap_io ***tail)
 			break;
 		default:
 			io = io_uring_cqe_get_data(cqe);
-			if (!io_step(io, cqe->res)) {
+			if (!swap_io_step(io, cqe->res)) {
 				uring_queue(u, io);
 				break;
 			}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * blocking.c: the I/O engine of a thread that has nothing else to do until its request is done: one that serves its own fault.
+ *
+ * wait() does what is queued, one request after the other, by preadv() and pwritev(): a system call each, as io_uring would
+ * take to start one and wait for it, and there is neither a descriptor nor memory to have for each thread.
+ */
+#include <errno.h>
+
+#include "swap/swap.h"
+
+static struct io_blocking *
+blocking_of(struct io_engine *e)
+{
+	return container_of(e, struct io_blocking, engine);
+}
+
+static int
+blocking_submit(struct io_engine *e, struct swap_io *io)
+{
+	struct io_blocking *b = blocking_of(e);
+
+	if (e->inflight == e->depth)
+		return -EBUSY;
+	e->inflight++;
+	swap_io_begin(io);
+	*b->last = io;
+	b->last = &io->next;
+	return 0;
+}
+
+static void
+blocking_flush(struct io_engine *e)
+{
+	(void)e;
+}
+
+static int
+transfer(const struct io_blocking *b, const struct swap_io *io)
+{
+	const int fd = io->elsewhere ? io->fd : b->fd;
+	const off_t offset = (off_t)swap_io_offset(io);
+	const ssize_t n = io->op == SWAP_READ ? preadv(fd, io->iov, (int)io->niov, offset)
+					      : pwritev(fd, io->iov, (int)io->niov, offset);
+
+	return n < 0 ? -errno : (int)n;
+}
+
+static void
+blocking_wait(struct io_engine *e, int64_t timeout_ns, struct io_events *ev)
+{
+	struct io_blocking *b = blocking_of(e);
+
+	(void)timeout_ns; /* nothing else can happen */
+	*ev = (struct io_events){ .completed = b->first };
+	for (struct swap_io *io = b->first; io != NULL; io = io->next) {
+		while (!swap_io_step(io, transfer(b, io)))
+			;
+		e->inflight--;
+	}
+	b->first = NULL;
+	b->last = &b->first;
+}
+
+static void
+blocking_kick(struct io_engine *e)
+{
+	(void)e; /* it does not sleep */
+}
+
+static void
+blocking_destroy(struct io_engine *e)
+{
+	assert(e->inflight == 0);
+	(void)e;
+}
+
+static const struct io_engine_ops blocking_ops = {
+	.submit = blocking_submit,
+	.flush = blocking_flush,
+	.wait = blocking_wait,
+	.kick = blocking_kick,
+	.destroy = blocking_destroy,
+};
+
+void
+io_engine_blocking_init(struct io_blocking *b, const struct swap_area *area, unsigned depth)
+{
+	b->engine = (struct io_engine){ .ops = &blocking_ops, .depth = depth };
+	b->fd = area->fd;
+	b->first = NULL;
+	b->last = &b->first;
+}
