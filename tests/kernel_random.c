@@ -2236,6 +2236,33 @@ static void __attribute__((noreturn)) child_fail(const char *why)
 	_exit(1);
 }
 
+/* The same, of a page that is not what it should be. */
+static void __attribute__((noreturn))
+child_differs(const struct mill *m, const struct range *r, size_t page, const uint64_t *got)
+{
+	const uint64_t *want = r->shadow + page * WORDS;
+	char line[512], is[80], should[80];
+	size_t n = 0, zeros = 0, first = WORDS;
+
+	for (size_t i = 0; i < WORDS; i++) {
+		zeros += got[i] == 0;
+		if (got[i] == want[i])
+			continue;
+		n++;
+		first = MIN(first, i);
+	}
+	snprintf(
+		line, sizeof line,
+		"kernel_random: range %u at %p,%s%s%s%s%s inherit %d, page %zu: %zu words differ, %zu are "
+		"0; word %zu is %s, not %s\n",
+		(unsigned)(r - m->range), (void *)r->va, r->shared ? " shared" : "",
+		r->thing != NULL ? " named" : "", r->noreserve ? " noreserve" : "",
+		r->parted ? " parted" : "", r->loose ? " loose" : "", r->inherit[page], page, n,
+		zeros, first, word_print(got[first], is, sizeof is),
+		word_print(want[first], should, sizeof should));
+	child_fail(line);
+}
+
 /*
  * A child has all that it inherits or, if the parent could not copy it, nothing.  The first page that it may read tells;
  * -1: there is none.
@@ -2285,7 +2312,7 @@ child_looks(const struct mill *m, size_t nth, bool something, bool alone)
 				child_fail("kernel_random: an inherited page is not there\n");
 			if (here && sig == 0 && is_known(r, page, alone) &&
 			    memcmp(page_buf, r->shadow + page * WORDS, PAGE) != 0)
-				child_fail("kernel_random: an inherited page has other content\n");
+				child_differs(m, r, page, page_buf);
 		}
 	}
 }
@@ -2307,15 +2334,18 @@ child_writes(struct worker *w, uint64_t seed, bool really)
 
 		if (r->va == NULL || atomic_load(&r->sick) || r->loose || is_pure(r) ||
 		    r->inherit[page] == UP_INHERIT_NONE ||
-		    (r->inherit[page] == UP_INHERIT_SHARE && !r->lent) ||
+		    (r->inherit[page] == UP_INHERIT_SHARE && (!r->lent || unreserved(r))) ||
 		    !allows(r, page, PROT_READ | PROT_WRITE) || writable_bytes(r, page, 1) < PAGE ||
 		    (!really && r->inherit[page] != UP_INHERIT_SHARE))
 			continue;
 		v = word_of(salt, w->id, (unsigned)k, (r->shared ? r->first : 0) + page, word);
 		r->shadow[page * WORDS + word] = v;
-		if (really && guarded_copy(r->va + page * PAGE + word * 8, &v, 8, PLAIN) != 0 &&
-		    !unreserved(r))
+		if (!really || guarded_copy(r->va + page * PAGE + word * 8, &v, 8, PLAIN) == 0)
+			continue;
+		if (!unreserved(r))
 			child_fail("kernel_random: an inherited page can not be written to\n");
+		/* There was no room for a copy: here the page is SIGBUS, and a child of ours sees it as it was before. */
+		atomic_store(&r->sick, true);
 	}
 	w->random = random;
 }
