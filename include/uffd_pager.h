@@ -433,7 +433,9 @@ UP_API int up_object_remove(struct up_runtime *rt, const char *name);
 
 /*
  * A regular file from `offset` (a multiple of the page size) on, `size` bytes; 0: to its end.  Pages beyond the end of the file
- * are SIGBUS.  Transfers go through the kernel's page cache.  `fd` is duplicated.  If it is not open for writing, UP_SHARED with
+ * are SIGBUS.  Transfers go through the kernel's page cache.  The file is opened once more through `fd`, so that its flags (O_APPEND,
+ * O_DIRECT) are the caller's own business; where that is not allowed, it is duplicated, and may have neither of them (-EACCES; set later,
+ * O_APPEND is an error of write-back).  If it is not open for writing, UP_SHARED with
  * PROT_WRITE is -EACCES.  `flags`: 0.  -EBADF, and other errors of fstat().
  */
 UP_API int up_object_create_file(struct up_runtime *rt, int fd, uint64_t offset, uint64_t size,

@@ -209,7 +209,9 @@ up_object_create_file(struct up_runtime *rt, int fd, uint64_t offset, uint64_t s
 	r = vnode_file(fd, offset, size, &readonly, &src);
 	if (r < 0) {
 		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_create_file: descriptor %d: %s%s", fd,
-			 r == -EINVAL ? "not a regular file open for reading, or empty: " : "",
+			 r == -EINVAL	? "not a regular file open for reading, or empty: "
+			 : r == -EACCES ? "O_APPEND or O_DIRECT, and it can not be reopened: "
+					: "",
 			 strerrorname_np(-r));
 		return r;
 	}

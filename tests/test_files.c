@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/fsuid.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -185,6 +186,80 @@ Test(files, what_is_written_to_a_shared_mapping_is_in_the_file)
 	p = map(obj, 8 * MiB, UP_SHARED, PROT_READ);
 	for (size_t i = 0; i < n; i++)
 		check(p, i, i % 2 ? 200000 + i : 100000 + i);
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+/* Where a page goes is not for the descriptor's flags to say, whenever they were set. */
+static void
+appended(int flags_before, int flags_later)
+{
+	const size_t n = 900;
+	const int fd = file_of(n * PAGE);
+	struct up_object *obj;
+	struct stat st;
+	uint64_t *p;
+
+	start(2 * MiB);
+	cr_assert(zero(int, fcntl(fd, F_SETFL, flags_before)));
+	obj = object_of(fd, 0, 0);
+	cr_assert(zero(int, fcntl(fd, F_SETFL, flags_later)));
+	p = map(obj, n * PAGE, UP_SHARED, RW);
+	for (size_t i = 0; i < n; i++)
+		page_of(i + 5000, p + i * PAGE / 8);
+	for (size_t i = 0; i < n; i++)
+		check(p, i, i + 5000);
+	cr_assert(zero(int, up_sync(rt, p, n * PAGE, UP_SYNC_WAIT)), "%s", logged);
+	cr_assert(zero(int, fcntl(fd, F_SETFL, 0)));
+	for (size_t i = 0; i < n; i++)
+		check_file(fd, i, i + 5000);
+	cr_assert(zero(int, fstat(fd, &st)));
+	cr_assert(eq(sz, (size_t)st.st_size, n * PAGE));
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+Test(files, a_descriptor_that_appends_is_written_where_pages_belong)
+{
+	appended(O_APPEND, O_APPEND);
+	appended(0, O_APPEND);
+	appended(O_DIRECT, 0);
+}
+
+/* A file that this thread may not open, but has. */
+Test(files, a_descriptor_that_can_not_be_reopened_is_refused_or_watched)
+{
+	const size_t n = 20;
+	const int fd = file_of(n * PAGE);
+	struct up_object *obj;
+	uint64_t *p;
+	int r;
+
+	start(2 * MiB);
+	cr_assert(zero(int, fchmod(fd, 0)));
+	cr_assert(zero(int, fcntl(fd, F_SETFL, O_APPEND)));
+	setfsuid(65534);
+	r = up_object_create_file(rt, fd, 0, 0, 0, &obj);
+	setfsuid(0);
+	if (r == 0)
+		cr_skip_test("this user may open anything");
+	cr_assert(eq(int, r, -EACCES));
+	cr_assert(strstr(logged, "can not be reopened") != NULL, "%s", logged);
+
+	cr_assert(zero(int, fcntl(fd, F_SETFL, 0)));
+	setfsuid(65534);
+	obj = object_of(fd, 0, 0);
+	setfsuid(0);
+	p = map(obj, n * PAGE, UP_SHARED, RW);
+	page_of(77, p + 3 * PAGE / 8);
+	cr_assert(zero(int, fcntl(fd, F_SETFL, O_APPEND)));
+	cr_assert(eq(int, up_sync(rt, p, n * PAGE, UP_SYNC_WAIT), -EBADF), "%s", logged);
+	cr_assert(zero(int, fcntl(fd, F_SETFL, 0)));
+	cr_assert(zero(int, up_sync(rt, p, n * PAGE, UP_SYNC_WAIT)), "%s", logged);
+	check_file(fd, 3, 77);
+	check_file(fd, 19, 19);
 	up_object_unref(obj);
 	up_runtime_destroy(rt);
 	close(fd);

@@ -19,7 +19,8 @@
 
 struct vnode {
 	struct source src;
-	int fd;		 /* (c) ours */
+	int fd;	       /* (c) ours */
+	bool borrowed; /* (c) but the description is the program's, with flags that it may change */
 	uint64_t offset; /* (c) of page 0, bytes */
 	bool device;	 /* (c) */
 };
@@ -39,6 +40,9 @@ inside(const struct vnode *v, uint64_t offset, size_t len, size_t *in)
 	*in = len;
 	if (v->device)
 		return 0;
+	/* With O_APPEND all of it would go to the end of the file. */
+	if (v->borrowed && (fcntl(v->fd, F_GETFL) & O_APPEND))
+		return -EBADF;
 	if (fstat(v->fd, &st) < 0)
 		return -errno;
 	if (offset >= (uint64_t)st.st_size)
@@ -160,7 +164,7 @@ static const struct source_ops device_ops = {
 	.destroy = vnode_destroy,
 };
 
-/* A descriptor of our own for the same file: O_DIRECT is a property of the description, and the caller's stays as it is. */
+/* A description of our own for the same file: flags are its property, and the caller's stay as they are. */
 static int
 reopen(int fd, int flags)
 {
@@ -178,6 +182,7 @@ vnode_file(int fd, uint64_t offset, uint64_t size, bool *readonly, struct source
 	const int flags = fcntl(fd, F_GETFL);
 	struct vnode *v;
 	struct stat st;
+	int r;
 
 	if (flags < 0 || fstat(fd, &st) < 0)
 		return -errno;
@@ -191,10 +196,19 @@ vnode_file(int fd, uint64_t offset, uint64_t size, bool *readonly, struct source
 	v = calloc(1, sizeof *v);
 	if (v == NULL)
 		return -ENOMEM;
-	v->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	/* Whatever flags the caller's has (O_APPEND, O_DIRECT), or will have. */
+	v->fd = reopen(fd, flags & O_ACCMODE);
 	if (v->fd < 0) {
+		/* It was opened by somebody who may, or there is no /proc. */
+		v->borrowed = true;
+		v->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	}
+	if (v->fd < 0 || (v->borrowed && (flags & (O_APPEND | O_DIRECT)) != 0)) {
+		r = v->fd < 0 ? -EMFILE : -EACCES;
+		if (v->fd >= 0)
+			close(v->fd);
 		free(v);
-		return -EMFILE;
+		return r;
 	}
 	v->src.ops = &file_ops;
 	v->src.bytes = size;
