@@ -230,6 +230,21 @@ unwire_pages(struct pager *p, uintptr_t start, uintptr_t end)
 	}
 }
 
+static void
+set_wired(struct map_entry *e, void *unused)
+{
+	(void)unused;
+	e->wired++;
+}
+
+/* *less: pages that are not wired any more. */
+static void
+set_unwired(struct map_entry *e, void *less)
+{
+	if (--e->wired == 0)
+		*(uint64_t *)less += (e->end - e->start) >> PAGE_SHIFT;
+}
+
 /* => map.change is held, so nobody unmaps, protects or discards while the pages come. */
 static int
 wire(struct up_runtime *rt, uintptr_t start, uintptr_t end)
@@ -261,12 +276,8 @@ wire(struct up_runtime *rt, uintptr_t start, uintptr_t end)
 		wired_give(p, more);
 		goto free_spare;
 	}
-	pthread_rwlock_wrlock(&p->map.lock);
-	map_clip(&p->map, start, end, spare);
-	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
-	     e = e->next)
-		e->wired++;
-	pthread_rwlock_unlock(&p->map.lock);
+	entries_set(p, start, end, spare, set_wired, NULL);
+	return 0;
 free_spare:
 	spare_free(p, spare);
 	return r;
@@ -339,16 +350,9 @@ up_unwire(struct up_runtime *rt, void *addr, size_t length)
 	r = spare_alloc(p, start, end, spare);
 	if (r < 0)
 		goto unlock;
-	pthread_rwlock_wrlock(&p->map.lock);
-	map_clip(&p->map, start, end, spare);
-	for (e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next) {
-		if (--e->wired == 0)
-			less += (e->end - e->start) >> PAGE_SHIFT;
-	}
-	pthread_rwlock_unlock(&p->map.lock);
+	entries_set(p, start, end, spare, set_unwired, &less);
 	unwire_pages(p, start, end);
 	wired_give(p, less);
-	spare_free(p, spare);
 unlock:
 	change_end(p, &old);
 	return r;

@@ -1132,6 +1132,26 @@ spare_free(struct pager *p, struct map_entry *spare[2])
 }
 
 void
+entries_set(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2],
+	    void (*set)(struct map_entry *e, void *to), void *to)
+{
+	struct map_entry *gone, *e;
+
+	pthread_rwlock_wrlock(&p->map.lock);
+	map_clip(&p->map, start, end, spare);
+	for (e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
+		set(e, to);
+	gone = map_join(&p->map, start, end);
+	pthread_rwlock_unlock(&p->map.lock);
+	spare_free(p, spare);
+	while ((e = gone) != NULL) {
+		gone = e->next;
+		object_unref(e->object); /* never the last: what it was joined with has one */
+		entry_free(p, e);
+	}
+}
+
+void
 entry_unmap(struct pager *p, const struct map_entry *e)
 {
 	const int r = p->pmap->ops->unmap(p->pmap, e->start, e->end - e->start, e->shard);
@@ -1352,6 +1372,12 @@ stage_all(struct pager *p, uintptr_t start, uintptr_t end)
 	}
 }
 
+static void
+set_prot(struct map_entry *e, void *to)
+{
+	e->prot = *(int *)to;
+}
+
 int
 up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 {
@@ -1393,17 +1419,19 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 					      MIN(end, e->end) - MAX(start, e->start), e->prot);
 		goto free_spare;
 	}
-	pthread_rwlock_wrlock(&p->map.lock);
-	map_clip(&p->map, start, end, spare);
-	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
-	     e = e->next)
-		e->prot = prot;
-	pthread_rwlock_unlock(&p->map.lock);
+	entries_set(p, start, end, spare, set_prot, &prot);
+	goto unlock;
 free_spare:
 	spare_free(p, spare);
 unlock:
 	change_end(p, &old);
 	return r;
+}
+
+static void
+set_advice(struct map_entry *e, void *to)
+{
+	e->advice = *(enum up_advice *)to;
 }
 
 /* Advice that stays with the mapping.  => map.change is held. */
@@ -1414,16 +1442,9 @@ advise_entries(struct pager *p, uintptr_t start, uintptr_t end, enum up_advice a
 	int r;
 
 	r = spare_alloc(p, start, end, spare);
-	if (r < 0)
-		return r;
-	pthread_rwlock_wrlock(&p->map.lock);
-	map_clip(&p->map, start, end, spare);
-	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
-	     e = e->next)
-		e->advice = advice;
-	pthread_rwlock_unlock(&p->map.lock);
-	spare_free(p, spare);
-	return 0;
+	if (r == 0)
+		entries_set(p, start, end, spare, set_advice, &advice);
+	return r;
 }
 
 int

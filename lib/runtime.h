@@ -135,6 +135,13 @@ bool object_unreached(struct pager *p, const struct object *o, uint64_t *at, uin
  */
 int object_pool(struct up_runtime *rt, const char *call, struct object *o);
 
+/*
+ * set() every entry of a range, clipped; then entries that are like their neighbours again are one with them.
+ * => map.change is held; of spare_alloc(), which is used up: spare_free() is done.
+ */
+void entries_set(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2],
+		 void (*set)(struct map_entry *e, void *to), void *to);
+
 /* Unmap an entry that is in no map any more, and free it.  => map.change is held */
 void entry_destroy(struct pager *p, struct map_entry *e);
 /* An entry of a pool that was wired is not any more: neither are its pages, unless another holds them.  => map.change */

@@ -47,6 +47,12 @@ check_inherit(struct up_runtime *rt, const struct map_entry *e, enum up_inherit 
 	return -ENOTSUP;
 }
 
+static void
+set_inherit(struct map_entry *e, void *to)
+{
+	e->inherit = *(enum up_inherit *)to;
+}
+
 int
 up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inherit)
 {
@@ -73,14 +79,8 @@ up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inh
 		r = check_inherit(rt, e, inherit);
 	if (r == 0)
 		r = spare_alloc(p, start, end, spare);
-	if (r == 0) {
-		pthread_rwlock_wrlock(&p->map.lock);
-		map_clip(&p->map, start, end, spare);
-		for (e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
-			e->inherit = inherit;
-		pthread_rwlock_unlock(&p->map.lock);
-		spare_free(p, spare);
-	}
+	if (r == 0)
+		entries_set(p, start, end, spare, set_inherit, &inherit);
 	change_end(p, &old);
 	return r;
 }

@@ -550,6 +550,42 @@ child_wire(void)
 	return up_unwire(rt, shared_region, PAGE) == -ECHILD ? 0 : 2;
 }
 
+/* As around I/O into page after page of a region. */
+Test(calls, what_was_wired_protected_and_advised_for_a_while_is_one_mapping_again)
+{
+	enum { N = 3000 };
+	uint64_t metadata = 0;
+	void *q;
+	char *p;
+
+	start(2 * MiB);
+	p = map((N + 1) * PAGE, 0);
+	cr_assert(up_unmap(rt, p + N * PAGE, PAGE) == 0);
+	fill(p, 10);
+	for (unsigned i = 0; i < N; i++) {
+		char *at = p + (i * 1663 % N) * PAGE;
+
+		cr_assert(up_wire(rt, at, PAGE) == 0, "%s", logged);
+		cr_assert(up_unwire(rt, at, PAGE) == 0, "%s", logged);
+		cr_assert(up_protect(rt, at, PAGE, PROT_READ) == 0, "%s", logged);
+		cr_assert(up_advise(rt, at, PAGE, UP_ADVICE_RANDOM) == 0, "%s", logged);
+		cr_assert(stats().entries <= 3);
+		cr_assert(up_protect(rt, at, PAGE, RW) == 0, "%s", logged);
+		cr_assert(up_advise(rt, at, PAGE, UP_ADVICE_NORMAL) == 0, "%s", logged);
+		cr_assert(stats().entries == 1);
+		if (i == N / 2)
+			metadata = stats().metadata;
+	}
+	cr_assert(stats().metadata <= metadata + MiB / 16);
+	/* Two mappings stay two. */
+	cr_assert(up_map(rt, p + N * PAGE, PAGE, RW, UP_PRIVATE | UP_FIXED, NULL, 0, &q) == 0, "%s",
+		  logged);
+	cr_assert(up_wire(rt, q, PAGE) == 0 && up_unwire(rt, q, PAGE) == 0, "%s", logged);
+	cr_assert(stats().entries == 2);
+	check_fill(p, 10);
+	up_runtime_destroy(rt);
+}
+
 Test(calls, wire_and_unwire_say_what_is_wrong)
 {
 	char *p;

@@ -569,6 +569,70 @@ Test(map, an_extended_entry_is_found_as_far_as_it_reaches, .init = rig_up, .fini
 	cr_assert(eq(u64, map.pages, 18));
 }
 
+/* Join with what is given back dropped; returns how many. */
+static unsigned
+join(size_t start, size_t end)
+{
+	struct map_entry *gone = map_join(&map, addr(start), addr(end)), *e;
+	unsigned n = 0;
+
+	for (; (e = gone) != NULL; n++) {
+		gone = e->next;
+		drop_entry(e);
+	}
+	rig_check();
+	return n;
+}
+
+Test(map, halves_that_are_alike_again_are_joined, .init = rig_up, .fini = rig_down)
+{
+	struct map_entry *low = add(10, 30, &obj_a, 5), *e;
+
+	clip(20, 25);
+	cr_assert(eq(str, map_text(), "10-20 a+5, 20-25 a+15, 25-40 a+20"));
+	cr_assert(eq(uint, join(20, 25), 2));
+	cr_assert(eq(str, map_text(), "10-40 a+5"));
+	cr_assert(eq(ptr, map.first, low), "the lower half stays");
+
+	/* What says that a page is poisoned stays said. */
+	clip(20, 25);
+	e = map_lookup(&map, addr(22));
+	atomic_store(&e->unrecorded, true);
+	e->prot = PROT_READ;
+	cr_assert(eq(uint, join(20, 25), 0));
+	e->prot = low->prot;
+	cr_assert(eq(uint, join(20, 25), 2));
+	cr_assert(atomic_load(&low->unrecorded));
+
+	/* Only what the range, or its edges, touch. */
+	clip(15, 20);
+	clip(30, 35);
+	cr_assert(eq(uint, join(15, 20), 2));
+	cr_assert(eq(str, map_text(), "10-30 a+5, 30-35 a+25, 35-40 a+30"));
+}
+
+Test(map, what_is_not_alike_is_not_joined, .init = rig_up, .fini = rig_down)
+{
+	struct map_entry *e[7];
+
+	/* Other objects, a gap, a gap in the object; then each of what an entry is. */
+	add(10, 5, &obj_a, 0);
+	add(15, 5, &obj_b, 5);
+	add(20, 5, &obj_b, 11);
+	add(26, 5, &obj_b, 16);
+	for (size_t i = 0; i < ARRAY_SIZE(e); i++)
+		e[i] = add(40 + i, 1, &obj_c, i);
+	e[0]->prot = PROT_READ;
+	e[1]->advice = UP_ADVICE_RANDOM;
+	e[2]->inherit = UP_INHERIT_COPY;
+	e[3]->flags = UP_SHARED;
+	e[4]->wired = 1;
+	e[5]->shard = 1;
+	e[6]->serial = 7;
+	cr_assert(eq(uint, join(0, 100), 0));
+	cr_assert(eq(sz, map.n, 11));
+}
+
 Test(map, an_entry_without_an_object_is_clipped_too, .init = rig_up, .fini = rig_down)
 {
 	add(0, 3, NULL, 0);

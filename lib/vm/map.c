@@ -375,6 +375,39 @@ map_clip(struct map *m, uintptr_t start, uintptr_t end, struct map_entry *spare[
 	clip_at(m, end, &spare[1]);
 }
 
+/* True if the upper neighbour of `e` could be a part of it. */
+static bool
+alike(const struct map_entry *e, const struct map_entry *upper)
+{
+	return e->end == upper->start && e->object == upper->object &&
+	       e->offset + entry_pages(e) == upper->offset && e->prot == upper->prot &&
+	       e->advice == upper->advice && e->inherit == upper->inherit &&
+	       e->flags == upper->flags && e->wired == upper->wired && e->shard == upper->shard &&
+	       e->serial == upper->serial && e->gone == upper->gone;
+}
+
+struct map_entry *
+map_join(struct map *m, uintptr_t start, uintptr_t end)
+{
+	struct map_entry *e = map_first_from(m, start - 1), *gone = NULL;
+
+	while (e != NULL && e->next != NULL && e->next->start <= end) {
+		struct map_entry *upper = e->next;
+
+		if (!alike(e, upper)) {
+			e = upper;
+			continue;
+		}
+		map_remove(m, upper);
+		if (atomic_load(&upper->unrecorded))
+			atomic_store(&e->unrecorded, true);
+		map_extend(m, e, upper->end);
+		upper->next = gone;
+		gone = upper;
+	}
+	return gone;
+}
+
 /* ---- the checker ---- */
 
 #ifndef NDEBUG

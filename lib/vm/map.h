@@ -4,8 +4,8 @@
  *
  * Entries are disjoint, ordered by address, in a balanced tree (lookup O(log n)) that is
  * threaded with next/prev.  An operation on a sub-range first clips: the entries at its
- * edges are split, each half keeping its own object offset and a reference to the object.
- * Neighbours are never merged.
+ * edges are split, each half keeping its own object offset and a reference to the object.  What one
+ * up_map() made is one entry again once the halves are alike; what two of them made never is.
  *
  * Locks: map->lock (read: look up; write: change) is taken by the caller.  Service threads take it
  * for reading and never wait for anything inside; whoever has it for writing makes no system
@@ -104,6 +104,13 @@ void map_extend(struct map *m, struct map_entry *e, uintptr_t end);
  * Write-locked; cannot fail.
  */
 void map_clip(struct map *m, uintptr_t start, uintptr_t end, struct map_entry *spare[2]);
+
+/*
+ * Put the halves of splits in [start, end), and at its edges, together again that are alike by now.  Returns the entries that are in no
+ * map any more, linked by next: theirs and their objects' references, none of which is the last, are the caller's to drop.
+ * Write-locked.
+ */
+struct map_entry *map_join(struct map *m, uintptr_t start, uintptr_t end);
 
 /* Assert order, disjointness, tree balance and heights, thread links, n and pages.  Read-locked. */
 void map_check(struct map *m);
