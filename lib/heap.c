@@ -873,13 +873,14 @@ up_heap_stats_get(struct up_heap *h, struct up_heap_stats *st, size_t size)
 static struct up_heap *
 heap_alloc(struct up_runtime *rt, size_t npages, uint64_t promised)
 {
+	struct arena *arena = &rt->heaps.arena;
 	struct pager *p = &rt->p;
 	struct wired_array mem;
 	struct up_heap *h;
 
 	if (!resv_try(&p->resv_meta, META_PER_HEAP + promised))
 		return NULL;
-	if (wired_array_init(&mem, &p->arena, sizeof *h, 1) < 0)
+	if (wired_array_init(&mem, arena, sizeof *h, 1) < 0)
 		goto give;
 	for (unsigned tries = 0; wired_array_grow(&mem, 1) < 0; tries++)
 		if (tries == 3 || runtime_reclaim(p, META_PER_HEAP) < 0)
@@ -888,9 +889,9 @@ heap_alloc(struct up_runtime *rt, size_t npages, uint64_t promised)
 	h->mem = mem;
 	h->npages = npages;
 	h->promised = promised;
-	if (fitmap_init(&h->pages, &p->arena, npages) < 0)
+	if (fitmap_init(&h->pages, arena, npages) < 0)
 		goto fini_mem;
-	if (wired_array_init(&h->words, &p->arena, sizeof(uint64_t), npages) < 0)
+	if (wired_array_init(&h->words, arena, sizeof(uint64_t), npages) < 0)
 		goto fini_pages;
 	pthread_mutex_init(&h->lock, NULL);
 	pthread_cond_init(&h->given, NULL);
@@ -1035,12 +1036,17 @@ up_heap_destroy(struct up_heap *h)
 	signals_release(&old);
 }
 
-void
-heaps_init(struct heaps *hs, struct arena *arena)
+int
+heaps_init(struct heaps *hs, struct arena *arena, size_t max)
 {
+	const int r = arena_sub_init(&hs->arena, arena, max);
+
+	if (r < 0)
+		return r;
 	hs->first = NULL;
 	pthread_mutex_init(&hs->lock, NULL);
-	zone_init(&hs->spans, arena, "span", sizeof(struct span), NULL, NULL);
+	zone_init(&hs->spans, &hs->arena, "span", sizeof(struct span), NULL, NULL);
+	return 0;
 }
 
 void
@@ -1056,6 +1062,7 @@ heaps_fini(struct heaps *hs, struct pager *p)
 		heap_free(h, hs, p);
 	}
 	zone_fini(&hs->spans);
+	arena_fini(&hs->arena);
 	pthread_mutex_destroy(&hs->lock);
 }
 

@@ -67,12 +67,15 @@ struct up_heap {
 struct heaps {
 	pthread_mutex_t lock;
 	struct up_heap *first; /* (lock) */
+	struct arena
+		arena; /* of all their metadata: a program with many small blocks leaves room for faults */
 	struct zone spans;
 };
 
 struct pager;
 
-void heaps_init(struct heaps *hs, struct arena *arena);
+/* Their metadata comes out of `arena`, at most `max` bytes.  0 or -ENOMEM. */
+int heaps_init(struct heaps *hs, struct arena *arena, size_t max);
 /* Free what the heaps that are left take of the metadata; their regions are somebody else's to unmap. */
 void heaps_fini(struct heaps *hs, struct pager *p);
 

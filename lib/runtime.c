@@ -393,7 +393,9 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	r = arena_init(&p->arena, b->memory, p, &p->budget, rt->memory_limit);
 	if (r < 0)
 		goto free_pmap;
-	heaps_init(&rt->heaps, &p->arena);
+	r = heaps_init(&rt->heaps, &p->arena, rt->memory_limit / 2);
+	if (r < 0)
+		goto fini_arena;
 	zone_init(&p->space_zone, &p->arena, "space", sizeof(struct space), NULL, NULL);
 	zone_init(&p->place_zone, &p->arena, "place", MAX(p->pmap->place_size, 16), NULL, NULL);
 	p->pmap->places = &p->place_zone;
@@ -449,6 +451,7 @@ fini_heaps:
 	zone_fini(&p->place_zone);
 	zone_fini(&p->space_zone);
 	heaps_fini(&rt->heaps, p);
+fini_arena:
 	arena_fini(&p->arena);
 free_pmap:
 	p->pmap->ops->destroy(p->pmap);

@@ -492,6 +492,59 @@ reclaim(void *ctx, size_t bytes)
 	return 0;
 }
 
+Test(zone, a_sub_arena_has_no_more_than_its_limit_and_its_parent_counts_it)
+{
+	struct arena sub, subsub;
+	struct zone z, inner, other;
+	struct wired_array w;
+	void *item[8];
+	unsigned n = 0;
+
+	heap_arena_init(&heap, 64 << 20, 32 << 20);
+	cr_assert(eq(int, arena_sub_init(&sub, &heap.arena, 3 * SLAB_SIZE), 0));
+	cr_assert(eq(int, arena_sub_init(&subsub, &sub, SLAB_SIZE + PAGE_SIZE), 0));
+	zone_init(&z, &sub, "sub", SLAB_SIZE / 4, NULL, NULL);
+	zone_init(&inner, &subsub, "inner", SLAB_SIZE / 4, NULL, NULL);
+	zone_init(&other, &heap.arena, "other", 64, NULL, NULL);
+
+	/* Three items a slab; a page is the sub-arena's own bitmap, so it has two slabs of the three. */
+	while ((item[n] = zone_alloc(&z, ZONE_WAIT)) != NULL)
+		n++;
+	cr_assert(eq(uint, n, 6));
+	cr_assert(eq(sz, arena_bytes(&sub), 2 * SLAB_SIZE + PAGE_SIZE));
+	cr_assert(eq(sz, arena_bytes(&heap.arena), arena_bytes(&sub)));
+	cr_assert(eq(sz, atomic_load(&heap.budget.used), arena_bytes(&sub)));
+	/* The parent, and who is beside it, have room. */
+	item[6] = zone_alloc(&other, ZONE_NOWAIT);
+	cr_assert(ne(ptr, item[6], NULL));
+	cr_assert(eq(int, wired_array_init(&w, &sub, 1, 8 * PAGE_SIZE), 0));
+	cr_assert(eq(int, wired_array_grow(&w, 8 * PAGE_SIZE), -ENOMEM));
+	cr_assert(eq(int, wired_array_grow(&w, 7 * PAGE_SIZE), 0));
+
+	/* A sub-arena's sub-arena has what both allow. */
+	cr_assert(eq(ptr, zone_alloc(&inner, ZONE_NOWAIT), NULL));
+	cr_assert(eq(sz, arena_bytes(&subsub), 0));
+	wired_array_fini(&w);
+	for (unsigned i = 3; i < 6; i++)
+		zone_free(&z, item[i]);
+	zone_trim(&z);
+	item[3] = zone_alloc(&inner, ZONE_NOWAIT);
+	cr_assert(ne(ptr, item[3], NULL));
+	cr_assert(eq(sz, arena_bytes(&subsub), SLAB_SIZE + PAGE_SIZE));
+	cr_assert(eq(sz, arena_bytes(&sub), 2 * SLAB_SIZE + 2 * PAGE_SIZE));
+	zone_free(&inner, item[3]);
+	zone_free(&other, item[6]);
+	for (unsigned i = 0; i < 3; i++)
+		zone_free(&z, item[i]);
+	zone_fini(&inner);
+	zone_fini(&z);
+	zone_fini(&other);
+	arena_fini(&subsub);
+	arena_fini(&sub);
+	cr_assert(eq(sz, arena_bytes(&heap.arena), 0));
+	heap_arena_fini(&heap);
+}
+
 Test(zone, a_waiting_allocation_reclaims_and_tries_again)
 {
 	struct reclaimer r = { .ballast = SLAB_SIZE + PAGE_SIZE, .vain = 3 };

@@ -112,22 +112,43 @@ budget_uncharge(struct budget *b, size_t bytes)
 	(void)used;
 }
 
-static bool
-arena_charge(struct arena *a, size_t bytes)
-{
-	if (!budget_charge(a->budget, bytes))
-		return false;
-	atomic_fetch_add_explicit(&a->committed, bytes, memory_order_relaxed);
-	return true;
-}
-
 static void
-arena_uncharge(struct arena *a, size_t bytes)
+arena_uncount(struct arena *a, size_t bytes)
 {
 	const size_t was = atomic_fetch_sub_explicit(&a->committed, bytes, memory_order_relaxed);
 
 	assert(was >= bytes);
 	(void)was;
+}
+
+/* 0; -EAGAIN: no room in the budget; -ENOMEM: a sub-arena has all that it may. */
+static int
+arena_charge(struct arena *a, size_t bytes)
+{
+	size_t used = atomic_load_explicit(&a->committed, memory_order_relaxed);
+	int r;
+
+	if (a->parent == NULL) {
+		if (!budget_charge(a->budget, bytes))
+			return -EAGAIN;
+		atomic_fetch_add_explicit(&a->committed, bytes, memory_order_relaxed);
+		return 0;
+	}
+	do {
+		if (bytes > a->limit - used)
+			return -ENOMEM;
+	} while (!atomic_compare_exchange_weak(&a->committed, &used, used + bytes));
+	r = arena_charge(a->parent, bytes);
+	if (r < 0)
+		arena_uncount(a, bytes);
+	return r;
+}
+
+static void
+arena_uncharge(struct arena *a, size_t bytes)
+{
+	for (struct arena *of = a; of != NULL; of = of->parent)
+		arena_uncount(of, bytes);
 	budget_uncharge(a->budget, bytes);
 }
 
@@ -138,8 +159,8 @@ arena_uncharge(struct arena *a, size_t bytes)
 /*
  * array_grow: wired_array_grow() that tells one shortage from the other.
  *
- * => 0.  Nothing has changed if -EAGAIN: no room in the budget; -ENOMEM: past `max`, or the
- *    system has no memory.
+ * => 0.  Nothing has changed if -EAGAIN: no room in the budget; -ENOMEM: past `max`, a sub-arena
+ *    has all that it may, or the system has no memory.
  */
 static int
 array_grow(struct wired_array *w, size_t n)
@@ -153,8 +174,9 @@ array_grow(struct wired_array *w, size_t n)
 	if (n > w->max)
 		return -ENOMEM;
 	end = round_up(n * w->item, PAGE_SIZE);
-	if (end > at && !arena_charge(a, end - at))
-		return -EAGAIN;
+	r = end > at ? arena_charge(a, end - at) : 0;
+	if (r < 0)
+		return r;
 	for (; at < end; at += step) {
 		step = MIN(end - at, SLAB_SIZE);
 		r = a->ops->commit(a->ctx, (char *)w->base + at, step);
@@ -261,6 +283,16 @@ release:
 	return r;
 }
 
+int
+arena_sub_init(struct arena *a, struct arena *parent, size_t limit)
+{
+	const int r = arena_init(a, parent->ops, parent->ctx, parent->budget, limit);
+
+	a->parent = parent;
+	a->limit = limit;
+	return r;
+}
+
 void
 arena_fini(struct arena *a)
 {
@@ -345,8 +377,8 @@ slab_item(const struct slab *s, unsigned i)
  * slab_create: a slab without items, on no list.
  *
  * => No lock is held: committing may take as long as a system call takes.
- * => 0; nothing has changed if -EAGAIN: no room in the budget; -ENOMEM: no addresses, or the
- *    system has no memory.
+ * => 0; nothing has changed if -EAGAIN: no room in the budget; -ENOMEM: no addresses, a sub-arena
+ *    has all that it may, or the system has no memory.
  */
 static int
 slab_create(struct zone *z, struct slab **slab)
@@ -357,8 +389,9 @@ slab_create(struct zone *z, struct slab **slab)
 	int r;
 
 	/* Charged before the address is taken: slab_destroy() gives back the other way round. */
-	if (!arena_charge(a, SLAB_SIZE))
-		return -EAGAIN;
+	r = arena_charge(a, SLAB_SIZE);
+	if (r < 0)
+		return r;
 	r = arena_take(a, &addr);
 	if (r < 0)
 		goto uncharge;

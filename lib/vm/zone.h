@@ -4,6 +4,7 @@
  *
  *	budget   one number per runtime: bytes in use, of frames and of metadata alike
  *	arena    reserved address space, committed (and wired) slab by slab
+ *	sub-arena  an arena with a limit of its own within another's: what some part of the library may take at most
  *	zone     items of one type, out of slabs of one arena
  *	wired_array  a table indexed by number that grows in place
  *
@@ -73,6 +74,8 @@ struct arena {
 	const struct arena_ops *ops; /* (c) */
 	void *ctx;		     /* (c) */
 	struct budget *budget;	     /* (c) */
+	struct arena *parent;	     /* (c) NULL: it is no sub-arena */
+	size_t limit;		     /* (c) of a sub-arena: bytes */
 	pthread_mutex_t lock;
 	char *base;		 /* (c) slabs [0, nslabs) from here */
 	size_t nslabs;		 /* (c) reserved */
@@ -80,12 +83,18 @@ struct arena {
 	struct wired_array free; /* (lock) uint64_t, bit set = slab is free */
 	size_t nfree;		 /* (lock) set bits */
 	size_t hint;		 /* (lock) no bit is set in words before this one */
-	atomic_size_t committed; /* (a) bytes charged: slabs, wired arrays, `free` */
+	atomic_size_t
+		committed; /* (a) bytes charged: slabs, wired arrays, `free`; those of sub-arenas too */
 };
 
 /* Reserve room for `max` bytes of slabs.  0 or -ENOMEM. */
 int arena_init(struct arena *a, const struct arena_ops *ops, void *ctx, struct budget *b,
 	       size_t max);
+/*
+ * The same out of `parent`, at most `limit` bytes of it.  Allocations beyond that fail at once: nothing can be reclaimed for them.
+ * It goes before its parent does.
+ */
+int arena_sub_init(struct arena *a, struct arena *parent, size_t limit);
 /* Asserts that everything was given back. */
 void arena_fini(struct arena *a);
 /* Bytes charged at present. */
