@@ -564,7 +564,7 @@ UP_API int up_clone(struct up_runtime *rt, void *addr, size_t length, void **cop
 /*
  * Make an object that stays what `obj` is now, whoever writes to `obj` afterwards; see up_clone() for what it costs.  It can be
  * mapped UP_SHARED for reading, or UP_PRIVATE.  Success: *snapshot holds one reference, yours.
- * -EINVAL, -ENOMEM, -ENOSPC, -EBUSY as up_clone().
+ * -EINVAL, -ENOMEM, -ENOSPC, -EBUSY as up_clone().  -ENOTSUP: a named object; others may write to its source.
  */
 UP_API int up_object_snapshot(struct up_runtime *rt, struct up_object *obj,
 			      struct up_object **snapshot);

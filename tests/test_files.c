@@ -27,6 +27,7 @@
 TestSuite(files, .timeout = 60);
 
 static struct up_runtime *rt;
+static uint64_t without; /* UP_MASK_* for start() */
 static char logged[8192];
 static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -47,6 +48,7 @@ start(size_t memory)
 {
 	const struct up_config cfg = { .memory_limit = memory,
 				       .service_threads = 2,
+				       .feature_mask = without,
 				       .log = collect };
 	const int r = up_runtime_create(&rt, &cfg);
 
@@ -162,7 +164,8 @@ Test(files, a_file_four_times_the_budget_is_read_and_never_written)
 	close(fd);
 }
 
-Test(files, what_is_written_to_a_shared_mapping_is_in_the_file)
+static void
+written_shared(void)
 {
 	const size_t n = 8 * MiB / PAGE;
 	const int fd = file_of(8 * MiB);
@@ -189,6 +192,11 @@ Test(files, what_is_written_to_a_shared_mapping_is_in_the_file)
 	up_object_unref(obj);
 	up_runtime_destroy(rt);
 	close(fd);
+}
+
+Test(files, what_is_written_to_a_shared_mapping_is_in_the_file)
+{
+	written_shared();
 }
 
 /* Where a page goes is not for the descriptor's flags to say, whenever they were set. */
@@ -279,7 +287,8 @@ Test(files, destroying_the_runtime_writes_back)
 	close(fd);
 }
 
-Test(files, a_private_mapping_leaves_the_file_alone)
+static void
+written_private(void)
 {
 	const size_t n = 4 * MiB / PAGE;
 	const int fd = file_of(4 * MiB);
@@ -306,6 +315,23 @@ Test(files, a_private_mapping_leaves_the_file_alone)
 	for (size_t i = 0; i < n; i++)
 		check_file(fd, i, i);
 	close(fd);
+}
+
+Test(files, a_private_mapping_leaves_the_file_alone)
+{
+	written_private();
+}
+
+Test(files, files_on_kernels_that_can_do_less)
+{
+	static const uint64_t masks[] = { UP_MASK_MOVE, UP_MASK_POISON | UP_MASK_SHARED,
+					  UP_MASK_ALL & ~UP_MASK_KERNEL_FAULTS };
+
+	for (size_t i = 0; i < sizeof masks / sizeof masks[0]; i++) {
+		without = masks[i];
+		written_shared();
+		written_private();
+	}
 }
 
 Test(files, the_tail_is_zeros_and_beyond_the_end_is_SIGBUS)

@@ -53,12 +53,14 @@ collect(void *ctx, enum up_log_level level, const char *line)
 	pthread_mutex_unlock(&log_lock);
 }
 
+static uint64_t without; /* UP_MASK_* for start() */
+
 static void
 start(size_t limit)
 {
-	const struct up_config cfg = { .memory_limit = limit,
-				       .service_threads = 2,
-				       .log = collect };
+	const struct up_config cfg = {
+		.memory_limit = limit, .service_threads = 2, .feature_mask = without, .log = collect
+	};
 	const int r = up_runtime_create(&rt, &cfg);
 
 	if (r == -EPERM || r == -ENOSYS)
@@ -455,7 +457,8 @@ Test(heap, a_realloc_that_fails_leaves_the_block_alone)
 
 /* --- everything at once --- */
 
-Test(heap, random_calls_agree_with_the_oracle)
+static void
+random_calls(void)
 {
 	enum { N = 3000, TURNS = 30000 };
 	struct block *b = calloc(N, sizeof *b);
@@ -509,6 +512,19 @@ Test(heap, random_calls_agree_with_the_oracle)
 	free(b);
 	cr_assert(ne(ptr, up_malloc(heap, 12 * MiB), NULL), "all is free, and in one piece");
 	down();
+}
+
+Test(heap, random_calls_agree_with_the_oracle)
+{
+	random_calls();
+}
+
+Test(heap, random_calls_agree_on_kernels_that_can_do_less)
+{
+	without = UP_MASK_MOVE;
+	random_calls();
+	without = UP_MASK_ALL & ~UP_MASK_KERNEL_FAULTS;
+	random_calls();
 }
 
 /* --- running out --- */
