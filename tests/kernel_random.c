@@ -92,7 +92,8 @@ struct thing {
 	unsigned ranges; /* that map it shared, or show it where they were not written to */
 	bool mapped;	 /* shared, by one range at most */
 	bool fixed;	 /* nobody can write to it */
-	bool multi; /* mapped shared, it is so in two places, and can be shared with children */
+	bool multi;  /* mapped shared, it is so in two places, and can be shared with children */
+	bool parted; /* there was a copy of it: it may be in a chain */
 	/*
 	 * Every word of it says where it belongs, so that private mappings can be looked at that show what is written to
 	 * it, some time or other.
@@ -960,6 +961,7 @@ create_thing(struct worker *w, struct thing *t)
 	t->ranges = 0;
 	t->mapped = t->fixed = t->pure = t->noreserve = false;
 	t->multi = (w->m->features & UP_MASK_SHARED) && below(w, 2);
+	t->parted = false;
 	t->offset = kind == FILE_ ? below(w, 3) * PAGE : 0;
 	t->fd = -1;
 	atomic_store(&t->sick, false);
@@ -1189,6 +1191,7 @@ map_thing(struct worker *w, struct range *r, struct thing *t)
 			memcpy(r->own, t->shadow + first * WORDS, npages * PAGE);
 		r->loose = loose;
 		r->parted = true;
+		t->parted |= !has_source(t);
 	}
 	t->ranges += r->thing != NULL;
 	return true;
@@ -1505,6 +1508,7 @@ take_snapshot(struct worker *w, const struct range *r, const struct thing *t, st
 	snap->ranges = 0;
 	snap->mapped = snap->fixed = snap->pure = snap->multi = false;
 	snap->noreserve = t->noreserve;
+	snap->parted = true;
 	snap->fd = -1;
 	atomic_store(&snap->sick, false);
 	memcpy(snap->shadow, t->shadow, t->npages * PAGE);
@@ -1523,6 +1527,7 @@ op_snapshot(struct worker *w)
 	snap = r->shared && !has_source(r->thing) ? vacant_thing(w->m) : NULL;
 	if (snap != NULL) {
 		ok = take_snapshot(w, r, r->thing, snap);
+		r->thing->parted |= ok;
 		pthread_mutex_unlock(&snap->lock);
 	}
 	leave(r);
@@ -1803,7 +1808,8 @@ op_discard(struct worker *w)
 		e = up_advise(w->m->rt, r->va + first * PAGE, n * PAGE, UP_ADVICE_DONTNEED);
 		if (e != -ENOMEM && (e == -EINVAL) != wired_any(r, first, n))
 			fail(w->m, "discarding: %s, wired or not", strerrorname_np(-e));
-		if (e != 0 && e != -EINVAL && !(e == -ENOMEM && r->parted))
+		if (e != 0 && e != -EINVAL &&
+		    !(e == -ENOMEM && (r->parted || (r->thing != NULL && r->thing->parted))))
 			fail(w->m, "discarding %zu pages at %p: %s", n,
 			     (void *)(r->va + first * PAGE), strerrorname_np(-e));
 		if (e == 0)
