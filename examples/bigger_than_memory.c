@@ -106,6 +106,7 @@ static struct {
 	/* options (c) */
 	size_t size, memory;
 	unsigned nthreads, rounds, service_threads;
+	enum up_delivery delivery;
 	const char *swap_path;
 	uint64_t mask, seed, flip;
 	bool trace;
@@ -939,7 +940,7 @@ static const struct {
 	{ "none", 0 },
 };
 
-enum { OPT_SERVICE_THREADS = 256, OPT_FLIP, OPT_TRACE, OPT_SEED };
+enum { OPT_SERVICE_THREADS = 256, OPT_DELIVERY, OPT_FLIP, OPT_TRACE, OPT_SEED };
 
 static const struct argp_option options[] = {
 	{ "size", 's', "BYTES", 0, "The region (default 1G)", 1 },
@@ -952,6 +953,9 @@ static const struct argp_option options[] = {
 	  "Swap file or block device; overwritten (default: a temporary file)", 2 },
 	{ "service-threads", OPT_SERVICE_THREADS, "N", 0,
 	  "Threads that serve faults (default: as the library thinks)", 2 },
+	{ "delivery", OPT_DELIVERY, "WHO", 0,
+	  "Who serves a fault: a 'service' thread (default), or 'inline' the thread that touched",
+	  2 },
 	{ "mask", 'M', "FEATURE,...", 0,
 	  "Run as on a kernel without these: move, poison, odirect, "
 	  "dev-uffd, kernel-faults, ring-flags, shared, or all of them: all",
@@ -1079,6 +1083,11 @@ parse_option(int key, char *arg, struct argp_state *state)
 		demo.service_threads = (unsigned)parse_number("service-threads", arg, 1,
 							      UP_SERVICE_THREADS_MAX, state);
 		break;
+	case OPT_DELIVERY:
+		if (strcmp(arg, "service") != 0 && strcmp(arg, "inline") != 0)
+			argp_error(state, "--delivery %s: 'service' or 'inline'", arg);
+		demo.delivery = arg[0] == 'i' ? UP_DELIVER_INLINE : UP_DELIVER_SERVICE;
+		break;
 	case 'M':
 		demo.mask = parse_mask(arg, state);
 		break;
@@ -1194,6 +1203,7 @@ main(int argc, char **argv)
 		.memory_limit = demo.memory,
 		.swap_path = demo.swap_path,
 		.service_threads = demo.service_threads,
+		.delivery = demo.delivery,
 		.feature_mask = demo.mask,
 		.log = say,
 	};

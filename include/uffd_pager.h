@@ -96,6 +96,32 @@ typedef void (*up_log_fn)(void *ctx, enum up_log_level level, const char *line);
 #define UP_MASK_SHARED (UINT64_C(1) << 6)	 /* write-protection of shared memory, Linux 5.19 */
 #define UP_MASK_ALL ((UINT64_C(1) << 7) - 1)
 
+/* Who serves a fault, up_config.delivery. */
+enum up_delivery {
+	/*
+	 * A service thread does, and wakes the one that touched: a system call that touches a page that is not in memory waits for it
+	 * as well.
+	 */
+	UP_DELIVER_SERVICE = 0,
+	/*
+	 * The thread that touched does it itself, in a handler of SIGBUS: no wake-up, no other thread, and threads that fault do so side
+	 * by side.  In exchange:
+	 *
+	 *	- A system call that touches a page that is not in memory fails with EFAULT, or with a part of what it was to do:
+	 *	  up_prefault() its buffers, or up_wire() them.
+	 *	- SIGBUS is the library's while there is such a runtime.  What was installed before (signal handlers are the process's) is
+	 *	  called for what is not ours, and for pages that are lost.  A handler that is installed later has to call
+	 *	  up_handle_sigbus() first.
+	 *	- No thread that touches regions may have SIGBUS blocked, and it needs 32 KiB of room on the stack that it is on, which
+	 *	  must not be paged memory.  The handler blocks all other signals, leaves errno alone, is not cancelled
+	 *	  (pthread_cancel()), and calls nothing of the program's: log lines come later, and pages of custom pagers from
+	 *	  service threads.
+	 *
+	 * Service threads there are all the same, for pageout, for advice, and for forked children.
+	 */
+	UP_DELIVER_INLINE,
+};
+
 /* up_config.flags */
 #define UP_OVERCOMMIT (1u << 0) /* every up_map() as if with UP_NORESERVE */
 /*
@@ -175,7 +201,9 @@ struct up_config {
 	 */
 	uint64_t wire_limit;
 
-	uint64_t reserved[11]; /* must be zero */
+	enum up_delivery delivery; /* who serves a fault */
+
+	uint64_t reserved[10]; /* must be zero */
 };
 
 /*
@@ -195,6 +223,15 @@ UP_API int up_runtime_create(struct up_runtime **rt, const struct up_config *cfg
  * pager has: page-ins are cancelled first, and a pager that never completes them hangs it.
  */
 UP_API void up_runtime_destroy(struct up_runtime *rt);
+
+/*
+ * For a handler of SIGBUS that the program installs after it has created a runtime with UP_DELIVER_INLINE: what it was called with, a
+ * siginfo_t (which strict C11 does not have) and the context.
+ * 1: a page that was not in memory is now, return.  0: it is something else: what is lost, or not ours; as always in a process without
+ * such a runtime.  `context` may be NULL.  To be called in a signal handler, and as the first thing: errno stays as it is.  The handler is
+ * to be installed with all signals in its sa_mask: one that interrupts it, and touches a region, finds SIGBUS blocked, which kills.
+ */
+UP_API int up_handle_sigbus(const void *info, void *context);
 
 /* up_map() flags.  One of the first two is required. */
 #define UP_PRIVATE (1u << 0) /* writes are this mapping's own */

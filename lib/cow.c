@@ -203,9 +203,7 @@ parts_alloc(struct pager *p, struct wired_array *mem, size_t n)
 {
 	if (wired_array_init(mem, &p->arena, sizeof(struct part), n) < 0)
 		return NULL;
-	if (wired_array_grow(mem, n) == 0 ||
-	    (runtime_reclaim(p, round_up(n * sizeof(struct part), PAGE_SIZE)) == 0 &&
-	     wired_array_grow(mem, n) == 0))
+	if (wired_array_grow_wait(mem, n) == 0)
 		return mem->base;
 	wired_array_fini(mem);
 	return NULL;

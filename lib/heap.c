@@ -882,9 +882,8 @@ heap_alloc(struct up_runtime *rt, size_t npages, uint64_t promised)
 		return NULL;
 	if (wired_array_init(&mem, arena, sizeof *h, 1) < 0)
 		goto give;
-	for (unsigned tries = 0; wired_array_grow(&mem, 1) < 0; tries++)
-		if (tries == 3 || runtime_reclaim(p, META_PER_HEAP) < 0)
-			goto fini_mem;
+	if (wired_array_grow_wait(&mem, 1) < 0)
+		goto fini_mem;
 	h = mem.base;
 	h->mem = mem;
 	h->npages = npages;

@@ -17,6 +17,7 @@
 #include "base/hash.h"
 #include "pager/source.h"
 #include "runtime.h"
+#include "sigbus.h"
 #include "sysmem.h"
 
 #define STACK_SIZE ((size_t)256 << 10)
@@ -151,6 +152,11 @@ check_config(const struct up_config *cfg, const struct logger *log)
 			 cfg->service_threads, MAX_SERVICES);
 		return -EINVAL;
 	}
+	if (cfg->delivery != UP_DELIVER_SERVICE && cfg->delivery != UP_DELIVER_INLINE) {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: delivery %d is none",
+			 (int)cfg->delivery);
+		return -EINVAL;
+	}
 	if (cfg->feature_mask & ~UP_MASK_ALL) {
 		log_line(log, UP_LOG_ERROR,
 			 "up_runtime_create: feature_mask has unknown bits %#llx",
@@ -256,7 +262,10 @@ service_thread(void *arg)
 	return NULL;
 }
 
-/* Threads are created with every signal blocked: handlers run in the program's own threads. */
+/*
+ * Threads are created with every signal blocked but SIGBUS: handlers run in the program's own threads.  But a custom pager may use
+ * memory of another runtime, which serves the threads that touch it by SIGBUS.
+ */
 static int
 start_thread(struct service *s)
 {
@@ -267,6 +276,7 @@ start_thread(struct service *s)
 	pthread_attr_init(&attr);
 	pthread_attr_setstacksize(&attr, STACK_SIZE);
 	sigfillset(&all);
+	sigdelset(&all, SIGBUS);
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	r = pthread_create(&s->thread, &attr, service_thread, s);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -363,6 +373,9 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	rt->overcommit = (cfg->flags & UP_OVERCOMMIT) != 0;
 	if (cfg->flags & UP_TRACK_FOREIGN)
 		rt->mask |= UP_MASK_SHARED | PMAP_TRACK;
+	p->workers.on = cfg->delivery == UP_DELIVER_INLINE;
+	if (p->workers.on)
+		rt->mask |= PMAP_INTHREAD;
 	p->log = (struct logger){ .fn = cfg->log, .ctx = cfg->log_ctx };
 	rt->memory_limit = choose_limit(cfg->memory_limit, &p->log);
 	rt->wire_limit = cfg->wire_limit != 0 ? (size_t)MIN(cfg->wire_limit, rt->memory_limit)
@@ -373,8 +386,13 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 						 : default_services(rt->memory_limit);
 	p->idle = b->idle;
 	p->idle_ctx = b->ctx;
+	p->worker_engine = b->worker_engine;
+	p->worker_ctx = b->ctx;
 	pthread_mutex_init(&rt->start_lock, NULL);
 	pthread_cond_init(&rt->start_cond, NULL);
+	pthread_mutex_init(&rt->held.lock, NULL);
+	if (p->workers.on)
+		p->log.held = &rt->held;
 	p->policy = b->policy;
 	p->hash_seed = b->hash_seed;
 	if (p->hash_seed == 0 &&
@@ -423,11 +441,23 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 			 rt->memory_limit);
 		goto close_swap;
 	}
+	if (p->workers.on) {
+		r = workers_init(p);
+		if (r < 0) {
+			log_line(&p->log, UP_LOG_ERROR,
+				 "memory_limit %zu is too small for UP_DELIVER_INLINE",
+				 rt->memory_limit);
+			goto fini_pager;
+		}
+		r = b->idle == NULL ? sigbus_add(p) : 0;
+		if (r < 0)
+			goto fini_workers;
+	}
 	if (rt->mask & PMAP_TRACK) {
 		/* Before there is somebody to call it. */
 		r = foreign_start(&rt->foreign, p, b->idle == NULL);
 		if (r < 0)
-			goto fini_pager;
+			goto remove_bus;
 		p->foreign = &rt->foreign;
 	}
 	r = start_services(rt);
@@ -439,6 +469,12 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 stop_keeper:
 	if (p->foreign != NULL)
 		foreign_fini(p->foreign);
+remove_bus:
+	if (p->workers.on && b->idle == NULL)
+		sigbus_remove(p);
+fini_workers:
+	if (p->workers.on)
+		workers_fini(p);
 fini_pager:
 	pager_fini(p);
 close_swap:
@@ -456,6 +492,8 @@ fini_arena:
 free_pmap:
 	p->pmap->ops->destroy(p->pmap);
 free_rt:
+	log_flush(&p->log);
+	pthread_mutex_destroy(&rt->held.lock);
 	pthread_cond_destroy(&rt->start_cond);
 	pthread_mutex_destroy(&rt->start_lock);
 	free(rt);
@@ -1727,10 +1765,12 @@ up_runtime_destroy(struct up_runtime *rt)
 	/* What the program has done itself is put right while there are services. */
 	change_begin(p, &old);
 	change_end(p, &old);
+	workers_stop(p);
 	if (p->idle == NULL)
 		stop_threads(p, p->nservices);
 	else
 		come_to_rest(p);
+	workers_wait(p);
 	if (p->foreign != NULL)
 		foreign_drain(p->foreign);
 	change_begin(p, &old);
@@ -1768,6 +1808,11 @@ up_runtime_destroy(struct up_runtime *rt)
 	}
 	if (p->foreign != NULL)
 		foreign_fini(p->foreign);
+	if (p->workers.on && p->idle == NULL)
+		sigbus_remove(p);
+	log_flush(&p->log);
+	if (p->workers.on)
+		workers_fini(p);
 	heaps_fini(&rt->heaps, p);
 	pager_fini(p);
 	resv_fini(&p->resv_swap);
@@ -1779,6 +1824,7 @@ up_runtime_destroy(struct up_runtime *rt)
 	arena_fini(&p->arena);
 	assert(atomic_load(&p->budget.used) == 0);
 	p->pmap->ops->destroy(p->pmap);
+	pthread_mutex_destroy(&rt->held.lock);
 	pthread_cond_destroy(&rt->start_cond);
 	pthread_mutex_destroy(&rt->start_lock);
 	free(rt);
@@ -1789,7 +1835,7 @@ up_features(struct up_runtime *rt)
 {
 	if (rt == NULL)
 		return 0;
-	return (rt->p.pmap->features & ~PMAP_TRACK) | (rt->p.swap.odirect ? UP_MASK_ODIRECT : 0) |
+	return (rt->p.pmap->features & UP_MASK_ALL) | (rt->p.swap.odirect ? UP_MASK_ODIRECT : 0) |
 	       (~rt->mask & UP_MASK_RING_FLAGS);
 }
 

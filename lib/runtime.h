@@ -25,6 +25,7 @@ struct up_runtime {
 	pid_t pid;		       /* (c) the process that created it */
 	uint64_t mask;		       /* (c) features not to use */
 	bool swap_open;
+	struct log_held held; /* lines of threads that serve their own faults */
 	struct heaps heaps;
 	struct forks *forks;	/* fork.c; NULL: no child is to get anything */
 	struct foreign foreign; /* p.foreign points here, if it is used */
@@ -47,6 +48,8 @@ struct backend {
 	/* Called from the thread that will use the engine. */
 	int (*engine_create)(void *ctx, struct io_engine **e, struct pager *p, unsigned service,
 			     unsigned depth, uint64_t mask);
+	/* The engine of a thread that serves its own fault; NULL: one that blocks. */
+	int (*worker_engine)(void *ctx, struct io_engine **e, struct pager *p);
 	/* NULL: services run in threads.  Else nobody runs them, and this is called instead of sleeping. */
 	void (*idle)(void *ctx);
 	uint64_t hash_seed;	 /* 0: random */

@@ -9,14 +9,14 @@
 
 #include "runtime.h"
 
-/* A counter, summed over the services. */
+/* A counter, summed over services and workers. */
 static uint64_t
 total(struct pager *p, unsigned c)
 {
 	uint64_t n = 0;
 
-	for (unsigned i = 0; i < p->nservices; i++)
-		n += atomic_load_explicit(&p->service[i]->count[c], memory_order_relaxed);
+	for (unsigned i = 0; pager_server(p, i) != NULL; i++)
+		n += atomic_load_explicit(&pager_server(p, i)->count[c], memory_order_relaxed);
 	return n;
 }
 
@@ -60,12 +60,14 @@ fill_stats(struct up_runtime *rt, struct up_stats *st)
 
 	memset(st, 0, sizeof *st);
 	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
-		struct histogram *h[MAX_SERVICES];
+		struct histogram *h[MAX_SERVICES + 1];
+		unsigned n = 0;
 
 		st->faults[k] = total(p, C_FAULT + k);
-		for (unsigned i = 0; i < p->nservices; i++)
-			h[i] = &p->service[i]->latency[k];
-		histogram_sum(h, p->nservices, &st->latency[k]);
+		/* All workers have the same. */
+		for (unsigned i = 0; i <= p->nservices && pager_server(p, i) != NULL; i++)
+			h[n++] = &pager_server(p, i)->latency[k];
+		histogram_sum(h, n, &st->latency[k]);
 	}
 	st->fault_waits = total(p, C_WAIT);
 	st->fault_retries = total(p, C_RETRY);
@@ -218,7 +220,8 @@ up_stats_print(struct up_runtime *rt, FILE *out)
 int
 up_trace_print(struct up_runtime *rt, FILE *out)
 {
-	struct trace *rings[MAX_SERVICES];
+	struct trace *rings[MAX_SERVICES + WORKERS_MAX];
+	unsigned n = 0;
 	int r;
 
 	if (rt == NULL)
@@ -228,8 +231,8 @@ up_trace_print(struct up_runtime *rt, FILE *out)
 		return r;
 	if (out == NULL)
 		return refuse_null(rt, "up_trace_print: out");
-	for (unsigned i = 0; i < rt->p.nservices; i++)
-		rings[i] = &rt->p.service[i]->trace;
-	trace_print(rings, rt->p.nservices, out);
+	for (; pager_server(&rt->p, n) != NULL; n++)
+		rings[n] = &pager_server(&rt->p, n)->trace;
+	trace_print(rings, n, out);
 	return fflush(out) != 0 || ferror(out) ? -EIO : 0;
 }

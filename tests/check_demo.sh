@@ -20,7 +20,7 @@ cr=$(printf '\r')
 
 # Usage first: it needs no userfaultfd.
 for bad in --size=12x --size=0 --size=4097 --size=99999999T --memory=1M --memory=K --threads=0 \
-	--threads=9x --rounds=-1 --mask=move,bogus --flip=99999999 --service-threads=0 --bogus stray; do
+	--threads=9x --rounds=-1 --mask=move,bogus --flip=99999999 --service-threads=0 --delivery=nobody --bogus stray; do
 	run 2 "$demo" "$bad"
 	[ -s "$dir/err" ] || fail "$bad: refused without a word"
 	says 'help'
@@ -46,6 +46,13 @@ run 0 "$demo" --size=16M --memory=2M --threads=4 --service-threads=2 --seed=7
 run 0 "$demo" --size=2M --memory=16M
 run 0 "$demo" --size=4K --memory=2M --threads=1
 echo "tiny ones pass"
+
+for mask in none move poison,shared; do
+	[ $mask != none ] || mask=
+	run 0 "$demo" --size=32M --memory=4M --threads=4 --delivery=inline ${mask:+"--mask=$mask"}
+	says '^mismatches  *0  none$'
+done
+echo "threads that serve themselves: as it should be"
 
 for mask in move poison odirect kernel-faults ring-flags shared move,odirect all; do
 	run 0 "$demo" --size=32M --memory=4M --mask="$mask"

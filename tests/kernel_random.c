@@ -48,6 +48,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "delivery.h"
 #include "stress.h"
 
 #define PAGE ((size_t)UP_PAGE_SIZE)
@@ -289,7 +290,8 @@ static _Thread_local volatile sig_atomic_t guarded;
 static void
 on_fault(int sig, siginfo_t *si, void *ctx)
 {
-	(void)ctx;
+	if (sig == SIGBUS && up_handle_sigbus(si, ctx))
+		return;
 	if (guarded) {
 		guarded = 0;
 		siglongjmp(guard_env, sig);
@@ -2822,6 +2824,7 @@ set_up(struct mill *m)
 
 	the_mill = m;
 	m->pid = getpid();
+	sigfillset(&sa.sa_mask);
 	sigaction(SIGSEGV, &sa, NULL);
 	sigaction(SIGBUS, &sa, NULL);
 	pthread_mutex_init(&m->desk, NULL);
@@ -2856,7 +2859,9 @@ start_round(struct mill *m, uint64_t seed)
 {
 	static const size_t memories[] = { 2u << 20, 3u << 20, 4u << 20, 8u << 20 };
 	const struct config *cfg = m->cfg;
-	struct up_config config = { .feature_mask = cfg->mask, .log = on_log, .log_ctx = m };
+	struct up_config config = {
+		.feature_mask = cfg->mask, .delivery = test_delivery(), .log = on_log, .log_ctx = m
+	};
 	const uint64_t pick = stress_mix(seed);
 	char mask[80];
 	int e;

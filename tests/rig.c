@@ -106,6 +106,17 @@ engine_create(void *ctx, struct io_engine **e, struct pager *p, unsigned service
 	return io_engine_sim_create(e, r->disk, depth, &hooks);
 }
 
+static int
+worker_engine(void *ctx, struct io_engine **e, struct pager *p)
+{
+	const struct sim_engine_hooks hooks = { .ctx = p->pmap,
+						.pin = sim_io_pin,
+						.unpin = sim_io_unpin };
+	struct rig *r = ctx;
+
+	return io_engine_sim_create(e, r->disk, 2, &hooks);
+}
+
 /* Time passes only when somebody looks at the clock: the same seed is the same run. */
 static uint64_t virtual_now;
 
@@ -155,6 +166,7 @@ rig_prepare(const struct rig_config *cfg)
 				       .pmap_create = pmap_create,
 				       .swap_open = swap_open,
 				       .engine_create = engine_create,
+				       .worker_engine = worker_engine,
 				       .idle = idle,
 				       .hash_seed = cfg->seed + 1,
 				       .policy = cfg->policy };
@@ -174,6 +186,7 @@ rig_create(struct rig *r)
 		.feature_mask = r->cfg.mask,
 		.flags = r->cfg.flags,
 		.fault_timeout_ms = r->cfg.fault_timeout_ms,
+		.delivery = r->cfg.delivery,
 		.log = log_fn,
 		.log_ctx = r,
 	};
@@ -282,15 +295,29 @@ rig_map(struct rig *r, size_t len)
 }
 
 enum sim_result
+rig_try_touch(struct rig *r, unsigned thread, uintptr_t va, bool write, void *buf, size_t off,
+	      size_t len)
+{
+	const enum sim_result res = sim_touch(r->pm, thread, va, write, buf, off, len);
+
+	/* While everything is frozen it would wait for the caller. */
+	if (res != SIM_FAULT || r->cfg.delivery != UP_DELIVER_INLINE || r->p->frozen)
+		return res;
+	if (worker_serve(r->p, va, write) == SERVED_LOST)
+		return SIM_SIGBUS;
+	return sim_touch(r->pm, thread, va, write, buf, off, len);
+}
+
+enum sim_result
 rig_touch(struct rig *r, unsigned thread, uintptr_t va, bool write, void *buf, size_t off,
 	  size_t len)
 {
 	for (unsigned steps = 0; steps < RIG_PATIENCE; steps++) {
-		const enum sim_result res = sim_touch(r->pm, thread, va, write, buf, off, len);
+		const enum sim_result res = rig_try_touch(r, thread, va, write, buf, off, len);
 
 		if (res != SIM_FAULT)
 			return res;
-		if (!busy(r) && sim_stranded(r->pm) >= 0)
+		if (r->cfg.delivery == UP_DELIVER_SERVICE && !busy(r) && sim_stranded(r->pm) >= 0)
 			die(r, "thread %d sleeps at %#lx and nobody will wake it",
 			    sim_stranded(r->pm), (unsigned long)va);
 		rig_step(r);

@@ -29,6 +29,7 @@ struct rig_config {
 	uint64_t seed;
 	unsigned flags; /* up_config.flags */
 	unsigned fault_timeout_ms;
+	enum up_delivery delivery;
 	enum policy_kind policy; /* of replacement; 0: the default */
 	bool honest_backoff; /* leave the pause after a failed write alone; else it is over at once */
 };
@@ -66,6 +67,12 @@ void rig_settle(struct rig *r);
 /* An anonymous region; aborts if that fails. */
 uintptr_t rig_map(struct rig *r, size_t len);
 
+/*
+ * One attempt of a program thread.  Where threads serve themselves (cfg.delivery) it does that, too; SIM_FAULT then
+ * means that the page was not to be had yet, and nobody will wake it.
+ */
+enum sim_result rig_try_touch(struct rig *r, unsigned thread, uintptr_t va, bool write, void *buf,
+			      size_t off, size_t len);
 /* As a program thread does; steps until the touch is through.  SIM_OK, SIM_SIGBUS or SIM_SIGSEGV. */
 enum sim_result rig_touch(struct rig *r, unsigned thread, uintptr_t va, bool write, void *buf,
 			  size_t off, size_t len);

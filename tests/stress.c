@@ -41,6 +41,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "delivery.h"
 #include "stress.h"
 
 #define PAGE ((size_t)UP_PAGE_SIZE)
@@ -354,7 +355,8 @@ static _Thread_local volatile sig_atomic_t touching;
 static void
 on_fault(int sig, siginfo_t *si, void *ctx)
 {
-	(void)ctx;
+	if (sig == SIGBUS && up_handle_sigbus(si, ctx))
+		return;
 	if (touching) {
 		touching = 0;
 		siglongjmp(touch_env, sig);
@@ -370,6 +372,8 @@ touch_init(void)
 {
 	struct sigaction sa = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO };
 
+	/* What interrupted it would find SIGBUS blocked. */
+	sigfillset(&sa.sa_mask);
 	sigaction(SIGSEGV, &sa, NULL);
 	sigaction(SIGBUS, &sa, NULL);
 }
@@ -2270,6 +2274,7 @@ set_up(struct mill *m)
 	const struct up_config config = { .memory_limit = cfg->memory,
 					  .service_threads = cfg->services,
 					  .feature_mask = cfg->mask,
+					  .delivery = test_delivery(),
 					  .log = watch_log };
 	struct sigaction sa = { .sa_handler = on_tease, .sa_flags = SA_RESTART };
 	char mask[80];

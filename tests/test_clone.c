@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "delivery.h"
 #include "runtime.h"
 
 #define RW (PROT_READ | PROT_WRITE)
@@ -32,7 +33,8 @@ start(size_t limit, uint64_t mask)
 {
 	const struct up_config cfg = { .memory_limit = limit,
 				       .service_threads = 2,
-				       .feature_mask = mask };
+				       .feature_mask = mask,
+				       .delivery = test_delivery() };
 	const int r = up_runtime_create(&rt, &cfg);
 
 	if (r == -EPERM || r == -ENOSYS)

@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "delivery.h"
 #include "stress.h"
 #include "uffd_pager.h"
 
@@ -49,6 +50,7 @@ start(size_t memory)
 	const struct up_config cfg = { .memory_limit = memory,
 				       .service_threads = 2,
 				       .feature_mask = without,
+				       .delivery = test_delivery(),
 				       .log = collect };
 	const int r = up_runtime_create(&rt, &cfg);
 

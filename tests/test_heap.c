@@ -23,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "delivery.h"
 #include "rig.h"
 
 #define MiB ((size_t)1 << 20)
@@ -58,9 +59,11 @@ static uint64_t without; /* UP_MASK_* for start() */
 static void
 start(size_t limit)
 {
-	const struct up_config cfg = {
-		.memory_limit = limit, .service_threads = 2, .feature_mask = without, .log = collect
-	};
+	const struct up_config cfg = { .memory_limit = limit,
+				       .service_threads = 2,
+				       .feature_mask = without,
+				       .delivery = test_delivery(),
+				       .log = collect };
 	const int r = up_runtime_create(&rt, &cfg);
 
 	if (r == -EPERM || r == -ENOSYS)

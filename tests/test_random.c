@@ -461,7 +461,7 @@ advance(struct world *w, unsigned thread)
 		res = sim_touch_in(w->r->pm, t->rg->child->sp->shard, thread, va, t->write, words,
 				   0, len);
 	else
-		res = sim_touch(w->r->pm, thread, va, t->write, words, 0, len);
+		res = rig_try_touch(w->r, thread, va, t->write, words, 0, len);
 	if (res == SIM_FAULT)
 		return false;
 	if (res == SIM_OK && !t->write && !t->any && words[1] != 0 &&
@@ -1807,6 +1807,7 @@ play(struct world *w)
 		.mask = (w->seed % 2 ? UP_MASK_MOVE : 0) | (w->pools ? 0 : UP_MASK_SHARED),
 		.fault_timeout_ms = 3600000,
 		.policy = w->seed / 3 % POLICY_KINDS,
+		.delivery = w->seed / 5 % 2 ? UP_DELIVER_INLINE : UP_DELIVER_SERVICE,
 	};
 	const unsigned how = (unsigned)(w->seed * 0x9e3779b97f4a7c15u >> 57);
 

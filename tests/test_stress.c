@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "delivery.h"
 #include "stress.h"
 
 #define PAGE ((size_t)UP_PAGE_SIZE)
@@ -38,7 +39,9 @@ static unsigned nthreads;
 static void
 rig_up(size_t memory, unsigned services)
 {
-	const struct up_config cfg = { .memory_limit = memory, .service_threads = services };
+	const struct up_config cfg = { .memory_limit = memory,
+				       .service_threads = services,
+				       .delivery = test_delivery() };
 	const int r = up_runtime_create(&rt, &cfg);
 
 	if (r == -EPERM || r == -ENOSYS)

@@ -6,6 +6,8 @@
 #define UP_BASE_H
 
 #include <assert.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -53,13 +55,34 @@ now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+/* Lines of threads that may not call the program now; see log_hold. */
+#define LOG_HELD 8
+struct log_held {
+	pthread_mutex_t lock;
+	atomic_uint n;	  /* (lock) to change */
+	unsigned dropped; /* (lock) for which there was no room */
+	struct {
+		enum up_log_level level;
+		char text[256];
+	} line[LOG_HELD];
+};
+
 /* Where log lines go: the user's callback, or nowhere. */
 struct logger {
 	up_log_fn fn;
 	void *ctx;
+	struct log_held *held; /* NULL: no thread ever holds any */
 };
 
-/* One line through the callback; takes no lock and allocates nothing. */
+/*
+ * This thread has interrupted the program, perhaps in malloc(): its lines wait until somebody else calls log_flush().
+ * Of the static TLS, since what is allocated on its first use is allocated by malloc().
+ */
+extern _Thread_local bool log_hold __attribute__((tls_model("initial-exec")));
+
+void log_flush(const struct logger *log);
+
+/* One line through the callback; takes no lock, but to hold it, and allocates nothing. */
 void log_line(const struct logger *log, enum up_log_level level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 

@@ -42,13 +42,12 @@ bucket_value(unsigned i)
 void
 histogram_add(struct histogram *h, uint64_t ns)
 {
-	_Atomic uint64_t *b = &h->bucket[bucket_of(ns)];
+	uint64_t max = atomic_load_explicit(&h->max, memory_order_relaxed);
 
-	/* One writer: load and store, no locked instruction. */
-	atomic_store_explicit(b, atomic_load_explicit(b, memory_order_relaxed) + 1,
-			      memory_order_relaxed);
-	if (ns > atomic_load_explicit(&h->max, memory_order_relaxed))
-		atomic_store_explicit(&h->max, ns, memory_order_relaxed);
+	atomic_fetch_add_explicit(&h->bucket[bucket_of(ns)], 1, memory_order_relaxed);
+	while (ns > max && !atomic_compare_exchange_weak_explicit(
+				   &h->max, &max, ns, memory_order_relaxed, memory_order_relaxed))
+		;
 }
 
 static uint64_t

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * histogram.h (private): a log-linear histogram of durations, as HdrHistogram's: buckets
- * double, each split in 32 equal parts, so a value is known to 1 part in 32.  One writer
- * (relaxed atomics, no lock), any number of readers.
+ * double, each split in 32 equal parts, so a value is known to 1 part in 32.  Any number of writers
+ * (relaxed atomics, no lock) and of readers.
  */
 #ifndef UP_HISTOGRAM_H
 #define UP_HISTOGRAM_H
@@ -19,7 +19,7 @@ struct histogram {
 	_Atomic uint64_t max;
 };
 
-/* The owner thread only. */
+/* Any thread. */
 void histogram_add(struct histogram *h, uint64_t ns);
 
 /* Percentiles of the sum of `n` histograms; all zero when there are no values.  Any thread. */

@@ -233,6 +233,23 @@ demand_serve(struct service *s)
 	pthread_mutex_unlock(&s->cmd_lock);
 }
 
+/* Nobody serves any more: who faults meanwhile and asks (worker.c) is told.  After this none is added. */
+void
+demand_end(struct service *s)
+{
+	pthread_mutex_lock(&s->cmd_lock);
+	for (struct demand *d = s->demands; d != NULL;) {
+		struct demand *next = d->next;
+
+		d->result = -EAGAIN;
+		d->over = true;
+		d = next;
+	}
+	s->demands = NULL;
+	pthread_cond_broadcast(&s->demand_over);
+	pthread_mutex_unlock(&s->cmd_lock);
+}
+
 static int
 demand_of(struct pager *p, struct service *s, struct demand *d)
 {
@@ -243,6 +260,10 @@ demand_of(struct pager *p, struct service *s, struct demand *d)
 	d->short_since = d->busy_since = 0;
 	d->over = false;
 	pthread_mutex_lock(&s->cmd_lock);
+	if (atomic_load_explicit(&s->stop, memory_order_relaxed)) {
+		pthread_mutex_unlock(&s->cmd_lock);
+		return -EAGAIN;
+	}
 	for (link = &s->demands; *link != NULL; link = &(*link)->next)
 		;
 	*link = d;

@@ -20,6 +20,7 @@
  * since whoever holds it wakes the address afterwards and the thread faults once more.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/hash.h"
@@ -38,7 +39,9 @@ enum verdict {
 	V_GROW,	      /* overcommitted: the swap must grow first, with no lock held */
 	V_FULL,	      /* overcommitted and nothing left, but only a call asked: nothing is lost */
 	V_STRAY,      /* no entry: park, it is about to be unmapped */
-	V_SIGBUS,     /* lost */
+	V_WAITED,     /* a worker only: the page was busy, and may not be any more */
+	V_ASK, /* a worker only: a pager of the program has to be called, which only services do */
+	V_SIGBUS, /* lost */
 };
 
 struct fault {
@@ -914,6 +917,11 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	unsigned want, before, n, b;
 	int err;
 
+	if (f->s->worker && source->ops->contiguous) {
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		return V_ASK;
+	}
 	if (source->asks && (f->hint.of != source || f->hint.index != index ||
 			     f->hint.nwrites != atomic_load(&source->nwrites)))
 		return ask_source(f, source, index);
@@ -1061,6 +1069,34 @@ is_out(struct pager *p, const struct anon *an)
 	return atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP;
 }
 
+/* => map and leaf are locked; both are unlocked on return. */
+static enum verdict
+met_busy(struct fault *f, struct anon *an)
+{
+	struct pager *p = f->p;
+	const bool loose = f->object->loose;
+	bool asked;
+	int q = -1;
+
+	if (f->s->worker && !loose && p->idle == NULL) {
+		q = anon_sleep_begin(&p->waitqs, an);
+		asked = q >= 0;
+	} else {
+		asked = anon_want(an);
+	}
+	pthread_mutex_unlock(&f->leaf->lock);
+	pthread_rwlock_unlock(&p->map.lock);
+	if (!asked)
+		return V_REPEAT;
+	if (loose)
+		return V_BUSY_LOOSE;
+	if (q >= 0)
+		anon_sleep(&p->waitqs, q);
+	else if (f->s->worker)
+		p->idle(p->idle_ctx);
+	return f->s->worker ? V_WAITED : V_BUSY;
+}
+
 /* Steps 1 to 4. */
 static enum verdict
 fault_resolve(struct fault *f)
@@ -1123,15 +1159,8 @@ fault_resolve(struct fault *f)
 		return fault_source(f, f->object, f->index);
 	if (an == NULL)
 		return f->object->backing != NULL ? fault_beneath(f) : fault_zero(f);
-	if (!anon_trybusy(an)) {
-		const bool asked = anon_want(an), loose = f->object->loose;
-
-		pthread_mutex_unlock(&f->leaf->lock);
-		pthread_rwlock_unlock(&p->map.lock);
-		if (!asked)
-			return V_REPEAT;
-		return loose ? V_BUSY_LOOSE : V_BUSY;
-	}
+	if (!anon_trybusy(an))
+		return met_busy(f, an);
 	if (is_out(p, an) && !unrecord(f)) {
 		pthread_mutex_unlock(&f->leaf->lock);
 		pthread_rwlock_unlock(&p->map.lock);
@@ -1239,6 +1268,10 @@ handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uin
 		count(s, C_STRAY, 1);
 		park(s, &f);
 		break;
+	case V_WAITED:
+	case V_ASK:
+		assert(!"a service neither sleeps nor asks");
+		break;
 	}
 }
 
@@ -1251,11 +1284,58 @@ fault_handle(struct service *s, unsigned space, uintptr_t va, bool write, bool w
 void
 fault_again(struct service *s, unsigned shard, uintptr_t va, uint64_t t0)
 {
-	/* Of a page of a pool we do not know who waits where: all of them fault anew. */
+	/* Whoever serves itself faults anew.  Of a page of a pool we do not know who waits where: all of them fault anew. */
+	if (s->worker)
+		return;
 	if (shard == PMAP_POOL)
 		s->p->pmap->ops->wake(s->p->pmap, shard, va, 1);
 	else
 		fault_handle(s, shard, va, false, false, t0);
+}
+
+enum fault_next
+fault_serve(struct service *s, struct parked *pk)
+{
+	const bool first = pk->serial == 0;
+	struct fault f = {
+		.s = s,
+		.p = s->p,
+		.addr = pk->va,
+		.space = pk->space,
+		.write = pk->write,
+		.t0 = pk->t0,
+	};
+	const enum verdict v = resolve(&f);
+
+	pk->serial = f.serial;
+	switch (v) {
+	case V_DONE:
+	case V_IO:
+		return FAULT_SERVED;
+	case V_WAITED:
+		count(s, C_WAIT, 1);
+		return FAULT_SERVED;
+	case V_SIGBUS:
+		return FAULT_LOST;
+	case V_BUSY_LOOSE:
+		count(s, C_WAIT, first);
+		return FAULT_LATER;
+	case V_ROOM:
+		count(s, C_WAIT, first);
+		trace_add(&s->trace, pk->t0, TRACE_FAULT_WAIT, pk->va, 1);
+		return FAULT_ROOM;
+	case V_AGAIN:
+		count(s, C_RETRY, 1);
+		trace_add(&s->trace, pk->t0, TRACE_FAULT_RETRY, pk->va, 0);
+		return FAULT_LATER;
+	case V_ASK:
+		return FAULT_ASK;
+	case V_STRAY:
+		return FAULT_STRAY;
+	default:
+		assert(!"no verdict on a worker's own fault");
+		return FAULT_LATER;
+	}
 }
 
 int
@@ -1339,9 +1419,33 @@ anon_to_lose(struct pager *p, const struct parked *pk, struct leaf **leaf, struc
 	return an;
 }
 
-/* A fault has waited too long: its page is lost, whatever it held.  False if that can not be done now. */
+/* True if what the fault was for is still mapped there. */
 static bool
-time_out(struct service *s, const struct parked *pk, uint64_t now)
+same_mapping(struct pager *p, const struct parked *pk, bool *any)
+{
+	const struct map_entry *e;
+	bool same;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	e = space_lookup(p, pk->space, pk->va);
+	*any = e != NULL;
+	same = e != NULL && e->serial == pk->serial;
+	pthread_rwlock_unlock(&p->map.lock);
+	return same;
+}
+
+/* True if it has waited too long.  How long a clone has kept everybody waiting does not count. */
+static bool
+too_long(struct pager *p, const struct parked *pk, uint64_t now)
+{
+	const uint64_t since = MAX(pk->t0, atomic_load(&p->thawed));
+
+	return now > since && now - since > p->fault_timeout;
+}
+
+/* Nobody can serve a fault: its page is lost, whatever it held.  False if that can not be done now. */
+static bool
+lose(struct service *s, const struct parked *pk, const char *why)
 {
 	struct pager *p = s->p;
 	struct place place = { 0 };
@@ -1371,10 +1475,7 @@ time_out(struct service *s, const struct parked *pk, uint64_t now)
 		atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
 		atomic_fetch_add(&p->nlost, 1);
 	}
-	log_line(
-		&p->log, UP_LOG_ERROR,
-		"fault at %#lx not served for %u ms: no frame could be freed; SIGBUS, content lost",
-		(unsigned long)pk->va, (unsigned)((now - pk->t0) / 1000000));
+	log_line(&p->log, UP_LOG_ERROR, "fault at %#lx%s", (unsigned long)pk->va, why);
 	r = fault_sigbus(s, place.shard, place.va);
 	page_unbusy(p, an, place.shard, place.va);
 	return r == 0;
@@ -1400,33 +1501,56 @@ told_stray(struct service *s, uintptr_t va)
 	return stray;
 }
 
+/* A fault has waited too long. */
+static bool
+time_out(struct service *s, const struct parked *pk, uint64_t now)
+{
+	char why[128];
+
+	snprintf(why, sizeof why,
+		 " not served for %u ms: no frame could be freed; SIGBUS, content lost",
+		 (unsigned)((now - pk->t0) / 1000000));
+	return lose(s, pk, why);
+}
+
+bool
+fault_full(struct service *s, const struct parked *pk)
+{
+	bool any;
+
+	return same_mapping(s->p, pk, &any) &&
+	       lose(s, pk, ": overcommitted, and the swap is full; SIGBUS");
+}
+
+bool
+fault_time_out(struct service *s, const struct parked *pk)
+{
+	const uint64_t now = now_ns();
+	bool any;
+
+	return too_long(s->p, pk, now) && same_mapping(s->p, pk, &any) && time_out(s, pk, now);
+}
+
 void
 fault_unpark(struct service *s)
 {
 	struct pager *p = s->p;
 	const unsigned n = s->nparked;
-	const uint64_t now = now_ns(), thawed = atomic_load(&p->thawed);
+	const uint64_t now = now_ns();
 
 	/* Those that must wait on are parked again, in front of what has not been tried yet. */
 	s->nparked = 0;
 	for (unsigned i = 0; i < n; i++) {
 		const struct parked pk = s->parked[i];
-		/* How long a clone has kept everybody waiting does not count. */
-		const uint64_t since = MAX(pk.t0, thawed);
-		const struct map_entry *e;
-		bool same;
+		bool any;
+		const bool same = same_mapping(p, &pk, &any);
 
-		pthread_rwlock_rdlock(&p->map.lock);
-		e = space_lookup(p, pk.space, pk.va);
-		same = e != NULL && e->serial == pk.serial;
-		pthread_rwlock_unlock(&p->map.lock);
-		if (e == NULL && pk.space < p->nservices && told_stray(s, pk.va))
+		if (!any && pk.space < p->nservices && told_stray(s, pk.va))
 			continue;
 		if (!same) {
 			/* Unmapped, or another mapping by now: whoever waits there faults anew. */
 			p->pmap->ops->wake(p->pmap, pk.space, pk.va, 1);
-		} else if (now <= since || now - since <= p->fault_timeout ||
-			   !time_out(s, &pk, now)) {
+		} else if (!too_long(p, &pk, now) || !time_out(s, &pk, now)) {
 			handle(s, pk.space, pk.va, pk.write, pk.wp, pk.t0, false);
 		}
 	}

@@ -694,6 +694,19 @@ pageout_done(struct service *s, struct request *req)
 
 /* --- the step --- */
 
+void
+pageout_wake(struct pager *p)
+{
+	struct service *s = p->service[0];
+
+	if (atomic_load_explicit(&p->pageout_on, memory_order_relaxed) ||
+	    frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed) >=
+		    high_watermark(p) / 2)
+		return;
+	if (!atomic_exchange(&p->pageout_on, true))
+		s->io->ops->kick(s->io);
+}
+
 bool
 pageout_step(struct service *s)
 {

@@ -10,6 +10,7 @@
  *	chain.c      shadows: what lies beneath a page, and who else sees it
  *	range.c      what user threads do to ranges: free, keep, cool, look
  *	demand.c     a caller that waits until a range is in the page table
+ *	worker.c     a thread that serves its own fault
  *
  * Everything here runs unchanged over the simulated kernel: a test builds a struct pager with
  * the sim backends and calls service_step() itself instead of starting threads.
@@ -46,6 +47,7 @@
 #define NWRITES 8	  /* pageout requests in flight, per service */
 #define TRACE_EVENTS 1024 /* per service */
 #define CMD_MAX 16	  /* ranges of a kind queued, per service */
+#define WORKERS_MAX 64	  /* threads that serve their own faults at a time */
 
 /* Metadata that a page out of core costs: its slot word, anon and bitmap bits, with slab slack. */
 #define META_PER_PAGE 26
@@ -89,6 +91,20 @@ enum counter {
 
 struct service;
 struct space;
+struct worker;
+
+/* What threads borrow that serve their own faults: worker.c. */
+struct workers {
+	bool on; /* (c) faults of this process are not ours to answer */
+	pthread_mutex_t lock;
+	atomic_bool stop;		    /* the runtime goes: faults are not served any more */
+	atomic_uint n;			    /* (lock) to change; made */
+	_Atomic uint64_t idle;		    /* bit i: nobody has worker[i] */
+	struct worker *worker[WORKERS_MAX]; /* (lock); (c) once it is made */
+	struct wired_array latency;	    /* (c) a histogram a kind, all workers' */
+	atomic_uint waiting;		    /* for room */
+	atomic_uint room; /* a futex: frames or budget have become free so often */
+};
 
 struct pager {
 	struct logger log;
@@ -134,7 +150,8 @@ struct pager {
 		short_until; /* the system has no memory: do not count on the budget's room; 0: it has */
 
 	struct service *service[MAX_SERVICES];
-	unsigned nservices;   /* (c) */
+	unsigned nservices; /* (c) */
+	struct workers workers;
 	unsigned next_shard;  /* (map.change) */
 	struct space *spaces; /* (map.lock) of forked children */
 	struct zone space_zone;
@@ -152,6 +169,9 @@ struct pager {
 	bool taking;  /* (map.change) an entry goes that the program has unmapped */
 	size_t taken; /* (map.change) pages that were to be kept, and were not in the page table */
 
+	/* Tests: a worker's engine instead of one that blocks; NULL otherwise. */
+	int (*worker_engine)(void *ctx, struct io_engine **e, struct pager *p);
+	void *worker_ctx;
 	/* Single-threaded tests: called instead of sleeping when a user thread meets a busy page. */
 	void (*idle)(void *ctx);
 	void *idle_ctx;
@@ -215,8 +235,13 @@ struct todo {
 	} range[CMD_MAX];
 };
 
+/*
+ * A service thread's state; or a worker's, which is what a thread needs while it serves its own fault (worker.c): it has a smaller
+ * share of everything, no shard, no descriptor, and does nothing for others but pageout.
+ */
 struct service {
 	struct pager *p;
+	bool worker;		/* (c) */
 	unsigned id;		/* also its shard */
 	struct wired_array mem; /* what this struct and its arrays live in */
 	struct io_engine *io;
@@ -259,6 +284,14 @@ count(struct service *s, unsigned c, uint64_t n)
 	atomic_store_explicit(&s->count[c],
 			      atomic_load_explicit(&s->count[c], memory_order_relaxed) + n,
 			      memory_order_relaxed);
+}
+
+/* All that count and trace: services first, then workers.  NULL: there are no more. */
+struct service *worker_service(struct pager *p, unsigned i);
+static inline struct service *
+pager_server(struct pager *p, unsigned i)
+{
+	return i < p->nservices ? p->service[i] : worker_service(p, i - p->nservices);
 }
 
 /* By what name the pmap knows a page that is mapped at some address. */
@@ -328,6 +361,22 @@ void fault_unpark(struct service *s);
  *    -EAGAIN: not now.  -ENOSPC: overcommitted, and nothing is left to promise.  -EIO: lost.
  */
 int fault_ask(struct service *s, uintptr_t va, bool write, unsigned n);
+/*
+ * One attempt of a worker at its own fault.  The serial of *pk is 0 the first time.
+ *
+ *	SERVED	it is, or will be when the worker's I/O is done, or may have been by somebody else: touch it again
+ *	LATER	the kernel, or somebody's page, is in motion
+ *	ROOM	no frame or no metadata: help to make some
+ *	LOST	SIGBUS
+ *	ASK	only a service can bring it in: fault_ask() it
+ *	STRAY	nothing is mapped there
+ */
+enum fault_next { FAULT_SERVED, FAULT_LATER, FAULT_ROOM, FAULT_LOST, FAULT_ASK, FAULT_STRAY };
+enum fault_next fault_serve(struct service *s, struct parked *pk);
+/* True if that has gone on for too long, and the page is lost now. */
+bool fault_time_out(struct service *s, const struct parked *pk);
+/* A service that was asked had nothing to promise for it: true if the page is lost now. */
+bool fault_full(struct service *s, const struct parked *pk);
 /* A fault has been answered. */
 void fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, uint64_t t0);
 /*
@@ -508,6 +557,8 @@ void pagein_commands(struct service *s);
 /* Take one step if free room is short.  True if another step now would do something. */
 bool pageout_step(struct service *s);
 void pageout_done(struct service *s, struct request *req);
+/* A worker has taken frames: a service makes more, if few are left. */
+void pageout_wake(struct pager *p);
 /*
  * Up to `want` frames with undefined content, neighbours where possible: free ones, new ones while
  * the budget lasts, then those of clean staged pages.  Returns how many.
@@ -527,6 +578,26 @@ void pager_starved(struct pager *p, size_t bytes);
 bool frames_shrink(struct pager *p);
 /* Pages that can be in page tables together at present, pageout taking none of them out again at once. */
 size_t frames_mappable(struct pager *p);
+
+/* --- worker.c: threads that serve their own faults --- */
+
+/* Before there are any, with p->workers.on set: the first of them.  0 or -ENOMEM. */
+int workers_init(struct pager *p);
+void workers_fini(struct pager *p);
+/* The runtime goes: who is at it finishes, or gives up; those after him fault until nothing is mapped.  Then wait for the former. */
+void workers_stop(struct pager *p);
+void workers_wait(struct pager *p);
+/* Frames or budget have become free. */
+void workers_kick(struct pager *p);
+/*
+ * The calling thread has touched a page that it can not have: bring it in.  It takes no signal meanwhile and is not cancelled.
+ *
+ *	SERVED	 touch it again
+ *	LOST	 the page is lost: SIGBUS
+ *	NOT_OURS nothing is mapped there through this pager
+ */
+enum served { SERVED, SERVED_LOST, SERVED_NOT_OURS };
+enum served worker_serve(struct pager *p, uintptr_t va, bool write);
 
 /* --- range.c: user threads --- */
 
@@ -617,6 +688,8 @@ void range_willneed(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end
 int demand_range(struct pager *p, struct demand *d);
 /* A service's part: go on with what callers wait for. */
 void demand_serve(struct service *s);
+/* The same, when it has been stopped. */
+void demand_end(struct service *s);
 
 /* --- service.c --- */
 
@@ -643,6 +716,10 @@ bool todo_put(struct service *s, struct todo *t, uintptr_t va, uintptr_t end);
 bool todo_first(struct service *s, struct todo *t, uintptr_t *va, uintptr_t *end);
 /* It has been dealt with up to va; `over`: all of it. */
 void todo_go_on(struct service *s, struct todo *t, uintptr_t va, bool over);
+/* Requests that are done. */
+void service_complete(struct service *s, struct swap_io *done);
+/* For who makes a service or a worker. */
+void requests_init(struct service *s, enum request_kind kind, struct request req[], unsigned n);
 /* NULL when all of a kind are in flight. */
 struct request *request_get(struct service *s, enum request_kind kind);
 /* True if a read that nobody waits for may be started without keeping those that are waited for. */

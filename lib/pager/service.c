@@ -57,7 +57,7 @@ request_put(struct service *s, struct request *req)
 bool
 requests_spare(const struct service *s)
 {
-	return s->nreads < NREADS * 2 / 3;
+	return s->free_reads != NULL && s->nreads < NREADS * 2 / 3;
 }
 
 void
@@ -92,7 +92,7 @@ request_submit(struct service *s, struct request *req)
 	(void)r;
 }
 
-static void
+void
 requests_init(struct service *s, enum request_kind kind, struct request req[], unsigned n)
 {
 	for (unsigned i = 0; i < n; i++) {
@@ -207,6 +207,7 @@ todo_go_on(struct service *s, struct todo *t, uintptr_t va, bool over)
 void
 services_kick(struct pager *p, const struct service *except)
 {
+	workers_kick(p);
 	for (unsigned i = 0; i < p->nservices; i++) {
 		struct service *s = p->service[i];
 
@@ -226,8 +227,8 @@ services_press(struct pager *p)
 	}
 }
 
-static void
-complete(struct service *s, struct swap_io *done)
+void
+service_complete(struct service *s, struct swap_io *done)
 {
 	while (done != NULL) {
 		struct request *req = done->owner;
@@ -278,7 +279,7 @@ service_step(struct service *s, int64_t timeout_ns)
 	s->io->ops->wait(s->io, timeout_ns, &ev);
 
 	look = ev.completed != NULL || ev.kicked;
-	complete(s, ev.completed);
+	service_complete(s, ev.completed);
 	if (s->nhanded > 0)
 		source_completions(s);
 	if (ev.readable || s->more || s->events_stand)
@@ -292,6 +293,7 @@ service_step(struct service *s, int64_t timeout_ns)
 	demand_serve(s);
 	if (pageout_step(s))
 		s->more = true;
+	log_flush(&s->p->log);
 }
 
 void
@@ -299,13 +301,14 @@ service_run(struct service *s)
 {
 	while (!atomic_load_explicit(&s->stop, memory_order_acquire))
 		service_step(s, -1);
+	demand_end(s);
 	/* What is in flight belongs to us until it is done; what the program's pagers read nobody needs any more. */
 	source_abandon(s);
 	while (s->io->inflight > 0 || s->nhanded > 0) {
 		struct io_events ev;
 
 		s->io->ops->wait(s->io, -1, &ev);
-		complete(s, ev.completed);
+		service_complete(s, ev.completed);
 		if (s->nhanded > 0)
 			source_completions(s);
 	}
@@ -329,7 +332,8 @@ pager_init(struct pager *p)
 	atomic_store(&p->written, true);
 
 	/* Orphans and rescues aside, a page has a frame; so this many always suffice. */
-	max_pages = p->budget.limit / PAGE_SIZE + (size_t)MAX_SERVICES * NWRITES * CLUSTER_MAX;
+	max_pages = p->budget.limit / PAGE_SIZE +
+		    ((size_t)MAX_SERVICES * NWRITES + WORKERS_MAX) * CLUSTER_MAX;
 	r = pages_init(&p->pages, &p->arena, max_pages, p->budget.limit / PAGE_SIZE, p->policy);
 	if (r < 0)
 		goto fini_map;
@@ -434,8 +438,8 @@ check_wired(struct pager *p)
 	}
 	assert(n == atomic_load(&p->nwired));
 	/* A wired page of a named object that the program itself discards is forgotten until it is touched, and read anew. */
-	for (unsigned i = 0; i < p->nservices; i++)
-		foreign += atomic_load(&p->service[i]->count[C_FOREIGN]);
+	for (unsigned i = 0; pager_server(p, i) != NULL; i++)
+		foreign += atomic_load(&pager_server(p, i)->count[C_FOREIGN]);
 	assert(foreign > 0 || n == wired || (pools && wired < n && wired > 0));
 	for (size_t i = 0; i < p->pages.table.n && wired > 0; i++) {
 		const struct page *pg = page_at(&p->pages, (pageno_t)i);

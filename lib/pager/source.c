@@ -228,6 +228,9 @@ source_may_start(const struct service *s, const struct source *src, bool write)
 
 	if (!src->ops->contiguous)
 		return true;
+	/* In the midst of what the program was doing it is not called. */
+	if (s->worker)
+		return false;
 	/* Never more than there are left for others: of 15 the first who does not answer holds 8, the next 4, 2, 1. */
 	return all + own < most;
 }

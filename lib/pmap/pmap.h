@@ -90,6 +90,13 @@
 /* pmap_*_create(), beside UP_MASK_*: ask for events.  Also in pmap->features if there are. */
 #define PMAP_TRACK (UINT64_C(1) << 63)
 
+/*
+ * The same: a thread of this process that touches what is not there, or may not be written now, is not put to sleep until somebody
+ * serves it, but gets a signal (UFFD_FEATURE_SIGBUS) and serves itself.  So nobody ever waits in regions of this process's shards; in
+ * spaces they do.  A system call that touches such a page fails.
+ */
+#define PMAP_INTHREAD (UINT64_C(1) << 62)
+
 enum pmap_event_kind { PMAP_REMOVE, PMAP_UNMAP, PMAP_REMAP };
 
 struct pmap_event {

@@ -1621,6 +1621,7 @@ pmap_sim_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t mas
 	s->pmap.headroom = CLUSTER_MAX * PAGE_SIZE;
 	s->pmap.features = ~mask & (UP_MASK_MOVE | UP_MASK_POISON | UP_MASK_DEV_UFFD |
 				    UP_MASK_KERNEL_FAULTS | UP_MASK_SHARED);
+	s->pmap.features |= mask & PMAP_INTHREAD;
 	s->pmap.stage = aligned_alloc(PAGE_SIZE, bytes);
 	s->is_frame = calloc(nstage, sizeof(s->is_frame[0]));
 	s->io = calloc(nstage, sizeof(s->io[0]));
@@ -1654,6 +1655,9 @@ touch(struct sim_pmap *s, unsigned shard, int prot, const struct place *pl, unsi
 	if (mine != NULL && mine->poisoned)
 		return SIM_SIGBUS;
 	p = page_find(s, pl != NULL ? pl->page + (va - pl->start) : va);
+	if ((p == NULL || (write && p->wp)) && shard < s->pmap.nshards &&
+	    (s->pmap.features & PMAP_INTHREAD))
+		return SIM_FAULT; /* it is for the thread to serve */
 	if (p == NULL)
 		return thread_sleep(s, thread, shard, fault);
 	if (write && p->wp) {

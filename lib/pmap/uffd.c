@@ -188,7 +188,7 @@ uffd_wake(struct pmap *pm, unsigned shard, uintptr_t va, size_t n)
 		pool_wake(to_uffd(pm), va, n);
 	else if (shard > PMAP_POOL)
 		space_wake(to_uffd(pm), shard, va, n);
-	else
+	else if (!has(to_uffd(pm), PMAP_INTHREAD))
 		ioctl(to_uffd(pm)->fd[shard], UFFDIO_WAKE, &range);
 }
 
@@ -1022,8 +1022,14 @@ door_find(struct door *door, uint64_t *features, uint64_t mask, const struct log
 			 "x86-64 or arm64 is needed");
 		return -ENOSYS;
 	}
+	if ((mask & PMAP_INTHREAD) && !(api.features & UFFD_FEATURE_SIGBUS)) {
+		log_line(log, UP_LOG_ERROR,
+			 "userfaultfd of this kernel has no UFFD_FEATURE_SIGBUS (Linux 4.14): "
+			 "UP_DELIVER_INLINE is not to be had");
+		return -ENOSYS;
+	}
 	*features = api.features;
-	if (door->user_only && !(mask & UP_MASK_KERNEL_FAULTS))
+	if (door->user_only && !(mask & (UP_MASK_KERNEL_FAULTS | PMAP_INTHREAD)))
 		log_line(log, UP_LOG_WARNING,
 			 "a system call that touches a page that is not in memory will fail with "
 			 "EFAULT; to have it served: " WAY_OUT);
@@ -1073,9 +1079,9 @@ features_used(const struct door *door, uint64_t found, uint64_t mask)
 		use |= UP_MASK_SHARED;
 	if (door->dev)
 		use |= UP_MASK_DEV_UFFD;
-	if (!door->user_only)
+	if (!door->user_only && !(mask & PMAP_INTHREAD))
 		use |= UP_MASK_KERNEL_FAULTS;
-	return (use & ~mask) | (mask & PMAP_TRACK);
+	return (use & ~mask) | (mask & (PMAP_TRACK | PMAP_INTHREAD));
 }
 
 static uint64_t
@@ -1101,11 +1107,13 @@ uffd_set_up(struct uffd_pmap *u, const struct logger *log)
 	void *zeros;
 	int r;
 
+	/* Of regions alone: staging needs no events, and whoever touches what is not there in it has a bug. */
+	const uint64_t regions = u->api | (has(u, PMAP_TRACK) ? track_features() : 0) |
+				 (has(u, PMAP_INTHREAD) ? UFFD_FEATURE_SIGBUS : 0);
+
 	for (unsigned i = 0; i < u->pmap.nshards; i++)
-		if ((u->fd[i] = uffd_open(&u->door, u->api | (has(u, PMAP_TRACK) ? track_features()
-										 : 0))) < 0)
+		if ((u->fd[i] = uffd_open(&u->door, regions)) < 0)
 			return u->fd[i];
-	/* Staging is ours alone: it needs no events. */
 	if ((u->stage_fd = uffd_open(&u->door, u->api)) < 0)
 		return u->stage_fd;
 	u->mem_fd = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);

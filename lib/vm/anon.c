@@ -139,6 +139,30 @@ anon_wait_since(struct anon_waitqs *w, struct anon *an, pthread_mutex_t *leaf, u
 		return;
 	}
 	pthread_mutex_unlock(leaf);
+	anon_sleep(w, (int)q);
+}
+
+int
+anon_sleep_begin(struct anon_waitqs *w, struct anon *an)
+{
+	const unsigned q = waitq_of(an);
+
+	pthread_mutex_lock(&w->q[q].lock);
+	if (anon_want(an))
+		return (int)q;
+	pthread_mutex_unlock(&w->q[q].lock);
+	return -1;
+}
+
+void
+anon_sleep(struct anon_waitqs *w, int q)
+{
 	pthread_cond_wait(&w->q[q].cond, &w->q[q].lock);
+	pthread_mutex_unlock(&w->q[q].lock);
+}
+
+void
+anon_sleep_not(struct anon_waitqs *w, int q)
+{
 	pthread_mutex_unlock(&w->q[q].lock);
 }

@@ -98,6 +98,14 @@ bool anon_free(struct anon_waitqs *w, struct zone *z, struct anon *an, bool *wan
 void anon_wait(struct anon_waitqs *w, struct anon *an, pthread_mutex_t *leaf);
 
 /*
+ * The same in two steps, for a caller that has more locks to let go of in between.  => the anon's existence is guarded until
+ * anon_sleep_begin() has returned.  -1: it is not busy any more.  Else one of the other two has to follow; spurious wake-ups.
+ */
+int anon_sleep_begin(struct anon_waitqs *w, struct anon *an);
+void anon_sleep(struct anon_waitqs *w, int q);
+void anon_sleep_not(struct anon_waitqs *w, int q);
+
+/*
  * Who waits may be able to do something else by now, although the anon is still busy: he does not sleep any longer
  * than until anon_nudge(), if that comes after his anon_ticket().  What he looks at is to be looked at in between.
  */

@@ -246,6 +246,19 @@ wired_array_grow(struct wired_array *w, size_t n)
 	return array_grow(w, n) == 0 ? 0 : -ENOMEM;
 }
 
+int
+wired_array_grow_wait(struct wired_array *w, size_t n)
+{
+	struct arena *a = w->arena;
+	int r;
+
+	/* What was made free somebody else may have taken. */
+	while ((r = array_grow(w, n)) == -EAGAIN && a->ops->reclaim != NULL &&
+	       a->ops->reclaim(a->ctx, round_up(n * w->item, PAGE_SIZE) - w->committed) == 0)
+		;
+	return r == 0 ? 0 : -ENOMEM;
+}
+
 /*
  * Arena
  */

@@ -158,5 +158,7 @@ int wired_array_init(struct wired_array *w, struct arena *a, size_t item, size_t
 void wired_array_fini(struct wired_array *w);
 /* Make items [0, n) usable, new ones zeroed; never shrinks.  0, or -ENOMEM and nothing changed. */
 int wired_array_grow(struct wired_array *w, size_t n);
+/* The same, but lets the arena reclaim first; the caller holds no lock. */
+int wired_array_grow_wait(struct wired_array *w, size_t n);
 
 #endif

@@ -1,0 +1,376 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * worker.c: a thread that serves its own fault (UP_DELIVER_INLINE).
+ *
+ *	          worker_serve()
+ *	             |
+ *	             v        SERVED, LOST, STRAY
+ *	  +----> fault_serve() -------------------> the handler returns, and the instruction is done again
+ *	  |          |
+ *	  +-- I/O ---+ reads of its own: preadv(), and then what a service does when a read is done
+ *	  +- LATER --+ sleep a little
+ *	  +-- ROOM --+ a step of pageout, with its writes; if there is none to take, sleep until somebody has made room
+ *	  +--- ASK --+ let a service bring it in
+ *
+ * It runs where the program was interrupted, in a signal handler: it calls nothing of libc that allocates or takes a lock which the
+ * program may hold, and nothing of the program's.  Its memory is a worker's, borrowed for as long as the fault lasts, so threads
+ * come and go as they like.  Locks of ours it may take: no thread touches paged memory, or a signal, while it holds one.
+ *
+ * Nothing is owed to a page after the handler has returned.  If it is not there then (thrown out again, a read that failed, somebody
+ * else's turn), the thread faults once more.
+ *
+ * What nobody waits for is not done here: services read ahead for advice and clean pages in the background.
+ *
+ * Alternative looked at: an io_uring for each thread.  A descriptor and two pages each, and the thread has nothing to do
+ * while its read is under way: preadv() is one system call, too.
+ */
+#include <errno.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "pager/pager.h"
+
+#define WORKERS_FIRST 2 /* made with the runtime, so that there always is one */
+#define WORKER_EVENTS 32
+#define NAP_MIN 20000u /* ns */
+#define NAP_MAX 1000000u
+
+struct worker {
+	struct service s;
+	struct io_blocking io;
+	struct trace_slot event[WORKER_EVENTS];
+	struct request read, write;
+};
+
+#define META_PER_WORKER round_up(sizeof(struct worker), PAGE_SIZE)
+#define META_LATENCY round_up(UP_FAULT_KINDS * sizeof(struct histogram), PAGE_SIZE)
+
+struct service *
+worker_service(struct pager *p, unsigned i)
+{
+	return i < atomic_load_explicit(&p->workers.n, memory_order_acquire)
+		       ? &p->workers.worker[i]->s
+		       : NULL;
+}
+
+/* One more, which is the caller's.  => lock held.  NULL: the budget has no room, or there are enough. */
+static struct worker *
+make(struct pager *p)
+{
+	struct workers *ws = &p->workers;
+	const unsigned n = atomic_load(&ws->n);
+	struct wired_array mem;
+	struct worker *w;
+
+	/* It stays: out of what is promised to others it may not come. */
+	if (n == WORKERS_MAX || !resv_try(&p->resv_meta, META_PER_WORKER))
+		return NULL;
+	if (wired_array_init(&mem, &p->arena, sizeof *w, 1) < 0)
+		goto give;
+	if (wired_array_grow(&mem, 1) < 0)
+		goto fini;
+	w = mem.base;
+	w->s.mem = mem;
+	w->s.p = p;
+	w->s.worker = true;
+	w->s.latency = ws->latency.base;
+	w->s.reads = &w->read;
+	pthread_mutex_init(&w->s.cmd_lock, NULL);
+	trace_init(&w->s.trace, w->event, WORKER_EVENTS);
+	requests_init(&w->s, REQ_PAGEIN, &w->read, 1);
+	requests_init(&w->s, REQ_PAGEOUT, &w->write, 1);
+	io_engine_blocking_init(&w->io, &p->swap, 2);
+	w->s.io = &w->io.engine;
+	if (p->worker_engine != NULL && p->worker_engine(p->worker_ctx, &w->s.io, p) < 0)
+		goto fini;
+	w->s.id = n;
+	ws->worker[n] = w;
+	atomic_store_explicit(&ws->n, n + 1, memory_order_release);
+	return w;
+
+fini:
+	wired_array_fini(&mem);
+give:
+	resv_give(&p->resv_meta, META_PER_WORKER);
+	return NULL;
+}
+
+static void
+put(struct pager *p, const struct worker *w)
+{
+	atomic_fetch_or(&p->workers.idle, UINT64_C(1) << w->s.id);
+}
+
+int
+workers_init(struct pager *p)
+{
+	struct workers *ws = &p->workers;
+
+	if (!resv_try(&p->resv_meta, META_LATENCY))
+		return -ENOMEM;
+	pthread_mutex_init(&ws->lock, NULL);
+	if (wired_array_init(&ws->latency, &p->arena, sizeof(struct histogram), UP_FAULT_KINDS) <
+	    0) {
+		pthread_mutex_destroy(&ws->lock);
+		resv_give(&p->resv_meta, META_LATENCY);
+		return -ENOMEM;
+	}
+	if (wired_array_grow(&ws->latency, UP_FAULT_KINDS) < 0)
+		goto fini;
+	for (unsigned i = 0; i < WORKERS_FIRST; i++) {
+		const struct worker *w = make(p);
+
+		if (w == NULL)
+			goto fini;
+		put(p, w);
+	}
+	return 0;
+
+fini:
+	workers_fini(p);
+	return -ENOMEM;
+}
+
+void
+workers_fini(struct pager *p)
+{
+	struct workers *ws = &p->workers;
+	const unsigned n = atomic_exchange(&ws->n, 0);
+
+	for (unsigned i = 0; i < n; i++) {
+		struct worker *w = ws->worker[i];
+		struct wired_array mem = w->s.mem;
+
+		assert(w->s.io->inflight == 0);
+		w->s.io->ops->destroy(w->s.io);
+		pthread_mutex_destroy(&w->s.cmd_lock);
+		wired_array_fini(&mem);
+		resv_give(&p->resv_meta, META_PER_WORKER);
+	}
+	atomic_store(&ws->idle, 0);
+	wired_array_fini(&ws->latency);
+	resv_give(&p->resv_meta, META_LATENCY);
+	pthread_mutex_destroy(&ws->lock);
+}
+
+static void
+nap(struct pager *p, uint64_t ns)
+{
+	const struct timespec ts = { .tv_nsec = (long)ns };
+
+	if (p->idle != NULL)
+		p->idle(p->idle_ctx);
+	else
+		syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
+}
+
+static bool
+stopped(struct pager *p)
+{
+	return atomic_load(&p->workers.stop);
+}
+
+/* NULL: the runtime goes. */
+static struct worker *
+get(struct pager *p)
+{
+	struct workers *ws = &p->workers;
+
+	/* Who has one has not seen `stop`, and is waited for. */
+	while (!stopped(p)) {
+		uint64_t idle = atomic_load(&ws->idle);
+		struct worker *w;
+
+		while (idle != 0) {
+			const uint64_t bit = idle & -idle;
+
+			if (!atomic_compare_exchange_weak(&ws->idle, &idle, idle & ~bit))
+				continue;
+			w = ws->worker[__builtin_ctzll(bit)];
+			if (!stopped(p))
+				return w;
+			put(p, w);
+			return NULL;
+		}
+		pthread_mutex_lock(&ws->lock);
+		w = stopped(p) ? NULL : make(p);
+		pthread_mutex_unlock(&ws->lock);
+		if (w != NULL)
+			return w;
+		nap(p, NAP_MIN);
+	}
+	return NULL;
+}
+
+/* The I/O that it has started. */
+static void
+run(struct service *s)
+{
+	while (s->io->inflight > 0) {
+		struct io_events ev;
+
+		s->io->ops->wait(s->io, -1, &ev);
+		service_complete(s, ev.completed);
+		if (ev.completed == NULL) /* of a simulated disk */
+			nap(s->p, 0);
+	}
+}
+
+void
+workers_kick(struct pager *p)
+{
+	struct workers *ws = &p->workers;
+
+	if (atomic_load(&ws->waiting) == 0)
+		return;
+	atomic_fetch_add(&ws->room, 1);
+	syscall(SYS_futex, &ws->room, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+}
+
+void
+workers_stop(struct pager *p)
+{
+	struct workers *ws = &p->workers;
+
+	if (!ws->on)
+		return;
+	/* From here on none is made. */
+	pthread_mutex_lock(&ws->lock);
+	atomic_store(&ws->stop, true);
+	pthread_mutex_unlock(&ws->lock);
+	workers_kick(p);
+}
+
+void
+workers_wait(struct pager *p)
+{
+	struct workers *ws = &p->workers;
+
+	while (ws->on &&
+	       (unsigned)__builtin_popcountll(atomic_load(&ws->idle)) < atomic_load(&ws->n))
+		nap(p, NAP_MAX);
+}
+
+/* There was no room, and `room` was the futex's value before. */
+static void
+make_room(struct service *s, unsigned room)
+{
+	const struct timespec most = { .tv_nsec = NAP_MAX };
+	struct pager *p = s->p;
+	bool stepped;
+
+	/* As a service does for which faults wait. */
+	s->nparked = 1;
+	stepped = pageout_step(s);
+	s->nparked = 0;
+	run(s);
+	if (stepped)
+		return;
+	services_press(p);
+	if (p->idle != NULL) {
+		p->idle(p->idle_ctx);
+		return;
+	}
+	syscall(SYS_futex, &p->workers.room, FUTEX_WAIT_PRIVATE, room, &most, NULL, 0);
+}
+
+/* True if a service has brought it in, or may have, or never will. */
+static bool
+ask_service(struct service *s, const struct parked *pk, enum served *served)
+{
+	struct demand d = { .va = pk->va, .end = pk->va + PAGE_SIZE };
+
+	switch (demand_range(s->p, &d)) {
+	case 0:
+		return true;
+	case -ENOMEM:
+		*served = SERVED_NOT_OURS;
+		return true;
+	case -ENOSPC:
+		*served = SERVED_LOST;
+		return fault_full(s, pk);
+	default:
+		/* Lost, or no room: the next look tells. */
+		return false;
+	}
+}
+
+/* The runtime goes: whoever touches its regions faults until they are unmapped, and then gets SIGSEGV. */
+static enum served
+unserved(struct pager *p, uintptr_t va)
+{
+	bool ours;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	ours = map_lookup(&p->map, va) != NULL;
+	pthread_rwlock_unlock(&p->map.lock);
+	if (!ours)
+		return SERVED_NOT_OURS;
+	nap(p, NAP_MAX);
+	return SERVED;
+}
+
+enum served
+worker_serve(struct pager *p, uintptr_t va, bool write)
+{
+	struct parked pk = { .va = va, .t0 = now_ns(), .write = write };
+	struct worker *w = get(p);
+	struct service *s;
+	enum served served = SERVED;
+	uint64_t ns = NAP_MIN;
+	bool over = false, waits = false;
+
+	if (w == NULL)
+		return unserved(p, va);
+	s = &w->s;
+	while (!over) {
+		const unsigned room = atomic_load(&p->workers.room);
+
+		switch (fault_serve(s, &pk)) {
+		case FAULT_SERVED:
+			served = SERVED;
+			over = true;
+			break;
+		case FAULT_LOST:
+			served = SERVED_LOST;
+			over = true;
+			break;
+		case FAULT_STRAY:
+			served = SERVED_NOT_OURS;
+			over = true;
+			break;
+		case FAULT_ROOM:
+			if (!waits)
+				atomic_fetch_add(&p->workers.waiting, 1);
+			waits = true;
+			make_room(s, room);
+			break;
+		case FAULT_LATER:
+			if (s->io->inflight == 0) {
+				nap(p, ns);
+				ns = MIN(ns * 2, NAP_MAX);
+			}
+			break;
+		case FAULT_ASK:
+			served = SERVED;
+			over = ask_service(s, &pk, &served);
+			break;
+		}
+		run(s);
+		if (!over && fault_time_out(s, &pk)) {
+			served = SERVED_LOST;
+			over = true;
+		}
+		over |= stopped(p);
+	}
+	if (waits)
+		atomic_fetch_sub(&p->workers.waiting, 1);
+	put(p, w);
+	if (p->idle == NULL)
+		pageout_wake(p);
+	/* What it had to say is for a service to pass on. */
+	if (p->log.held != NULL && atomic_load(&p->log.held->n) > 0)
+		p->service[0]->io->ops->kick(p->service[0]->io);
+	return served;
+}

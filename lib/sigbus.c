@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * sigbus.c: the process's SIGBUS.
+ *
+ *	thread touches a page that is not there
+ *	   `--> on_sigbus(): all signals blocked, by the kernel
+ *	           `--> serve(): each runtime in turn, whose address is it?
+ *	                   served      return: the instruction is done again
+ *	                   lost        \  chain(): what was installed before us
+ *	                   nobody's    /
+ *
+ * The kernel gives BUS_ADRERR for a page that is not there (UFFD_FEATURE_SIGBUS) as it does behind the end of a file; one that
+ * UFFDIO_POISON has marked is BUS_MCEERR_AR, and nothing of ours to serve.
+ *
+ * A thread may be anywhere when it gets here, in malloc() for instance: see worker.c for what may be called.  It leaves errno alone, and
+ * the kernel keeps its registers; it is not cancelled meanwhile.  It runs on the stack that it was on (no SA_ONSTACK): those for signals
+ * are often as small as is allowed.
+ */
+#include "sigbus.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include "foreign.h"
+
+#define RUNTIMES_MAX 64
+#define NAP_NS 1000000
+
+struct slot {
+	_Atomic(struct pager *) pager;
+	atomic_uint users; /* threads that may be looking at it */
+};
+
+static struct {
+	pthread_mutex_t lock;
+	unsigned n;		 /* (lock) slots in use */
+	atomic_uint top;	 /* slots that were ever in use: the rest need not be looked at */
+	struct sigaction before; /* (lock) to change, when there are none of us */
+	atomic_bool installed;	 /* `before` is to be believed */
+	bool at_fork;		 /* (lock) */
+	struct slot slot[RUNTIMES_MAX];
+} bus = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+/* --- whose it is --- */
+
+/*
+ * Nothing is mapped there through this pager.  True if that will not change by itself: no call of ours or, with
+ * UP_TRACK_FOREIGN, of the program's is under way that would explain it.
+ */
+static bool
+settled(struct pager *p, uintptr_t va)
+{
+	bool is = true;
+
+	if (pthread_mutex_trylock(&p->map.change) != 0)
+		return false;
+	if (p->foreign != NULL) {
+		const uint64_t token = p->pmap->ops->token(p->pmap);
+
+		for (unsigned i = 0; i < p->nservices && is; i++)
+			is = p->pmap->ops->settled(p->pmap, i, token);
+		is = is && !foreign_waiting(p->foreign);
+	}
+	is = is && map_lookup(&p->map, va) == NULL;
+	pthread_mutex_unlock(&p->map.change);
+	return is;
+}
+
+/* The pagers in turn.  NOT_OURS: of none; *moving: but a mapping of one of them is being changed. */
+static enum served
+serve_once(uintptr_t va, bool write, bool *moving)
+{
+	const unsigned top = atomic_load(&bus.top);
+	enum served r = SERVED_NOT_OURS;
+
+	*moving = false;
+	for (unsigned i = 0; i < top && r == SERVED_NOT_OURS; i++) {
+		struct slot *sl = &bus.slot[i];
+		struct pager *p;
+
+		if (atomic_load_explicit(&sl->pager, memory_order_relaxed) == NULL)
+			continue;
+		/* Who removes it first takes the pointer away, and then waits until there are no users. */
+		atomic_fetch_add(&sl->users, 1);
+		p = atomic_load(&sl->pager);
+		if (p != NULL)
+			r = worker_serve(p, va, write);
+		if (p != NULL && r == SERVED_NOT_OURS)
+			*moving |= !settled(p, va);
+		atomic_fetch_sub(&sl->users, 1);
+	}
+	return r;
+}
+
+/*
+ * Nothing is mapped there at all by now: it was unmapped, and the pager destroyed perhaps, between the touch and the signal.  Who touches
+ * it again gets what that deserves.
+ */
+static bool
+unmapped(uintptr_t va)
+{
+	unsigned char there;
+
+	return syscall(SYS_mincore, va, PAGE_SIZE, &there) < 0 && errno == ENOMEM;
+}
+
+/*
+ * A thread that is cancelled asynchronously has SIGCANCEL blocked in here.  To let it be cancelled again is to cancel it on the spot
+ * if that was asked for meanwhile: then with the signals blocked that it had blocked, for what it has to clean up.
+ * => what is of use to others has been given back
+ */
+static void
+cancel_again(int state, const sigset_t *mask)
+{
+	int type;
+
+	/* In this order: pthread_setcancelstate() would have it end without PTHREAD_CANCELED as its result (glibc 2.36). */
+	pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type);
+	pthread_setcancelstate(state, NULL);
+	if (type != PTHREAD_CANCEL_ASYNCHRONOUS)
+		return;
+	pthread_sigmask(SIG_SETMASK, mask, NULL);
+	pthread_setcanceltype(type, NULL);
+}
+
+/* `mask`: what is blocked where the thread was. */
+static enum served
+serve(uintptr_t va, bool write, const sigset_t *mask)
+{
+	const struct timespec ts = { .tv_nsec = NAP_NS };
+	const int error = errno;
+	const bool held = log_hold;
+	enum served r;
+	bool moving;
+	int cancel;
+
+	log_hold = true;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+	while ((r = serve_once(va, write, &moving)) == SERVED_NOT_OURS && moving)
+		syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &ts, NULL);
+	if (r == SERVED_NOT_OURS && unmapped(va))
+		r = SERVED;
+	log_hold = held;
+	cancel_again(cancel, mask);
+	errno = error;
+	return r;
+}
+
+/* True if the instruction was about to write.  It is no more than a hint. */
+static bool
+is_write(const ucontext_t *uc)
+{
+#if defined(__x86_64__)
+	return uc != NULL && (uc->uc_mcontext.gregs[REG_ERR] & 2) != 0;
+#else
+	(void)uc;
+	return false;
+#endif
+}
+
+/* --- the signal --- */
+
+/* As if there had never been a handler. */
+static void
+default_action(int sig, const siginfo_t *info)
+{
+	const struct sigaction dfl = { .sa_handler = SIG_DFL };
+
+	sigaction(sig, &dfl, NULL);
+	/* What an instruction raised it will raise again; what somebody sent has to be sent again. */
+	if (info->si_code <= 0)
+		syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), sig);
+}
+
+static void
+chain(int sig, siginfo_t *info, ucontext_t *uc)
+{
+	struct sigaction before;
+	sigset_t mask;
+
+	if (!atomic_load(&bus.installed))
+		return; /* put back meanwhile: it comes again */
+	before = bus.before;
+	if ((before.sa_flags & SA_SIGINFO) == 0 &&
+	    (before.sa_handler == SIG_DFL || before.sa_handler == SIG_IGN)) {
+		/* The kernel does not let one ignore what an instruction raised. */
+		if (before.sa_handler == SIG_DFL || info->si_code > 0)
+			default_action(sig, info);
+		return;
+	}
+	/* With the signals blocked that he asked for; ours go with our return. */
+	sigorset(&mask, &uc->uc_sigmask, &before.sa_mask);
+	if ((before.sa_flags & SA_NODEFER) == 0)
+		sigaddset(&mask, sig);
+	pthread_sigmask(SIG_SETMASK, &mask, NULL);
+	if (before.sa_flags & SA_SIGINFO)
+		before.sa_sigaction(sig, info, uc);
+	else
+		before.sa_handler(sig);
+}
+
+static bool
+is_ours(const siginfo_t *info)
+{
+	return info->si_signo == SIGBUS && info->si_code == BUS_ADRERR;
+}
+
+static void
+on_sigbus(int sig, siginfo_t *info, void *context)
+{
+	const uintptr_t va = (uintptr_t)info->si_addr & ~PAGE_MASK;
+	ucontext_t *uc = context;
+
+	if (!is_ours(info) || serve(va, is_write(uc), &uc->uc_sigmask) != SERVED)
+		chain(sig, info, uc);
+}
+
+int
+up_handle_sigbus(const void *siginfo, void *context)
+{
+	const siginfo_t *info = siginfo;
+	sigset_t all, old;
+	enum served r;
+
+	if (info == NULL || !is_ours(info))
+		return 0;
+	/* Also those that are libc's own, which pthread_sigmask() would leave out; of `old` the kernel writes the first words only. */
+	memset(&all, 0xff, sizeof all);
+	sigemptyset(&old);
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, _NSIG / 8);
+	r = serve((uintptr_t)info->si_addr & ~PAGE_MASK, is_write(context), &old);
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, _NSIG / 8);
+	return r == SERVED;
+}
+
+/* --- in and out --- */
+
+/* The threads that were in here are not in the child, and neither are the pagers. */
+static void
+in_child(void)
+{
+	for (unsigned i = 0; i < RUNTIMES_MAX; i++) {
+		atomic_store(&bus.slot[i].pager, NULL);
+		atomic_store(&bus.slot[i].users, 0);
+	}
+	bus.n = 0;
+	pthread_mutex_init(&bus.lock, NULL);
+	log_hold = false;
+}
+
+static bool
+handler_is_ours(void)
+{
+	struct sigaction now;
+
+	return sigaction(SIGBUS, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) &&
+	       now.sa_sigaction == on_sigbus;
+}
+
+/* => lock held, and nobody has been added */
+static void
+install(void)
+{
+	struct sigaction sa = { .sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO };
+
+	/* All, also those of libc's own: a cancelled thread would leave with our locks. */
+	memset(&sa.sa_mask, 0xff, sizeof sa.sa_mask);
+	if (handler_is_ours())
+		return; /* in a child, or the program has kept it and put it back */
+	sigaction(SIGBUS, NULL, &bus.before);
+	atomic_store(&bus.installed, true);
+	sigaction(SIGBUS, &sa, NULL);
+}
+
+int
+sigbus_add(struct pager *p)
+{
+	unsigned i = 0;
+
+	pthread_mutex_lock(&bus.lock);
+	/* A slot that somebody still looks at he may have found empty: it has to stay so. */
+	while (i < RUNTIMES_MAX &&
+	       (atomic_load(&bus.slot[i].pager) != NULL || atomic_load(&bus.slot[i].users) > 0))
+		i++;
+	if (i == RUNTIMES_MAX) {
+		pthread_mutex_unlock(&bus.lock);
+		log_line(&p->log, UP_LOG_ERROR,
+			 "there can be %d runtimes with UP_DELIVER_INLINE, and no more",
+			 RUNTIMES_MAX);
+		return -EUSERS;
+	}
+	if (bus.n++ == 0)
+		install();
+	else if (!handler_is_ours())
+		log_line(&p->log, UP_LOG_WARNING,
+			 "the program has a handler of its own for SIGBUS: it has to call "
+			 "up_handle_sigbus()");
+	if (!bus.at_fork)
+		bus.at_fork = pthread_atfork(NULL, NULL, in_child) == 0;
+	atomic_store(&bus.slot[i].pager, p);
+	if (atomic_load(&bus.top) <= i)
+		atomic_store(&bus.top, i + 1);
+	pthread_mutex_unlock(&bus.lock);
+	return 0;
+}
+
+void
+sigbus_remove(struct pager *p)
+{
+	const struct timespec ts = { .tv_nsec = NAP_NS };
+
+	pthread_mutex_lock(&bus.lock);
+	for (unsigned i = 0; i < RUNTIMES_MAX; i++) {
+		if (atomic_load(&bus.slot[i].pager) != p)
+			continue;
+		atomic_store(&bus.slot[i].pager, NULL);
+		while (atomic_load(&bus.slot[i].users) > 0)
+			clock_nanosleep(CLOCK_MONOTONIC, 0, &ts, NULL);
+		bus.n--;
+	}
+	if (bus.n == 0 && handler_is_ours()) {
+		sigaction(SIGBUS, &bus.before, NULL);
+		atomic_store(&bus.installed, false);
+	}
+	pthread_mutex_unlock(&bus.lock);
+}
