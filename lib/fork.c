@@ -67,12 +67,15 @@ struct ticket {
 	struct ticket *next;
 	struct up_runtime
 		*rt; /* whose: in a child, a copy of which only what is constant may be looked at */
-	size_t size; /* of the mapping that this is in */
-	int sock;    /* the child's end */
-	ino_t inode; /* its number: the program may have closed it */
-	int uffd;    /* in a client: the watcher's, as is `pager` */
-	int pager;   /* a pidfd of the pager's process */
-	int error;   /* in the child: why it has nothing of this */
+	char *pair;  /* the mapping that this is in a half of; see ticket_alloc() */
+	size_t half; /* bytes; at the end of each is memory for a watcher */
+	bool shared; /* `of` is in the other half, and the mapping is still its */
+	bool watched;	   /* in the child: the watcher runs, so that all this stays */
+	int sock;	   /* the child's end */
+	ino_t inode;	   /* its number: the program may have closed it */
+	int uffd;	   /* in a client: the watcher's, as is `pager` */
+	int pager;	   /* a pidfd of the pager's process */
+	int error;	   /* in the child: why it has nothing of this */
 	uint32_t serial;   /* in a client: of its last FORK */
 	bool received;	   /* the descriptors of pools are ours to close */
 	struct ticket *of; /* the client that forks; NULL: the pager's own process does */
@@ -217,19 +220,45 @@ msg_await(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, int ms)
 
 /* --- what the child is told --- */
 
+/*
+ * What the child needs is mapped in the process of the pager, where all regions are: mapped in the child, it could get the addresses of one
+ * that is absent there, and that may not be touched.  So there is a half for the child, and one for what it gives to children of its own
+ * (`of`: the child's), which in turn find the first half free.
+ */
 static struct ticket *
-ticket_alloc(struct up_runtime *rt, size_t n)
+ticket_alloc(struct up_runtime *rt, size_t n, struct ticket *of)
 {
-	const size_t size = round_up(sizeof(struct ticket) + n * sizeof(struct region), PAGE_SIZE);
-	struct ticket *t =
-		mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	size_t half = round_up(sizeof(struct ticket) + n * sizeof(struct region), PAGE_SIZE) +
+		      WATCHER_BYTES;
+	const bool shared = of != NULL && half <= of->half;
+	struct ticket *t;
+	char *pair;
 
-	if (t == MAP_FAILED)
-		return NULL;
+	if (shared) {
+		half = of->half;
+		pair = of->pair;
+		t = (struct ticket *)(void *)((char *)of == pair ? pair + half : pair);
+		madvise(t, half, MADV_DONTNEED); /* zeros again */
+	} else {
+		pair = mmap(NULL, 2 * half, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+			    0);
+		if (pair == MAP_FAILED)
+			return NULL;
+		t = (struct ticket *)(void *)pair;
+	}
 	t->rt = rt;
-	t->size = size;
+	t->pair = pair;
+	t->half = half;
+	t->shared = shared;
 	t->sock = t->uffd = t->pager = -1;
 	return t;
+}
+
+static void
+ticket_unmap(struct ticket *t)
+{
+	if (!t->shared)
+		munmap(t->pair, 2 * t->half);
 }
 
 static void
@@ -237,7 +266,7 @@ ticket_free(struct ticket *t)
 {
 	for (size_t i = 0; i < t->n && t->received; i++)
 		close(t->r[i].fd);
-	munmap(t, t->size);
+	ticket_unmap(t);
 }
 
 static struct region
@@ -578,7 +607,7 @@ prepare_own(struct forks *f)
 			if (r == 0)
 				return NULL; /* there is nothing to inherit */
 		} else {
-			t = ticket_alloc(rt, f->coming->map.n);
+			t = ticket_alloc(rt, f->coming->map.n, NULL);
 			if (t == NULL) {
 				r = -ENOMEM;
 				chain_thaw(p);
@@ -626,7 +655,7 @@ take_regions(struct ticket *of, struct ticket **ticket, const struct msg *m, con
 	int r = m->status;
 
 	if (r == 0 && t == NULL && m->n > 0)
-		*ticket = t = ticket_alloc(of->rt, m->n + m->left);
+		*ticket = t = ticket_alloc(of->rt, m->n + m->left, of);
 	if (r == 0 && m->n > 0 && t == NULL)
 		r = -ENOMEM;
 	if (r == 0 && nfd != m->n)
@@ -885,7 +914,9 @@ adopt(struct ticket *t)
 	int r = hello(t);
 
 	if (r == 0)
-		r = watcher_start(&(struct watched){ t->sock, t->uffd, t->pager, t->n, t->r });
+		r = watcher_start(&(struct watched){ t->sock, t->uffd, t->pager, t->n, t->r },
+				  (char *)t + t->half - WATCHER_BYTES);
+	t->watched = r == 0;
 	for (size_t i = 0; i < t->n && r == 0; i++) {
 		const struct region *rg = &t->r[i];
 		const int prot = rg->prot | ((rg->prot & PROT_WRITE) ? PROT_READ : 0);
@@ -909,10 +940,17 @@ after_in_child(void)
 
 	/* What served our parent, if it was a client itself, does not serve us. */
 	while ((t = registry.clients) != NULL) {
+		struct ticket *heir = tickets;
+
 		registry.clients = t->next;
 		if (still_open(t))
 			close(t->sock);
-		munmap(t, t->size);
+		while (heir != NULL && !(heir->shared && heir->of == t))
+			heir = heir->next;
+		if (heir != NULL)
+			heir->shared = false; /* the mapping is its own now */
+		else
+			ticket_unmap(t);
 	}
 	/*
 	 * These runtimes are our parent's.  Nobody but it may have its ends of sockets: when it becomes another program, that they are
@@ -944,7 +982,8 @@ after_in_child(void)
 			 "fork: no paged memory in the child: %s; touching it is SIGSEGV",
 			 strerrorname_np(-t->error));
 		close(t->sock);
-		munmap(t, t->size);
+		if (!t->watched)
+			ticket_unmap(t);
 	}
 	signals_release(&registry.old);
 }

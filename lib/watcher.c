@@ -19,15 +19,14 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include "base/base.h"
 #include "pmap/uffd_abi.h"
 
-#define STACK_BYTES ((size_t)32 << 10)
 #define TLS_BYTES ((size_t)4 << 10)
+#define STACK_BYTES (WATCHER_BYTES - TLS_BYTES)
 
 /* What a sanitizer adds to a function wants thread-local storage of its own. */
 #define PLAIN __attribute__((no_sanitize("address", "thread", "undefined")))
@@ -162,21 +161,16 @@ watch(void *arg)
 }
 
 int
-watcher_start(const struct watched *w)
+watcher_start(const struct watched *w, void *memory)
 {
-	/* Its stack, which grows down from the struct; then its thread-local storage, which is zeros. */
-	const size_t size = STACK_BYTES + TLS_BYTES;
 	const int flags =
 		CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS;
-	char *base = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	/* Its stack, which grows down from the struct; then its thread-local storage, which is zeros. */
+	char *base = memory, *tls = base + STACK_BYTES;
 	struct watched *own;
 	sigset_t all, old;
-	char *tls;
 	int r;
 
-	if (base == MAP_FAILED)
-		return -errno;
-	tls = base + STACK_BYTES;
 	*(void **)(void *)tls = tls; /* x86-64 finds the address of it there */
 	own = (struct watched *)(void *)(base + STACK_BYTES - round_up(sizeof *own, 64));
 	*own = *w;
@@ -184,7 +178,5 @@ watcher_start(const struct watched *w)
 	sigprocmask(SIG_SETMASK, &all, &old);
 	r = clone(watch, own, flags, own, NULL, tls) < 0 ? -errno : 0;
 	sigprocmask(SIG_SETMASK, &old, NULL);
-	if (r < 0)
-		munmap(base, size);
 	return r;
 }

@@ -28,11 +28,14 @@ struct watched {
 	const struct region *r; /* stays where it is */
 };
 
+/* Memory that it needs: pages of the caller's that stay. */
+#define WATCHER_BYTES ((size_t)36 << 10)
+
 /*
  * Start it.  It has copies of the three descriptors, in a table of its own, from when this returns on: the caller's may be closed.
  * Nothing is allocated and no lock is taken, so that it can be called after fork() beside other threads, whatever malloc() is.
  * => in a child, before it has other threads.  0 or -errno.
  */
-int watcher_start(const struct watched *w);
+int watcher_start(const struct watched *w, void *memory);
 
 #endif

@@ -2244,6 +2244,26 @@ static void __attribute__((noreturn)) child_fail(const char *why)
 	_exit(1);
 }
 
+/* The same, of a page that should not be there: what is there instead. */
+static void __attribute__((noreturn)) child_has(const struct range *r, size_t page, int sig)
+{
+	char line[256];
+	FILE *maps = fopen("/proc/self/maps", "re");
+	const uintptr_t at = (uintptr_t)r->va + page * PAGE;
+
+	while (maps != NULL && fgets(line, sizeof line, maps) != NULL) {
+		uintptr_t start, end;
+
+		if (sscanf(line, "%lx-%lx", &start, &end) == 2 && at >= start && at < end)
+			fprintf(stderr, "kernel_random: %s", line);
+	}
+	snprintf(
+		line, sizeof line,
+		"kernel_random: page %zu of a region at %p is there in a forked child: signal %d, inherit %d\n",
+		page, (void *)r->va, sig, r->inherit[page]);
+	child_fail(line);
+}
+
 /* The same, of a page that is not what it should be. */
 static void __attribute__((noreturn))
 child_differs(const struct mill *m, const struct range *r, size_t page, const uint64_t *got)
@@ -2314,7 +2334,7 @@ child_looks(const struct mill *m, size_t nth, bool something, bool alone)
 				continue;
 			sig = guarded_copy(page_buf, r->va + page * PAGE, PAGE, MEMCPY);
 			if (!here && sig != SIGSEGV)
-				child_fail("kernel_random: a region is there in a forked child\n");
+				child_has(r, page, sig);
 			if (here && sig != 0 &&
 			    !(sig == SIGBUS && (unreserved(r) || atomic_load(&r->sick))))
 				child_fail("kernel_random: an inherited page is not there\n");

@@ -1192,6 +1192,57 @@ one_of_many(uint64_t *p, unsigned k, struct gate *there, struct gate *go)
 	_exit(0);
 }
 
+/* Nothing of ours may be mapped there, where the kernel has addresses to give away: each generation needs memory for its watcher. */
+static int
+absent_in(uint64_t *const p[], size_t n, size_t pages, unsigned generations)
+{
+	int status = 0;
+	pid_t pid;
+
+	if (generations == 0)
+		return 0;
+	pid = fork();
+	if (pid == 0) {
+		alarm(SLOW ? 4 * DEADLINE : DEADLINE);
+		catch_signals();
+		for (size_t i = 0; i < n; i++) {
+			for (size_t k = 0; k < pages; k++) {
+				uint64_t v = 0;
+				const int sig = touch(p[i] + k * 512, false, &v);
+
+				if (i % 2 == 0 ? sig != SIGSEGV : sig != 0 || v != i * 1000 + k)
+					_exit(10 + (int)generations);
+			}
+		}
+		_exit(absent_in(p, n, pages, generations - 1));
+	}
+	if (pid < 0 || waitpid(pid, &status, 0) != pid)
+		return 99;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 100 + WTERMSIG(status);
+}
+
+Test(fork, what_is_absent_in_a_child_is_absent_in_its_children_too)
+{
+	enum { N = 40 };
+	uint64_t *p[N];
+
+	for (size_t pages = 8; pages <= 24; pages += 8) {
+		start(16 * MiB, 0);
+		for (size_t i = 0; i < N; i++) {
+			p[i] = map(pages);
+			for (size_t k = 0; k < pages; k++)
+				p[i][k * 512] = i * 1000 + k;
+			if (i % 2)
+				inherit(rt, p[i], pages, UP_INHERIT_COPY);
+		}
+		const int status = absent_in(p, N, pages, 4);
+
+		cr_assert(status == 0, "status %d: 10 and how many generations were to go: %s",
+			  status, logged);
+		up_runtime_destroy(rt);
+	}
+}
+
 Test(fork, a_hundred_children_alive_at_once_within_a_tiny_budget)
 {
 	/* Workers are metadata as well. */
