@@ -9,6 +9,7 @@
  *	host.c         what machine this is
  *	patterns.c     the data, and fill / sequential read / random read / random write over it
  *	floor.c        the raw floor: bare poll + read + UFFDIO_COPY
+ *	inline.c       threads that serve their own faults, and the floor of that
  *	paged.c        the library, called "ours" everywhere
  *	backend.c      a runtime with another replacement policy than the default
  *	policies.c     the library with one replacement policy and another
@@ -194,8 +195,9 @@ void page_check_all(const unsigned char *p, size_t page);
 
 /* ---- the contenders: jobs, and what the parent does around them ---- */
 
-job_fn floor_zero, floor_major; /* arg: enum place */
-job_fn ours_zero, ours_major;	/* arg: enum place */
+job_fn floor_zero, floor_major;	  /* arg: enum place */
+job_fn ours_zero, ours_major;	  /* arg: enum place */
+job_fn floor_inline, ours_inline; /* arg: "zero" or "soft" */
 job_fn ours_patterns, swap_patterns, mmap_patterns;
 job_fn ours_threads;   /* arg: struct threads_arg */
 job_fn policy_strings; /* arg: the policy's name */
@@ -211,6 +213,11 @@ void latency_measure(unsigned char *base, const uint32_t *order, size_t n, bool 
 		     const char *prefix);
 /* 0 .. n - 1 in random order */
 uint32_t *random_order(size_t n);
+/* A userfaultfd with these features. */
+int floor_uffd(uint64_t features);
+/* Record how many of the touches were faults of that kind, of which there were `before`. */
+void latency_faults(struct up_runtime *rt, enum up_fault_kind kind, uint64_t before,
+		    const char *prefix);
 /* The file that floor_major reads, and that the library swaps to in ours_major. */
 #define FLOOR_FILE "floor.dat"
 #define FLOOR_PAGES ((size_t)16384)

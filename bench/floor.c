@@ -68,10 +68,10 @@ random_order(size_t n)
 	return order;
 }
 
-static int
-uffd_open(void)
+int
+floor_uffd(uint64_t features)
 {
-	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
 	int dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC), fd = -1;
 
 	if (dev >= 0) {
@@ -125,7 +125,7 @@ floor_start(struct floor *fl, size_t npages, enum place where)
 		job_fail("mmap: %s", strerror(errno));
 	fl->base = p;
 	fl->buf = job_buffer(PAGE);
-	fl->uffd = uffd_open();
+	fl->uffd = floor_uffd(0);
 	reg.range.start = (uintptr_t)p;
 	reg.range.len = npages * PAGE;
 	if (ioctl(fl->uffd, UFFDIO_REGISTER, &reg) < 0)

@@ -40,6 +40,9 @@ static const struct threads_arg threads[] = {
 #define LATENCY(who, kind, place, ncpus)                                                        \
 	{ .group = "latency", .name = #who, .row = #kind " " #place, .run = who##_##kind,       \
 	  .arg = &places[PLACE_##place], .deadline = 60, .cpus = ncpus }
+#define INLINE(who, kind)                                                                       \
+	{ .group = "latency", .name = #who, .row = "inline " kind, .run = who##_inline,         \
+	  .arg = kind, .deadline = 60 }
 #define THREADS(i, text)                                                                        \
 	{ .group = "threads", .name = "ours", .row = text, .run = ours_threads,                 \
 	  .arg = &threads[i], .deadline = 60 }
@@ -58,6 +61,7 @@ static struct contender contenders[] = {
 	LATENCY(ours, major, SAME_CPU, 1),
 	LATENCY(floor, major, TWO_CPUS, 2),
 	LATENCY(ours, major, TWO_CPUS, 2),
+	INLINE(floor, "zero"), INLINE(ours, "zero"), INLINE(floor, "soft"), INLINE(ours, "soft"),
 	{ .group = "pattern", .name = "ours", .run = ours_patterns, .deadline = 150 },
 	{ .group = "pattern", .name = "swap", .run = swap_patterns, .arg = "swap",
 	  .deadline = 150, .before = swap_before, .after = swap_after },

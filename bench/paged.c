@@ -108,7 +108,7 @@ latency_open(struct up_config *cfg, enum place where)
 }
 
 /* Read-ahead or a page in memory would flatter: say how many touches really were faults. */
-static void
+void
 latency_faults(struct up_runtime *rt, enum up_fault_kind kind, uint64_t before, const char *prefix)
 {
 	uint64_t n = ours_stats(rt).faults[kind] - before;

@@ -177,6 +177,29 @@ print_latency(FILE *out)
 	}
 }
 
+static void
+print_inline(FILE *out)
+{
+	static const char *const what[] = { "zero", "soft" };
+	static const char *const stat[] = { "p50", "p99", "mean" };
+	char ours[96], bare[96], b[3][64];
+
+	fprintf(out, "\nfault, served by the thread that faults; us\n");
+	fprintf(out, "  %-22s %-5s %-24s %-24s %s\n", "", "", "raw floor", "ours", "ours/floor");
+	for (int w = 0; w < 2; w++) {
+		for (int s = 0; s < 3; s++) {
+			snprintf(ours, sizeof ours, "ours.inline_%s.%s", what[w], stat[s]);
+			snprintf(bare, sizeof bare, "floor.inline_%s.%s", what[w], stat[s]);
+			fprintf(out, "  %-22s %-5s %-24s %-24s %s\n",
+				s > 0	 ? ""
+				: w == 0 ? "zero-fill"
+					 : "soft",
+				stat[s], range(bare, b[0]), range(ours, b[1]),
+				ratio_text(ours, bare, b[2]));
+		}
+	}
+}
+
 static const char *const pattern_contenders[] = { "ours", "swap", "swap_ssd", "mmap" };
 #define NCONTENDERS (sizeof pattern_contenders / sizeof pattern_contenders[0])
 
@@ -345,6 +368,8 @@ report_print(FILE *out)
 	print_host(out);
 	if (any("ours.zero") || any("ours.major") || any("floor."))
 		print_latency(out);
+	if (any("ours.inline") || any("floor.inline"))
+		print_inline(out);
 	if (any_pattern())
 		print_patterns(out);
 	if (any("threads."))
@@ -418,6 +443,8 @@ json_ratios(FILE *f)
 			json_ratio(f, key, over, under, &comma);
 		}
 	}
+	json_ratio(f, "floor.inline_zero", "ours.inline_zero.p50", "floor.inline_zero.p50", &comma);
+	json_ratio(f, "floor.inline_soft", "ours.inline_soft.p50", "floor.inline_soft.p50", &comma);
 	json_ratio(f, "clone.fault_after_rounds", "clone.after.p50", "clone.before.p50", &comma);
 	for (unsigned law = 0; refstring_name(law) != NULL; law++) {
 		snprintf(key, sizeof key, "policy.%s", refstring_name(law));

@@ -961,9 +961,9 @@ up_remap(struct up_runtime *rt, void *addr, size_t old_length, size_t new_length
 		return bad(rt, "up_remap: unknown flags %#x", flags & ~UP_MAYMOVE);
 
 	for (unsigned tries = 0;; tries++) {
-		change_begin(p, &old);
+		move_begin(p, &old);
 		r = remap_locked(rt, start, end, old_length, new_length, flags, &to);
-		change_end(p, &old);
+		move_end(p, &old);
 		if (!change_again(p, r, tries))
 			break;
 	}

@@ -340,9 +340,9 @@ up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 		return bad(rt, "up_clone: copy is NULL");
 
 	for (unsigned tries = 0;; tries++) {
-		change_begin(p, &old);
+		move_begin(p, &old);
 		r = clone_locked(rt, start, end, &va);
-		change_end(p, &old);
+		move_end(p, &old);
 		if (!change_again(p, r, tries))
 			break;
 	}

@@ -584,6 +584,20 @@ map_addresses(struct pager *p, uintptr_t hint, bool fixed, size_t len, int prot,
 }
 
 void
+move_begin(struct pager *p, sigset_t *old)
+{
+	change_begin(p, old);
+	atomic_fetch_add(&p->moving, 1);
+}
+
+void
+move_end(struct pager *p, const sigset_t *old)
+{
+	atomic_fetch_sub(&p->moving, 1);
+	change_end(p, old);
+}
+
+void
 change_end(struct pager *p, const sigset_t *old)
 {
 	pthread_mutex_unlock(&p->map.change);
@@ -1126,9 +1140,9 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 		return r;
 
 	for (unsigned tries = 0;; tries++) {
-		change_begin(p, &old);
+		move_begin(p, &old);
 		r = map_locked(rt, hint, length, prot, flags, o, offset, &at);
-		change_end(p, &old);
+		move_end(p, &old);
 		if (!change_again(p, r, tries))
 			break;
 	}
@@ -1368,9 +1382,9 @@ up_unmap(struct up_runtime *rt, void *addr, size_t length)
 	r = check_call(rt, "up_unmap", start, length);
 	if (r < 0)
 		return r;
-	change_begin(&rt->p, &old);
+	move_begin(&rt->p, &old);
 	r = unmap_range(&rt->p, "up_unmap", start, start + length);
-	change_end(&rt->p, &old);
+	move_end(&rt->p, &old);
 	return r;
 }
 
@@ -1526,6 +1540,9 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 	case UP_ADVICE_DONTNEED:
 		if (e->object->source != NULL) {
 			r = discard_shared(p, e, start, end);
+			if (r < 0)
+				log_line(&p->log, UP_LOG_ERROR, "up_advise: writing back: %s",
+					 strerrorname_np(-r));
 			break;
 		}
 		r = chain_hide(p, e->object, first, n);
@@ -1601,9 +1618,6 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 		for (struct map_entry *e = map_first_from(&p->map, start);
 		     e != NULL && e->start < end && r == 0; e = e->next)
 			r = advise_part(p, e, MAX(start, e->start), MIN(end, e->end), advice);
-		if (r < 0)
-			log_line(&p->log, UP_LOG_ERROR, "up_advise: writing back: %s",
-				 strerrorname_np(-r));
 	}
 	change_end(p, &old);
 	return r;
@@ -1765,15 +1779,18 @@ up_runtime_destroy(struct up_runtime *rt)
 	/* What the program has done itself is put right while there are services. */
 	change_begin(p, &old);
 	change_end(p, &old);
+	signals_hold(&old);
 	workers_stop(p);
+	workers_wait(p);
+	signals_release(&old);
 	if (p->idle == NULL)
 		stop_threads(p, p->nservices);
 	else
 		come_to_rest(p);
-	workers_wait(p);
+	source_bury(p);
 	if (p->foreign != NULL)
 		foreign_drain(p->foreign);
-	change_begin(p, &old);
+	move_begin(p, &old);
 #ifndef NDEBUG
 	pager_check(p);
 #endif
@@ -1794,7 +1811,7 @@ up_runtime_destroy(struct up_runtime *rt)
 		atomic_store(&o->refs, 1);
 		object_unref(o);
 	}
-	change_end(p, &old);
+	move_end(p, &old);
 
 	for (;;) {
 		frame_t f;

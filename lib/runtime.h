@@ -65,6 +65,9 @@ int runtime_reclaim(void *ctx, size_t bytes);
 /* A call that changes mappings, or looks at them at leisure: one at a time.  Signals are held meanwhile. */
 void change_begin(struct pager *p, sigset_t *old);
 void change_end(struct pager *p, const sigset_t *old);
+/* The same for calls that map or unmap, so that for a while something is mapped and in no entry, or the other way round. */
+void move_begin(struct pager *p, sigset_t *old);
+void move_end(struct pager *p, const sigset_t *old);
 /*
  * Such a call ended like that; true if it is to be made again, after a moment, since the program was doing something to mappings
  * itself (-EAGAIN, with UP_TRACK_FOREIGN only).  => map.change is not held

@@ -49,25 +49,26 @@ static struct {
 /* --- whose it is --- */
 
 /*
- * Nothing is mapped there through this pager.  True if that will not change by itself: no call of ours or, with
- * UP_TRACK_FOREIGN, of the program's is under way that would explain it.
+ * Nothing is mapped there through this pager.  True if that will not change by itself: no call of ours that takes mappings away or
+ * makes some is under way, nor, with UP_TRACK_FOREIGN, has the program done something that has not been put right yet.
  */
 static bool
-settled(struct pager *p, uintptr_t va)
+settled(struct pager *p)
 {
-	bool is = true;
+	bool is = atomic_load(&p->moving) == 0;
 
-	if (pthread_mutex_trylock(&p->map.change) != 0)
-		return false;
 	if (p->foreign != NULL) {
 		const uint64_t token = p->pmap->ops->token(p->pmap);
+
+		/* Whoever has it may be putting right what is not waiting any more. */
+		if (!is || pthread_mutex_trylock(&p->map.change) != 0)
+			return false;
 
 		for (unsigned i = 0; i < p->nservices && is; i++)
 			is = p->pmap->ops->settled(p->pmap, i, token);
 		is = is && !foreign_waiting(p->foreign);
+		pthread_mutex_unlock(&p->map.change);
 	}
-	is = is && map_lookup(&p->map, va) == NULL;
-	pthread_mutex_unlock(&p->map.change);
 	return is;
 }
 
@@ -91,7 +92,7 @@ serve_once(uintptr_t va, bool write, bool *moving)
 		if (p != NULL)
 			r = worker_serve(p, va, write);
 		if (p != NULL && r == SERVED_NOT_OURS)
-			*moving |= !settled(p, va);
+			*moving |= !settled(p);
 		atomic_fetch_sub(&sl->users, 1);
 	}
 	return r;
@@ -172,9 +173,39 @@ default_action(int sig, const siginfo_t *info)
 	const struct sigaction dfl = { .sa_handler = SIG_DFL };
 
 	sigaction(sig, &dfl, NULL);
-	/* What an instruction raised it will raise again; what somebody sent has to be sent again. */
-	if (info->si_code <= 0)
+	/* What an instruction raised it will raise again; what somebody sent has to be sent again, as has what came by itself. */
+	if (info->si_code <= 0 || info->si_code == BUS_MCEERR_AO)
 		syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), sig);
+}
+
+/*
+ * What a thread was last told to do again.  If nobody serves a fault, it may be that there was none by the time of the look: the page was
+ * discarded, or something else mapped there.  So the thread tries again, once, before anything drastic is done.
+ * Of the static TLS, see log_hold.
+ */
+static _Thread_local struct {
+	uintptr_t va, pc;
+} again __attribute__((tls_model("initial-exec")));
+
+static bool
+try_again(const siginfo_t *info, const ucontext_t *uc)
+{
+	const uintptr_t va = (uintptr_t)info->si_addr;
+	uintptr_t pc = 0;
+
+#if defined(__x86_64__)
+	pc = uc != NULL ? (uintptr_t)uc->uc_mcontext.gregs[REG_RIP] : 0;
+#elif defined(__aarch64__)
+	pc = uc != NULL ? (uintptr_t)uc->uc_mcontext.pc : 0;
+#else
+	(void)uc;
+#endif
+	/* It stays said, for a handler may ask more than once. */
+	if (again.va == va && again.pc == pc)
+		return false;
+	again.va = va;
+	again.pc = pc;
+	return true;
 }
 
 static void
@@ -189,7 +220,8 @@ chain(int sig, siginfo_t *info, ucontext_t *uc)
 	if ((before.sa_flags & SA_SIGINFO) == 0 &&
 	    (before.sa_handler == SIG_DFL || before.sa_handler == SIG_IGN)) {
 		/* The kernel does not let one ignore what an instruction raised. */
-		if (before.sa_handler == SIG_DFL || info->si_code > 0)
+		if (before.sa_handler == SIG_DFL ||
+		    (info->si_code > 0 && info->si_code != BUS_MCEERR_AO))
 			default_action(sig, info);
 		return;
 	}
@@ -216,8 +248,13 @@ on_sigbus(int sig, siginfo_t *info, void *context)
 	const uintptr_t va = (uintptr_t)info->si_addr & ~PAGE_MASK;
 	ucontext_t *uc = context;
 
-	if (!is_ours(info) || serve(va, is_write(uc), &uc->uc_sigmask) != SERVED)
-		chain(sig, info, uc);
+	if (is_ours(info) && serve(va, is_write(uc), &uc->uc_sigmask) == SERVED) {
+		again.va = again.pc = 0;
+		return;
+	}
+	if ((info->si_code == BUS_ADRERR || info->si_code == BUS_MCEERR_AR) && try_again(info, uc))
+		return;
+	chain(sig, info, uc);
 }
 
 int
@@ -227,7 +264,11 @@ up_handle_sigbus(const void *siginfo, void *context)
 	sigset_t all, old;
 	enum served r;
 
-	if (info == NULL || !is_ours(info))
+	if (info == NULL || info->si_signo != SIGBUS || atomic_load(&bus.top) == 0)
+		return 0;
+	if (info->si_code == BUS_MCEERR_AR)
+		return try_again(info, context);
+	if (!is_ours(info))
 		return 0;
 	/* Also those that are libc's own, which pthread_sigmask() would leave out; of `old` the kernel writes the first words only. */
 	memset(&all, 0xff, sizeof all);
@@ -235,7 +276,9 @@ up_handle_sigbus(const void *siginfo, void *context)
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, _NSIG / 8);
 	r = serve((uintptr_t)info->si_addr & ~PAGE_MASK, is_write(context), &old);
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, _NSIG / 8);
-	return r == SERVED;
+	if (r == SERVED)
+		again.va = again.pc = 0;
+	return r == SERVED || try_again(info, context);
 }
 
 /* --- in and out --- */
@@ -271,7 +314,7 @@ install(void)
 	/* All, also those of libc's own: a cancelled thread would leave with our locks. */
 	memset(&sa.sa_mask, 0xff, sizeof sa.sa_mask);
 	if (handler_is_ours())
-		return; /* in a child, or the program has kept it and put it back */
+		return; /* the program has kept it and put it back */
 	sigaction(SIGBUS, NULL, &bus.before);
 	atomic_store(&bus.installed, true);
 	sigaction(SIGBUS, &sa, NULL);
@@ -294,7 +337,7 @@ sigbus_add(struct pager *p)
 			 RUNTIMES_MAX);
 		return -EUSERS;
 	}
-	if (bus.n++ == 0)
+	if (bus.n++ == 0 && !atomic_load(&bus.installed))
 		install();
 	else if (!handler_is_ours())
 		log_line(&p->log, UP_LOG_WARNING,

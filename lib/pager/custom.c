@@ -8,6 +8,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -249,6 +250,7 @@ up_request_complete(struct up_request *req, int status)
 {
 	struct request *r = request_of(req);
 	struct service *s = r->service;
+	sigset_t all, old;
 
 	if (!atomic_exchange(&r->handed_out, false))
 		return; /* twice */
@@ -262,9 +264,14 @@ up_request_complete(struct up_request *req, int status)
 		pthread_mutex_unlock(&w->lock);
 		return;
 	}
+	/* A handler that runs here and touches a page of such a pager would ask for the same lock. */
+	sigfillset(&all);
+	sigdelset(&all, SIGBUS);
+	pthread_sigmask(SIG_BLOCK, &all, &old);
 	pthread_mutex_lock(&s->cmd_lock);
 	r->next = s->completed;
 	s->completed = r;
 	s->io->ops->kick(s->io);
 	pthread_mutex_unlock(&s->cmd_lock);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
 }

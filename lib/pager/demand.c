@@ -267,8 +267,9 @@ demand_of(struct pager *p, struct service *s, struct demand *d)
 	for (link = &s->demands; *link != NULL; link = &(*link)->next)
 		;
 	*link = d;
+	s->io->ops->kick(
+		s->io); /* under the lock: until it has taken this one out, the service is there */
 	pthread_mutex_unlock(&s->cmd_lock);
-	s->io->ops->kick(s->io);
 	if (p->idle != NULL) {
 		while (!d->over)
 			p->idle(p->idle_ctx);

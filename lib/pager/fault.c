@@ -39,7 +39,6 @@ enum verdict {
 	V_GROW,	      /* overcommitted: the swap must grow first, with no lock held */
 	V_FULL,	      /* overcommitted and nothing left, but only a call asked: nothing is lost */
 	V_STRAY,      /* no entry: park, it is about to be unmapped */
-	V_WAITED,     /* a worker only: the page was busy, and may not be any more */
 	V_ASK, /* a worker only: a pager of the program has to be called, which only services do */
 	V_SIGBUS, /* lost */
 };
@@ -52,6 +51,7 @@ struct fault {
 	bool write, wp;
 	bool grown;	/* the swap has been asked to grow */
 	bool asked;	/* by fault_ask(): no thread waits at the address */
+	int waitq;	/* V_BUSY of a worker: where to sleep, from anon_sleep_begin() */
 	unsigned ahead; /* pages from here on that are asked for; 0: guess */
 	uint64_t t0;
 	uint64_t serial; /* of the entry found; 0: none */
@@ -1090,11 +1090,8 @@ met_busy(struct fault *f, struct anon *an)
 		return V_REPEAT;
 	if (loose)
 		return V_BUSY_LOOSE;
-	if (q >= 0)
-		anon_sleep(&p->waitqs, q);
-	else if (f->s->worker)
-		p->idle(p->idle_ctx);
-	return f->s->worker ? V_WAITED : V_BUSY;
+	f->waitq = q;
+	return V_BUSY;
 }
 
 /* Steps 1 to 4. */
@@ -1268,9 +1265,8 @@ handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uin
 		count(s, C_STRAY, 1);
 		park(s, &f);
 		break;
-	case V_WAITED:
 	case V_ASK:
-		assert(!"a service neither sleeps nor asks");
+		assert(!"a service does not ask");
 		break;
 	}
 }
@@ -1294,7 +1290,7 @@ fault_again(struct service *s, unsigned shard, uintptr_t va, uint64_t t0)
 }
 
 enum fault_next
-fault_serve(struct service *s, struct parked *pk)
+fault_serve(struct service *s, struct parked *pk, int *waitq)
 {
 	const bool first = pk->serial == 0;
 	struct fault f = {
@@ -1308,13 +1304,16 @@ fault_serve(struct service *s, struct parked *pk)
 	const enum verdict v = resolve(&f);
 
 	pk->serial = f.serial;
+	pk->t0 = f.t0; /* it may wait for something that takes its time */
 	switch (v) {
 	case V_DONE:
 	case V_IO:
 		return FAULT_SERVED;
-	case V_WAITED:
+	case V_BUSY:
 		count(s, C_WAIT, 1);
-		return FAULT_SERVED;
+		trace_add(&s->trace, pk->t0, TRACE_FAULT_WAIT, pk->va, 0);
+		*waitq = f.waitq;
+		return FAULT_BUSY;
 	case V_SIGBUS:
 		return FAULT_LOST;
 	case V_BUSY_LOOSE:
@@ -1443,9 +1442,12 @@ too_long(struct pager *p, const struct parked *pk, uint64_t now)
 	return now > since && now - since > p->fault_timeout;
 }
 
-/* Nobody can serve a fault: its page is lost, whatever it held.  False if that can not be done now. */
+/*
+ * Nobody can serve a fault: its page is lost, whatever it held; or, if `empty`, only if there has never been anything.
+ * False if that can not be done, now.
+ */
 static bool
-lose(struct service *s, const struct parked *pk, const char *why)
+lose(struct service *s, const struct parked *pk, bool empty, const char *why)
 {
 	struct pager *p = s->p;
 	struct place place = { 0 };
@@ -1460,6 +1462,11 @@ lose(struct service *s, const struct parked *pk, const char *why)
 		p->pmap->ops->wake(p->pmap, place.shard, place.va, 1);
 		page_unbusy(p, an, place.shard, place.va);
 		return true;
+	}
+	if (empty && atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_LOST) {
+		/* Somebody has brought it in: for what there is nothing has to be promised. */
+		page_unbusy(p, an, place.shard, place.va);
+		return false;
 	}
 	if (leaf->sourced && anon_in_core(an) &&
 	    page_at(&p->pages, an->loc)->state == PAGE_LAUNDRY) {
@@ -1510,7 +1517,7 @@ time_out(struct service *s, const struct parked *pk, uint64_t now)
 	snprintf(why, sizeof why,
 		 " not served for %u ms: no frame could be freed; SIGBUS, content lost",
 		 (unsigned)((now - pk->t0) / 1000000));
-	return lose(s, pk, why);
+	return lose(s, pk, false, why);
 }
 
 bool
@@ -1519,7 +1526,7 @@ fault_full(struct service *s, const struct parked *pk)
 	bool any;
 
 	return same_mapping(s->p, pk, &any) &&
-	       lose(s, pk, ": overcommitted, and the swap is full; SIGBUS");
+	       lose(s, pk, true, ": overcommitted, and the swap is full; SIGBUS");
 }
 
 bool

@@ -697,11 +697,14 @@ pageout_done(struct service *s, struct request *req)
 void
 pageout_wake(struct pager *p)
 {
+	const size_t used = atomic_load_explicit(&p->budget.used, memory_order_relaxed);
+	const size_t low = high_watermark(p) / 2;
 	struct service *s = p->service[0];
 
+	/* As a rule there is room, and no lock to take. */
 	if (atomic_load_explicit(&p->pageout_on, memory_order_relaxed) ||
-	    frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed) >=
-		    high_watermark(p) / 2)
+	    used + (low << PAGE_SHIFT) <= p->budget.limit ||
+	    frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed) >= low)
 		return;
 	if (!atomic_exchange(&p->pageout_on, true))
 		s->io->ops->kick(s->io);

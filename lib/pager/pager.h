@@ -172,6 +172,9 @@ struct pager {
 	/* Tests: a worker's engine instead of one that blocks; NULL otherwise. */
 	int (*worker_engine)(void *ctx, struct io_engine **e, struct pager *p);
 	void *worker_ctx;
+	_Atomic(struct source *) dead_sources; /* whose last reference a worker had */
+	atomic_uint
+		moving; /* calls under way that map or unmap: what is mapped may be in no entry */
 	/* Single-threaded tests: called instead of sleeping when a user thread meets a busy page. */
 	void (*idle)(void *ctx);
 	void *idle_ctx;
@@ -364,15 +367,24 @@ int fault_ask(struct service *s, uintptr_t va, bool write, unsigned n);
 /*
  * One attempt of a worker at its own fault.  The serial of *pk is 0 the first time.
  *
- *	SERVED	it is, or will be when the worker's I/O is done, or may have been by somebody else: touch it again
+ *	SERVED	it is, or will be when the worker's I/O is done: touch it again
+ *	BUSY	somebody has the page: anon_sleep() in *waitq, which has begun, then touch it again; -1: in a single-threaded test
  *	LATER	the kernel, or somebody's page, is in motion
  *	ROOM	no frame or no metadata: help to make some
  *	LOST	SIGBUS
  *	ASK	only a service can bring it in: fault_ask() it
  *	STRAY	nothing is mapped there
  */
-enum fault_next { FAULT_SERVED, FAULT_LATER, FAULT_ROOM, FAULT_LOST, FAULT_ASK, FAULT_STRAY };
-enum fault_next fault_serve(struct service *s, struct parked *pk);
+enum fault_next {
+	FAULT_SERVED,
+	FAULT_BUSY,
+	FAULT_LATER,
+	FAULT_ROOM,
+	FAULT_LOST,
+	FAULT_ASK,
+	FAULT_STRAY
+};
+enum fault_next fault_serve(struct service *s, struct parked *pk, int *waitq);
 /* True if that has gone on for too long, and the page is lost now. */
 bool fault_time_out(struct service *s, const struct parked *pk);
 /* A service that was asked had nothing to promise for it: true if the page is lost now. */
@@ -522,6 +534,8 @@ void source_abandon(struct service *s);
  */
 void source_ref(struct source *src);
 void source_unref(struct source *src);
+/* Destroy those whose last reference a worker had. */
+void source_bury(struct pager *p);
 /* Write one busy page back if it has changed; threads of the program. */
 int source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index);
 /*

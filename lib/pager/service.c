@@ -294,6 +294,7 @@ service_step(struct service *s, int64_t timeout_ns)
 	if (pageout_step(s))
 		s->more = true;
 	log_flush(&s->p->log);
+	source_bury(s->p);
 }
 
 void

@@ -35,7 +35,27 @@ finish(struct service *s, struct request *req)
 
 	req->source = NULL;
 	request_put(s, req);
-	source_unref(src);
+	if (!s->worker) {
+		source_unref(src);
+	} else if (atomic_fetch_sub(&src->refs, 1) == 1) {
+		/* Destroying it frees memory: for a service to do. */
+		src->next_dead = atomic_load(&s->p->dead_sources);
+		while (!atomic_compare_exchange_weak(&s->p->dead_sources, &src->next_dead, src))
+			;
+	}
+}
+
+void
+source_bury(struct pager *p)
+{
+	struct source *src = NULL, *next;
+
+	if (atomic_load_explicit(&p->dead_sources, memory_order_relaxed) != NULL)
+		src = atomic_exchange(&p->dead_sources, NULL);
+	for (; src != NULL; src = next) {
+		next = src->next_dead;
+		src->ops->destroy(src);
+	}
 }
 
 /* --- cancelling --- */
@@ -223,14 +243,15 @@ bool
 source_may_start(const struct service *s, const struct source *src, bool write)
 {
 	const unsigned most = write ? NWRITES * 3 / 4 : NREADS * 5 / 8;
-	const unsigned all = write ? s->nhanded_out : s->nhanded - s->nhanded_out;
-	const unsigned own = write ? src->writes[s->id] : src->reads[s->id];
+	unsigned all, own;
 
 	if (!src->ops->contiguous)
 		return true;
 	/* In the midst of what the program was doing it is not called. */
 	if (s->worker)
 		return false;
+	all = write ? s->nhanded_out : s->nhanded - s->nhanded_out;
+	own = write ? src->writes[s->id] : src->reads[s->id];
 	/* Never more than there are left for others: of 15 the first who does not answer holds 8, the next 4, 2, 1. */
 	return all + own < most;
 }

@@ -47,7 +47,8 @@ struct source {
 	uint64_t bytes; /* (c) size of the object; its last page may be a part of one */
 	atomic_uint
 		refs; /* the object's, and one for each request under way, which may outlive it */
-	atomic_int error; /* the first failed write that up_sync() has not told of yet */
+	struct source *next_dead; /* on p->dead_sources */
+	atomic_int error;	  /* the first failed write that up_sync() has not told of yet */
 	_Atomic uint64_t
 		nwrites; /* begun and ended, ever: what `has` said before either may be wrong after it */
 	_Atomic uint64_t write_again;	/* after a failed write: not before this time */

@@ -272,105 +272,134 @@ make_room(struct service *s, unsigned room)
 		p->idle(p->idle_ctx);
 		return;
 	}
+	/* It keeps its worker: nothing of what makes room needs one, and all of them would only wait for the same. */
+	atomic_fetch_add(&p->workers.waiting, 1);
 	syscall(SYS_futex, &p->workers.room, FUTEX_WAIT_PRIVATE, room, &most, NULL, 0);
+	atomic_fetch_sub(&p->workers.waiting, 1);
 }
 
-/* True if a service has brought it in, or may have, or never will. */
+/* True if that is all: a service has brought it in, or it is not to be had.  *full: for want of a promise; false too: look again. */
 static bool
-ask_service(struct service *s, const struct parked *pk, enum served *served)
+ask_service(struct pager *p, const struct parked *pk, enum served *served, bool *full)
 {
 	struct demand d = { .va = pk->va, .end = pk->va + PAGE_SIZE };
 
-	switch (demand_range(s->p, &d)) {
+	switch (demand_range(p, &d)) {
 	case 0:
+	case -EACCES: /* protected meanwhile: SIGSEGV */
 		return true;
 	case -ENOMEM:
 		*served = SERVED_NOT_OURS;
 		return true;
 	case -ENOSPC:
-		*served = SERVED_LOST;
-		return fault_full(s, pk);
+		*full = true;
+		return false;
 	default:
 		/* Lost, or no room: the next look tells. */
 		return false;
 	}
 }
 
-/* The runtime goes: whoever touches its regions faults until they are unmapped, and then gets SIGSEGV. */
-static enum served
-unserved(struct pager *p, uintptr_t va)
+/* True if it is mapped through this pager. */
+static bool
+ours(struct pager *p, uintptr_t va)
 {
-	bool ours;
+	bool is;
 
 	pthread_rwlock_rdlock(&p->map.lock);
-	ours = map_lookup(&p->map, va) != NULL;
+	is = map_lookup(&p->map, va) != NULL;
 	pthread_rwlock_unlock(&p->map.lock);
-	if (!ours)
-		return SERVED_NOT_OURS;
-	nap(p, NAP_MAX);
-	return SERVED;
+	return is;
+}
+
+/*
+ * One look, with a worker, and what of it can be done at once.  The caller has none while it waits for anything: what it waits for
+ * may need one.
+ */
+static enum fault_next
+attempt(struct pager *p, struct worker *w, struct parked *pk, unsigned room, int *waitq)
+{
+	const enum fault_next next = fault_serve(&w->s, pk, waitq);
+
+	if (next == FAULT_ROOM)
+		make_room(&w->s, room);
+	run(&w->s);
+	if (p->idle == NULL)
+		pageout_wake(p);
+	/* What it had to say is for a service to pass on. */
+	if (p->log.held != NULL && atomic_load(&p->log.held->n) > 0)
+		p->service[0]->io->ops->kick(p->service[0]->io);
+	return next;
+}
+
+/* True if it is over, and *served says how. */
+static bool
+give_up(struct pager *p, const struct parked *pk, bool full, enum served *served)
+{
+	struct worker *w = get(p);
+	bool lost;
+
+	if (w == NULL) {
+		*served = SERVED;
+		return true;
+	}
+	lost = full ? fault_full(&w->s, pk) : fault_time_out(&w->s, pk);
+	put(p, w);
+	if (lost)
+		*served = SERVED_LOST;
+	return lost;
 }
 
 enum served
 worker_serve(struct pager *p, uintptr_t va, bool write)
 {
 	struct parked pk = { .va = va, .t0 = now_ns(), .write = write };
-	struct worker *w = get(p);
-	struct service *s;
 	enum served served = SERVED;
 	uint64_t ns = NAP_MIN;
-	bool over = false, waits = false;
+	bool over = false;
 
-	if (w == NULL)
-		return unserved(p, va);
-	s = &w->s;
+	if (!ours(p, va))
+		return SERVED_NOT_OURS;
 	while (!over) {
 		const unsigned room = atomic_load(&p->workers.room);
+		struct worker *w = get(p);
+		enum fault_next next;
+		bool full = false;
+		int waitq = -1;
 
-		switch (fault_serve(s, &pk)) {
+		if (w == NULL) {
+			/* The runtime goes: whoever touches its regions faults until they are unmapped, and then gets SIGSEGV. */
+			nap(p, NAP_MAX);
+			return ours(p, va) ? SERVED : SERVED_NOT_OURS;
+		}
+		next = attempt(p, w, &pk, room, &waitq);
+		put(p, w);
+		switch (next) {
 		case FAULT_SERVED:
-			served = SERVED;
-			over = true;
-			break;
+			return SERVED;
 		case FAULT_LOST:
-			served = SERVED_LOST;
-			over = true;
-			break;
+			return SERVED_LOST;
 		case FAULT_STRAY:
-			served = SERVED_NOT_OURS;
-			over = true;
-			break;
+			return SERVED_NOT_OURS;
+		case FAULT_BUSY:
+			if (waitq >= 0)
+				anon_sleep(&p->waitqs, waitq);
+			else
+				nap(p, 0);
+			return SERVED;
 		case FAULT_ROOM:
-			if (!waits)
-				atomic_fetch_add(&p->workers.waiting, 1);
-			waits = true;
-			make_room(s, room);
 			break;
 		case FAULT_LATER:
-			if (s->io->inflight == 0) {
-				nap(p, ns);
-				ns = MIN(ns * 2, NAP_MAX);
-			}
+			nap(p, ns);
+			ns = MIN(ns * 2, NAP_MAX);
 			break;
 		case FAULT_ASK:
-			served = SERVED;
-			over = ask_service(s, &pk, &served);
+			over = ask_service(p, &pk, &served, &full);
+			if (!over && !full)
+				nap(p, NAP_MIN);
 			break;
 		}
-		run(s);
-		if (!over && fault_time_out(s, &pk)) {
-			served = SERVED_LOST;
-			over = true;
-		}
-		over |= stopped(p);
+		over = over || give_up(p, &pk, full, &served);
 	}
-	if (waits)
-		atomic_fetch_sub(&p->workers.waiting, 1);
-	put(p, w);
-	if (p->idle == NULL)
-		pageout_wake(p);
-	/* What it had to say is for a service to pass on. */
-	if (p->log.held != NULL && atomic_load(&p->log.held->n) > 0)
-		p->service[0]->io->ops->kick(p->service[0]->io);
 	return served;
 }
