@@ -117,7 +117,8 @@ enum up_delivery {
 	 *	  (pthread_cancel()), and calls nothing of the program's: log lines come later, and pages of custom pagers from
 	 *	  service threads.
 	 *
-	 * Service threads there are all the same, for pageout, for advice, and for forked children.
+	 * Service threads there are all the same, for pageout, for advice, for forked children, and for custom pagers, whose pages come one
+	 * at a time (up_prefault() or UP_ADVICE_WILLNEED bring in many).
 	 */
 	UP_DELIVER_INLINE,
 };
@@ -227,7 +228,7 @@ UP_API void up_runtime_destroy(struct up_runtime *rt);
 /*
  * For a handler of SIGBUS that the program installs after it has created a runtime with UP_DELIVER_INLINE: what it was called with, a
  * siginfo_t (which strict C11 does not have) and the context.
- * 1: a page that was not in memory is now, return.  0: it is something else: what is lost, or not ours; as always in a process without
+ * 1: a page that was not in memory is now, or the touch is to be tried again: return.  0: it is something else: what is lost, or not ours; as always in a process without
  * such a runtime.  `context` may be NULL.  To be called in a signal handler, and as the first thing: errno stays as it is.  The handler is
  * to be installed with all signals in its sa_mask: one that interrupts it, and touches a region, finds SIGBUS blocked, which kills.
  */
