@@ -501,7 +501,7 @@ struct up_pager_ops {
 	 * will not be; the request failed.  Several may be under way.  One that is never completed keeps who touches its pages
 	 * waiting, and nobody else: to unmap, discard, move or clone a range, or to look at it, waits for no page-in.  Those
 	 * that are under way there are cancelled, see below, and a page that is still there is asked for again when it is
-	 * touched, perhaps while the cancelled request is not completed yet.
+	 * touched, and may be paged out again, perhaps while the cancelled request is not completed yet.
 	 */
 	int (*page_in)(void *ctx, struct up_request *req);
 	/*

@@ -105,10 +105,10 @@ struct thing {
 	uint64_t *
 		shadow; /* [PAGES_MAX * WORDS]; locked by the range that maps it shared, else by lock */
 	int fd;		/* FILE_, DEVICE: to look at it from outside */
-	uint64_t offset;			     /* of page 0 in the file */
-	uint64_t *store;			     /* CUSTOM (desk): what the pager has */
-	unsigned char out[PAGES_MAX], in[PAGES_MAX]; /* CUSTOM (desk): requests under way */
-	atomic_bool destroyed;			     /* CUSTOM */
+	uint64_t offset;	      /* of page 0 in the file */
+	uint64_t *store;	      /* CUSTOM (desk): what the pager has */
+	unsigned char out[PAGES_MAX]; /* CUSTOM (desk): page-outs under way */
+	atomic_bool destroyed;	      /* CUSTOM */
 };
 
 struct range {
@@ -712,12 +712,8 @@ carry(const struct kept *k)
 		memcpy(store, buffer, len);
 	else
 		memcpy(buffer, store, len);
-	for (size_t i = 0; i < (len + PAGE - 1) / PAGE; i++) {
-		if (k->out)
-			t->out[first + i]--;
-		else
-			t->in[first + i]--;
-	}
+	for (size_t i = 0; k->out && i < (len + PAGE - 1) / PAGE; i++)
+		t->out[first + i]--;
 }
 
 static int
@@ -735,13 +731,11 @@ requested(struct thing *t, struct up_request *req, bool out)
 		     offset, t->bytes);
 	pthread_mutex_lock(&m->desk);
 	for (size_t i = first; i < first + n; i++) {
-		if (t->out[i] > 0 || (out && t->in[i] > 0))
-			fail(m, "a page-%s of page %zu overtakes a page-%s", out ? "out" : "in", i,
-			     t->out[i] > 0 ? "out" : "in");
-		if (out)
-			t->out[i]++;
-		else
-			t->in[i]++;
+		/* (Not so a page-in: of a page that was discarded or cloned nobody wants it any more.) */
+		if (t->out[i] > 0)
+			fail(m, "a page-%s of page %zu overtakes a page-out", out ? "out" : "in",
+			     i);
+		t->out[i] += out;
 	}
 	chance = stress_mix((uintptr_t)req ^ stress_now());
 	if (m->nkept == KEPT_MAX || chance % 4 == 0) {
@@ -895,7 +889,6 @@ create_custom(struct worker *w, struct thing *t)
 
 	pthread_mutex_lock(&w->m->desk);
 	memcpy(t->store, t->shadow, t->npages * PAGE);
-	memset(t->in, 0, sizeof t->in);
 	memset(t->out, 0, sizeof t->out);
 	pthread_mutex_unlock(&w->m->desk);
 	atomic_store(&t->destroyed, false);
