@@ -1525,8 +1525,12 @@ fault_full(struct service *s, const struct parked *pk)
 {
 	bool any;
 
-	return same_mapping(s->p, pk, &any) &&
-	       lose(s, pk, true, ": overcommitted, and the swap is full; SIGBUS");
+	if (!same_mapping(s->p, pk, &any))
+		return false;
+	if (lose(s, pk, true, ": overcommitted, and the swap is full; SIGBUS"))
+		return true;
+	pager_starved(s->p, METADATA_STEP); /* to remember that takes some, too */
+	return false;
 }
 
 bool

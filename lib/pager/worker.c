@@ -400,6 +400,8 @@ worker_serve(struct pager *p, uintptr_t va, bool write)
 			break;
 		}
 		over = over || give_up(p, &pk, full, &served);
+		if (!over && full)
+			nap(p, NAP_MAX);
 	}
 	return served;
 }
