@@ -20,7 +20,6 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
@@ -40,8 +39,8 @@ static struct {
 	pthread_mutex_t lock;
 	unsigned n;		 /* (lock) slots in use */
 	atomic_uint top;	 /* slots that were ever in use: the rest need not be looked at */
-	struct sigaction before; /* (lock) to change, when there are none of us */
-	atomic_bool installed;	 /* `before` is to be believed */
+	struct sigaction before; /* (lock) to change, while `installed` is even */
+	atomic_uint installed;	 /* (lock) to change; odd: on_sigbus() is, and `before` is what was */
 	bool at_fork;		 /* (lock) */
 	struct slot slot[RUNTIMES_MAX];
 } bus = { .lock = PTHREAD_MUTEX_INITIALIZER };
@@ -166,6 +165,19 @@ is_write(const ucontext_t *uc)
 
 /* --- the signal --- */
 
+static void
+send_again(int sig)
+{
+	syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), sig);
+}
+
+/* True if nobody will send it again by himself: it was sent, or it tells of memory that nobody has touched. */
+static bool
+is_sent(const siginfo_t *info)
+{
+	return info->si_code <= 0 || info->si_code == BUS_MCEERR_AO;
+}
+
 /* As if there had never been a handler. */
 static void
 default_action(int sig, const siginfo_t *info)
@@ -174,8 +186,8 @@ default_action(int sig, const siginfo_t *info)
 
 	sigaction(sig, &dfl, NULL);
 	/* What an instruction raised it will raise again; what somebody sent has to be sent again, as has what came by itself. */
-	if (info->si_code <= 0 || info->si_code == BUS_MCEERR_AO)
-		syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), sig);
+	if (is_sent(info))
+		send_again(sig);
 }
 
 /*
@@ -208,20 +220,34 @@ try_again(const siginfo_t *info, const ucontext_t *uc)
 	return true;
 }
 
+static void on_sigbus(int sig, siginfo_t *info, void *context);
+
+static bool
+handler_is_ours(void)
+{
+	struct sigaction now;
+
+	return sigaction(SIGBUS, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) &&
+	       now.sa_sigaction == on_sigbus;
+}
+
 static void
 chain(int sig, siginfo_t *info, ucontext_t *uc)
 {
-	struct sigaction before;
+	const unsigned number = atomic_load(&bus.installed);
+	struct sigaction before = bus.before;
 	sigset_t mask;
 
-	if (!atomic_load(&bus.installed))
-		return; /* put back meanwhile: it comes again */
-	before = bus.before;
+	/* Put back meanwhile: it is for who is there now.  (The program may have kept ours, and be who put it there.) */
+	if (atomic_load(&bus.installed) != number || (number % 2 == 0 && !handler_is_ours())) {
+		if (is_sent(info))
+			send_again(sig);
+		return;
+	}
 	if ((before.sa_flags & SA_SIGINFO) == 0 &&
 	    (before.sa_handler == SIG_DFL || before.sa_handler == SIG_IGN)) {
 		/* The kernel does not let one ignore what an instruction raised. */
-		if (before.sa_handler == SIG_DFL ||
-		    (info->si_code > 0 && info->si_code != BUS_MCEERR_AO))
+		if (before.sa_handler == SIG_DFL || !is_sent(info))
 			default_action(sig, info);
 		return;
 	}
@@ -296,15 +322,6 @@ in_child(void)
 	log_hold = false;
 }
 
-static bool
-handler_is_ours(void)
-{
-	struct sigaction now;
-
-	return sigaction(SIGBUS, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) &&
-	       now.sa_sigaction == on_sigbus;
-}
-
 /* => lock held, and nobody has been added */
 static void
 install(void)
@@ -313,10 +330,10 @@ install(void)
 
 	/* All, also those of libc's own: a cancelled thread would leave with our locks. */
 	memset(&sa.sa_mask, 0xff, sizeof sa.sa_mask);
-	if (handler_is_ours())
-		return; /* the program has kept it and put it back */
-	sigaction(SIGBUS, NULL, &bus.before);
-	atomic_store(&bus.installed, true);
+	/* Else the program has kept it and put it back: what was before is still the same. */
+	if (!handler_is_ours())
+		sigaction(SIGBUS, NULL, &bus.before);
+	atomic_fetch_add(&bus.installed, 1);
 	sigaction(SIGBUS, &sa, NULL);
 }
 
@@ -337,7 +354,7 @@ sigbus_add(struct pager *p)
 			 RUNTIMES_MAX);
 		return -EUSERS;
 	}
-	if (bus.n++ == 0 && !atomic_load(&bus.installed))
+	if (bus.n++ == 0 && atomic_load(&bus.installed) % 2 == 0)
 		install();
 	else if (!handler_is_ours())
 		log_line(&p->log, UP_LOG_WARNING,
@@ -368,7 +385,7 @@ sigbus_remove(struct pager *p)
 	}
 	if (bus.n == 0 && handler_is_ours()) {
 		sigaction(SIGBUS, &bus.before, NULL);
-		atomic_store(&bus.installed, false);
+		atomic_fetch_add(&bus.installed, 1);
 	}
 	pthread_mutex_unlock(&bus.lock);
 }

@@ -648,6 +648,28 @@ Test(inline_, a_handler_that_is_installed_later_hands_on_what_is_ours)
 	cr_assert(up_handle_sigbus(NULL, NULL) == 0);
 }
 
+/* With no runtime left, the library's handler is one that calls what was there before it. */
+Test(inline_, a_handler_that_the_program_has_kept_and_put_back_does_no_harm)
+{
+	uint64_t *elsewhere = beyond_the_end(), *p;
+	struct sigaction ours;
+
+	install();
+	rt = create(2 * MiB, NULL);
+	cr_assert(sigaction(SIGBUS, NULL, &ours) == 0 && ours.sa_sigaction != on_bus);
+	up_runtime_destroy(rt);
+	sigaction(SIGBUS, &ours, NULL);
+	cr_assert(touch(elsewhere) == SIGBUS && fault_at == elsewhere);
+	rt = create(2 * MiB, NULL);
+	p = map_in(rt, 900);
+	fill(p, 900);
+	check(p, 900);
+	cr_assert(touch(elsewhere) == SIGBUS);
+	up_runtime_destroy(rt);
+	cr_assert(touch(elsewhere) == SIGBUS);
+	cr_assert(sigaction(SIGBUS, NULL, &ours) == 0 && ours.sa_sigaction == on_bus);
+}
+
 /* --- several runtimes --- */
 
 static uint64_t *source_of_pages;

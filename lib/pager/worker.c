@@ -6,6 +6,8 @@
  *	             |
  *	             v        SERVED, LOST, STRAY
  *	  +----> fault_serve() -------------------> the handler returns, and the instruction is done again
+ *	  |          |                                      ^
+ *	  |        BUSY  sleep until the holder lets go ----+
  *	  |          |
  *	  +-- I/O ---+ reads of its own: preadv(), and then what a service does when a read is done
  *	  +- LATER --+ sleep a little
@@ -13,8 +15,12 @@
  *	  +--- ASK --+ let a service bring it in
  *
  * It runs where the program was interrupted, in a signal handler: it calls nothing of libc that allocates or takes a lock which the
- * program may hold, and nothing of the program's.  Its memory is a worker's, borrowed for as long as the fault lasts, so threads
+ * program may hold, and nothing of the program's.  Its memory is a worker's, borrowed for one look at a fault, so threads
  * come and go as they like.  Locks of ours it may take: no thread touches paged memory, or a signal, while it holds one.
+ *
+ *	           get()                               put(): at rest, what it has logged is passed on
+ *	  IDLE ------------> one thread's: fault_serve(), its I/O, pageout -----------------------------> IDLE
+ *	  (its bit is set)   (its bit is clear; workers_wait() waits for all bits)
  *
  * Nothing is owed to a page after the handler has returned.  If it is not there then (thrown out again, a read that failed, somebody
  * else's turn), the thread faults once more.
@@ -99,7 +105,24 @@ give:
 static void
 put(struct pager *p, const struct worker *w)
 {
-	atomic_fetch_or(&p->workers.idle, UINT64_C(1) << w->s.id);
+	const uint64_t bit = UINT64_C(1) << w->s.id;
+	uint64_t idle;
+
+	/* As it was borrowed. */
+	assert(w->s.io->inflight == 0 && w->s.nparked == 0 && w->s.nreads == 0 &&
+	       w->s.nhanded == 0 && w->s.free_reads != NULL && w->s.free_writes != NULL);
+	idle = atomic_fetch_or(&p->workers.idle, bit);
+	assert((idle & bit) == 0);
+	(void)idle;
+}
+
+/* The same; a service passes on what the thread had to say.  Services are there for as long as somebody has a worker. */
+static void
+put_back(struct pager *p, const struct worker *w)
+{
+	if (p->log.held != NULL && atomic_load(&p->log.held->n) > 0)
+		p->service[0]->io->ops->kick(p->service[0]->io);
+	put(p, w);
 }
 
 int
@@ -321,14 +344,14 @@ attempt(struct pager *p, struct worker *w, struct parked *pk, unsigned room, int
 {
 	const enum fault_next next = fault_serve(&w->s, pk, waitq);
 
+	/* The wait queue is locked, and innermost: nothing may be locked inside. */
+	if (next == FAULT_BUSY)
+		return next;
 	if (next == FAULT_ROOM)
 		make_room(&w->s, room);
 	run(&w->s);
 	if (p->idle == NULL)
 		pageout_wake(p);
-	/* What it had to say is for a service to pass on. */
-	if (p->log.held != NULL && atomic_load(&p->log.held->n) > 0)
-		p->service[0]->io->ops->kick(p->service[0]->io);
 	return next;
 }
 
@@ -344,7 +367,7 @@ give_up(struct pager *p, const struct parked *pk, bool full, enum served *served
 		return true;
 	}
 	lost = full ? fault_full(&w->s, pk) : fault_time_out(&w->s, pk);
-	put(p, w);
+	put_back(p, w);
 	if (lost)
 		*served = SERVED_LOST;
 	return lost;
@@ -373,7 +396,10 @@ worker_serve(struct pager *p, uintptr_t va, bool write)
 			return ours(p, va) ? SERVED : SERVED_NOT_OURS;
 		}
 		next = attempt(p, w, &pk, room, &waitq);
-		put(p, w);
+		if (next == FAULT_BUSY)
+			put(p, w);
+		else
+			put_back(p, w);
 		switch (next) {
 		case FAULT_SERVED:
 			return SERVED;
