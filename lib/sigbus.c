@@ -40,8 +40,8 @@ static struct {
 	unsigned n;		 /* (lock) slots in use */
 	atomic_uint top;	 /* slots that were ever in use: the rest need not be looked at */
 	struct sigaction before; /* (lock) to change, while `installed` is even */
-	atomic_uint installed;	 /* (lock) to change; odd: on_sigbus() is, and `before` is what was */
-	bool at_fork;		 /* (lock) */
+	atomic_uint installed; /* (lock) to change; odd: on_sigbus() is, and `before` is what was */
+	bool at_fork;	       /* (lock) */
 	struct slot slot[RUNTIMES_MAX];
 } bus = { .lock = PTHREAD_MUTEX_INITIALIZER };
 

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -17,6 +18,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -62,20 +64,25 @@ was_logged(const char *text)
 }
 
 static struct up_runtime *
-create(size_t limit, const char *swap_path)
+create_with(struct up_config cfg)
 {
-	const struct up_config cfg = { .memory_limit = limit,
-				       .service_threads = 1,
-				       .delivery = UP_DELIVER_INLINE,
-				       .swap_path = swap_path,
-				       .log = collect };
 	struct up_runtime *made;
-	const int r = up_runtime_create(&made, &cfg);
+	int r;
 
+	cfg.service_threads = 1;
+	cfg.delivery = UP_DELIVER_INLINE;
+	cfg.log = collect;
+	r = up_runtime_create(&made, &cfg);
 	if (r == -EPERM || r == -ENOSYS)
 		cr_skip_test("no userfaultfd or io_uring here: %s", logged);
 	cr_assert(r == 0, "create: %s: %s", strerrorname_np(-r), logged);
 	return made;
+}
+
+static struct up_runtime *
+create(size_t limit, const char *swap_path)
+{
+	return create_with((struct up_config){ .memory_limit = limit, .swap_path = swap_path });
 }
 
 static uint64_t *
@@ -394,10 +401,10 @@ Test(inline_, threads_come_touch_and_go)
 
 /* --- the process's SIGBUS --- */
 
-static sigjmp_buf escape;
-static volatile sig_atomic_t expected;
-static void *volatile fault_at;
-static volatile int fault_code;
+static _Thread_local sigjmp_buf escape;
+static _Thread_local volatile sig_atomic_t expected;
+static _Thread_local void *volatile fault_at;
+static _Thread_local volatile int fault_code;
 static sigset_t mask_in_handler;
 
 static void
@@ -648,6 +655,39 @@ Test(inline_, a_handler_that_is_installed_later_hands_on_what_is_ours)
 	cr_assert(up_handle_sigbus(NULL, NULL) == 0);
 }
 
+static struct sigaction saved;
+static atomic_uint levels;
+
+static void
+on_bus_that_calls_the_one_before(int sig, siginfo_t *info, void *context)
+{
+	if (up_handle_sigbus(info, context))
+		return;
+	if (atomic_fetch_add(&levels, 1) > 10)
+		_exit(98);
+	saved.sa_sigaction(sig, info, context);
+}
+
+/* It has ours to call, and the second runtime must not take it for what was before ours. */
+Test(inline_, handlers_do_not_call_each_other_for_ever)
+{
+	struct sigaction sa = { .sa_sigaction = on_bus_that_calls_the_one_before,
+				.sa_flags = SA_SIGINFO };
+	uint64_t *elsewhere = beyond_the_end(), *p;
+
+	install();
+	rt = create(2 * MiB, NULL);
+	sigfillset(&sa.sa_mask);
+	sigaction(SIGBUS, &sa, &saved);
+	up_runtime_destroy(rt);
+	rt = create(2 * MiB, NULL);
+	p = map_in(rt, 900);
+	fill(p, 900);
+	cr_assert(touch(elsewhere) == SIGBUS);
+	check(p, 900);
+	up_runtime_destroy(rt);
+}
+
 /* With no runtime left, the library's handler is one that calls what was there before it. */
 Test(inline_, a_handler_that_the_program_has_kept_and_put_back_does_no_harm)
 {
@@ -712,6 +752,300 @@ Test(inline_, runtimes_stand_on_each_other)
 	up_runtime_destroy(beneath);
 }
 
+/* --- pagers that take their time --- */
+
+static uint64_t *
+map_custom(struct up_runtime *in, const struct up_pager_ops *ops, size_t npages, unsigned flags)
+{
+	struct up_object *o;
+	void *p;
+
+	cr_assert(up_object_create_custom(in, npages * PAGE, ops, NULL, &o) == 0, "%s", logged);
+	cr_assert(up_map(in, NULL, npages * PAGE, RW, flags, o, 0, &p) == 0, "%s", logged);
+	up_object_unref(o);
+	return p;
+}
+
+static sem_t asked, may_answer;
+
+static void
+await(sem_t *s, const char *what)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += DEADLINE;
+	while (sem_timedwait(s, &until) < 0)
+		cr_assert(errno == EINTR, "not in time: %s", what);
+}
+
+static void
+join_all(pthread_t t[], size_t n)
+{
+	struct timespec until;
+
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += DEADLINE;
+	for (size_t i = 0; i < n; i++)
+		cr_assert(pthread_timedjoin_np(t[i], NULL, &until) == 0, "thread %zu hangs", i);
+}
+
+static int
+zeros_in(void *ctx, struct up_request *req)
+{
+	(void)ctx;
+	memset(up_request_buffer(req), 0, up_request_length(req));
+	up_request_complete(req, 0);
+	return 0;
+}
+
+static void *
+answer_slowly(void *req)
+{
+	const struct timespec slow = { .tv_nsec = 600000000 };
+
+	nanosleep(&slow, NULL); /* several times the time-out of a fault */
+	up_request_complete(req, 0);
+	return NULL;
+}
+
+static pthread_t answering;
+
+static int
+out_slowly(void *ctx, struct up_request *req)
+{
+	(void)ctx;
+	return -pthread_create(&answering, NULL, answer_slowly, req);
+}
+
+/* It has to wait for the write, however long that takes: what is on its way to its source has a place. */
+Test(inline_, a_page_that_is_being_written_back_for_longer_than_a_fault_may_wait_is_not_lost)
+{
+	static const struct up_pager_ops ops = { .size = sizeof ops,
+						 .page_in = zeros_in,
+						 .page_out = out_slowly };
+	uint64_t *p;
+
+	install();
+	rt = create_with((struct up_config){ .memory_limit = 4 * MiB, .fault_timeout_ms = 100 });
+	p = map_custom(rt, &ops, 16, UP_SHARED);
+	p[0] = 42;
+	cr_assert(up_sync(rt, p, PAGE, UP_SYNC_ASYNC) == 0, "%s", logged);
+	for (unsigned i = 0; i < 50 && p[0] == 42; i++)
+		cr_assert(touch(p) == 0, "lost: %s", logged);
+	cr_assert(p[0] == 42 && stats_of(rt).lost == 0);
+	up_runtime_destroy(rt);
+	pthread_join(answering, NULL);
+}
+
+/* Answers in a thread of its own, when it may, out of `source_of_pages`. */
+static void *
+answer_in_time(void *req)
+{
+	await(&may_answer, "leave to answer");
+	sem_post(&may_answer);
+	memcpy(up_request_buffer(req), (char *)source_of_pages + up_request_offset(req),
+	       up_request_length(req));
+	up_request_complete(req, 0);
+	return NULL;
+}
+
+static int
+in_when_it_may(void *ctx, struct up_request *req)
+{
+	pthread_t t;
+	int r;
+
+	(void)ctx;
+	r = -pthread_create(&t, NULL, answer_in_time, req);
+	if (r == 0)
+		pthread_detach(t);
+	sem_post(&asked);
+	return r;
+}
+
+static _Atomic int tids[80];
+static atomic_uint ntids;
+
+static void *
+reader(void *arg)
+{
+	atomic_store(&tids[atomic_fetch_add(&ntids, 1)], gettid());
+	cr_assert(*(volatile uint64_t *)arg == content(0, 0));
+	return NULL;
+}
+
+/* All of them sleep, so have touched what they wait for. */
+static void
+await_asleep(unsigned n)
+{
+	const double until = seconds() + DEADLINE;
+
+	for (unsigned i = 0; i < n; i++) {
+		char state = 'R';
+
+		while (state != 'S') {
+			char path[64];
+			FILE *f;
+
+			cr_assert(seconds() < until, "thread %u does not sleep", i);
+			snprintf(path, sizeof path, "/proc/self/task/%d/stat",
+				 atomic_load(&tids[i]));
+			f = atomic_load(&tids[i]) > 0 ? fopen(path, "re") : NULL;
+			if (f == NULL || fscanf(f, "%*d %*s %c", &state) != 1)
+				state = 'R';
+			if (f != NULL)
+				fclose(f);
+			sched_yield();
+		}
+	}
+}
+
+static void *
+toucher(void *arg)
+{
+	fill(arg, 64);
+	return NULL;
+}
+
+/* More threads than there can be workers wait for one page; everybody else goes on, and so does the pager, on another runtime's memory. */
+static void
+crowd(struct up_runtime *beneath, bool no_metadata)
+{
+	static const struct up_pager_ops ops = { .size = sizeof ops, .page_in = in_when_it_may };
+	enum { CROWD = 70 };
+	const unsigned n = no_metadata ? 6 : CROWD;
+	pthread_t t[CROWD], one;
+	pthread_attr_t attr;
+	uint64_t *p, *anon;
+
+	sem_init(&asked, 0, 0);
+	sem_init(&may_answer, 0, 0);
+	source_of_pages = beneath != NULL ? map_in(beneath, 1500) : calloc(16, PAGE);
+	fill(source_of_pages, beneath != NULL ? 1500 : 16);
+	anon = map_in(rt, 64);
+	p = map_custom(rt, &ops, 16, UP_PRIVATE);
+	for (uint64_t size = MiB; no_metadata && size >= 1;) {
+		struct up_object *o;
+
+		if (up_object_create_anon(rt, size * PAGE, 0, &o) != 0)
+			size /= 2;
+	}
+	pthread_attr_init(&attr);
+	if (!STRESS_SANITIZED)
+		pthread_attr_setstacksize(&attr, (size_t)128 << 10);
+	atomic_store(&ntids, 0);
+	for (unsigned i = 0; i < n; i++) {
+		atomic_store(&tids[i], 0);
+		cr_assert(pthread_create(&t[i], &attr, reader, p) == 0);
+	}
+	await(&asked, "the pager is asked");
+	await_asleep(n);
+	cr_assert(pthread_create(&one, NULL, toucher, anon) == 0);
+	join_all(&one, 1);
+	check(anon, 64);
+	sem_post(&may_answer);
+	join_all(t, n);
+	check(p, 16);
+	if (beneath == NULL)
+		free(source_of_pages);
+}
+
+Test(inline_, who_waits_for_a_pager_keeps_nobody_else_waiting)
+{
+	rt = create(16 * MiB, NULL);
+	crowd(NULL, false);
+	up_runtime_destroy(rt);
+}
+
+Test(inline_, who_waits_for_a_pager_keeps_nobody_else_waiting_without_metadata_for_more_workers)
+{
+	rt = create(8 * MiB, NULL);
+	crowd(NULL, true);
+	up_runtime_destroy(rt);
+}
+
+Test(inline_, a_pager_that_stands_on_another_runtime_answers_whoever_waits)
+{
+	struct up_runtime *beneath;
+
+	rt = create(16 * MiB, NULL); /* the lower slot: it is asked first whose an address is */
+	beneath = create(3 * MiB, NULL);
+	crowd(beneath, false);
+	up_runtime_destroy(rt);
+	up_runtime_destroy(beneath);
+}
+
+static uint64_t *foreign_page;
+
+static void *
+recover_and_fail(void *req)
+{
+	const int sig = touch(foreign_page);
+
+	up_request_complete(req, sig == SIGBUS ? -EIO : 0);
+	return NULL;
+}
+
+static int
+out_by_one_who_recovers(void *ctx, struct up_request *req)
+{
+	(void)ctx;
+	return -pthread_create(&answering, NULL, recover_and_fail, req);
+}
+
+static void *
+syncer(void *arg)
+{
+	return (void *)(intptr_t)up_sync(rt, arg, PAGE, UP_SYNC_WAIT);
+}
+
+/* A call that waits for the program may hold the map for long; a SIGBUS that is none of ours does not wait for that. */
+Test(inline_, what_is_not_ours_does_not_wait_for_calls_that_wait_for_it)
+{
+	static const struct up_pager_ops ops = { .size = sizeof ops,
+						 .page_in = zeros_in,
+						 .page_out = out_by_one_who_recovers };
+	struct timespec until;
+	void *result;
+	pthread_t t;
+	uint64_t *p;
+
+	install();
+	foreign_page = beyond_the_end();
+	rt = create(4 * MiB, NULL);
+	p = map_custom(rt, &ops, 16, UP_SHARED);
+	p[0] = 42;
+	cr_assert(pthread_create(&t, NULL, syncer, p) == 0);
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += DEADLINE;
+	cr_assert(pthread_timedjoin_np(t, &result, &until) == 0, "both wait");
+	cr_assert((intptr_t)result == -EIO);
+	pthread_join(answering, NULL);
+}
+
+/* The page was protected between the touch and the look: that is SIGSEGV's business, and the page as good as it was. */
+Test(inline_, a_page_of_a_pager_that_nobody_may_touch_any_more_is_not_lost)
+{
+	static const struct up_pager_ops ops = { .size = sizeof ops, .page_in = zeros_in };
+	siginfo_t info = { .si_signo = SIGBUS, .si_code = BUS_ADRERR };
+	struct timespec before, after;
+	uint64_t *p;
+
+	install();
+	rt = create_with((struct up_config){ .memory_limit = 4 * MiB, .fault_timeout_ms = 1000 });
+	p = map_custom(rt, &ops, 16, UP_PRIVATE);
+	info.si_addr = p;
+	cr_assert(up_protect(rt, p, 16 * PAGE, PROT_NONE) == 0);
+	clock_gettime(CLOCK_MONOTONIC, &before);
+	cr_assert(up_handle_sigbus(&info, NULL) == 1, "it is to be touched again");
+	clock_gettime(CLOCK_MONOTONIC, &after);
+	cr_assert(after.tv_sec - before.tv_sec <= 1 && stats_of(rt).lost == 0);
+	cr_assert(up_protect(rt, p, 16 * PAGE, RW) == 0);
+	cr_assert(touch(p) == 0 && p[0] == 0);
+	up_runtime_destroy(rt);
+}
+
 Test(inline_, there_are_as_many_as_there_are_slots_and_no_more)
 {
 	struct up_runtime *many[65];
@@ -739,6 +1073,77 @@ Test(inline_, there_are_as_many_as_there_are_slots_and_no_more)
 	}
 	for (unsigned i = 0; i < n; i++)
 		up_runtime_destroy(many[i]);
+}
+
+/* --- the end of a runtime --- */
+
+/* preadv() of a disk that is slow, and then fails. */
+static atomic_bool broken_disk;
+static atomic_uint broken_reads;
+
+ssize_t __real_preadv64(int fd, const struct iovec *iov, int niov, off_t offset);
+ssize_t __wrap_preadv64(int fd, const struct iovec *iov, int niov, off_t offset);
+
+ssize_t
+__wrap_preadv64(int fd, const struct iovec *iov, int niov, off_t offset)
+{
+	const struct timespec slow = { .tv_nsec = 200000000 };
+
+	if (!atomic_load(&broken_disk))
+		return __real_preadv64(fd, iov, niov, offset);
+	atomic_fetch_add(&broken_reads, 1);
+	nanosleep(&slow, NULL);
+	errno = EIO;
+	return -1;
+}
+
+static void
+on_any(int sig, siginfo_t *info, void *context)
+{
+	if (sig == SIGBUS && up_handle_sigbus(info, context))
+		return;
+	siglongjmp(escape, sig);
+}
+
+/* Touches page after page until nothing is mapped any more. */
+static void *
+toucher_to_the_end(void *arg)
+{
+	volatile uint64_t *p = arg;
+	volatile size_t i = 0;
+
+	while (sigsetjmp(escape, 1) != SIGSEGV)
+		for (;;)
+			(void)p[(i = (i + 1) % 1500) * WORDS];
+	return NULL;
+}
+
+/* Its reads end while the runtime goes, and have something to say. */
+Test(inline_, a_runtime_is_destroyed_while_threads_read_for_themselves)
+{
+	struct sigaction sa = { .sa_sigaction = on_any, .sa_flags = SA_SIGINFO };
+	const double until = seconds() + DEADLINE;
+	pthread_t t[3];
+	uint64_t *p;
+
+	sigfillset(&sa.sa_mask);
+	for (unsigned round = 0; round < 3; round++) {
+		rt = create(3 * MiB, NULL);
+		sigaction(SIGBUS, &sa, NULL);
+		sigaction(SIGSEGV, &sa, NULL);
+		p = map_in(rt, 1500);
+		fill(p, 1500);
+		atomic_store(&broken_reads, 0);
+		atomic_store(&broken_disk, true);
+		for (unsigned i = 0; i < 3; i++)
+			cr_assert(pthread_create(&t[i], NULL, toucher_to_the_end, p) == 0);
+		while (atomic_load(&broken_reads) < 2)
+			cr_assert(seconds() < until, "nobody reads");
+		up_runtime_destroy(rt);
+		join_all(t, 3);
+		atomic_store(&broken_disk, false);
+	}
+	cr_assert(was_logged("read error"), "%s", logged);
 }
 
 /* --- log lines --- */
