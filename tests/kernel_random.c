@@ -108,7 +108,13 @@ struct thing {
 	uint64_t offset;	      /* of page 0 in the file */
 	uint64_t *store;	      /* CUSTOM (desk): what the pager has */
 	unsigned char out[PAGES_MAX]; /* CUSTOM (desk): page-outs under way */
-	atomic_bool destroyed;	      /* CUSTOM */
+	struct {
+		unsigned era;
+		unsigned n;
+	} in[PAGES_MAX]; /* CUSTOM (desk): page-ins under way that began in the latest era in which any did */
+	atomic_uint changes;   /* calls under way that may cancel page-ins */
+	atomic_uint era;       /* such calls that have ended */
+	atomic_bool destroyed; /* CUSTOM */
 };
 
 struct range {
@@ -130,8 +136,9 @@ struct range {
 	unsigned char prot[PAGES_MAX]; /* PROT_*, or GONE */
 	unsigned char wired[PAGES_MAX];
 	unsigned char inherit[PAGES_MAX];
-	bool lent;  /* to a child that is being waited for: it writes to what it shares */
-	char *twin; /* the same pages in a second place, or NULL */
+	struct thing *locked; /* exclusively: what it showed then */
+	bool lent;	      /* to a child that is being waited for: it writes to what it shares */
+	char *twin;	      /* the same pages in a second place, or NULL */
 	size_t ntwin;
 	int twin_prot;
 	unsigned char mine[PAGES_MAX]; /* loose: written to here, so that the shadow is right */
@@ -142,6 +149,7 @@ struct kept {
 	struct thing *t;
 	struct up_request *req;
 	bool out;
+	unsigned era; /* of a page-in: when it began */
 	uint64_t due;
 };
 
@@ -556,16 +564,26 @@ enter(struct mill *m, struct range *r, bool exclusive, bool wait)
 	others = exclusive ? atomic_exchange(&r->holders, -1) : atomic_fetch_add(&r->holders, 1);
 	if (exclusive ? others != 0 : others < 0)
 		fail(m, "the lock of range %td was given away twice", r - m->range);
+	if (exclusive) {
+		r->locked = r->va != NULL ? r->thing : NULL;
+		if (r->locked != NULL)
+			atomic_fetch_add(&r->locked->changes, 1);
+	}
 	return true;
 }
 
 static void
 leave(struct range *r)
 {
-	if (atomic_load(&r->holders) < 0)
+	if (atomic_load(&r->holders) < 0) {
+		if (r->locked != NULL) {
+			atomic_fetch_add(&r->locked->era, 1);
+			atomic_fetch_sub(&r->locked->changes, 1);
+		}
 		atomic_store(&r->holders, 0);
-	else
+	} else {
 		atomic_fetch_sub(&r->holders, 1);
+	}
 	pthread_rwlock_unlock(&r->lock);
 }
 
@@ -712,8 +730,23 @@ carry(const struct kept *k)
 		memcpy(store, buffer, len);
 	else
 		memcpy(buffer, store, len);
-	for (size_t i = 0; k->out && i < (len + PAGE - 1) / PAGE; i++)
-		t->out[first + i]--;
+	for (size_t i = first; i < first + (len + PAGE - 1) / PAGE; i++) {
+		if (k->out)
+			t->out[i]--;
+		else if (t->in[i].era == k->era)
+			t->in[i].n--;
+	}
+}
+
+/*
+ * A page is being read that is about to be written: it would be read from before, or torn.  But one that somebody has discarded, unmapped or
+ * moved meanwhile nobody wants any more; and who has a copy of what others write to reads beside them.
+ */
+static bool
+overtakes_in(const struct thing *t, size_t page)
+{
+	return !t->pure && t->in[page].n > 0 && atomic_load(&t->changes) == 0 &&
+	       t->in[page].era == atomic_load(&t->era);
 }
 
 static int
@@ -722,7 +755,7 @@ requested(struct thing *t, struct up_request *req, bool out)
 	struct mill *m = t->m;
 	const uint64_t offset = up_request_offset(req), len = up_request_length(req);
 	const size_t first = offset / PAGE, n = (len + PAGE - 1) / PAGE;
-	struct kept k = { .t = t, .req = req, .out = out };
+	struct kept k = { .t = t, .req = req, .out = out, .era = atomic_load(&t->era) };
 	uint64_t chance;
 
 	if (offset % PAGE != 0 || len == 0 || offset + len > t->bytes ||
@@ -731,11 +764,18 @@ requested(struct thing *t, struct up_request *req, bool out)
 		     offset, t->bytes);
 	pthread_mutex_lock(&m->desk);
 	for (size_t i = first; i < first + n; i++) {
-		/* (Not so a page-in: of a page that was discarded or cloned nobody wants it any more.) */
-		if (t->out[i] > 0)
-			fail(m, "a page-%s of page %zu overtakes a page-out", out ? "out" : "in",
-			     i);
-		t->out[i] += out;
+		if (t->out[i] > 0 || (out && overtakes_in(t, i)))
+			fail(m, "a page-%s of page %zu overtakes a page-%s", out ? "out" : "in", i,
+			     t->out[i] > 0 ? "out" : "in");
+		if (out) {
+			t->out[i]++;
+			continue;
+		}
+		if (t->in[i].era != k.era) {
+			t->in[i].era = k.era;
+			t->in[i].n = 0;
+		}
+		t->in[i].n++;
 	}
 	chance = stress_mix((uintptr_t)req ^ stress_now());
 	if (m->nkept == KEPT_MAX || chance % 4 == 0) {
@@ -890,6 +930,7 @@ create_custom(struct worker *w, struct thing *t)
 	pthread_mutex_lock(&w->m->desk);
 	memcpy(t->store, t->shadow, t->npages * PAGE);
 	memset(t->out, 0, sizeof t->out);
+	memset(t->in, 0, sizeof t->in);
 	pthread_mutex_unlock(&w->m->desk);
 	atomic_store(&t->destroyed, false);
 	return up_object_create_custom(w->m->rt, t->bytes, &ops, t, &t->object);
@@ -2738,36 +2779,36 @@ check_at_rest(struct mill *m)
 	m->rests++;
 }
 
-/* What the kernel has of the pager's.  The figures are of instants that follow each other, not of one. */
-static uint64_t
-resident_now(void)
+/*
+ * What the kernel has of the pager's.  The figures are of instants that follow each other, not of one: false if shared memory became
+ * more or less in between, for a page that went from or to private memory then is in both, or in neither.
+ */
+static bool
+resident_now(uint64_t *mine)
 {
 	struct resident before, after;
-	uint64_t all, pools, mine;
+	uint64_t all, pools, program;
 
 	resident_by_smaps(&before);
 	pools = resident_pools();
 	all = resident_anon();
-	pools = MIN(pools, resident_pools());
+	if (resident_pools() != pools)
+		return false;
 	resident_by_smaps(&after);
-	mine = MAX(before.program, after.program);
-	return (all > mine ? all - mine : 0) + pools;
+	program = MAX(before.program, after.program);
+	*mine = (all > program ? all - program : 0) + pools;
+	return true;
 }
 
-/*
- * The limit as the kernel sees it, while everybody runs.  A page that goes from private to shared memory between two figures is in both
- * (when this thread was kept from running there, dozens of them are), so what is too much has to be so time and again.
- */
+/* The limit as the kernel sees it, while everybody runs. */
 static void
 sample_budget(struct mill *m)
 {
-	uint64_t mine = UINT64_MAX;
+	uint64_t mine;
 
 	/* A sanitizer's own memory grows and shrinks beside us. */
-	if (STRESS_SANITIZED)
+	if (STRESS_SANITIZED || !resident_now(&mine))
 		return;
-	for (unsigned k = 0; k < 3 && mine > m->memory; k++)
-		mine = MIN(mine, resident_now());
 	m->samples++;
 	m->peak = MAX(m->peak, mine);
 	if (mine > m->memory)
@@ -3078,6 +3119,8 @@ play(struct mill *m, uint64_t seed, uint64_t seconds, struct totals *sum)
 		rest = stress_now() + SECOND;
 	}
 	end_round(m, sum);
+	if (!STRESS_SANITIZED && m->samples == 0)
+		fail(m, "no sample of the budget was of one moment");
 	return 0;
 }
 
