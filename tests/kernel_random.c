@@ -2779,27 +2779,6 @@ check_at_rest(struct mill *m)
 	m->rests++;
 }
 
-/*
- * What the kernel has of the pager's.  The figures are of instants that follow each other, not of one: false if shared memory became
- * more or less in between, for a page that went from or to private memory then is in both, or in neither.
- */
-static bool
-resident_now(uint64_t *mine)
-{
-	struct resident before, after;
-	uint64_t all, pools, program;
-
-	resident_by_smaps(&before);
-	pools = resident_pools();
-	all = resident_anon();
-	if (resident_pools() != pools)
-		return false;
-	resident_by_smaps(&after);
-	program = MAX(before.program, after.program);
-	*mine = (all > program ? all - program : 0) + pools;
-	return true;
-}
-
 /* The limit as the kernel sees it, while everybody runs. */
 static void
 sample_budget(struct mill *m)
@@ -2807,7 +2786,7 @@ sample_budget(struct mill *m)
 	uint64_t mine;
 
 	/* A sanitizer's own memory grows and shrinks beside us. */
-	if (STRESS_SANITIZED || !resident_now(&mine))
+	if (STRESS_SANITIZED || !resident_pager(&mine))
 		return;
 	m->samples++;
 	m->peak = MAX(m->peak, mine);

@@ -524,6 +524,23 @@ resident_anon(void)
 	abort();
 }
 
+bool
+resident_pager(uint64_t *bytes)
+{
+	struct resident before, after;
+	uint64_t anon, pools, program;
+
+	resident_by_smaps(&before);
+	pools = resident_pools();
+	anon = resident_anon();
+	if (resident_pools() != pools)
+		return false;
+	resident_by_smaps(&after);
+	program = MAX(before.program, after.program);
+	*bytes = (anon > program ? anon - program : 0) + pools;
+	return true;
+}
+
 /* --- what a page must hold --- */
 
 /* major 0: zeros, never written or discarded. */
@@ -1944,9 +1961,7 @@ clerk_thread(void *arg)
 static void
 sample_budget(struct mill *m)
 {
-	uint64_t limit = m->cfg->memory, anon, pools, mine;
-	struct resident before, after;
-	uint64_t runtimes;
+	uint64_t limit = m->cfg->memory, runtimes, mine;
 	bool others;
 
 	/* A sanitizer's shadow grows and shrinks beside us. */
@@ -1954,15 +1969,11 @@ sample_budget(struct mill *m)
 		return;
 	runtimes = atomic_load(&m->runtimes);
 	others = atomic_load(&m->neighbours);
-	resident_by_smaps(&before);
-	anon = resident_anon();
-	pools = resident_pools();
-	resident_by_smaps(&after);
+	if (!resident_pager(&mine))
+		return;
 	/* One that is there, or was there meanwhile, from its first page to its last. */
 	if (others || atomic_load(&m->neighbours) || atomic_load(&m->runtimes) != runtimes)
 		limit += NEIGHBOUR_MEMORY;
-	mine = MAX(before.program, after.program);
-	mine = (anon > mine ? anon - mine : 0) + pools;
 	m->samples++;
 	if (mine > limit)
 		fail(m,

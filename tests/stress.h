@@ -113,6 +113,12 @@ void resident_by_smaps(struct resident *r);
 uint64_t resident_anon(void);
 /* What the files in memory behind shared mappings hold, in any page table or none. */
 uint64_t resident_pools(void);
+/*
+ * What the kernel has of the pager, private and shared, all anonymous memory but the program's own.  The figures are of instants that follow
+ * each other, not of one: false if shared memory became more or less in between, for a page that went from or to private memory then
+ * is in both, or in neither.
+ */
+bool resident_pager(uint64_t *bytes);
 
 /* 1: a touch of this address works; 0: SIGSEGV; -1: SIGBUS.  *value: the word there. */
 int touch_read(const void *addr, uint64_t *value);
