@@ -2,7 +2,7 @@
 /*
  * fork.c: fork() of a process that has regions which its children inherit.
  *
- *	parent: thread that forks     keeper (a thread a runtime)        child
+ *	parent: thread that forks     keeper (keeper.c)                  child
  *	prepare:  map.change
  *	          space_fork(): frozen
  *	          a socket pair
@@ -26,38 +26,14 @@
  * goes, the watcher answers: what is in memory stays there, what is missing is SIGBUS.  Never zeros, and nobody waits for ever.
  */
 #include <errno.h>
-#include <limits.h>
-#include <poll.h>
-#include <sched.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "keeper.h"
 #include "pmap/uffd_abi.h"
-#include "runtime.h"
-#include "watcher.h"
-
-#define KEEPER_STACK ((size_t)256 << 10)
-#define KEEPER_OVERHEAD ((size_t)64 << 10) /* charged to the limit: touched stack, this struct */
-#define CHILDREN_MAX 4096
-#define FORK_MS 2000	/* a child that is forking is back within that */
-#define ANSWER_MS 30000 /* the pager answers within that */
-#define MSG_REGIONS 32u
-
-enum msg_type { MSG_HELLO = 1, MSG_ACK, MSG_FORK, MSG_REGION, MSG_FORKED };
-
-struct msg {
-	uint32_t type;
-	uint32_t serial;  /* FORK: the child's; REGION: of what it answers */
-	int32_t status;	  /* REGION: 0, or why there are none; FORKED: 0, or it will not */
-	uint32_t n, left; /* REGION: how many here, and how many are still to come */
-	struct region r[MSG_REGIONS];
-};
 
 /*
  * What a child is to map; made before the fork, in memory that is copied by it.  In the child it stays, to know what it
@@ -83,24 +59,6 @@ struct ticket {
 	struct region r[];
 };
 
-/* A runtime some of whose memory is inherited. */
-struct forks {
-	struct forks *next; /* (registry.lock) */
-	struct up_runtime *rt;
-	pthread_t keeper;
-	int kick;  /* eventfd */
-	int pidfd; /* of this process, for watchers */
-	atomic_bool stop;
-	/* (map.change) between prepare and what comes after the fork */
-	struct space *coming;
-	size_t nends;
-	int end[CHILDREN_MAX]; /* our ends of all children's sockets, for a child to close */
-	/* keeper */
-	struct pollfd poll[1 + CHILDREN_MAX];
-	struct space *space[1 + CHILDREN_MAX];
-	struct msg msg;
-};
-
 static struct {
 	pthread_mutex_t lock;
 	struct forks *first;	/* runtimes of this process */
@@ -108,115 +66,6 @@ static struct {
 	struct ticket *tickets; /* between prepare and what comes after the fork */
 	sigset_t old;
 } registry = { .lock = PTHREAD_MUTEX_INITIALIZER };
-
-/* --- messages --- */
-
-/* Up to MSG_REGIONS descriptors beside; MSG_DONTWAIT. */
-static int
-msg_send(int sock, const struct msg *m, const int fd[], size_t nfd)
-{
-	union {
-		char buf[CMSG_SPACE(sizeof(int) * MSG_REGIONS)];
-		struct cmsghdr align;
-	} control;
-	struct iovec iov = { .iov_base = (void *)(uintptr_t)m, .iov_len = sizeof *m };
-	struct msghdr h = { .msg_iov = &iov, .msg_iovlen = 1 };
-
-	if (nfd > 0) {
-		struct cmsghdr *c;
-
-		memset(&control, 0, sizeof control);
-		h.msg_control = control.buf;
-		h.msg_controllen = CMSG_SPACE(sizeof(int) * nfd);
-		c = CMSG_FIRSTHDR(&h);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(sizeof(int) * nfd);
-		memcpy(CMSG_DATA(c), fd, sizeof(int) * nfd);
-	}
-	for (;;) {
-		const ssize_t n = sendmsg(sock, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
-
-		if (n == (ssize_t)sizeof *m)
-			return 0;
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && errno == EAGAIN) {
-			struct pollfd pf = { .fd = sock, .events = POLLOUT };
-
-			if (poll(&pf, 1, FORK_MS) > 0)
-				continue;
-			return -ETIMEDOUT;
-		}
-		return n < 0 ? -errno : -EIO;
-	}
-}
-
-/* => 0, or -errno; -ENOTCONN: it is over.  *nfd: descriptors that came, which are the caller's.  *pid: the sender's, if asked for. */
-static int
-msg_receive(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, pid_t *pid)
-{
-	union {
-		char buf[CMSG_SPACE(sizeof(int) * MSG_REGIONS) + CMSG_SPACE(sizeof(struct ucred))];
-		struct cmsghdr align;
-	} control;
-	struct iovec iov = { .iov_base = m, .iov_len = sizeof *m };
-	struct msghdr h = { .msg_iov = &iov,
-			    .msg_iovlen = 1,
-			    .msg_control = control.buf,
-			    .msg_controllen = sizeof control.buf };
-	ssize_t n;
-
-	*nfd = 0;
-	do {
-		n = recvmsg(sock, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	} while (n < 0 && errno == EINTR);
-	if (n < 0)
-		return errno == ECONNRESET ? -ENOTCONN : -errno;
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(&h); c != NULL; c = CMSG_NXTHDR(&h, c)) {
-		if (c->cmsg_level != SOL_SOCKET)
-			continue;
-		if (c->cmsg_type == SCM_RIGHTS) {
-			*nfd = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-			memcpy(fd, CMSG_DATA(c), *nfd * sizeof(int));
-		} else if (c->cmsg_type == SCM_CREDENTIALS && pid != NULL) {
-			struct ucred cred;
-
-			memcpy(&cred, CMSG_DATA(c), sizeof cred);
-			*pid = cred.pid;
-		}
-	}
-	if (n == (ssize_t)sizeof *m && (h.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0)
-		return 0;
-	for (size_t i = 0; i < *nfd; i++)
-		close(fd[i]);
-	*nfd = 0;
-	return n == 0 ? -ENOTCONN : -EPROTO;
-}
-
-/* The same, once there is one, within `ms`. */
-static int
-msg_await(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, int ms)
-{
-	const uint64_t end = now_ns() + (uint64_t)ms * 1000000;
-
-	for (;;) {
-		struct pollfd pf = { .fd = sock, .events = POLLIN };
-		const uint64_t now = now_ns();
-		int r;
-
-		if (now >= end)
-			return -ETIMEDOUT;
-		r = poll(&pf, 1, (int)((end - now) / 1000000) + 1);
-		if (r < 0 && errno != EINTR)
-			return -errno;
-		if (r <= 0)
-			continue;
-		r = msg_receive(sock, m, fd, nfd, NULL);
-		if (r != -EAGAIN)
-			return r;
-	}
-}
 
 /* --- what the child is told --- */
 
@@ -238,7 +87,8 @@ ticket_alloc(struct up_runtime *rt, size_t n, struct ticket *of)
 		half = of->half;
 		pair = of->pair;
 		t = (struct ticket *)(void *)((char *)of == pair ? pair + half : pair);
-		madvise(t, half, MADV_DONTNEED); /* zeros again */
+		if (madvise(t, half, MADV_DONTNEED) < 0) /* locked */
+			memset(t, 0, half);
 	} else {
 		pair = mmap(NULL, 2 * half, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
 			    0);
@@ -269,249 +119,6 @@ ticket_free(struct ticket *t)
 	ticket_unmap(t);
 }
 
-static struct region
-region_of(struct pager *p, const struct map_entry *e)
-{
-	const struct place place = entry_place(e, e->start);
-	struct region rg = { .va = e->start, .len = e->end - e->start, .prot = e->prot };
-
-	rg.fd = pmap_uffd_pool_fd(p->pmap, place.va, &rg.offset);
-	return rg;
-}
-
-/* --- in the pager's process: the keeper --- */
-
-/* Nobody runs there any more.  => map.change is held */
-static void
-end(struct pager *p, struct space *sp)
-{
-	p->pmap->ops->space_detach(p->pmap, sp->shard);
-	/* Other children may have a copy of the descriptor; this ends it for all of them. */
-	shutdown(sp->sock, SHUT_RDWR);
-	close(sp->sock);
-	space_end(p, sp);
-}
-
-static void
-end_child(struct pager *p, struct space *sp)
-{
-	sigset_t old;
-
-	change_begin(p, &old);
-	end(p, sp);
-	change_end(p, &old);
-}
-
-/* What there is to map in `sp`, to the child that is about to fork it.  0 or -errno. */
-static int
-tell_regions(struct forks *f, int sock, uint32_t serial, const struct space *sp)
-{
-	struct msg *m = &f->msg;
-	size_t left = sp->map.n;
-	const struct map_entry *e = sp->map.first;
-
-	while (left > 0) {
-		int fd[MSG_REGIONS];
-		int r;
-
-		*m = (struct msg){ .type = MSG_REGION, .serial = serial };
-		for (; e != NULL && m->n < MSG_REGIONS; e = e->next, m->n++) {
-			m->r[m->n] = region_of(&f->rt->p, e);
-			fd[m->n] = m->r[m->n].fd;
-		}
-		left -= m->n;
-		m->left = (uint32_t)left;
-		r = msg_send(sock, m, fd, m->n);
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
-/* A child forks.  Its own child's end of a socket is with it, ours came with the message. */
-static void
-fork_of_child(struct forks *f, struct space *parent, int sock)
-{
-	struct pager *p = &f->rt->p;
-	const uint32_t serial = f->msg.serial;
-	struct space *sp = NULL;
-	sigset_t old;
-	size_t nfd;
-	int fd[MSG_REGIONS], r;
-
-	change_begin(p, &old);
-	r = space_fork(f->rt, &parent->map, sock, &sp);
-	if (sp == NULL) {
-		const struct msg none = { .type = MSG_REGION, .serial = serial, .status = r };
-
-		msg_send(parent->sock, &none, NULL, 0);
-		change_end(p, &old);
-		close(sock);
-		return;
-	}
-	r = tell_regions(f, parent->sock, serial, sp);
-	if (r == 0)
-		r = msg_await(parent->sock, &f->msg, fd, &nfd, FORK_MS);
-	if (r == 0) {
-		for (size_t i = 0; i < nfd; i++)
-			close(fd[i]);
-		r = f->msg.type == MSG_FORKED ? f->msg.status : -EPROTO;
-	}
-	chain_thaw(p);
-	/* Killed meanwhile: what it had forked is as it has to be, or was not forked and ends as all children do. */
-	if (r < 0 && r != -ENOTCONN && r != -EPIPE) {
-		if (r != -ECANCELED)
-			log_line(
-				&p->log, UP_LOG_WARNING,
-				"a child was forking and did not come back: %s; its child has no paged memory",
-				strerrorname_np(-r));
-		end(p, sp);
-	}
-	change_end(p, &old);
-}
-
-static void
-heard(struct forks *f, struct space *sp)
-{
-	struct pager *p = &f->rt->p;
-	int fd[MSG_REGIONS], r;
-	pid_t pid = 0;
-	size_t nfd;
-
-	r = msg_receive(sp->sock, &f->msg, fd, &nfd, &pid);
-	if (r == -EAGAIN)
-		return;
-	if (r == 0 && f->msg.type == MSG_HELLO && nfd == 1 && !sp->attached) {
-		nfd = 0;
-		r = p->pmap->ops->space_attach(p->pmap, sp->shard, fd[0], pid);
-		if (r == 0) {
-			const struct msg ack = { .type = MSG_ACK };
-
-			sp->attached = true;
-			atomic_store(&sp->pid, (int)pid);
-			r = msg_send(sp->sock, &ack, &f->pidfd, 1);
-		}
-	} else if (r == 0 && f->msg.type == MSG_FORK && nfd == 1) {
-		nfd = 0;
-		fork_of_child(f, sp, fd[0]);
-	} else if (r == 0 && f->msg.type != MSG_FORKED) { /* that may come too late */
-		r = -EPROTO;
-	}
-	for (size_t i = 0; i < nfd; i++)
-		close(fd[i]);
-	if (r == 0)
-		return;
-	if (r != -ENOTCONN)
-		log_line(&p->log, UP_LOG_ERROR, "a message of a forked child: %s",
-			 strerrorname_np(-r));
-	/* As long as it lives it is served: what it stores in shared memory must not go unseen. */
-	if (r == -ENOTCONN || !sp->attached)
-		end_child(p, sp);
-}
-
-static void *
-keep(void *arg)
-{
-	struct forks *f = arg;
-	struct pager *p = &f->rt->p;
-
-	while (!atomic_load(&f->stop)) {
-		uint64_t count;
-		nfds_t n = 1;
-
-		f->poll[0] = (struct pollfd){ .fd = f->kick, .events = POLLIN };
-		pthread_rwlock_rdlock(&p->map.lock);
-		for (struct space *sp = p->spaces; sp != NULL && n < ARRAY_SIZE(f->poll);
-		     sp = sp->next) {
-			f->space[n] = sp;
-			f->poll[n++] = (struct pollfd){ .fd = sp->sock, .events = POLLIN };
-		}
-		pthread_rwlock_unlock(&p->map.lock);
-		if (poll(f->poll, n, -1) < 0)
-			continue;
-		if (f->poll[0].revents != 0 && read(f->kick, &count, sizeof count) < 0)
-			assert(errno == EAGAIN);
-		/* Only we end spaces, each at its own turn: the others stay. */
-		for (nfds_t i = 1; i < n && !atomic_load(&f->stop); i++) {
-			if (f->poll[i].revents != 0)
-				heard(f, f->space[i]);
-		}
-	}
-	return NULL;
-}
-
-static void
-kick(struct forks *f)
-{
-	const uint64_t one = 1;
-
-	if (write(f->kick, &one, sizeof one) < 0)
-		assert(errno == EAGAIN);
-}
-
-static int
-start_keeper(struct forks *f)
-{
-	pthread_attr_t attr;
-	sigset_t all, old;
-	int r;
-
-	f->pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
-	if (f->pidfd < 0)
-		return -errno;
-	f->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (f->kick < 0) {
-		r = -errno;
-		close(f->pidfd);
-		return r;
-	}
-	pthread_attr_init(&attr);
-	pthread_attr_setstacksize(&attr, KEEPER_STACK);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &old);
-	r = pthread_create(&f->keeper, &attr, keep, f);
-	pthread_sigmask(SIG_SETMASK, &old, NULL);
-	pthread_attr_destroy(&attr);
-	if (r == 0)
-		pthread_setname_np(f->keeper, "uffd-keeper");
-	if (r != 0) {
-		close(f->kick);
-		close(f->pidfd);
-	}
-	return -r;
-}
-
-static int
-start(struct up_runtime *rt)
-{
-	struct pager *p = &rt->p;
-	struct forks *f;
-	int r = -ENOMEM;
-
-	/* Not malloc(): what that gives may be paged, and the keeper must not touch what it serves. */
-	f = mmap(NULL, sizeof *f, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (f == MAP_FAILED)
-		return -errno;
-	if (!budget_charge(&p->budget, KEEPER_OVERHEAD) &&
-	    (runtime_reclaim(p, KEEPER_OVERHEAD) < 0 ||
-	     !budget_charge(&p->budget, KEEPER_OVERHEAD)))
-		goto unmap;
-	f->rt = rt;
-	r = start_keeper(f);
-	if (r < 0)
-		goto uncharge;
-	atomic_fetch_add(&p->overhead, KEEPER_OVERHEAD);
-	rt->forks = f;
-	f->next = registry.first;
-	registry.first = f;
-	return 0;
-uncharge:
-	budget_uncharge(&p->budget, KEEPER_OVERHEAD);
-unmap:
-	munmap(f, sizeof *f);
-	return r;
-}
-
 int
 forks_start(struct up_runtime *rt)
 {
@@ -520,8 +127,13 @@ forks_start(struct up_runtime *rt)
 
 	signals_hold(&old);
 	pthread_mutex_lock(&registry.lock);
-	if (rt->forks == NULL)
-		r = start(rt);
+	if (rt->forks == NULL) {
+		r = keeper_start(rt, &rt->forks);
+		if (r == 0) {
+			rt->forks->next = registry.first;
+			registry.first = rt->forks;
+		}
+	}
 	pthread_mutex_unlock(&registry.lock);
 	signals_release(&old);
 	if (r < 0)
@@ -535,27 +147,19 @@ void
 forks_stop(struct up_runtime *rt)
 {
 	struct forks *f = rt->forks, **link;
-	struct pager *p = &rt->p;
+	sigset_t old;
 
 	if (f == NULL)
 		return;
+	signals_hold(&old);
 	pthread_mutex_lock(&registry.lock);
 	for (link = &registry.first; *link != f; link = &(*link)->next)
 		;
 	*link = f->next;
 	pthread_mutex_unlock(&registry.lock);
-	atomic_store(&f->stop, true);
-	kick(f);
-	pthread_join(f->keeper, NULL);
-	/* Their watchers take over when the socket ends, and whoever waits faults anew. */
-	while (p->spaces != NULL)
-		end_child(p, p->spaces);
-	close(f->kick);
-	close(f->pidfd);
-	munmap(f, sizeof *f);
+	signals_release(&old);
+	keeper_stop(f);
 	rt->forks = NULL;
-	atomic_fetch_sub(&p->overhead, KEEPER_OVERHEAD);
-	budget_uncharge(&p->budget, KEEPER_OVERHEAD);
 }
 
 /* --- before fork() --- */
@@ -611,7 +215,7 @@ prepare_own(struct forks *f)
 			if (t == NULL) {
 				r = -ENOMEM;
 				chain_thaw(p);
-				end(p, f->coming);
+				keeper_end(p, f->coming);
 				close(sock[1]);
 				f->coming = NULL;
 			}
@@ -625,7 +229,7 @@ prepare_own(struct forks *f)
 	t->sock = sock[1];
 	t->inode = inode;
 	for (const struct map_entry *e = f->coming->map.first; e != NULL; e = e->next)
-		t->r[t->n++] = region_of(p, e);
+		t->r[t->n++] = keeper_region(p, e);
 	return t;
 }
 
@@ -752,32 +356,6 @@ keep_ticket(struct ticket *t)
 	registry.tickets = t;
 }
 
-/*
- * What children that are gone had been promised is the keeper's to take back, for which it needs map.change: let it, before this
- * fork is told that there is no room.
- */
-static void
-catch_up(struct forks *f)
-{
-	const struct timespec ms = { .tv_nsec = 1000000 };
-	struct pager *p = &f->rt->p;
-
-	for (unsigned tries = 0; tries < 1000; tries++) {
-		bool gone = false;
-
-		pthread_rwlock_rdlock(&p->map.lock);
-		for (const struct space *sp = p->spaces; sp != NULL && !gone; sp = sp->next) {
-			struct pollfd pf = { .fd = sp->sock };
-
-			gone = poll(&pf, 1, 0) > 0 && (pf.revents & POLLHUP);
-		}
-		pthread_rwlock_unlock(&p->map.lock);
-		if (!gone)
-			return;
-		clock_nanosleep(CLOCK_MONOTONIC, 0, &ms, NULL);
-	}
-}
-
 static void
 before_fork(void)
 {
@@ -788,7 +366,7 @@ before_fork(void)
 	registry.old = old;
 	registry.tickets = NULL;
 	for (struct forks *f = registry.first; f != NULL; f = f->next)
-		catch_up(f);
+		keeper_catch_up(f);
 	/* All locks before anything is frozen: who has one of them may touch memory of another runtime. */
 	for (struct forks *f = registry.first; f != NULL; f = f->next)
 		pthread_mutex_lock(&f->rt->p.map.change);
@@ -824,7 +402,7 @@ after_in_parent(void)
 		if (f->coming != NULL) {
 			chain_thaw(&f->rt->p);
 			f->coming = NULL;
-			kick(f);
+			keeper_kick(f);
 		}
 		pthread_mutex_unlock(&f->rt->p.map.change);
 	}

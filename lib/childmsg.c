@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "childmsg.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/base.h"
+
+int
+msg_send(int sock, const struct msg *m, const int fd[], size_t nfd)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int) * MSG_REGIONS)];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = (void *)(uintptr_t)m, .iov_len = sizeof *m };
+	struct msghdr h = { .msg_iov = &iov, .msg_iovlen = 1 };
+
+	if (nfd > 0) {
+		struct cmsghdr *c;
+
+		memset(&control, 0, sizeof control);
+		h.msg_control = control.buf;
+		h.msg_controllen = CMSG_SPACE(sizeof(int) * nfd);
+		c = CMSG_FIRSTHDR(&h);
+		c->cmsg_level = SOL_SOCKET;
+		c->cmsg_type = SCM_RIGHTS;
+		c->cmsg_len = CMSG_LEN(sizeof(int) * nfd);
+		memcpy(CMSG_DATA(c), fd, sizeof(int) * nfd);
+	}
+	for (;;) {
+		const ssize_t n = sendmsg(sock, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n == (ssize_t)sizeof *m)
+			return 0;
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno == EAGAIN) {
+			struct pollfd pf = { .fd = sock, .events = POLLOUT };
+
+			if (poll(&pf, 1, FORK_MS) > 0)
+				continue;
+			return -ETIMEDOUT;
+		}
+		return n < 0 ? -errno : -EIO;
+	}
+}
+
+int
+msg_receive(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, pid_t *pid)
+{
+	union {
+		char buf[CMSG_SPACE(sizeof(int) * MSG_REGIONS) + CMSG_SPACE(sizeof(struct ucred))];
+		struct cmsghdr align;
+	} control;
+	struct iovec iov = { .iov_base = m, .iov_len = sizeof *m };
+	struct msghdr h = { .msg_iov = &iov,
+			    .msg_iovlen = 1,
+			    .msg_control = control.buf,
+			    .msg_controllen = sizeof control.buf };
+	ssize_t n;
+
+	*nfd = 0;
+	do {
+		n = recvmsg(sock, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return errno == ECONNRESET ? -ENOTCONN : -errno;
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(&h); c != NULL; c = CMSG_NXTHDR(&h, c)) {
+		if (c->cmsg_level != SOL_SOCKET)
+			continue;
+		if (c->cmsg_type == SCM_RIGHTS) {
+			*nfd = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+			memcpy(fd, CMSG_DATA(c), *nfd * sizeof(int));
+		} else if (c->cmsg_type == SCM_CREDENTIALS && pid != NULL) {
+			struct ucred cred;
+
+			memcpy(&cred, CMSG_DATA(c), sizeof cred);
+			*pid = cred.pid;
+		}
+	}
+	if (n == (ssize_t)sizeof *m && (h.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0)
+		return 0;
+	for (size_t i = 0; i < *nfd; i++)
+		close(fd[i]);
+	*nfd = 0;
+	return n == 0 ? -ENOTCONN : -EPROTO;
+}
+
+int
+msg_await(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, int ms)
+{
+	const uint64_t end = now_ns() + (uint64_t)ms * 1000000;
+
+	for (;;) {
+		struct pollfd pf = { .fd = sock, .events = POLLIN };
+		const uint64_t now = now_ns();
+		int r;
+
+		if (now >= end)
+			return -ETIMEDOUT;
+		r = poll(&pf, 1, (int)((end - now) / 1000000) + 1);
+		if (r < 0 && errno != EINTR)
+			return -errno;
+		if (r <= 0)
+			continue;
+		r = msg_receive(sock, m, fd, nfd, NULL);
+		if (r != -EAGAIN)
+			return r;
+	}
+}

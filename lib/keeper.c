@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * keeper.c: the thread that looks after a runtime's forked children, in the process of the pager.
+ *
+ *	space_fork()                HELLO                   end of file
+ *	------------> not there yet ------> attached, served -----------> keeper_end(): its memory goes
+ *	                   |                  |      ^
+ *	                   |                  +-FORK-+  a space for its child, which is told what to map
+ *	                   +-- end of file: it never came, or died on the way --> keeper_end()
+ *
+ * Only this thread ends spaces, but for one whose fork is called off while the caller holds map.change (keeper_end()) and, after the
+ * thread, keeper_stop().
+ */
+#include "keeper.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define KEEPER_STACK ((size_t)256 << 10)
+#define KEEPER_OVERHEAD ((size_t)64 << 10) /* charged to the limit: touched stack, this struct */
+#define ENDED_MS 1000 /* what has ended is put away within that, or waits for something else */
+
+struct region
+keeper_region(struct pager *p, const struct map_entry *e)
+{
+	const struct place place = entry_place(e, e->start);
+	struct region rg = { .va = e->start, .len = e->end - e->start, .prot = e->prot };
+
+	rg.fd = pmap_uffd_pool_fd(p->pmap, place.va, &rg.offset);
+	return rg;
+}
+
+/* Nobody runs there any more.  => map.change is held */
+void
+keeper_end(struct pager *p, struct space *sp)
+{
+	p->pmap->ops->space_detach(p->pmap, sp->shard);
+	/* Other children may have a copy of the descriptor; this ends it for all of them. */
+	shutdown(sp->sock, SHUT_RDWR);
+	close(sp->sock);
+	space_end(p, sp);
+}
+
+static void
+end_child(struct forks *f, struct space *sp)
+{
+	struct pager *p = &f->rt->p;
+	sigset_t old;
+
+	change_begin(p, &old);
+	keeper_end(p, sp);
+	change_end(p, &old);
+	pthread_mutex_lock(&f->ended_lock);
+	f->ended++;
+	pthread_cond_broadcast(&f->ended_cond);
+	pthread_mutex_unlock(&f->ended_lock);
+}
+
+/* What there is to map in `sp`, to the child that is about to fork it.  0 or -errno. */
+static int
+tell_regions(struct forks *f, int sock, uint32_t serial, const struct space *sp)
+{
+	struct msg *m = &f->msg;
+	size_t left = sp->map.n;
+	const struct map_entry *e = sp->map.first;
+
+	while (left > 0) {
+		int fd[MSG_REGIONS];
+		int r;
+
+		*m = (struct msg){ .type = MSG_REGION, .serial = serial };
+		for (; e != NULL && m->n < MSG_REGIONS; e = e->next, m->n++) {
+			m->r[m->n] = keeper_region(&f->rt->p, e);
+			fd[m->n] = m->r[m->n].fd;
+		}
+		left -= m->n;
+		m->left = (uint32_t)left;
+		r = msg_send(sock, m, fd, m->n);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* A child forks.  Its own child's end of a socket is with it, ours came with the message. */
+static void
+fork_of_child(struct forks *f, struct space *parent, int sock)
+{
+	struct pager *p = &f->rt->p;
+	const uint32_t serial = f->msg.serial;
+	struct space *sp = NULL;
+	sigset_t old;
+	size_t nfd;
+	int fd[MSG_REGIONS], r;
+
+	change_begin(p, &old);
+	r = space_fork(f->rt, &parent->map, sock, &sp);
+	if (sp == NULL) {
+		const struct msg none = { .type = MSG_REGION, .serial = serial, .status = r };
+
+		msg_send(parent->sock, &none, NULL, 0);
+		change_end(p, &old);
+		close(sock);
+		return;
+	}
+	r = tell_regions(f, parent->sock, serial, sp);
+	if (r == 0)
+		r = msg_await(parent->sock, &f->msg, fd, &nfd, FORK_MS);
+	if (r == 0) {
+		for (size_t i = 0; i < nfd; i++)
+			close(fd[i]);
+		r = f->msg.type == MSG_FORKED ? f->msg.status : -EPROTO;
+	}
+	chain_thaw(p);
+	/* Killed meanwhile: what it had forked is as it has to be, or was not forked and ends as all children do. */
+	if (r < 0 && r != -ENOTCONN && r != -EPIPE) {
+		if (r != -ECANCELED)
+			log_line(
+				&p->log, UP_LOG_WARNING,
+				"a child was forking and did not come back: %s; its child has no paged memory",
+				strerrorname_np(-r));
+		keeper_end(p, sp);
+	}
+	change_end(p, &old);
+}
+
+static void
+heard(struct forks *f, struct space *sp)
+{
+	struct pager *p = &f->rt->p;
+	int fd[MSG_REGIONS], r;
+	pid_t pid = 0;
+	size_t nfd;
+
+	r = msg_receive(sp->sock, &f->msg, fd, &nfd, &pid);
+	if (r == -EAGAIN)
+		return;
+	if (r == 0 && f->msg.type == MSG_HELLO && nfd == 1 && !sp->attached) {
+		nfd = 0;
+		r = p->pmap->ops->space_attach(p->pmap, sp->shard, fd[0], pid);
+		if (r == 0) {
+			const struct msg ack = { .type = MSG_ACK };
+
+			sp->attached = true;
+			atomic_store(&sp->pid, (int)pid);
+			r = msg_send(sp->sock, &ack, &f->pidfd, 1);
+		}
+	} else if (r == 0 && f->msg.type == MSG_FORK && nfd == 1) {
+		nfd = 0;
+		fork_of_child(f, sp, fd[0]);
+	} else if (r == 0 && f->msg.type != MSG_FORKED) { /* that may come too late */
+		r = -EPROTO;
+	}
+	for (size_t i = 0; i < nfd; i++)
+		close(fd[i]);
+	if (r == 0)
+		return;
+	if (r != -ENOTCONN)
+		log_line(&p->log, UP_LOG_ERROR, "a message of a forked child: %s",
+			 strerrorname_np(-r));
+	/* As long as it lives it is served: what it stores in shared memory must not go unseen. */
+	if (r == -ENOTCONN || !sp->attached)
+		end_child(f, sp);
+}
+
+static void *
+keep(void *arg)
+{
+	struct forks *f = arg;
+	struct pager *p = &f->rt->p;
+
+	while (!atomic_load(&f->stop)) {
+		uint64_t count;
+		nfds_t n = 1;
+
+		f->poll[0] = (struct pollfd){ .fd = f->kick, .events = POLLIN };
+		pthread_rwlock_rdlock(&p->map.lock);
+		for (struct space *sp = p->spaces; sp != NULL && n < ARRAY_SIZE(f->poll);
+		     sp = sp->next) {
+			f->space[n] = sp;
+			f->poll[n++] = (struct pollfd){ .fd = sp->sock, .events = POLLIN };
+		}
+		pthread_rwlock_unlock(&p->map.lock);
+		if (poll(f->poll, n, -1) < 0)
+			continue;
+		if (f->poll[0].revents != 0 && read(f->kick, &count, sizeof count) < 0)
+			assert(errno == EAGAIN);
+		/* Only we end spaces, each at its own turn: the others stay. */
+		for (nfds_t i = 1; i < n && !atomic_load(&f->stop); i++) {
+			if (f->poll[i].revents != 0)
+				heard(f, f->space[i]);
+		}
+	}
+	return NULL;
+}
+
+void
+keeper_kick(struct forks *f)
+{
+	const uint64_t one = 1;
+
+	if (write(f->kick, &one, sizeof one) < 0)
+		assert(errno == EAGAIN);
+}
+
+static int
+start_thread(struct forks *f)
+{
+	pthread_attr_t attr;
+	sigset_t all, old;
+	int r;
+
+	f->pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	if (f->pidfd < 0)
+		return -errno;
+	f->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (f->kick < 0) {
+		r = -errno;
+		close(f->pidfd);
+		return r;
+	}
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, KEEPER_STACK);
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	r = pthread_create(&f->keeper, &attr, keep, f);
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	pthread_attr_destroy(&attr);
+	if (r == 0)
+		pthread_setname_np(f->keeper, "uffd-keeper");
+	if (r != 0) {
+		close(f->kick);
+		close(f->pidfd);
+	}
+	return -r;
+}
+
+int
+keeper_start(struct up_runtime *rt, struct forks **out)
+{
+	struct pager *p = &rt->p;
+	struct forks *f;
+	pthread_condattr_t attr;
+	int r = -ENOMEM;
+
+	/* Not malloc(): what that gives may be paged, and the keeper must not touch what it serves. */
+	f = mmap(NULL, sizeof *f, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (f == MAP_FAILED)
+		return -errno;
+	if (!budget_charge(&p->budget, KEEPER_OVERHEAD) &&
+	    (runtime_reclaim(p, KEEPER_OVERHEAD) < 0 ||
+	     !budget_charge(&p->budget, KEEPER_OVERHEAD)))
+		goto unmap;
+	f->rt = rt;
+	pthread_mutex_init(&f->ended_lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&f->ended_cond, &attr);
+	pthread_condattr_destroy(&attr);
+	r = start_thread(f);
+	if (r < 0)
+		goto uncharge;
+	atomic_fetch_add(&p->overhead, KEEPER_OVERHEAD);
+	*out = f;
+	return 0;
+
+uncharge:
+	pthread_cond_destroy(&f->ended_cond);
+	pthread_mutex_destroy(&f->ended_lock);
+	budget_uncharge(&p->budget, KEEPER_OVERHEAD);
+unmap:
+	munmap(f, sizeof *f);
+	return r;
+}
+
+void
+keeper_stop(struct forks *f)
+{
+	struct pager *p = &f->rt->p;
+
+	atomic_store(&f->stop, true);
+	keeper_kick(f);
+	pthread_join(f->keeper, NULL);
+	/* Their watchers take over when the socket ends, and whoever waits faults anew. */
+	while (p->spaces != NULL)
+		end_child(f, p->spaces);
+	close(f->kick);
+	close(f->pidfd);
+	pthread_cond_destroy(&f->ended_cond);
+	pthread_mutex_destroy(&f->ended_lock);
+	munmap(f, sizeof *f);
+	atomic_fetch_sub(&p->overhead, KEEPER_OVERHEAD);
+	budget_uncharge(&p->budget, KEEPER_OVERHEAD);
+}
+
+/* True if some child has ended, and its space is still there. */
+static bool
+behind(struct pager *p)
+{
+	bool gone = false;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	for (const struct space *sp = p->spaces; sp != NULL && !gone; sp = sp->next) {
+		struct pollfd pf = { .fd = sp->sock };
+
+		gone = poll(&pf, 1, 0) > 0 && (pf.revents & POLLHUP);
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	return gone;
+}
+
+void
+keeper_catch_up(struct forks *f)
+{
+	struct timespec until;
+	int r = 0;
+
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += ENDED_MS / 1000;
+	while (r == 0) {
+		unsigned long ended;
+
+		pthread_mutex_lock(&f->ended_lock);
+		ended = f->ended;
+		pthread_mutex_unlock(&f->ended_lock);
+		if (!behind(&f->rt->p))
+			return;
+		pthread_mutex_lock(&f->ended_lock);
+		while (r == 0 && f->ended == ended)
+			r = pthread_cond_timedwait(&f->ended_cond, &f->ended_lock, &until);
+		pthread_mutex_unlock(&f->ended_lock);
+	}
+}
