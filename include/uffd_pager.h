@@ -123,6 +123,13 @@ enum up_delivery {
 	UP_DELIVER_INLINE,
 };
 
+/* Whether cold pages are kept in memory in less room before they go to swap, up_config.compression. */
+enum up_compression {
+	UP_COMPRESS_NONE = 0,
+	UP_COMPRESS_LZ4,  /* a few microseconds a page */
+	UP_COMPRESS_ZSTD, /* smaller, and several times as slow */
+};
+
 /* up_config.flags */
 #define UP_OVERCOMMIT (1u << 0) /* every up_map() as if with UP_NORESERVE */
 /*
@@ -204,7 +211,12 @@ struct up_config {
 
 	enum up_delivery delivery; /* who serves a fault */
 
-	uint64_t reserved[10]; /* must be zero */
+	/* Not in this version: anything but NONE and 0 is -ENOTSUP. */
+	enum up_compression compression;
+	uint64_t
+		compress_limit; /* bytes, the most that compressed pages take of memory_limit; 0: half of it */
+
+	uint64_t reserved[9]; /* must be zero */
 };
 
 /*

@@ -152,6 +152,10 @@ check_config(const struct up_config *cfg, const struct logger *log)
 			 cfg->service_threads, MAX_SERVICES);
 		return -EINVAL;
 	}
+	if (cfg->compression != UP_COMPRESS_NONE || cfg->compress_limit != 0) {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: no compression in this version");
+		return -ENOTSUP;
+	}
 	if (cfg->delivery != UP_DELIVER_SERVICE && cfg->delivery != UP_DELIVER_INLINE) {
 		log_line(log, UP_LOG_ERROR, "up_runtime_create: delivery %d is none",
 			 (int)cfg->delivery);
