@@ -715,6 +715,8 @@ struct up_stats {
 		referenced; /* shared pages left in place, since they had been touched where they are mapped */
 	uint64_t
 		foreign_events; /* UP_TRACK_FOREIGN: munmap() and the like of the program's own, acted upon */
+	/* of what was read ahead of a stream, pages that it came to, and pages that left memory before it did */
+	uint64_t readahead_hits, readahead_waste;
 };
 
 /*

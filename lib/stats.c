@@ -76,6 +76,8 @@ fill_stats(struct up_runtime *rt, struct up_stats *st)
 	st->rescues = total(p, C_RESCUE);
 	st->foreign_discards = total(p, C_FOREIGN);
 	st->readahead_pages = total(p, C_READAHEAD);
+	st->readahead_hits = total(p, C_AHEAD_HITS);
+	st->readahead_waste = atomic_load(&p->nwasted);
 	st->zero_ahead_pages = total(p, C_ZEROAHEAD);
 	st->pages_staged = total(p, C_STAGED);
 	st->clean_skips = total(p, C_CLEAN);

@@ -920,7 +920,7 @@ enqueue(struct page *pg, enum page_queue q)
 	const bool mapped = q == Q_ACTIVE || q == Q_WIRED;
 
 	pg->frame = mapped ? FRAME_NONE : 1;
-	pg->slot = q == Q_CLEAN ? 1 : UINT32_MAX;
+	pg->slot = q == Q_CLEAN || q == Q_AHEAD ? 1 : UINT32_MAX;
 	page_enqueue(&pages, pg, q, mapped ? PAGE_MAPPED : PAGE_STAGED);
 }
 
@@ -935,7 +935,7 @@ dequeue(struct page *pg)
 static void
 expect_queue(enum page_queue q, unsigned n, struct page *const want[])
 {
-	const enum policy_queue of[] = { PQ_MAIN, PQ_STAGED, PQ_CLEAN, PQ_WIRED };
+	const enum policy_queue of[] = { PQ_MAIN, PQ_STAGED, PQ_CLEAN, PQ_AHEAD, PQ_WIRED };
 	pageno_t no = pages.policy.queue[of[q]].head;
 
 	cr_assert(eq(sz, page_count_locked(&pages, q), n));

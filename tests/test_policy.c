@@ -784,7 +784,7 @@ model_mapped(void)
 static size_t
 model_all(void)
 {
-	return model_mapped() + model.n[PQ_STAGED] + model.n[PQ_CLEAN];
+	return model_mapped() + model.n[PQ_STAGED] + model.n[PQ_CLEAN] + model.n[PQ_AHEAD];
 }
 
 static void
@@ -792,6 +792,7 @@ model_add(pageno_t no, enum policy_place place, bool head)
 {
 	const enum policy_queue q = place == POLICY_STAGED  ? PQ_STAGED
 				    : place == POLICY_CLEAN ? PQ_CLEAN
+				    : place == POLICY_AHEAD ? PQ_AHEAD
 				    : place == POLICY_WIRED ? PQ_WIRED
 							    : (enum policy_queue)model.home[no];
 	pageno_t *list = model.list[q];
@@ -909,6 +910,7 @@ model_victims(enum policy_place from, unsigned max, pageno_t out[])
 	while (n < max && refused < 4 * max) {
 		enum policy_queue q = from == POLICY_STAGED  ? PQ_STAGED
 				      : from == POLICY_CLEAN ? PQ_CLEAN
+				      : from == POLICY_AHEAD ? PQ_AHEAD
 							     : PQ_COLD;
 		pageno_t no;
 
@@ -969,7 +971,8 @@ static void
 dispose(pageno_t no, enum policy_place from, uint64_t *seed, bool used[])
 {
 	const unsigned key = (unsigned)(rnd(seed) % KEYS);
-	const enum policy_place on = from == POLICY_CLEAN ? from : from + 1;
+	const bool last = from == POLICY_CLEAN || from == POLICY_AHEAD;
+	const enum policy_place on = last ? from : from + 1;
 
 	switch (rnd(seed) % 8) {
 	case 0:
@@ -985,7 +988,7 @@ dispose(pageno_t no, enum policy_place from, uint64_t *seed, bool used[])
 		used[no] = false;
 		break;
 	default:
-		if (from == POLICY_CLEAN) {
+		if (last) {
 			policy_evicted(&policy, no, key);
 			policy_removed(&policy, no);
 			model_evicted(no, key);

@@ -27,6 +27,10 @@
 #include "foreign.h"
 #include "pager/source.h"
 
+#define HURRY_NS 5000000      /* a stream waits that long for as many frames as it wants, */
+#define PATIENT_NS 1000000000 /* and so long while writes are under way; */
+#define NO_HURRY_NS 100000000 /* not again so soon if that was in vain */
+
 enum verdict {
 	V_DONE,	      /* answered */
 	V_IO,	      /* a read is under way */
@@ -51,8 +55,10 @@ struct fault {
 	bool write, wp;
 	bool grown;	/* the swap has been asked to grow */
 	bool asked;	/* by fault_ask(): no thread waits at the address */
+	bool early;	/* the same, by fault_early(): for a stream */
 	int waitq;	/* V_BUSY of a worker: where to sleep, from anon_sleep_begin() */
 	unsigned ahead; /* pages from here on that are asked for; 0: guess */
+	unsigned got;	/* early: pages that are under way */
 	uint64_t t0;
 	uint64_t serial; /* of the entry found; 0: none */
 	struct {
@@ -282,7 +288,7 @@ zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
 		/* Neighbours are a guess: they may take only frames that are to be had in plenty. */
 		nf = i == 0 ? 1 : 0;
 		if (frames_available(p) > 2 * CLUSTER_MAX)
-			nf = n - i;
+			nf = MIN(n - i, CLUSTER_MAX);
 		nf = nf > 0 ? frames_obtain(p, nf, f) : 0;
 		if (nf == 0) {
 			*err = -ENOMEM;
@@ -310,7 +316,44 @@ window(struct fault *f, unsigned max, struct ra_stream **stream)
 	*stream = NULL;
 	if (f->ahead > 0)
 		return MIN(f->ahead, max);
-	return readahead_window(f->entry, f->index, max, stream);
+	return readahead_window(f->p, f->entry, f->index, max, stream);
+}
+
+/* The stream has come by: what it wants next is read while it goes on.  => map locked, no wait queue */
+static void
+go_ahead(struct fault *f, struct ra_stream *stream)
+{
+	const struct map_entry *e = f->entry;
+	const uintptr_t base = e->start - (uintptr_t)(e->offset << PAGE_SHIFT);
+	struct pager *p = f->p;
+	struct ra_range r;
+
+	/* A child's space is served at its faults only. */
+	if (stream != NULL && f->space < p->nservices && readahead_more(e, stream, &r))
+		pagein_early(p->service[e->shard], base + (r.first << PAGE_SHIFT),
+			     base + (r.end << PAGE_SHIFT), r.step);
+}
+
+/*
+ * A stream is to have `want` pages at once, and there are few frames: to wait until pageout has made as many is better than to go on
+ * page by page.  If it does not, so be it, for some time.
+ */
+static bool
+too_fast(const struct fault *f, unsigned want)
+{
+	struct pager *p = f->p;
+	uint64_t now;
+
+	if (want <= CLUSTER_MAX / 2 || f->asked ||
+	    frames_available(p) >= want + (size_t)2 * CLUSTER_MAX)
+		return false;
+	now = now_ns();
+	if (now < atomic_load_explicit(&p->no_hurry, memory_order_relaxed))
+		return false;
+	if (now - f->t0 < (atomic_load(&p->laundering) > 0 ? PATIENT_NS : HURRY_NS))
+		return true;
+	atomic_store_explicit(&p->no_hurry, now + NO_HURRY_NS, memory_order_relaxed);
+	return false;
 }
 
 /*
@@ -345,14 +388,22 @@ fault_zero(struct fault *f)
 {
 	struct pager *p = f->p;
 	struct ra_stream *stream;
-	struct page *pg[CLUSTER_MAX] = { NULL };
+	/* A service wakes somebody else for each run, a worker only returns. */
+	const unsigned most = f->s->worker ? CLUSTER_MAX : RA_WINDOW_MAX;
+	struct page *pg[RA_WINDOW_MAX];
 	unsigned want, n, done;
 	struct anon *lost = NULL;
 	bool full = false;
 	int err;
 
 	/* Of a neighbour in a shadow we do not know what shows through there. */
-	want = window(f, f->object->backing != NULL ? 1 : CLUSTER_MAX / 2, &stream);
+	want = window(f, f->object->backing != NULL ? 1 : most, &stream);
+	if (too_fast(f, want)) {
+		readahead_done(stream, f->index, 0);
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		return V_ROOM;
+	}
 	for (n = 0; n < want && leaf_anon(f->leaf, f->at + n) == NULL; n++) {
 		struct anon *an;
 
@@ -529,6 +580,110 @@ fault_rescue(struct fault *f, struct anon *an, struct page *pg)
 	return fault_soft(f, an, pg);
 }
 
+/* True if the page `k` places from the one at fault is staged; it is busy then, and ours.  => leaf locked */
+static bool
+staged_at(struct fault *f, int k, struct page **pg)
+{
+	struct pager *p = f->p;
+	struct anon *an = leaf_anon(f->leaf, (unsigned)((int)f->at + k));
+
+	if (an == NULL || !anon_in_core(an) || !anon_trybusy(an))
+		return false;
+	*pg = anon_in_core(an) ? page_at(&p->pages, an->loc) : NULL;
+	if (*pg != NULL && atomic_load_explicit(&(*pg)->state, memory_order_relaxed) == PAGE_STAGED)
+		return true;
+	page_unbusy(p, an, f->shard, f->va + (uintptr_t)((intptr_t)k * (intptr_t)PAGE_SIZE));
+	return false;
+}
+
+/*
+ * Off their queues: they are about to be mapped.  One that was read ahead is used for the first time; others have been before.
+ * Neighbours of the one that was touched say nothing.
+ */
+static unsigned
+unstage(struct pager *p, struct page *const pg[], unsigned n, unsigned touched)
+{
+	unsigned hits = 0;
+
+	pthread_mutex_lock(&p->pages.lock);
+	for (unsigned i = 0; i < n; i++) {
+		const bool ahead = page_queue_locked(pg[i]) == Q_AHEAD;
+
+		page_dequeue_locked(&p->pages, pg[i]);
+		if (ahead)
+			hits++;
+		else if (i == touched)
+			policy_touched(&p->pages.policy, page_no(&p->pages, pg[i]));
+	}
+	pthread_mutex_unlock(&p->pages.lock);
+	return hits;
+}
+
+/*
+ * The page is staged.  If a stream comes by, what is staged further on its way is mapped in the same move.
+ * => the anon is busy, map and leaf are locked; all are released.
+ */
+static enum verdict
+fault_staged(struct fault *f, struct anon *an)
+{
+	struct pager *p = f->p;
+	struct page *run[2 * RA_WINDOW_MAX], **pg = run + RA_WINDOW_MAX;
+	unsigned most = f->s->worker ? CLUSTER_MAX : RA_WINDOW_MAX, n = 1, touched = 0, done, hits;
+	struct ra_stream *stream = NULL;
+	bool back = false;
+	int r;
+
+	if (f->ahead > 0)
+		most = MIN(f->ahead, CLUSTER_MAX);
+	else if (!f->wp)
+		stream = readahead_hit(p, f->entry, f->index);
+	if ((stream == NULL && f->ahead == 0) || (stream != NULL && readahead_strided(stream)) ||
+	    atomic_load(entry_unrecorded(f->entry)))
+		most = 1;
+	back = stream != NULL && atomic_load_explicit(&stream->step, memory_order_relaxed) == -1;
+	most = back ? MIN(most, MIN(f->at, (unsigned)MIN((f->addr - f->entry->start) >> PAGE_SHIFT,
+							 LEAF_SLOTS)) +
+					1)
+		    : MIN(most, f->run_max);
+	*pg = page_at(&p->pages, an->loc);
+	while (n < most && staged_at(f, back ? -(int)n : (int)n, back ? pg - 1 : &pg[n])) {
+		pg -= back;
+		n++;
+	}
+	if (stream != NULL) {
+		readahead_done(stream, f->index, n);
+		go_ahead(f, stream);
+	}
+	pthread_mutex_unlock(&f->leaf->lock);
+	touched = back ? n - 1 : 0;
+	hits = unstage(p, pg, n, touched);
+	if (hits > 0) {
+		count(f->s, C_AHEAD_HITS, hits);
+		readahead_credit(f->object, (int)hits);
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+
+	for (unsigned i = 0; i < n; i++) {
+		pg[i]->va = f->va +
+			    (uintptr_t)(((intptr_t)i - (intptr_t)touched) * (intptr_t)PAGE_SIZE);
+		pg[i]->shard = (uint8_t)f->shard;
+	}
+	r = enter_pages(p, pg, n, &done);
+	for (unsigned i = 0; i < n; i++) {
+		struct anon *each = pg[i]->anon;
+		const uintptr_t va = pg[i]->va;
+
+		/* Its slot may have older bytes, also if it was on CLEAN a moment ago: only its hash tells. */
+		if (i >= done)
+			page_enqueue(&p->pages, pg[i], Q_INACTIVE, PAGE_STAGED);
+		page_unbusy(p, each, f->shard, va);
+	}
+	if (done <= touched)
+		return r == -ENOMEM ? V_ROOM : V_AGAIN;
+	fault_answered(f->s, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->va, f->t0);
+	return V_DONE;
+}
+
 /* => the anon is busy and in core; released on return. */
 static enum verdict
 fault_core(struct fault *f, struct anon *an)
@@ -540,7 +695,7 @@ fault_core(struct fault *f, struct anon *an)
 	pthread_mutex_lock(&p->pages.lock);
 	state = pg->state;
 	assert(pg->anon == an);
-	if (state == PAGE_STAGED) {
+	if (state == PAGE_STAGED) { /* its write has just ended */
 		page_dequeue_locked(&p->pages, pg);
 		policy_touched(&p->pages.policy, an->loc);
 	}
@@ -589,8 +744,8 @@ read_on(struct fault *f, unsigned got, unsigned want)
 		} else if (atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_SWAP) {
 			pthread_mutex_unlock(&f->leaf->lock);
 			page_unbusy(p, an, f->shard, va);
-		} else if (pagein_start(f->s, f->leaf, f->at + got, va, f->shard, want - got, false,
-					f->t0, &n) < 0) {
+		} else if (pagein_start(f->s, f->leaf, f->at + got, va, f->shard, want - got,
+					FOR_CALL, f->t0, &n) < 0) {
 			break;
 		}
 		got += n;
@@ -608,9 +763,20 @@ fault_swap(struct fault *f)
 	int r;
 
 	want = window(f, CLUSTER_MAX, &stream);
-	r = pagein_start(f->s, f->leaf, f->at, f->va, f->shard, want, true, f->t0, &got);
-	if (r == 0)
+	if (too_fast(f, want)) {
+		struct anon *an = leaf_anon(f->leaf, f->at);
+
+		readahead_done(stream, f->index, 0);
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		page_unbusy(p, an, f->shard, f->va);
+		return V_ROOM;
+	}
+	r = pagein_start(f->s, f->leaf, f->at, f->va, f->shard, want, FOR_FAULT, f->t0, &got);
+	if (r == 0 && stream != NULL) {
 		readahead_done(stream, f->index, read_on(f, got, want));
+		go_ahead(f, stream);
+	}
 	pthread_rwlock_unlock(&p->map.lock);
 	return r == 0 ? V_IO : V_ROOM;
 }
@@ -642,6 +808,9 @@ fault_anon(struct fault *f, struct anon *an)
 
 	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP)
 		return fault_swap(f);
+	if (anon_in_core(an) && atomic_load_explicit(&page_at(&p->pages, an->loc)->state,
+						     memory_order_relaxed) == PAGE_STAGED)
+		return fault_staged(f, an);
 
 	/* BUSY keeps the anon and the VMA; no lock is needed from here. */
 	pthread_mutex_unlock(&f->leaf->lock);
@@ -799,7 +968,7 @@ read_beneath(struct fault *f, const struct beneath *b)
 
 	want = window(f, LEAF_SLOTS - b->at, &stream);
 	pthread_mutex_lock(&b->leaf->lock);
-	r = pagein_start(f->s, b->leaf, b->at, 0, f->shard, want, true, f->t0, &got);
+	r = pagein_start(f->s, b->leaf, b->at, 0, f->shard, want, FOR_FAULT, f->t0, &got);
 	if (r == 0)
 		readahead_done(stream, f->index, got);
 	pthread_rwlock_unlock(&p->map.lock);
@@ -925,6 +1094,12 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	if (source->asks && (f->hint.of != source || f->hint.index != index ||
 			     f->hint.nwrites != atomic_load(&source->nwrites)))
 		return ask_source(f, source, index);
+	if (source->asks && f->early && f->hint.has <= 0) {
+		/* Who touches it is told; nothing has to be read. */
+		pthread_mutex_unlock(&f->leaf->lock);
+		pthread_rwlock_unlock(&p->map.lock);
+		return V_DONE;
+	}
 	if (source->asks && f->hint.has < 0)
 		return refused_by_source(f, source, index);
 	if (!source->asks || f->hint.has > 0) {
@@ -951,7 +1126,11 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 		if (page[CLUSTER_MAX - b - 1] == NULL)
 			break;
 	}
-	readahead_done(stream, f->index, n);
+	if (stream != NULL) {
+		readahead_done(stream, f->index, n);
+		if (req != NULL && !f->s->worker)
+			go_ahead(f, stream);
+	}
 	if (n == 0) {
 		struct anon *an =
 			full && f->grown && !f->asked ? lost_anon(p, f->leaf, f->at) : NULL;
@@ -972,7 +1151,9 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	pthread_mutex_unlock(&f->leaf->lock);
 	if (req != NULL) {
 		pthread_rwlock_unlock(&p->map.lock);
+		req->early = f->early;
 		n = source_in(f->s, req, source, index - b, pg - b, n + b, b, f->t0);
+		f->got = n > b ? n - b : 0;
 		return n > 0 ? V_IO : V_ROOM;
 	}
 	pthread_rwlock_unlock(&p->map.lock);
@@ -1075,9 +1256,17 @@ met_busy(struct fault *f, struct anon *an)
 {
 	struct pager *p = f->p;
 	const bool loose = f->object->loose;
+	struct ra_stream *stream = NULL;
 	bool asked;
 	int q = -1;
 
+	/* A stream that has caught up with what is read for it. */
+	if (!f->asked && !f->wp)
+		stream = readahead_hit(p, f->entry, f->index);
+	if (stream != NULL) {
+		readahead_done(stream, f->index, 0);
+		go_ahead(f, stream);
+	}
 	if (f->s->worker && !loose && p->idle == NULL) {
 		q = anon_sleep_begin(&p->waitqs, an);
 		asked = q >= 0;
@@ -1365,6 +1554,25 @@ fault_ask(struct service *s, uintptr_t va, bool write, unsigned n)
 	default:
 		return 0;
 	}
+}
+
+bool
+fault_early(struct service *s, uintptr_t va, unsigned n, unsigned *got)
+{
+	struct fault f = {
+		.s = s,
+		.p = s->p,
+		.addr = va,
+		.space = s->id,
+		.asked = true,
+		.early = true,
+		.ahead = n,
+		.t0 = now_ns(),
+	};
+	const enum verdict v = resolve(&f);
+
+	*got = MAX(f.got, 1);
+	return v != V_ROOM && v != V_AGAIN;
 }
 
 /* Faults were dropped for want of a place to park them: everyone faults again. */

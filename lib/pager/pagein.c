@@ -56,7 +56,7 @@ collect(struct pager *p, struct leaf *leaf, unsigned at, unsigned want, unsigned
 
 int
 pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
-	     unsigned want, bool demanded, uint64_t t0, unsigned *got)
+	     unsigned want, enum pagein_for why, uint64_t t0, unsigned *got)
 {
 	struct pager *p = s->p;
 	struct anon *an[CLUSTER_MAX] = { NULL };
@@ -102,7 +102,8 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 
 	req->n = n;
 	req->source = NULL;
-	req->demanded = demanded;
+	req->demanded = why == FOR_FAULT;
+	req->early = why == FOR_STREAM;
 	req->retried = false;
 	req->t0 = t0;
 	request_fill(p, req, SWAP_READ, slot);
@@ -178,16 +179,34 @@ verify(struct service *s, const struct page *pg)
 	return false;
 }
 
+bool
+pagein_stays(struct service *s, enum pagein_for why, struct page *const pg[], unsigned n)
+{
+	unsigned i = 0;
+
+	if (why != FOR_STREAM)
+		return false;
+	while (i < n &&
+	       (atomic_load_explicit(&pg[i]->anon->bits, memory_order_relaxed) & ANON_WANTED) == 0)
+		i++;
+	if (i < n) {
+		/* The stream is faster than the disk. */
+		count(s, C_AHEAD_HITS, n);
+		readahead_credit(pg[0]->leaf->object, (int)n);
+	}
+	return i == n;
+}
+
 /*
  * Install verified pages of one request: pg[0 .. n), busy, in TRANSIT.  Returns the verdict on pg[0].
- * demanded: a thread waits for each of them; else for none.
  * A page that the kernel does not take now stays in core, staged and clean: its next fault is soft; and so do
- * those of a backing object, which have no address.
+ * those of a backing object, which have no address, and those that a stream has not come to yet.
  */
 static int
-install(struct service *s, struct page *const pg[], unsigned n, bool demanded)
+install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for why)
 {
 	struct pager *p = s->p;
+	const bool early = pagein_stays(s, why, pg, n);
 	unsigned done = 0;
 	int r = 0;
 
@@ -199,18 +218,21 @@ install(struct service *s, struct page *const pg[], unsigned n, bool demanded)
 		atomic_fetch_sub(&p->nswapped, 1);
 	}
 	pthread_mutex_lock(&p->pages.lock);
-	for (unsigned i = 0; i < n; i++)
+	for (unsigned i = 0; i < n; i++) {
 		policy_refault(&p->pages.policy, page_no(&p->pages, pg[i]), page_key(pg[i]),
-			       demanded);
+			       why == FOR_FAULT);
+		if (early)
+			page_enqueue_locked(&p->pages, pg[i], Q_AHEAD, PAGE_STAGED);
+	}
 	pthread_mutex_unlock(&p->pages.lock);
-	if (pg[0]->va != 0)
+	if (!early && pg[0]->va != 0)
 		r = enter_pages(p, pg, n, &done);
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
 		const unsigned shard = pg[i]->shard;
 		const uintptr_t va = pg[i]->va;
 
-		if (i >= done)
+		if (!early && i >= done)
 			page_stage(p, pg[i]);
 		page_unbusy(p, an, shard, va);
 	}
@@ -269,7 +291,7 @@ pagein_done(struct service *s, struct request *req)
 			lost(s, pg, i == 0 && req->demanded);
 		/* Somebody waits for the first: it goes in before the others are even verified. */
 		if (i == 0 && ngood == 1 && req->demanded) {
-			const int r = install(s, good, 1, true);
+			const int r = install(s, good, 1, FOR_FAULT);
 
 			/* Who waits for one without an address is parked, and looks again in this turn. */
 			if (r < 0)
@@ -280,13 +302,24 @@ pagein_done(struct service *s, struct request *req)
 		}
 	}
 	if (ngood > 0)
-		install(s, good, ngood, false);
+		install(s, good, ngood, req->early ? FOR_STREAM : FOR_CALL);
 	count(s, C_READAHEAD, req->n - (req->demanded ? 1 : 0));
 	request_put(s, req);
 }
 
+/* True if the entry shows what a source has, and not what the program has made of it.  => map locked */
+static bool
+of_source(const struct map_entry *e, uint64_t index)
+{
+	const struct object *o = e->object;
+	const bool sourced =
+		o->source != NULL || (o->backing != NULL && o->backing->source != NULL);
+
+	return sourced && !object_has(e->object, index);
+}
+
 bool
-pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end)
+pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end, enum pagein_for why)
 {
 	struct pager *p = s->p;
 	struct map_entry *e;
@@ -314,6 +347,15 @@ pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end)
 	}
 	index = e->offset + ((*va - e->start) >> PAGE_SHIFT);
 	place = entry_place(e, *va);
+	if (why == FOR_STREAM && of_source(e, index)) {
+		const size_t left = MIN((end - *va) >> PAGE_SHIFT, LEAF_SLOTS - index % LEAF_SLOTS);
+
+		pthread_rwlock_unlock(&p->map.lock);
+		ok = fault_early(s, *va, (unsigned)MIN(left, CLUSTER_MAX), &got);
+		if (ok)
+			*va += (uintptr_t)got * PAGE_SIZE;
+		return ok;
+	}
 	leaf = object_next_leaf(e->object, index);
 	if (leaf == NULL || leaf->base > index) {
 		/* Nothing was ever written here: skip to where something was. */
@@ -334,7 +376,7 @@ pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end)
 
 			ok = pagein_start(s, leaf, at, place.va, place.shard,
 					  (unsigned)MIN(left, MIN(LEAF_SLOTS - at, CLUSTER_MAX)),
-					  false, now_ns(), &got) == 0;
+					  why, now_ns(), &got) == 0;
 		} else {
 			pthread_mutex_unlock(&leaf->lock);
 			page_unbusy(p, an, place.shard, place.va);
@@ -349,10 +391,122 @@ pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end)
 }
 
 void
+pagein_early(struct service *s, uintptr_t va, uintptr_t end, int step)
+{
+	struct early *e = &s->early;
+	bool taken = true;
+
+	pthread_mutex_lock(&s->cmd_lock);
+	/* A stream that asks again before its last wish has come true. */
+	for (unsigned i = 0; i < e->n; i++) {
+		if (e->range[i].step != step)
+			continue;
+		if (step > 0 && e->range[i].end == va) {
+			e->range[i].end = end;
+			goto out;
+		}
+		if (step < 0 && e->range[i].va == end) {
+			e->range[i].va = va;
+			goto out;
+		}
+	}
+	taken = e->n < CMD_MAX;
+	if (taken) {
+		e->range[e->n].va = va;
+		e->range[e->n].end = end;
+		e->range[e->n++].step = step;
+	}
+out:
+	pthread_mutex_unlock(&s->cmd_lock);
+	if (taken)
+		s->io->ops->kick(s->io);
+}
+
+/* The first part of the oldest wish: up to a cluster, or one page of a stride.  False: there is none. */
+static bool
+early_next(struct service *s, uintptr_t *va, uintptr_t *end)
+{
+	struct early *e = &s->early;
+	bool any;
+
+	pthread_mutex_lock(&s->cmd_lock);
+	any = e->n > 0;
+	if (any) {
+		const int step = e->range[0].step;
+		const size_t most = (step == 1 || step == -1 ? CLUSTER_MAX : 1) * PAGE_SIZE;
+
+		*va = e->range[0].va;
+		*end = e->range[0].end;
+		if (step > 0 && *end - *va > most)
+			*end = *va + most;
+		else if (step < 0 && *end - *va > most)
+			*va = *end - most;
+	}
+	pthread_mutex_unlock(&s->cmd_lock);
+	return any;
+}
+
+/* That part has been seen to. */
+static void
+early_go_on(struct service *s, uintptr_t va, uintptr_t end)
+{
+	struct early *e = &s->early;
+	uintptr_t by;
+
+	pthread_mutex_lock(&s->cmd_lock);
+	assert(e->n > 0);
+	by = e->range[0].step == 1 || e->range[0].step == -1
+		     ? end - va
+		     : (uintptr_t)(e->range[0].step < 0 ? -e->range[0].step : e->range[0].step)
+			       << PAGE_SHIFT;
+	by = MIN(by, e->range[0].end - e->range[0].va);
+	if (e->range[0].step > 0)
+		e->range[0].va += by;
+	else
+		e->range[0].end -= by;
+	if (e->range[0].va == e->range[0].end) {
+		e->n--;
+		for (unsigned i = 0; i < e->n; i++)
+			e->range[i] = e->range[i + 1];
+	}
+	pthread_mutex_unlock(&s->cmd_lock);
+}
+
+/* True if all that streams want has been asked for. */
+static bool
+early_commands(struct service *s)
+{
+	struct pager *p = s->p;
+	uintptr_t va, end;
+
+	s->early_waits = false;
+	while (early_next(s, &va, &end)) {
+		uintptr_t at = va;
+
+		ahead_trim(s);
+		while (at < end) {
+			const bool room = frames_available(p) >= 2 * CLUSTER_MAX;
+
+			if (room && requests_spare(s) && pagein_ahead(s, &at, end, FOR_STREAM))
+				continue;
+			/* Go on when there are frames, or a read completes; if neither is to be expected, the stream will fault. */
+			if (s->nreads == 0 && atomic_load(&p->laundering) == 0)
+				break;
+			s->early_waits = s->nreads == 0;
+			return false;
+		}
+		early_go_on(s, va, end);
+	}
+	return true;
+}
+
+void
 pagein_commands(struct service *s)
 {
 	struct pager *p = s->p;
 
+	if (!early_commands(s))
+		return;
 	for (unsigned budget = 256; budget > 0; budget--) {
 		uintptr_t va, end;
 
@@ -361,7 +515,7 @@ pagein_commands(struct service *s)
 		/* Advice must not push others out: it takes free room only, and is forgotten when there is none. */
 		if (frames_available(p) < CLUSTER_MAX)
 			va = end;
-		else if (!requests_spare(s) || !pagein_ahead(s, &va, end))
+		else if (!requests_spare(s) || !pagein_ahead(s, &va, end, FOR_CALL))
 			return; /* go on when a read completes */
 		todo_go_on(s, &s->willneed, va, va >= end);
 	}

@@ -152,13 +152,46 @@ forget_copy(struct pager *p, struct page *pg)
 	atomic_fetch_add_explicit(&p->nreclaimed, 1, memory_order_relaxed);
 }
 
-/* Turn up to `want` clean pages into free frames; returns how many. */
+/* These were read for a stream that has not come by.  => busy */
+static void
+wasted(struct pager *p, struct page *const pg[], unsigned n)
+{
+	for (unsigned i = 0; i < n; i++)
+		readahead_credit(pg[i]->leaf->object, -1);
+	atomic_fetch_add_explicit(&p->nwasted, n, memory_order_relaxed);
+}
+
+void
+ahead_trim(struct service *s)
+{
+	struct pager *p = s->p;
+	const size_t most = MAX(frames_limit(p) / 8, 2 * CLUSTER_MAX);
+	struct page *pg[CLUSTER_MAX];
+	size_t ahead;
+	unsigned n;
+
+	pthread_mutex_lock(&p->pages.lock);
+	ahead = page_count_locked(&p->pages, Q_AHEAD);
+	pthread_mutex_unlock(&p->pages.lock);
+	if (ahead <= most)
+		return;
+	n = take_victims(p, Q_AHEAD, CLUSTER_MAX, pg);
+	wasted(p, pg, n);
+	for (unsigned i = 0; i < n; i++)
+		put_back(p, pg[i], Q_CLEAN, PAGE_STAGED);
+}
+
+/* Turn up to `want` clean pages into free frames, in need those that streams are to find; returns how many. */
 static unsigned
 reclaim(struct pager *p, unsigned want)
 {
 	struct page *pg[CLUSTER_MAX];
-	const unsigned n = take_victims(p, Q_CLEAN, MIN(want, CLUSTER_MAX), pg);
+	unsigned n = take_victims(p, Q_CLEAN, MIN(want, CLUSTER_MAX), pg);
 
+	if (n == 0) {
+		n = take_victims(p, Q_AHEAD, MIN(want, CLUSTER_MAX), pg);
+		wasted(p, pg, n);
+	}
 	if (n == 0)
 		return 0;
 	pthread_mutex_lock(&p->pages.lock);

@@ -47,6 +47,7 @@
 #define NWRITES 8	  /* pageout requests in flight, per service */
 #define TRACE_EVENTS 1024 /* per service */
 #define CMD_MAX 16	  /* ranges of a kind queued, per service */
+#define RA_WINDOW_MAX 256 /* pages, 1 MiB */
 #define WORKERS_MAX 64	  /* threads that serve their own faults at a time */
 
 /* Metadata that a page out of core costs: its slot word, anon and bitmap bits, with slab slack. */
@@ -68,6 +69,7 @@ enum counter {
 	C_RESCUE,
 	C_FOREIGN,
 	C_READAHEAD,
+	C_AHEAD_HITS,
 	C_ZEROAHEAD,
 	C_STAGED,
 	C_CLEAN,
@@ -134,6 +136,7 @@ struct pager {
 	atomic_size_t nswapped;	     /* anons of kind SWAP */
 	atomic_size_t nlost;	     /* anons of kind LOST */
 	atomic_size_t nwired;	     /* pages of wired entries; (map.change) to change */
+	_Atomic uint64_t nwasted;    /* pages read ahead of a stream that did not come by */
 	_Atomic uint64_t nreclaimed; /* pages that left memory with a copy in swap, ever */
 	atomic_size_t laundering;    /* pages whose write is in flight */
 
@@ -146,6 +149,8 @@ struct pager {
 	_Atomic uint64_t write_backoff; /* ns, doubling while writes fail */
 	atomic_bool
 		written; /* a write has succeeded since a slot was last retired for one that failed */
+	_Atomic uint64_t
+		no_hurry; /* until then nobody waits for more than one frame: it was in vain */
 	_Atomic uint64_t
 		short_until; /* the system has no memory: do not count on the budget's room; 0: it has */
 
@@ -199,6 +204,7 @@ struct request {
 	unsigned n;
 	unsigned want; /* pagein from a source: which page has a thread waiting */
 	bool demanded; /* pagein from swap: page[0] has one */
+	bool early;    /* pagein for a stream: nobody has, and what it brings stays staged */
 	bool retried;  /* pagein: failed once already */
 	uint64_t t0;   /* when its fault was read, ns */
 	struct page *page[CLUSTER_MAX];
@@ -238,6 +244,15 @@ struct todo {
 	} range[CMD_MAX];
 };
 
+/* What streams want to be read, oldest first; all (cmd_lock). */
+struct early {
+	unsigned n;
+	struct {
+		uintptr_t va, end;
+		int step; /* as in struct ra_range */
+	} range[CMD_MAX];
+};
+
 /*
  * A service thread's state; or a worker's, which is what a thread needs while it serves its own fault (worker.c): it has a smaller
  * share of everything, no shard, no descriptor, and does nothing for others but pageout.
@@ -270,10 +285,12 @@ struct service {
 
 	pthread_mutex_t cmd_lock;
 	struct todo willneed, push; /* ranges to bring in; to write back */
-	bool push_waits;	    /* the first could not go on: look again soon */
-	struct request *completed;  /* (cmd_lock) by custom pagers, newest first */
-	unsigned nhanded;	    /* requests that custom pagers have */
-	unsigned nhanded_out;	    /* those of them that are page-outs */
+	struct early early;
+	bool push_waits;	   /* the first could not go on: look again soon */
+	bool early_waits;	   /* the same */
+	struct request *completed; /* (cmd_lock) by custom pagers, newest first */
+	unsigned nhanded;	   /* requests that custom pagers have */
+	unsigned nhanded_out;	   /* those of them that are page-outs */
 
 	struct demand *demands;	    /* (cmd_lock) oldest first; only the service takes them out */
 	pthread_cond_t demand_over; /* (cmd_lock) */
@@ -364,6 +381,8 @@ void fault_unpark(struct service *s);
  *    -EAGAIN: not now.  -ENOSPC: overcommitted, and nothing is left to promise.  -EIO: lost.
  */
 int fault_ask(struct service *s, uintptr_t va, bool write, unsigned n);
+/* The same for a stream, of what a source has: *got pages are under way, or need not be.  False: no room now. */
+bool fault_early(struct service *s, uintptr_t va, unsigned n, unsigned *got);
 /*
  * One attempt of a worker at its own fault.  The serial of *pk is 0 the first time.
  *
@@ -485,10 +504,22 @@ void chain_dropped(struct pager *p, struct object *b, uint64_t first, uint64_t n
 /* --- readahead.c --- */
 
 /* How many pages from `index` on to bring in (>= 1, at most `max`).  *stream: for readahead_done(). */
-unsigned readahead_window(struct map_entry *e, uint64_t index, unsigned max,
+unsigned readahead_window(struct pager *p, struct map_entry *e, uint64_t index, unsigned max,
 			  struct ra_stream **stream);
-/* `n` were brought in. */
+/* The stream whose next fault is this one, of a page that is in memory or on its way; NULL: none. */
+struct ra_stream *readahead_hit(struct pager *p, struct map_entry *e, uint64_t index);
+/* `n` were brought in, the way that the stream goes. */
 void readahead_done(struct ra_stream *stream, uint64_t index, unsigned n);
+/* True if it is not all of the pages on its way that it wants. */
+bool readahead_strided(const struct ra_stream *st);
+/* True if it is time to ask for more: for the pages of *r.  They have been asked for from here on. */
+struct ra_range {
+	uint64_t first, end; /* object indices */
+	int step;	     /* every so many of them; < 0: the last ones first */
+};
+bool readahead_more(const struct map_entry *e, struct ra_stream *st, struct ra_range *r);
+/* Of pages read ahead n have been used; n < 0: so many have not. */
+void readahead_credit(struct object *o, int n);
 
 /* Undo pages that were never installed: busy, in TRANSIT, with frame or without. */
 void unmake(struct pager *p, struct page *const pg[], unsigned n);
@@ -558,13 +589,25 @@ void source_commands(struct service *s);
  * => the leaf is unlocked on every return.  *got: pages under way.
  * => 0: pagein_done() finishes.  -ENOMEM: no room, nothing is busy any more.
  */
+enum pagein_for {
+	FOR_FAULT,  /* a thread waits for the page */
+	FOR_CALL,   /* nobody does, but it is to be in the page table */
+	FOR_STREAM, /* somebody may come by: it stays staged */
+};
 int pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
-		 unsigned want, bool demanded, uint64_t t0, unsigned *got);
+		 unsigned want, enum pagein_for why, uint64_t t0, unsigned *got);
 void pagein_done(struct service *s, struct request *req);
-/* Start reading what is swapped at *va, or pass it by; *va: where to go on.  False: no room now. */
-bool pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end);
-/* Go on with will-need ranges as far as there is room. */
+/*
+ * Start reading what is out of memory at *va, or pass it by; *va: where to go on.  False: no room now.
+ * FOR_CALL: what is in swap; FOR_STREAM: what a source has, too.
+ */
+bool pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end, enum pagein_for why);
+/* A stream wants these to be read; any thread.  If there are too many such wishes it is not done. */
+void pagein_early(struct service *s, uintptr_t va, uintptr_t end, int step);
+/* Go on with what streams want, and then with will-need ranges, as far as there is room. */
 void pagein_commands(struct service *s);
+/* True if busy pages that were read for this are to stay staged: nobody has come by for one of them. */
+bool pagein_stays(struct service *s, enum pagein_for why, struct page *const pg[], unsigned n);
 
 /* --- pageout.c --- */
 
@@ -588,6 +631,8 @@ size_t frames_available(struct pager *p);
 void pager_short(struct pager *p);
 /* Room for metadata ran out: pageout turns frames into budget. */
 void pager_starved(struct pager *p, size_t bytes);
+/* Pages are to be read ahead of streams: those that have waited longest for theirs make room if there are many. */
+void ahead_trim(struct service *s);
 /* Turn free and clean frames into budget for metadata.  True if it did. */
 bool frames_shrink(struct pager *p);
 /* Pages that can be in page tables together at present, pageout taking none of them out again at once. */

@@ -322,13 +322,15 @@ lost(struct service *s, struct page *pg)
 
 /*
  * Install busy pages in TRANSIT whose frames hold what the source has.  Returns the verdict on the first.
- * demanded: a thread waits for each of them; else for none.
+ * As install() of pagein.c.
  */
 static int
-install(struct pager *p, struct page *const pg[], unsigned n, bool demanded)
+install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for why)
 {
-	unsigned done;
-	int r;
+	const bool early = pagein_stays(s, why, pg, n);
+	struct pager *p = s->p;
+	unsigned done = 0;
+	int r = 0;
 
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
@@ -337,17 +339,21 @@ install(struct pager *p, struct page *const pg[], unsigned n, bool demanded)
 		atomic_store_explicit(&an->kind, ANON_COPY, memory_order_relaxed);
 	}
 	pthread_mutex_lock(&p->pages.lock);
-	for (unsigned i = 0; i < n; i++)
+	for (unsigned i = 0; i < n; i++) {
 		policy_refault(&p->pages.policy, page_no(&p->pages, pg[i]), page_key(pg[i]),
-			       demanded);
+			       why == FOR_FAULT);
+		if (early)
+			page_enqueue_locked(&p->pages, pg[i], Q_AHEAD, PAGE_STAGED);
+	}
 	pthread_mutex_unlock(&p->pages.lock);
-	r = enter_pages(p, pg, n, &done);
+	if (!early)
+		r = enter_pages(p, pg, n, &done);
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
 		const unsigned shard = pg[i]->shard;
 		const uintptr_t va = pg[i]->va;
 
-		if (i >= done)
+		if (!early && i >= done)
 			page_stage(p, pg[i]);
 		page_unbusy(p, an, shard, va);
 	}
@@ -377,7 +383,7 @@ in_done(struct service *s, struct request *req)
 	int r = req->io.result;
 
 	source_let_go(p, req);
-	demanded = waited->anon != NULL;
+	demanded = waited->anon != NULL && !req->early;
 	if (r == 0 && got < bytes)
 		r = src->ops->ended(src, req->index, bytes, got);
 	n = r == 0 ? (unsigned)((got + PAGE_MASK) >> PAGE_SHIFT) : 0;
@@ -390,7 +396,7 @@ in_done(struct service *s, struct request *req)
 		if (pg->anon == NULL) {
 			frame_give(&p->frames, pg->frame, 1);
 			page_free(&p->pages, pg);
-		} else if (pg == waited) {
+		} else if (pg == waited && demanded) {
 			there += i < n;
 		} else if (i < n) {
 			rest[nrest++] = pg;
@@ -420,13 +426,13 @@ in_done(struct service *s, struct request *req)
 		log_line(&p->log, UP_LOG_ERROR, "page at %#lx: past the end of the %s; SIGBUS",
 			 (unsigned long)va, src->ops->name);
 		lost(s, waited);
-	} else if (demanded && install(p, &waited, 1, true) == 0) {
+	} else if (demanded && install(s, &waited, 1, FOR_FAULT) == 0) {
 		fault_answered(s, UP_FAULT_MAJOR, va, req->t0);
 	} else if (demanded) {
 		fault_again(s, shard, va, req->t0);
 	}
 	if (nrest > 0)
-		install(p, rest, nrest, false);
+		install(s, rest, nrest, req->early ? FOR_STREAM : FOR_CALL);
 	count(s, C_READAHEAD, nrest);
 	finish(s, req);
 }
@@ -448,9 +454,9 @@ source_zeros(struct service *s, struct page *const pg[], unsigned n, int *err)
 		pg[i]->frame = f[i];
 		memset(pmap_frame(p->pmap, f[i]), 0, PAGE_SIZE);
 	}
-	*err = install(p, pg, 1, true);
+	*err = install(s, pg, 1, FOR_FAULT);
 	if (nf > 1)
-		install(p, pg + 1, nf - 1, false);
+		install(s, pg + 1, nf - 1, FOR_CALL);
 	return nf;
 }
 

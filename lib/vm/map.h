@@ -28,12 +28,19 @@
 
 struct object;
 
-/* Access streams seen in an entry; racy on purpose, a wrong guess costs a read. */
+/* Access streams seen in an entry (pager/readahead.c); racy on purpose, a wrong guess costs a read. */
 struct ra_stream {
-	_Atomic uint64_t next;	 /* object index of the next miss expected; 0: unused */
-	_Atomic uint32_t window; /* pages brought in last time */
+	_Atomic uint64_t at;   /* object index of its last fault, */
+	_Atomic uint64_t next; /* and of the next one expected; 0: unused */
+	_Atomic uint64_t
+		ahead; /* what lies before this, from next on, is in memory or has been asked for */
+	_Atomic uint16_t window; /* pages to have before the stream comes by */
+	_Atomic int16_t
+		step; /* pages from one to the next: 1, -1 or a stride; 0: one fault is none yet */
+	_Atomic int16_t
+		turn; /* of one fault: the step to it from another one; 0: there is none near */
 };
-#define RA_STREAMS 4
+#define RA_STREAMS 6
 
 struct map_entry {
 	/* tree and thread: (map->lock), map.c only */

@@ -104,12 +104,14 @@ struct object {
 	void *owner;			  /* (c) the runtime's, for release */
 	uint64_t id;			  /* (c) for people: 1, 2, ... as they were created */
 
-	struct object *backing;	    /* (m) owns a reference; NULL: zeros show through */
-	uint64_t backing_offset;    /* (m) of our page 0 in it, pages */
-	struct object *shadows;	    /* (m) those whose backing we are, by ->sibling */
-	struct object *sibling;	    /* (m) */
-	unsigned nshadows;	    /* (m) */
-	atomic_bool chained;	    /* (a) an anonymous object shows through, or has been */
+	struct object *backing;	 /* (m) owns a reference; NULL: zeros show through */
+	uint64_t backing_offset; /* (m) of our page 0 in it, pages */
+	struct object *shadows;	 /* (m) those whose backing we are, by ->sibling */
+	struct object *sibling;	 /* (m) */
+	unsigned nshadows;	 /* (m) */
+	atomic_bool chained;	 /* (a) an anonymous object shows through, or has been */
+	atomic_int
+		ahead_credit; /* (a) pages read ahead that were used, less those that were not, weighed */
 	struct source *source;	    /* (c) whose pages these are; NULL: anonymous */
 	bool named;		    /* (c) there is a source at the end of the chain */
 	char *name;		    /* map->change guards it; malloc()ed, NULL: none */

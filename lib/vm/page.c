@@ -131,7 +131,8 @@ enter_queue(struct pages *ps, struct page *pg, enum page_queue q, enum page_stat
 {
 	assert(page_queue_locked(pg) == Q_NONE && pg->anon != NULL && belongs(q, state));
 	assert((pg->frame == FRAME_NONE) == (state == PAGE_MAPPED));
-	assert(q != Q_CLEAN || pg->slot != UINT32_MAX || pg->anon->kind == ANON_COPY);
+	assert((q != Q_CLEAN && q != Q_AHEAD) || pg->slot != UINT32_MAX ||
+	       pg->anon->kind == ANON_COPY);
 	(void)q;
 	page_set_state_locked(ps, pg, state);
 }
@@ -207,7 +208,8 @@ pages_check(struct pages *ps)
 		assert(belongs(q, pg->state));
 		assert(pg->anon != NULL);
 		assert((pg->frame == FRAME_NONE) == (pg->state == PAGE_MAPPED));
-		assert(q != Q_CLEAN || pg->slot != UINT32_MAX || pg->anon->kind == ANON_COPY);
+		assert((q != Q_CLEAN && q != Q_AHEAD) || pg->slot != UINT32_MAX ||
+		       pg->anon->kind == ANON_COPY);
 	}
 	for (unsigned s = 0; s < PAGE_STATES; s++)
 		assert(count[s] == ps->count[s]);

@@ -51,6 +51,7 @@ enum page_queue {
 	Q_ACTIVE = POLICY_MAPPED,
 	Q_INACTIVE = POLICY_STAGED,
 	Q_CLEAN = POLICY_CLEAN,
+	Q_AHEAD = POLICY_AHEAD,
 	Q_WIRED = POLICY_WIRED,
 	Q_COUNT,
 	Q_NONE = Q_COUNT
@@ -114,6 +115,8 @@ page_queue_locked(const struct page *pg)
 		return Q_INACTIVE;
 	case PQ_CLEAN:
 		return Q_CLEAN;
+	case PQ_AHEAD:
+		return Q_AHEAD;
 	case PQ_WIRED:
 		return Q_WIRED;
 	default:

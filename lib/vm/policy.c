@@ -134,6 +134,8 @@ queue_for(const struct policy_node *nd, enum policy_place place)
 		return PQ_STAGED;
 	case POLICY_CLEAN:
 		return PQ_CLEAN;
+	case POLICY_AHEAD:
+		return PQ_AHEAD;
 	case POLICY_WIRED:
 		return PQ_WIRED;
 	default:
@@ -258,6 +260,8 @@ next_queue(const struct policy *p, enum policy_place from, const pageno_t at[])
 		return at[PQ_STAGED] != PAGE_NONE ? PQ_STAGED : PQ_NONE;
 	case POLICY_CLEAN:
 		return at[PQ_CLEAN] != PAGE_NONE ? PQ_CLEAN : PQ_NONE;
+	case POLICY_AHEAD:
+		return at[PQ_AHEAD] != PAGE_NONE ? PQ_AHEAD : PQ_NONE;
 	default:
 		break;
 	}

@@ -57,7 +57,14 @@ enum policy_kind {
 };
 
 /* What the mechanism asks for and puts to. */
-enum policy_place { POLICY_MAPPED, POLICY_STAGED, POLICY_CLEAN, POLICY_WIRED, POLICY_PLACES };
+enum policy_place {
+	POLICY_MAPPED,
+	POLICY_STAGED,
+	POLICY_CLEAN,
+	POLICY_AHEAD,
+	POLICY_WIRED,
+	POLICY_PLACES
+};
 
 /* Where a page is, for the policies.  0 is none, so that zeroed memory is a page on no queue. */
 enum policy_queue {
@@ -68,6 +75,7 @@ enum policy_queue {
 	PQ_KEPT,  /* mapped, to go last: somebody asked for it */
 	PQ_STAGED,
 	PQ_CLEAN,
+	PQ_AHEAD, /* read for a stream that has not come by yet: in memory, and in swap or its source too */
 	PQ_WIRED, /* mapped, and to stay: no victim comes from here, and no policy counts it */
 	PQ_COUNT
 };
@@ -152,6 +160,8 @@ policy_count(const struct policy *p, enum policy_place place)
 		return p->queue[PQ_STAGED].n;
 	case POLICY_CLEAN:
 		return p->queue[PQ_CLEAN].n;
+	case POLICY_AHEAD:
+		return p->queue[PQ_AHEAD].n;
 	case POLICY_WIRED:
 		return p->queue[PQ_WIRED].n;
 	default:
@@ -194,7 +204,7 @@ void policy_take(struct policy *p, pageno_t no);
 typedef bool policy_take_fn(void *ctx, pageno_t no);
 
 /*
- * Up to `max` pages to go next from a place but WIRED: MAPPED ones to stage, STAGED ones to write, CLEAN ones to evict.
+ * Up to `max` pages to go next from a place but WIRED: MAPPED ones to stage, STAGED ones to write, CLEAN and AHEAD ones to evict.
  * => those in victim[0 .. result) are on no queue; each is put somewhere or removed.
  * => pages that `take` refuses stay where they are; after 4 * max of them we give up.
  * => at least one, if there is one that is not refused: a page is spared only so often.

@@ -44,7 +44,8 @@
 static inline size_t
 in_memory(const struct policy *p)
 {
-	return policy_count(p, POLICY_MAPPED) + p->queue[PQ_STAGED].n + p->queue[PQ_CLEAN].n;
+	return policy_count(p, POLICY_MAPPED) + p->queue[PQ_STAGED].n + p->queue[PQ_CLEAN].n +
+	       p->queue[PQ_AHEAD].n;
 }
 
 static void
