@@ -452,8 +452,7 @@ static int
 grow_entries(struct zpool *zp)
 {
 	const size_t from = zp->nentries;
-	size_t n =
-		(from * sizeof(struct zentry) / PAGE_SIZE + 1) * PAGE_SIZE / sizeof(struct zentry);
+	size_t n = round_up((from + 1) * sizeof(struct zentry), PAGE_SIZE) / sizeof(struct zentry);
 	int r;
 
 	n = MIN(n, zp->entries.max);

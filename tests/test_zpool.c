@@ -1,0 +1,761 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * test_zpool.c: the codecs (lib/swap/codec.c) and the pool (lib/swap/zpool.c), against pages that can be made again.
+ */
+#include "swap/zpool.h"
+
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "heap_arena.h"
+#include "zpages.h"
+
+#define KIB ((size_t)1 << 10)
+#define MIB ((size_t)1 << 20)
+
+TestSuite(codec, .timeout = 60);
+TestSuite(zpool, .timeout = 120);
+
+static const enum up_compression codecs[] = { UP_COMPRESS_LZ4, UP_COMPRESS_ZSTD };
+
+static struct heap_arena heap;
+static struct zpool pool;
+static struct codec_state *state;
+static _Alignas(64) char page[PAGE_SIZE], back[PAGE_SIZE];
+
+static struct codec_state *
+new_state(enum up_compression kind)
+{
+	const size_t size = codec_state_size(kind);
+	struct codec_state *st = codec_state_init(aligned_alloc(64, size), kind);
+
+	cr_assert(st != NULL);
+	return st;
+}
+
+static void
+up(size_t budget, size_t max)
+{
+	heap_arena_init(&heap, budget, 0);
+	cr_assert(zero(int, zpool_init(&pool, &heap.arena, max, 1 << 20)));
+	state = new_state(UP_COMPRESS_LZ4);
+}
+
+static void
+down(void)
+{
+	free(state);
+	zpool_check(&pool);
+	zpool_fini(&pool);
+	heap_arena_fini(&heap);
+}
+
+static struct zpool_stats
+stats(void)
+{
+	struct zpool_stats st;
+
+	zpool_stats(&pool, &st);
+	/* What it says it has is what is charged and what is there. */
+	cr_assert(eq(sz, st.pool + arena_bytes(&heap.arena), atomic_load(&heap.budget.used)));
+	cr_assert(eq(sz, heap.committed, atomic_load(&heap.budget.used)));
+	cr_assert(le(sz, st.metadata, arena_bytes(&heap.arena)));
+	return st;
+}
+
+/* What pages a test has in the pool. */
+struct held {
+	zref_t ref;
+	enum zpage_kind kind;
+	uint64_t seed;
+};
+
+static int
+put(struct held *h, enum zpage_kind kind, uint64_t seed)
+{
+	h->kind = kind;
+	h->seed = seed;
+	h->ref = ZREF_NONE;
+	zpage_fill(page, kind, seed);
+	return zpool_store(&pool, state, page, seed, &h->ref);
+}
+
+static void
+verify(const struct held *h)
+{
+	zpage_fill(page, h->kind, h->seed);
+	memset(back, 0xee, sizeof back);
+	cr_assert(zero(int, zpool_get(&pool, state, h->ref, back, ZPOOL_HIT)));
+	cr_assert(zero(int, memcmp(page, back, PAGE_SIZE)), "kind %d, seed %llu", (int)h->kind,
+		  (unsigned long long)h->seed);
+	cr_assert(eq(u64, zpool_owner(&pool, h->ref), h->seed));
+}
+
+static void
+drop(struct held *h)
+{
+	zpool_free(&pool, h->ref);
+	h->ref = ZREF_NONE;
+}
+
+/* Of those that compress. */
+static enum zpage_kind
+some_kind(uint64_t *x)
+{
+	return (enum zpage_kind)(zpage_random(x) % ZPAGE_RANDOM);
+}
+
+/* --- codec --- */
+
+Test(codec, every_page_comes_back_as_it_was_or_is_refused)
+{
+	for (unsigned c = 0; c < ARRAY_SIZE(codecs); c++) {
+		struct codec_state *st = new_state(codecs[c]);
+
+		for (uint64_t seed = 1; seed < 200; seed++) {
+			for (unsigned kind = 0; kind < ZPAGE_KINDS; kind++) {
+				size_t n;
+
+				zpage_fill(page, kind, seed);
+				n = codec_compress(st, page);
+				cr_assert(eq(int, n == 0, kind == ZPAGE_RANDOM), "kind %u: %zu",
+					  kind, n);
+				if (n == 0)
+					continue;
+				cr_assert(le(sz, n, CODEC_MAX));
+				memset(back, 0xee, sizeof back);
+				cr_assert(zero(int, codec_decompress(st, st->buf, n, back)));
+				cr_assert(zero(int, memcmp(page, back, PAGE_SIZE)));
+			}
+		}
+		free(st);
+	}
+}
+
+Test(codec, pages_of_every_compressibility_fit_or_are_refused_at_three_quarters)
+{
+	for (unsigned c = 0; c < ARRAY_SIZE(codecs); c++) {
+		struct codec_state *st = new_state(codecs[c]);
+		unsigned refused = 0;
+
+		for (size_t random = 0; random <= PAGE_SIZE; random += 16) {
+			size_t n;
+
+			zpage_fill(page, ZPAGE_RANDOM, random + 1);
+			memset(page + random, 0, PAGE_SIZE - random);
+			n = codec_compress(st, page);
+			/* The random part can not get shorter, and hardly anything is added. */
+			if (random <= CODEC_MAX - 64 || random > CODEC_MAX)
+				cr_assert(eq(int, n == 0, random > CODEC_MAX),
+					  "%zu random bytes: %zu", random, n);
+			refused += n == 0;
+			if (n == 0)
+				continue;
+			cr_assert(ge(sz, n, random));
+			cr_assert(zero(int, codec_decompress(st, st->buf, n, back)));
+			cr_assert(zero(int, memcmp(page, back, PAGE_SIZE)));
+		}
+		cr_assert(gt(uint, refused, 0));
+		free(st);
+	}
+}
+
+Test(codec, what_is_no_compressed_page_is_an_error)
+{
+	char *exact;
+
+	for (unsigned c = 0; c < ARRAY_SIZE(codecs); c++) {
+		struct codec_state *st = new_state(codecs[c]);
+		unsigned caught = 0, tries = 0;
+		uint64_t x = 77;
+
+		zpage_fill(page, ZPAGE_TEXT, 3);
+		cr_assert(eq(int, codec_decompress(st, page, 0, back), -EBADMSG));
+		cr_assert(eq(int, codec_decompress(st, page, CODEC_MAX + 1, back), -EBADMSG));
+		for (uint64_t seed = 1; seed < 400; seed++) {
+			const size_t n = (zpage_fill(page, seed % ZPAGE_RANDOM, seed),
+					  codec_compress(st, page));
+			size_t len = n;
+
+			/* Of the length it has, so that AddressSanitizer sees who reads more; and shorter, longer, changed. */
+			if (seed % 4 == 0)
+				len = zpage_random(&x) % n + 1;
+			else if (seed % 4 == 1)
+				len = MIN(n + 1 + zpage_random(&x) % 64, CODEC_MAX);
+			exact = calloc(1, len);
+			memcpy(exact, st->buf, MIN(len, n));
+			if (seed % 4 >= 2)
+				for (unsigned i = 0; i < seed % 7 + 1; i++)
+					exact[zpage_random(&x) % len] = (char)zpage_random(&x);
+			/* A guard behind the page: nothing is written there. */
+			char *to = malloc(PAGE_SIZE);
+
+			tries++;
+			caught += codec_decompress(st, exact, len, to) == -EBADMSG;
+			if (seed % 4 == 0 && len < n)
+				cr_assert(eq(int, codec_decompress(st, exact, len, to), -EBADMSG));
+			free(to);
+			free(exact);
+		}
+		cr_assert(gt(uint, caught, tries / 3), "%u of %u", caught, tries);
+		/* And it still works. */
+		zpage_fill(page, ZPAGE_TEXT, 3);
+		cr_assert(zero(int, codec_decompress(st, st->buf, codec_compress(st, page), back)));
+		cr_assert(zero(int, memcmp(page, back, PAGE_SIZE)));
+		free(st);
+	}
+}
+
+Test(codec, a_page_of_another_length_is_an_error)
+{
+	/* 4,095 and 4,097 times 'x' as lz4 writes it: one literal, one match, five literals. */
+	for (unsigned delta = 0; delta < 3; delta++) {
+		unsigned char data[64] = { 0x1f, 'x', 1, 0 };
+		size_t n = 4, left = PAGE_SIZE - 1 + delta - 1 - 5 - 19;
+		struct codec_state *st = new_state(UP_COMPRESS_LZ4);
+
+		for (; left >= 255; left -= 255)
+			data[n++] = 255;
+		data[n++] = (unsigned char)left;
+		data[n++] = 0x50;
+		memset(data + n, 'x', 5);
+		n += 5;
+		cr_assert(eq(int, codec_decompress(st, data, n, back), delta == 1 ? 0 : -EBADMSG),
+			  "%u", delta);
+		free(st);
+	}
+}
+
+Test(codec, a_page_of_one_word_is_seen_and_no_other)
+{
+	uint64_t word;
+
+	for (uint64_t seed = 1; seed < 300; seed++) {
+		uint64_t first;
+
+		zpage_fill(page, ZPAGE_SAME, seed);
+		memcpy(&first, page, sizeof first);
+		cr_assert(codec_same(page, &word));
+		cr_assert(eq(u64, word, first));
+		memset(back, 0xee, sizeof back);
+		codec_fill(back, word);
+		cr_assert(zero(int, memcmp(page, back, PAGE_SIZE)));
+		zpage_fill(page, ZPAGE_ALMOST, seed);
+		cr_assert(not(codec_same(page, &word)));
+	}
+	for (size_t i = 0; i < PAGE_SIZE; i++) {
+		memset(page, 0, sizeof page);
+		page[i] = 1;
+		cr_assert(not(codec_same(page, &word)), "byte %zu", i);
+	}
+	memset(page, 0, sizeof page);
+	cr_assert(codec_same(page, &word));
+	cr_assert(eq(u64, word, 0));
+}
+
+/* --- pool --- */
+
+Test(zpool, pages_of_all_kinds_come_back)
+{
+	static struct held held[600];
+
+	up(64 * MIB, 4 * MIB);
+	for (unsigned c = 0; c < ARRAY_SIZE(codecs); c++) {
+		free(state);
+		state = new_state(codecs[c]);
+		for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+			cr_assert(eq(int, put(&held[i], i % ZPAGE_KINDS, i),
+				     i % ZPAGE_KINDS == ZPAGE_RANDOM ? -E2BIG : 0));
+		zpool_check(&pool);
+		for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+			if (held[i].ref != ZREF_NONE)
+				verify(&held[i]);
+		cr_assert(eq(sz, stats().entries, 500));
+		cr_assert(eq(sz, stats().same, 100));
+		cr_assert(eq(u64, stats().count.rejected, 100 * (c + 1)));
+		for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+			if (held[i].ref != ZREF_NONE)
+				drop(&held[i]);
+		zpool_check(&pool);
+		cr_assert(eq(sz, stats().entries, 0));
+		cr_assert(eq(sz, stats().bytes, 0));
+	}
+	down();
+}
+
+Test(zpool, pages_of_one_word_take_no_room)
+{
+	static struct held held[5000];
+
+	up(64 * MIB, 0);
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+		cr_assert(zero(int, put(&held[i], ZPAGE_SAME, i)));
+	cr_assert(zero(sz, stats().pool));
+	cr_assert(eq(sz, stats().same, ARRAY_SIZE(held)));
+	cr_assert(le(sz, stats().metadata, 24 * ARRAY_SIZE(held) + PAGE_SIZE));
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i++) {
+		verify(&held[i]);
+		drop(&held[i]);
+	}
+	down();
+}
+
+Test(zpool, the_table_of_entries_ends_where_it_was_said_to)
+{
+	zref_t ref, last = ZREF_NONE;
+	unsigned n = 0;
+
+	heap_arena_init(&heap, 64 * MIB, 0);
+	cr_assert(zero(int, zpool_init(&pool, &heap.arena, MIB, 1000)));
+	state = new_state(UP_COMPRESS_LZ4);
+	for (; zpool_put_same(&pool, n, n, &ref) == 0; n++)
+		last = ref;
+	cr_assert(eq(uint, n, 1000));
+	cr_assert(eq(int, zpool_put(&pool, page, 100, 1, &ref), -ENOSPC));
+	zpool_free(&pool, last);
+	cr_assert(zero(int, zpool_put(&pool, page, 100, 1, &ref)));
+	cr_assert(eq(u32, ref, last));
+	down();
+}
+
+Test(zpool, full_it_refuses_and_goes_on_when_something_leaves)
+{
+	static struct held held[2000];
+	unsigned n = 0, more = 0;
+
+	up(64 * MIB, MIB);
+	while (put(&held[n], ZPAGE_TEXT, n) == 0)
+		cr_assert(lt(uint, ++n, ARRAY_SIZE(held)));
+	cr_assert(le(sz, stats().pool, MIB));
+	cr_assert(ge(sz, stats().bytes, MIB * 9 / 10), "%zu of %zu", stats().bytes, MIB);
+	cr_assert(gt(u64, stats().count.refused, 0));
+	cr_assert(gt(sz, zpool_excess(&pool, MIB), 0), "nobody would know that it is full");
+	zpool_check(&pool);
+
+	/* One here, one there: room for as many, less what may stay dead. */
+	for (unsigned i = 0; i < n; i += 3)
+		drop(&held[i]);
+	zpool_check(&pool);
+	for (unsigned i = 0; i < n; i += 3)
+		more += put(&held[i], ZPAGE_TEXT, i) == 0;
+	cr_assert(ge(uint, more, (n + 2) / 3 * 8 / 10), "%u of %u", more, n / 3);
+	cr_assert(le(sz, stats().pool, MIB));
+	for (unsigned i = 0; i < n; i++)
+		if (held[i].ref != ZREF_NONE)
+			verify(&held[i]);
+	down();
+}
+
+Test(zpool, waste_of_what_is_put_is_a_tenth_at_most)
+{
+	static struct held held[4000];
+
+	for (unsigned kind = 0; kind <= ZPAGE_KINDS; kind++) {
+		struct zpool_stats st;
+		uint64_t x = 5;
+
+		if (kind == ZPAGE_RANDOM || kind == ZPAGE_SAME)
+			continue;
+		up(64 * MIB, 16 * MIB);
+		for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+			cr_assert(zero(int, put(&held[i],
+						kind == ZPAGE_KINDS ? some_kind(&x) : kind, i)));
+		st = stats();
+		fprintf(stderr, "kind %u: %zu bytes a page, %.1f %% waste\n", kind,
+			st.bytes / (st.entries - st.same), 100.0 * (st.pool - st.bytes) / st.pool);
+		/* A page of one byte that is different is 40 bytes, of which the 8 are much. */
+		if (kind != ZPAGE_ALMOST)
+			cr_assert(le(sz, st.pool - st.bytes, st.pool / 10));
+		down();
+	}
+}
+
+/* The longest entries there are, of all lengths near that: what is lost at the end of segments. */
+Test(zpool, waste_of_entries_of_any_length_is_a_tenth_at_most)
+{
+	static char data[CODEC_MAX];
+
+	for (size_t len = CODEC_MAX; len > 200; len -= len / 37) {
+		struct zpool_stats st;
+		zref_t ref;
+
+		up(64 * MIB, 4 * MIB);
+		while (zpool_put(&pool, data, len, 0, &ref) == 0)
+			;
+		st = stats();
+		cr_assert(le(sz, st.pool - st.bytes, st.pool / 10), "%zu bytes: %.1f %%", len,
+			  100.0 * (st.pool - st.bytes) / st.pool);
+		down();
+	}
+}
+
+Test(zpool, random_frees_leave_bounded_waste_and_shrink_the_rest)
+{
+	static struct held held[8000];
+	struct zpool_stats st;
+	size_t before, given;
+	uint64_t x = 11;
+
+	up(64 * MIB, 32 * MIB);
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+		cr_assert(zero(int, put(&held[i], some_kind(&x), i)));
+	before = stats().pool;
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+		if (zpage_random(&x) % 10 != 0)
+			drop(&held[i]);
+	zpool_check(&pool);
+	st = stats();
+	cr_assert(lt(sz, st.pool, before / 5), "%zu of %zu left", st.pool, before);
+	cr_assert(le(sz, st.dead, st.pool / ZPOOL_DEAD + ZSEG_SIZE));
+	fprintf(stderr, "%zu KiB left of %zu for %zu KiB, %llu moved\n", st.pool / KIB,
+		before / KIB, st.bytes / KIB, (unsigned long long)st.count.moved);
+
+	given = zpool_shrink(&pool, SIZE_MAX);
+	zpool_check(&pool);
+	cr_assert(eq(sz, stats().pool, st.pool - given));
+	cr_assert(le(sz, stats().pool - stats().bytes, stats().pool / 10 + 4 * PAGE_SIZE),
+		  "%zu for %zu", stats().pool, stats().bytes);
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+		if (held[i].ref != ZREF_NONE) {
+			verify(&held[i]);
+			drop(&held[i]);
+		}
+	zpool_shrink(&pool, SIZE_MAX);
+	cr_assert(zero(sz, stats().pool));
+	cr_assert(zero(sz, zpool_shrink(&pool, SIZE_MAX)));
+	down();
+}
+
+Test(zpool, shrinks_by_what_is_asked)
+{
+	static struct held held[1000];
+	size_t pool_was, given;
+
+	up(64 * MIB, 4 * MIB);
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+		cr_assert(zero(int, put(&held[i], ZPAGE_HALF, i)));
+	/* Every ninth: not enough for cleaning on the way. */
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i += 9)
+		drop(&held[i]);
+	pool_was = stats().pool;
+	given = zpool_shrink(&pool, PAGE_SIZE);
+	cr_assert(ge(sz, given, PAGE_SIZE));
+	cr_assert(le(sz, given, 2 * ZSEG_SIZE));
+	cr_assert(eq(sz, stats().pool, pool_was - given));
+	zpool_check(&pool);
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+		if (held[i].ref != ZREF_NONE)
+			verify(&held[i]);
+	down();
+}
+
+Test(zpool, leaving_in_order_of_arrival_moves_nothing)
+{
+	static struct held held[1000];
+
+	up(64 * MIB, 4 * MIB);
+	for (unsigned i = 0; i < 20000; i++) {
+		struct held *h = &held[i % ARRAY_SIZE(held)];
+
+		if (i >= ARRAY_SIZE(held))
+			drop(h);
+		cr_assert(zero(int, put(h, ZPAGE_TEXT, i)));
+	}
+	cr_assert(zero(u64, stats().count.moved));
+	cr_assert(le(sz, stats().pool - stats().bytes, stats().pool / 8));
+	down();
+}
+
+/* Random puts, gets, frees, limits and shrinks, against what must be there. */
+static void
+run_oracle(uint64_t x, size_t budget, unsigned steps)
+{
+	static struct held held[3000];
+	unsigned fullness = 50;
+	size_t limit = 3 * MIB;
+
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+		held[i].ref = ZREF_NONE;
+	up(budget, limit);
+	for (unsigned step = 0; step < steps; step++) {
+		struct held *h = &held[zpage_random(&x) % ARRAY_SIZE(held)];
+		const unsigned dice = zpage_random(&x) % 1000;
+
+		if (step % 4096 == 0) {
+			zpool_check(&pool);
+			(void)stats();
+			fullness = 20 + zpage_random(&x) % 80;
+		}
+		if (dice < 2) {
+			limit = zpage_random(&x) % (4 * MIB);
+			zpool_set_limit(&pool, limit);
+			limit = MIN(limit, 3 * MIB);
+		} else if (dice < 4) {
+			zpool_shrink(&pool, zpage_random(&x) % (256 * KIB));
+		} else if (h->ref == ZREF_NONE) {
+			const size_t had = pool.pool;
+			int r;
+
+			if (zpage_random(&x) % 100 >= fullness)
+				continue;
+			r = put(h, some_kind(&x), zpage_random(&x));
+			cr_assert(r == 0 || r == -ENOSPC);
+			cr_assert(le(sz, pool.pool, MAX(limit, had)));
+			if (r == -ENOSPC)
+				cr_assert(h->ref == ZREF_NONE);
+		} else if (zpage_random(&x) % 100 >= fullness || dice < 500) {
+			if (zpage_random(&x) % 4 == 0)
+				verify(h);
+			drop(h);
+			cr_assert(le(sz, pool.dead, pool.pool / ZPOOL_DEAD + 2 * ZSEG_SIZE),
+				  "step %u", step);
+		}
+		cr_assert(le(sz, atomic_load(&heap.budget.used), budget));
+	}
+	zpool_check(&pool);
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+		if (held[i].ref != ZREF_NONE)
+			verify(&held[i]);
+	fprintf(stderr, "stored %llu same %llu refused %llu moved %llu, dead %zu of %zu\n",
+		(unsigned long long)pool.count.stored, (unsigned long long)pool.count.same,
+		(unsigned long long)pool.count.refused, (unsigned long long)pool.count.moved,
+		pool.dead, pool.pool);
+	down();
+}
+
+Test(zpool, random_operations_agree_with_the_oracle)
+{
+	run_oracle(1, 64 * MIB, 150000);
+	run_oracle(2, 64 * MIB, 150000);
+}
+
+Test(zpool, so_they_do_when_the_budget_is_short)
+{
+	run_oracle(3, MIB, 150000);
+	run_oracle(4, 100 * KIB, 50000);
+}
+
+/* --- order and claims --- */
+
+struct claims {
+	zref_t ref[64];
+	uint64_t owner[64];
+	unsigned n;
+	uint64_t refuse; /* owners of this remainder by 3; 3: none */
+};
+
+static bool
+claim(void *ctx, zref_t ref, uint64_t owner)
+{
+	struct claims *c = ctx;
+
+	if (owner % 3 == c->refuse)
+		return false;
+	c->ref[c->n] = ref;
+	c->owner[c->n++] = owner;
+	return true;
+}
+
+Test(zpool, the_oldest_is_offered_first_and_then_is_the_youngest)
+{
+	struct claims c = { .refuse = 3 };
+	struct held held[10];
+
+	up(64 * MIB, MIB);
+	for (unsigned i = 0; i < 10; i++)
+		cr_assert(zero(int, put(&held[i], i == 4 ? ZPAGE_SAME : ZPAGE_TEXT, i)));
+	cr_assert(eq(sz, zpool_oldest(&pool, 3, 64, claim, &c), 3));
+	drop(&held[5]);
+	zpool_check(&pool);
+	cr_assert(eq(sz, zpool_oldest(&pool, 64, 64, claim, &c), 8));
+	const uint64_t order[] = { 0, 1, 2, 3, 6, 7, 8, 9, 0, 1, 2 };
+	for (unsigned i = 0; i < c.n; i++) {
+		cr_assert(eq(u64, c.owner[i], order[i]), "place %u", i);
+		cr_assert(eq(u32, c.ref[i], held[order[i]].ref));
+		cr_assert(eq(u64, zpool_owner(&pool, c.ref[i]), order[i]));
+	}
+	down();
+}
+
+Test(zpool, what_can_not_be_claimed_does_not_stand_in_the_way)
+{
+	struct claims c = { .refuse = 0 };
+	struct held held[12];
+
+	up(64 * MIB, MIB);
+	for (unsigned i = 0; i < 12; i++)
+		cr_assert(zero(int, put(&held[i], ZPAGE_TEXT, i)));
+	cr_assert(eq(sz, zpool_oldest(&pool, 4, 64, claim, &c), 4));
+	cr_assert(eq(u64, c.owner[0], 1));
+	cr_assert(eq(u64, c.owner[3], 5));
+	/* It ends: by how many it looks at, and when it has seen all. */
+	c.n = 0;
+	cr_assert(eq(sz, zpool_oldest(&pool, 4, 2, claim, &c), 1));
+	c.n = 0;
+	cr_assert(eq(sz, zpool_oldest(&pool, 64, 64, claim, &c), 8));
+	cr_assert(eq(u64, stats().count.claimed, 13));
+	down();
+}
+
+Test(zpool, hits_of_the_oldest_quarter_are_counted_apart)
+{
+	static struct held held[100];
+	uint64_t old = 0;
+
+	up(64 * MIB, MIB);
+	for (unsigned i = 0; i < 100; i++)
+		cr_assert(zero(int, put(&held[i], ZPAGE_ALMOST, i)));
+	for (unsigned i = 0; i < 100; i++) {
+		verify(&held[i]);
+		old += i < 25;
+		cr_assert(eq(u64, stats().count.hits_old, old), "entry %u", i);
+	}
+	cr_assert(eq(u64, stats().count.hits, 100));
+	cr_assert(zero(int, zpool_get(&pool, state, held[0].ref, back, ZPOOL_WRITE_BACK)));
+	cr_assert(eq(u64, stats().count.hits, 100));
+	/* Of what is left the oldest quarter is another one. */
+	for (unsigned i = 0; i < 60; i++)
+		drop(&held[i]);
+	zpool_check(&pool);
+	verify(&held[69]);
+	cr_assert(eq(u64, stats().count.hits_old, 26));
+	verify(&held[70]);
+	cr_assert(eq(u64, stats().count.hits_old, 26));
+	down();
+}
+
+/* --- what can go wrong --- */
+
+Test(zpool, damaged_bytes_are_an_error_and_no_more)
+{
+	static struct held held[200];
+	unsigned caught = 0;
+	uint64_t x = 9;
+
+	for (unsigned c = 0; c < ARRAY_SIZE(codecs); c++) {
+		up(64 * MIB, MIB);
+		free(state);
+		state = new_state(codecs[c]);
+		for (unsigned i = 0; i < 200; i++) {
+			zref_t ref;
+			size_t n;
+
+			zpage_fill(page, ZPAGE_TEXT, i);
+			n = codec_compress(state, page);
+			for (unsigned k = 0; k < 20; k++)
+				state->buf[zpage_random(&x) % n] = (char)zpage_random(&x);
+			cr_assert(zero(int, zpool_put(&pool, state->buf, n, i, &ref)));
+			held[i].ref = ref;
+		}
+		for (unsigned i = 0; i < 200; i++) {
+			const int r = zpool_get(&pool, state, held[i].ref, back, ZPOOL_HIT);
+
+			cr_assert(r == 0 || r == -EBADMSG);
+			caught += r != 0;
+			zpool_free(&pool, held[i].ref);
+		}
+		cr_assert(gt(uint, caught, 100 * (c + 1)));
+		down();
+	}
+}
+
+/* Fail the 1st, 2nd, 3rd... commit in turn, until there is none left to fail. */
+Test(zpool, a_put_that_gets_no_memory_changes_nothing_whichever_it_is)
+{
+	for (unsigned nth = 1, fired = 1; fired; nth++) {
+		static struct held held[300];
+		unsigned refused = 0;
+
+		up(64 * MIB, MIB);
+		heap_arena_fail_commit(&heap, nth);
+		for (unsigned i = 0; i < ARRAY_SIZE(held); i++) {
+			int r = put(&held[i], ZPAGE_TEXT, i);
+
+			if (r != 0) {
+				cr_assert(eq(int, r, -ENOSPC));
+				refused++;
+				zpool_check(&pool);
+				(void)stats();
+				cr_assert(zero(int, put(&held[i], ZPAGE_TEXT, i)),
+					  "call %u: did not heal", nth);
+			}
+		}
+		fired = heap_arena_disarm(&heap);
+		cr_assert(eq(uint, refused, fired));
+		for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+			verify(&held[i]);
+		down();
+	}
+}
+
+/* Every amount of memory that it may have, from none. */
+Test(zpool, in_any_budget_it_takes_what_there_is_and_no_more)
+{
+	size_t last = 0;
+
+	for (size_t budget = 0; budget < 64 * PAGE_SIZE; budget += PAGE_SIZE) {
+		static struct held held[1000];
+		unsigned n = 0;
+
+		up(budget, MIB);
+		while (put(&held[n], ZPAGE_TEXT, n) == 0)
+			n++;
+		zpool_check(&pool);
+		cr_assert(le(sz, atomic_load(&heap.budget.used), budget));
+		/* The table, the segments, their bitmap; and it leaves no page over. */
+		if (budget > 8 * PAGE_SIZE)
+			cr_assert(ge(sz, stats().bytes, (budget - 4 * PAGE_SIZE) * 85 / 100),
+				  "budget %zu: %zu", budget, stats().bytes);
+		cr_assert(ge(uint, n, last));
+		last = n;
+		for (unsigned i = 0; i < n; i++)
+			verify(&held[i]);
+		down();
+	}
+}
+
+Test(zpool, a_lower_limit_stops_puts_until_enough_has_left)
+{
+	static struct held held[1000];
+	unsigned i = 0;
+
+	up(64 * MIB, 4 * MIB);
+	for (i = 0; i < 1000; i++)
+		cr_assert(zero(int, put(&held[i], ZPAGE_HALF, i)));
+	cr_assert(zero(sz, zpool_excess(&pool, 4 * MIB)));
+	zpool_set_limit(&pool, MIB);
+	cr_assert(gt(sz, zpool_excess(&pool, MIB), MIB));
+	for (i = 0; zpool_excess(&pool, MIB) > 0; i++)
+		drop(&held[i]);
+	cr_assert(lt(uint, i, 600), "%u had to leave", i);
+	zpool_shrink(&pool, SIZE_MAX);
+	cr_assert(le(sz, stats().pool, MIB));
+	cr_assert(zero(int, put(&held[0], ZPAGE_HALF, 0)));
+	verify(&held[999]);
+	/* And up again, but not beyond what was reserved. */
+	zpool_set_limit(&pool, SIZE_MAX);
+	cr_assert(eq(sz, stats().limit, 4 * MIB));
+	down();
+}
+
+Test(zpool, can_not_be_had_with_more_entries_than_there_are_numbers)
+{
+	heap_arena_init(&heap, MIB, 0);
+	cr_assert(eq(int, zpool_init(&pool, &heap.arena, MIB, (size_t)UINT32_MAX + 1), -ENOMEM));
+	cr_assert(eq(int, zpool_init(&pool, &heap.arena, SIZE_MAX / 2, 1), -ENOMEM));
+	heap_arena_fini(&heap);
+}
+
+Test(zpool, freeing_twice_is_a_broken_invariant, .signal = SIGABRT)
+{
+	struct held h;
+
+	up(64 * MIB, MIB);
+	cr_assert(zero(int, put(&h, ZPAGE_TEXT, 1)));
+	zpool_free(&pool, h.ref);
+	zpool_free(&pool, h.ref);
+}
