@@ -498,11 +498,13 @@ run_oracle(uint64_t x, size_t budget, unsigned steps)
 			zpool_shrink(&pool, zpage_random(&x) % (256 * KIB));
 		} else if (h->ref == ZREF_NONE) {
 			const size_t had = pool.pool;
+			enum zpage_kind kind;
 			int r;
 
 			if (zpage_random(&x) % 100 >= fullness)
 				continue;
-			r = put(h, some_kind(&x), zpage_random(&x));
+			kind = some_kind(&x);
+			r = put(h, kind, zpage_random(&x));
 			cr_assert(r == 0 || r == -ENOSPC);
 			cr_assert(le(sz, pool.pool, MAX(limit, had)));
 			if (r == -ENOSPC)

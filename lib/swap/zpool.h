@@ -17,9 +17,9 @@
  *
  * *Cleaning* takes the CLOSED segment with the most that is dead, moves into the open ones what they have room for, slides the rest
  * down to its front, and goes on filling it.  So it never needs memory and never fails, which matters since it is memory that is short.
- * It is done by whoever puts or frees, one segment at a time, when more than 1 / ZPOOL_DEAD of the pool is dead: at
- * random, four bytes are then moved for each one that is wanted, 0.3 us a page, where compressing one takes some 3 us.  Pages that leave in the order they came
- * (write-back does) empty whole segments, and nothing is moved.
+ * It is done by whoever puts or frees, one segment at a time, when more than 1 / ZPOOL_DEAD of the pool is dead: of a full pool whose pages
+ * leave at random, three or four are then moved for each that comes, 0.5 us in all.  Pages that leave in the order they came (write-back does) empty
+ * whole segments, and nothing is moved.
  *
  * Alternative: size classes (zsmalloc).  They reuse a hole at once, but have a rest in every class, some 40 half-filled
  * zspages, which is much of a small pool; waste by rounding up; can not use memory of one class for another without the same moving;
