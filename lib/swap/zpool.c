@@ -575,6 +575,22 @@ grow_segs(struct zpool *zp, unsigned units)
 }
 
 /*
+ * So many units ready in an OPEN segment.
+ * => As grow_entries().
+ */
+static int
+grow_room(struct zpool *zp, unsigned units)
+{
+	if (units == 0 || seg_fitting(zp, units) != SEG_NONE)
+		return 0; /* somebody else was here meanwhile */
+	if (too_much_dead(zp) && clean(zp, UNITS_MAX + 1))
+		return 0;
+	if (grow_segs(zp, units) == 0 || seg_fitting(zp, units) != SEG_NONE)
+		return 0;
+	return clean(zp, units) ? 0 : -ENOSPC;
+}
+
+/*
  * An entry and so many units are wanted, and are not there.
  *
  * => lock is held; it is dropped on the way.
@@ -583,20 +599,12 @@ grow_segs(struct zpool *zp, unsigned units)
 static int
 make_room(struct zpool *zp, unsigned units)
 {
-	int r = 0;
+	int r;
 
 	pthread_mutex_unlock(&zp->lock);
 	pthread_mutex_lock(&zp->grow_lock);
 	pthread_mutex_lock(&zp->lock);
-	if (zp->free == ZREF_NONE)
-		r = grow_entries(zp);
-	else if (units == 0 || seg_fitting(zp, units) != SEG_NONE)
-		; /* somebody else was here meanwhile */
-	else if (too_much_dead(zp) && clean(zp, UNITS_MAX + 1))
-		;
-	else if (grow_segs(zp, units) < 0 && seg_fitting(zp, units) == SEG_NONE &&
-		 !clean(zp, units))
-		r = -ENOSPC;
+	r = zp->free == ZREF_NONE ? grow_entries(zp) : grow_room(zp, units);
 	pthread_mutex_unlock(&zp->grow_lock);
 	return r;
 }

@@ -35,7 +35,7 @@
  * finds entries of others: zpool_oldest().
  *
  * Locks: grow_lock > lock > the arena's.  Both are innermost to everybody else.  `lock` is never held while memory is committed or given back (but for a
- * page of the segments' bitmap, once in 8 GiB), nor while anything is compressed or decompressed: bytes are copied out under it first, for cleaning
+ * page of the segments' bitmap, once in a GiB), nor while anything is compressed or decompressed: bytes are copied out under it first, for cleaning
  * moves them.  Longest hold: one segment cleaned, some 5 us.
  *
  * Keys: (c) constant once made, (lock), (g) grow_lock, (gl) written under both, read under either.
