@@ -7,9 +7,11 @@
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <errno.h>
+#include <lz4.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <zstd.h>
 
 #include "heap_arena.h"
 #include "zpages.h"
@@ -228,6 +230,33 @@ Test(codec, a_page_of_another_length_is_an_error)
 			  "%u", delta);
 		free(st);
 	}
+}
+
+Test(codec, so_it_is_with_zstd)
+{
+	struct codec_state *st = new_state(UP_COMPRESS_ZSTD);
+	size_t n;
+
+	zpage_fill(page, ZPAGE_TEXT, 1);
+	n = ZSTD_compress2(st->work, st->buf, sizeof st->buf, page, PAGE_SIZE / 2);
+	cr_assert(not(ZSTD_isError(n)));
+	cr_assert(eq(int, codec_decompress(st, st->buf, n, back), -EBADMSG));
+	n = codec_compress(st, page);
+	cr_assert(zero(int, codec_decompress(st, st->buf, n, back)));
+	free(st);
+}
+
+Test(codec, more_than_the_pool_holds_is_an_error_though_it_is_a_page)
+{
+	struct codec_state *st = new_state(UP_COMPRESS_LZ4);
+	static char data[2 * PAGE_SIZE];
+	int n;
+
+	zpage_fill(page, ZPAGE_RANDOM, 1);
+	n = LZ4_compress_default(page, data, PAGE_SIZE, sizeof data);
+	cr_assert(gt(int, n, CODEC_MAX));
+	cr_assert(eq(int, codec_decompress(st, data, (size_t)n, back), -EBADMSG));
+	free(st);
 }
 
 Test(codec, a_page_of_one_word_is_seen_and_no_other)
@@ -450,6 +479,38 @@ Test(zpool, shrinks_by_what_is_asked)
 	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
 		if (held[i].ref != ZREF_NONE)
 			verify(&held[i]);
+	down();
+}
+
+Test(zpool, shrinking_gives_back_what_is_not_written_yet)
+{
+	struct held held;
+
+	up(64 * MIB, 4 * MIB);
+	cr_assert(zero(int, put(&held, ZPAGE_TEXT, 1)));
+	cr_assert(eq(sz, stats().pool, ZPOOL_STEP * PAGE_SIZE));
+	cr_assert(eq(sz, zpool_shrink(&pool, 1), (ZPOOL_STEP - 1) * PAGE_SIZE));
+	verify(&held);
+	zpool_check(&pool);
+	cr_assert(eq(sz, stats().pool, PAGE_SIZE));
+	cr_assert(zero(sz, zpool_shrink(&pool, SIZE_MAX)));
+	down();
+}
+
+Test(zpool, one_page_that_goes_to_and_fro_costs_no_commit)
+{
+	unsigned long commits;
+	struct held held;
+
+	up(64 * MIB, 4 * MIB);
+	cr_assert(zero(int, put(&held, ZPAGE_TEXT, 0)));
+	commits = heap.ncommits;
+	for (unsigned i = 1; i < 100; i++) {
+		drop(&held);
+		cr_assert(gt(sz, stats().pool, 0));
+		cr_assert(zero(int, put(&held, ZPAGE_TEXT, i)));
+	}
+	cr_assert(eq(ulong, heap.ncommits, commits));
 	down();
 }
 

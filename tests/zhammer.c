@@ -6,6 +6,8 @@
  *	writer	claims the oldest by that bit, reads them as for write-back, frees them
  *	sizer	changes the limit, shrinks, looks at the figures
  *
+ * Now and then the users free all that they meet, so that segments run empty while they grow.
+ *
  * A page is always of its slot's content, which its round of use tells, so who gets another one sees it.  Plain C, so that it runs
  * under ThreadSanitizer too.  Arguments: steps of each user.  Exit status 0: all is well; 1: it is not, with a line on stderr.
  */
@@ -41,6 +43,24 @@ check(bool good, const char *what, unsigned long value)
 		return;
 	fprintf(stderr, "zhammer: %s (%lu)\n", what, value);
 	_exit(1);
+}
+
+/* Memory that takes its time, since what matters is what others do meanwhile. */
+static struct arena_ops quick;
+
+static int
+slow_commit(void *ctx, void *addr, size_t len)
+{
+	usleep(20);
+	return quick.commit(ctx, addr, len);
+}
+
+static void
+slow_decommit(void *ctx, void *addr, size_t len)
+{
+	usleep(20);
+	quick.decommit(ctx, addr, len);
+	usleep(20);
 }
 
 struct hand {
@@ -113,7 +133,9 @@ user(void *arg)
 
 		if (!trybusy(s))
 			continue;
-		if (s->ref == ZREF_NONE) {
+		if (s->ref == ZREF_NONE && n / 1000 % 3 == 0 && n % 64 != 0) {
+			; /* the pool runs empty */
+		} else if (s->ref == ZREF_NONE) {
 			s->round++;
 			content(h->page, i, s->round);
 			r = zpool_store(&pool, h->st, h->page, i, &s->ref);
@@ -123,7 +145,7 @@ user(void *arg)
 		} else {
 			verify(h, i, ZPOOL_HIT);
 			atomic_fetch_add(&got, 1);
-			if (zpage_random(&x) % 2 == 0)
+			if (zpage_random(&x) % 2 == 0 || n / 1000 % 3 == 0)
 				drop(s);
 		}
 		atomic_store(&s->busy, false);
@@ -198,6 +220,9 @@ main(int argc, char **argv)
 
 	steps = argc > 1 ? strtoul(argv[1], NULL, 0) : 40000;
 	heap_arena_init(&heap, LIMIT + ((size_t)64 << 10), 0);
+	quick = heap.ops;
+	heap.ops.commit = slow_commit;
+	heap.ops.decommit = slow_decommit;
 	check(zpool_init(&pool, &heap.arena, LIMIT, SLOTS) == 0, "no pool", 0);
 	for (unsigned i = 0; i < SLOTS; i++)
 		slots[i].ref = ZREF_NONE;

@@ -51,6 +51,7 @@ struct zseg {
 	uint8_t npages;
 	uint8_t state;
 };
+_Static_assert(ZPOOL_OPEN >= 2, "one of them may be growing, and then is not closed");
 _Static_assert(sizeof(struct zseg) == 16, "a segment costs what zpool.h says");
 
 static unsigned
@@ -911,13 +912,12 @@ trim(struct zpool *zp)
 			seg_close(zp, i);
 			return 0;
 		}
-		zp->growing = i;
+		/* Whatever becomes of the segment meanwhile: these pages are not its any more, and it gets others with grow_lock only. */
 		s->npages = (uint8_t)keep;
 		pthread_mutex_unlock(&zp->lock);
 		a->ops->decommit(a->ctx, seg_addr(zp, i) + keep * PAGE_SIZE, bytes);
 		budget_uncharge(a->budget, bytes);
 		pthread_mutex_lock(&zp->lock);
-		zp->growing = SEG_NONE;
 		zp->pool -= bytes;
 		return bytes;
 	}

@@ -89,8 +89,8 @@ struct zpool {
 	uint32_t list[ZPOOL_LISTS]; /* (lock) CLOSED, by dead / 2 KiB */
 	uint32_t spare;		    /* (lock) */
 	uint32_t gone;		    /* (lock) segments whose memory is to be given back */
-	uint32_t growing;	    /* (lock) the one that is being extended or trimmed */
-	size_t limit;		    /* (lock) bytes */
+	uint32_t growing; /* (lock) the one that is being extended: stays OPEN, or nowhere */
+	size_t limit;	  /* (lock) bytes */
 	size_t pool; /* (lock) bytes: pages that segments have, or that are on their way in or out */
 	size_t live;		 /* (lock) of those, bytes of entries, rounding and refs included */
 	size_t dead;		 /* (lock) of those, bytes that only cleaning brings back */
