@@ -531,6 +531,31 @@ Test(zpool, leaving_in_order_of_arrival_moves_nothing)
 	down();
 }
 
+/* A full pool whose pages leave in any order: what is dead, rounding and ends of segments together. */
+Test(zpool, waste_of_a_pool_that_churns_is_a_tenth_at_most)
+{
+	static struct held held[4000];
+	uint64_t x = 21;
+
+	up(64 * MIB, 16 * MIB);
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+		cr_assert(zero(int, put(&held[i], i % 3, i)));
+	for (unsigned i = 0; i < 40000; i++) {
+		const size_t k = zpage_random(&x) % ARRAY_SIZE(held);
+
+		drop(&held[k]);
+		cr_assert(zero(int, put(&held[k], i % 3, i)));
+	}
+	/* And the slack of one segment. */
+	cr_assert(le(sz, stats().pool - stats().bytes, stats().pool / 10 + ZSEG_SIZE));
+	cr_assert(lt(u64, stats().count.moved, 40000 * 8), "%llu moved",
+		  (unsigned long long)stats().count.moved);
+	fprintf(stderr, "churn: %.1f %% waste, %.1f moved a put\n",
+		100.0 * (stats().pool - stats().bytes) / stats().pool,
+		stats().count.moved / 40000.0);
+	down();
+}
+
 /* Random puts, gets, frees, limits and shrinks, against what must be there. */
 static void
 run_oracle(uint64_t x, size_t budget, unsigned steps)
