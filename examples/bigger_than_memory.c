@@ -107,6 +107,7 @@ static struct {
 	size_t size, memory;
 	unsigned nthreads, rounds, service_threads;
 	enum up_delivery delivery;
+	enum up_compression compression;
 	const char *swap_path;
 	uint64_t mask, seed, flip;
 	bool trace;
@@ -940,7 +941,7 @@ static const struct {
 	{ "none", 0 },
 };
 
-enum { OPT_SERVICE_THREADS = 256, OPT_DELIVERY, OPT_FLIP, OPT_TRACE, OPT_SEED };
+enum { OPT_SERVICE_THREADS = 256, OPT_DELIVERY, OPT_COMPRESS, OPT_FLIP, OPT_TRACE, OPT_SEED };
 
 static const struct argp_option options[] = {
 	{ "size", 's', "BYTES", 0, "The region (default 1G)", 1 },
@@ -955,6 +956,9 @@ static const struct argp_option options[] = {
 	  "Threads that serve faults (default: as the library thinks)", 2 },
 	{ "delivery", OPT_DELIVERY, "WHO", 0,
 	  "Who serves a fault: a 'service' thread (default), or 'inline' the thread that touched",
+	  2 },
+	{ "compress", OPT_COMPRESS, "HOW", 0,
+	  "Keep cold pages compressed before they go to swap: 'lz4', 'zstd', or 'none' (default)",
 	  2 },
 	{ "mask", 'M', "FEATURE,...", 0,
 	  "Run as on a kernel without these: move, poison, odirect, "
@@ -1088,6 +1092,16 @@ parse_option(int key, char *arg, struct argp_state *state)
 			argp_error(state, "--delivery %s: 'service' or 'inline'", arg);
 		demo.delivery = arg[0] == 'i' ? UP_DELIVER_INLINE : UP_DELIVER_SERVICE;
 		break;
+	case OPT_COMPRESS:
+		if (strcmp(arg, "lz4") == 0)
+			demo.compression = UP_COMPRESS_LZ4;
+		else if (strcmp(arg, "zstd") == 0)
+			demo.compression = UP_COMPRESS_ZSTD;
+		else if (strcmp(arg, "none") == 0)
+			demo.compression = UP_COMPRESS_NONE;
+		else
+			argp_error(state, "--compress %s: 'lz4', 'zstd' or 'none'", arg);
+		break;
 	case 'M':
 		demo.mask = parse_mask(arg, state);
 		break;
@@ -1204,6 +1218,7 @@ main(int argc, char **argv)
 		.swap_path = demo.swap_path,
 		.service_threads = demo.service_threads,
 		.delivery = demo.delivery,
+		.compression = demo.compression,
 		.feature_mask = demo.mask,
 		.log = say,
 	};

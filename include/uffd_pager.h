@@ -211,10 +211,12 @@ struct up_config {
 
 	enum up_delivery delivery; /* who serves a fault */
 
-	/* Not in this version: anything but NONE and 0 is -ENOTSUP. */
 	enum up_compression compression;
-	uint64_t
-		compress_limit; /* bytes, the most that compressed pages take of memory_limit; 0: half of it */
+	/*
+	 * With it: the most that compressed pages take of memory_limit, bytes; 0: two thirds of it.  How much it is at a time depends on
+	 * what they earn.
+	 */
+	uint64_t compress_limit;
 
 	uint64_t reserved[9]; /* must be zero */
 };
@@ -431,7 +433,8 @@ UP_API int up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_
 #define UP_PAGE_STAGED (1u << 1)  /* in memory: a touch is a soft fault */
 #define UP_PAGE_SWAPPED (1u << 2) /* has a copy in swap, maybe of older content if it is mapped */
 #define UP_PAGE_LOST (1u << 3)	  /* a touch is SIGBUS */
-#define UP_PAGE_WIRED (1u << 4)	  /* mapped, and never taken out; see up_wire() */
+#define UP_PAGE_COMPRESSED (1u << 5) /* in memory, compressed: a touch is a soft fault */
+#define UP_PAGE_WIRED (1u << 4)	     /* mapped, and never taken out; see up_wire() */
 
 /*
  * As mincore(): one byte a page in vec[0 .. length / UP_PAGE_SIZE), a sum of UP_PAGE_*; 0 for
@@ -717,6 +720,10 @@ struct up_stats {
 		foreign_events; /* UP_TRACK_FOREIGN: munmap() and the like of the program's own, acted upon */
 	/* of what was read ahead of a stream, pages that it came to, and pages that left memory before it did */
 	uint64_t readahead_hits, readahead_waste;
+	/* the compressed tier: pages that went there, came back from there, and went on to swap; and levels, bytes */
+	uint64_t pages_compressed, pages_decompressed, pages_written_back;
+	uint64_t compressed;	  /* what is in it, decompressed */
+	uint64_t compressed_pool; /* what that takes of the limit, part of `used` */
 };
 
 /*

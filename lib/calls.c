@@ -364,7 +364,7 @@ unlock:
 static void
 object_info(struct pager *p, struct object *o, struct up_object_stats *info)
 {
-	uint64_t n[] = { [ANON_CORE] = 0, [ANON_SWAP] = 0, [ANON_LOST] = 0, [ANON_COPY] = 0 };
+	uint64_t n[ANON_KINDS] = { 0 };
 	struct leaf *leaf;
 	unsigned depth;
 
@@ -385,7 +385,7 @@ object_info(struct pager *p, struct object *o, struct up_object_stats *info)
 		.id = o->id,
 		.size = o->npages << PAGE_SHIFT,
 		.resident = (n[ANON_CORE] + n[ANON_COPY]) << PAGE_SHIFT,
-		.swapped = n[ANON_SWAP] << PAGE_SHIFT,
+		.swapped = (n[ANON_SWAP] + n[ANON_ZIP]) << PAGE_SHIFT,
 		.lost = n[ANON_LOST] << PAGE_SHIFT,
 		.pager = o->source != NULL ? o->source->ops->name : "anonymous",
 		.refs = atomic_load(&o->refs),

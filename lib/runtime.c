@@ -152,9 +152,16 @@ check_config(const struct up_config *cfg, const struct logger *log)
 			 cfg->service_threads, MAX_SERVICES);
 		return -EINVAL;
 	}
-	if (cfg->compression != UP_COMPRESS_NONE || cfg->compress_limit != 0) {
-		log_line(log, UP_LOG_ERROR, "up_runtime_create: no compression in this version");
-		return -ENOTSUP;
+	if ((unsigned)cfg->compression > UP_COMPRESS_ZSTD) {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: compression %d is none",
+			 (int)cfg->compression);
+		return -EINVAL;
+	}
+	if (cfg->memory_limit != 0 && cfg->compress_limit > cfg->memory_limit) {
+		log_line(log, UP_LOG_ERROR,
+			 "up_runtime_create: compress_limit %llu is above memory_limit %zu",
+			 (unsigned long long)cfg->compress_limit, cfg->memory_limit);
+		return -EINVAL;
 	}
 	if (cfg->delivery != UP_DELIVER_SERVICE && cfg->delivery != UP_DELIVER_INLINE) {
 		log_line(log, UP_LOG_ERROR, "up_runtime_create: delivery %d is none",
@@ -397,6 +404,7 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	pthread_mutex_init(&rt->held.lock, NULL);
 	if (p->workers.on)
 		p->log.held = &rt->held;
+	p->tier.kind = cfg->compression;
 	p->policy = b->policy;
 	p->hash_seed = b->hash_seed;
 	if (p->hash_seed == 0 &&
@@ -444,6 +452,14 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 		log_line(&p->log, UP_LOG_ERROR, "no memory for the runtime within memory_limit %zu",
 			 rt->memory_limit);
 		goto close_swap;
+	}
+	if (p->tier.kind != UP_COMPRESS_NONE) {
+		r = tier_init(p, (size_t)cfg->compress_limit);
+		if (r < 0) {
+			log_line(&p->log, UP_LOG_ERROR,
+				 "memory_limit %zu is too small for compression", rt->memory_limit);
+			goto fini_pager;
+		}
 	}
 	if (p->workers.on) {
 		r = workers_init(p);

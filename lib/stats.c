@@ -10,8 +10,8 @@
 #include "runtime.h"
 
 /* A counter, summed over services and workers. */
-static uint64_t
-total(struct pager *p, unsigned c)
+uint64_t
+pager_total(struct pager *p, unsigned c)
 {
 	uint64_t n = 0;
 
@@ -63,40 +63,47 @@ fill_stats(struct up_runtime *rt, struct up_stats *st)
 		struct histogram *h[MAX_SERVICES + 1];
 		unsigned n = 0;
 
-		st->faults[k] = total(p, C_FAULT + k);
+		st->faults[k] = pager_total(p, C_FAULT + k);
 		/* All workers have the same. */
 		for (unsigned i = 0; i <= p->nservices && pager_server(p, i) != NULL; i++)
 			h[n++] = &pager_server(p, i)->latency[k];
 		histogram_sum(h, n, &st->latency[k]);
 	}
-	st->fault_waits = total(p, C_WAIT);
-	st->fault_retries = total(p, C_RETRY);
-	st->fault_strays = total(p, C_STRAY);
-	st->fault_sigbus = total(p, C_SIGBUS);
-	st->rescues = total(p, C_RESCUE);
-	st->foreign_discards = total(p, C_FOREIGN);
-	st->readahead_pages = total(p, C_READAHEAD);
-	st->readahead_hits = total(p, C_AHEAD_HITS);
+	st->fault_waits = pager_total(p, C_WAIT);
+	st->fault_retries = pager_total(p, C_RETRY);
+	st->fault_strays = pager_total(p, C_STRAY);
+	st->fault_sigbus = pager_total(p, C_SIGBUS);
+	st->rescues = pager_total(p, C_RESCUE);
+	st->foreign_discards = pager_total(p, C_FOREIGN);
+	st->readahead_pages = pager_total(p, C_READAHEAD);
+	st->readahead_hits = pager_total(p, C_AHEAD_HITS);
 	st->readahead_waste = atomic_load(&p->nwasted);
-	st->zero_ahead_pages = total(p, C_ZEROAHEAD);
-	st->pages_staged = total(p, C_STAGED);
-	st->clean_skips = total(p, C_CLEAN);
-	st->zero_skips = total(p, C_ZERO);
+	st->zero_ahead_pages = pager_total(p, C_ZEROAHEAD);
+	st->pages_staged = pager_total(p, C_STAGED);
+	st->clean_skips = pager_total(p, C_CLEAN);
+	st->zero_skips = pager_total(p, C_ZERO);
 	st->pages_out = atomic_load_explicit(&p->nreclaimed, memory_order_relaxed) + st->zero_skips;
-	st->pages_pinned = total(p, C_PINNED);
-	st->swap_reads = total(p, C_READS);
-	st->swap_writes = total(p, C_WRITES);
-	st->swap_read_bytes = total(p, C_READ_BYTES);
-	st->swap_write_bytes = total(p, C_WRITE_BYTES);
-	st->swap_read_errors = total(p, C_READ_ERRORS);
-	st->swap_write_errors = total(p, C_WRITE_ERRORS);
-	st->checksum_errors = total(p, C_CHECKSUM);
-	st->bad_slots = total(p, C_BAD_SLOTS);
-	st->copies = total(p, C_COPY);
-	st->source_reads = total(p, C_SOURCE_INS);
-	st->source_writes = total(p, C_SOURCE_OUTS);
-	st->source_errors = total(p, C_SOURCE_ERRORS);
-	st->referenced = total(p, C_REFERENCED);
+	st->pages_pinned = pager_total(p, C_PINNED);
+	st->swap_reads = pager_total(p, C_READS);
+	st->swap_writes = pager_total(p, C_WRITES);
+	st->swap_read_bytes = pager_total(p, C_READ_BYTES);
+	st->swap_write_bytes = pager_total(p, C_WRITE_BYTES);
+	st->swap_read_errors = pager_total(p, C_READ_ERRORS);
+	st->swap_write_errors = pager_total(p, C_WRITE_ERRORS);
+	st->checksum_errors = pager_total(p, C_CHECKSUM);
+	st->bad_slots = pager_total(p, C_BAD_SLOTS);
+	st->copies = pager_total(p, C_COPY);
+	st->source_reads = pager_total(p, C_SOURCE_INS);
+	st->source_writes = pager_total(p, C_SOURCE_OUTS);
+	st->source_errors = pager_total(p, C_SOURCE_ERRORS);
+	st->referenced = pager_total(p, C_REFERENCED);
+	st->pages_compressed = pager_total(p, C_ZIPPED);
+	st->pages_decompressed = pager_total(p, C_UNZIPPED);
+	if (p->tier.kind != UP_COMPRESS_NONE) {
+		st->pages_written_back = atomic_load(&p->tier.nback);
+		st->compressed = (uint64_t)atomic_load(&p->tier.nzipped) << PAGE_SHIFT;
+		st->compressed_pool = tier_bytes(p);
+	}
 	if (p->foreign != NULL)
 		st->foreign_events = atomic_load(&p->foreign->events);
 	fill_levels(rt, st);
@@ -211,6 +218,17 @@ up_stats_print(struct up_runtime *rt, FILE *out)
 		" checksum; %" PRIu64 " bad slots\n",
 		mib(st.swap_read_bytes), st.swap_reads, mib(st.swap_write_bytes), st.swap_writes,
 		st.swap_read_errors, st.swap_write_errors, st.checksum_errors, st.bad_slots);
+	if (st.readahead_hits + st.readahead_waste > 0)
+		fprintf(out,
+			"streams   %" PRIu64 " pages ahead of one that it came to, %" PRIu64
+			" that it did not\n",
+			st.readahead_hits, st.readahead_waste);
+	if (st.pages_compressed > 0)
+		fprintf(out,
+			"compress  %.1f MiB in %.1f; %" PRIu64 " pages in, %" PRIu64
+			" back, %" PRIu64 " on to swap\n",
+			mib(st.compressed), mib(st.compressed_pool), st.pages_compressed,
+			st.pages_decompressed, st.pages_written_back);
 	if (st.source_reads + st.source_writes + st.source_errors > 0)
 		fprintf(out,
 			"named     %.1f MiB mapped; %" PRIu64 " reads, %" PRIu64

@@ -2068,7 +2068,8 @@ static bool
 op_residency(struct worker *w)
 {
 	const unsigned char both = UP_PAGE_MAPPED | UP_PAGE_STAGED;
-	const unsigned char known = both | UP_PAGE_SWAPPED | UP_PAGE_LOST | UP_PAGE_WIRED;
+	const unsigned char known =
+		both | UP_PAGE_SWAPPED | UP_PAGE_LOST | UP_PAGE_WIRED | UP_PAGE_COMPRESSED;
 	struct range *r = take(w, false);
 	size_t first, n;
 	int e = -EINVAL;
@@ -2892,9 +2893,11 @@ start_round(struct mill *m, uint64_t seed)
 {
 	static const size_t memories[] = { 2u << 20, 3u << 20, 4u << 20, 8u << 20 };
 	const struct config *cfg = m->cfg;
-	struct up_config config = {
-		.feature_mask = cfg->mask, .delivery = test_delivery(), .log = on_log, .log_ctx = m
-	};
+	struct up_config config = { .feature_mask = cfg->mask,
+				    .delivery = test_delivery(),
+				    .compression = test_compression(),
+				    .log = on_log,
+				    .log_ctx = m };
 	const uint64_t pick = stress_mix(seed);
 	char mask[80];
 	int e;

@@ -187,6 +187,8 @@ rig_create(struct rig *r)
 		.flags = r->cfg.flags,
 		.fault_timeout_ms = r->cfg.fault_timeout_ms,
 		.delivery = r->cfg.delivery,
+		.compression = r->cfg.compression,
+		.compress_limit = r->cfg.compress_limit,
 		.log = log_fn,
 		.log_ctx = r,
 	};

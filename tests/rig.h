@@ -30,6 +30,8 @@ struct rig_config {
 	unsigned flags; /* up_config.flags */
 	unsigned fault_timeout_ms;
 	enum up_delivery delivery;
+	enum up_compression compression;
+	uint64_t compress_limit;
 	enum policy_kind policy; /* of replacement; 0: the default */
 	bool honest_backoff; /* leave the pause after a failed write alone; else it is over at once */
 };

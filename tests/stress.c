@@ -2286,6 +2286,7 @@ set_up(struct mill *m)
 					  .service_threads = cfg->services,
 					  .feature_mask = cfg->mask,
 					  .delivery = test_delivery(),
+					  .compression = test_compression(),
 					  .log = watch_log };
 	struct sigaction sa = { .sa_handler = on_tease, .sa_flags = SA_RESTART };
 	char mask[80];

@@ -61,6 +61,7 @@ config(size_t limit)
 	return (struct up_config){ .memory_limit = limit,
 				   .service_threads = 2,
 				   .delivery = test_delivery(),
+				   .compression = test_compression(),
 				   .log = collect,
 				   .log_ctx = logged };
 }

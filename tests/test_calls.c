@@ -79,6 +79,7 @@ start_with(struct up_config cfg)
 
 	cfg.log = collect;
 	cfg.delivery = test_delivery();
+	cfg.compression = test_compression();
 	r = up_runtime_create(&rt, &cfg);
 	if (r == -EPERM || r == -ENOSYS)
 		cr_skip_test("no userfaultfd or io_uring here: %s", logged);

@@ -34,7 +34,8 @@ start(size_t limit, uint64_t mask)
 	const struct up_config cfg = { .memory_limit = limit,
 				       .service_threads = 2,
 				       .feature_mask = mask,
-				       .delivery = test_delivery() };
+				       .delivery = test_delivery(),
+				       .compression = test_compression() };
 	const int r = up_runtime_create(&rt, &cfg);
 
 	if (r == -EPERM || r == -ENOSYS)

@@ -51,6 +51,7 @@ start(size_t memory)
 				       .service_threads = 2,
 				       .feature_mask = without,
 				       .delivery = test_delivery(),
+				       .compression = test_compression(),
 				       .log = collect };
 	const int r = up_runtime_create(&rt, &cfg);
 

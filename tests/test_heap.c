@@ -63,6 +63,7 @@ start(size_t limit)
 				       .service_threads = 2,
 				       .feature_mask = without,
 				       .delivery = test_delivery(),
+				       .compression = test_compression(),
 				       .log = collect };
 	const int r = up_runtime_create(&rt, &cfg);
 

@@ -1384,6 +1384,21 @@ discarded(struct world *w, struct region *rg, size_t first, size_t n)
 	memset(rg->mine + first, 0, n * sizeof *rg->mine);
 }
 
+/* There was no metadata to hide all of it: mappings in front of the one where that was so have gone. */
+static void
+discarded_in_part(struct world *w, struct region *rg, size_t first, size_t n)
+{
+	for (size_t i = first; i < first + n; i++) {
+		unsigned char v = 0xff;
+
+		w->sitting = true;
+		if (up_residency(w->r->rt, (void *)(rg->va + i * PAGE_SIZE), PAGE_SIZE, &v) == 0 &&
+		    v == 0)
+			discarded(w, rg, i, 1);
+		w->sitting = false;
+	}
+}
+
 static void
 op_advise(struct world *w, struct region *rg)
 {
@@ -1401,6 +1416,8 @@ op_advise(struct world *w, struct region *rg)
 	w->sitting = false;
 	if (r == 0 && advice == UP_ADVICE_DONTNEED)
 		discarded(w, rg, first, n);
+	if (r == -ENOMEM && advice == UP_ADVICE_DONTNEED && rg->parted)
+		discarded_in_part(w, rg, first, n);
 	if (r != -ENOMEM &&
 	    (r == -EINVAL) != (advice == UP_ADVICE_DONTNEED && held_any(w, rg, first, n)))
 		fail(w, "up_advise(%d): %s, wired or not", (int)advice, strerrorname_np(-r));
@@ -1472,7 +1489,7 @@ op_residency(struct world *w, struct region *rg)
 	for (size_t i = 0; i < n; i++) {
 		/* What the call waited for may have let others in: the bits are a snapshot, old by now. */
 		if ((vec[i] & ~(UP_PAGE_MAPPED | UP_PAGE_STAGED | UP_PAGE_SWAPPED | UP_PAGE_LOST |
-				UP_PAGE_WIRED)) != 0 ||
+				UP_PAGE_WIRED | UP_PAGE_COMPRESSED)) != 0 ||
 		    (vec[i] & (UP_PAGE_MAPPED | UP_PAGE_STAGED)) ==
 			    (UP_PAGE_MAPPED | UP_PAGE_STAGED))
 			fail(w, "page %zu of %#lx: residency %#x makes no sense", first + i,
@@ -1808,6 +1825,7 @@ play(struct world *w)
 		.fault_timeout_ms = 3600000,
 		.policy = w->seed / 3 % POLICY_KINDS,
 		.delivery = w->seed / 5 % 2 ? UP_DELIVER_INLINE : UP_DELIVER_SERVICE,
+		.compression = (enum up_compression)(w->seed / 7 % 3),
 	};
 	const unsigned how = (unsigned)(w->seed * 0x9e3779b97f4a7c15u >> 57);
 

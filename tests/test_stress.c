@@ -41,7 +41,8 @@ rig_up(size_t memory, unsigned services)
 {
 	const struct up_config cfg = { .memory_limit = memory,
 				       .service_threads = services,
-				       .delivery = test_delivery() };
+				       .delivery = test_delivery(),
+				       .compression = test_compression() };
 	const int r = up_runtime_create(&rt, &cfg);
 
 	if (r == -EPERM || r == -ENOSYS)

@@ -39,7 +39,8 @@ up(size_t start)
 static enum ztune_verdict
 step(uint64_t hits, uint64_t hits_old, uint64_t lost, uint64_t soft, uint64_t stored)
 {
-	const struct ztune_counts c = { hits, hits_old, lost, soft, stored };
+	/* What is stored has been read. */
+	const struct ztune_counts c = { hits, hits_old, lost, soft, stored, stored };
 
 	return ztune_step(&tune, &c, &now);
 }
@@ -83,6 +84,16 @@ Test(ztune, shrinks_to_the_least_under_a_stream)
 	/* With hits that pay for the stores it grows. */
 	up(31 * MIB);
 	cr_assert(eq(int, step(1000, 10, 3, 0, 10000), ZTUNE_GROW));
+}
+
+Test(ztune, while_nothing_is_asked_for_nobody_can_tell)
+{
+	const struct ztune_counts fill = { .stored = 10000 };
+
+	up(32 * MIB);
+	for (unsigned i = 0; i < 20; i++)
+		cr_assert(eq(int, ztune_step(&tune, &fill, &now), ZTUNE_KEEP));
+	cr_assert(eq(sz, tune.target, 32 * MIB));
 }
 
 Test(ztune, shrinks_when_frames_are_wanted_more)
@@ -190,6 +201,7 @@ model_run(const struct model *m, size_t pool, struct ztune_counts *c)
 		.lost = touches(m, frames + in_pool, frames + in_pool + now.ghosts),
 		.soft = touches(m, frames - frames / 8, frames),
 		.stored = hits + reads,
+		.reads = reads,
 	};
 	now.pool = used;
 	now.entries = in_pool;

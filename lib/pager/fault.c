@@ -781,6 +781,30 @@ fault_swap(struct fault *f)
 	return r == 0 ? V_IO : V_ROOM;
 }
 
+/* => the anon is busy and in the compressed pool, map and leaf are locked; all are released. */
+static enum verdict
+fault_zip(struct fault *f)
+{
+	struct pager *p = f->p;
+	struct ra_stream *stream;
+	unsigned want, got;
+	int r;
+
+	want = window(f, ZIP_RUN_MAX, &stream);
+	r = pagein_zip(f->s, f->leaf, f->at, f->va, f->shard, want, FOR_FAULT, &got);
+	if (r == 0 && stream != NULL) {
+		readahead_done(stream, f->index, got);
+		go_ahead(f, stream);
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	if (r == -EIO)
+		return V_SIGBUS;
+	if (r < 0)
+		return r == -ENOMEM ? V_ROOM : V_AGAIN;
+	fault_answered(f->s, UP_FAULT_SOFT, f->va, f->t0);
+	return V_DONE;
+}
+
 struct leaf *
 leaf_for(struct pager *p, struct object *o, uint64_t index, bool *denied)
 {
@@ -806,8 +830,14 @@ fault_anon(struct fault *f, struct anon *an)
 {
 	struct pager *p = f->p;
 
-	if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP)
+	switch (atomic_load_explicit(&an->kind, memory_order_relaxed)) {
+	case ANON_SWAP:
 		return fault_swap(f);
+	case ANON_ZIP:
+		return fault_zip(f);
+	default:
+		break;
+	}
 	if (anon_in_core(an) && atomic_load_explicit(&page_at(&p->pages, an->loc)->state,
 						     memory_order_relaxed) == PAGE_STAGED)
 		return fault_staged(f, an);
@@ -973,6 +1003,20 @@ read_beneath(struct fault *f, const struct beneath *b)
 		readahead_done(stream, f->index, got);
 	pthread_rwlock_unlock(&p->map.lock);
 	return r == 0 ? V_BUSY_LOOSE : V_ROOM;
+}
+
+/* The same from the compressed pool, which is done at once. */
+static enum verdict
+unzip_beneath(struct fault *f, const struct beneath *b)
+{
+	struct pager *p = f->p;
+	unsigned got;
+	int r;
+
+	pthread_mutex_lock(&b->leaf->lock);
+	r = pagein_zip(f->s, b->leaf, b->at, 0, f->shard, 1, FOR_FAULT, &got);
+	pthread_rwlock_unlock(&p->map.lock);
+	return r == -ENOMEM ? V_ROOM : V_REPEAT;
 }
 
 /*
@@ -1192,6 +1236,8 @@ fault_beneath(struct fault *f)
 		seen = b.object->source != NULL || chain_seen(b.object, b.index, f->object);
 	if (seen && atomic_load_explicit(&b.anon->kind, memory_order_relaxed) == ANON_SWAP)
 		return read_beneath(f, &b);
+	if (seen && atomic_load_explicit(&b.anon->kind, memory_order_relaxed) == ANON_ZIP)
+		return unzip_beneath(f, &b);
 	f->leaf = leaf_for(p, f->object, f->index, &denied);
 	if (f->leaf == NULL || leaf_anon(f->leaf, f->at) != NULL ||
 	    (f->leaf->slot[f->at] == SLOT_BASE) != hidden) {
@@ -1247,7 +1293,7 @@ is_out(struct pager *p, const struct anon *an)
 {
 	if (anon_in_core(an))
 		return page_at(&p->pages, an->loc)->state != PAGE_MAPPED;
-	return atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP;
+	return atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_LOST;
 }
 
 /* => map and leaf are locked; both are unlocked on return. */
@@ -1255,7 +1301,7 @@ static enum verdict
 met_busy(struct fault *f, struct anon *an)
 {
 	struct pager *p = f->p;
-	const bool loose = f->object->loose;
+	bool loose = f->object->loose;
 	struct ra_stream *stream = NULL;
 	bool asked;
 	int q = -1;
@@ -1271,7 +1317,10 @@ met_busy(struct fault *f, struct anon *an)
 		q = anon_sleep_begin(&p->waitqs, an);
 		asked = q >= 0;
 	} else {
-		asked = anon_want(an);
+		const uint8_t bits = anon_want(an);
+
+		asked = bits != 0;
+		loose |= (bits & ANON_LOOSE) != 0;
 	}
 	pthread_mutex_unlock(&f->leaf->lock);
 	pthread_rwlock_unlock(&p->map.lock);

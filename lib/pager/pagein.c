@@ -30,22 +30,26 @@ let_go(struct pager *p, struct anon *const an[], unsigned from, unsigned n, unsi
 		page_unbusy(p, an[i], shard, va_behind(va, i));
 }
 
-/* Make the neighbours behind `at` busy while their slots follow on.  Returns how many in all. => leaf locked */
+/*
+ * Make the neighbours behind `at` busy while they are out in the same way: in slots that follow on, or in the compressed pool.  Returns
+ * how many in all. => leaf locked
+ */
 static unsigned
 collect(struct pager *p, struct leaf *leaf, unsigned at, unsigned want, unsigned shard,
 	uintptr_t va, struct anon *an[])
 {
+	const uint8_t kind = atomic_load_explicit(&an[0]->kind, memory_order_relaxed);
 	unsigned n = 1;
 
 	for (; n < want; n++) {
 		struct anon *next = leaf_anon(leaf, at + n);
 
 		if (next == NULL ||
-		    atomic_load_explicit(&next->kind, memory_order_relaxed) != ANON_SWAP ||
+		    atomic_load_explicit(&next->kind, memory_order_relaxed) != kind ||
 		    !anon_trybusy(next))
 			break;
-		if (atomic_load_explicit(&next->kind, memory_order_relaxed) != ANON_SWAP ||
-		    next->loc != an[0]->loc + n) {
+		if (atomic_load_explicit(&next->kind, memory_order_relaxed) != kind ||
+		    (kind == ANON_SWAP && next->loc != an[0]->loc + n)) {
 			page_unbusy(p, next, shard, va_behind(va, n));
 			break;
 		}
@@ -80,6 +84,8 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 		goto put;
 
 	slot = an[0]->loc;
+	for (unsigned i = 0; i < n; i++)
+		tier_missed(p, an[i]);
 	for (; npages < n; npages++) {
 		struct page *pg = page_alloc(&p->pages, an[npages], leaf, at + npages);
 
@@ -239,6 +245,80 @@ install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for 
 	return done > 0 ? 0 : r; /* also if none has an address */
 }
 
+/* --- from the compressed pool --- */
+
+/* What was put into the pool does not come back.  => busy, ZIP */
+static void
+lost_zip(struct service *s, struct anon *an, struct leaf *leaf, uintptr_t va)
+{
+	struct pager *p = s->p;
+
+	count(s, C_CHECKSUM, 1);
+	trace_add(&s->trace, now_ns(), TRACE_CHECKSUM, va, an->loc);
+	log_line(&p->log, UP_LOG_ERROR,
+		 "page at %#lx: damaged in the compressed pool, content lost", (unsigned long)va);
+	zpool_free(&p->tier.pool, an->loc);
+	an->loc = UINT32_MAX;
+	atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
+	atomic_fetch_sub(&p->tier.nzipped, 1);
+	atomic_fetch_add(&p->nlost, 1);
+	if (leaf->noreserve)
+		resv_give(&p->resv_swap, 1);
+}
+
+int
+pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
+	   unsigned want, enum pagein_for why, unsigned *got)
+{
+	struct pager *p = s->p;
+	struct anon *an[ZIP_RUN_MAX] = { NULL };
+	struct page *pg[ZIP_RUN_MAX];
+	frame_t f[ZIP_RUN_MAX];
+	unsigned n, nf, i;
+	int r = 0;
+
+	*got = 0;
+	an[0] = leaf_anon(leaf, at);
+	n = collect(p, leaf, at, MIN(want, ZIP_RUN_MAX), shard, va, an);
+	pthread_mutex_unlock(&leaf->lock);
+	nf = frames_obtain(p, n, f);
+	for (i = 0; i < nf; i++) {
+		pg[i] = page_alloc(&p->pages, an[i], leaf, at + i);
+		if (pg[i] == NULL) {
+			pager_starved(p, METADATA_STEP);
+			break;
+		}
+		if (zpool_get(&p->tier.pool, s->codec, an[i]->loc, pmap_frame(p->pmap, f[i]),
+			      ZPOOL_HIT) < 0 ||
+		    hash_page(p->hash_seed, pmap_frame(p->pmap, f[i])) != an[i]->hash) {
+			page_free(&p->pages, pg[i]);
+			r = -EIO;
+			break;
+		}
+		zpool_free(&p->tier.pool, an[i]->loc);
+		atomic_fetch_sub(&p->tier.nzipped, 1);
+		atomic_fetch_add(&p->nswapped, 1); /* install() takes it for one from there */
+		pg[i]->va = va_behind(va, i);
+		pg[i]->shard = (uint8_t)shard;
+		pg[i]->frame = f[i];
+	}
+	frames_release(p, f + i, nf - i);
+	if (i == 0 && r == -EIO) {
+		lost_zip(s, an[0], leaf, va);
+		if (why == FOR_FAULT && va != 0 && fault_sigbus(s, shard, va) < 0)
+			r = -EAGAIN;
+	}
+	let_go(p, an, i, n, shard, va);
+	if (i == 0)
+		return r < 0 ? r : -ENOMEM;
+	count(s, C_UNZIPPED, i);
+	*got = i;
+	r = install(s, pg, 1, why);
+	if (i > 1)
+		install(s, pg + 1, i - 1, FOR_CALL);
+	return r;
+}
+
 static void
 read_failed(struct service *s, struct request *req)
 {
@@ -318,6 +398,15 @@ of_source(const struct map_entry *e, uint64_t index)
 	return sourced && !object_has(e->object, index);
 }
 
+/* A stream unpacks what is compressed as it comes by: that is soon done, and who does it earlier has it in memory twice as long. */
+static bool
+out_of_memory(const struct anon *an, enum pagein_for why)
+{
+	const uint8_t kind = atomic_load_explicit(&an->kind, memory_order_relaxed);
+
+	return kind == ANON_SWAP || (kind == ANON_ZIP && why != FOR_STREAM);
+}
+
 bool
 pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end, enum pagein_for why)
 {
@@ -369,11 +458,15 @@ pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end, enum pagein_for wh
 	}
 	at = (unsigned)(index - leaf->base);
 	an = leaf_anon(leaf, at);
-	if (an != NULL && atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP &&
-	    anon_trybusy(an)) {
-		if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP) {
-			const size_t left = (end - *va) >> PAGE_SHIFT;
+	if (an != NULL && out_of_memory(an, why) && anon_trybusy(an)) {
+		const size_t left = (end - *va) >> PAGE_SHIFT;
 
+		if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_ZIP) {
+			ok = pagein_zip(s, leaf, at, place.va, place.shard,
+					(unsigned)MIN(left, LEAF_SLOTS - at), FOR_CALL,
+					&got) != -ENOMEM;
+			got = MAX(got, 1);
+		} else if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP) {
 			ok = pagein_start(s, leaf, at, place.va, place.shard,
 					  (unsigned)MIN(left, MIN(LEAF_SLOTS - at, CLUSTER_MAX)),
 					  why, now_ns(), &got) == 0;

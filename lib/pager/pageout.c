@@ -42,7 +42,7 @@
 static size_t
 frames_limit(struct pager *p)
 {
-	const size_t fixed = arena_bytes(&p->arena) +
+	const size_t fixed = arena_bytes(&p->arena) + tier_bytes(p) +
 			     (atomic_load_explicit(&p->nwired, memory_order_relaxed) << PAGE_SHIFT);
 
 	return p->budget.limit > fixed ? (p->budget.limit - fixed) >> PAGE_SHIFT : 0;
@@ -210,6 +210,7 @@ reclaim(struct pager *p, unsigned want)
 		an->loc = pg[i]->slot;
 		atomic_store_explicit(&an->kind, ANON_SWAP, memory_order_relaxed);
 		atomic_fetch_add(&p->nswapped, 1);
+		tier_left(p, an);
 		atomic_fetch_add_explicit(&p->nreclaimed, 1, memory_order_relaxed);
 		frame_give(&p->frames, pg[i]->frame, 1);
 		page_free(&p->pages, pg[i]);
@@ -278,9 +279,10 @@ frames_shrink(struct pager *p)
 	unsigned left = METADATA_STEP / PAGE_SIZE;
 	bool any = false;
 
-	/* Below this faults could not be served at all: then metadata has to do without. */
+	/* Below this faults could not be served at all: then metadata has what the compressed pool gives, or has to do without. */
 	if (frames_limit(p) < FRAMES_MIN + left) {
-		atomic_store(&p->starved, 0);
+		if (!tier_may_yield(p))
+			atomic_store(&p->starved, 0);
 		return false;
 	}
 	while (left > 0) {
@@ -512,9 +514,8 @@ pageout_backoff(_Atomic uint64_t *write_again, _Atomic uint64_t *write_backoff)
 	return true;
 }
 
-/* Slots for up to `want` pages: grows the file if it may. */
-static size_t
-slots_take(struct pager *p, size_t want, slot_t *first)
+size_t
+swap_slots_take(struct pager *p, size_t want, slot_t *first)
 {
 	size_t n = swap_alloc(&p->swap, want, first);
 
@@ -538,7 +539,7 @@ write_cluster(struct service *s, struct page *pg[], const uint64_t hash[], unsig
 	req = request_get(s, REQ_PAGEOUT);
 	if (req == NULL)
 		return 0;
-	got = slots_take(p, pg[0]->alone ? 1 : n, &first);
+	got = swap_slots_take(p, pg[0]->alone ? 1 : n, &first);
 	if (got == 0) {
 		request_put(s, req);
 		pageout_backoff(&p->write_again, &p->write_backoff);
@@ -582,6 +583,7 @@ launder(struct service *s, bool *stuck)
 	struct page *dirty[CLUSTER_MAX], *sourced[CLUSTER_MAX];
 	uint64_t hash[CLUSTER_MAX];
 	unsigned ndirty = 0, nsourced = 0, clean = 0, out = 0, back = 0;
+	const bool roomy = tier_has_room(p);
 
 	*stuck = false;
 	if (s->free_writes == NULL)
@@ -614,6 +616,10 @@ launder(struct service *s, bool *stuck)
 				}
 				/* From here on it is a page of its own. */
 				atomic_store_explicit(&an->kind, ANON_CORE, memory_order_relaxed);
+			} else if (!copy && pg[i]->slot != SLOT_NONE && an->hash == h && roomy &&
+				   tier_store(s, pg[i], h)) {
+				clean++;
+				continue;
 			} else if (copy || (pg[i]->slot != SLOT_NONE && an->hash == h)) {
 				const unsigned shard = pg[i]->shard;
 				const uintptr_t va = pg[i]->va;
@@ -628,6 +634,10 @@ launder(struct service *s, bool *stuck)
 			if (pg[i]->slot != SLOT_NONE) {
 				swap_free(&p->swap, pg[i]->slot, 1);
 				pg[i]->slot = SLOT_NONE;
+			}
+			if (s->codec != NULL && tier_store(s, pg[i], h)) {
+				clean++;
+				continue;
 			}
 			hash[ndirty] = h;
 			dirty[ndirty++] = pg[i];
@@ -674,6 +684,27 @@ written_locked(struct pager *p, struct page *pg, bool ok)
 }
 
 void
+pageout_written(struct service *s, const struct request *req, bool ok)
+{
+	struct pager *p = s->p;
+
+	if (ok) {
+		atomic_store_explicit(&p->write_backoff, 0, memory_order_relaxed);
+		atomic_store(&p->written, true);
+	} else {
+		count(s, C_WRITE_ERRORS, 1);
+		trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, req->io.slot,
+			  (uint32_t)-req->io.result);
+		/* A cluster is tried again at once, page by page, to find the bad slot; then we slow down. */
+		if (req->n > 1 ? atomic_load(&p->written)
+			       : pageout_backoff(&p->write_again, &p->write_backoff))
+			log_line(&p->log, UP_LOG_ERROR,
+				 "writing %u pages to swap slot %u: error %d; kept in memory",
+				 req->n, req->io.slot, -req->io.result);
+	}
+}
+
+void
 pageout_done(struct service *s, struct request *req)
 {
 	struct pager *p = s->p;
@@ -707,20 +738,7 @@ pageout_done(struct service *s, struct request *req)
 		}
 	}
 	atomic_fetch_sub(&p->laundering, req->n);
-	if (ok) {
-		atomic_store_explicit(&p->write_backoff, 0, memory_order_relaxed);
-		atomic_store(&p->written, true);
-	} else {
-		count(s, C_WRITE_ERRORS, 1);
-		trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, req->io.slot,
-			  (uint32_t)-req->io.result);
-		/* A cluster is tried again at once, page by page, to find the bad slot; then we slow down. */
-		if (req->n > 1 ? atomic_load(&p->written)
-			       : pageout_backoff(&p->write_again, &p->write_backoff))
-			log_line(&p->log, UP_LOG_ERROR,
-				 "writing %u pages to swap slot %u: error %d; kept in memory",
-				 req->n, req->io.slot, -req->io.result);
-	}
+	pageout_written(s, req, ok);
 	request_put(s, req);
 	services_kick(p, s);
 }
@@ -760,6 +778,8 @@ pageout_step(struct service *s)
 		atomic_store(&p->starved, 0);
 	if (atomic_load(&p->starved) > 0) {
 		progress = frames_shrink(p);
+		if (!progress && frames_limit(p) < (size_t)4 * FRAMES_MIN)
+			progress = tier_yield(p, atomic_load(&p->starved));
 		available = MIN(available, high - 1);
 	}
 	if (available >= high)
@@ -776,6 +796,11 @@ pageout_step(struct service *s)
 		if (inactive < inactive_target(p) + CLUSTER_MAX &&
 		    active > (system_short(p) ? ACTIVE_MIN : 0))
 			progress |= deactivate(s, (unsigned)MIN(active - ACTIVE_MIN, CLUSTER_MAX));
+		if (p->tier.kind != UP_COMPRESS_NONE) {
+			tier_tune(p);
+			if (now_ns() >= atomic_load(&p->write_again))
+				progress |= tier_write_back(s);
+		}
 		if ((inactive >= inactive_target(p) || !progress || s->nparked > 0) &&
 		    now_ns() >= atomic_load(&p->write_again))
 			progress |= launder(s, &stuck);

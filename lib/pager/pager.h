@@ -11,6 +11,7 @@
  *	range.c      what user threads do to ranges: free, keep, cool, look
  *	demand.c     a caller that waits until a range is in the page table
  *	worker.c     a thread that serves its own fault
+ *	tier.c       the compressed pool between frames and swap
  *
  * Everything here runs unchanged over the simulated kernel: a test builds a struct pager with
  * the sim backends and calls service_step() itself instead of starting threads.
@@ -32,6 +33,7 @@
 #include "base/base.h"
 #include "base/histogram.h"
 #include "base/trace.h"
+#include "pager/tier.h"
 #include "pmap/pmap.h"
 #include "swap/swap.h"
 #include "vm/frame.h"
@@ -47,6 +49,7 @@
 #define NWRITES 8	  /* pageout requests in flight, per service */
 #define TRACE_EVENTS 1024 /* per service */
 #define CMD_MAX 16	  /* ranges of a kind queued, per service */
+#define ZIP_RUN_MAX 32	  /* pages unpacked for one fault */
 #define RA_WINDOW_MAX 256 /* pages, 1 MiB */
 #define WORKERS_MAX 64	  /* threads that serve their own faults at a time */
 
@@ -88,6 +91,8 @@ enum counter {
 	C_SOURCE_OUTS,
 	C_SOURCE_ERRORS,
 	C_REFERENCED,
+	C_ZIPPED,
+	C_UNZIPPED,
 	COUNTERS
 };
 
@@ -123,6 +128,7 @@ struct pager {
 	struct resv resv_swap;	/* pages */
 	struct resv resv_meta;	/* bytes */
 	struct object *objects; /* (map.change) all of them */
+	struct tier tier;
 	unsigned nheld; /* (pages.lock) requests of which pages may be taken: source_cancel() */
 	uint64_t next_serial;	/* (map.change) */
 	uint64_t next_object;	/* (map.change) the id of the last one */
@@ -207,7 +213,12 @@ struct request {
 	bool early;    /* pagein for a stream: nobody has, and what it brings stays staged */
 	bool retried;  /* pagein: failed once already */
 	uint64_t t0;   /* when its fault was read, ns */
-	struct page *page[CLUSTER_MAX];
+	bool back;     /* written back from the compressed pool: */
+	frame_t frame[CLUSTER_MAX];
+	union {
+		struct page *page[CLUSTER_MAX];
+		struct anon *anon[CLUSTER_MAX]; /* if back */
+	};
 };
 
 /* A fault that waits for room, or for the kernel to settle. */
@@ -263,6 +274,8 @@ struct service {
 	unsigned id;		/* also its shard */
 	struct wired_array mem; /* what this struct and its arrays live in */
 	struct io_engine *io;
+	struct codec_state *codec; /* (c) NULL: there is no compressed tier */
+	struct wired_array codec_mem;
 	pthread_t thread;
 	atomic_bool stop;
 
@@ -598,6 +611,13 @@ int pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va
 		 unsigned want, enum pagein_for why, uint64_t t0, unsigned *got);
 void pagein_done(struct service *s, struct request *req);
 /*
+ * The same from the compressed pool, at once: 0, and *got pages are in the page table, or staged if they have no va; -ENOMEM; or of the page at `at`
+ * -EIO it is lost, and whoever waits has been told, -EAGAIN not now.
+ * => the leaf is locked, and its anon ZIP and busy (ours); neither is on any return.
+ */
+int pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
+	       unsigned want, enum pagein_for why, unsigned *got);
+/*
  * Start reading what is out of memory at *va, or pass it by; *va: where to go on.  False: no room now.
  * FOR_CALL: what is in swap; FOR_STREAM: what a source has, too.
  */
@@ -614,6 +634,10 @@ bool pagein_stays(struct service *s, enum pagein_for why, struct page *const pg[
 /* Take one step if free room is short.  True if another step now would do something. */
 bool pageout_step(struct service *s);
 void pageout_done(struct service *s, struct request *req);
+/* A write to swap has ended: what that says of the medium. */
+void pageout_written(struct service *s, const struct request *req, bool ok);
+/* Slots for up to `want` pages: grows the file if it may. */
+size_t swap_slots_take(struct pager *p, size_t want, slot_t *first);
 /* A worker has taken frames: a service makes more, if few are left. */
 void pageout_wake(struct pager *p);
 /*
@@ -785,6 +809,11 @@ struct request *request_get(struct service *s, enum request_kind kind);
 bool requests_spare(const struct service *s);
 /* Point the I/O at the frames of req->page[0 .. n). */
 void request_fill(struct pager *p, struct request *req, enum swap_op op, slot_t first);
+/* The same in these frames, whatever they are for. */
+void request_fill_frames(struct pager *p, struct request *req, const frame_t f[], enum swap_op op,
+			 slot_t first);
+/* The sum of a counter over all that serve. */
+uint64_t pager_total(struct pager *p, unsigned c);
 void request_submit(struct service *s, struct request *req);
 void request_put(struct service *s, struct request *req);
 

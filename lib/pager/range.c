@@ -184,6 +184,10 @@ release_content(struct pager *p, struct anon *an)
 		swap_free(&p->swap, an->loc, 1);
 		atomic_fetch_sub(&p->nswapped, 1);
 		return;
+	case ANON_ZIP:
+		zpool_free(&p->tier.pool, an->loc);
+		atomic_fetch_sub(&p->tier.nzipped, 1);
+		return;
 	case ANON_LOST:
 		atomic_fetch_sub(&p->nlost, 1);
 		return;
@@ -741,6 +745,8 @@ residency(struct pager *p, const struct anon *an)
 	switch (atomic_load_explicit(&an->kind, memory_order_relaxed)) {
 	case ANON_SWAP:
 		return UP_PAGE_SWAPPED;
+	case ANON_ZIP:
+		return UP_PAGE_COMPRESSED;
 	case ANON_LOST:
 		return UP_PAGE_LOST;
 	default:

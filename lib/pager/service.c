@@ -63,14 +63,25 @@ requests_spare(const struct service *s)
 void
 request_fill(struct pager *p, struct request *req, enum swap_op op, slot_t first)
 {
+	frame_t f[CLUSTER_MAX];
+
+	for (unsigned i = 0; i < req->n; i++)
+		f[i] = req->page[i]->frame;
+	request_fill_frames(p, req, f, op, first);
+}
+
+void
+request_fill_frames(struct pager *p, struct request *req, const frame_t f[], enum swap_op op,
+		    slot_t first)
+{
 	unsigned niov = 0;
 
 	for (unsigned i = 0; i < req->n; i++) {
-		if (i > 0 && req->page[i]->frame == req->page[i - 1]->frame + 1) {
+		if (i > 0 && f[i] == f[i - 1] + 1) {
 			req->io.iov[niov - 1].iov_len += PAGE_SIZE;
 			continue;
 		}
-		req->io.iov[niov].iov_base = pmap_frame(p->pmap, req->page[i]->frame);
+		req->io.iov[niov].iov_base = pmap_frame(p->pmap, f[i]);
 		req->io.iov[niov].iov_len = PAGE_SIZE;
 		niov++;
 	}
@@ -139,6 +150,15 @@ service_alloc(struct pager *p, unsigned id)
 	trace_init(&s->trace, m->event, TRACE_EVENTS);
 	requests_init(s, REQ_PAGEIN, m->read, NREADS);
 	requests_init(s, REQ_PAGEOUT, m->write, NWRITES);
+	if (p->tier.kind != UP_COMPRESS_NONE) {
+		s->codec = tier_codec(p, &s->codec_mem);
+		if (s->codec == NULL) {
+			pthread_cond_destroy(&s->demand_over);
+			pthread_mutex_destroy(&s->cmd_lock);
+			wired_array_fini(&mem);
+			return NULL;
+		}
+	}
 	p->service[id] = s;
 	return s;
 }
@@ -152,6 +172,8 @@ service_free(struct service *s)
 		return;
 	mem = s->mem;
 	s->p->service[s->id] = NULL;
+	if (s->codec != NULL)
+		wired_array_fini(&s->codec_mem);
 	pthread_cond_destroy(&s->demand_over);
 	pthread_mutex_destroy(&s->cmd_lock);
 	wired_array_fini(&mem);
@@ -238,6 +260,8 @@ service_complete(struct service *s, struct swap_io *done)
 			source_done(s, req);
 		else if (req->kind == REQ_PAGEIN)
 			pagein_done(s, req);
+		else if (req->back)
+			tier_written(s, req);
 		else
 			pageout_done(s, req);
 	}
@@ -362,6 +386,7 @@ fini_map:
 void
 pager_fini(struct pager *p)
 {
+	tier_fini(p);
 	resv_fini(&p->resv_meta);
 	frames_fini(&p->frames);
 	pages_fini(&p->pages);
@@ -373,7 +398,7 @@ pager_fini(struct pager *p)
 }
 
 struct census {
-	size_t core, swap, lost;
+	size_t core, swap, zip, lost;
 };
 
 static void
@@ -400,6 +425,9 @@ count_anons(struct pages *pages, struct object *o, struct census *c)
 				break;
 			case ANON_SWAP:
 				c->swap++;
+				break;
+			case ANON_ZIP:
+				c->zip++;
 				break;
 			default:
 				c->lost++;
@@ -479,7 +507,10 @@ pager_check(struct pager *p)
 	assert(c.core == mapped + staged);
 	assert(c.swap == atomic_load(&p->nswapped));
 	assert(c.lost == atomic_load(&p->nlost));
-	assert(c.core + c.swap + c.lost == anons);
+	assert(c.zip == (p->tier.kind != UP_COMPRESS_NONE ? atomic_load(&p->tier.nzipped) : 0));
+	assert(c.core + c.swap + c.zip + c.lost == anons);
+	if (p->tier.kind != UP_COMPRESS_NONE)
+		zpool_check(&p->tier.pool);
 
 	/* A slot is used by an anon in swap, or is the clean copy of a page in core. */
 	for (size_t i = 0; i < p->pages.table.n; i++) {
@@ -497,7 +528,7 @@ pager_check(struct pager *p)
 	/* Every physical page is charged once. */
 	assert(frames_nfree(&p->frames) + staged + p->frames.holes.nfree == p->frames.n);
 	assert(atomic_load(&p->budget.used) ==
-	       p->overhead + arena_bytes(&p->arena) +
+	       p->overhead + arena_bytes(&p->arena) + tier_bytes(p) +
 		       ((frames_nfree(&p->frames) + staged + mapped) << PAGE_SHIFT));
 	assert(atomic_load(&p->budget.used) <= p->budget.limit);
 	(void)anons;

@@ -60,6 +60,13 @@ worker_service(struct pager *p, unsigned i)
 		       : NULL;
 }
 
+/* What one takes of the budget for as long as the runtime lives. */
+static uint64_t
+meta_per_worker(const struct pager *p)
+{
+	return META_PER_WORKER + tier_overhead(p->tier.kind, 1);
+}
+
 /* One more, which is the caller's.  => lock held.  NULL: the budget has no room, or there are enough. */
 static struct worker *
 make(struct pager *p)
@@ -70,12 +77,14 @@ make(struct pager *p)
 	struct worker *w;
 
 	/* It stays: out of what is promised to others it may not come. */
-	if (n == WORKERS_MAX || !resv_try(&p->resv_meta, META_PER_WORKER))
+	if (n == WORKERS_MAX || !resv_try(&p->resv_meta, meta_per_worker(p)))
 		return NULL;
 	if (wired_array_init(&mem, &p->arena, sizeof *w, 1) < 0)
 		goto give;
-	if (wired_array_grow(&mem, 1) < 0)
-		goto fini;
+	if (wired_array_grow(&mem, 1) < 0) {
+		wired_array_fini(&mem);
+		goto give;
+	}
 	w = mem.base;
 	w->s.mem = mem;
 	w->s.p = p;
@@ -88,6 +97,11 @@ make(struct pager *p)
 	requests_init(&w->s, REQ_PAGEOUT, &w->write, 1);
 	io_engine_blocking_init(&w->io, &p->swap, 2);
 	w->s.io = &w->io.engine;
+	if (p->tier.kind != UP_COMPRESS_NONE) {
+		w->s.codec = tier_codec(p, &w->s.codec_mem);
+		if (w->s.codec == NULL)
+			goto fini;
+	}
 	if (p->worker_engine != NULL && p->worker_engine(p->worker_ctx, &w->s.io, p) < 0)
 		goto fini;
 	w->s.id = n;
@@ -96,9 +110,11 @@ make(struct pager *p)
 	return w;
 
 fini:
+	if (w->s.codec != NULL)
+		wired_array_fini(&w->s.codec_mem);
 	wired_array_fini(&mem);
 give:
-	resv_give(&p->resv_meta, META_PER_WORKER);
+	resv_give(&p->resv_meta, meta_per_worker(p));
 	return NULL;
 }
 
@@ -168,8 +184,10 @@ workers_fini(struct pager *p)
 		assert(w->s.io->inflight == 0);
 		w->s.io->ops->destroy(w->s.io);
 		pthread_mutex_destroy(&w->s.cmd_lock);
+		if (w->s.codec != NULL)
+			wired_array_fini(&w->s.codec_mem);
 		wired_array_fini(&mem);
-		resv_give(&p->resv_meta, META_PER_WORKER);
+		resv_give(&p->resv_meta, meta_per_worker(p));
 	}
 	atomic_store(&ws->idle, 0);
 	wired_array_fini(&ws->latency);

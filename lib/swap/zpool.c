@@ -963,6 +963,17 @@ zpool_shrink(struct zpool *zp, size_t want)
 	return done;
 }
 
+size_t
+zpool_bytes(struct zpool *zp)
+{
+	size_t n;
+
+	pthread_mutex_lock(&zp->lock);
+	n = zp->pool;
+	pthread_mutex_unlock(&zp->lock);
+	return n;
+}
+
 void
 zpool_stats(struct zpool *zp, struct zpool_stats *st)
 {

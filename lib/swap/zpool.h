@@ -162,6 +162,9 @@ size_t zpool_excess(struct zpool *zp, size_t bytes);
  */
 size_t zpool_shrink(struct zpool *zp, size_t want);
 
+/* Bytes that are charged for it. */
+size_t zpool_bytes(struct zpool *zp);
+
 struct zpool_stats {
 	size_t entries;	 /* of either kind */
 	size_t same;	 /* of one word */

@@ -58,7 +58,8 @@ verdict(const struct ztune *t, const struct ztune_state *s)
 	/* It has what it needs, or has not come to use what it may. */
 	if (s->pool < t->target - t->target / 8)
 		return ZTUNE_KEEP;
-	if (worth_more(costs, saves))
+	if (t->sum.hits + t->sum.lost + t->sum.reads >= ZTUNE_FEW * ZTUNE_ONE &&
+	    worth_more(costs, saves))
 		return ZTUNE_SHRINK;
 	if (worth_more(next, frames))
 		return ZTUNE_GROW;
@@ -78,6 +79,7 @@ ztune_step(struct ztune *t, const struct ztune_counts *c, const struct ztune_sta
 	fade(&t->sum.lost, c->lost);
 	fade(&t->sum.soft, c->soft);
 	fade(&t->sum.stored, c->stored);
+	fade(&t->sum.reads, c->reads);
 	switch (verdict(t, s)) {
 	case ZTUNE_GROW:
 		t->target += MIN(step, t->max - t->target);

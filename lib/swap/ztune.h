@@ -6,13 +6,14 @@
  * same time:
  *
  *	the pool's last     hits on its oldest quarter           * (read - hit)  / bytes of that quarter
- *	the pool's next     reads of what it wrote back lately   * (read - hit)  / bytes that would have kept it
+ *	the pool's next     reads of what went to disk lately     * (read - hit)  / bytes that would have kept it
  *	the frames' last    touches of staged pages              * hit           / bytes that are staged
  *
  * A staged page that is touched is a soft fault; in a frame less it would have been in the pool, and a hit.  So:
  *
  *	SHRINK  it can not pay: hits, and what would be hits if all bytes up to max were worth what the next ones are,
- *	        save less than compressing costs, by a quarter.  A stream of pages that nobody wants again
+ *	        save less than compressing costs, by a quarter.  A stream of pages that nobody wants again.  As long as nothing
+ *	        at all is asked for, as while a region is filled, nobody can tell
  *	GROW    its next bytes are worth more than the frames' last, by a quarter
  *	SHRINK  its last bytes are worth less than the frames' last, by a quarter
  *
@@ -39,9 +40,11 @@ struct ztune_counts {
 	uint64_t
 		hits; /* page-ins that the pool served, and that would have been reads: not of pages of one word */
 	uint64_t hits_old; /* of those, of its oldest quarter */
-	uint64_t lost;	   /* reads of pages that were among the last `ghosts` that it wrote back */
-	uint64_t soft;	   /* touches of staged pages */
-	uint64_t stored;   /* pages compressed, with success or without */
+	uint64_t
+		lost; /* reads of pages that were among the last `ghosts` that left memory for the disk */
+	uint64_t soft;	 /* touches of staged pages */
+	uint64_t stored; /* pages compressed, with success or without */
+	uint64_t reads;	 /* pages read from disk */
 };
 
 /* How things are at its end. */

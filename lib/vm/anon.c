@@ -41,16 +41,16 @@ anon_alloc(struct zone *z)
 	return an;
 }
 
-bool
+uint8_t
 anon_want(struct anon *an)
 {
 	uint8_t old = atomic_load_explicit(&an->bits, memory_order_relaxed);
 
 	do {
 		if ((old & ANON_BUSY) == 0)
-			return false;
-	} while (!atomic_compare_exchange_weak(&an->bits, &old, ANON_BUSY | ANON_WANTED));
-	return true;
+			return 0;
+	} while (!atomic_compare_exchange_weak(&an->bits, &old, old | ANON_WANTED));
+	return old | ANON_WANTED;
 }
 
 static void

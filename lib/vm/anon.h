@@ -10,11 +10,16 @@
  *	 alloc    +------+   pagein, rescue    +------+   read error, checksum   +------+
  *	--------> | CORE | <------------------ | SWAP | -----------------------> | LOST |
  *	          +------+ ------------------> +------+                          +------+
- *	              |      reclaim (clean)      |                                  |
- *	              +---------- discard, unmap, last reference: freed -------------+
+ *	           |  ^  |   reclaim (clean)   ^  |                                  |
+ *	  compress |  |  +---------------------|--+-- discard, unmap, last reference: freed
+ *	           v  | decompress             |
+ *	          +------+    write-back       |
+ *	          | ZIP  | --------------------+
+ *	          +------+
  *
  * CORE: loc is a page number (page.h draws the states within).  SWAP: loc is a swap slot and
- * hash that of its content.  LOST: the content could not be read back.
+ * hash that of its content.  ZIP: the same with an entry of the compressed pool (pager/tier.h).
+ * LOST: the content could not be read back.
  *
  * Waiting for a busy anon: user threads sleep in anon_wait(); a service thread never sleeps: it
  * marks the anon wanted and drops the fault message, since the holder wakes the address when it
@@ -33,10 +38,11 @@
  * COPY is CORE too: in core, and when it was last looked at the same as what its object's pager (a file, say) has; hash is
  * that content's.  As long as it still hashes to that it can be forgotten, and be read again.
  */
-enum anon_kind { ANON_CORE, ANON_SWAP, ANON_LOST, ANON_COPY };
+enum anon_kind { ANON_CORE, ANON_SWAP, ANON_LOST, ANON_COPY, ANON_ZIP, ANON_KINDS };
 
 #define ANON_BUSY 1u
 #define ANON_WANTED 2u
+#define ANON_LOOSE 4u /* busy, and the holder does not know by what address it is waited for */
 
 struct anon {
 	uint64_t
@@ -81,8 +87,18 @@ anon_trybusy(struct anon *an)
 						       memory_order_acquire, memory_order_relaxed);
 }
 
-/* Ask the holder for a wake-up; false if there is no holder any more. */
-bool anon_want(struct anon *an);
+/* The same, by one who has no address to wake: whoever waits by address looks again by himself. */
+static inline bool
+anon_trybusy_loose(struct anon *an)
+{
+	uint8_t old = 0;
+
+	return atomic_compare_exchange_strong_explicit(&an->bits, &old, ANON_BUSY | ANON_LOOSE,
+						       memory_order_acquire, memory_order_relaxed);
+}
+
+/* Ask the holder for a wake-up; 0 if there is no holder any more, else the bits, ANON_LOOSE perhaps among them. */
+uint8_t anon_want(struct anon *an);
 
 /* Stop being the holder.  True if it was wanted: the caller wakes the page's address. */
 bool anon_unbusy(struct anon_waitqs *w, struct anon *an);

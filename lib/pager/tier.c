@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * tier.c: pages into the compressed pool, out of it to swap, and how much of it there is.  Back into memory: pagein.c.
+ */
+#include <errno.h>
+
+#include "base/hash.h"
+#include "pager/pager.h"
+
+#define ENTRIES_PER_PAGE 8 /* the most pages that a page of the pool is expected to hold */
+#define POOL_MIN ((size_t)256 << 10)
+#define GHOSTS_MAX 65536u
+#define TUNE_NS 100000000u
+#define MARGIN 16 /* of the pool, this part is to be free before anybody needs it */
+
+/* What things take, for ztune: figures of docs/benchmarks.md, rounded.  Only how they stand to each other matters. */
+#define READ_NS 60000
+#define HIT_NS_LZ4 4000
+#define HIT_NS_ZSTD 5000
+#define STORE_NS_LZ4 2000
+#define STORE_NS_ZSTD 5000
+
+size_t
+tier_overhead(enum up_compression kind, unsigned n)
+{
+	return kind == UP_COMPRESS_NONE ? 0 : n * round_up(codec_state_size(kind), PAGE_SIZE);
+}
+
+struct codec_state *
+tier_codec(struct pager *p, struct wired_array *mem)
+{
+	const size_t size = codec_state_size(p->tier.kind);
+
+	if (wired_array_init(mem, &p->arena, size, 1) < 0)
+		return NULL;
+	if (wired_array_grow(mem, 1) == 0)
+		return codec_state_init(mem->base, p->tier.kind);
+	wired_array_fini(mem);
+	return NULL;
+}
+
+int
+tier_init(struct pager *p, size_t max)
+{
+	struct tier *t = &p->tier;
+	const size_t limit = p->budget.limit;
+	int r;
+
+	max = round_up(max != 0 ? MIN(max, limit) : limit / 3 * 2, ZSEG_SIZE);
+	t->nghosts = MIN(limit / PAGE_SIZE, GHOSTS_MAX);
+	r = zpool_init(&t->pool, &p->arena, max,
+		       MIN(max / PAGE_SIZE * ENTRIES_PER_PAGE, UINT32_MAX / 2));
+	if (r < 0)
+		goto none;
+	r = wired_array_init(&t->ghosts, &p->arena, 1, ghost_bytes(t->nghosts));
+	if (r < 0)
+		goto fini_pool;
+	r = wired_array_grow(&t->ghosts, ghost_bytes(t->nghosts));
+	if (r < 0)
+		goto fini_ghosts;
+	ghost_init(&t->ghost, t->ghosts.base, t->nghosts);
+	pthread_mutex_init(&t->lock, NULL);
+	ztune_init(&t->tune, MIN(POOL_MIN, max / 8), max, max / 2);
+	zpool_set_limit(&t->pool, t->tune.target);
+	t->tuned = now_ns();
+	return 0;
+
+fini_ghosts:
+	wired_array_fini(&t->ghosts);
+fini_pool:
+	zpool_fini(&t->pool);
+none:
+	t->kind = UP_COMPRESS_NONE;
+	return r;
+}
+
+void
+tier_fini(struct pager *p)
+{
+	struct tier *t = &p->tier;
+
+	if (t->kind == UP_COMPRESS_NONE)
+		return;
+	pthread_mutex_destroy(&t->lock);
+	wired_array_fini(&t->ghosts);
+	zpool_fini(&t->pool);
+}
+
+size_t
+tier_bytes(struct pager *p)
+{
+	return p->tier.kind == UP_COMPRESS_NONE ? 0 : zpool_bytes(&p->tier.pool);
+}
+
+bool
+tier_has_room(struct pager *p)
+{
+	struct tier *t = &p->tier;
+
+	return t->kind != UP_COMPRESS_NONE &&
+	       zpool_excess(&t->pool, t->tune.target - t->tune.target / 8) == 0;
+}
+
+/* The pool grows by a few pages: of frames, if the budget has no room. */
+static bool
+make_room(struct pager *p)
+{
+	frame_t first;
+	size_t n;
+
+	if (zpool_bytes(&p->tier.pool) + ZPOOL_STEP * PAGE_SIZE > p->tier.tune.target)
+		return false;
+	n = frame_take(&p->frames, ZPOOL_STEP, &first);
+	if (n == 0)
+		return false;
+	p->pmap->ops->frame_drop(p->pmap, first, n);
+	hole_give(&p->frames, first, n);
+	budget_uncharge(&p->budget, n * PAGE_SIZE);
+	return true;
+}
+
+bool
+tier_store(struct service *s, struct page *pg, uint64_t hash)
+{
+	struct pager *p = s->p;
+	struct tier *t = &p->tier;
+	struct anon *an = pg->anon;
+	const unsigned shard = pg->shard;
+	const uintptr_t va = pg->va;
+	zref_t ref;
+	int r;
+
+	/* Then it is to become smaller, and not to take what others wait for. */
+	if (atomic_load(&p->starved) > 0)
+		return false;
+	do
+		r = zpool_store(&t->pool, s->codec, pmap_frame(p->pmap, pg->frame),
+				(uint64_t)(uintptr_t)an, &ref);
+	while (r == -ENOSPC && make_room(p));
+	if (r < 0)
+		return false;
+	pthread_mutex_lock(&p->pages.lock);
+	policy_evicted(&p->pages.policy, page_no(&p->pages, pg), page_key(pg));
+	pthread_mutex_unlock(&p->pages.lock);
+	if (pg->slot != SLOT_NONE)
+		swap_free(&p->swap, pg->slot, 1);
+	an->hash = hash;
+	an->loc = ref;
+	atomic_store_explicit(&an->kind, ANON_ZIP, memory_order_relaxed);
+	atomic_fetch_add(&t->nzipped, 1);
+	atomic_fetch_add_explicit(&p->nreclaimed, 1, memory_order_relaxed);
+	count(s, C_ZIPPED, 1);
+	frame_give(&p->frames, pg->frame, 1);
+	page_free(&p->pages, pg);
+	page_unbusy(p, an, shard, va);
+	return true;
+}
+
+/* --- write-back --- */
+
+struct claims {
+	unsigned n;
+	struct anon *anon[CLUSTER_MAX];
+};
+
+/* => the pool is locked: the anon is there, for its entry is freed before it is */
+static bool
+claim(void *ctx, zref_t ref, uint64_t owner)
+{
+	struct anon *an = (struct anon *)(uintptr_t)owner; // NOLINT(performance-no-int-to-ptr)
+	struct claims *c = ctx;
+
+	if (!anon_trybusy_loose(an))
+		return false;
+	assert(atomic_load(&an->kind) == ANON_ZIP && an->loc == ref);
+	(void)ref;
+	c->anon[c->n++] = an;
+	return true;
+}
+
+/* What is to be written, in its frame.  False: it is not what was put there: who touches it is told. */
+static bool
+unpack(struct service *s, const struct anon *an, frame_t f)
+{
+	struct pager *p = s->p;
+	void *page = pmap_frame(p->pmap, f);
+
+	return zpool_get(&p->tier.pool, s->codec, an->loc, page, ZPOOL_WRITE_BACK) == 0 &&
+	       hash_page(p->hash_seed, page) == an->hash;
+}
+
+bool
+tier_write_back(struct service *s)
+{
+	struct pager *p = s->p;
+	struct tier *t = &p->tier;
+	struct claims c = { 0 };
+	struct request *req;
+	frame_t f[CLUSTER_MAX];
+	size_t excess, got;
+	unsigned nf, n = 0;
+	slot_t first;
+
+	excess = zpool_excess(&t->pool, t->tune.target - t->tune.target / MARGIN);
+	if (excess == 0 || s->free_writes == NULL)
+		return false;
+	nf = frames_obtain(p, CLUSTER_MAX, f);
+	if (nf == 0)
+		return false;
+	c.n = 0;
+	zpool_oldest(&t->pool, nf, (size_t)4 * CLUSTER_MAX, claim, &c);
+	for (unsigned i = 0; i < c.n; i++) {
+		if (unpack(s, c.anon[i], f[n]))
+			c.anon[n++] = c.anon[i];
+		else
+			anon_unbusy(&p->waitqs, c.anon[i]);
+	}
+	got = n > 0 ? swap_slots_take(p, n, &first) : 0;
+	for (size_t i = got; i < n; i++)
+		anon_unbusy(&p->waitqs, c.anon[i]);
+	frames_release(p, f + got, nf - (unsigned)got);
+	if (got == 0) {
+		if (n > 0)
+			pageout_backoff(&p->write_again, &p->write_backoff);
+		return false;
+	}
+	req = request_get(s, REQ_PAGEOUT);
+	assert(req != NULL);
+	req->n = (unsigned)got;
+	req->source = NULL;
+	req->back = true;
+	for (unsigned i = 0; i < got; i++) {
+		req->anon[i] = c.anon[i];
+		req->frame[i] = f[i];
+	}
+	request_fill_frames(p, req, f, SWAP_WRITE, first);
+	atomic_fetch_add(&t->writing, 1);
+	count(s, C_WRITES, 1);
+	count(s, C_WRITE_BYTES, got * PAGE_SIZE);
+	trace_add(&s->trace, now_ns(), TRACE_SWAP_WRITE, first, (uint32_t)got);
+	request_submit(s, req);
+	return true;
+}
+
+void
+tier_written(struct service *s, struct request *req)
+{
+	struct pager *p = s->p;
+	struct tier *t = &p->tier;
+	const bool ok = req->io.result == 0;
+
+	for (unsigned i = 0; i < req->n; i++) {
+		struct anon *an = req->anon[i];
+		const slot_t slot = req->io.slot + i;
+
+		if (ok) {
+			zpool_free(&t->pool, an->loc);
+			an->loc = slot;
+			atomic_store_explicit(&an->kind, ANON_SWAP, memory_order_relaxed);
+			atomic_fetch_sub(&t->nzipped, 1);
+			atomic_fetch_add(&p->nswapped, 1);
+			atomic_fetch_add_explicit(&t->nback, 1, memory_order_relaxed);
+			tier_left(p, an);
+		} else {
+			swap_free(&p->swap, slot, 1);
+		}
+		anon_unbusy(&p->waitqs, an);
+	}
+	frames_release(p, req->frame, req->n);
+	req->back = false;
+	atomic_fetch_sub(&t->writing, 1);
+	pageout_written(s, req, ok);
+	request_put(s, req);
+	services_kick(p, s);
+}
+
+/* --- how large it is to be --- */
+
+void
+tier_left(struct pager *p, const struct anon *an)
+{
+	struct tier *t = &p->tier;
+
+	if (t->kind == UP_COMPRESS_NONE)
+		return;
+	pthread_mutex_lock(&t->lock);
+	ghost_add(&t->ghost, (uint64_t)(uintptr_t)an);
+	pthread_mutex_unlock(&t->lock);
+}
+
+void
+tier_missed(struct pager *p, const struct anon *an)
+{
+	struct tier *t = &p->tier;
+
+	if (t->kind == UP_COMPRESS_NONE)
+		return;
+	pthread_mutex_lock(&t->lock);
+	if (ghost_take(&t->ghost, (uint64_t)(uintptr_t)an) != GHOST_UNKNOWN)
+		atomic_fetch_add_explicit(&t->nlost, 1, memory_order_relaxed);
+	pthread_mutex_unlock(&t->lock);
+}
+
+bool
+tier_may_yield(struct pager *p)
+{
+	return tier_bytes(p) > p->tier.tune.min;
+}
+
+bool
+tier_yield(struct pager *p, size_t bytes)
+{
+	struct tier *t = &p->tier;
+	const size_t has = tier_bytes(p), less = MAX(bytes, has / 8);
+
+	if (t->kind == UP_COMPRESS_NONE)
+		return false;
+	if (has > t->tune.min && t->tune.target > t->tune.min) {
+		t->tune.target = MIN(t->tune.target, has > less ? has - less : 0);
+		t->tune.target = MAX(t->tune.target, t->tune.min);
+		zpool_set_limit(&t->pool, t->tune.target);
+	}
+	return zpool_shrink(&t->pool, bytes) > 0;
+}
+
+void
+tier_tune(struct pager *p)
+{
+	struct tier *t = &p->tier;
+	const bool lz4 = t->kind == UP_COMPRESS_LZ4;
+	const uint64_t now = now_ns();
+	struct ztune_counts at, c;
+	struct ztune_state state;
+	struct zpool_stats st;
+
+	if (now - t->tuned < TUNE_NS)
+		return;
+	t->tuned = now;
+	zpool_stats(&t->pool, &st);
+	at = (struct ztune_counts){
+		.hits = st.count.hits,
+		.hits_old = st.count.hits_old,
+		.lost = atomic_load(&t->nlost),
+		.soft = pager_total(p, C_FAULT + UP_FAULT_SOFT),
+		.stored = st.count.stored + st.count.rejected,
+		.reads = pager_total(p, C_READ_BYTES) >> PAGE_SHIFT,
+	};
+	c = (struct ztune_counts){
+		.hits = at.hits - t->before.hits,
+		.hits_old = at.hits_old - t->before.hits_old,
+		.lost = at.lost - t->before.lost,
+		.soft = at.soft - t->before.soft,
+		.stored = at.stored - t->before.stored,
+		.reads = at.reads - t->before.reads,
+	};
+	t->before = at;
+	state = (struct ztune_state){
+		.pool = st.pool,
+		.entries = st.entries,
+		.ghosts = t->nghosts,
+		.staged = page_count_locked(&p->pages, Q_INACTIVE) << PAGE_SHIFT,
+		.hit_ns = lz4 ? HIT_NS_LZ4 : HIT_NS_ZSTD,
+		.read_ns = READ_NS,
+		.store_ns = lz4 ? STORE_NS_LZ4 : STORE_NS_ZSTD,
+	};
+	if (ztune_step(&t->tune, &c, &state) != ZTUNE_KEEP)
+		zpool_set_limit(&t->pool, t->tune.target);
+}

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * tier.h (private): the compressed tier, between frames and swap.
+ *
+ *	            launder: it compresses
+ *	INACTIVE --------------------------> ZIP: in the pool, no frame, no slot
+ *	  ^   |                               |   |
+ *	  |   | it does not, or the pool      |   | the oldest, when the pool is as large as it may be
+ *	  |   | is full: as without a tier    |   v
+ *	  |   +----------------------------> SWAP <--- write-back: decompressed, checked, written in clusters
+ *	  |                                       |
+ *	  +------- tier_in(): decompressed, checked; the entry goes ---+
+ *
+ * A page is in one place at a time: what comes back from the pool has no copy there, and is compressed again if it leaves again.  A page
+ * whose slot still has the same bytes leaves for nothing, by way of CLEAN, as without a tier, unless the pool has room for it.
+ *
+ * Memory: entries are charged to the budget page by page (zpool.h).  What the pool may have is decided ten times a second by
+ * what its bytes and the frames' have earned (ztune.h).
+ *
+ * Write-back works on anons, not on pages: an anon that it has claimed is busy and marked ANON_LOOSE, since nobody knows by
+ * what address it is waited for.
+ */
+#ifndef UP_TIER_H
+#define UP_TIER_H
+
+#include "swap/zpool.h"
+#include "swap/ztune.h"
+#include "vm/ghost.h"
+
+struct anon;
+struct pager;
+struct page;
+struct leaf;
+struct request;
+struct service;
+
+struct tier {
+	enum up_compression kind; /* (c) NONE: there is no tier, and nothing below is valid */
+	struct zpool pool;
+	atomic_size_t nzipped;	/* anons of kind ZIP */
+	atomic_uint writing;	/* write-backs in flight */
+	pthread_mutex_t lock;	/* innermost */
+	struct ghost ghost;	/* (lock) anons that went to the disk lately */
+	_Atomic uint64_t nlost; /* of those, read again */
+	_Atomic uint64_t nback; /* pages written back, ever */
+	struct wired_array ghosts;
+	size_t nghosts; /* (c) */
+	/* (pageout_lock) */
+	struct ztune tune;
+	uint64_t tuned; /* when, ns */
+	struct ztune_counts before;
+};
+
+/* Bytes of budget that a runtime of this kind takes at once, for n threads: so that too small a limit is refused. */
+size_t tier_overhead(enum up_compression kind, unsigned n);
+/* max: bytes; 0: two thirds of the limit.  0 or -ENOMEM; nothing is left then.  => p->tier.kind is set, the arena and the budget are there */
+int tier_init(struct pager *p, size_t max);
+void tier_fini(struct pager *p);
+/* What a thread needs to compress; NULL: no memory.  Nothing to undo but the array. */
+struct codec_state *tier_codec(struct pager *p, struct wired_array *mem);
+
+/* Bytes of the budget that the pool has. */
+size_t tier_bytes(struct pager *p);
+
+/*
+ * A page that is to leave memory, staged until now, with the hash of its content.  => busy, in TRANSIT, with a frame; its slot, if any, goes
+ * => true: it is in the pool, its frame is free, and it is not busy any more.  False: nothing has happened.
+ */
+bool tier_store(struct service *s, struct page *pg, uint64_t hash);
+/* True if pages that are clean in swap may as well be kept here. */
+bool tier_has_room(struct pager *p);
+/* Write the oldest back if the pool has more than it may.  True if something was begun. */
+bool tier_write_back(struct service *s);
+void tier_written(struct service *s, struct request *req);
+/* Metadata needs so much of what it has: give back what is free, and have the rest written back.  True if some came free.  => pageout_lock */
+bool tier_yield(struct pager *p, size_t bytes);
+bool tier_may_yield(struct pager *p);
+/* Time to think about how large it should be.  => pageout_lock held */
+void tier_tune(struct pager *p);
+/* This anon is in swap only, now; this one is read from there. */
+void tier_left(struct pager *p, const struct anon *an);
+void tier_missed(struct pager *p, const struct anon *an);
+
+#endif

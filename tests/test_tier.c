@@ -1,0 +1,410 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * test_tier.c: pages through the compressed tier, over the simulated kernel: where they go, what comes back, and what is told if
+ * it does not.  The pool itself is test_zpool.c's.
+ */
+#include "scene.h"
+
+#define PAGE(i) (va + (size_t)(i)*PAGE_SIZE)
+#define N 128
+
+static void
+tier_scene(enum up_compression kind, uint64_t limit)
+{
+	scene((struct rig_config){
+		.seed = 1, .memory = 4 << 20, .compression = kind, .compress_limit = limit });
+}
+
+static size_t
+zipped(void)
+{
+	return rig_stats(r).compressed / PAGE_SIZE;
+}
+
+static bool
+is_zipped(uintptr_t va)
+{
+	return anon_at(va) != NULL && anon_at(va)->kind == ANON_ZIP;
+}
+
+/*
+ * Everything leaves memory, as swap_out() has it, but with some room at any time: the pool has to grow.  `steps`: as long as there is
+ * something to do, and no longer than that.
+ */
+static void
+push_out(unsigned steps)
+{
+	const size_t leave = 8;
+
+	for (unsigned k = 0; k < steps; k++) {
+		struct budget *b = &r->p->budget;
+		size_t room = (b->limit - atomic_load(&b->used)) / PAGE_SIZE, n;
+		frame_t first;
+
+		if (room > leave && budget_charge(b, (room - leave) * PAGE_SIZE))
+			scene_taken += (room - leave) * PAGE_SIZE;
+		while (frames_nfree(&r->p->frames) > leave &&
+		       (n = frame_take(&r->p->frames,
+				       MIN(frames_nfree(&r->p->frames) - leave, CLUSTER_MAX),
+				       &first)) > 0) {
+			for (size_t i = 0; i < n; i++)
+				scene_held[scene_nheld++] = first + (frame_t)i;
+		}
+		atomic_store(&r->p->pageout_on, true);
+		r->p->pages.policy.queue[PQ_MAIN].n += SCENE_YOUNGER;
+		rig_step(r);
+		r->p->pages.policy.queue[PQ_MAIN].n -= SCENE_YOUNGER;
+		rig_settle(r);
+		hold_frames(true);
+		frames_release(r->p, scene_held + scene_nheld - MIN(scene_nheld, leave),
+			       (unsigned)MIN(scene_nheld, leave));
+		scene_nheld -= MIN(scene_nheld, leave);
+		if (rig_stats(r).resident + rig_stats(r).staged == 0)
+			break;
+	}
+	unsqueeze();
+	frames_release(r->p, scene_held, (unsigned)scene_nheld);
+	scene_nheld = 0;
+	rig_step(r);
+}
+
+static void
+zip_out(void)
+{
+	push_out(1000);
+	rig_settle(r);
+	cr_assert(zero(u64, rig_stats(r).resident + rig_stats(r).staged));
+}
+
+/* Half a page of noise, which lz4 halves; its number is in it. */
+static void
+put_half(uintptr_t va, uint64_t number)
+{
+	uint64_t w[PAGE_SIZE / 8] = { 0 };
+
+	for (unsigned i = 0; i < ARRAY_SIZE(w) / 2; i++)
+		w[i] = word_of(number * 1000003, i) * 0x9e3779b97f4a7c15u;
+	w[0] = number;
+	cr_assert(eq(int, rig_touch(r, 0, va, true, w, 0, sizeof w), SIM_OK));
+}
+
+static void
+check_half(uintptr_t va, uint64_t number)
+{
+	uint64_t w[PAGE_SIZE / 8] = { 0 };
+
+	cr_assert(eq(int, rig_touch(r, 0, va, false, w, 0, sizeof w), SIM_OK));
+	cr_assert(eq(u64, w[0], number));
+	for (unsigned i = 1; i < ARRAY_SIZE(w); i++)
+		cr_assert(eq(u64, w[i],
+			     i < ARRAY_SIZE(w) / 2
+				     ? word_of(number * 1000003, i) * 0x9e3779b97f4a7c15u
+				     : 0));
+}
+
+static uintptr_t
+all_zipped(enum up_compression kind)
+{
+	uintptr_t va;
+
+	tier_scene(kind, 0);
+	va = map_random(N);
+	for (unsigned i = 0; i < N; i++)
+		put_half(PAGE(i), i);
+	zip_out();
+	cr_assert(eq(sz, zipped(), N));
+	return va;
+}
+
+Test(tier, pages_go_there_and_not_to_the_disk_and_come_back)
+{
+	const enum up_compression kinds[] = { UP_COMPRESS_LZ4, UP_COMPRESS_ZSTD };
+
+	for (unsigned k = 0; k < 2; k++) {
+		const uintptr_t va = all_zipped(kinds[k]);
+		struct up_stats st = rig_stats(r);
+
+		cr_assert(zero(u64, st.swap_writes + st.swapped));
+		cr_assert(eq(u64, st.pages_compressed, N));
+		cr_assert(lt(u64, st.compressed_pool, N * PAGE_SIZE * 2 / 3));
+		cr_assert(gt(u64, st.compressed_pool, N * PAGE_SIZE / 3));
+		cr_assert(eq(uint, residency(va), UP_PAGE_COMPRESSED));
+		for (unsigned i = 0; i < N; i++)
+			check_half(PAGE(i), i);
+		st = rig_stats(r);
+		cr_assert(zero(u64, st.swap_reads + st.compressed));
+		cr_assert(eq(u64, st.pages_decompressed, N));
+		over();
+	}
+}
+
+Test(tier, of_one_word_takes_no_room)
+{
+	uint64_t w[PAGE_SIZE / 8];
+	uintptr_t va;
+
+	tier_scene(UP_COMPRESS_LZ4, 0);
+	va = map_random(N);
+	for (unsigned k = 0; k < ARRAY_SIZE(w); k++)
+		w[k] = 0x5a5a5a5a;
+	for (unsigned i = 0; i < N; i++)
+		cr_assert(eq(int, rig_touch(r, 0, PAGE(i), true, w, 0, sizeof w), SIM_OK));
+	zip_out();
+	cr_assert(eq(sz, zipped(), N));
+	cr_assert(zero(u64, rig_stats(r).compressed_pool));
+	for (unsigned i = 0; i < N; i++) {
+		uint64_t got[PAGE_SIZE / 8];
+
+		cr_assert(eq(int, rig_touch(r, 0, PAGE(i), false, got, 0, sizeof got), SIM_OK));
+		cr_assert(zero(int, memcmp(w, got, sizeof w)));
+	}
+	over();
+}
+
+Test(tier, what_does_not_compress_goes_to_swap_as_ever)
+{
+	uintptr_t va;
+	uint64_t w[PAGE_SIZE / 8], x = 1;
+
+	tier_scene(UP_COMPRESS_LZ4, 0);
+	va = map_random(N);
+	for (unsigned i = 0; i < N; i++) {
+		for (unsigned k = 0; k < ARRAY_SIZE(w); k++) {
+			x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+			w[k] = x;
+		}
+		cr_assert(eq(int, rig_touch(r, 0, PAGE(i), true, w, 0, sizeof w), SIM_OK));
+	}
+	zip_out();
+	cr_assert(zero(sz, zipped()));
+	all_are(va, N, SWAPPED);
+	cr_assert(eq(u64, rig_stats(r).swap_write_bytes, N * PAGE_SIZE));
+	over();
+}
+
+Test(tier, the_oldest_are_written_back_when_it_is_full)
+{
+	const unsigned n = 2048;
+	struct up_stats st;
+	uintptr_t va;
+	unsigned young = 0;
+
+	/* Of 256 KiB, about 120 pages. */
+	tier_scene(UP_COMPRESS_LZ4, 256 << 10);
+	va = map_random(n);
+	for (unsigned i = 0; i < n; i++)
+		put_half(PAGE(i), i);
+	rig_settle(r);
+	st = rig_stats(r);
+	cr_assert(gt(u64, st.pages_written_back, n / 16));
+	cr_assert(le(u64, st.compressed_pool, 256 << 10));
+	cr_assert(gt(sz, zipped(), 32));
+	for (unsigned i = 0; i < n; i++)
+		young += is_zipped(PAGE(i)) && i > n / 4;
+	cr_assert(gt(sz, 2 * young, zipped()), "old ones stayed");
+	/* In clusters. */
+	cr_assert(gt(u64, st.swap_write_bytes / st.swap_writes, 8 * PAGE_SIZE));
+	for (unsigned i = 0; i < n; i++)
+		check_half(PAGE(i), i);
+	over();
+}
+
+Test(tier, a_page_that_is_being_written_back_is_waited_for)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+	unsigned busy = 0;
+	uint64_t w;
+
+	/* It is to be half as large. */
+	r->p->tier.tune.target = tier_bytes(r->p) / 2;
+	zpool_set_limit(&r->p->tier.pool, r->p->tier.tune.target);
+	sim_disk_hold(r->disk, SWAP_WRITE);
+	cr_assert(tier_write_back(r->p->service[0]));
+	while (busy < N && (atomic_load(&anon_at(PAGE(busy))->bits) & ANON_BUSY) == 0)
+		busy++;
+	cr_assert(lt(uint, busy, N), "none is being written back");
+	cr_assert(is_zipped(PAGE(busy)));
+	/* Parked, for nobody would wake it by its address. */
+	cr_assert(eq(int, sim_touch(r->pm, 1, PAGE(busy), false, &w, 0, 8), SIM_FAULT));
+	rig_step(r);
+	cr_assert(eq(int, sim_touch(r->pm, 1, PAGE(busy), false, &w, 0, 8), SIM_FAULT));
+	cr_assert(eq(uint, r->p->service[0]->nparked, 1));
+	sim_disk_release(r->disk, SWAP_WRITE);
+	rig_settle(r);
+	cr_assert(eq(int, sim_touch(r->pm, 1, PAGE(busy), false, &w, 0, 8), SIM_OK));
+	cr_assert(eq(u64, w, busy));
+	cr_assert(gt(u64, rig_stats(r).pages_written_back, 0));
+	for (unsigned i = 0; i < N; i++)
+		check_half(PAGE(i), i);
+	over();
+}
+
+Test(tier, a_write_back_that_fails_loses_nothing)
+{
+	const unsigned n = 512;
+	uintptr_t va;
+
+	tier_scene(UP_COMPRESS_LZ4, 256 << 10);
+	va = map_random(n);
+	for (unsigned i = 0; i < n; i++)
+		put_half(PAGE(i), i);
+	for (unsigned k = 0; k < 20; k++) {
+		sim_fail_nth(&r->f, 1 + k % 3, SIM_BIT(SIM_WRITE), -EIO);
+		push_out(20);
+		rig_settle(r);
+		sim_fail_disarm(&r->f);
+	}
+	cr_assert(gt(u64, rig_stats(r).swap_write_errors, 0));
+	for (unsigned i = 0; i < n; i++)
+		check_half(PAGE(i), i);
+	over();
+}
+
+/* A bit of what is in the pool, somewhere in its middle. */
+static void
+damage(void)
+{
+	struct zpool *zp = &r->p->tier.pool;
+
+	zp->base[zp->pool / 2] ^= 4;
+}
+
+Test(tier, damage_is_told_to_who_touches_the_page_and_to_nobody_else)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+	struct up_stats st;
+	unsigned lost = 0;
+
+	damage();
+	for (unsigned i = 0; i < N; i++) {
+		uint64_t w;
+
+		if (rig_touch(r, 0, PAGE(i), false, &w, 0, 8) == SIM_SIGBUS)
+			lost++;
+		else
+			check_half(PAGE(i), i);
+	}
+	cr_assert(eq(uint, lost, 1));
+	st = rig_stats(r);
+	cr_assert(eq(u64, st.checksum_errors, 1));
+	cr_assert(eq(u64, st.lost, PAGE_SIZE));
+	cr_assert(not(zero(ptr, strstr(r->log[(r->nlog - 1) % ARRAY_SIZE(r->log)], "compressed"))));
+	over();
+}
+
+Test(tier, damage_is_not_written_back)
+{
+	const unsigned n = 512;
+	uintptr_t va;
+	unsigned lost = 0;
+
+	tier_scene(UP_COMPRESS_LZ4, 256 << 10);
+	va = map_random(n);
+	for (unsigned i = 0; i < 64; i++)
+		put_half(PAGE(i), i);
+	zip_out();
+	cr_assert(ge(sz, zipped(), 32));
+	damage();
+	for (unsigned i = 64; i < n; i++)
+		put_half(PAGE(i), i);
+	zip_out();
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t w;
+
+		if (rig_touch(r, 0, PAGE(i), false, &w, 0, 8) == SIM_SIGBUS)
+			lost++;
+		else
+			check_half(PAGE(i), i);
+	}
+	cr_assert(eq(uint, lost, 1));
+	over();
+}
+
+Test(tier, discarded_and_unmapped_while_compressed)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+
+	advise(PAGE(10), 10, UP_ADVICE_DONTNEED);
+	cr_assert(eq(sz, zipped(), N - 10));
+	for (unsigned i = 10; i < 20; i++)
+		check_zeros(PAGE(i));
+	check_half(PAGE(20), 20);
+	unmap(va, N);
+	cr_assert(zero(sz, zipped()));
+	over();
+}
+
+Test(tier, a_stream_unpacks_many_at_a_time)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+
+	advise(va, N, UP_ADVICE_SEQUENTIAL);
+	seen();
+	for (unsigned i = 0; i < N; i++)
+		check_half(PAGE(i), i);
+	expect(SOFT(N / ZIP_RUN_MAX));
+	over();
+}
+
+Test(tier, prefaulted_and_wanted_soon)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+
+	advise(va, 32, UP_ADVICE_WILLNEED);
+	rig_settle(r);
+	all_are(va, 32, MAPPED);
+	cr_assert(zero(int, up_prefault(r->rt, (void *)PAGE(32), 32 * PAGE_SIZE, 0)));
+	all_are(PAGE(32), 32, MAPPED);
+	for (unsigned i = 0; i < N; i++)
+		check_half(PAGE(i), i);
+	over();
+}
+
+Test(tier, a_clone_sees_what_is_compressed)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+	void *copy;
+
+	cr_assert(zero(int, up_clone(r->rt, (void *)va, N * PAGE_SIZE, &copy)));
+	put_half(PAGE(3), 1003);
+	for (unsigned i = 0; i < N; i++)
+		check_half((uintptr_t)copy + i * PAGE_SIZE, i);
+	check_half(PAGE(3), 1003);
+	for (unsigned i = 4; i < N; i++)
+		check_half(PAGE(i), i);
+	zip_out();
+	for (unsigned i = 0; i < N; i++)
+		check_half((uintptr_t)copy + i * PAGE_SIZE, i);
+	over();
+}
+
+Test(tier, metadata_that_is_short_gets_the_pools_memory)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+	const size_t had = tier_bytes(r->p);
+
+	/* Half of the entries go, and leave holes. */
+	for (unsigned i = 0; i < N; i += 2)
+		advise(PAGE(i), 1, UP_ADVICE_DONTNEED);
+	squeeze(0);
+	pager_starved(r->p, METADATA_STEP);
+	rig_step(r);
+	cr_assert(lt(sz, tier_bytes(r->p), had));
+	unsqueeze();
+	for (unsigned i = 1; i < N; i += 2)
+		check_half(PAGE(i), i);
+	over();
+}
+
+Test(tier, limits_and_kinds_that_are_none_are_refused)
+{
+	int err;
+
+	cr_assert(zero(ptr, rig_try(&(struct rig_config){ .compression = 3 }, &err)));
+	cr_assert(eq(int, err, -EINVAL));
+	cr_assert(zero(ptr, rig_try(&(struct rig_config){ .memory = 4 << 20,
+							  .compression = UP_COMPRESS_LZ4,
+							  .compress_limit = 5 << 20 },
+				    &err)));
+	cr_assert(eq(int, err, -EINVAL));
+}
