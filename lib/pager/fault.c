@@ -24,6 +24,7 @@
 #include <string.h>
 
 #include "base/hash.h"
+#include "base/probe.h"
 #include "foreign.h"
 #include "pager/source.h"
 
@@ -79,13 +80,15 @@ struct fault {
 	unsigned run_max;  /* pages from here to the end of entry or leaf */
 };
 
-void
+PROBE_ONCE void
 fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, uint64_t t0)
 {
 	const uint64_t now = now_ns();
+	const uint64_t ns = now > t0 ? now - t0 : 0;
 
 	count(s, C_FAULT + kind, 1);
-	histogram_add(&s->latency[kind], now > t0 ? now - t0 : 0);
+	histogram_add(&s->latency[kind], ns);
+	PROBE3(fault__end, va, kind, ns);
 	trace_add(&s->trace, now, (enum trace_kind)(TRACE_FAULT_MINOR + kind), va, 1);
 }
 
@@ -104,6 +107,7 @@ fault_sigbus(struct service *s, unsigned shard, uintptr_t va)
 		p->pmap->ops->wake(p->pmap, shard, va, 1);
 	}
 	count(s, C_SIGBUS, 1);
+	PROBE1(fault__sigbus, va);
 	trace_add(&s->trace, now_ns(), TRACE_FAULT_SIGBUS, va, 0);
 	return 0;
 }
@@ -1509,9 +1513,10 @@ handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uin
 	}
 }
 
-void
+PROBE_ONCE void
 fault_handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uint64_t t0)
 {
+	PROBE3(fault__start, va, write, s->id);
 	handle(s, space, va, write, wp, t0, true);
 }
 

@@ -12,6 +12,7 @@
 #include <errno.h>
 
 #include "base/hash.h"
+#include "base/probe.h"
 #include "pager/pager.h"
 
 /* The address of the page `i` behind the one at `va`, if that has one. */
@@ -115,6 +116,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	request_fill(p, req, SWAP_READ, slot);
 	count(s, C_READS, 1);
 	count(s, C_READ_BYTES, n * PAGE_SIZE);
+	PROBE3(swap__read, va, slot, n);
 	trace_add(&s->trace, t0, TRACE_SWAP_READ, va, n);
 	request_submit(s, req);
 	*got = n;
@@ -341,6 +343,7 @@ read_failed(struct service *s, struct request *req)
 		req->n = 1;
 		request_fill(p, req, SWAP_READ, first->slot);
 		count(s, C_READS, 1);
+		PROBE2(swap__retry, first->va, first->slot);
 		request_submit(s, req);
 		return;
 	}

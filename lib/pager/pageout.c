@@ -20,6 +20,7 @@
 #include <errno.h>
 
 #include "base/hash.h"
+#include "base/probe.h"
 #include "pager/pager.h"
 
 #define BACKOFF_MIN 1000000u /* ns after a failed write */
@@ -194,6 +195,7 @@ reclaim(struct pager *p, unsigned want)
 	}
 	if (n == 0)
 		return 0;
+	PROBE1(pageout__reclaim, n);
 	pthread_mutex_lock(&p->pages.lock);
 	for (unsigned i = 0; i < n; i++)
 		policy_evicted(&p->pages.policy, page_no(&p->pages, pg[i]), page_key(pg[i]));
@@ -363,6 +365,7 @@ stage_run(struct service *s, struct page *pg[], unsigned n)
 	assert(nhole > 0);
 	r = p->pmap->ops->remove(p->pmap, pg[0]->shard, pg[0]->va, hole, nhole, &done);
 	hole_give(&p->frames, hole + (frame_t)done, nhole - done);
+	PROBE3(pageout__stage, pg[0]->va, done, r);
 	for (unsigned i = 0; i < done; i++) {
 		assert(pg[i] != NULL);
 		an = pg[i]->anon;
@@ -491,6 +494,7 @@ drop_zero(struct service *s, struct page *pg)
 	if (pg->slot != SLOT_NONE)
 		swap_free(&p->swap, pg->slot, 1);
 	leaf_forget(p, leaf, pg->index);
+	PROBE1(pageout__zero, va);
 	frame_give(&p->frames, pg->frame, 1);
 	page_free(&p->pages, pg);
 	anon_gone(p, an, shard, va);
@@ -556,6 +560,7 @@ write_cluster(struct service *s, struct page *pg[], const uint64_t hash[], unsig
 	atomic_fetch_add(&p->laundering, got);
 	count(s, C_WRITES, 1);
 	count(s, C_WRITE_BYTES, got * PAGE_SIZE);
+	PROBE3(swap__write, pg[0]->va, first, got);
 	trace_add(&s->trace, now_ns(), TRACE_SWAP_WRITE, pg[0]->va, (uint32_t)got);
 
 	for (unsigned i = 0; i < got; i++) {
@@ -627,6 +632,7 @@ launder(struct service *s, bool *stuck)
 				page_enqueue(&p->pages, pg[i], Q_CLEAN, PAGE_STAGED);
 				page_unbusy(p, an, shard, va);
 				count(s, C_CLEAN, 1);
+				PROBE1(pageout__clean, va);
 				trace_add(&s->trace, now_ns(), TRACE_CLEAN, va, 1);
 				clean++;
 				continue;

@@ -19,6 +19,7 @@
 #include <errno.h>
 
 #include "base/hash.h"
+#include "base/probe.h"
 #include "foreign.h"
 #include "pager/pager.h"
 
@@ -249,16 +250,19 @@ services_press(struct pager *p)
 	}
 }
 
-void
+PROBE_ONCE void
 service_complete(struct service *s, struct swap_io *done)
 {
 	while (done != NULL) {
 		struct request *req = done->owner;
 
 		done = done->next;
-		if (req->source != NULL)
+		if (req->source != NULL) {
 			source_done(s, req);
-		else if (req->kind == REQ_PAGEIN)
+			continue;
+		}
+		PROBE4(swap__done, req->kind == REQ_PAGEOUT, req->io.slot, req->n, req->io.result);
+		if (req->kind == REQ_PAGEIN)
 			pagein_done(s, req);
 		else if (req->back)
 			tier_written(s, req);

@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/hash.h"
+#include "base/probe.h"
 #include "pager/source.h"
 
 /* --- references --- */
@@ -227,6 +228,7 @@ start_in(struct service *s, struct request *req)
 
 	request_fill(s->p, req, SWAP_READ, 0);
 	count(s, C_SOURCE_INS, 1);
+	PROBE3(source__read, req->page[0]->va, req->index, req->n);
 	trace_add(&s->trace, req->t0, TRACE_SWAP_READ, req->page[0]->va, req->n);
 	if (may_cancel)
 		hold(s->p, req);
@@ -571,6 +573,7 @@ source_out(struct service *s, struct page *const pg[], unsigned n)
 	atomic_fetch_add(&p->laundering, run);
 	atomic_fetch_add(&src->nwrites, 1);
 	count(s, C_SOURCE_OUTS, 1);
+	PROBE3(source__write, pg[0]->va, req->index, run);
 	trace_add(&s->trace, req->t0, TRACE_SWAP_WRITE, pg[0]->va, run);
 	for (unsigned i = 0; i < run; i++) {
 		struct anon *an = pg[i]->anon;

@@ -35,6 +35,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/probe.h"
 #include "pager/pager.h"
 
 #define WORKERS_FIRST 2 /* made with the runtime, so that there always is one */
@@ -401,6 +402,7 @@ worker_serve(struct pager *p, uintptr_t va, bool write)
 
 	if (!ours(p, va))
 		return SERVED_NOT_OURS;
+	PROBE2(fault__inline, va, write);
 	while (!over) {
 		const unsigned room = atomic_load(&p->workers.room);
 		struct worker *w = get(p);
