@@ -87,6 +87,7 @@ Test(prefault, reads_many_clusters_at_once)
 		d.write = false;
 		pthread_mutex_lock(&s->cmd_lock);
 		s->demands = &d;
+		s->ndemands = 1;
 		pthread_mutex_unlock(&s->cmd_lock);
 		for (unsigned i = 0; i < 8; i++)
 			rig_step(r);

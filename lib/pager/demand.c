@@ -214,6 +214,8 @@ demand_serve(struct service *s)
 	struct demand *d, **link;
 
 	s->demand_waits = false;
+	if (atomic_load_explicit(&s->ndemands, memory_order_relaxed) == 0)
+		return;
 	pthread_mutex_lock(&s->cmd_lock);
 	for (link = &s->demands; (d = *link) != NULL;) {
 		bool over;
@@ -227,6 +229,7 @@ demand_serve(struct service *s)
 			continue;
 		}
 		*link = d->next;
+		atomic_fetch_sub(&s->ndemands, 1);
 		d->over = true; /* the caller may return as soon as the lock is free */
 		pthread_cond_broadcast(&s->demand_over);
 	}
@@ -246,6 +249,7 @@ demand_end(struct service *s)
 		d = next;
 	}
 	s->demands = NULL;
+	atomic_store(&s->ndemands, 0);
 	pthread_cond_broadcast(&s->demand_over);
 	pthread_mutex_unlock(&s->cmd_lock);
 }
@@ -267,6 +271,7 @@ demand_of(struct pager *p, struct service *s, struct demand *d)
 	for (link = &s->demands; *link != NULL; link = &(*link)->next)
 		;
 	*link = d;
+	atomic_fetch_add(&s->ndemands, 1);
 	s->io->ops->kick(
 		s->io); /* under the lock: until it has taken this one out, the service is there */
 	pthread_mutex_unlock(&s->cmd_lock);

@@ -247,9 +247,9 @@ struct demand {
 	int result;
 };
 
-/* Ranges that callers leave to a service, oldest first; all (cmd_lock). */
+/* Ranges that callers leave to a service, oldest first; all (cmd_lock).  The service may look whether there are any without it: a kick follows. */
 struct todo {
-	unsigned n;
+	atomic_uint n;
 	struct {
 		uintptr_t va, end;
 	} range[CMD_MAX];
@@ -306,6 +306,7 @@ struct service {
 	unsigned nhanded_out;	   /* those of them that are page-outs */
 
 	struct demand *demands;	    /* (cmd_lock) oldest first; only the service takes them out */
+	atomic_uint ndemands;	    /* (cmd_lock) to change */
 	pthread_cond_t demand_over; /* (cmd_lock) */
 	bool demand_waits;	    /* one could not go on: look again soon */
 };

@@ -202,6 +202,8 @@ todo_first(struct service *s, struct todo *t, uintptr_t *va, uintptr_t *end)
 {
 	bool any;
 
+	if (atomic_load_explicit(&t->n, memory_order_relaxed) == 0)
+		return false;
 	pthread_mutex_lock(&s->cmd_lock);
 	any = t->n > 0;
 	if (any) {
