@@ -1783,14 +1783,14 @@ open_files(void)
 }
 
 static void
-creating_with(enum policy_kind policy)
+creating_with(enum policy_kind policy, enum up_delivery delivery)
 {
 	unsigned nth = 0;
 	bool failed = true;
 
 	while (failed) {
-		struct rig *r =
-			rig_prepare(&(struct rig_config){ .services = 2, .policy = policy });
+		struct rig *r = rig_prepare(&(struct rig_config){
+			.services = 2, .policy = policy, .delivery = delivery });
 		const unsigned files = open_files();
 		uintptr_t va;
 
@@ -1817,7 +1817,12 @@ creating_with(enum policy_kind policy)
 Test(failing, creating_a_runtime)
 {
 	for (unsigned policy = 0; policy < POLICY_KINDS; policy++)
-		creating_with(policy);
+		creating_with(policy, UP_DELIVER_SERVICE);
+}
+
+Test(failing, creating_a_runtime_whose_threads_serve_themselves)
+{
+	creating_with(POLICY_S3FIFO, UP_DELIVER_INLINE);
 }
 
 /* What a kernel refuses for a moment only; that munmap() of a whole VMA is refused is not known. */
