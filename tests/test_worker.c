@@ -57,16 +57,20 @@ workers_are_back(void)
 /* --- what happens while somebody waits --- */
 
 static unsigned waits, act_at;
-static void (*act)(void);
+static void (*act)(void), (*act_after)(void);
 
-/* The services go on, and at the act_at-th time something happens before. */
+/* The services go on, and at the act_at-th time something happens before, or after. */
 static void
 stand_by(void *ctx)
 {
-	if (++waits == act_at && act != NULL)
+	const bool now = ++waits == act_at;
+
+	if (now && act != NULL)
 		act();
 	cr_assert(lt(uint, waits, LOOKS_MAX), "it waits for ever");
 	rig_step(ctx);
+	if (now && act_after != NULL)
+		act_after();
 }
 
 /* Nobody but the thread itself does anything. */
@@ -84,6 +88,7 @@ meanwhile(unsigned at, void (*fn)(void))
 	waits = 0;
 	act_at = at;
 	act = fn;
+	act_after = NULL;
 	r->p->idle = stand_by;
 }
 
@@ -468,6 +473,27 @@ discard_some(void)
 	advise(swap_filler, 1, UP_ADVICE_DONTNEED);
 }
 
+Test(worker, an_overcommitted_page_that_is_lost_in_time_gives_its_promise_back)
+{
+	uintptr_t va;
+
+	inline_scene((struct rig_config){ .fault_timeout_ms = 5 });
+	va = fill_swap(8);
+	swap_out();
+	squeeze(0);
+	hold_frames(true);
+	cr_assert(eq(u64, rig_stats(r).reserve_used, 8 * PAGE_SIZE));
+	meanwhile(0, NULL);
+	cr_assert(eq(int, touch(va, false), SIM_SIGBUS));
+	as_usual();
+	cr_assert(eq(u64, rig_stats(r).reserve_used, 7 * PAGE_SIZE));
+	give_room();
+	check_pages(PAGE(1), 7, 101);
+	unmap(va, 8);
+	cr_assert(zero(u64, rig_stats(r).reserve_used));
+	over();
+}
+
 Test(worker, an_overcommitted_page_is_not_lost_if_there_is_swap_by_then)
 {
 	uintptr_t va;
@@ -504,6 +530,35 @@ Test(worker, without_metadata_promised_an_overcommitted_page_is_sigbus)
 	/* No anon says so: the entry does.  Its other pages can be had, and it itself once it is discarded. */
 	check_page(PAGE(6), 6);
 	advise(PAGE(5), 1, UP_ADVICE_DONTNEED);
+	check_page(PAGE(5), 5);
+	up_object_unref(custom);
+	over();
+}
+
+/* Somebody else asks, and gets it; and it is on its way out again. */
+static void
+bring_in_and_stage(void)
+{
+	discard_some();
+	check_page(custom_va + 5 * PAGE_SIZE, 5);
+	advise(custom_va + 5 * PAGE_SIZE, 1, UP_ADVICE_COLD);
+	stage();
+	cr_assert(eq(int, where(custom_va + 5 * PAGE_SIZE), STAGED));
+}
+
+Test(worker, an_overcommitted_page_that_somebody_else_has_brought_in_is_not_lost)
+{
+	uintptr_t va;
+
+	inline_scene((struct rig_config){ .swap_slots = 64 });
+	va = map_custom(UP_NORESERVE);
+	check_page(va, 0);
+	swap_filler = fill_swap(63);
+	meanwhile(1, NULL);
+	act_after = bring_in_and_stage; /* the service has said no by then */
+	cr_assert(eq(int, worker_serve(r->p, PAGE(5), false), SERVED));
+	as_usual();
+	cr_assert(zero(u64, rig_stats(r).fault_sigbus));
 	check_page(PAGE(5), 5);
 	up_object_unref(custom);
 	over();
