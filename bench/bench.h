@@ -7,17 +7,20 @@
  *	janitor.c      a process that outlives the rest; takes down swap, cgroup and files
  *	report.c       series of values, the table, the JSON
  *	host.c         what machine this is
- *	patterns.c     the data, and fill / sequential read / random read / random write over it
+ *	patterns.c     the data, and the patterns over it, by one thread or by several
  *	floor.c        the raw floor: bare poll + read + UFFDIO_COPY
  *	inline.c       threads that serve their own faults, and the floor of that
  *	paged.c        the library, called "ours" everywhere
  *	backend.c      a runtime with another replacement policy than the default
  *	policies.c     the library with one replacement policy and another
- *	kernel_swap.c  the kernel's own swap in a memory cgroup
+ *	cgroup.c       the memory cgroup that contenders are put into
+ *	kernel_swap.c  the kernel's own swap in a memory cgroup, also with zswap in front of it, and on zram
  *	mmap_file.c    a mapped file in the same cgroup
- *	meta.c         metadata per page, mapping 1 TiB
+ *	program.c      other programs: fio, and a real one, the external sort
+ *	meta.c         metadata per page, mapping 1 TiB, faults among many entries and in a sparse region
  *	clone.c        up_clone(), and what a thousand of them leave behind
  *	disk.c         the disk alone
+ *	plot.c         the table as pictures, by gnuplot
  *
  * A forked child for each measurement, rather than all of them in one process: a contender can
  * hang, be killed by the kernel or corrupt itself without taking the run along, its memory can
@@ -39,27 +42,53 @@
 #define POOL_SIZE ((size_t)1 << 20)
 #define ROUNDS_MAX 64
 #define VALUES_MAX 96
+#define CURVE_POINTS 101	      /* of a distribution: its percentiles, from 0 to 100 */
 #define CHECKED_PAGES ((size_t)65536) /* the most that any row outside the patterns checks */
 
 /* Where the faulting thread and the thread that serves it run. */
 enum place { PLACE_UNPINNED, PLACE_SAME_CPU, PLACE_TWO_CPUS, PLACES };
 extern const char *const place_name[PLACES];
 
-enum pattern { FILL, SEQ_READ, RAND_READ, RAND_WRITE, PATTERNS };
+enum pattern { FILL, SEQ_READ, BACKWARD, STREAMS4, RAND_READ, RAND_WRITE, ZIPF, PATTERNS };
 extern const char *const pattern_name[PATTERNS];
+
+/* What pages hold: nothing compresses; half of each page does; cut from this machine's files. */
+enum data { DATA_RANDOM, DATA_HALF, DATA_REAL, DATAS };
+extern const char *const data_name[DATAS];
+
+/* A region, its budget, and what it holds.  Who is compared with each other has the same. */
+enum scale_id { SCALE_MAIN, SCALE_REAL, SCALE_ZSWAP, SCALE_ZRAM, SCALE_SORT, SCALES };
+struct scale {
+	size_t pages;	 /* of the region in the pattern rows */
+	size_t memory;	 /* budget of the pattern rows, bytes */
+	size_t rand_ops; /* touches in a random pattern */
+	enum data data;
+	enum scale_id id;
+};
+
+/* Who runs the patterns, and how. */
+struct race {
+	const char *who; /* what the series are called by */
+	unsigned threads;
+	bool file;		/* the region is a file's */
+	bool direct;		/* ... read and written by O_DIRECT */
+	const char *compressor; /* of zswap; NULL: the kernel's default */
+	enum up_delivery delivery;
+	enum up_compression compression;
+};
 
 /* Set up once by main(), except `round`; children inherit it. */
 struct bench {
-	size_t pages;  /* of the region in the pattern rows */
-	size_t memory; /* budget of the pattern rows, bytes */
+	struct scale scale; /* of who runs now */
+	struct scale scales[SCALES];
 	unsigned rounds;
 	unsigned round; /* 0 .. rounds - 1 */
 	bool quick;
 	bool advice;	   /* tell the kernel and the library which pattern comes */
-	size_t rand_ops;   /* touches in a random pattern */
 	size_t touches;	   /* faults in a latency row */
 	unsigned deadline; /* seconds that one child may take; 0: its own default */
 	const char *json;
+	const char *plots; /* where plots go; NULL: none are wanted */
 	const char *only;
 	char dir[PATH_MAX]; /* work files live here; removed at the end */
 	int cpu[2];	    /* CPUs for pinning */
@@ -70,11 +99,15 @@ struct bench {
 	 * parent and not to a contender's cgroup.
 	 */
 	struct result *result;
-	unsigned char *pool;  /* POOL_SIZE random bytes that page contents are cut from */
-	uint32_t *generation; /* [max(pages, CHECKED_PAGES)] rewrites of a page's first word */
-	uint32_t *ns;	      /* [max(rand_ops, touches)] latencies */
+	unsigned char *pool[DATAS]; /* POOL_SIZE bytes that page contents are cut from */
+	uint32_t *
+		generation; /* [most pages of a scale, or CHECKED_PAGES] rewrites of a page's first word */
+	uint32_t *ns;	 /* [most rand_ops of a scale, or touches] latencies */
+	uint32_t *order; /* [ZIPF_OPS(most rand_ops)] pages in the order of ZIPF */
 };
 extern struct bench bench;
+
+#define ZIPF_OPS(rand_ops) ((rand_ops)*2) /* most of them are hits */
 
 static inline uint64_t
 bench_now(void)
@@ -126,6 +159,8 @@ void job_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2), noretur
 void job_note(const char *text);
 /* Sort bench.ns[0 .. n) and record PREFIX.p50, .p99 and .mean in microseconds. */
 void job_quantiles(const char *prefix, size_t n);
+/* Sort bench.ns[0 .. n) and keep its percentiles for a plot. */
+void job_curve(const char *name, size_t n);
 /* A buffer for O_DIRECT; never freed, the child ends soon. */
 void *job_buffer(size_t size);
 /* Pin the calling thread; threads that it creates inherit that. */
@@ -141,24 +176,44 @@ void work_path(char path[PATH_MAX], const char *name);
  * the fields describe.  An empty string is nothing to undo.
  */
 struct janitor_list {
-	char dir[PATH_MAX];	   /* removed with the files in it */
-	char swapfile[PATH_MAX];   /* swapoff() */
-	char cgroup[PATH_MAX];	   /* emptied and removed */
-	char rotational[PATH_MAX]; /* this queue attribute is set back ... */
-	char rotational_was[8];	   /* ... to this */
+	char dir[PATH_MAX];	 /* removed with the files in it */
+	char swapfile[PATH_MAX]; /* swapoff() */
+	char cgroup[PATH_MAX];	 /* emptied and removed */
+	char zram[16];		 /* the number of a zram device: reset and removed */
+	struct janitor_setting {
+		char path[128]; /* of a parameter that is set back ... */
+		char was[32];	/* ... to this */
+	} setting[8];
 };
 extern struct janitor_list *janitor_list; /* shared with it; fill in before the deed */
 
 bool janitor_start(void);
-void janitor_leave(void);  /* in a child: let go of the pipe */
-void janitor_finish(void); /* clean up now and wait until it is done */
+/* Set a parameter, and have it set back later.  False, and errno: it is as it was. */
+bool janitor_set(const char *path, const char *value);
+void janitor_set_back(void); /* all of them, now */
+void zram_remove(void);	     /* the device, if there is one */
+void janitor_leave(void);    /* in a child: let go of the pipe */
+void janitor_finish(void);   /* clean up now and wait until it is done */
 
 /* ---- report.c ---- */
 
 void series_add(const char *name, const char *unit, double v);
 void skip_add(const char *name, const char *reason);
+void curve_add(const char *name, const double *point); /* [CURVE_POINTS] */
 void report_print(FILE *out);
 bool report_json(const char *path);
+
+struct summary {
+	double median, min, max;
+};
+/* Of a series; false: there is none. */
+bool summarise(const char *name, struct summary *out);
+/* The medians over the rounds, point[CURVE_POINTS]; false: there is none. */
+bool curve_get(const char *name, double *point);
+
+/* ---- plot.c ---- */
+
+bool plots_make(const char *dir);
 
 /* ---- host.c ---- */
 
@@ -168,8 +223,8 @@ struct host {
 	char library[32];
 	long cpus;
 	uint64_t memory;
-	int rotational;			/* -1: unknown */
-	char rotational_path[PATH_MAX]; /* empty: unknown */
+	int rotational;		   /* -1: unknown */
+	char rotational_path[128]; /* empty: unknown */
 };
 extern struct host host;
 
@@ -184,9 +239,19 @@ struct pattern_ops {
 	void (*advise)(void *ctx, enum pattern p);
 	/* The end of a pattern that writes; inside the clock.  May be NULL. */
 	void (*sync)(void *ctx);
+	/* How many bytes have been read from swap and written to it so far.  May be NULL. */
+	void (*moved)(void *ctx, uint64_t *in, uint64_t *out);
 };
 void pool_init(void);
-void patterns_run(const char *who, unsigned char *base, const struct pattern_ops *ops, void *ctx);
+/* What costs memory, before the child enters a cgroup. */
+void patterns_prepare(unsigned threads);
+void patterns_run(const struct race *race, unsigned char *base, const struct pattern_ops *ops,
+		  void *ctx);
+/* As madvise() has it: MADV_SEQUENTIAL, MADV_RANDOM, or MADV_NORMAL for what is neither. */
+int pattern_advice(enum pattern p);
+bool pattern_writes(enum pattern p);
+/* NAME or NAME_2t */
+void pattern_label(char label[32], enum pattern p, unsigned threads);
 uint64_t page_word(size_t page, uint32_t generation);
 void page_write(unsigned char *p, size_t page);
 /* Fails the job with what is wrong. */
@@ -195,17 +260,21 @@ void page_check_all(const unsigned char *p, size_t page);
 
 /* ---- the contenders: jobs, and what the parent does around them ---- */
 
-job_fn floor_zero, floor_major;	  /* arg: enum place */
-job_fn ours_zero, ours_major;	  /* arg: enum place */
-job_fn floor_inline, ours_inline; /* arg: "zero" or "soft" */
-job_fn ours_patterns, swap_patterns, mmap_patterns;
-job_fn ours_threads;   /* arg: struct threads_arg */
-job_fn policy_strings; /* arg: the policy's name */
-job_fn meta_per_page, meta_sparse, clone_cost, disk_raw;
+job_fn floor_zero, floor_major, floor_soft;	    /* arg: enum place */
+job_fn ours_zero, ours_major, ours_soft;	    /* arg: enum place */
+job_fn floor_inline, ours_inline;		    /* arg: "zero" or "soft" */
+job_fn ours_patterns, swap_patterns, mmap_patterns; /* arg: struct race */
+job_fn ours_threads;				    /* arg: struct threads_arg */
+job_fn policy_strings;				    /* arg: the policy's name */
+job_fn meta_per_page, meta_sparse, meta_sparse_fault, meta_entries, clone_cost, disk_raw;
+job_fn fio_disk;
+job_fn sort_run; /* arg: struct race */
 
 struct threads_arg {
 	unsigned n;
 	bool shared; /* one region for all, rather than one each */
+	enum up_delivery delivery;
+	unsigned services; /* 0: as many as by default */
 };
 
 /* Touch base + order[i] * PAGE for each i and record the latencies as `prefix`. */
@@ -231,18 +300,45 @@ struct up_runtime *ours_open_with(struct up_config *cfg, const char *policy);
 unsigned char *ours_map(struct up_runtime *rt, size_t npages);
 void ours_advise(struct up_runtime *rt, void *p, size_t npages, enum up_advice advice);
 struct up_stats ours_stats(struct up_runtime *rt);
-/* The patterns with a policy, as `who`. */
-void ours_patterns_with(const char *policy, const char *who);
+/* The patterns with a policy, in no cgroup. */
+void ours_patterns_with(const char *policy, const struct race *race);
+/* Move npages to another address: in memory, and in no page table. */
+unsigned char *ours_moved(struct up_runtime *rt, unsigned char *p, size_t npages);
 /* An error line of the library since the last of these, or "". */
 const char *ours_log(void);
 void page_rewrite(unsigned char *base, size_t page);
 
-bool cgroup_setup(char *why, size_t size); /* parent; the cgroup then holds nobody */
+/* ---- cgroup.c ---- */
+
+bool cgroup_is_v2(void);
+/* Parent, with a limit in bytes; the cgroup then holds nobody. */
+bool cgroup_setup(size_t limit, char *why, size_t size);
 void cgroup_teardown(void);
 void cgroup_enter(void); /* child */
+/* Another limit of the cgroup, under the name that it has in v2; false: there is none. */
+bool cgroup_set_v2(const char *name, size_t value);
+/* Record the most that was charged. */
+void cgroup_peak(const char *who);
+/* What a process takes beside memory_limit: page tables, stacks, what the kernel keeps for it. */
+size_t cgroup_margin(size_t npages);
 
-bool swap_before(char *why, size_t size);
-bool swap_ssd_before(char *why, size_t size);
-void swap_after(void);
+/* ---- kernel_swap.c ---- */
+
+typedef bool before_fn(const void *arg, char *why, size_t size);
+before_fn cgroup_before, swap_before, swap_ssd_before, zswap_before, zram_before;
+void swap_after(void), zswap_after(void), zram_after(void);
+/* The budget from which on 1 % of the machine's memory, the least that zswap can be given, is no more than two thirds of it. */
+size_t zswap_memory(size_t at_least);
+
+/* ---- mmap_file.c ---- */
+
+/* A file of the region's size, its blocks reserved, that is gone when it is closed. */
+int mapped_file(const char *name);
+
+/* ---- program.c ---- */
+
+/* Run a program, its output to a file unless that is NULL, with a deadline.  -1: it is not there; else its exit status. */
+int program_run(const char *const argv[], const char *output, unsigned deadline_s);
+before_fn sort_before, sort_swap_before;
 
 #endif

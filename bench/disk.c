@@ -2,7 +2,7 @@
 /*
  * disk.c: the disk alone, before each round: if this moves, all the rest moves with it.
  *
- * pread() and pwrite() with O_DIRECT; fio could do more and would be one more thing to install.
+ * pread() and pwrite() with O_DIRECT, one at a time; several at a time are fio's (program.c), where it is installed.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -43,7 +43,7 @@ disk_raw(const void *arg)
 	if (fd < 0)
 		job_fail("%s with O_DIRECT: %s", path, strerror(errno));
 	unlink(path);
-	memcpy(buf, bench.pool, CHUNK);
+	memcpy(buf, bench.pool[DATA_RANDOM], CHUNK);
 	transfer(fd, buf, size, true); /* blocks are allocated in this one */
 	if (fsync(fd) < 0)
 		job_fail("fsync: %s", strerror(errno));

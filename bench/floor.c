@@ -3,7 +3,7 @@
  * floor.c: the raw floor: what a fault costs when nothing is done but the bare minimum.
  *
  * One thread in poll(2), read(2), UFFDIO_COPY; for a swap-in one O_DIRECT pread(2) before the
- * copy.  No map, no budget, no statistics, no second kind of event.  A service thread of any
+ * copy; for a soft fault UFFDIO_MOVE instead, of a page from a staging area.  No map, no budget, no statistics, no second kind of event.  A service thread of any
  * pager pays at least this, so the distance to it is the price of the library.  Measured in the
  * faulting thread, around the touch: that is where a program waits.
  *
@@ -21,12 +21,14 @@
 #include <unistd.h>
 
 #include "bench.h"
+#include "pmap/uffd_abi.h"
 
 struct floor {
 	int uffd;
 	int file;	    /* -1: zero-fill */
 	unsigned char *buf; /* one page, copied into the region */
 	unsigned char *base;
+	unsigned char *stage; /* page i of the region is moved from there; NULL: it is copied */
 };
 
 void
@@ -96,10 +98,18 @@ serve(void *arg)
 	for (;;) {
 		struct pollfd pfd = { .fd = fl->uffd, .events = POLLIN };
 		struct uffdio_copy copy = { .src = (uintptr_t)fl->buf, .len = PAGE };
+		struct uffdio_move move = { .len = PAGE };
 
 		if (poll(&pfd, 1, -1) < 0 || read(fl->uffd, &msg, sizeof msg) != sizeof msg)
 			continue;
 		copy.dst = msg.arg.pagefault.address & ~(__u64)(PAGE - 1);
+		if (fl->stage != NULL) {
+			move.dst = copy.dst;
+			move.src = (uintptr_t)fl->stage + (copy.dst - (uintptr_t)fl->base);
+			if (ioctl(fl->uffd, UFFDIO_MOVE, &move) < 0)
+				job_fail("UFFDIO_MOVE: %s", strerror(errno));
+			continue;
+		}
 		if (fl->file >= 0) {
 			off_t at = (off_t)(copy.dst - (uintptr_t)fl->base);
 
@@ -112,9 +122,20 @@ serve(void *arg)
 	return NULL;
 }
 
+static unsigned char *
+staging_area(size_t npages)
+{
+	void *p = mmap(NULL, npages * PAGE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (p == MAP_FAILED || madvise(p, npages * PAGE, MADV_NOHUGEPAGE) < 0)
+		job_fail("mmap: %s", strerror(errno));
+	return memset(p, 1, npages * PAGE);
+}
+
 /* The thread ends with the process. */
 static void
-floor_start(struct floor *fl, size_t npages, enum place where)
+floor_start(struct floor *fl, size_t npages, enum place where, bool staged)
 {
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	pthread_t thread;
@@ -125,7 +146,9 @@ floor_start(struct floor *fl, size_t npages, enum place where)
 		job_fail("mmap: %s", strerror(errno));
 	fl->base = p;
 	fl->buf = job_buffer(PAGE);
-	fl->uffd = floor_uffd(0);
+	if (staged)
+		fl->stage = staging_area(npages);
+	fl->uffd = floor_uffd(fl->stage != NULL ? UFFD_FEATURE_MOVE : 0);
 	reg.range.start = (uintptr_t)p;
 	reg.range.len = npages * PAGE;
 	if (ioctl(fl->uffd, UFFDIO_REGISTER, &reg) < 0)
@@ -144,8 +167,21 @@ floor_zero(const void *arg)
 	struct floor fl = { .file = -1 };
 	char prefix[48];
 
-	floor_start(&fl, npages, where);
+	floor_start(&fl, npages, where, false);
 	snprintf(prefix, sizeof prefix, "floor.zero.%s", place_name[where]);
+	latency_measure(fl.base, random_order(npages), bench.touches, true, prefix);
+}
+
+void
+floor_soft(const void *arg)
+{
+	enum place where = *(const enum place *)arg;
+	size_t npages = bench.touches * 4;
+	struct floor fl = { .file = -1 };
+	char prefix[48];
+
+	floor_start(&fl, npages, where, true);
+	snprintf(prefix, sizeof prefix, "floor.soft.%s", place_name[where]);
 	latency_measure(fl.base, random_order(npages), bench.touches, true, prefix);
 }
 
@@ -184,7 +220,7 @@ floor_major(const void *arg)
 	uint32_t *order;
 	char prefix[48];
 
-	floor_start(&fl, FLOOR_PAGES, where);
+	floor_start(&fl, FLOOR_PAGES, where, false);
 	order = random_order(FLOOR_PAGES);
 	snprintf(prefix, sizeof prefix, "floor.major.%s", place_name[where]);
 	latency_measure(fl.base, order, bench.touches, false, prefix);

@@ -89,7 +89,7 @@ disk_init(const char *dir)
 		if (!read_line(path, text, sizeof text))
 			continue;
 		host.rotational = strcmp(text, "0") != 0;
-		snprintf(host.rotational_path, sizeof host.rotational_path, "%s", path);
+		snprintf(host.rotational_path, sizeof host.rotational_path, "%.120s", path);
 		break;
 	}
 	snprintf(path, sizeof path, "/sys/dev/block/%u:%u", major(st.st_dev), minor(st.st_dev));

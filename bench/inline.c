@@ -76,9 +76,9 @@ floor_inline(const void *arg)
 	latency_measure(p, random_order(npages), bench.touches, true, prefix);
 }
 
-/* All of it staged: it has been moved to another place, which the first touch there finds out. */
-static unsigned char *
-moved(struct up_runtime *rt, unsigned char *p, size_t npages)
+/* All of it is staged then: the first touch at the new address finds out. */
+unsigned char *
+ours_moved(struct up_runtime *rt, unsigned char *p, size_t npages)
 {
 	void *q;
 	int r;
@@ -109,7 +109,7 @@ ours_inline(const void *arg)
 	uint64_t before;
 
 	if (soft)
-		p = moved(rt, p, npages);
+		p = ours_moved(rt, p, npages);
 	ours_advise(rt, p, npages, UP_ADVICE_RANDOM);
 	before = ours_stats(rt).faults[soft ? UP_FAULT_SOFT : UP_FAULT_ZERO];
 	snprintf(prefix, sizeof prefix, "ours.inline_%s", kind);

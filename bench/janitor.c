@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * janitor.c: takes down swap, cgroup and work files, whatever became of the benchmark.
+ * janitor.c: takes down swap, zram, cgroup and work files and sets parameters back, whatever became of the benchmark.
  *
  * A process of its own that waits for the end of a pipe.  atexit() and signal handlers would not
  * do: SIGKILL, a crash or `| head` runs neither, and a swap file left on holds its disk space
@@ -63,16 +63,61 @@ cgroup_down(void)
 	fprintf(stderr, "bench: can not remove %s: %s\n", janitor_list->cgroup, strerror(errno));
 }
 
-static void
-rotational_back(void)
+bool
+janitor_set(const char *path, const char *value)
 {
-	char now[8];
+	const size_t room = sizeof janitor_list->setting / sizeof janitor_list->setting[0];
+	struct janitor_setting *s = janitor_list->setting;
+	char was[sizeof s->was];
 
-	if (janitor_list->rotational[0] == '\0' ||
-	    !read_line(janitor_list->rotational, now, sizeof now))
+	while (s < janitor_list->setting + room && s->path[0] != '\0')
+		s++;
+	if (s == janitor_list->setting + room || strlen(path) >= sizeof s->path) {
+		errno = ENOSPC;
+		return false;
+	}
+	if (!read_line(path, was, sizeof was))
+		return false;
+	/* The path last: the janitor may come at any time. */
+	memcpy(s->was, was, sizeof s->was);
+	memcpy(s->path, path, strlen(path) + 1);
+	if (write_line(path, value))
+		return true;
+	s->path[0] = '\0';
+	return false;
+}
+
+/* In reverse order, as they depend on each other. */
+void
+janitor_set_back(void)
+{
+	char now[sizeof janitor_list->setting[0].was];
+
+	for (size_t i = sizeof janitor_list->setting / sizeof janitor_list->setting[0]; i-- > 0;) {
+		struct janitor_setting *s = &janitor_list->setting[i];
+
+		if (s->path[0] != '\0' && read_line(s->path, now, sizeof now) &&
+		    strcmp(now, s->was) != 0 && !write_line(s->path, s->was))
+			fprintf(stderr, "bench: can not set %s back to %s: %s\n", s->path, s->was,
+				strerror(errno));
+		s->path[0] = '\0';
+	}
+}
+
+/* Nobody swaps to it any more. */
+void
+zram_remove(void)
+{
+	char path[64];
+
+	if (janitor_list->zram[0] == '\0')
 		return;
-	if (strcmp(now, janitor_list->rotational_was) != 0)
-		write_line(janitor_list->rotational, janitor_list->rotational_was);
+	snprintf(path, sizeof path, "/sys/block/zram%.15s/reset", janitor_list->zram);
+	if (!write_line(path, "1") ||
+	    !write_line("/sys/class/zram-control/hot_remove", janitor_list->zram))
+		fprintf(stderr, "bench: can not remove zram%s: %s\n", janitor_list->zram,
+			strerror(errno));
+	janitor_list->zram[0] = '\0';
 }
 
 static void
@@ -106,9 +151,10 @@ janitor_main(int fd)
 	setsid();
 	while (read(fd, &c, 1) < 0 && errno == EINTR)
 		;
-	rotational_back();
 	cgroup_down(); /* first, so that nobody has pages in the swap any more */
 	swap_down();
+	zram_remove();
+	janitor_set_back();
 	files_down();
 	_exit(0);
 }
@@ -120,7 +166,7 @@ janitor_start(void)
 
 	janitor_list = mmap(NULL, sizeof *janitor_list, PROT_READ | PROT_WRITE,
 			    MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (janitor_list == MAP_FAILED || pipe(fd) < 0)
+	if (janitor_list == MAP_FAILED || pipe2(fd, O_CLOEXEC) < 0)
 		return false;
 	janitor_pid = fork();
 	if (janitor_pid == 0) {

@@ -32,6 +32,8 @@ struct result {
 	char note[160];
 	unsigned n;
 	struct value value[VALUES_MAX];
+	char curve[56]; /* what point[] is the distribution of; empty: nothing */
+	double point[CURVE_POINTS];
 };
 
 struct bench bench;
@@ -49,18 +51,27 @@ shared_alloc(size_t size)
 	return p == MAP_FAILED ? NULL : p;
 }
 
-/* The other rows check pages too, however small the region of the pattern rows is. */
+/* The other rows check pages too, however small the regions of the pattern rows are. */
 static size_t
 generations(void)
 {
-	return bench.pages > CHECKED_PAGES ? bench.pages : CHECKED_PAGES;
+	size_t most = CHECKED_PAGES;
+
+	for (int i = 0; i < SCALES; i++)
+		if (bench.scales[i].pages > most)
+			most = bench.scales[i].pages;
+	return most;
 }
 
 bool
 job_init(void)
 {
-	size_t samples = bench.rand_ops > bench.touches ? bench.rand_ops : bench.touches;
+	size_t rand_ops = bench.touches;
 	sigset_t set;
+
+	for (int i = 0; i < SCALES; i++)
+		if (bench.scales[i].rand_ops > rand_ops)
+			rand_ops = bench.scales[i].rand_ops;
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGINT);
@@ -71,11 +82,16 @@ job_init(void)
 	signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 
 	bench.result = shared_alloc(sizeof *bench.result);
-	bench.pool = shared_alloc(POOL_SIZE);
+	for (int i = 0; i < DATAS; i++) {
+		bench.pool[i] = shared_alloc(POOL_SIZE);
+		if (bench.pool[i] == NULL)
+			return false;
+	}
 	bench.generation = shared_alloc(generations() * sizeof *bench.generation);
-	bench.ns = shared_alloc(samples * sizeof *bench.ns);
-	return signal_fd >= 0 && bench.result != NULL && bench.pool != NULL &&
-	       bench.generation != NULL && bench.ns != NULL;
+	bench.ns = shared_alloc(rand_ops * sizeof *bench.ns);
+	bench.order = shared_alloc(ZIPF_OPS(rand_ops) * sizeof *bench.order);
+	return signal_fd >= 0 && bench.result != NULL && bench.generation != NULL &&
+	       bench.ns != NULL && bench.order != NULL;
 }
 
 bool
@@ -134,6 +150,8 @@ values_keep(void)
 
 		series_add(v->name, v->unit, v->v);
 	}
+	if (bench.result->curve[0] != '\0')
+		curve_add(bench.result->curve, bench.result->point);
 }
 
 enum job_end
@@ -266,6 +284,15 @@ job_quantiles(const char *prefix, size_t n)
 	job_value("us", bench.ns[p50] / 1e3, "%s.p50", prefix);
 	job_value("us", bench.ns[p99] / 1e3, "%s.p99", prefix);
 	job_value("us", sum / (double)n / 1e3, "%s.mean", prefix);
+}
+
+void
+job_curve(const char *name, size_t n)
+{
+	qsort(bench.ns, n, sizeof *bench.ns, compare_ns);
+	for (size_t i = 0; i < CURVE_POINTS; i++)
+		bench.result->point[i] = bench.ns[i * (n - 1) / (CURVE_POINTS - 1)] / 1e3;
+	snprintf(bench.result->curve, sizeof bench.result->curve, "%s", name);
 }
 
 void

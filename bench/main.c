@@ -22,9 +22,10 @@ struct contender {
 	const char *row;   /* which of several, for people; may be NULL */
 	job_fn *run;
 	const void *arg;
-	unsigned deadline;			/* seconds */
-	bool (*before)(char *why, size_t size); /* false: skip, with the reason */
+	unsigned deadline; /* seconds */
+	before_fn *before; /* false: skip, with the reason */
 	void (*after)(void);
+	enum scale_id scale;
 	unsigned cpus;	/* at least so many are needed */
 	bool full_only; /* left out of a quick run */
 	bool if_asked;	/* left out unless --only names its group */
@@ -32,48 +33,116 @@ struct contender {
 };
 
 static const enum place places[PLACES] = { PLACE_UNPINNED, PLACE_SAME_CPU, PLACE_TWO_CPUS };
-static const struct threads_arg threads[] = {
-	{ 1, false }, { 2, false }, { 4, false }, { 1, true }, { 2, true }, { 4, true },
-};
 
 /* clang-format off */
-#define LATENCY(who, kind, place, ncpus)                                                        \
+#define LATENCY(who, kind, place, ncpus, full)                                                  \
 	{ .group = "latency", .name = #who, .row = #kind " " #place, .run = who##_##kind,       \
-	  .arg = &places[PLACE_##place], .deadline = 60, .cpus = ncpus }
+	  .arg = &places[PLACE_##place], .deadline = 60, .cpus = ncpus, .full_only = full }
+#define LATENCIES(kind, quick)                                                                  \
+	LATENCY(floor, kind, UNPINNED, 1, !(quick)), LATENCY(ours, kind, UNPINNED, 1, !(quick)),\
+	LATENCY(floor, kind, SAME_CPU, 1, true), LATENCY(ours, kind, SAME_CPU, 1, true),        \
+	LATENCY(floor, kind, TWO_CPUS, 2, true), LATENCY(ours, kind, TWO_CPUS, 2, true)
 #define INLINE(who, kind)                                                                       \
 	{ .group = "latency", .name = #who, .row = "inline " kind, .run = who##_inline,         \
 	  .arg = kind, .deadline = 60 }
-#define THREADS(i, text)                                                                        \
-	{ .group = "threads", .name = "ours", .row = text, .run = ours_threads,                 \
-	  .arg = &threads[i], .deadline = 60 }
+#define THREADS(count, one, how, services_, text)                                               \
+	{ .group = "threads", .name = "ours", .row = #count " " text, .run = ours_threads,      \
+	  .arg = &(const struct threads_arg){ .n = count, .shared = one, .delivery = how,       \
+					      .services = services_ },                          \
+	  .deadline = 60, .full_only = true }
+#define THREADS_OF(how, services, text)                                                         \
+	THREADS(1, false, how, services, text ", own region"),                                  \
+	THREADS(2, false, how, services, text ", own regions"),                                 \
+	THREADS(4, false, how, services, text ", own regions"),                                 \
+	THREADS(8, false, how, services, text ", own regions"),                                 \
+	THREADS(1, true, how, services, text ", one region"),                                   \
+	THREADS(2, true, how, services, text ", one region"),                                   \
+	THREADS(4, true, how, services, text ", one region"),                                   \
+	THREADS(8, true, how, services, text ", one region")
+/* Who is in the race: a member of struct race to set follows. */
+#define RACE(group_, name_, who_, nthreads, run_, before_, after_, scale_, ...)                 \
+	.group = group_, .name = name_, .row = (nthreads) > 1 ? "2 threads" : NULL,             \
+	.run = run_, .before = before_, .after = after_, .scale = scale_, .deadline = 300,      \
+	.arg = &(const struct race){ .who = who_, .threads = nthreads, __VA_ARGS__ }
+#define OURS(group, name, who, nthreads, scale, ...)                                            \
+	RACE(group, name, who, nthreads, ours_patterns, cgroup_before, cgroup_teardown, scale,  \
+	     __VA_ARGS__)
+#define SWAP(group, name, who, nthreads, kind, scale, ...)                                      \
+	RACE(group, name, who, nthreads, swap_patterns, kind##_before, kind##_after, scale,     \
+	     __VA_ARGS__)
+#define INSIDE .delivery = UP_DELIVER_INLINE
+#define swap_ssd_after swap_after
 
 static struct contender contenders[] = {
 	{ .group = "disk", .name = "raw", .run = disk_raw, .deadline = 120 },
-	LATENCY(floor, zero, UNPINNED, 1),
-	LATENCY(ours, zero, UNPINNED, 1),
-	LATENCY(floor, zero, SAME_CPU, 1),
-	LATENCY(ours, zero, SAME_CPU, 1),
-	LATENCY(floor, zero, TWO_CPUS, 2),
-	LATENCY(ours, zero, TWO_CPUS, 2),
-	LATENCY(floor, major, UNPINNED, 1),
-	LATENCY(ours, major, UNPINNED, 1),
-	LATENCY(floor, major, SAME_CPU, 1),
-	LATENCY(ours, major, SAME_CPU, 1),
-	LATENCY(floor, major, TWO_CPUS, 2),
-	LATENCY(ours, major, TWO_CPUS, 2),
+	{ .group = "fio", .name = "raw", .run = fio_disk, .deadline = 120, .full_only = true },
+	LATENCIES(zero, true),
+	LATENCIES(major, false),
+	LATENCIES(soft, true),
 	INLINE(floor, "zero"), INLINE(ours, "zero"), INLINE(floor, "soft"), INLINE(ours, "soft"),
-	{ .group = "pattern", .name = "ours", .run = ours_patterns, .deadline = 150 },
-	{ .group = "pattern", .name = "swap", .run = swap_patterns, .arg = "swap",
-	  .deadline = 150, .before = swap_before, .after = swap_after },
-	{ .group = "pattern", .name = "swap_ssd", .run = swap_patterns, .arg = "swap_ssd",
-	  .deadline = 150, .before = swap_ssd_before, .after = swap_after, .full_only = true },
-	{ .group = "pattern", .name = "mmap", .run = mmap_patterns, .deadline = 150,
-	  .before = cgroup_setup, .after = cgroup_teardown },
-	THREADS(0, "1, own region"), THREADS(1, "2, own regions"), THREADS(2, "4, own regions"),
-	THREADS(3, "1, one region"), THREADS(4, "2, one region"), THREADS(5, "4, one region"),
+
+	{ OURS("pattern", "ours", "ours", 1, SCALE_MAIN, INSIDE) },
+	{ SWAP("pattern", "swap", "swap", 1, swap, SCALE_MAIN) },
+	{ OURS("pattern", "ours_service", "ours_service", 1, SCALE_MAIN), .full_only = true },
+	{ SWAP("pattern", "swap_ssd", "swap_ssd", 1, swap_ssd, SCALE_MAIN), .full_only = true },
+	{ OURS("pattern", "ours", "ours", 2, SCALE_MAIN, INSIDE), .full_only = true },
+	{ SWAP("pattern", "swap", "swap", 2, swap, SCALE_MAIN), .full_only = true },
+	{ OURS("pattern", "ours_service", "ours_service", 2, SCALE_MAIN), .full_only = true },
+
+	{ OURS("file", "ours_file", "ours_file", 1, SCALE_MAIN, INSIDE, .file = true),
+	  .full_only = true },
+	{ OURS("file", "ours_file_direct", "ours_file_direct", 1, SCALE_MAIN, INSIDE,
+	       .file = true, .direct = true), .full_only = true },
+	{ RACE("file", "mmap", "mmap", 1, mmap_patterns, cgroup_before, cgroup_teardown,
+	       SCALE_MAIN), .full_only = true },
+	{ OURS("file", "ours_file", "ours_file", 2, SCALE_MAIN, INSIDE, .file = true),
+	  .full_only = true },
+	{ RACE("file", "mmap", "mmap", 2, mmap_patterns, cgroup_before, cgroup_teardown,
+	       SCALE_MAIN), .full_only = true },
+
+	{ OURS("real", "ours", "real_ours", 1, SCALE_REAL, INSIDE), .full_only = true },
+	{ SWAP("real", "swap", "real_swap", 1, swap, SCALE_REAL), .full_only = true },
+
+	{ OURS("zswap", "ours_lz4", "ours_lz4", 1, SCALE_ZSWAP, INSIDE,
+	       .compression = UP_COMPRESS_LZ4), .full_only = true },
+	{ OURS("zswap", "ours_zstd", "ours_zstd", 1, SCALE_ZSWAP, INSIDE,
+	       .compression = UP_COMPRESS_ZSTD), .full_only = true },
+	{ SWAP("zswap", "zswap_lz4", "zswap_lz4", 1, zswap, SCALE_ZSWAP, .compressor = "lz4"),
+	  .full_only = true },
+	{ SWAP("zswap", "zswap_default", "zswap", 1, zswap, SCALE_ZSWAP), .full_only = true },
+	{ OURS("zswap", "ours_lz4", "ours_lz4", 2, SCALE_ZSWAP, INSIDE,
+	       .compression = UP_COMPRESS_LZ4), .full_only = true },
+	{ SWAP("zswap", "zswap_lz4", "zswap_lz4", 2, zswap, SCALE_ZSWAP, .compressor = "lz4"),
+	  .full_only = true },
+	{ SWAP("zswap", "zswap_default", "zswap", 2, zswap, SCALE_ZSWAP), .full_only = true },
+
+	{ OURS("zram", "ours_lz4", "ours_lz4_fit", 1, SCALE_ZRAM, INSIDE,
+	       .compression = UP_COMPRESS_LZ4), .full_only = true },
+	{ SWAP("zram", "zram_swap", "zram", 1, zram, SCALE_ZRAM), .full_only = true },
+	{ OURS("zram", "ours_lz4", "ours_lz4_fit", 2, SCALE_ZRAM, INSIDE,
+	       .compression = UP_COMPRESS_LZ4), .full_only = true },
+	{ SWAP("zram", "zram_swap", "zram", 2, zram, SCALE_ZRAM), .full_only = true },
+
+	{ RACE("program", "ours", "ours", 1, sort_run, sort_before, cgroup_teardown, SCALE_SORT,
+	       INSIDE), .full_only = true },
+	{ RACE("program", "ours_service", "ours_service", 1, sort_run, sort_before,
+	       cgroup_teardown, SCALE_SORT), .full_only = true },
+	{ RACE("program", "swap", "swap", 1, sort_run, sort_swap_before, swap_after, SCALE_SORT),
+	  .full_only = true },
+
+	THREADS_OF(UP_DELIVER_INLINE, 0, "inline"),
+	THREADS_OF(UP_DELIVER_INLINE, 1, "inline, one service"),
+	THREADS_OF(UP_DELIVER_SERVICE, 0, "service"),
+	THREADS_OF(UP_DELIVER_SERVICE, 1, "one service"),
+
 	{ .group = "meta", .name = "ours", .run = meta_per_page, .deadline = 60 },
 	{ .group = "sparse", .name = "ours", .run = meta_sparse, .deadline = 60 },
-	{ .group = "clone", .name = "ours", .run = clone_cost, .deadline = 120 },
+	{ .group = "sparse", .name = "ours", .row = "fault", .run = meta_sparse_fault,
+	  .deadline = 60, .full_only = true },
+	{ .group = "entries", .name = "ours", .run = meta_entries, .deadline = 60,
+	  .full_only = true },
+	{ .group = "clone", .name = "ours", .run = clone_cost, .deadline = 120,
+	  .full_only = true },
 	{ .group = "policy", .name = "sfifo", .run = policy_strings, .arg = "sfifo",
 	  .deadline = 300, .if_asked = true },
 	{ .group = "policy", .name = "s3fifo", .run = policy_strings, .arg = "s3fifo",
@@ -87,19 +156,25 @@ usage(FILE *out)
 {
 	fprintf(out,
 		"usage: uffd-pager-bench [options]\n"
-		"  --quick          256 MiB in 64 MiB, 3 rounds, under a minute\n"
-		"  --size SIZE      region of the pattern rows (1G)\n"
-		"  --memory SIZE    its budget (256M)\n"
+		"  --quick          256 MiB in 64 MiB, 3 rounds, the most important rows, under a minute\n"
+		"  --size SIZE      region of the pattern rows (512M)\n"
+		"  --memory SIZE    its budget (128M)\n"
 		"  --rounds N       how often everybody runs (5)\n"
+		"  --data KIND      what pages hold in the groups pattern and file: random, half (of\n"
+		"                   each compresses), real (from files of this machine)\n"
 		"  --only NAMES     groups and contenders, comma separated, of\n"
-		"                   disk latency pattern threads meta sparse clone policy\n"
-		"                   raw floor ours swap swap_ssd mmap sfifo s3fifo\n"
+		"                   disk fio latency pattern file real zswap zram program threads\n"
+		"                   meta sparse entries clone policy\n"
+		"                   raw floor ours ours_service swap swap_ssd ours_file\n"
+		"                   ours_file_direct mmap ours_lz4 ours_zstd zswap_lz4\n"
+		"                   zswap_default zram_swap sfifo s3fifo\n"
 		"                   (policy only if it is named)\n"
 		"  --no-advice      do not say which pattern comes\n"
 		"  --deadline S     seconds that one measurement may take\n"
 		"  --json FILE      write the figures there, too\n"
-		"Work files go to $TMPDIR or /var/tmp.  The rows of the kernel's swap and of mmap\n"
-		"need root and a memory cgroup; they turn a swap file on and off.\n");
+		"  --plots DIR      and pictures of them there (gnuplot)\n"
+		"Work files go to $TMPDIR or /var/tmp.  The pattern rows need root and a memory cgroup;\n"
+		"those of the kernel turn swap, zswap and a zram device on and off.\n");
 }
 
 /* "256M", "1G", "1048576"; 0: no. */
@@ -122,6 +197,40 @@ parse_size(const char *s)
 	return n > SIZE_MAX >> shift ? 0 : (size_t)n << shift;
 }
 
+static void
+scale_set(enum scale_id id, size_t size, size_t memory, enum data data)
+{
+	/* Enough to replace half of what is in memory. */
+	const size_t ops = memory / PAGE / 2, most = bench.scales[SCALE_MAIN].rand_ops;
+
+	bench.scales[id] = (struct scale){
+		.id = id,
+		.pages = size / PAGE / 8 * 8, /* each thread has four streams of the same length */
+		.memory = memory,
+		.rand_ops = id != SCALE_MAIN && ops > most ? most : ops,
+		.data = data,
+	};
+}
+
+/*
+ * zram: what is to fit, with half of the budget for pages as they are and half for compressed ones, which take a little more than
+ * half of their size.
+ */
+static void
+scales_init(size_t size, size_t memory, enum data data)
+{
+	const size_t zswap = cgroup_is_v2() ? memory : zswap_memory(memory);
+	const size_t least = (size_t)16 << 20, sort = memory / 4 > least ? memory / 4 : least;
+
+	scale_set(SCALE_MAIN, size, memory, data);
+	scale_set(SCALE_REAL, size / 2, memory / 2, DATA_REAL);
+	scale_set(SCALE_ZSWAP, size / PAGE * (zswap / PAGE) / (memory / PAGE) * PAGE, zswap,
+		  DATA_HALF);
+	scale_set(SCALE_ZRAM, memory / 4 * 5, memory, DATA_HALF);
+	scale_set(SCALE_SORT, sort * 4, sort, DATA_REAL);
+	bench.scale = bench.scales[SCALE_MAIN];
+}
+
 static bool
 parse_options(int argc, char **argv)
 {
@@ -133,10 +242,12 @@ parse_options(int argc, char **argv)
 		{ "rounds", required_argument, NULL, 'r' },
 		{ "deadline", required_argument, NULL, 'd' },
 		{ "only", required_argument, NULL, 'o' }, { "json", required_argument, NULL, 'j' },
+		{ "data", required_argument, NULL, 'D' }, { "plots", required_argument, NULL, 'p' },
 		{ "help", no_argument, NULL, 'h' }, { NULL, 0, NULL, 0 },
 	};
 	/* clang-format on */
-	size_t size = 0;
+	size_t size = 0, memory = 0;
+	enum data data = DATA_RANDOM;
 	int c;
 
 	bench.advice = true;
@@ -149,7 +260,7 @@ parse_options(int argc, char **argv)
 			size = parse_size(optarg);
 			break;
 		case 'm':
-			bench.memory = parse_size(optarg);
+			memory = parse_size(optarg);
 			break;
 		case 'r':
 			bench.rounds = (unsigned)parse_size(optarg);
@@ -159,6 +270,13 @@ parse_options(int argc, char **argv)
 			break;
 		case 'j':
 			bench.json = optarg;
+			break;
+		case 'p':
+			bench.plots = optarg;
+			break;
+		case 'D':
+			for (data = 0; data < DATAS && strcmp(optarg, data_name[data]) != 0;)
+				data++;
 			break;
 		case 'n':
 			bench.advice = false;
@@ -175,23 +293,21 @@ parse_options(int argc, char **argv)
 		}
 	}
 	if (size == 0)
-		size = (size_t)(bench.quick ? 256 : 1024) << 20;
-	if (bench.memory == 0)
-		bench.memory = (size_t)(bench.quick ? 64 : 256) << 20;
+		size = (size_t)(bench.quick ? 256 : 512) << 20;
+	if (memory == 0)
+		memory = (size_t)(bench.quick ? 64 : 128) << 20;
 	if (bench.rounds == 0)
 		bench.rounds = bench.quick ? 3 : 5;
-	bench.pages = size / PAGE;
-	/* Enough to replace what is in memory once. */
-	bench.rand_ops = bench.memory / PAGE;
 	bench.touches = bench.quick ? 1000 : 4000;
-	if (optind < argc || bench.memory < UP_MEMORY_LIMIT_MIN || size < bench.memory ||
-	    size >> 42 != 0 || bench.rounds > ROUNDS_MAX) {
+	if (optind < argc || memory < UP_MEMORY_LIMIT_MIN || size < memory || size >> 42 != 0 ||
+	    bench.rounds > ROUNDS_MAX || data == DATAS) {
 		fprintf(stderr,
 			"bench: size must be at least memory, memory at least 2M, "
-			"rounds at most %d\n",
+			"rounds at most %d, data random, half or real\n",
 			ROUNDS_MAX);
 		return false;
 	}
+	scales_init(size, memory, data);
 	return true;
 }
 
@@ -224,12 +340,21 @@ select_contenders(void)
 
 		c->out = (by_group && !listed(bench.only, c->group)) ||
 			 (by_name && !listed(bench.only, c->name)) ||
-			 (bench.quick && c->full_only && !listed(bench.only, c->name)) ||
+			 (bench.quick && c->full_only && bench.only == NULL) ||
 			 (c->if_asked && !listed(bench.only, c->group)) || c->cpus > bench.ncpus;
 		some |= !c->out;
 	}
+	/* A scale that nobody runs at needs no room. */
+	for (int id = 0; id < SCALES; id++) {
+		bool used = id == SCALE_MAIN;
+
+		for (size_t i = 0; i < NCONTENDERS; i++)
+			used |= !contenders[i].out && contenders[i].scale == (enum scale_id)id;
+		if (!used)
+			bench.scales[id].pages = 0;
+	}
 	if (bench.quick && bench.only == NULL)
-		skip_add("swap_ssd", "not in a quick run");
+		skip_add("all others", "not in a quick run");
 	if (bench.ncpus < 2)
 		skip_add("latency two_cpus", "there is only one CPU");
 	return bench.only == NULL || (some && (by_group || by_name));
@@ -255,8 +380,10 @@ static bool
 dir_make(const char *parent)
 {
 	struct statvfs vfs;
-	uint64_t need = 3 * (uint64_t)bench.pages * PAGE + ((uint64_t)512 << 20);
-	uint64_t have;
+	uint64_t need = (uint64_t)1 << 30, have;
+
+	for (int i = 0; i < SCALES; i++)
+		need += 3 * (uint64_t)bench.scales[i].pages * PAGE;
 
 	if (snprintf(bench.dir, sizeof bench.dir, "%s/uffd-pager-bench.XXXXXX", parent) >=
 		    (int)sizeof bench.dir ||
@@ -308,7 +435,8 @@ contender_run(struct contender *c, bool *failed)
 	snprintf(label, sizeof label, "%s: %s%s%s", c->group, c->name, c->row != NULL ? ", " : "",
 		 c->row != NULL ? c->row : "");
 	progress(label);
-	if (c->before != NULL && !c->before(why, sizeof why)) {
+	bench.scale = bench.scales[c->scale];
+	if (c->before != NULL && !c->before(c->arg, why, sizeof why)) {
 		skip_add(label, why);
 		c->out = true;
 		return true;
@@ -375,11 +503,14 @@ main(int argc, char **argv)
 	pool_init();
 
 	finished = rounds_run(&failed);
+	if (finished && bench.plots != NULL && !plots_make(bench.plots))
+		failed = true;
 	janitor_finish();
 	if (!finished) {
 		fprintf(stderr, "bench: interrupted; swap, cgroup and files are cleaned up\n");
 		return 130;
 	}
+	bench.scale = bench.scales[SCALE_MAIN];
 	report_print(stdout);
 	if (bench.json != NULL && !report_json(bench.json))
 		failed = true;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * meta.c: what the library itself takes: metadata per page, and time to map a sparse region.
+ * meta.c: what the library itself takes: metadata per page, time to map a sparse region, and faults where there is much to look through.
  *
  * Metadata as the library counts it, in two ways: what was added to an empty runtime, divided by
  * the pages (the price of one more page), and all there is, divided by the pages (what an
@@ -12,6 +12,7 @@
 #include "bench.h"
 
 #define SPARSE ((size_t)1 << 40)
+#define ENTRIES ((size_t)100000)
 
 struct level {
 	double metadata, in_core, swapped; /* bytes, pages, pages */
@@ -111,4 +112,80 @@ meta_sparse(const void *arg)
 		job_fail("up_unmap of 1 TiB: %s%s", strerror(-r), ours_log());
 	job_value("ms", (double)t / 1e6, "sparse.unmap");
 	up_runtime_destroy(rt);
+}
+
+/*
+ * A fault among many ranges.  Every other page is advised differently, which divides the library's map and leaves the
+ * kernel's alone: that would refuse so many mappings.
+ */
+static void
+entries_fault(size_t npages, bool divided, const char *prefix)
+{
+	struct up_config cfg = { .memory_limit = npages * PAGE + ((size_t)256 << 20),
+				 .service_threads = 1,
+				 .delivery = UP_DELIVER_INLINE };
+	struct up_runtime *rt = ours_open(&cfg);
+	unsigned char *p = ours_map(rt, npages);
+	uint32_t *order = random_order(npages);
+	size_t n = 0;
+
+	ours_advise(rt, p, npages, UP_ADVICE_RANDOM);
+	for (size_t i = 0; divided && i < npages; i += 2)
+		ours_advise(rt, p + i * PAGE, 1, UP_ADVICE_SEQUENTIAL);
+	if (divided && ours_stats(rt).entries < npages)
+		job_fail("only %llu entries", (unsigned long long)ours_stats(rt).entries);
+	/* Those whose advice is the same in both. */
+	for (size_t i = 0; i < npages; i++)
+		if (order[i] % 2 != 0)
+			order[n++] = order[i];
+	latency_measure(p, order, bench.touches, true, prefix);
+	up_runtime_destroy(rt);
+}
+
+void
+meta_entries(const void *arg)
+{
+	(void)arg;
+	entries_fault(ENTRIES, false, "entries.one");
+	entries_fault(ENTRIES, true, "entries.many");
+}
+
+/*
+ * In a region of 1 GiB and in one of 64 GiB the same number of pages is touched, in as many stretches of 2 MiB in which a page
+ * has been touched before: so that the kernel's price of a page table, which has nothing to do with the library, is not in it.
+ */
+static void
+sparse_fault(size_t size, const char *prefix)
+{
+	const size_t stretch = (size_t)2 << 20, n = ((size_t)1 << 30) / stretch;
+	const size_t each = stretch / PAGE, step = size / n;
+	struct up_config cfg = { .memory_limit = (size_t)512 << 20,
+				 .service_threads = 1,
+				 .delivery = UP_DELIVER_INLINE };
+	struct up_runtime *rt = ours_open(&cfg);
+	uint32_t *order = random_order(n * each);
+	unsigned char *p;
+	void *q;
+	int r;
+
+	r = up_map(rt, NULL, size, PROT_READ | PROT_WRITE, UP_PRIVATE | UP_NORESERVE, NULL, 0, &q);
+	if (r < 0)
+		job_fail("up_map: %s%s", strerror(-r), ours_log());
+	p = q;
+	ours_advise(rt, p, size / PAGE, UP_ADVICE_RANDOM);
+	for (size_t i = 0; i < n; i++)
+		p[i * step] = 1;
+	/* Page i of all stretches, in the region; the first of each is there. */
+	for (size_t i = 0; i < n * each; i++)
+		order[i] = (uint32_t)(order[i] / each * (step / PAGE) + order[i] % each);
+	latency_measure(p, order, bench.touches, true, prefix);
+	up_runtime_destroy(rt);
+}
+
+void
+meta_sparse_fault(const void *arg)
+{
+	(void)arg;
+	sparse_fault((size_t)1 << 30, "sparse.small");
+	sparse_fault((size_t)64 << 30, "sparse.large");
 }

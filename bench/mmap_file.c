@@ -13,18 +13,39 @@
 
 #include "bench.h"
 
+int
+mapped_file(const char *name)
+{
+	char path[PATH_MAX];
+	int fd, r;
+
+	work_path(path, name);
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0)
+		job_fail("%s: %s", path, strerror(errno));
+	unlink(path); /* its page cache goes with the last descriptor */
+	r = posix_fallocate(fd, 0, (off_t)(bench.scale.pages * PAGE));
+	if (r != 0)
+		job_fail("%s: %s", path, strerror(r));
+	return fd;
+}
+
+/*
+ * The best that it can be told.  The kernel knows one position to read ahead from for the whole file: told SEQUENTIAL, four
+ * streams throw away what the others read, and a page takes milliseconds.
+ */
 static void
 advise(void *ctx, enum pattern p)
 {
 	if (bench.advice)
-		madvise(ctx, bench.pages * PAGE,
-			p == RAND_READ || p == RAND_WRITE ? MADV_RANDOM : MADV_SEQUENTIAL);
+		madvise(ctx, bench.scale.pages * PAGE,
+			p == STREAMS4 ? MADV_NORMAL : pattern_advice(p));
 }
 
 static void
 sync_all(void *ctx)
 {
-	if (msync(ctx, bench.pages * PAGE, MS_SYNC) < 0)
+	if (msync(ctx, bench.scale.pages * PAGE, MS_SYNC) < 0)
 		job_fail("msync: %s", strerror(errno));
 }
 
@@ -32,22 +53,16 @@ void
 mmap_patterns(const void *arg)
 {
 	static const struct pattern_ops ops = { .advise = advise, .sync = sync_all };
-	char path[PATH_MAX];
+	const struct race *race = arg;
 	void *p;
-	int fd, r;
+	int fd;
 
-	(void)arg;
+	patterns_prepare(race->threads);
 	cgroup_enter();
-	work_path(path, "mmap.dat");
-	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd < 0)
-		job_fail("%s: %s", path, strerror(errno));
-	unlink(path); /* its page cache goes with the last descriptor */
-	r = posix_fallocate(fd, 0, (off_t)(bench.pages * PAGE));
-	if (r != 0)
-		job_fail("%s: %s", path, strerror(r));
-	p = mmap(NULL, bench.pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	fd = mapped_file("mmap.dat");
+	p = mmap(NULL, bench.scale.pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (p == MAP_FAILED)
 		job_fail("mmap: %s", strerror(errno));
-	patterns_run("mmap", p, &ops, p);
+	patterns_run(race, p, &ops, p);
+	cgroup_peak(race->who);
 }

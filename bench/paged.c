@@ -2,9 +2,9 @@
 /*
  * paged.c: the library, "ours".
  *
- * It runs in no cgroup: its own limit holds it, that is what it promises.  The kernel's
- * contenders have page tables and stacks inside their limit as well (2 MiB of page tables for
- * 1 GiB).  What the library says that it used is compared with the limit after the patterns.
+ * In the pattern rows all of its process is in a memory cgroup of the budget's size, as the kernel's contenders are.  There is no swap
+ * that the kernel could put it to, so more than that is its end.  memory_limit, which does not cover page tables, stacks and
+ * what the kernel keeps for the process, is so much smaller; what the library says that it used is compared with that.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -47,6 +47,8 @@ ours_open_with(struct up_config *cfg, const char *policy)
 	cfg->log = remember;
 	r = runtime_open_with(&rt, cfg, policy);
 	cfg->swap_path = NULL;
+	if (r == -ENOTSUP && cfg->compression != UP_COMPRESS_NONE)
+		job_skip("a compressed tier: not in this version");
 	if (r == -EPERM || r == -ENOSYS)
 		job_skip("up_runtime_create: %s%s", strerror(-r), log_text);
 	if (r < 0)
@@ -133,6 +135,24 @@ ours_zero(const void *arg)
 	up_runtime_destroy(rt);
 }
 
+void
+ours_soft(const void *arg)
+{
+	enum place where = *(const enum place *)arg;
+	size_t npages = bench.touches * 4;
+	struct up_config cfg = { .memory_limit = npages * PAGE * 2 + (64u << 20) };
+	struct up_runtime *rt = latency_open(&cfg, where);
+	unsigned char *p = ours_moved(rt, ours_map(rt, npages), npages);
+	uint64_t before = ours_stats(rt).faults[UP_FAULT_SOFT];
+	char prefix[48];
+
+	ours_advise(rt, p, npages, UP_ADVICE_RANDOM);
+	snprintf(prefix, sizeof prefix, "ours.soft.%s", place_name[where]);
+	latency_measure(p, random_order(npages), bench.touches, true, prefix);
+	latency_faults(rt, UP_FAULT_SOFT, before, prefix);
+	up_runtime_destroy(rt);
+}
+
 /*
  * 64 MiB in 16 MiB, on the floor's file.  Only pages that are out of memory are touched.  The
  * library pays for making room as it goes; the floor does not.
@@ -188,40 +208,111 @@ static void
 patterns_advise(void *ctx, enum pattern p)
 {
 	struct advisee *a = ctx;
+	const int advice = pattern_advice(p);
 
 	if (bench.advice)
-		ours_advise(a->rt, a->base, bench.pages,
-			    p == RAND_READ || p == RAND_WRITE ? UP_ADVICE_RANDOM
-							      : UP_ADVICE_SEQUENTIAL);
+		ours_advise(a->rt, a->base, bench.scale.pages,
+			    advice == MADV_RANDOM	? UP_ADVICE_RANDOM
+			    : advice == MADV_SEQUENTIAL ? UP_ADVICE_SEQUENTIAL
+							: UP_ADVICE_NORMAL);
+}
+
+static void
+patterns_moved(void *ctx, uint64_t *in, uint64_t *out)
+{
+	struct advisee *a = ctx;
+	const struct up_stats st = ours_stats(a->rt);
+
+	*in = st.swap_read_bytes;
+	*out = st.swap_write_bytes;
+}
+
+static void
+patterns_sync(void *ctx)
+{
+	struct advisee *a = ctx;
+	const int r = up_sync(a->rt, a->base, bench.scale.pages * PAGE, UP_SYNC_WAIT);
+
+	if (r < 0)
+		job_fail("up_sync: %s%s", strerror(-r), log_text);
+}
+
+static void
+values_keep(struct up_runtime *rt, const char *who, size_t limit)
+{
+	const struct up_stats st = ours_stats(rt);
+
+	job_value("1", (double)st.used_max / (double)limit, "%s.used_max_per_limit", who);
+	job_value("MiB", (double)st.swap_write_bytes / 1048576, "%s.swap_written", who);
+	job_value("MiB", (double)st.swap_read_bytes / 1048576, "%s.swap_read", who);
+	if (st.used_max > limit)
+		job_fail("BUDGET BROKEN: used up to %llu of %zu bytes",
+			 (unsigned long long)st.used_max, limit);
 }
 
 void
-ours_patterns_with(const char *policy, const char *who)
+ours_patterns_with(const char *policy, const struct race *race)
 {
 	static const struct pattern_ops ops = { .advise = patterns_advise };
-	struct up_config cfg = { .memory_limit = bench.memory };
+	struct up_config cfg = { .memory_limit = bench.scale.memory };
 	struct advisee a;
-	struct up_stats st;
 
+	patterns_prepare(race->threads);
 	a.rt = ours_open_with(&cfg, policy);
-	a.base = ours_map(a.rt, bench.pages);
-	patterns_run(who, a.base, &ops, &a);
-
-	st = ours_stats(a.rt);
-	job_value("1", (double)st.used_max / (double)bench.memory, "%s.used_max_per_limit", who);
-	job_value("MiB", (double)st.swap_write_bytes / 1048576, "%s.swap_written", who);
-	job_value("MiB", (double)st.swap_read_bytes / 1048576, "%s.swap_read", who);
-	if (st.used_max > bench.memory)
-		job_fail("BUDGET BROKEN: used up to %llu of %zu bytes",
-			 (unsigned long long)st.used_max, bench.memory);
+	a.base = ours_map(a.rt, bench.scale.pages);
+	patterns_run(race, a.base, &ops, &a);
+	values_keep(a.rt, race->who, cfg.memory_limit);
 	up_runtime_destroy(a.rt);
+}
+
+/* A shared mapping of a file. */
+static unsigned char *
+ours_map_file(struct up_runtime *rt, bool direct)
+{
+	const size_t bytes = bench.scale.pages * PAGE;
+	const int fd = mapped_file("ours.dat");
+	struct up_object *obj;
+	void *p;
+	int r;
+
+	r = direct ? up_object_create_device(rt, fd, 0, &obj)
+		   : up_object_create_file(rt, fd, 0, 0, 0, &obj);
+	if (r < 0)
+		job_fail("an object over a file: %s%s", strerror(-r), log_text);
+	r = up_map(rt, NULL, bytes, PROT_READ | PROT_WRITE, UP_SHARED, obj, 0, &p);
+	if (r < 0)
+		job_fail("up_map of a file: %s%s", strerror(-r), log_text);
+	up_object_unref(obj);
+	close(fd);
+	return p;
 }
 
 void
 ours_patterns(const void *arg)
 {
-	(void)arg;
-	ours_patterns_with(NULL, "ours");
+	static const struct pattern_ops in_swap = { .advise = patterns_advise,
+						    .moved = patterns_moved };
+	static const struct pattern_ops in_file = { .advise = patterns_advise,
+						    .sync = patterns_sync };
+	const struct race *race = arg;
+	/* A file's pages are in the page cache on their way, which the cgroup is charged for. */
+	const size_t margin = cgroup_margin(bench.scale.pages) +
+			      (race->file && !race->direct ? bench.scale.memory / 8 : 0);
+	struct up_config cfg = { .delivery = race->delivery, .compression = race->compression };
+	struct advisee a;
+
+	if (bench.scale.memory < margin + UP_MEMORY_LIMIT_MIN)
+		job_skip("a budget of %zu MiB leaves nothing beside page tables: --memory",
+			 bench.scale.memory >> 20);
+	cfg.memory_limit = bench.scale.memory - margin;
+	patterns_prepare(race->threads);
+	cgroup_enter();
+	a.rt = ours_open(&cfg);
+	a.base = race->file ? ours_map_file(a.rt, race->direct) : ours_map(a.rt, bench.scale.pages);
+	patterns_run(race, a.base, race->file ? &in_file : &in_swap, &a);
+	values_keep(a.rt, race->who, cfg.memory_limit);
+	up_runtime_destroy(a.rt);
+	cgroup_peak(race->who);
 }
 
 struct faulter {
@@ -313,26 +404,32 @@ void
 ours_threads(const void *arg)
 {
 	const struct threads_arg *ta = arg;
-	const size_t npages = bench.quick ? 8192 : 32768, ops = bench.quick ? 4096 : 16384;
+	const size_t npages = bench.quick ? 8192 : 16384, ops = bench.quick ? 2048 : 8192;
 	const char *kind = ta->shared ? "shared" : "own";
-	struct up_config roomy = { .memory_limit = npages * PAGE + (64u << 20) };
-	struct up_config tight = { .memory_limit = npages * PAGE / 4 };
+	struct up_config cfg = { .memory_limit = npages * PAGE + (64u << 20),
+				 .delivery = ta->delivery,
+				 .service_threads = ta->services };
 	struct faulter f[16];
 	struct up_runtime *rt;
+	char who[40];
 	double us;
 
-	rt = ours_open(&roomy);
+	snprintf(who, sizeof who, "threads.%s%s",
+		 ta->delivery == UP_DELIVER_INLINE ? "inline" : "service",
+		 ta->services == 1 ? "_one" : "");
+	rt = ours_open(&cfg);
 	faulters_init(f, ta, rt, npages, ops);
 	us = faulters_run(f, ta->n, false);
-	job_value("us/page", us / (double)npages, "threads.zero.%s.%u", kind, ta->n);
+	job_value("us/page", us / (double)npages, "%s.zero.%s.%u", who, kind, ta->n);
 	up_runtime_destroy(rt);
 
-	rt = ours_open(&tight);
+	cfg.memory_limit = npages * PAGE / 4;
+	rt = ours_open(&cfg);
 	faulters_init(f, ta, rt, npages, ops);
 	faulters_run(f, ta->n, false);
 	for (unsigned i = 0; i < ta->n; i++)
 		ours_advise(rt, f[i].base, f[i].region, UP_ADVICE_RANDOM);
 	us = faulters_run(f, ta->n, true);
-	job_value("us/page", us / (double)ops, "threads.rand_read.%s.%u", kind, ta->n);
+	job_value("us/page", us / (double)ops, "%s.rand_read.%s.%u", who, kind, ta->n);
 	up_runtime_destroy(rt);
 }

@@ -86,9 +86,10 @@ void
 policy_strings(const void *arg)
 {
 	const char *policy = arg;
+	const struct race race = { .who = policy, .threads = 1 };
 
 	for (unsigned law = 0; refstring_name(law) != NULL; law++)
 		string_run(policy, law);
-	memset(bench.generation, 0, bench.pages * sizeof *bench.generation);
-	ours_patterns_with(policy, policy);
+	memset(bench.generation, 0, bench.scale.pages * sizeof *bench.generation);
+	ours_patterns_with(policy, &race);
 }

@@ -16,8 +16,9 @@
 #include "bench.h"
 #include "policy/refstring.h"
 
-#define SERIES_MAX 256
-#define SKIPS_MAX 32
+#define SERIES_MAX 1024
+#define SKIPS_MAX 96
+#define CURVES_MAX 32
 
 struct series {
 	char name[56];
@@ -31,6 +32,14 @@ struct skip {
 	char reason[240];
 };
 
+struct curve {
+	char name[56];
+	unsigned n;
+	double v[ROUNDS_MAX][CURVE_POINTS];
+};
+
+static struct curve curves[CURVES_MAX];
+static unsigned ncurves;
 static struct series series[SERIES_MAX];
 static unsigned nseries;
 static struct skip skips[SKIPS_MAX];
@@ -71,10 +80,6 @@ skip_add(const char *name, const char *reason)
 	nskips++;
 }
 
-struct summary {
-	double median, min, max;
-};
-
 static int
 compare_double(const void *a, const void *b)
 {
@@ -83,7 +88,7 @@ compare_double(const void *a, const void *b)
 	return x < y ? -1 : x > y;
 }
 
-static bool
+bool
 summarise(const char *name, struct summary *out)
 {
 	const struct series *s = series_find(name);
@@ -97,6 +102,42 @@ summarise(const char *name, struct summary *out)
 	out->max = v[s->n - 1];
 	out->median = s->n % 2 != 0 ? v[s->n / 2] : (v[s->n / 2 - 1] + v[s->n / 2]) / 2;
 	return true;
+}
+
+void
+curve_add(const char *name, const double *point)
+{
+	unsigned i = 0;
+
+	while (i < ncurves && strcmp(curves[i].name, name) != 0)
+		i++;
+	if (i == CURVES_MAX)
+		return;
+	ncurves = i == ncurves ? i + 1 : ncurves;
+	snprintf(curves[i].name, sizeof curves[i].name, "%s", name);
+	if (curves[i].n < ROUNDS_MAX)
+		memcpy(curves[i].v[curves[i].n++], point, CURVE_POINTS * sizeof *point);
+}
+
+bool
+curve_get(const char *name, double *point)
+{
+	double v[ROUNDS_MAX];
+
+	for (unsigned i = 0; i < ncurves; i++) {
+		const struct curve *c = &curves[i];
+
+		if (strcmp(c->name, name) != 0)
+			continue;
+		for (unsigned k = 0; k < CURVE_POINTS; k++) {
+			for (unsigned r = 0; r < c->n; r++)
+				v[r] = c->v[r][k];
+			qsort(v, c->n, sizeof v[0], compare_double);
+			point[k] = v[c->n / 2];
+		}
+		return true;
+	}
+	return false;
 }
 
 /* "12.3 (11.9-14.0)" or "-" */
@@ -146,32 +187,34 @@ print_host(FILE *out)
 		: host.rotational   ? "1"
 				    : "0",
 		host.thp, host.zswap);
-	fprintf(out, "%zu MiB in %zu MiB, %u rounds; median (min-max)\n", bench.pages / 256,
-		bench.memory >> 20, bench.rounds);
+	fprintf(out, "%u rounds; median (min-max)\n", bench.rounds);
 }
 
 static void
 print_latency(FILE *out)
 {
-	static const char *const what[] = { "zero", "major" };
+	static const char *const what[] = { "zero", "major", "soft" };
+	static const char *const text[] = { "zero-fill", "swap-in", "soft" };
 	static const char *const stat[] = { "p50", "p99", "mean" };
 	char ours[96], bare[96], b[3][64];
 
 	fprintf(out, "\nfault, as the faulting thread sees it; us\n");
 	fprintf(out, "  %-22s %-5s %-24s %-24s %s\n", "", "", "raw floor", "ours", "ours/floor");
-	for (int w = 0; w < 2; w++) {
+	for (int w = 0; w < 3; w++) {
 		for (int p = 0; p < PLACES; p++) {
 			for (int s = 0; s < 3; s++) {
+				struct summary unused;
+
 				snprintf(ours, sizeof ours, "ours.%s.%s.%s", what[w], place_name[p],
 					 stat[s]);
+				if (!summarise(ours, &unused))
+					continue;
 				snprintf(bare, sizeof bare, "floor.%s.%s.%s", what[w],
 					 place_name[p], stat[s]);
 				fprintf(out, "  %-9s %-12s %-5s %-24s %-24s %s\n",
-					s > 0	 ? ""
-					: w == 0 ? "zero-fill"
-						 : "swap-in",
-					s > 0 ? "" : place_name[p], stat[s], range(bare, b[0]),
-					range(ours, b[1]), ratio_text(ours, bare, b[2]));
+					s > 0 ? "" : text[w], s > 0 ? "" : place_name[p], stat[s],
+					range(bare, b[0]), range(ours, b[1]),
+					ratio_text(ours, bare, b[2]));
 			}
 		}
 	}
@@ -200,58 +243,157 @@ print_inline(FILE *out)
 	}
 }
 
-static const char *const pattern_contenders[] = { "ours", "swap", "swap_ssd", "mmap" };
-#define NCONTENDERS (sizeof pattern_contenders / sizeof pattern_contenders[0])
+/* Who is compared with whom.  The first is what the others are held against. */
+#define RUNNERS_MAX 4
+static const struct table {
+	const char *title;
+	enum scale_id scale;
+	const char *who[RUNNERS_MAX];
+	const char *key[RUNNERS_MAX]; /* in the JSON's "ratio" */
+} tables[] = {
+	{ "swap",
+	  SCALE_MAIN,
+	  { "ours", "ours_service", "swap", "swap_ssd" },
+	  { NULL, "service", "swap", "swap_ssd" } },
+	{ "a file",
+	  SCALE_MAIN,
+	  { "ours_file", "ours_file_direct", "mmap" },
+	  { NULL, "file_direct", "mmap" } },
+	{ "swap, real data", SCALE_REAL, { "real_ours", "real_swap" }, { NULL, "real.swap" } },
+	{ "compressed, and swap behind it",
+	  SCALE_ZSWAP,
+	  { "ours_lz4", "ours_zstd", "zswap_lz4", "zswap" },
+	  { NULL, "zstd", "zswap_lz4", "zswap" } },
+	{ "compressed, and it fits", SCALE_ZRAM, { "ours_lz4_fit", "zram" }, { NULL, "zram" } },
+};
+#define NTABLES (sizeof tables / sizeof tables[0])
+#define RACES 2 /* one thread, two threads */
+
+static bool
+any(const char *prefix)
+{
+	for (unsigned i = 0; i < nseries; i++)
+		if (strncmp(series[i].name, prefix, strlen(prefix)) == 0)
+			return true;
+	return false;
+}
+
+static bool
+table_any(const struct table *t, const char *label)
+{
+	struct summary s;
+	char name[96];
+
+	for (int c = 0; c < RUNNERS_MAX && t->who[c] != NULL; c++) {
+		snprintf(name, sizeof name, "%s.%s", t->who[c], label);
+		if (summarise(name, &s))
+			return true;
+	}
+	return false;
+}
 
 static void
-print_patterns(FILE *out)
+print_pattern(FILE *out, const struct table *t, const char *label)
 {
-	char name[96], ours[96], b[4][64];
+	char name[96], first[96], b[4][64];
 	struct summary s;
+	bool begun = false;
 
-	fprintf(out, "\n%zu MiB in %zu MiB\n", bench.pages / 256, bench.memory >> 20);
-	fprintf(out, "  %-11s %-9s %-22s %8s  %11s\n", "", "", "us/page", "MiB/s", "theirs/ours");
-	for (int p = 0; p < PATTERNS; p++) {
-		snprintf(ours, sizeof ours, "ours.%s", pattern_name[p]);
-		for (size_t c = 0; c < NCONTENDERS; c++) {
-			snprintf(name, sizeof name, "%s.%s", pattern_contenders[c],
-				 pattern_name[p]);
-			b[0][0] = '\0';
-			if (summarise(name, &s))
-				snprintf(b[0], sizeof b[0], "%.0f",
-					 1e6 * PAGE / 1048576 / s.median);
-			fprintf(out, "  %-11s %-9s %-22s %8s  %11s\n",
-				c == 0 ? pattern_name[p] : "", pattern_contenders[c],
-				range(name, b[1]), b[0],
-				c == 0 ? "" : ratio_text(name, ours, b[2]));
+	snprintf(first, sizeof first, "%s.%s", t->who[0], label);
+	for (int c = 0; c < RUNNERS_MAX && t->who[c] != NULL; c++) {
+		snprintf(name, sizeof name, "%s.%s", t->who[c], label);
+		if (!summarise(name, &s))
+			continue;
+		snprintf(b[0], sizeof b[0], "%.0f", 1e6 * PAGE / 1048576 / s.median);
+		fprintf(out, "  %-13s %-17s %-22s %8s  %11s\n", begun ? "" : label, t->who[c],
+			range(name, b[1]), b[0], c == 0 ? "" : ratio_text(name, first, b[2]));
+		begun = true;
+	}
+}
+
+static void
+print_table(FILE *out, const struct table *t)
+{
+	const struct scale *scale = &bench.scales[t->scale];
+	char label[32];
+	bool begun = false;
+
+	for (unsigned threads = 1; threads <= RACES; threads++) {
+		for (enum pattern p = 0; p < PATTERNS; p++) {
+			pattern_label(label, p, threads);
+			if (!table_any(t, label))
+				continue;
+			if (!begun) {
+				fprintf(out, "\n%s: %zu MiB of %s data in %zu MiB\n", t->title,
+					scale->pages / 256, data_name[scale->data],
+					scale->memory >> 20);
+				fprintf(out, "  %-13s %-17s %-22s %8s  %11s\n", "", "", "us/page",
+					"MiB/s", "theirs/ours");
+				begun = true;
+			}
+			print_pattern(out, t, label);
 		}
 	}
 }
 
 static void
+print_sort(FILE *out)
+{
+	static const char *const who[] = { "ours", "ours_service", "swap" };
+	char name[64], b[2][64];
+
+	fprintf(out, "\nexternal sort, %zu MiB in %zu MiB; s\n",
+		bench.scales[SCALE_SORT].pages / 256, bench.scales[SCALE_SORT].memory >> 20);
+	for (int i = 0; i < 3; i++) {
+		snprintf(name, sizeof name, "%s.external_sort", who[i]);
+		fprintf(out, "  %-13s %-17s %-22s %8s  %11s\n", "", who[i], range(name, b[0]), "",
+			i == 0 ? "" : ratio_text(name, "ours.external_sort", b[1]));
+	}
+}
+
+static void
+print_fio(FILE *out)
+{
+	char b[3][64];
+
+	fprintf(out, "\nfio, 256 KiB in order, 8 requests at a time; MiB/s\n");
+	fprintf(out, "  %-22s %-24s %-24s %s\n", "", "fio", "ours", "ours/fio");
+	fprintf(out, "  %-22s %-24s %-24s %s\n", "read: seq_read", range("fio.read", b[0]),
+		range("ours.seq_read.swap_in", b[1]),
+		ratio_text("ours.seq_read.swap_in", "fio.read", b[2]));
+	fprintf(out, "  %-22s %-24s %-24s %s\n", "written: fill", range("fio.write", b[0]),
+		range("ours.fill.swap_out", b[1]),
+		ratio_text("ours.fill.swap_out", "fio.write", b[2]));
+}
+
+static void
 print_threads(FILE *out)
 {
+	static const char *const who[] = { "inline", "inline_one", "service", "service_one" };
 	static const char *const what[] = { "zero", "rand_read" };
 	static const char *const kind[] = { "own", "shared" };
-	static const unsigned n[] = { 1, 2, 4 };
+	static const unsigned n[] = { 1, 2, 4, 8 };
 	char name[96], one[96], b[2][64];
 
 	fprintf(out,
 		"\nthreads that fault at the same time; us/page of all together, xN over one\n");
-	for (int w = 0; w < 2; w++) {
-		for (int k = 0; k < 2; k++) {
-			fprintf(out, "  %-9s %-15s", w == 0 ? "zero-fill" : "rand_read",
-				k == 0 ? "a region each" : "one region");
-			snprintf(one, sizeof one, "threads.%s.%s.1", what[w], kind[k]);
-			for (int i = 0; i < 3; i++) {
-				snprintf(name, sizeof name, "threads.%s.%s.%u", what[w], kind[k],
-					 n[i]);
-				fprintf(out, "  %u: %s", n[i], range(name, b[0]));
-				if (i > 0)
-					fprintf(out, " x%s", ratio_text(one, name, b[1]));
-			}
-			fprintf(out, "\n");
+	for (int i = 0; i < 16; i++) {
+		const char *const w = who[i % 4], *const k = kind[i / 4 % 2],
+				  *const a = what[i / 8];
+
+		snprintf(one, sizeof one, "threads.%s.%s.%s.1", w, a, k);
+		fprintf(out, "  %-10s %-14s %-12s", i % 8 == 0 ? a : "",
+			i % 4 > 0	 ? ""
+			: i / 4 % 2 == 0 ? "a region each"
+					 : "one region",
+			w);
+		for (int c = 0; c < 4; c++) {
+			snprintf(name, sizeof name, "threads.%s.%s.%s.%u", w, a, k, n[c]);
+			fprintf(out, "  %u: %s", n[c], range(name, b[0]));
+			if (c > 0)
+				fprintf(out, " x%s", ratio_text(one, name, b[1]));
 		}
+		fprintf(out, "\n");
 	}
 }
 
@@ -282,6 +424,19 @@ print_sparse(FILE *out)
 	fprintf(out, "\na sparse region of 1 TiB\n");
 	print_line(out, "map", "sparse.map", "ms");
 	print_line(out, "unmap, 16 pages touched", "sparse.unmap", "ms");
+}
+
+/* A line each of two series and what one is over the other. */
+static void
+print_over(FILE *out, const char *title, const char *few, const char *few_name, const char *many,
+	   const char *many_name)
+{
+	char b[64];
+
+	fprintf(out, "\n%s\n", title);
+	print_line(out, few, few_name, "us");
+	print_line(out, many, many_name, "us");
+	fprintf(out, "  %-44s %s\n", "            over that", ratio_text(many_name, few_name, b));
 }
 
 static void
@@ -340,44 +495,32 @@ print_disk(FILE *out)
 }
 
 /* A section of which nothing was measured (--only) is left out. */
-static bool
-any(const char *prefix)
-{
-	for (unsigned i = 0; i < nseries; i++)
-		if (strncmp(series[i].name, prefix, strlen(prefix)) == 0)
-			return true;
-	return false;
-}
-
-static bool
-any_pattern(void)
-{
-	char name[96];
-
-	for (size_t c = 0; c < NCONTENDERS; c++) {
-		snprintf(name, sizeof name, "%s.fill", pattern_contenders[c]);
-		if (any(name))
-			return true;
-	}
-	return false;
-}
-
 void
 report_print(FILE *out)
 {
 	print_host(out);
-	if (any("ours.zero") || any("ours.major") || any("floor."))
+	if (any("ours.zero") || any("ours.major") || any("ours.soft"))
 		print_latency(out);
 	if (any("ours.inline") || any("floor.inline"))
 		print_inline(out);
-	if (any_pattern())
-		print_patterns(out);
+	for (size_t i = 0; i < NTABLES; i++)
+		print_table(out, &tables[i]);
+	if (any("ours.external_sort") || any("swap.external_sort"))
+		print_sort(out);
+	if (any("fio."))
+		print_fio(out);
 	if (any("threads."))
 		print_threads(out);
 	if (any("meta."))
 		print_metadata(out);
-	if (any("sparse."))
+	if (any("sparse.map"))
 		print_sparse(out);
+	if (any("sparse.large"))
+		print_over(out, "a fault in a sparse region: p50", "of 1 GiB", "sparse.small.p50",
+			   "of 64 GiB", "sparse.large.p50");
+	if (any("entries."))
+		print_over(out, "a fault among the entries of a map: p50", "1", "entries.one.p50",
+			   "100,000", "entries.many.p50");
 	if (any("clone."))
 		print_clone(out);
 	if (any("sfifo.") || any("s3fifo."))
@@ -418,23 +561,45 @@ json_ratio(FILE *f, const char *key, const char *over, const char *under, const 
 }
 
 static void
+json_table(FILE *f, const struct table *t, const char **comma)
+{
+	char key[96], over[96], under[96], label[32];
+
+	for (int c = 1; c < RUNNERS_MAX && t->who[c] != NULL; c++) {
+		for (unsigned threads = 1; threads <= RACES; threads++) {
+			for (enum pattern p = 0; p < PATTERNS; p++) {
+				pattern_label(label, p, threads);
+				snprintf(key, sizeof key, "%s.%s", t->key[c], label);
+				snprintf(over, sizeof over, "%s.%s", t->who[c], label);
+				snprintf(under, sizeof under, "%s.%s", t->who[0], label);
+				json_ratio(f, key, over, under, comma);
+				/* Only of the random ones. */
+				snprintf(key, sizeof key, "%s.%s_p50", t->key[c], label);
+				snprintf(over, sizeof over, "%s.%s.p50", t->who[c], label);
+				snprintf(under, sizeof under, "%s.%s.p50", t->who[0], label);
+				json_ratio(f, key, over, under, comma);
+			}
+		}
+	}
+}
+
+static void
 json_ratios(FILE *f)
 {
-	static const char *const what[] = { "zero", "major" };
+	static const char *const what[] = { "zero", "major", "soft" };
 	char key[96], over[96], under[96];
 	const char *comma = "";
 
 	fprintf(f, "  \"ratio\": {");
-	for (size_t c = 1; c < NCONTENDERS; c++) {
-		for (int p = 0; p < PATTERNS; p++) {
-			snprintf(over, sizeof over, "%s.%s", pattern_contenders[c],
-				 pattern_name[p]);
-			snprintf(under, sizeof under, "ours.%s", pattern_name[p]);
-			json_ratio(f, over, over, under, &comma);
-		}
-	}
+	for (size_t i = 0; i < NTABLES; i++)
+		json_table(f, &tables[i], &comma);
+	json_ratio(f, "swap.external_sort", "swap.external_sort", "ours.external_sort", &comma);
+	json_ratio(f, "service.external_sort", "ours_service.external_sort", "ours.external_sort",
+		   &comma);
+	json_ratio(f, "fio.read", "ours.seq_read.swap_in", "fio.read", &comma);
+	json_ratio(f, "fio.write", "ours.fill.swap_out", "fio.write", &comma);
 	/* The bare key is the unpinned one. */
-	for (int w = 0; w < 2; w++) {
+	for (int w = 0; w < 3; w++) {
 		for (int p = 0; p < PLACES; p++) {
 			snprintf(key, sizeof key, "floor.service_%s%s%s", what[w],
 				 p == 0 ? "" : ".", p == 0 ? "" : place_name[p]);
@@ -445,6 +610,8 @@ json_ratios(FILE *f)
 	}
 	json_ratio(f, "floor.inline_zero", "ours.inline_zero.p50", "floor.inline_zero.p50", &comma);
 	json_ratio(f, "floor.inline_soft", "ours.inline_soft.p50", "floor.inline_soft.p50", &comma);
+	json_ratio(f, "entries.fault", "entries.many.p50", "entries.one.p50", &comma);
+	json_ratio(f, "sparse.fault", "sparse.large.p50", "sparse.small.p50", &comma);
 	json_ratio(f, "clone.fault_after_rounds", "clone.after.p50", "clone.before.p50", &comma);
 	for (unsigned law = 0; refstring_name(law) != NULL; law++) {
 		snprintf(key, sizeof key, "policy.%s", refstring_name(law));
@@ -485,10 +652,11 @@ json_machine(FILE *f)
 	fprintf(f, "\n      \"cpus\": %ld,\n      \"memory\": %llu\n    },\n", host.cpus,
 		(unsigned long long)host.memory);
 	fprintf(f,
-		"    \"run\": { \"size\": %zu, \"memory\": %zu, \"rounds\": %u, \"quick\": %s, "
+		"    \"run\": { \"size\": %zu, \"memory\": %zu, \"data\": \"%s\", \"rounds\": %u, \"quick\": %s, "
 		"\"advice\": %s, \"random_touches\": %zu, \"latency_touches\": %zu },\n",
-		bench.pages * PAGE, bench.memory, bench.rounds, bench.quick ? "true" : "false",
-		bench.advice ? "true" : "false", bench.rand_ops, bench.touches);
+		bench.scale.pages * PAGE, bench.scale.memory, data_name[bench.scale.data],
+		bench.rounds, bench.quick ? "true" : "false", bench.advice ? "true" : "false",
+		bench.scale.rand_ops, bench.touches);
 }
 
 static void

@@ -68,7 +68,7 @@ struct lines {
 
 static struct {
 	size_t memory;
-	bool unique, count, kernel;
+	bool unique, count, kernel, in_thread;
 	struct up_runtime *rt; /* NULL: plain mmap() */
 	bool bounce;	       /* the kernel can't fault on our memory */
 	char *bounce_buf;
@@ -486,6 +486,7 @@ static const char usage[] =
 	"  -m, --memory=BYTES      sort in this much memory (default 64M, least 2M)\n"
 	"  -u, --unique            write only the first of equal lines\n"
 	"  -c, --count             say on the standard error what it took\n"
+	"      --inline            let the thread that faults serve its faults itself\n"
 	"      --in-memory-of-kernel  sort in plain memory, without the pager: for comparison\n"
 	"  -h, --help              this help\n";
 
@@ -496,6 +497,7 @@ parse_options(int argc, char **argv)
 		{ "memory", required_argument, NULL, 'm' },
 		{ "unique", no_argument, NULL, 'u' },
 		{ "count", no_argument, NULL, 'c' },
+		{ "inline", no_argument, NULL, 'i' },
 		{ "in-memory-of-kernel", no_argument, NULL, 'k' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
@@ -512,6 +514,9 @@ parse_options(int argc, char **argv)
 			break;
 		case 'c':
 			job.count = true;
+			break;
+		case 'i':
+			job.in_thread = true;
 			break;
 		case 'k':
 			job.kernel = true;
@@ -533,12 +538,15 @@ main(int argc, char **argv)
 {
 	parse_options(argc, argv);
 	if (!job.kernel) {
-		const struct up_config cfg = { .memory_limit = job.memory, .log = say };
+		const struct up_config cfg = { .memory_limit = job.memory,
+					       .log = say,
+					       .delivery = job.in_thread ? UP_DELIVER_INLINE
+									 : UP_DELIVER_SERVICE };
 		const int r = up_runtime_create(&job.rt, &cfg);
 
 		if (r < 0)
 			die("starting the pager: %s", strerror(-r));
-		job.bounce = (up_features(job.rt) & UP_MASK_KERNEL_FAULTS) == 0;
+		job.bounce = job.in_thread || (up_features(job.rt) & UP_MASK_KERNEL_FAULTS) == 0;
 		if (job.bounce && (job.bounce_buf = malloc(BOUNCE)) == NULL)
 			die("no memory");
 	}
