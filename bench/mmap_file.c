@@ -39,7 +39,7 @@ advise(void *ctx, enum pattern p)
 {
 	if (bench.advice)
 		madvise(ctx, bench.scale.pages * PAGE,
-			p == STREAMS4 ? MADV_NORMAL : pattern_advice(p));
+			p == STREAMS4 ? MADV_RANDOM : pattern_advice(p));
 }
 
 static void
