@@ -225,6 +225,7 @@ struct host {
 	uint64_t memory;
 	int rotational;		   /* -1: unknown */
 	char rotational_path[128]; /* empty: unknown */
+	char read_ahead_path[128]; /* likewise */
 };
 extern struct host host;
 

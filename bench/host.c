@@ -90,6 +90,9 @@ disk_init(const char *dir)
 			continue;
 		host.rotational = strcmp(text, "0") != 0;
 		snprintf(host.rotational_path, sizeof host.rotational_path, "%.120s", path);
+		memcpy(path + strlen(path) - strlen("rotational"), "read_ahead_kb",
+		       sizeof "read_ahead_kb");
+		snprintf(host.read_ahead_path, sizeof host.read_ahead_path, "%.120s", path);
 		break;
 	}
 	snprintf(path, sizeof path, "/sys/dev/block/%u:%u", major(st.st_dev), minor(st.st_dev));

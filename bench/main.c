@@ -110,11 +110,6 @@ static struct contender contenders[] = {
 	{ SWAP("zswap", "zswap_lz4", "zswap_lz4", 1, zswap, SCALE_ZSWAP, .compressor = "lz4"),
 	  .full_only = true },
 	{ SWAP("zswap", "zswap_default", "zswap", 1, zswap, SCALE_ZSWAP), .full_only = true },
-	{ OURS("zswap", "ours_lz4", "ours_lz4", 2, SCALE_ZSWAP, INSIDE,
-	       .compression = UP_COMPRESS_LZ4), .full_only = true },
-	{ SWAP("zswap", "zswap_lz4", "zswap_lz4", 2, zswap, SCALE_ZSWAP, .compressor = "lz4"),
-	  .full_only = true },
-	{ SWAP("zswap", "zswap_default", "zswap", 2, zswap, SCALE_ZSWAP), .full_only = true },
 
 	{ OURS("zram", "ours_lz4", "ours_lz4_fit", 1, SCALE_ZRAM, INSIDE,
 	       .compression = UP_COMPRESS_LZ4), .full_only = true },
