@@ -290,8 +290,11 @@ void
 job_curve(const char *name, size_t n)
 {
 	qsort(bench.ns, n, sizeof *bench.ns, compare_ns);
-	for (size_t i = 0; i < CURVE_POINTS; i++)
-		bench.result->point[i] = bench.ns[i * (n - 1) / (CURVE_POINTS - 1)] / 1e3;
+	for (size_t i = 0; i < CURVE_POINTS; i++) {
+		const size_t at = i * (n - 1) / (CURVE_POINTS - 1);
+
+		bench.result->point[i] = bench.ns[at] / 1e3;
+	}
 	snprintf(bench.result->curve, sizeof bench.result->curve, "%s", name);
 }
 

@@ -292,13 +292,16 @@ static const struct {
 	int advice;
 	bool writes, latencies;
 } how[PATTERNS] = {
-	[FILL] = { fill, MADV_SEQUENTIAL, .writes = true },
-	[SEQ_READ] = { seq_read, MADV_SEQUENTIAL },
-	[BACKWARD] = { backward, MADV_NORMAL },
-	[STREAMS4] = { streams4, MADV_SEQUENTIAL },
-	[RAND_READ] = { rand_read, MADV_RANDOM, .latencies = true },
-	[RAND_WRITE] = { rand_write, MADV_RANDOM, .writes = true, .latencies = true },
-	[ZIPF] = { zipf, MADV_RANDOM, .writes = true },
+	[FILL] = { .go = fill, .advice = MADV_SEQUENTIAL, .writes = true },
+	[SEQ_READ] = { .go = seq_read, .advice = MADV_SEQUENTIAL },
+	[BACKWARD] = { .go = backward, .advice = MADV_NORMAL },
+	[STREAMS4] = { .go = streams4, .advice = MADV_SEQUENTIAL },
+	[RAND_READ] = { .go = rand_read, .advice = MADV_RANDOM, .latencies = true },
+	[RAND_WRITE] = { .go = rand_write,
+			 .advice = MADV_RANDOM,
+			 .writes = true,
+			 .latencies = true },
+	[ZIPF] = { .go = zipf, .advice = MADV_RANDOM, .writes = true },
 };
 
 const char *const pattern_name[PATTERNS] = { "fill",	  "seq_read",	"backward", "streams4",

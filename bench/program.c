@@ -61,8 +61,10 @@ program_run(const char *const argv[], const char *output, unsigned deadline_s)
 		kill(pid, SIGKILL);
 	if (pidfd >= 0)
 		close(pidfd);
-	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status))
+	if (waitpid(pid, &status, 0) != pid)
 		return 1;
+	if (WIFSIGNALED(status))
+		return 128 + WTERMSIG(status); /* as a shell says it */
 	return WEXITSTATUS(status) == NOT_THERE ? -1 : WEXITSTATUS(status);
 }
 
