@@ -152,8 +152,8 @@ usage(FILE *out)
 	fprintf(out,
 		"usage: uffd-pager-bench [options]\n"
 		"  --quick          256 MiB in 64 MiB, 3 rounds, the most important rows, under a minute\n"
-		"  --size SIZE      region of the pattern rows (512M)\n"
-		"  --memory SIZE    its budget (128M)\n"
+		"  --size SIZE      region of the pattern rows (384M)\n"
+		"  --memory SIZE    its budget (96M)\n"
 		"  --rounds N       how often everybody runs (5)\n"
 		"  --data KIND      what pages hold in the groups pattern and file: random, half (of\n"
 		"                   each compresses), real (from files of this machine)\n"
@@ -288,9 +288,9 @@ parse_options(int argc, char **argv)
 		}
 	}
 	if (size == 0)
-		size = (size_t)(bench.quick ? 256 : 512) << 20;
+		size = (size_t)(bench.quick ? 256 : 384) << 20;
 	if (memory == 0)
-		memory = (size_t)(bench.quick ? 64 : 128) << 20;
+		memory = (size_t)(bench.quick ? 64 : 96) << 20;
 	if (bench.rounds == 0)
 		bench.rounds = bench.quick ? 3 : 5;
 	bench.touches = bench.quick ? 1000 : 4000;

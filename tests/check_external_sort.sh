@@ -58,6 +58,8 @@ run any "$sort_bin" --count --memory 8M "$dir/one" "$dir/two"
 compare "$mib MiB of text in 8 MiB" "$dir/sorted" budget
 run any "$sort_bin" --count --unique --memory 4M "$dir/one" "$dir/two"
 compare "$mib MiB of text in 4 MiB, unique" "$dir/unique" budget
+run any "$sort_bin" --count --inline --memory 8M "$dir/one" "$dir/two"
+compare "$mib MiB of text in 8 MiB, faults served inline" "$dir/sorted" budget
 run any "$sort_bin" --count --in-memory-of-kernel "$dir/one" "$dir/two"
 compare "$mib MiB of text in plain memory" "$dir/sorted" any
 
