@@ -505,7 +505,8 @@ report_print(FILE *out)
 		print_inline(out);
 	for (size_t i = 0; i < NTABLES; i++)
 		print_table(out, &tables[i]);
-	if (any("ours.external_sort") || any("swap.external_sort"))
+	if (any("ours.external_sort") || any("ours_service.external_sort") ||
+	    any("swap.external_sort"))
 		print_sort(out);
 	if (any("fio."))
 		print_fio(out);
