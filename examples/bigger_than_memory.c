@@ -937,6 +937,7 @@ static const struct {
 	{ "kernel-faults", UP_MASK_KERNEL_FAULTS },
 	{ "ring-flags", UP_MASK_RING_FLAGS },
 	{ "shared", UP_MASK_SHARED },
+	{ "vector", UP_MASK_VECTOR },
 	{ "all", UP_MASK_ALL },
 	{ "none", 0 },
 };

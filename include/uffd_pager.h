@@ -94,7 +94,9 @@ typedef void (*up_log_fn)(void *ctx, enum up_log_level level, const char *line);
 #define UP_MASK_KERNEL_FAULTS (UINT64_C(1) << 4) /* faults from inside system calls */
 #define UP_MASK_RING_FLAGS (UINT64_C(1) << 5)	 /* io_uring set-up flags, Linux 6.1 */
 #define UP_MASK_SHARED (UINT64_C(1) << 6)	 /* write-protection of shared memory, Linux 5.19 */
-#define UP_MASK_ALL ((UINT64_C(1) << 7) - 1)
+#define UP_MASK_VECTOR \
+	(UINT64_C(1) << 7) /* MADV_DONTNEED of pages all over in one call, Linux 6.13 */
+#define UP_MASK_ALL ((UINT64_C(1) << 8) - 1)
 
 /* Who serves a fault, up_config.delivery. */
 enum up_delivery {
@@ -108,7 +110,8 @@ enum up_delivery {
 	 * by side.  In exchange:
 	 *
 	 *	- A system call that touches a page that is not in memory fails with EFAULT, or with a part of what it was to do:
-	 *	  up_prefault() its buffers, or up_wire() them.
+	 *	  up_prefault() its buffers, or up_wire() them.  So does one that stores into a page that came back from swap for
+	 *	  a load, until a thread has stored into it: who touches instead of up_prefault() must store.
 	 *	- SIGBUS is the library's while there is such a runtime.  What was installed before (signal handlers are the process's) is
 	 *	  called for what is not ours, and for pages that are lost.  A handler that is installed later has to call
 	 *	  up_handle_sigbus() first.
@@ -428,7 +431,10 @@ enum up_inherit {
 UP_API int up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inherit);
 
 /* up_residency() bits */
-/* In the page table: a touch costs nothing.  Of a shared mapping: a fault of the kernel's own at most. */
+/*
+ * In the page table: a touch costs nothing, but for the first store to a page that has come back from swap for a load.  Of a shared
+ * mapping: a fault of the kernel's own at most.
+ */
 #define UP_PAGE_MAPPED (1u << 0)
 #define UP_PAGE_STAGED (1u << 1)  /* in memory: a touch is a soft fault */
 #define UP_PAGE_SWAPPED (1u << 2) /* has a copy in swap, maybe of older content if it is mapped */

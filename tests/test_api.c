@@ -845,7 +845,7 @@ Test(api, version_and_features_are_told)
 	all = up_features(rt);
 	cr_assert((all & ~UP_MASK_ALL) == 0);
 	up_runtime_destroy(rt);
-	for (unsigned bit = 0; bit < 6; bit++) {
+	for (unsigned bit = 0; bit < 8; bit++) {
 		char *p;
 
 		cfg.feature_mask = UINT64_C(1) << bit;

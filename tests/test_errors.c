@@ -216,7 +216,7 @@ Test(errors, create_names_the_field_that_is_out_of_range)
 	BAD_FIELD(memory_limit, SIZE_MAX, "memory_limit");
 	BAD_FIELD(service_threads, 17, "service_threads 17 is above 16");
 	BAD_FIELD(service_threads, UINT32_MAX, "service_threads");
-	BAD_FIELD(feature_mask, UP_MASK_ALL + 1, "feature_mask has unknown bits 0x80");
+	BAD_FIELD(feature_mask, UP_MASK_ALL + 1, "feature_mask has unknown bits 0x100");
 	BAD_FIELD(feature_mask, UINT64_MAX, "feature_mask");
 	BAD_FIELD(flags, 4, "flags has unknown bits 0x4");
 	BAD_FIELD(reserved[0], 1, "reserved");

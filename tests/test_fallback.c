@@ -35,6 +35,7 @@ static const struct {
 	{ "kernel_faults", UP_MASK_KERNEL_FAULTS },
 	{ "ring_flags", UP_MASK_RING_FLAGS },
 	{ "shared", UP_MASK_SHARED },
+	{ "vector", UP_MASK_VECTOR },
 	{ "move and poison", UP_MASK_MOVE | UP_MASK_POISON },
 	{ "all", UP_MASK_ALL },
 };

@@ -410,8 +410,8 @@ Test(uffd, masked_kernel_faults_make_system_calls_fail_on_missing_pages)
 
 Test(uffd, masked_features_are_not_used)
 {
-	static const uint64_t bits[] = { UP_MASK_MOVE, UP_MASK_POISON, UP_MASK_DEV_UFFD,
-					 UP_MASK_KERNEL_FAULTS, UP_MASK_SHARED };
+	static const uint64_t bits[] = { UP_MASK_MOVE,		UP_MASK_POISON, UP_MASK_DEV_UFFD,
+					 UP_MASK_KERNEL_FAULTS, UP_MASK_SHARED, UP_MASK_VECTOR };
 	uint64_t all;
 
 	rig_make(0, RW);
@@ -917,6 +917,77 @@ Test(uffd, a_batch_may_span_regions_of_different_protection)
 						    : all_zero((void *)page(i)));
 		rig_drop();
 	}
+}
+
+Test(uffd, a_lent_page_is_guarded_until_it_may_be_written_and_many_are_recalled_at_once)
+{
+	uintptr_t at[3] = { 0 };
+	frame_t f[3] = { 0, 1, 2 };
+	size_t done;
+
+	rig_make(0, RW);
+	if (!(pm->features & UP_MASK_VECTOR))
+		cr_skip_test("this kernel drops no pages of one's own all over");
+	cr_assert(eq(int, pm->ops->frame_new(pm, 0, 3, &done), 0));
+	for (unsigned i = 0; i < 3; i++) {
+		at[i] = page(2 * (size_t)i);
+		write_content(pmap_frame(pm, f[i]), i);
+		cr_assert(eq(int, pm->ops->lend(pm, 0, at[i], f[i], true), 0));
+		cr_assert(frame_there(f[i]));
+		cr_assert(has_content((void *)at[i], i));
+	}
+	cr_assert(eq(int, pm->ops->lend(pm, 0, at[0], f[0], true), -EEXIST));
+	pm->ops->allow(pm, 0, at[1]);
+	write_content((void *)at[1], 9);
+	at[1] = at[2];
+	cr_assert(eq(int, pm->ops->recall(pm, at, f, 2, &done), 0));
+	cr_assert(eq(sz, done, 2));
+	cr_assert(eq(int, there(page(0)), false));
+	cr_assert(there(page(2)));
+	cr_assert(eq(int, there(page(4)), false));
+	cr_assert(has_content(pmap_frame(pm, f[0]), 0));
+	cr_assert(has_content(pmap_frame(pm, f[1]), 2));
+	cr_assert(has_content((void *)page(2), 9));
+	/* What the program has discarded is told, and nobody waits for it. */
+	at[0] = page(2);
+	at[1] = page(4);
+	cr_assert(eq(int, pm->ops->recall(pm, at, f, 2, &done), -ENOENT));
+	cr_assert(eq(sz, done, 1));
+	cr_assert(has_content(pmap_frame(pm, f[0]), 9));
+	f[1] = 2;
+	pm->ops->frames_drop(pm, f, 2);
+	cr_assert(eq(int, frame_there(0), false));
+	cr_assert(frame_there(1));
+	cr_assert(eq(int, frame_there(2), false));
+	pm->ops->frame_drop(pm, 1, 1);
+	rig_drop();
+}
+
+Test(uffd, a_lent_page_that_the_program_locks_stays)
+{
+	uintptr_t at[2];
+	const frame_t f[2] = { 0, 1 };
+	size_t done;
+
+	rig_make(0, RW);
+	if (!(pm->features & UP_MASK_VECTOR))
+		cr_skip_test("this kernel drops no pages of one's own all over");
+	cr_assert(eq(int, pm->ops->frame_new(pm, 0, 2, &done), 0));
+	for (unsigned i = 0; i < 2; i++) {
+		at[i] = page(2 * (size_t)i);
+		write_content(pmap_frame(pm, f[i]), i);
+		cr_assert(eq(int, pm->ops->lend(pm, 0, at[i], f[i], true), 0));
+	}
+	/* What it would populate it would store into, and wait for us. */
+	cr_assert(eq(int, mlock2((void *)at[1], PAGE_SIZE, MLOCK_ONFAULT), 0));
+	cr_assert(eq(int, pm->ops->recall(pm, at, f, 2, &done), -EBUSY));
+	cr_assert(eq(sz, done, 1));
+	cr_assert(eq(int, there(at[0]), false));
+	cr_assert(there(at[1]));
+	cr_assert(has_content((void *)at[1], 1));
+	munlock((void *)at[1], PAGE_SIZE);
+	pm->ops->frame_drop(pm, 0, 2);
+	rig_drop();
 }
 
 Test(uffd, read_copies_a_page_that_is_there_whatever_the_protection)

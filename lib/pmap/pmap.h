@@ -55,6 +55,16 @@
  * came here.  Only pools are mapped there, at addresses that this side was told.  Until space_attach() and from
  * space_detach() on nobody runs there, and it is left out of everything.
  *
+ * Lending.  To move a page takes its old address out of the page table, which every processor that runs this process
+ * is told by an interrupt, one a call; a single page can also be lent:
+ *
+ *	lend	a copy of a frame enters, and the frame stays one.  Guarded, it can not be written until allow(): then it
+ *		faults with `wp` (or PMAP_INTHREAD, as any fault does), and until then it is what the frame held.
+ *	recall	guarded pages, wherever they lie, are copied into frames, and dropped by one call: one interrupt for all
+ *
+ * That a page is guarded is for the caller to know, and over with allow() and with anything else that takes the page away,
+ * or tries to: remove may let it be written when it fails.
+ *
  * Events.  A backend that was created with PMAP_TRACK hears of what the program itself does to regions: munmap() and all that
  * unmaps (PMAP_UNMAP), mremap() (PMAP_REMAP), madvise(MADV_DONTNEED) and its relatives (PMAP_REMOVE).  faults() takes these
  * messages too; from then on the call of the program goes on, and the event stands until event_done().  A REMOVE tells of
@@ -72,7 +82,8 @@
  * buffers) goes on into the same memory wherever that is mapped, so such a page must stay; the
  * kernel says so when it is asked to move it.  Nobody can tell for a page that has to be copied:
  * any without MOVE, and one that was pinned before it became read-only.  What such I/O stores
- * after the copy is lost.  And the kernel counts pins only: what merely holds a reference
+ * after the copy is lost.  (To store, I/O has to have the page writable, so none stores into one that is guarded.  What is
+ * pinned to be read from goes on to read what was there when it was recalled.)  And the kernel counts pins only: what merely holds a reference
  * (vmsplice(), MSG_ZEROCOPY) keeps reading the memory of the page, which after remove is the
  * frame's; give that frame other content, and such a reader gets it.  To be safe from that, drop
  * the frame and make a new one.
@@ -156,6 +167,21 @@ struct pmap_ops {
 	/* Holes become frames with undefined content; frames become holes. */
 	int (*frame_new)(struct pmap *, frame_t first, size_t n, size_t *done);
 	void (*frame_drop)(struct pmap *, frame_t first, size_t n);
+
+	/* --- lending, of regions of this process only: with UP_MASK_VECTOR in features --- */
+
+	/* The same, of frames that lie anywhere; at most CLUSTER_MAX. */
+	void (*frames_drop)(struct pmap *, const frame_t f[], size_t n);
+	/* One page; the errors of enter. */
+	int (*lend)(struct pmap *, unsigned shard, uintptr_t va, frame_t frame, bool guard);
+	/* The page, if it is there, may be written, guarded or not.  Wakes who waits for that. */
+	void (*allow)(struct pmap *, unsigned shard, uintptr_t va);
+	/*
+	 * Page va[i] into frame[i]; at most CLUSTER_MAX, batched as above.  -ENOENT, and -EBUSY: it is locked or can not be read, and stays.
+	 * Frames of pages not done have undefined content.
+	 */
+	int (*recall)(struct pmap *, const uintptr_t va[], const frame_t frame[], size_t n,
+		      size_t *done);
 
 	/*
 	 * Take up to `max` fault messages of a shard without blocking.  Returns how many; fewer than

@@ -95,7 +95,7 @@ struct sim_page {
 	bool poisoned;
 	bool seen; /* only that: the content is elsewhere */
 	bool late; /* installed by an injected -EEXIST */
-	bool wp;   /* in the middle of a copying remove */
+	bool wp;   /* in the middle of a copying remove, or guarded */
 	unsigned pins;
 	unsigned char data[PAGE_SIZE];
 };
@@ -1246,6 +1246,80 @@ op_frame_drop(struct pmap *pm, frame_t first, size_t n)
 	}
 }
 
+static void
+op_frames_drop(struct pmap *pm, const frame_t f[], size_t n)
+{
+	require(n <= CLUSTER_MAX, "frames_drop: %zu frames", n);
+	for (size_t i = 0; i < n; i++)
+		op_frame_drop(pm, f[i], 1);
+}
+
+static int
+op_lend(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, bool guard)
+{
+	struct sim_pmap *s = to_sim(pm);
+	struct sim_page *p;
+	int err, r;
+
+	check_range("lend", va, 1);
+	check_shard(s, "lend", shard);
+	check_stage(s, "lend", frame, 1);
+	check_frame(s, "lend", frame);
+	err = sim_inject(s->f, SIM_ENTER);
+	r = check_install(s, "lend", shard, va);
+	if (r != 0 || (err != 0 && err != -EEXIST))
+		return r != 0 ? r : err;
+	p = page_new(s, va, false);
+	memcpy(p->data, pmap_frame(pm, frame), PAGE_SIZE);
+	p->late = err != 0;
+	p->wp = guard && err == 0;
+	if (err == 0)
+		wake_range(s, shard, va, 1);
+	return err;
+}
+
+static void
+op_allow(struct pmap *pm, unsigned shard, uintptr_t va)
+{
+	struct sim_pmap *s = to_sim(pm);
+	struct sim_page *p;
+
+	check_range("allow", va, 1);
+	check_shard(s, "allow", shard);
+	p = page_find(s, va);
+	if (p != NULL)
+		p->wp = false;
+	wake_range(s, shard, va, 1);
+}
+
+/* What is pinned is writable there; here it may be guarded, and must stay all the same. */
+static int
+op_recall(struct pmap *pm, const uintptr_t va[], const frame_t frame[], size_t n, size_t *done)
+{
+	struct sim_pmap *s = to_sim(pm);
+	const int err = sim_inject(s->f, SIM_REMOVE);
+	const size_t stop = partial(s, err, n);
+
+	require(n <= CLUSTER_MAX, "recall: %zu pages", n);
+	for (*done = 0; *done < stop; ++*done) {
+		const struct region *r = region_find(s, va[*done]);
+		const struct sim_page *p = page_find(s, va[*done]);
+
+		check_frame(s, "recall", frame[*done]);
+		require(r != NULL && r->shard != PMAP_POOL && !r->is_place,
+			"recall: %#lx is in no private region", (unsigned long)va[*done]);
+		if (p == NULL)
+			return -ENOENT;
+		require(!p->poisoned && p->wp, "recall: page %#lx is not guarded",
+			(unsigned long)va[*done]);
+		if (p->pins > 0)
+			return -EBUSY;
+		memcpy(pmap_frame(pm, frame[*done]), p->data, PAGE_SIZE);
+		page_drop(s, va[*done]);
+	}
+	return err;
+}
+
 static unsigned
 op_faults(struct pmap *pm, unsigned shard, struct pmap_fault *buf, unsigned max)
 {
@@ -1566,6 +1640,10 @@ static const struct pmap_ops sim_ops = {
 	.wake = op_wake,
 	.frame_new = op_frame_new,
 	.frame_drop = op_frame_drop,
+	.frames_drop = op_frames_drop,
+	.lend = op_lend,
+	.allow = op_allow,
+	.recall = op_recall,
 	.faults = op_faults,
 	.pool_create = op_pool_create,
 	.pool_destroy = op_pool_destroy,
@@ -1594,6 +1672,10 @@ static const struct pmap_ops sim_ops_private = {
 	.wake = op_wake,
 	.frame_new = op_frame_new,
 	.frame_drop = op_frame_drop,
+	.frames_drop = op_frames_drop,
+	.lend = op_lend,
+	.allow = op_allow,
+	.recall = op_recall,
 	.faults = op_faults,
 	.destroy = op_destroy,
 };
@@ -1620,7 +1702,7 @@ pmap_sim_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t mas
 	s->pmap.nshards = nshards;
 	s->pmap.headroom = CLUSTER_MAX * PAGE_SIZE;
 	s->pmap.features = ~mask & (UP_MASK_MOVE | UP_MASK_POISON | UP_MASK_DEV_UFFD |
-				    UP_MASK_KERNEL_FAULTS | UP_MASK_SHARED);
+				    UP_MASK_KERNEL_FAULTS | UP_MASK_SHARED | UP_MASK_VECTOR);
 	s->pmap.features |= mask & PMAP_INTHREAD;
 	s->pmap.stage = aligned_alloc(PAGE_SIZE, bytes);
 	s->is_frame = calloc(nstage, sizeof(s->is_frame[0]));

@@ -39,6 +39,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -177,6 +178,42 @@ uffd_frame_new(struct pmap *pm, frame_t first, size_t n, size_t *done)
 
 	assert(r != -EEXIST); /* it was no hole */
 	return r;
+}
+
+/* Make pages that lie anywhere absent, with one flush of the TLB (Linux 6.16).  How many, from the front. */
+static size_t
+drop_vector(const struct uffd_pmap *u, const struct iovec page[], size_t n)
+{
+	const ssize_t bytes = syscall(SYS_process_madvise, u->self_fd, page, n, MADV_DONTNEED, 0u);
+
+	return bytes > 0 ? (size_t)bytes >> PAGE_SHIFT : 0;
+}
+
+static void
+uffd_frames_drop(struct pmap *pm, const frame_t f[], size_t n)
+{
+	struct iovec page[CLUSTER_MAX];
+
+	assert(n <= CLUSTER_MAX);
+	for (size_t i = 0; i < n; i++)
+		page[i] = (struct iovec){ pmap_frame(pm, f[i]), PAGE_SIZE };
+	for (size_t done = drop_vector(to_uffd(pm), page, n); done < n; done++)
+		uffd_frame_drop(pm, f[done], 1);
+}
+
+static int
+uffd_lend(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, bool guard)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	struct uffdio_copy c = {
+		.dst = va,
+		.src = frame_va(u, frame, 1),
+		.len = PAGE_SIZE,
+		.mode = guard ? UFFDIO_COPY_MODE_WP : 0,
+	};
+
+	assert(shard < pm->nshards);
+	return ioctl(u->fd[shard], UFFDIO_COPY, &c) < 0 ? -errno : 0;
 }
 
 static void
@@ -487,6 +524,34 @@ copy_out(struct uffd_pmap *u, unsigned shard, uintptr_t va, frame_t hole, size_t
 	if (*done < n)
 		write_allow(fd, va + (*done << PAGE_SHIFT), n - *done);
 	return r;
+}
+
+/* By way of /proc/self/mem, which fails where a touch of ours would wait for us, should the program have discarded the page. */
+static int
+uffd_recall(struct pmap *pm, const uintptr_t va[], const frame_t frame[], size_t n, size_t *done)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	struct iovec page[CLUSTER_MAX];
+	size_t copied = 0;
+	int r = 0;
+
+	assert(n <= CLUSTER_MAX);
+	for (; copied < n; copied++) {
+		r = uffd_read(pm, va[copied], pmap_frame(pm, frame[copied]));
+		if (r < 0)
+			break;
+		page[copied] = (struct iovec){ (void *)va[copied], PAGE_SIZE };
+	}
+	*done = copied > 0 ? drop_vector(u, page, copied) : 0;
+	if (*done < copied) /* locked */
+		r = -EBUSY;
+	return r == -EIO ? -EBUSY : r;
+}
+
+static void
+uffd_allow(struct pmap *pm, unsigned shard, uintptr_t va)
+{
+	write_allow(to_uffd(pm)->fd[shard], va, 1);
 }
 
 /*
@@ -922,6 +987,7 @@ uffd_destroy(struct pmap *pm)
 	close_if_open(u->stage_fd);
 	track_destroy(u);
 	close_if_open(u->mem_fd);
+	close_if_open(u->self_fd);
 	close_if_open(u->pagemap_fd);
 	close_if_open(u->maps_fd);
 	close_if_open(u->lost_fd);
@@ -944,6 +1010,10 @@ static const struct pmap_ops uffd_ops = {
 	.wake = uffd_wake,
 	.frame_new = uffd_frame_new,
 	.frame_drop = uffd_frame_drop,
+	.frames_drop = uffd_frames_drop,
+	.lend = uffd_lend,
+	.allow = uffd_allow,
+	.recall = uffd_recall,
 	.faults = uffd_faults,
 	.pool_create = pool_create,
 	.pool_destroy = pool_destroy,
@@ -1073,6 +1143,9 @@ features_used(const struct door *door, uint64_t found, uint64_t mask)
 
 	if (found & UFFD_FEATURE_MOVE)
 		use |= UP_MASK_MOVE;
+	/* Discarding would make events, and nothing may be copied out where there are. */
+	if (!(mask & PMAP_TRACK))
+		use |= UP_MASK_VECTOR;
 	if (found & UFFD_FEATURE_POISON)
 		use |= UP_MASK_POISON;
 	if (found & UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
@@ -1096,6 +1169,19 @@ features_asked(const struct uffd_pmap *u)
 	if (has(u, UP_MASK_SHARED))
 		api |= UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
 	return api;
+}
+
+/* Whether a call drops pages all over.  => staging is mapped, all holes */
+static void
+probe_vector(struct uffd_pmap *u)
+{
+	const struct iovec hole = { u->pmap.stage, PAGE_SIZE };
+
+	if (!has(u, UP_MASK_VECTOR))
+		return;
+	u->self_fd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	if (u->self_fd < 0 || u->mem_fd < 0 || drop_vector(u, &hole, 1) == 0)
+		u->pmap.features &= ~(uint64_t)UP_MASK_VECTOR;
 }
 
 /* Descriptors and address space; what was opened on failure, uffd_destroy() closes. */
@@ -1146,6 +1232,7 @@ uffd_set_up(struct uffd_pmap *u, const struct logger *log)
 	if (r < 0)
 		return r;
 	u->pmap.stage = (char *)stage;
+	probe_vector(u);
 	/* The kernel's page of zeros will do here: it is never written, and costs no memory. */
 	u->occupied = stage + ((size_t)u->pmap.nstage << PAGE_SHIFT);
 	zero.range.start = u->occupied;
@@ -1200,7 +1287,7 @@ pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t ma
 	u->pmap.headroom = CLUSTER_MAX * PAGE_SIZE;
 	u->pmap.features = features_used(&door, found, mask);
 	u->api = features_asked(u);
-	u->stage_fd = u->mem_fd = u->pagemap_fd = u->maps_fd = u->lost_fd = -1;
+	u->stage_fd = u->mem_fd = u->self_fd = u->pagemap_fd = u->maps_fd = u->lost_fd = -1;
 	for (unsigned i = 0; i < nshards; i++)
 		u->fd[i] = -1;
 	sem_init(&u->copies, 0, COPY_TICKETS);

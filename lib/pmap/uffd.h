@@ -53,6 +53,7 @@ struct uffd_pmap {
 	uint64_t api;	     /* (c) UFFD_FEATURE_*: with what */
 	int stage_fd;	     /* (c) */
 	int mem_fd;	     /* (c) /proc/self/mem, or -1 */
+	int self_fd;	     /* (c) a pidfd of this process, or -1; with UP_MASK_VECTOR */
 	int pagemap_fd;	     /* (c) /proc/self/pagemap, or -1 */
 	int maps_fd;	     /* (c) /proc/self/maps, or -1; without UFFDIO_POISON only */
 	int lost_fd;	     /* (c) empty file, or -1; without UFFDIO_POISON only */
