@@ -983,7 +983,7 @@ major_fails(int err)
 {
 	uintptr_t va;
 
-	scene((struct rig_config){ .seed = 1 });
+	scene((struct rig_config){ .seed = 1, .mask = UP_MASK_VECTOR });
 	va = map_random(4);
 	put_pages(va, 4, 100);
 	swap_out();

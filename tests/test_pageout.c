@@ -662,6 +662,193 @@ Test(pageout, a_page_discarded_behind_our_back_is_found_when_it_should_leave)
 }
 
 /*
+ * Lent pages: read alone, entered by copy, and guarded until somebody writes
+ */
+
+/* Swapped out, and each read alone.  => mapped and guarded, with content `number` and on */
+static uintptr_t
+lent(size_t n, uint64_t number)
+{
+	const uintptr_t va = map_random(n);
+
+	put_pages(va, n, number);
+	swap_out();
+	check_pages(va, n, number);
+	all_are(va, n, MAPPED);
+	for (size_t i = 0; i < n; i++)
+		cr_assert(eq(int, page_of(PAGE(i))->same, true));
+	seen();
+	return va;
+}
+
+/* As stage(), while there are frames for `n` pages. */
+static void
+stage_into(unsigned n)
+{
+	press();
+	cr_assert(ge(sz, scene_nheld, n));
+	scene_nheld -= n;
+	frames_release(r->p, scene_held + scene_nheld, n);
+	rig_step(r);
+	relax();
+}
+
+Test(pageout, a_page_that_was_read_alone_leaves_its_frame_and_faults_once_when_written)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = lent(4, 100);
+	put_pages(PAGE(1), 2, 200);
+	expect(WP(2));
+	put_pages(PAGE(1), 2, 300);
+	check_page(va, 100);
+	expect();
+	cr_assert(eq(int, page_of(PAGE(1))->same, false));
+	cr_assert(eq(int, page_of(PAGE(3))->same, true));
+	swap_out();
+	check_page(va, 100);
+	check_pages(PAGE(1), 2, 300);
+	check_page(PAGE(3), 103);
+	over();
+}
+
+Test(pageout, a_page_that_is_read_for_a_store_is_not_guarded)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(1);
+	put_page(va, 100);
+	swap_out();
+	seen();
+	put_page(va, 200);
+	expect(MAJOR(1), READ(1, 1));
+	swap_out();
+	check_page(va, 200);
+	over();
+}
+
+Test(pageout, guarded_pages_leave_together_and_are_known_to_be_clean)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = lent(16, 100);
+	put_page(PAGE(5), 205); /* dirty: moved */
+	seen();
+	stage_into(15);
+	expect(.pages_staged = 16);
+	all_are(va, 16, STAGED);
+	for (unsigned i = 0; i < 16; i++)
+		cr_assert(eq(int, page_of(PAGE(i))->same, i != 5));
+	/* A touch brings one back as any other: written then, it is dirty. */
+	put_page(PAGE(2), 202);
+	expect(SOFT(1));
+	cr_assert(eq(int, page_of(PAGE(2))->same, false));
+	swap_out();
+	expect(.pages_staged = 1, .pages_out = 16, .clean_skips = 14, WROTE(1, 2));
+	for (unsigned i = 0; i < 16; i++)
+		check_page(PAGE(i), (i == 2 || i == 5 ? 200 : 100) + i);
+	over();
+}
+
+Test(pageout, guarded_pages_for_which_there_are_too_few_frames_are_moved)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = lent(8, 100);
+	stage_into(3);
+	expect(.pages_staged = 8);
+	all_are(va, 8, STAGED);
+	check_pages(va, 8, 100);
+	put_pages(va, 8, 200);
+	swap_out();
+	check_pages(va, 8, 200);
+	over();
+}
+
+Test(pageout, a_guarded_page_that_can_not_leave_now_can_be_written)
+{
+	static const int errors[] = { -EAGAIN, -ENOMEM, -EBUSY };
+
+	for (unsigned i = 0; i < ARRAY_SIZE(errors); i++) {
+		uintptr_t va;
+
+		scene((struct rig_config){ .seed = 1 });
+		va = lent(4, 100);
+		sim_fail_rate(&r->f, SIM_REMOVE, errors[i], 1000);
+		stage_into(4);
+		sim_fail_rate(&r->f, SIM_REMOVE, errors[i], 0);
+		check_pages(va, 4, 100);
+		put_pages(va, 4, 200);
+		pager_check(r->p);
+		swap_out();
+		check_pages(va, 4, 200);
+		over();
+	}
+}
+
+Test(pageout, a_guarded_page_that_is_discarded_behind_our_back_is_zeros)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = lent(4, 100);
+	sim_discard_behind(r->pm, PAGE(0), 3);
+	check_zeros(PAGE(0));
+	put_page(PAGE(1), 200);
+	put_page(PAGE(0), 300);
+	stage_into(4);
+	swap_out();
+	check_page(PAGE(0), 300);
+	check_page(PAGE(1), 200);
+	check_zeros(PAGE(2));
+	check_page(PAGE(3), 103);
+	over();
+}
+
+Test(pageout, what_can_not_be_lent_is_moved)
+{
+	static const int errors[] = { -EAGAIN, -ENOMEM, -EEXIST };
+
+	for (unsigned i = 0; i < ARRAY_SIZE(errors); i++) {
+		uintptr_t va;
+
+		scene((struct rig_config){ .seed = 1 });
+		va = map_random(4);
+		put_pages(va, 4, 100);
+		swap_out();
+		seen();
+		sim_fail_nth(&r->f, 1, SIM_BIT(SIM_ENTER), errors[i]);
+		check_page(va, 100);
+		cr_assert(sim_fail_disarm(&r->f));
+		expect(MAJOR(1), READ(1, 1));
+		cr_assert(eq(int, page_of(va)->same, false));
+		put_page(va, 200);
+		expect();
+		check_pages(PAGE(1), 3, 101);
+		over();
+	}
+}
+
+Test(pageout, a_page_that_was_asked_for_is_not_guarded)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = lent(4, 100);
+	cr_assert(zero(int, up_prefault(r->rt, (void *)va, 4 * PAGE_SIZE, 0)));
+	seen();
+	put_pages(va, 4, 200);
+	expect();
+	swap_out();
+	check_pages(va, 4, 200);
+	over();
+}
+
+/*
  * Moving and copying kernels
  */
 

@@ -42,6 +42,8 @@ seen(struct pager *p, struct anon *const an[], unsigned n, bool wire, unsigned s
 		const enum page_queue q =
 			wire || page_queue_locked(pg) == Q_WIRED ? Q_WIRED : Q_ACTIVE;
 
+		/* Not even a system call of a thread that serves itself may find it guarded. */
+		page_allow(p, pg);
 		page_dequeue_locked(&p->pages, pg);
 		/* Somebody has a use for it, even if it was cooled or is still on probation. */
 		if (q == Q_WIRED)

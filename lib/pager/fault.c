@@ -153,6 +153,7 @@ mapped(struct pager *p, struct page *const pg[], unsigned n)
 	pthread_mutex_lock(&p->pages.lock);
 	for (unsigned i = 0; i < n; i++) {
 		pg[i]->frame = FRAME_NONE;
+		pg[i]->same = false;
 		page_enqueue_locked(&p->pages, pg[i], Q_ACTIVE, PAGE_MAPPED);
 	}
 	pthread_mutex_unlock(&p->pages.lock);
@@ -195,6 +196,39 @@ enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done
 	}
 	*done = n;
 	return 0;
+}
+
+bool
+lend_page(struct pager *p, struct page *pg, bool guard)
+{
+	const frame_t frame = pg->frame;
+
+	if (!lends(p) || pg->va == 0 || pg->shard >= p->pmap->nshards)
+		return false;
+	/* A change of what others see too is for its leaf to know. */
+	guard = guard && !pg->leaf->named && !pg->leaf->sourced;
+	if (!budget_charge(&p->budget, PAGE_SIZE) &&
+	    (!frames_trade(p) || !budget_charge(&p->budget, PAGE_SIZE)))
+		return false;
+	if (p->pmap->ops->lend(p->pmap, pg->shard, pg->va, frame, guard) < 0) {
+		budget_uncharge(&p->budget, PAGE_SIZE);
+		return false;
+	}
+	frame_give(&p->frames, frame, 1);
+	pthread_mutex_lock(&p->pages.lock);
+	pg->frame = FRAME_NONE;
+	pg->same = guard;
+	page_enqueue_locked(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
+	pthread_mutex_unlock(&p->pages.lock);
+	return true;
+}
+
+void
+page_allow(struct pager *p, struct page *pg)
+{
+	if (pg->same)
+		p->pmap->ops->allow(p->pmap, pg->shard, pg->va);
+	pg->same = false;
 }
 
 void
@@ -494,21 +528,29 @@ static enum verdict
 fault_mapped(struct fault *f, struct anon *an)
 {
 	struct pager *p = f->p;
+	struct page *pg = page_at(&p->pages, an->loc);
+	/* What it is for is not always known.  If it is about a page that has gone, the next touch tells. */
+	const bool wp = f->wp || (f->write && pg->same);
 	size_t done = 0;
 	int r = -EEXIST;
 
-	if (!f->wp && page_at(&p->pages, an->loc)->leaf->named)
+	if (!wp && pg->leaf->named)
 		return fault_mapped_named(f, an);
-	if (!f->wp)
+	if (!wp)
 		r = p->pmap->ops->zero(p->pmap, f->shard, f->va, 1, &done);
-	if (r == -EEXIST)
+	if (r == -EEXIST && lends(p) && f->shard < p->pmap->nshards)
+		/* Guarded; or it was, and somebody has tried in vain to take it out. */
+		p->pmap->ops->allow(p->pmap, f->shard, f->va);
+	else if (r == -EEXIST)
 		p->pmap->ops->wake(p->pmap, f->shard, f->va, 1);
+	if (r == 0 || r == -EEXIST)
+		pg->same = false;
 	page_unbusy(p, an, f->shard, f->va);
 	if (r < 0 && r != -EEXIST)
 		return V_AGAIN;
 	if (r == 0)
 		count(f->s, C_FOREIGN, 1);
-	fault_answered(f->s, f->wp ? UP_FAULT_WP : UP_FAULT_MINOR, f->va, f->t0);
+	fault_answered(f->s, wp ? UP_FAULT_WP : UP_FAULT_MINOR, f->va, f->t0);
 	return V_DONE;
 }
 
@@ -776,7 +818,8 @@ fault_swap(struct fault *f)
 		page_unbusy(p, an, f->shard, f->va);
 		return V_ROOM;
 	}
-	r = pagein_start(f->s, f->leaf, f->at, f->va, f->shard, want, FOR_FAULT, f->t0, &got);
+	r = pagein_start(f->s, f->leaf, f->at, f->va, f->shard, want,
+			 f->write || f->asked ? FOR_FAULT : FOR_LOAD, f->t0, &got);
 	if (r == 0 && stream != NULL) {
 		readahead_done(stream, f->index, read_on(f, got, want));
 		go_ahead(f, stream);

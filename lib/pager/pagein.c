@@ -109,7 +109,8 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 
 	req->n = n;
 	req->source = NULL;
-	req->demanded = why == FOR_FAULT;
+	req->demanded = why == FOR_FAULT || why == FOR_LOAD;
+	req->guard = why == FOR_LOAD;
 	req->early = why == FOR_STREAM;
 	req->retried = false;
 	req->t0 = t0;
@@ -211,7 +212,8 @@ pagein_stays(struct service *s, enum pagein_for why, struct page *const pg[], un
  * those of a backing object, which have no address, and those that a stream has not come to yet.
  */
 static int
-install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for why)
+install(struct service *s, const struct request *req, struct page *const pg[], unsigned n,
+	enum pagein_for why)
 {
 	struct pager *p = s->p;
 	const bool early = pagein_stays(s, why, pg, n);
@@ -233,7 +235,10 @@ install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for 
 			page_enqueue_locked(&p->pages, pg[i], Q_AHEAD, PAGE_STAGED);
 	}
 	pthread_mutex_unlock(&p->pages.lock);
-	if (!early && pg[0]->va != 0)
+	/* One that comes alone will leave alone. */
+	if (req->n == 1 && why == FOR_FAULT && lend_page(p, pg[0], req->guard))
+		done = 1;
+	else if (!early && pg[0]->va != 0)
 		r = enter_pages(p, pg, n, &done);
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
@@ -374,7 +379,7 @@ pagein_done(struct service *s, struct request *req)
 			lost(s, pg, i == 0 && req->demanded);
 		/* Somebody waits for the first: it goes in before the others are even verified. */
 		if (i == 0 && ngood == 1 && req->demanded) {
-			const int r = install(s, good, 1, FOR_FAULT);
+			const int r = install(s, req, good, 1, FOR_FAULT);
 
 			/* Who waits for one without an address is parked, and looks again in this turn. */
 			if (r < 0)
@@ -385,7 +390,7 @@ pagein_done(struct service *s, struct request *req)
 		}
 	}
 	if (ngood > 0)
-		install(s, good, ngood, req->early ? FOR_STREAM : FOR_CALL);
+		install(s, req, good, ngood, req->early ? FOR_STREAM : FOR_CALL);
 	count(s, C_READAHEAD, req->n - (req->demanded ? 1 : 0));
 	request_put(s, req);
 }

@@ -274,6 +274,27 @@ frames_release(struct pager *p, const frame_t f[], unsigned n)
 		frame_give(&p->frames, f[i], 1);
 }
 
+/*
+ * Frames for room in the budget: what is lent (pmap.h) needs room, and leaves a frame over.  A batch at a time, since to drop one costs as
+ * much as all.  True if it did.
+ */
+bool
+frames_trade(struct pager *p)
+{
+	frame_t f[CLUSTER_MAX];
+	const unsigned n = frames_get(p, CLUSTER_MAX, false, f);
+
+	if (n < CLUSTER_MAX / 4) {
+		frames_release(p, f, n);
+		return false;
+	}
+	p->pmap->ops->frames_drop(p->pmap, f, n);
+	for (unsigned i = 0; i < n; i++)
+		hole_give(&p->frames, f[i], 1);
+	budget_uncharge(&p->budget, n * PAGE_SIZE);
+	return true;
+}
+
 /* Metadata needs room: give the memory of free frames back.  True if it did. */
 bool
 frames_shrink(struct pager *p)
@@ -363,6 +384,8 @@ stage_run(struct service *s, struct page *pg[], unsigned n)
 	/* There are more addresses than the budget has frames: a hole is always to be had. */
 	nhole = hole_take(&p->frames, n, &hole);
 	assert(nhole > 0);
+	for (unsigned i = 0; i < nhole; i++)
+		pg[i]->same = false;
 	r = p->pmap->ops->remove(p->pmap, pg[0]->shard, pg[0]->va, hole, nhole, &done);
 	hole_give(&p->frames, hole + (frame_t)done, nhole - done);
 	PROBE3(pageout__stage, pg[0]->va, done, r);
@@ -427,6 +450,53 @@ keep_referenced(struct service *s, struct page *pg[], unsigned n)
 	return left;
 }
 
+/*
+ * Those that are guarded, in frames that there are, leave in one call wherever they lie.  Returns how many are left in pg[]; if
+ * there are no frames for them, they leave as others do.
+ */
+static unsigned
+recall(struct service *s, struct page *pg[], unsigned n)
+{
+	struct pager *p = s->p;
+	struct page *lent[CLUSTER_MAX];
+	uintptr_t va[CLUSTER_MAX];
+	frame_t f[CLUSTER_MAX];
+	unsigned nlent = 0, nf, left = 0;
+	size_t done = 0;
+
+	for (unsigned i = 0; i < n; i++)
+		nlent += pg[i]->same;
+	nf = nlent > 0 ? frames_get(p, nlent, false, f) : 0;
+	if (nf == 0)
+		return n;
+	nlent = 0;
+	for (unsigned i = 0; i < n; i++) {
+		if (pg[i]->same && nlent < nf) {
+			va[nlent] = pg[i]->va;
+			lent[nlent++] = pg[i];
+		} else {
+			pg[left++] = pg[i];
+		}
+	}
+	p->pmap->ops->recall(p->pmap, va, f, nlent, &done);
+	frames_release(p, f + done, (unsigned)(nf - done));
+	budget_uncharge(&p->budget, done * PAGE_SIZE);
+	pthread_mutex_lock(&p->pages.lock);
+	for (unsigned i = 0; i < done; i++) {
+		lent[i]->frame = f[i];
+		page_enqueue_locked(&p->pages, lent[i], Q_INACTIVE, PAGE_STAGED);
+	}
+	pthread_mutex_unlock(&p->pages.lock);
+	for (unsigned i = 0; i < nlent; i++) {
+		if (i < done)
+			page_unbusy(p, lent[i]->anon, lent[i]->shard, lent[i]->va);
+		else
+			pg[left++] = lent[i];
+	}
+	count(s, C_STAGED, done);
+	return left;
+}
+
 /* True if a page was moved out, or passed over. */
 static bool
 deactivate(struct service *s, unsigned most)
@@ -440,9 +510,11 @@ deactivate(struct service *s, unsigned most)
 	/* Not if somebody waits: all of them may be touched all the time. */
 	if (s->nparked == 0 && p->pmap->ops->pool_referenced != NULL)
 		n = keep_referenced(s, pg, n);
-	sort_by_va(pg, n);
+	passed = taken - n;
 	if (n > 0)
 		trace_add(&s->trace, now_ns(), TRACE_STAGE, pg[0]->va, n);
+	n = recall(s, pg, n);
+	sort_by_va(pg, n);
 	for (unsigned calls = 0; i < n && calls < STAGE_CALLS;) {
 		unsigned j = i + 1;
 
@@ -452,7 +524,6 @@ deactivate(struct service *s, unsigned most)
 		for (; i < j; calls++)
 			i += stage_run(s, pg + i, j - i);
 	}
-	passed = taken - n;
 	/* The rest stay first in line. */
 	while (n > i)
 		put_back(p, pg[--n], Q_ACTIVE, PAGE_MAPPED);
@@ -603,7 +674,8 @@ launder(struct service *s, bool *stuck)
 		for (unsigned i = 0; i < n; i++) {
 			struct anon *an = pg[i]->anon;
 			const void *content = pmap_frame(p->pmap, pg[i]->frame);
-			const uint64_t h = hash_page(p->hash_seed, content);
+			const bool same = pg[i]->same;
+			const uint64_t h = same ? an->hash : hash_page(p->hash_seed, content);
 
 			const bool copy =
 				atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_COPY;

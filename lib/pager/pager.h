@@ -210,6 +210,7 @@ struct request {
 	unsigned n;
 	unsigned want; /* pagein from a source: which page has a thread waiting */
 	bool demanded; /* pagein from swap: page[0] has one */
+	bool guard;    /* pagein from swap: and it only reads, as far as we know */
 	bool early;    /* pagein for a stream: nobody has, and what it brings stays staged */
 	bool retried;  /* pagein: failed once already */
 	uint64_t t0;   /* when its fault was read, ns */
@@ -436,6 +437,19 @@ int fault_sigbus(struct service *s, unsigned shard, uintptr_t va);
  * => 0, or why page *done was not: -EAGAIN, -ENOENT, -ENOMEM.
  */
 int enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done);
+/* Whether single pages are lent to regions instead of moved, see pmap.h. */
+static inline bool
+lends(const struct pager *p)
+{
+	return (p->pmap->features & UP_MASK_VECTOR) != 0;
+}
+/*
+ * Install a page that was read into its frame by lending it, if that can be done now; guarded if `guard` and nobody else has to hear
+ * of a change.  => busy, in TRANSIT; MAPPED if true, as before if not
+ */
+bool lend_page(struct pager *p, struct page *pg, bool guard);
+/* A mapped page may be written.  => busy */
+void page_allow(struct pager *p, struct page *pg);
 /* A page in TRANSIT that was read into its frame and has no place in a region: to a staged queue.  Its slot, if any, has the same bytes. */
 void page_stage(struct pager *p, struct page *pg);
 /* What the policy remembers a page by while it is out: its slot, or its address if a source has it. */
@@ -605,6 +619,7 @@ void source_commands(struct service *s);
  */
 enum pagein_for {
 	FOR_FAULT,  /* a thread waits for the page */
+	FOR_LOAD,   /* the same, and it is not about to write */
 	FOR_CALL,   /* nobody does, but it is to be in the page table */
 	FOR_STREAM, /* somebody may come by: it stays staged */
 };
@@ -660,6 +675,7 @@ void pager_starved(struct pager *p, size_t bytes);
 void ahead_trim(struct service *s);
 /* Turn free and clean frames into budget for metadata.  True if it did. */
 bool frames_shrink(struct pager *p);
+bool frames_trade(struct pager *p);
 /* Pages that can be in page tables together at present, pageout taking none of them out again at once. */
 size_t frames_mappable(struct pager *p);
 

@@ -347,6 +347,7 @@ keep_page(struct pager *p, struct page *pg)
 
 		while (hole_take(&p->frames, 1, &hole) == 0)
 			range_doze(p);
+		pg->same = false;
 		r = p->pmap->ops->remove(p->pmap, pg->shard, pg->va, hole, 1, &done);
 		if (r == 0) {
 			pg->frame = hole;
@@ -392,6 +393,7 @@ keep_live(struct pager *p, struct page *pg)
 
 		r = -EAGAIN;
 		if (hole_take(&p->frames, 1, &hole) > 0) {
+			pg->same = false;
 			r = p->pmap->ops->remove(p->pmap, pg->shard, pg->va, hole, 1, &done);
 			if (r < 0)
 				hole_give(&p->frames, hole, 1);
@@ -428,6 +430,8 @@ keep_run(struct pager *p, struct page *const pg[], unsigned n)
 	nhole = p->taking ? 0 : hole_take(&p->frames, n, &hole);
 	if (nhole == 0)
 		return 0;
+	for (unsigned i = 0; i < nhole; i++)
+		pg[i]->same = false;
 	p->pmap->ops->remove(p->pmap, pg[0]->shard, pg[0]->va, hole, nhole, &done);
 	hole_give(&p->frames, hole + (frame_t)done, nhole - done);
 	pthread_mutex_lock(&p->pages.lock);

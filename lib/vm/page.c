@@ -203,6 +203,8 @@ pages_check(struct pages *ps)
 		mapped_named += pg->state == PAGE_MAPPED && named(pg);
 		assert((q != Q_NONE) == (pg->state == PAGE_MAPPED || pg->state == PAGE_STAGED));
 		assert(pg->state != PAGE_LAUNDRY || pg->frame != FRAME_NONE);
+		assert(!pg->same || pg->state == PAGE_FREE ||
+		       (pg->state != PAGE_LAUNDRY && pg->slot != UINT32_MAX));
 		if (q == Q_NONE)
 			continue;
 		assert(belongs(q, pg->state));

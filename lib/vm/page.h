@@ -69,6 +69,7 @@ struct page {
 	/* (q) and (b) to change, either to read.  Atomic, since a finished write only has (q). */
 	_Atomic uint8_t state;
 	bool alone; /* (b) its cluster could not be written: write it on its own */
+	bool same; /* (b) certainly what its slot has: lent and guarded (pmap.h), or recalled since */
 };
 _Static_assert(sizeof(struct page) == 48, "docs/architecture.md says so");
 
