@@ -35,6 +35,9 @@ allowed(const struct map_entry *e, bool write)
 static void
 seen(struct pager *p, struct anon *const an[], unsigned n, bool wire, unsigned shard, uintptr_t va)
 {
+	/* Not even a system call of a thread that serves itself may find one guarded. */
+	for (unsigned i = 0; i < n; i++)
+		page_allow(p, page_at(&p->pages, an[i]->loc));
 	pthread_mutex_lock(&p->pages.lock);
 	for (unsigned i = 0; i < n; i++) {
 		struct page *pg = page_at(&p->pages, an[i]->loc);
@@ -42,8 +45,6 @@ seen(struct pager *p, struct anon *const an[], unsigned n, bool wire, unsigned s
 		const enum page_queue q =
 			wire || page_queue_locked(pg) == Q_WIRED ? Q_WIRED : Q_ACTIVE;
 
-		/* Not even a system call of a thread that serves itself may find it guarded. */
-		page_allow(p, pg);
 		page_dequeue_locked(&p->pages, pg);
 		/* Somebody has a use for it, even if it was cooled or is still on probation. */
 		if (q == Q_WIRED)
