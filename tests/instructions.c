@@ -210,6 +210,9 @@ run(enum kind k, enum delivery d)
 	p = r->p;
 	sim_disk_delay(r->disk, 0);
 	region = rig_map(r, length);
+	/* No stream is to be seen in the order of the touches. */
+	if (up_advise(r->rt, (void *)region, length, UP_ADVICE_RANDOM) != 0)
+		fail("no advice is taken");
 	for (unsigned round = 0; round < ROUNDS; round++) {
 		const uintptr_t leaf = region + (uintptr_t)round * LEAF_SLOTS * PAGE_SIZE;
 

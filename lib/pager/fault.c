@@ -30,6 +30,8 @@
 
 #define HURRY_NS 5000000      /* a stream waits that long for as many frames as it wants, */
 #define PATIENT_NS 1000000000 /* and so long while writes are under way; */
+#define GUARD_WEIGHT 16
+#define GUARD_CREDIT 256
 #define NO_HURRY_NS 100000000 /* not again so soon if that was in vain */
 
 enum verdict {
@@ -60,6 +62,7 @@ struct fault {
 	int waitq;	/* V_BUSY of a worker: where to sleep, from anon_sleep_begin() */
 	unsigned ahead; /* pages from here on that are asked for; 0: guess */
 	unsigned got;	/* early: pages that are under way */
+	bool hurry;	/* V_ROOM: there is some, but not as much as a stream wants */
 	uint64_t t0;
 	uint64_t serial; /* of the entry found; 0: none */
 	struct {
@@ -223,6 +226,32 @@ lend_page(struct pager *p, struct page *pg, bool guard)
 	return true;
 }
 
+/*
+ * A page of this object comes alone, for a load.  To guard it spares its hash and a TLB shootdown when it leaves; a store costs a fault more, which is worth
+ * many of those.  So objects that are written to after they were read are guarded seldom.
+ */
+static bool
+worth_guarding(struct object *o)
+{
+	if (atomic_load_explicit(&o->guard_credit, memory_order_relaxed) >= 0)
+		return true;
+	atomic_fetch_add_explicit(&o->guard_credit, 1, memory_order_relaxed);
+	return false;
+}
+
+void
+guard_credit(struct object *o, bool written)
+{
+	const int credit = atomic_load_explicit(&o->guard_credit, memory_order_relaxed);
+
+	if (written)
+		atomic_store_explicit(&o->guard_credit, MAX(credit - GUARD_WEIGHT, -GUARD_CREDIT),
+				      memory_order_relaxed);
+	else
+		atomic_store_explicit(&o->guard_credit, MIN(credit + 1, GUARD_CREDIT),
+				      memory_order_relaxed);
+}
+
 void
 page_allow(struct pager *p, struct page *pg)
 {
@@ -377,7 +406,7 @@ go_ahead(struct fault *f, struct ra_stream *stream)
  * page by page.  If it does not, so be it, for some time.
  */
 static bool
-too_fast(const struct fault *f, unsigned want)
+too_fast(struct fault *f, unsigned want)
 {
 	struct pager *p = f->p;
 	uint64_t now;
@@ -388,7 +417,8 @@ too_fast(const struct fault *f, unsigned want)
 	now = now_ns();
 	if (now < atomic_load_explicit(&p->no_hurry, memory_order_relaxed))
 		return false;
-	if (now - f->t0 < (atomic_load(&p->laundering) > 0 ? PATIENT_NS : HURRY_NS))
+	f->hurry = now - f->t0 < (atomic_load(&p->laundering) > 0 ? PATIENT_NS : HURRY_NS);
+	if (f->hurry)
 		return true;
 	atomic_store_explicit(&p->no_hurry, now + NO_HURRY_NS, memory_order_relaxed);
 	return false;
@@ -427,8 +457,8 @@ fault_zero(struct fault *f)
 	struct pager *p = f->p;
 	struct ra_stream *stream;
 	/* A service wakes somebody else for each run, a worker only returns. */
-	const unsigned most = f->s->worker ? CLUSTER_MAX : RA_WINDOW_MAX;
-	struct page *pg[RA_WINDOW_MAX];
+	const unsigned most = f->s->worker ? CLUSTER_MAX : RUN_MAX;
+	struct page *pg[RUN_MAX];
 	unsigned want, n, done;
 	struct anon *lost = NULL;
 	bool full = false;
@@ -534,6 +564,8 @@ fault_mapped(struct fault *f, struct anon *an)
 	size_t done = 0;
 	int r = -EEXIST;
 
+	if (wp && pg->same)
+		guard_credit(pg->leaf->object, true);
 	if (!wp && pg->leaf->named)
 		return fault_mapped_named(f, an);
 	if (!wp)
@@ -673,20 +705,21 @@ static enum verdict
 fault_staged(struct fault *f, struct anon *an)
 {
 	struct pager *p = f->p;
-	struct page *run[2 * RA_WINDOW_MAX], **pg = run + RA_WINDOW_MAX;
-	unsigned most = f->s->worker ? CLUSTER_MAX : RA_WINDOW_MAX, n = 1, touched = 0, done, hits;
+	struct page *run[2 * RUN_MAX], **pg = run + RUN_MAX;
+	unsigned most = f->s->worker ? CLUSTER_MAX : RUN_MAX, n = 1, touched = 0, done, hits;
 	struct ra_stream *stream = NULL;
 	bool back = false;
 	int r;
 
 	if (f->ahead > 0)
 		most = MIN(f->ahead, CLUSTER_MAX);
-	else if (!f->wp)
-		stream = readahead_hit(p, f->entry, f->index);
+	else if (!f->wp && readahead_window(p, f->entry, f->index, 2, &stream) == 1 &&
+		 stream != NULL && !readahead_back(stream))
+		most = 1; /* the first fault of one, perhaps */
 	if ((stream == NULL && f->ahead == 0) || (stream != NULL && readahead_strided(stream)) ||
 	    atomic_load(entry_unrecorded(f->entry)))
 		most = 1;
-	back = stream != NULL && atomic_load_explicit(&stream->step, memory_order_relaxed) == -1;
+	back = stream != NULL && readahead_back(stream);
 	most = back ? MIN(most, MIN(f->at, (unsigned)MIN((f->addr - f->entry->start) >> PAGE_SHIFT,
 							 LEAF_SLOTS)) +
 					1)
@@ -819,7 +852,9 @@ fault_swap(struct fault *f)
 		return V_ROOM;
 	}
 	r = pagein_start(f->s, f->leaf, f->at, f->va, f->shard, want,
-			 f->write || f->asked ? FOR_FAULT : FOR_LOAD, f->t0, &got);
+			 f->write || f->asked || want > 1 || !worth_guarding(f->object) ? FOR_FAULT
+											: FOR_LOAD,
+			 f->t0, &got);
 	if (r == 0 && stream != NULL) {
 		readahead_done(stream, f->index, read_on(f, got, want));
 		go_ahead(f, stream);
@@ -1590,6 +1625,7 @@ fault_serve(struct service *s, struct parked *pk, int *waitq)
 	const enum verdict v = resolve(&f);
 
 	pk->serial = f.serial;
+	pk->hurry = f.hurry;
 	pk->t0 = f.t0; /* it may wait for something that takes its time */
 	switch (v) {
 	case V_DONE:

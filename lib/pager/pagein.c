@@ -206,14 +206,24 @@ pagein_stays(struct service *s, enum pagein_for why, struct page *const pg[], un
 	return i == n;
 }
 
+/* One that comes alone will leave alone. */
+enum lend { LEND_NOT, LEND, LEND_GUARDED };
+
+static enum lend
+how_to_lend(const struct request *req)
+{
+	if (req->n > 1)
+		return LEND_NOT;
+	return req->guard ? LEND_GUARDED : LEND;
+}
+
 /*
  * Install verified pages of one request: pg[0 .. n), busy, in TRANSIT.  Returns the verdict on pg[0].
  * A page that the kernel does not take now stays in core, staged and clean: its next fault is soft; and so do
  * those of a backing object, which have no address, and those that a stream has not come to yet.
  */
 static int
-install(struct service *s, const struct request *req, struct page *const pg[], unsigned n,
-	enum pagein_for why)
+install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for why, enum lend lend)
 {
 	struct pager *p = s->p;
 	const bool early = pagein_stays(s, why, pg, n);
@@ -235,8 +245,7 @@ install(struct service *s, const struct request *req, struct page *const pg[], u
 			page_enqueue_locked(&p->pages, pg[i], Q_AHEAD, PAGE_STAGED);
 	}
 	pthread_mutex_unlock(&p->pages.lock);
-	/* One that comes alone will leave alone. */
-	if (req->n == 1 && why == FOR_FAULT && lend_page(p, pg[0], req->guard))
+	if (lend != LEND_NOT && lend_page(p, pg[0], lend == LEND_GUARDED))
 		done = 1;
 	else if (!early && pg[0]->va != 0)
 		r = enter_pages(p, pg, n, &done);
@@ -320,9 +329,9 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 		return r < 0 ? r : -ENOMEM;
 	count(s, C_UNZIPPED, i);
 	*got = i;
-	r = install(s, pg, 1, why);
+	r = install(s, pg, 1, why, i == 1 && why == FOR_FAULT ? LEND : LEND_NOT);
 	if (i > 1)
-		install(s, pg + 1, i - 1, FOR_CALL);
+		install(s, pg + 1, i - 1, FOR_CALL, LEND_NOT);
 	return r;
 }
 
@@ -379,7 +388,7 @@ pagein_done(struct service *s, struct request *req)
 			lost(s, pg, i == 0 && req->demanded);
 		/* Somebody waits for the first: it goes in before the others are even verified. */
 		if (i == 0 && ngood == 1 && req->demanded) {
-			const int r = install(s, req, good, 1, FOR_FAULT);
+			const int r = install(s, good, 1, FOR_FAULT, how_to_lend(req));
 
 			/* Who waits for one without an address is parked, and looks again in this turn. */
 			if (r < 0)
@@ -390,7 +399,7 @@ pagein_done(struct service *s, struct request *req)
 		}
 	}
 	if (ngood > 0)
-		install(s, req, good, ngood, req->early ? FOR_STREAM : FOR_CALL);
+		install(s, good, ngood, req->early ? FOR_STREAM : FOR_CALL, LEND_NOT);
 	count(s, C_READAHEAD, req->n - (req->demanded ? 1 : 0));
 	request_put(s, req);
 }
@@ -530,6 +539,9 @@ early_next(struct service *s, uintptr_t *va, uintptr_t *end)
 	struct early *e = &s->early;
 	bool any;
 
+	/* Who adds one kicks. */
+	if (atomic_load_explicit(&e->n, memory_order_relaxed) == 0)
+		return false;
 	pthread_mutex_lock(&s->cmd_lock);
 	any = e->n > 0;
 	if (any) {

@@ -489,6 +489,8 @@ recall(struct service *s, struct page *pg[], unsigned n)
 	pthread_mutex_unlock(&p->pages.lock);
 	for (unsigned i = 0; i < nlent; i++) {
 		if (i < done)
+			guard_credit(lent[i]->leaf->object, false);
+		if (i < done)
 			page_unbusy(p, lent[i]->anon, lent[i]->shard, lent[i]->va);
 		else
 			pg[left++] = lent[i];

@@ -50,7 +50,8 @@
 #define TRACE_EVENTS 1024 /* per service */
 #define CMD_MAX 16	  /* ranges of a kind queued, per service */
 #define ZIP_RUN_MAX 32	  /* pages unpacked for one fault */
-#define RA_WINDOW_MAX 256 /* pages, 1 MiB */
+#define RUN_MAX 256	  /* pages mapped at once for one fault, 1 MiB */
+#define RA_WINDOW_MAX 512 /* pages: 1 MiB that the stream is in, and the next */
 #define WORKERS_MAX 64	  /* threads that serve their own faults at a time */
 
 /* Metadata that a page out of core costs: its slot word, anon and bitmap bits, with slab slack. */
@@ -229,6 +230,7 @@ struct parked {
 	uint64_t t0;	 /* first seen */
 	uint64_t serial; /* of the mapping it was for; 0: there was none */
 	bool write, wp;
+	bool hurry; /* a worker's: a stream wants more frames than there are */
 };
 
 /*
@@ -258,7 +260,7 @@ struct todo {
 
 /* What streams want to be read, oldest first; all (cmd_lock). */
 struct early {
-	unsigned n;
+	atomic_uint n; /* to change; the service looks without */
 	struct {
 		uintptr_t va, end;
 		int step; /* as in struct ra_range */
@@ -448,6 +450,8 @@ lends(const struct pager *p)
  * of a change.  => busy, in TRANSIT; MAPPED if true, as before if not
  */
 bool lend_page(struct pager *p, struct page *pg, bool guard);
+/* A guarded page has been written to, or has left without that.  => busy */
+void guard_credit(struct object *o, bool written);
 /* A mapped page may be written.  => busy */
 void page_allow(struct pager *p, struct page *pg);
 /* A page in TRANSIT that was read into its frame and has no place in a region: to a staged queue.  Its slot, if any, has the same bytes. */
@@ -540,6 +544,7 @@ struct ra_stream *readahead_hit(struct pager *p, struct map_entry *e, uint64_t i
 void readahead_done(struct ra_stream *stream, uint64_t index, unsigned n);
 /* True if it is not all of the pages on its way that it wants. */
 bool readahead_strided(const struct ra_stream *st);
+bool readahead_back(const struct ra_stream *st);
 /* True if it is time to ask for more: for the pages of *r.  They have been asked for from here on. */
 struct ra_range {
 	uint64_t first, end; /* object indices */

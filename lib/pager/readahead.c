@@ -36,6 +36,7 @@
 	32 /* a window takes no more than this part of memory, if that is more than a cluster */
 #define STRIDE_MAX 256
 #define STRIDED_WINDOW 16 /* each page is a read of its own */
+#define OLDEST_EACH 5
 #define CREDIT_MAX 4096
 #define AHEAD_ALL INT64_MAX /* a backward stream has asked for all there is */
 #define WASTE_WEIGHT 4	    /* a page read for nothing costs more than one read a little later */
@@ -158,13 +159,30 @@ readahead_hit(struct pager *p, struct map_entry *e, uint64_t index)
 	return st;
 }
 
+/*
+ * The one to forget for a new one: the oldest that is none yet, so that random faults between those of streams do not push these out; now and
+ * then the oldest, whatever it is.
+ */
+static struct ra_stream *
+least_stream(struct map_entry *e)
+{
+	const unsigned hand = atomic_fetch_add_explicit(&e->stream_hand, 1, memory_order_relaxed);
+
+	for (unsigned i = 0; i < RA_STREAMS && hand % OLDEST_EACH != 0; i++) {
+		struct ra_stream *st = &e->stream[(hand + i) % RA_STREAMS];
+
+		if (atomic_load_explicit(&st->step, memory_order_relaxed) == 0)
+			return st;
+	}
+	return &e->stream[hand % RA_STREAMS];
+}
+
 unsigned
 readahead_window(struct pager *p, struct map_entry *e, uint64_t index, unsigned max,
 		 struct ra_stream **stream)
 {
 	const bool told = e->advice == UP_ADVICE_SEQUENTIAL;
 	struct ra_stream *st;
-	unsigned hand;
 	bool third;
 	int turn;
 
@@ -180,8 +198,7 @@ readahead_window(struct pager *p, struct map_entry *e, uint64_t index, unsigned 
 			       : 1;
 	}
 	turn = turn_to(e, index, &third);
-	hand = atomic_fetch_add_explicit(&e->stream_hand, 1, memory_order_relaxed);
-	st = &e->stream[hand % RA_STREAMS];
+	st = least_stream(e);
 	atomic_store_explicit(&st->step, (int16_t)(third ? turn : 0), memory_order_relaxed);
 	atomic_store_explicit(&st->turn, (int16_t)turn, memory_order_relaxed);
 	atomic_store_explicit(&st->ahead, index, memory_order_relaxed);
@@ -191,6 +208,12 @@ readahead_window(struct pager *p, struct map_entry *e, uint64_t index, unsigned 
 	if (third)
 		widen(p, e, st);
 	return told && !third ? max : 1;
+}
+
+bool
+readahead_back(const struct ra_stream *st)
+{
+	return step_of(st) == -1;
 }
 
 void

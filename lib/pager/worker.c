@@ -294,19 +294,24 @@ workers_wait(struct pager *p)
 		nap(p, NAP_MAX);
 }
 
-/* There was no room, and `room` was the futex's value before. */
+/*
+ * There was no room, and `room` was the futex's value before.  What a stream wants at once is best left to services, which have many writes in
+ * flight.
+ */
 static void
-make_room(struct service *s, unsigned room)
+make_room(struct service *s, unsigned room, bool hurry)
 {
 	const struct timespec most = { .tv_nsec = NAP_MAX };
 	struct pager *p = s->p;
-	bool stepped;
+	bool stepped = false;
 
-	/* As a service does for which faults wait. */
-	s->nparked = 1;
-	stepped = pageout_step(s);
-	s->nparked = 0;
-	run(s);
+	if (!hurry) {
+		/* As a service does for which faults wait. */
+		s->nparked = 1;
+		stepped = pageout_step(s);
+		s->nparked = 0;
+		run(s);
+	}
 	if (stepped)
 		return;
 	services_press(p);
@@ -367,7 +372,7 @@ attempt(struct pager *p, struct worker *w, struct parked *pk, unsigned room, int
 	if (next == FAULT_BUSY)
 		return next;
 	if (next == FAULT_ROOM)
-		make_room(&w->s, room);
+		make_room(&w->s, room, pk->hurry);
 	run(&w->s);
 	if (p->idle == NULL)
 		pageout_wake(p);

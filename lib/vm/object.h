@@ -112,6 +112,8 @@ struct object {
 	atomic_bool chained;	 /* (a) an anonymous object shows through, or has been */
 	atomic_int
 		ahead_credit; /* (a) pages read ahead that were used, less those that were not, weighed */
+	atomic_int
+		guard_credit; /* (a) guarded pages that were not written to, less those that were, weighed */
 	struct source *source;	    /* (c) whose pages these are; NULL: anonymous */
 	bool named;		    /* (c) there is a source at the end of the chain */
 	char *name;		    /* map->change guards it; malloc()ed, NULL: none */
