@@ -9,6 +9,7 @@
  *	host.c         what machine this is
  *	patterns.c     the data, and the patterns over it, by one thread or by several
  *	floor.c        the raw floor: bare poll + read + UFFDIO_COPY
+ *	huge.c         whether a first touch should bring 2 MiB in one frame
  *	inline.c       threads that serve their own faults, and the floor of that
  *	paged.c        the library, called "ours" everywhere
  *	backend.c      a runtime with another replacement policy than the default
@@ -270,6 +271,7 @@ job_fn policy_strings;				    /* arg: the policy's name */
 job_fn meta_per_page, meta_sparse, meta_sparse_fault, meta_entries, clone_cost, disk_raw;
 job_fn fio_disk;
 job_fn sort_run; /* arg: struct race */
+job_fn huge_touch, huge_pageout, huge_pressure, huge_reach, huge_account, huge_ours;
 
 struct threads_arg {
 	unsigned n;

@@ -72,6 +72,9 @@ static const enum place places[PLACES] = { PLACE_UNPINNED, PLACE_SAME_CPU, PLACE
 	     __VA_ARGS__)
 #define INSIDE .delivery = UP_DELIVER_INLINE
 #define swap_ssd_after swap_after
+#define HUGE(what, enter, leave)                                                                \
+	{ .group = "huge", .name = "raw", .row = #what, .run = huge_##what, .before = enter,    \
+	  .after = leave, .deadline = 120, .if_asked = true }
 
 static struct contender contenders[] = {
 	{ .group = "disk", .name = "raw", .run = disk_raw, .deadline = 120 },
@@ -142,6 +145,8 @@ static struct contender contenders[] = {
 	  .deadline = 300, .if_asked = true },
 	{ .group = "policy", .name = "s3fifo", .run = policy_strings, .arg = "s3fifo",
 	  .deadline = 300, .if_asked = true },
+	HUGE(touch, NULL, NULL), HUGE(ours, NULL, NULL), HUGE(pageout, NULL, NULL), HUGE(reach, NULL, NULL),
+	HUGE(pressure, cgroup_setup, cgroup_teardown), HUGE(account, cgroup_setup, cgroup_teardown),
 };
 /* clang-format on */
 #define NCONTENDERS (sizeof contenders / sizeof contenders[0])
@@ -159,11 +164,11 @@ usage(FILE *out)
 		"                   each compresses), real (from files of this machine)\n"
 		"  --only NAMES     groups and contenders, comma separated, of\n"
 		"                   disk fio latency pattern file real zswap zram program threads\n"
-		"                   meta sparse entries clone policy\n"
+		"                   meta sparse entries clone policy huge\n"
 		"                   raw floor ours ours_service swap swap_ssd ours_file\n"
 		"                   ours_file_direct mmap ours_lz4 ours_zstd zswap_lz4\n"
 		"                   zswap_default zram_swap sfifo s3fifo\n"
-		"                   (policy only if it is named)\n"
+		"                   (policy and huge only if they are named)\n"
 		"  --no-advice      do not say which pattern comes\n"
 		"  --deadline S     seconds that one measurement may take\n"
 		"  --json FILE      write the figures there, too\n"

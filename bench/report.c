@@ -485,6 +485,69 @@ print_policy(FILE *out)
 }
 
 static void
+print_huge_row(FILE *out, const char *label, const char *what, const char *small, const char *huge)
+{
+	char a[96], b[96], text[3][64];
+
+	snprintf(a, sizeof a, "huge.%s", small);
+	snprintf(b, sizeof b, "huge.%s", huge);
+	fprintf(out, "  %-34s %-4s %-24s %-24s %s\n", label, what, range(a, text[0]),
+		range(b, text[1]), ratio_text(a, b, text[2]));
+}
+
+static void
+print_huge(FILE *out)
+{
+	static const char *const off[] = { "in",	  "staged",	     "dropped",
+					   "zeros_in",	  "zeros_staged",    "zeros_written",
+					   "discard_run", "discard_but_one", "discard_split",
+					   "peak_nohuge", "peak_advised" };
+	char name[96], b[64];
+
+	fprintf(out, "\nhuge first touch; CPU time a page or an access\n");
+	fprintf(out, "  %-34s %-4s %-24s %-24s %s\n", "", "", "4 KiB", "2 MiB", "4K/2M");
+	print_huge_row(out, "first touch, THP made meanwhile", "us", "touch.copy64.cpu",
+		       "touch.refill.cpu");
+	print_huge_row(out, "  THP made before", "us", "touch.copy64.cpu", "touch.pool.cpu");
+	print_huge_row(out, "  THP used before, cleared", "us", "touch.copy64.cpu",
+		       "touch.recycle.cpu");
+	print_huge_row(out, "  THP made before, MADV_HUGEPAGE", "us", "touch.copy64.cpu",
+		       "touch.advised.cpu");
+	print_huge_row(out, "  THP that has to be split", "us", "touch.copy64.cpu",
+		       "touch.split.cpu");
+	print_huge_row(out, "  the kernel alone", "us", "touch.kernel_4k.cpu",
+		       "touch.kernel_2m.cpu");
+	print_huge_row(out, "  the library", "us", "touch.ours.cpu", "-");
+	print_huge_row(out, "random read", "ns", "reach.copy64.independent",
+		       "reach.refill.independent");
+	print_huge_row(out, "random read, dependent", "ns", "reach.copy64.chase",
+		       "reach.refill.chase");
+	print_huge_row(out, "random write", "ns", "reach.copy64.store", "reach.refill.store");
+	print_huge_row(out, "sequential read, 64 bytes apart", "ns", "reach.copy64.stream",
+		       "reach.refill.stream");
+	print_huge_row(out, "fill and 16 random reads a page", "ms", "reach.copy64.fill_use",
+		       "reach.refill.fill_use");
+	print_huge_row(out, "out, the first 64", "us", "out.small.first", "out.split.first");
+	print_huge_row(out, "  each 64 more", "us", "out.small.next", "out.split.next");
+	print_huge_row(out, "  a page of all", "us", "out.small.page", "out.split.page");
+	print_huge_row(out, "  a page of all, of zeros", "us", "out.small.page",
+		       "out.split_zero.page");
+	print_huge_row(out, "  a page of all, whole", "us", "out.small.page", "out.whole.page");
+	print_huge_row(out, "fill of 4 x memory, huge at first", "us", "pressure.small.cpu",
+		       "pressure.mixed.cpu");
+	print_huge_row(out, "  huge, out by 64", "us", "pressure.small.cpu", "pressure.split.cpu");
+	print_huge_row(out, "  huge, out whole", "us", "pressure.small.cpu", "pressure.whole.cpu");
+	print_huge_row(out, "movable beside a page in use", "", "account.movable_small",
+		       "account.movable");
+	print_huge_row(out, "still protected after a split", "", "-", "account.protected");
+	fprintf(out, "  KiB charged beyond what is counted, of each 2 MiB\n");
+	for (size_t i = 0; i < sizeof off / sizeof off[0]; i++) {
+		snprintf(name, sizeof name, "huge.account.%s", off[i]);
+		fprintf(out, "    %-16s %s\n", off[i], range(name, b));
+	}
+}
+
+static void
 print_disk(FILE *out)
 {
 	fprintf(out, "\nthe disk alone, before each round\n");
@@ -526,6 +589,8 @@ report_print(FILE *out)
 		print_clone(out);
 	if (any("sfifo.") || any("s3fifo."))
 		print_policy(out);
+	if (any("huge."))
+		print_huge(out);
 	if (any("disk."))
 		print_disk(out);
 	for (unsigned i = 0; i < nskips; i++)
