@@ -412,7 +412,7 @@ on_bus(int sig, siginfo_t *info, void *context)
 static void
 needs_memory(void)
 {
-	if (bench.memory < 16 * HUGE)
+	if (bench.scale.memory < 16 * HUGE)
 		job_skip("--memory is less than 32 MiB");
 }
 
@@ -484,7 +484,7 @@ populate(enum how how, size_t len, struct clocks *c)
 void
 huge_touch(const void *arg)
 {
-	const size_t len = bench.memory / 4 / HUGE * HUGE, npages = len / PAGE;
+	const size_t len = bench.scale.memory / 4 / HUGE * HUGE, npages = len / PAGE;
 
 	(void)arg;
 	setup(len, HUGE);
@@ -511,7 +511,7 @@ huge_touch(const void *arg)
 void
 huge_ours(const void *arg)
 {
-	const size_t len = bench.memory / 4 / HUGE * HUGE, npages = len / PAGE;
+	const size_t len = bench.scale.memory / 4 / HUGE * HUGE, npages = len / PAGE;
 	struct up_config cfg = { .memory_limit = len * 2 + (16u << 20),
 				 .service_threads = 1,
 				 .delivery = UP_DELIVER_INLINE };
@@ -617,7 +617,7 @@ huge_pageout(const void *arg)
 void
 huge_pressure(const void *arg)
 {
-	const size_t budget = bench.memory / 8 / HUGE * HUGE, len = 4 * budget;
+	const size_t budget = bench.scale.memory / 8 / HUGE * HUGE, len = 4 * budget;
 	const double npages = (double)budget / PAGE * 4;
 
 	(void)arg;
@@ -694,7 +694,7 @@ huge_reach(const void *arg)
 {
 	static const enum how hows[] = { COPY_64, MOVE_REFILL };
 	static volatile uint64_t sink;
-	const size_t len = bench.memory / HUGE * HUGE, n = len / PAGE * 16;
+	const size_t len = bench.scale.memory / HUGE * HUGE, n = len / PAGE * 16;
 
 	(void)arg;
 	setup(len, HUGE);

@@ -146,7 +146,7 @@ static struct contender contenders[] = {
 	{ .group = "policy", .name = "s3fifo", .run = policy_strings, .arg = "s3fifo",
 	  .deadline = 300, .if_asked = true },
 	HUGE(touch, NULL, NULL), HUGE(ours, NULL, NULL), HUGE(pageout, NULL, NULL), HUGE(reach, NULL, NULL),
-	HUGE(pressure, cgroup_setup, cgroup_teardown), HUGE(account, cgroup_setup, cgroup_teardown),
+	HUGE(pressure, cgroup_before, cgroup_teardown), HUGE(account, cgroup_before, cgroup_teardown),
 };
 /* clang-format on */
 #define NCONTENDERS (sizeof contenders / sizeof contenders[0])

@@ -1254,7 +1254,7 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	}
 	if (stream != NULL) {
 		readahead_done(stream, f->index, n);
-		if (req != NULL && !f->s->worker)
+		if (req != NULL)
 			go_ahead(f, stream);
 	}
 	if (n == 0) {
