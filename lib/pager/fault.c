@@ -62,6 +62,7 @@ struct fault {
 	int waitq;	/* V_BUSY of a worker: where to sleep, from anon_sleep_begin() */
 	unsigned ahead; /* pages from here on that are asked for; 0: guess */
 	unsigned got;	/* early: pages that are under way */
+	bool unpacked;	/* it was compressed */
 	bool hurry;	/* V_ROOM: there is some, but not as much as a stream wants */
 	uint64_t t0;
 	uint64_t serial; /* of the entry found; 0: none */
@@ -883,6 +884,7 @@ fault_zip(struct fault *f)
 		return V_SIGBUS;
 	if (r < 0)
 		return r == -ENOMEM ? V_ROOM : V_AGAIN;
+	f->unpacked = true;
 	fault_answered(f->s, UP_FAULT_SOFT, f->va, f->t0);
 	return V_DONE;
 }
@@ -1626,6 +1628,7 @@ fault_serve(struct service *s, struct parked *pk, int *waitq)
 
 	pk->serial = f.serial;
 	pk->hurry = f.hurry;
+	pk->busy = f.unpacked;
 	pk->t0 = f.t0; /* it may wait for something that takes its time */
 	switch (v) {
 	case V_DONE:

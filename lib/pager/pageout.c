@@ -841,6 +841,21 @@ pageout_wake(struct pager *p)
 		s->io->ops->kick(s->io);
 }
 
+void
+pageout_help(struct service *s)
+{
+	struct pager *p = s->p;
+	const size_t used = atomic_load_explicit(&p->budget.used, memory_order_relaxed);
+	const size_t mark = high_watermark(p) / 4 * 3;
+
+	if (used + (mark << PAGE_SHIFT) <= p->budget.limit ||
+	    frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed) >=
+		    mark)
+		return;
+	atomic_store_explicit(&p->pageout_on, true, memory_order_relaxed);
+	pageout_step(s);
+}
+
 bool
 pageout_step(struct service *s)
 {

@@ -231,6 +231,7 @@ struct parked {
 	uint64_t serial; /* of the mapping it was for; 0: there was none */
 	bool write, wp;
 	bool hurry; /* a worker's: a stream wants more frames than there are */
+	bool busy;  /* the same: it has not waited for a disk, and the next will be as soon */
 };
 
 /*
@@ -661,6 +662,11 @@ void pageout_written(struct service *s, const struct request *req, bool ok);
 size_t swap_slots_take(struct pager *p, size_t want, slot_t *first);
 /* A worker has taken frames: a service makes more, if few are left. */
 void pageout_wake(struct pager *p);
+/*
+ * The same, earlier, by the worker itself: it would not wait for anything meanwhile, and each page that a service takes out stops it
+ * for a TLB shootdown.
+ */
+void pageout_help(struct service *s);
 /*
  * Up to `want` frames with undefined content, neighbours where possible: free ones, new ones while
  * the budget lasts, then those of clean staged pages.  Returns how many.

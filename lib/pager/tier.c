@@ -60,7 +60,7 @@ tier_init(struct pager *p, size_t max)
 		goto fini_ghosts;
 	ghost_init(&t->ghost, t->ghosts.base, t->nghosts);
 	pthread_mutex_init(&t->lock, NULL);
-	ztune_init(&t->tune, MIN(POOL_MIN, max / 8), max, max / 2);
+	ztune_init(&t->tune, MIN(POOL_MIN, max / 8), max, max);
 	zpool_set_limit(&t->pool, t->tune.target);
 	t->tuned = now_ns();
 	return 0;

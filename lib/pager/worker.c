@@ -374,6 +374,10 @@ attempt(struct pager *p, struct worker *w, struct parked *pk, unsigned room, int
 	if (next == FAULT_ROOM)
 		make_room(&w->s, room, pk->hurry);
 	run(&w->s);
+	if (p->idle == NULL && pk->busy) {
+		pageout_help(&w->s);
+		run(&w->s);
+	}
 	if (p->idle == NULL)
 		pageout_wake(p);
 	return next;
