@@ -3,6 +3,8 @@
  * test_tier.c: pages through the compressed tier, over the simulated kernel: where they go, what comes back, and what is told if
  * it does not.  The pool itself is test_zpool.c's.
  */
+#include <sys/mman.h>
+
 #include "scene.h"
 
 #define PAGE(i) (va + (size_t)(i)*PAGE_SIZE)
@@ -407,4 +409,44 @@ Test(tier, limits_and_kinds_that_are_none_are_refused)
 							  .compress_limit = 5 << 20 },
 				    &err)));
 	cr_assert(eq(int, err, -EINVAL));
+}
+
+/* What regions were promised is theirs, whatever the pool would like to have. */
+Test(tier, the_largest_region_that_can_be_mapped_can_be_used)
+{
+	size_t most = 1, too_many = 200000;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1,
+				   .memory = 3 << 20,
+				   .swap_slots = 262144,
+				   .compression = UP_COMPRESS_LZ4 });
+	while (too_many - most > 1) {
+		const size_t n = (most + too_many) / 2;
+		void *p;
+
+		if (up_map(r->rt, NULL, n * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_PRIVATE, NULL, 0,
+			   &p) < 0) {
+			too_many = n;
+			continue;
+		}
+		most = n;
+		cr_assert(zero(int, up_unmap(r->rt, p, n * PAGE_SIZE)));
+	}
+	cr_assert(gt(sz, most, 4096));
+	va = map_random(most);
+	for (size_t i = 0; i < most; i++) {
+		uint64_t w = i + 1;
+
+		cr_assert(eq(int, rig_touch(r, 0, PAGE(i), true, &w, 0, 8), SIM_OK),
+			  "page %zu of %zu", i, most);
+	}
+	cr_assert(zero(u64, rig_stats(r).fault_sigbus));
+	for (size_t i = 0; i < most; i += 97) {
+		uint64_t w;
+
+		cr_assert(eq(int, rig_touch(r, 0, PAGE(i), false, &w, 0, 8), SIM_OK));
+		cr_assert(eq(u64, w, i + 1));
+	}
+	over();
 }

@@ -241,16 +241,18 @@ worth_guarding(struct object *o)
 }
 
 void
-guard_credit(struct object *o, bool written)
+guard_credit(struct leaf *leaf, bool written)
 {
-	const int credit = atomic_load_explicit(&o->guard_credit, memory_order_relaxed);
+	int credit;
 
-	if (written)
-		atomic_store_explicit(&o->guard_credit, MAX(credit - GUARD_WEIGHT, -GUARD_CREDIT),
-				      memory_order_relaxed);
-	else
-		atomic_store_explicit(&o->guard_credit, MIN(credit + 1, GUARD_CREDIT),
-				      memory_order_relaxed);
+	/* As in leaf_credit(). */
+	if (pthread_mutex_trylock(&leaf->lock) != 0)
+		return;
+	credit = atomic_load_explicit(&leaf->object->guard_credit, memory_order_relaxed);
+	credit =
+		written ? MAX(credit - GUARD_WEIGHT, -GUARD_CREDIT) : MIN(credit + 1, GUARD_CREDIT);
+	atomic_store_explicit(&leaf->object->guard_credit, credit, memory_order_relaxed);
+	pthread_mutex_unlock(&leaf->lock);
 }
 
 void
@@ -566,7 +568,7 @@ fault_mapped(struct fault *f, struct anon *an)
 	int r = -EEXIST;
 
 	if (wp && pg->same)
-		guard_credit(pg->leaf->object, true);
+		guard_credit(pg->leaf, true);
 	if (!wp && pg->leaf->named)
 		return fault_mapped_named(f, an);
 	if (!wp)
@@ -1731,10 +1733,15 @@ wake_all(struct service *s)
 	pthread_rwlock_unlock(&p->map.lock);
 }
 
-/* The anon of an address, made LOST if there is none; NULL if it is busy, or there is no room for one. */
+/*
+ * The anon of an address, made LOST if there is none; NULL if it is busy, or there is no room for one; *told: in which case whoever waits has been told, if
+ * there never was anything.
+ */
 static struct anon *
-anon_to_lose(struct pager *p, const struct parked *pk, struct leaf **leaf, struct place *place)
+anon_to_lose(struct service *s, const struct parked *pk, struct leaf **leaf, struct place *place,
+	     bool *told)
 {
+	struct pager *p = s->p;
 	struct map_entry *e;
 	struct anon *an = NULL;
 	uint64_t index;
@@ -1742,6 +1749,7 @@ anon_to_lose(struct pager *p, const struct parked *pk, struct leaf **leaf, struc
 	bool denied;
 
 	*leaf = NULL;
+	*told = false;
 	pthread_rwlock_rdlock(&p->map.lock);
 	e = space_lookup(p, pk->space, pk->va);
 	if (e != NULL && !p->frozen) {
@@ -1756,6 +1764,10 @@ anon_to_lose(struct pager *p, const struct parked *pk, struct leaf **leaf, struc
 			else if (!anon_trybusy(an))
 				an = NULL;
 			pthread_mutex_unlock(&(*leaf)->lock);
+		} else {
+			/* Not even the metadata to remember it: there is nothing there, and the entry does. */
+			atomic_store(entry_unrecorded(e), true);
+			*told = fault_sigbus(s, place->shard, place->va) == 0;
 		}
 	}
 	pthread_rwlock_unlock(&p->map.lock);
@@ -1796,11 +1808,14 @@ lose(struct service *s, const struct parked *pk, bool empty, const char *why)
 	struct pager *p = s->p;
 	struct place place = { 0 };
 	struct leaf *leaf;
-	struct anon *an = anon_to_lose(p, pk, &leaf, &place);
+	bool told;
+	struct anon *an = anon_to_lose(s, pk, &leaf, &place, &told);
 	int r;
 
+	if (told)
+		log_line(&p->log, UP_LOG_ERROR, "fault at %#lx%s", (unsigned long)pk->va, why);
 	if (an == NULL)
-		return false;
+		return told;
 	if (anon_in_core(an) && page_at(&p->pages, an->loc)->state == PAGE_MAPPED) {
 		/* It came back after all. */
 		p->pmap->ops->wake(p->pmap, place.shard, place.va, 1);

@@ -201,7 +201,7 @@ pagein_stays(struct service *s, enum pagein_for why, struct page *const pg[], un
 	if (i < n) {
 		/* The stream is faster than the disk. */
 		count(s, C_AHEAD_HITS, n);
-		readahead_credit(pg[0]->leaf->object, (int)n);
+		leaf_credit(pg[0]->leaf, (int)n);
 	}
 	return i == n;
 }
@@ -585,6 +585,13 @@ early_go_on(struct service *s, uintptr_t va, uintptr_t end)
 	pthread_mutex_unlock(&s->cmd_lock);
 }
 
+/* Reads that will end for certain: those that pagers of the program have may not. */
+static unsigned
+reads_own(const struct service *s)
+{
+	return s->nreads - MIN(s->nreads, s->nhanded - s->nhanded_out);
+}
+
 /* True if all that streams want has been asked for. */
 static bool
 early_commands(struct service *s)
@@ -602,10 +609,14 @@ early_commands(struct service *s)
 
 			if (room && requests_spare(s) && pagein_ahead(s, &at, end, FOR_STREAM))
 				continue;
-			/* Go on when there are frames, or a read completes; if neither is to be expected, the stream will fault. */
-			if (s->nreads == 0 && atomic_load(&p->laundering) == 0)
+			/*
+			 * Go on when there are frames, or a read completes.  If neither is to be expected, or it is the source that takes no
+			 * more requests, the stream will fault.
+			 */
+			if ((room && requests_spare(s)) ||
+			    (reads_own(s) == 0 && atomic_load(&p->laundering) == 0))
 				break;
-			s->early_waits = s->nreads == 0;
+			s->early_waits = reads_own(s) == 0;
 			return false;
 		}
 		early_go_on(s, va, end);

@@ -39,9 +39,8 @@
  */
 #define ACTIVE_MIN 32
 
-/* All the frames that the limit leaves room for at present, wired pages aside. */
-static size_t
-frames_limit(struct pager *p)
+size_t
+frames_most(struct pager *p)
 {
 	const size_t fixed = arena_bytes(&p->arena) + tier_bytes(p) +
 			     (atomic_load_explicit(&p->nwired, memory_order_relaxed) << PAGE_SHIFT);
@@ -52,20 +51,20 @@ frames_limit(struct pager *p)
 static size_t
 high_watermark(struct pager *p)
 {
-	return MIN(MAX(frames_limit(p) / 16, 32), 2048);
+	return MIN(MAX(frames_most(p) / 16, 32), 2048);
 }
 
 static size_t
 inactive_target(struct pager *p)
 {
-	return MIN(MAX(frames_limit(p) / 8, 32), 16384);
+	return MIN(MAX(frames_most(p) / 8, 32), 16384);
 }
 
 /* What pageout keeps available, and how many pages it stages, up to two batches too many, before it stops. */
 size_t
 frames_mappable(struct pager *p)
 {
-	const size_t n = frames_limit(p);
+	const size_t n = frames_most(p);
 	const size_t kept = high_watermark(p) + inactive_target(p) + (size_t)2 * CLUSTER_MAX;
 
 	return n > kept ? n - kept : 0;
@@ -158,7 +157,7 @@ static void
 wasted(struct pager *p, struct page *const pg[], unsigned n)
 {
 	for (unsigned i = 0; i < n; i++)
-		readahead_credit(pg[i]->leaf->object, -1);
+		leaf_credit(pg[i]->leaf, -1);
 	atomic_fetch_add_explicit(&p->nwasted, n, memory_order_relaxed);
 }
 
@@ -166,7 +165,7 @@ void
 ahead_trim(struct service *s)
 {
 	struct pager *p = s->p;
-	const size_t most = MAX(frames_limit(p) / 8, 2 * CLUSTER_MAX);
+	const size_t most = MAX(frames_most(p) / 8, 2 * CLUSTER_MAX);
 	struct page *pg[CLUSTER_MAX];
 	size_t ahead;
 	unsigned n;
@@ -303,7 +302,7 @@ frames_shrink(struct pager *p)
 	bool any = false;
 
 	/* Below this faults could not be served at all: then metadata has what the compressed pool gives, or has to do without. */
-	if (frames_limit(p) < FRAMES_MIN + left) {
+	if (frames_most(p) < FRAMES_MIN + left) {
 		if (!tier_may_yield(p))
 			atomic_store(&p->starved, 0);
 		return false;
@@ -489,7 +488,7 @@ recall(struct service *s, struct page *pg[], unsigned n)
 	pthread_mutex_unlock(&p->pages.lock);
 	for (unsigned i = 0; i < nlent; i++) {
 		if (i < done)
-			guard_credit(lent[i]->leaf->object, false);
+			guard_credit(lent[i]->leaf, false);
 		if (i < done)
 			page_unbusy(p, lent[i]->anon, lent[i]->shard, lent[i]->va);
 		else
@@ -873,7 +872,7 @@ pageout_step(struct service *s)
 		atomic_store(&p->starved, 0);
 	if (atomic_load(&p->starved) > 0) {
 		progress = frames_shrink(p);
-		if (!progress && frames_limit(p) < (size_t)4 * FRAMES_MIN)
+		if (!progress && frames_most(p) < (size_t)4 * FRAMES_MIN)
 			progress = tier_yield(p, atomic_load(&p->starved));
 		available = MIN(available, high - 1);
 	}

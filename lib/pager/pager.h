@@ -452,7 +452,7 @@ lends(const struct pager *p)
  */
 bool lend_page(struct pager *p, struct page *pg, bool guard);
 /* A guarded page has been written to, or has left without that.  => busy */
-void guard_credit(struct object *o, bool written);
+void guard_credit(struct leaf *leaf, bool written);
 /* A mapped page may be written.  => busy */
 void page_allow(struct pager *p, struct page *pg);
 /* A page in TRANSIT that was read into its frame and has no place in a region: to a staged queue.  Its slot, if any, has the same bytes. */
@@ -554,6 +554,8 @@ struct ra_range {
 bool readahead_more(const struct map_entry *e, struct ra_stream *st, struct ra_range *r);
 /* Of pages read ahead n have been used; n < 0: so many have not. */
 void readahead_credit(struct object *o, int n);
+/* The same of the object that a leaf of a busy page belongs to.  => no leaf locked */
+void leaf_credit(struct leaf *leaf, int n);
 
 /* Undo pages that were never installed: busy, in TRANSIT, with frame or without. */
 void unmake(struct pager *p, struct page *const pg[], unsigned n);
@@ -676,6 +678,8 @@ unsigned frames_obtain(struct pager *p, unsigned want, frame_t f[]);
 void frames_release(struct pager *p, const frame_t f[], unsigned n);
 /* After a failed write: how long to leave the disk, or a source, alone.  True if this begins a new pause. */
 bool pageout_backoff(_Atomic uint64_t *write_again, _Atomic uint64_t *write_backoff);
+/* All the frames that the limit leaves room for at present, wired pages aside. */
+size_t frames_most(struct pager *p);
 /* Frames that could be had at once. */
 size_t frames_available(struct pager *p);
 /* The system, or our memory cgroup, had no page for us although the budget has room. */

@@ -62,6 +62,16 @@ readahead_credit(struct object *o, int n)
 	atomic_store_explicit(&o->ahead_credit, credit, memory_order_relaxed);
 }
 
+void
+leaf_credit(struct leaf *leaf, int n)
+{
+	/* A leaf keeps no object: chains are joined, and the one beneath goes.  Whoever has it busy is in no hurry to be counted. */
+	if (pthread_mutex_trylock(&leaf->lock) != 0)
+		return;
+	readahead_credit(leaf->object, n);
+	pthread_mutex_unlock(&leaf->lock);
+}
+
 static int
 step_of(const struct ra_stream *st)
 {

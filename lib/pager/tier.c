@@ -7,7 +7,9 @@
 #include "base/hash.h"
 #include "pager/pager.h"
 
-#define ENTRIES_PER_PAGE 8 /* the most pages that a page of the pool is expected to hold */
+#define ENTRIES_PER_PAGE 4 /* the most pages that a page of the pool is expected to hold */
+#define ENTRY_BYTES 24	   /* of the pool's table, zpool.h */
+#define SEG_BYTES 32
 #define POOL_MIN ((size_t)256 << 10)
 #define GHOSTS_MAX 65536u
 #define TUNE_NS 100000000u
@@ -39,19 +41,33 @@ tier_codec(struct pager *p, struct wired_array *mem)
 	return NULL;
 }
 
+/* What it may be now: what is worth it, not what metadata is waiting for, and not what frames need. */
+static size_t
+allowed(const struct tier *t)
+{
+	return MIN(MIN(t->tune.target, t->cap), t->room);
+}
+
 int
 tier_init(struct pager *p, size_t max)
 {
 	struct tier *t = &p->tier;
 	const size_t limit = p->budget.limit;
-	int r;
+	size_t entries;
+	int r = -ENOMEM;
 
 	max = round_up(max != 0 ? MIN(max, limit) : limit / 3 * 2, ZSEG_SIZE);
 	t->nghosts = MIN(limit / PAGE_SIZE, GHOSTS_MAX);
-	r = zpool_init(&t->pool, &p->arena, max,
-		       MIN(max / PAGE_SIZE * ENTRIES_PER_PAGE, UINT32_MAX / 2));
-	if (r < 0)
+	entries = MIN(max / PAGE_SIZE * ENTRIES_PER_PAGE, UINT32_MAX / 2);
+	/* Its tables never shrink, and must not take what regions were promised.  Its pages may go, to the last. */
+	t->tables = round_up(entries * ENTRY_BYTES + max / ZSEG_SIZE * SEG_BYTES +
+				     ghost_bytes(t->nghosts) + (size_t)4 * SLAB_SIZE,
+			     PAGE_SIZE);
+	if (!resv_try(&p->resv_meta, t->tables))
 		goto none;
+	r = zpool_init(&t->pool, &p->arena, max, entries);
+	if (r < 0)
+		goto give;
 	r = wired_array_init(&t->ghosts, &p->arena, 1, ghost_bytes(t->nghosts));
 	if (r < 0)
 		goto fini_pool;
@@ -61,7 +77,8 @@ tier_init(struct pager *p, size_t max)
 	ghost_init(&t->ghost, t->ghosts.base, t->nghosts);
 	pthread_mutex_init(&t->lock, NULL);
 	ztune_init(&t->tune, MIN(POOL_MIN, max / 8), max, max);
-	zpool_set_limit(&t->pool, t->tune.target);
+	t->cap = t->room = max;
+	zpool_set_limit(&t->pool, allowed(t));
 	t->tuned = now_ns();
 	return 0;
 
@@ -69,6 +86,8 @@ fini_ghosts:
 	wired_array_fini(&t->ghosts);
 fini_pool:
 	zpool_fini(&t->pool);
+give:
+	resv_give(&p->resv_meta, t->tables);
 none:
 	t->kind = UP_COMPRESS_NONE;
 	return r;
@@ -84,6 +103,7 @@ tier_fini(struct pager *p)
 	pthread_mutex_destroy(&t->lock);
 	wired_array_fini(&t->ghosts);
 	zpool_fini(&t->pool);
+	resv_give(&p->resv_meta, t->tables);
 }
 
 size_t
@@ -98,7 +118,7 @@ tier_has_room(struct pager *p)
 	struct tier *t = &p->tier;
 
 	return t->kind != UP_COMPRESS_NONE &&
-	       zpool_excess(&t->pool, t->tune.target - t->tune.target / 8) == 0;
+	       zpool_excess(&t->pool, allowed(t) - allowed(t) / 8) == 0;
 }
 
 /* The pool grows by a few pages: of frames, if the budget has no room. */
@@ -108,7 +128,7 @@ make_room(struct pager *p)
 	frame_t first;
 	size_t n;
 
-	if (zpool_bytes(&p->tier.pool) + ZPOOL_STEP * PAGE_SIZE > p->tier.tune.target)
+	if (zpool_bytes(&p->tier.pool) + ZPOOL_STEP * PAGE_SIZE > allowed(&p->tier))
 		return false;
 	n = frame_take(&p->frames, ZPOOL_STEP, &first);
 	if (n == 0)
@@ -133,17 +153,21 @@ tier_store(struct service *s, struct page *pg, uint64_t hash)
 	/* Then it is to become smaller, and not to take what others wait for. */
 	if (atomic_load(&p->starved) > 0)
 		return false;
-	do
+	for (bool again = true;; again = false) {
 		r = zpool_store(&t->pool, s->codec, pmap_frame(p->pmap, pg->frame),
 				(uint64_t)(uintptr_t)an, &ref);
-	while (r == -ENOSPC && make_room(p));
+		if (r != -ENOSPC || !again || !make_room(p))
+			break;
+	}
 	if (r < 0)
 		return false;
+	if (pg->slot != SLOT_NONE)
+		swap_free(&p->swap, pg->slot, 1);
+	pg->slot = SLOT_NONE;
+	pg->same = false;
 	pthread_mutex_lock(&p->pages.lock);
 	policy_evicted(&p->pages.policy, page_no(&p->pages, pg), page_key(pg));
 	pthread_mutex_unlock(&p->pages.lock);
-	if (pg->slot != SLOT_NONE)
-		swap_free(&p->swap, pg->slot, 1);
 	an->hash = hash;
 	an->loc = ref;
 	atomic_store_explicit(&an->kind, ANON_ZIP, memory_order_relaxed);
@@ -201,7 +225,7 @@ tier_write_back(struct service *s)
 	unsigned nf, n = 0;
 	slot_t first;
 
-	excess = zpool_excess(&t->pool, t->tune.target - t->tune.target / MARGIN);
+	excess = zpool_excess(&t->pool, allowed(t) - allowed(t) / MARGIN);
 	if (excess == 0 || s->free_writes == NULL)
 		return false;
 	nf = frames_obtain(p, CLUSTER_MAX, f);
@@ -304,7 +328,7 @@ tier_missed(struct pager *p, const struct anon *an)
 bool
 tier_may_yield(struct pager *p)
 {
-	return tier_bytes(p) > p->tier.tune.min;
+	return tier_bytes(p) > 0;
 }
 
 bool
@@ -315,12 +339,21 @@ tier_yield(struct pager *p, size_t bytes)
 
 	if (t->kind == UP_COMPRESS_NONE)
 		return false;
-	if (has > t->tune.min && t->tune.target > t->tune.min) {
-		t->tune.target = MIN(t->tune.target, has > less ? has - less : 0);
-		t->tune.target = MAX(t->tune.target, t->tune.min);
-		zpool_set_limit(&t->pool, t->tune.target);
-	}
+	t->cap = MIN(t->cap, has > less ? has - less : 0);
+	zpool_set_limit(&t->pool, allowed(t));
 	return zpool_shrink(&t->pool, bytes) > 0;
+}
+
+/* Of what metadata and wired pages leave, a third is for frames, and so many that the pager can work with them. */
+static void
+fit(struct pager *p)
+{
+	struct tier *t = &p->tier;
+	const size_t left = frames_most(p) * PAGE_SIZE + tier_bytes(p);
+	const size_t least = (size_t)4 * FRAMES_MIN * PAGE_SIZE;
+
+	t->room = left > least ? MIN(left / 3 * 2, left - least) : 0;
+	zpool_set_limit(&t->pool, allowed(t));
 }
 
 void
@@ -332,10 +365,18 @@ tier_tune(struct pager *p)
 	struct ztune_counts at, c;
 	struct ztune_state state;
 	struct zpool_stats st;
+	size_t staged;
 
+	fit(p);
 	if (now - t->tuned < TUNE_NS)
 		return;
 	t->tuned = now;
+	/* What it had to give it may have again, little by little, once nobody waits. */
+	if (atomic_load(&p->starved) == 0)
+		t->cap = MIN(t->cap + t->tune.max / ZTUNE_STEPS, t->tune.max);
+	pthread_mutex_lock(&p->pages.lock);
+	staged = page_count_locked(&p->pages, Q_INACTIVE);
+	pthread_mutex_unlock(&p->pages.lock);
 	zpool_stats(&t->pool, &st);
 	at = (struct ztune_counts){
 		.hits = st.count.hits,
@@ -358,11 +399,11 @@ tier_tune(struct pager *p)
 		.pool = st.pool,
 		.entries = st.entries,
 		.ghosts = t->nghosts,
-		.staged = page_count_locked(&p->pages, Q_INACTIVE) << PAGE_SHIFT,
+		.staged = staged << PAGE_SHIFT,
 		.hit_ns = lz4 ? HIT_NS_LZ4 : HIT_NS_ZSTD,
 		.read_ns = READ_NS,
 		.store_ns = lz4 ? STORE_NS_LZ4 : STORE_NS_ZSTD,
 	};
-	if (ztune_step(&t->tune, &c, &state) != ZTUNE_KEEP)
-		zpool_set_limit(&t->pool, t->tune.target);
+	(void)ztune_step(&t->tune, &c, &state);
+	zpool_set_limit(&t->pool, allowed(t));
 }

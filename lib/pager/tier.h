@@ -45,8 +45,11 @@ struct tier {
 	_Atomic uint64_t nback; /* pages written back, ever */
 	struct wired_array ghosts;
 	size_t nghosts; /* (c) */
+	size_t tables;	/* (c) bytes promised for what it keeps for good */
 	/* (pageout_lock) */
 	struct ztune tune;
+	size_t cap;	/* bytes; less than tune.target after metadata was short, */
+	size_t room;	/* and what there is for frames and for it allows */
 	uint64_t tuned; /* when, ns */
 	struct ztune_counts before;
 };
