@@ -2227,7 +2227,7 @@ Test(fork, without_swap_for_the_copy_the_child_has_nothing)
 Test(fork, without_metadata_for_the_copy_the_child_has_nothing)
 {
 	struct up_stats before;
-	const size_t n = 1000, others = 20000;
+	const size_t n = 1000, others = test_compression() == UP_COMPRESS_NONE ? 20000 : 12000;
 	uint64_t *p, *q;
 	void *va;
 
