@@ -207,7 +207,9 @@ lend_page(struct pager *p, struct page *pg, bool guard)
 {
 	const frame_t frame = pg->frame;
 
-	if (!lends(p) || pg->va == 0 || pg->shard >= p->pmap->nshards)
+	/* It takes room in the budget, for which metadata may be waiting. */
+	if (!lends(p) || pg->va == 0 || pg->shard >= p->pmap->nshards ||
+	    atomic_load(&p->starved) > 0)
 		return false;
 	/* A change of what others see too is for its leaf to know. */
 	guard = guard && !pg->leaf->named && !pg->leaf->sourced;
