@@ -37,7 +37,7 @@ seen(struct pager *p, struct anon *const an[], unsigned n, bool wire, unsigned s
 {
 	/* Not even a system call of a thread that serves itself may find one guarded. */
 	for (unsigned i = 0; i < n; i++)
-		page_allow(p, page_at(&p->pages, an[i]->loc));
+		lend_allow(p, page_at(&p->pages, an[i]->loc));
 	pthread_mutex_lock(&p->pages.lock);
 	for (unsigned i = 0; i < n; i++) {
 		struct page *pg = page_at(&p->pages, an[i]->loc);

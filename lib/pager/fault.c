@@ -30,8 +30,6 @@
 
 #define HURRY_NS 5000000      /* a stream waits that long for as many frames as it wants, */
 #define PATIENT_NS 1000000000 /* and so long while writes are under way; */
-#define GUARD_WEIGHT 16
-#define GUARD_CREDIT 256
 #define NO_HURRY_NS 100000000 /* not again so soon if that was in vain */
 
 enum verdict {
@@ -202,69 +200,6 @@ enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done
 	return 0;
 }
 
-bool
-lend_page(struct pager *p, struct page *pg, bool guard)
-{
-	const frame_t frame = pg->frame;
-
-	/* It takes room in the budget, for which metadata may be waiting. */
-	if (!lends(p) || pg->va == 0 || pg->shard >= p->pmap->nshards ||
-	    atomic_load(&p->starved) > 0)
-		return false;
-	/* A change of what others see too is for its leaf to know. */
-	guard = guard && !pg->leaf->named && !pg->leaf->sourced;
-	if (!budget_charge(&p->budget, PAGE_SIZE) &&
-	    (!frames_trade(p) || !budget_charge(&p->budget, PAGE_SIZE)))
-		return false;
-	if (p->pmap->ops->lend(p->pmap, pg->shard, pg->va, frame, guard) < 0) {
-		budget_uncharge(&p->budget, PAGE_SIZE);
-		return false;
-	}
-	frame_give(&p->frames, frame, 1);
-	pthread_mutex_lock(&p->pages.lock);
-	pg->frame = FRAME_NONE;
-	pg->same = guard;
-	page_enqueue_locked(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
-	pthread_mutex_unlock(&p->pages.lock);
-	return true;
-}
-
-/*
- * A page of this object comes alone, for a load.  To guard it spares its hash and a TLB shootdown when it leaves; a store costs a fault more, which is worth
- * many of those.  So objects that are written to after they were read are guarded seldom.
- */
-static bool
-worth_guarding(struct object *o)
-{
-	if (atomic_load_explicit(&o->guard_credit, memory_order_relaxed) >= 0)
-		return true;
-	atomic_fetch_add_explicit(&o->guard_credit, 1, memory_order_relaxed);
-	return false;
-}
-
-void
-guard_credit(struct leaf *leaf, bool written)
-{
-	int credit;
-
-	/* As in leaf_credit(). */
-	if (pthread_mutex_trylock(&leaf->lock) != 0)
-		return;
-	credit = atomic_load_explicit(&leaf->object->guard_credit, memory_order_relaxed);
-	credit =
-		written ? MAX(credit - GUARD_WEIGHT, -GUARD_CREDIT) : MIN(credit + 1, GUARD_CREDIT);
-	atomic_store_explicit(&leaf->object->guard_credit, credit, memory_order_relaxed);
-	pthread_mutex_unlock(&leaf->lock);
-}
-
-void
-page_allow(struct pager *p, struct page *pg)
-{
-	if (pg->same)
-		p->pmap->ops->allow(p->pmap, pg->shard, pg->va);
-	pg->same = false;
-}
-
 void
 leaf_forget(struct pager *p, struct leaf *leaf, unsigned at)
 {
@@ -402,8 +337,8 @@ go_ahead(struct fault *f, struct ra_stream *stream)
 
 	/* A child's space is served at its faults only. */
 	if (stream != NULL && f->space < p->nservices && readahead_more(e, stream, &r))
-		pagein_early(p->service[e->shard], base + (r.first << PAGE_SHIFT),
-			     base + (r.end << PAGE_SHIFT), r.step);
+		early_wish(p->service[e->shard], base + (r.first << PAGE_SHIFT),
+			   base + (r.end << PAGE_SHIFT), r.step);
 }
 
 /*
@@ -570,7 +505,7 @@ fault_mapped(struct fault *f, struct anon *an)
 	int r = -EEXIST;
 
 	if (wp && pg->same)
-		guard_credit(pg->leaf, true);
+		lend_written(pg);
 	if (!wp && pg->leaf->named)
 		return fault_mapped_named(f, an);
 	if (!wp)
@@ -857,8 +792,8 @@ fault_swap(struct fault *f)
 		return V_ROOM;
 	}
 	r = pagein_start(f->s, f->leaf, f->at, f->va, f->shard, want,
-			 f->write || f->asked || want > 1 || !worth_guarding(f->object) ? FOR_FAULT
-											: FOR_LOAD,
+			 f->write || f->asked || want > 1 || !lend_guarded(f->object) ? FOR_FAULT
+										      : FOR_LOAD,
 			 f->t0, &got);
 	if (r == 0 && stream != NULL) {
 		readahead_done(stream, f->index, read_on(f, got, want));

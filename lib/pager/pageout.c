@@ -266,32 +266,17 @@ frames_obtain(struct pager *p, unsigned want, frame_t f[])
 	return frames_get(p, want, true, f);
 }
 
+unsigned
+frames_there(struct pager *p, unsigned want, frame_t f[])
+{
+	return frames_get(p, want, false, f);
+}
+
 void
 frames_release(struct pager *p, const frame_t f[], unsigned n)
 {
 	for (unsigned i = 0; i < n; i++)
 		frame_give(&p->frames, f[i], 1);
-}
-
-/*
- * Frames for room in the budget: what is lent (pmap.h) needs room, and leaves a frame over.  A batch at a time, since to drop one costs as
- * much as all.  True if it did.
- */
-bool
-frames_trade(struct pager *p)
-{
-	frame_t f[CLUSTER_MAX];
-	const unsigned n = frames_get(p, CLUSTER_MAX, false, f);
-
-	if (n < CLUSTER_MAX / 4) {
-		frames_release(p, f, n);
-		return false;
-	}
-	p->pmap->ops->frames_drop(p->pmap, f, n);
-	for (unsigned i = 0; i < n; i++)
-		hole_give(&p->frames, f[i], 1);
-	budget_uncharge(&p->budget, n * PAGE_SIZE);
-	return true;
 }
 
 /* Metadata needs room: give the memory of free frames back.  True if it did. */
@@ -449,55 +434,6 @@ keep_referenced(struct service *s, struct page *pg[], unsigned n)
 	return left;
 }
 
-/*
- * Those that are guarded, in frames that there are, leave in one call wherever they lie.  Returns how many are left in pg[]; if
- * there are no frames for them, they leave as others do.
- */
-static unsigned
-recall(struct service *s, struct page *pg[], unsigned n)
-{
-	struct pager *p = s->p;
-	struct page *lent[CLUSTER_MAX];
-	uintptr_t va[CLUSTER_MAX];
-	frame_t f[CLUSTER_MAX];
-	unsigned nlent = 0, nf, left = 0;
-	size_t done = 0;
-
-	for (unsigned i = 0; i < n; i++)
-		nlent += pg[i]->same;
-	nf = nlent > 0 ? frames_get(p, nlent, false, f) : 0;
-	if (nf == 0)
-		return n;
-	nlent = 0;
-	for (unsigned i = 0; i < n; i++) {
-		if (pg[i]->same && nlent < nf) {
-			va[nlent] = pg[i]->va;
-			lent[nlent++] = pg[i];
-		} else {
-			pg[left++] = pg[i];
-		}
-	}
-	p->pmap->ops->recall(p->pmap, va, f, nlent, &done);
-	frames_release(p, f + done, (unsigned)(nf - done));
-	budget_uncharge(&p->budget, done * PAGE_SIZE);
-	pthread_mutex_lock(&p->pages.lock);
-	for (unsigned i = 0; i < done; i++) {
-		lent[i]->frame = f[i];
-		page_enqueue_locked(&p->pages, lent[i], Q_INACTIVE, PAGE_STAGED);
-	}
-	pthread_mutex_unlock(&p->pages.lock);
-	for (unsigned i = 0; i < nlent; i++) {
-		if (i < done)
-			guard_credit(lent[i]->leaf, false);
-		if (i < done)
-			page_unbusy(p, lent[i]->anon, lent[i]->shard, lent[i]->va);
-		else
-			pg[left++] = lent[i];
-	}
-	count(s, C_STAGED, done);
-	return left;
-}
-
 /* True if a page was moved out, or passed over. */
 static bool
 deactivate(struct service *s, unsigned most)
@@ -514,7 +450,7 @@ deactivate(struct service *s, unsigned most)
 	passed = taken - n;
 	if (n > 0)
 		trace_add(&s->trace, now_ns(), TRACE_STAGE, pg[0]->va, n);
-	n = recall(s, pg, n);
+	n = lend_recall(s, pg, n);
 	sort_by_va(pg, n);
 	for (unsigned calls = 0; i < n && calls < STAGE_CALLS;) {
 		unsigned j = i + 1;

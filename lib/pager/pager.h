@@ -5,6 +5,8 @@
  *	service.c    a service thread: one loop over completions, faults, parked faults, pageout
  *	fault.c      a fault in four steps: entry, object and index, search, resolve
  *	readahead.c  streams: how many neighbours to bring along
+ *	early.c      what streams want to be read before they come by
+ *	lend.c       single pages, to regions and back
  *	pagein.c     swap -> frame -> region: read, verify, enter
  *	pageout.c    region -> frame -> swap: deactivate, launder, reclaim; where frames come from
  *	chain.c      shadows: what lies beneath a page, and who else sees it
@@ -20,8 +22,8 @@
  *
  *	map.change > map.lock > object.lock > leaf.lock > pages.lock > frames, swap, zone, arena locks
  *
- * and beside it: pageout_lock (try-lock only; taken with nothing held), service->cmd_lock and the
- * anon wait queues (innermost).  BUSY of an anon is not a lock in this order: it is only ever tried, and
+ * and beside it: pageout_lock (try-lock only; taken with nothing held), service->cmd_lock, tier.lock, those of the compressed pool (zpool.h) and the
+ * anon wait queues (all innermost).  BUSY of an anon is not a lock in this order: it is only ever tried, and
  * whoever waits for it (user threads in range.c) holds nothing but map.change.
  */
 #ifndef UP_PAGER_H
@@ -215,8 +217,8 @@ struct request {
 	bool early;    /* pagein for a stream: nobody has, and what it brings stays staged */
 	bool retried;  /* pagein: failed once already */
 	uint64_t t0;   /* when its fault was read, ns */
-	bool back;     /* written back from the compressed pool: */
-	frame_t frame[CLUSTER_MAX];
+	bool back; /* written back from the compressed pool: no pages, but anons and these frames */
+	frame_t *frame; /* (c) [CLUSTER_MAX]; NULL: a read, or there is no pool */
 	union {
 		struct page *page[CLUSTER_MAX];
 		struct anon *anon[CLUSTER_MAX]; /* if back */
@@ -278,8 +280,8 @@ struct service {
 	unsigned id;		/* also its shard */
 	struct wired_array mem; /* what this struct and its arrays live in */
 	struct io_engine *io;
-	struct codec_state *codec; /* (c) NULL: there is no compressed tier */
-	struct wired_array codec_mem;
+	struct codec_state *codec;    /* (c) NULL: there is no compressed tier */
+	struct wired_array codec_mem; /* what that and the frames of its write-backs live in */
 	pthread_t thread;
 	atomic_bool stop;
 
@@ -440,21 +442,6 @@ int fault_sigbus(struct service *s, unsigned shard, uintptr_t va);
  * => 0, or why page *done was not: -EAGAIN, -ENOENT, -ENOMEM.
  */
 int enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done);
-/* Whether single pages are lent to regions instead of moved, see pmap.h. */
-static inline bool
-lends(const struct pager *p)
-{
-	return (p->pmap->features & UP_MASK_VECTOR) != 0;
-}
-/*
- * Install a page that was read into its frame by lending it, if that can be done now; guarded if `guard` and nobody else has to hear
- * of a change.  => busy, in TRANSIT; MAPPED if true, as before if not
- */
-bool lend_page(struct pager *p, struct page *pg, bool guard);
-/* A guarded page has been written to, or has left without that.  => busy */
-void guard_credit(struct leaf *leaf, bool written);
-/* A mapped page may be written.  => busy */
-void page_allow(struct pager *p, struct page *pg);
 /* A page in TRANSIT that was read into its frame and has no place in a region: to a staged queue.  Its slot, if any, has the same bytes. */
 void page_stage(struct pager *p, struct page *pg);
 /* What the policy remembers a page by while it is out: its slot, or its address if a source has it. */
@@ -646,12 +633,42 @@ int pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, 
  * FOR_CALL: what is in swap; FOR_STREAM: what a source has, too.
  */
 bool pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end, enum pagein_for why);
-/* A stream wants these to be read; any thread.  If there are too many such wishes it is not done. */
-void pagein_early(struct service *s, uintptr_t va, uintptr_t end, int step);
 /* Go on with what streams want, and then with will-need ranges, as far as there is room. */
 void pagein_commands(struct service *s);
 /* True if busy pages that were read for this are to stay staged: nobody has come by for one of them. */
 bool pagein_stays(struct service *s, enum pagein_for why, struct page *const pg[], unsigned n);
+
+/* --- early.c: for streams --- */
+
+/* A stream wants these to be read; any thread.  If there are too many such wishes it is not done. */
+void early_wish(struct service *s, uintptr_t va, uintptr_t end, int step);
+/* Go on with wishes.  True if all of them have been asked for, or are forgotten. */
+bool early_serve(struct service *s);
+
+/* --- lend.c: single pages --- */
+
+/* Whether single pages are lent to regions instead of moved, see pmap.h. */
+static inline bool
+lends(const struct pager *p)
+{
+	return (p->pmap->features & UP_MASK_VECTOR) != 0;
+}
+/*
+ * Install a page that was read into its frame by lending it, if that can be done now; guarded if `guard` and nobody else has to hear
+ * of a change.  => busy, in TRANSIT; MAPPED if true, as before if not
+ */
+bool lend_page(struct pager *p, struct page *pg, bool guard);
+/* Whether a page of this object that comes alone, for a load, is to be guarded. */
+bool lend_guarded(struct object *o);
+/* A guarded page has been written to.  => busy */
+void lend_written(struct page *pg);
+/* A mapped page may be written.  => busy */
+void lend_allow(struct pager *p, struct page *pg);
+/*
+ * Of pages that are to leave the page table, those that are guarded do, in frames that there are, in one call wherever they lie.  Returns how
+ * many are left in pg[]; if there are no frames for them, they leave as others do.  => busy, in TRANSIT
+ */
+unsigned lend_recall(struct service *s, struct page *pg[], unsigned n);
 
 /* --- pageout.c --- */
 
@@ -690,7 +707,8 @@ void pager_starved(struct pager *p, size_t bytes);
 void ahead_trim(struct service *s);
 /* Turn free and clean frames into budget for metadata.  True if it did. */
 bool frames_shrink(struct pager *p);
-bool frames_trade(struct pager *p);
+/* The same as frames_obtain(), but only of frames that are there: none is made. */
+unsigned frames_there(struct pager *p, unsigned want, frame_t f[]);
 /* Pages that can be in page tables together at present, pageout taking none of them out again at once. */
 size_t frames_mappable(struct pager *p);
 

@@ -151,14 +151,11 @@ service_alloc(struct pager *p, unsigned id)
 	trace_init(&s->trace, m->event, TRACE_EVENTS);
 	requests_init(s, REQ_PAGEIN, m->read, NREADS);
 	requests_init(s, REQ_PAGEOUT, m->write, NWRITES);
-	if (p->tier.kind != UP_COMPRESS_NONE) {
-		s->codec = tier_codec(p, &s->codec_mem);
-		if (s->codec == NULL) {
-			pthread_cond_destroy(&s->demand_over);
-			pthread_mutex_destroy(&s->cmd_lock);
-			wired_array_fini(&mem);
-			return NULL;
-		}
+	if (tier_equip(s, m->write, NWRITES) < 0) {
+		pthread_cond_destroy(&s->demand_over);
+		pthread_mutex_destroy(&s->cmd_lock);
+		wired_array_fini(&mem);
+		return NULL;
 	}
 	p->service[id] = s;
 	return s;
@@ -173,8 +170,7 @@ service_free(struct service *s)
 		return;
 	mem = s->mem;
 	s->p->service[s->id] = NULL;
-	if (s->codec != NULL)
-		wired_array_fini(&s->codec_mem);
+	tier_strip(s);
 	pthread_cond_destroy(&s->demand_over);
 	pthread_mutex_destroy(&s->cmd_lock);
 	wired_array_fini(&mem);

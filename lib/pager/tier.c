@@ -22,23 +22,49 @@
 #define STORE_NS_LZ4 2000
 #define STORE_NS_ZSTD 5000
 
-size_t
-tier_overhead(enum up_compression kind, unsigned n)
+/* The frames come first, so that the codec is aligned as it wants to be. */
+static size_t
+frames_of(unsigned n)
 {
-	return kind == UP_COMPRESS_NONE ? 0 : n * round_up(codec_state_size(kind), PAGE_SIZE);
+	return round_up(n * CLUSTER_MAX * sizeof(frame_t), 64);
 }
 
-struct codec_state *
-tier_codec(struct pager *p, struct wired_array *mem)
+size_t
+tier_share(const struct pager *p, unsigned n)
 {
-	const size_t size = codec_state_size(p->tier.kind);
+	return p->tier.kind == UP_COMPRESS_NONE
+		       ? 0
+		       : round_up(frames_of(n) + codec_state_size(p->tier.kind), PAGE_SIZE);
+}
 
-	if (wired_array_init(mem, &p->arena, size, 1) < 0)
-		return NULL;
+int
+tier_equip(struct service *s, struct request *write, unsigned n)
+{
+	struct wired_array *mem = &s->codec_mem;
+	frame_t *f;
+
+	if (s->p->tier.kind == UP_COMPRESS_NONE)
+		return 0;
+	if (wired_array_init(mem, &s->p->arena, tier_share(s->p, n), 1) < 0)
+		return -ENOMEM;
 	if (wired_array_grow(mem, 1) == 0)
-		return codec_state_init(mem->base, p->tier.kind);
-	wired_array_fini(mem);
-	return NULL;
+		s->codec = codec_state_init((char *)mem->base + frames_of(n), s->p->tier.kind);
+	if (s->codec == NULL) {
+		wired_array_fini(mem);
+		return -ENOMEM;
+	}
+	f = mem->base;
+	for (unsigned i = 0; i < n; i++)
+		write[i].frame = f + (size_t)i * CLUSTER_MAX;
+	return 0;
+}
+
+void
+tier_strip(struct service *s)
+{
+	if (s->codec != NULL)
+		wired_array_fini(&s->codec_mem);
+	s->codec = NULL;
 }
 
 /* What it may be now: what is worth it, not what metadata is waiting for, and not what frames need. */
@@ -191,7 +217,7 @@ struct claims {
 static bool
 claim(void *ctx, zref_t ref, uint64_t owner)
 {
-	struct anon *an = (struct anon *)(uintptr_t)owner; // NOLINT(performance-no-int-to-ptr)
+	struct anon *an = (struct anon *)(uintptr_t)owner;
 	struct claims *c = ctx;
 
 	if (!anon_trybusy_loose(an))
@@ -231,7 +257,6 @@ tier_write_back(struct service *s)
 	nf = frames_obtain(p, CLUSTER_MAX, f);
 	if (nf == 0)
 		return false;
-	c.n = 0;
 	zpool_oldest(&t->pool, nf, (size_t)4 * CLUSTER_MAX, claim, &c);
 	for (unsigned i = 0; i < c.n; i++) {
 		if (unpack(s, c.anon[i], f[n]))
@@ -258,7 +283,6 @@ tier_write_back(struct service *s)
 		req->frame[i] = f[i];
 	}
 	request_fill_frames(p, req, f, SWAP_WRITE, first);
-	atomic_fetch_add(&t->writing, 1);
 	count(s, C_WRITES, 1);
 	count(s, C_WRITE_BYTES, got * PAGE_SIZE);
 	trace_add(&s->trace, now_ns(), TRACE_SWAP_WRITE, first, (uint32_t)got);
@@ -292,7 +316,6 @@ tier_written(struct service *s, struct request *req)
 	}
 	frames_release(p, req->frame, req->n);
 	req->back = false;
-	atomic_fetch_sub(&t->writing, 1);
 	pageout_written(s, req, ok);
 	request_put(s, req);
 	services_kick(p, s);

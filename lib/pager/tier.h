@@ -38,7 +38,6 @@ struct tier {
 	enum up_compression kind; /* (c) NONE: there is no tier, and nothing below is valid */
 	struct zpool pool;
 	atomic_size_t nzipped;	/* anons of kind ZIP */
-	atomic_uint writing;	/* write-backs in flight */
 	pthread_mutex_t lock;	/* innermost */
 	struct ghost ghost;	/* (lock) anons that went to the disk lately */
 	_Atomic uint64_t nlost; /* of those, read again */
@@ -54,13 +53,16 @@ struct tier {
 	struct ztune_counts before;
 };
 
-/* Bytes of budget that a runtime of this kind takes at once, for n threads: so that too small a limit is refused. */
-size_t tier_overhead(enum up_compression kind, unsigned n);
 /* max: bytes; 0: two thirds of the limit.  0 or -ENOMEM; nothing is left then.  => p->tier.kind is set, the arena and the budget are there */
 int tier_init(struct pager *p, size_t max);
 void tier_fini(struct pager *p);
-/* What a thread needs to compress; NULL: no memory.  Nothing to undo but the array. */
-struct codec_state *tier_codec(struct pager *p, struct wired_array *mem);
+/*
+ * What a thread needs to compress and to write back, with requests write[0 .. n): bytes of the budget for as long as it lives; and to give it that
+ * if there is a tier (0 or -ENOMEM), and to take it away.
+ */
+size_t tier_share(const struct pager *p, unsigned n);
+int tier_equip(struct service *s, struct request *write, unsigned n);
+void tier_strip(struct service *s);
 
 /* Bytes of the budget that the pool has. */
 size_t tier_bytes(struct pager *p);

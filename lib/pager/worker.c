@@ -65,7 +65,7 @@ worker_service(struct pager *p, unsigned i)
 static uint64_t
 meta_per_worker(const struct pager *p)
 {
-	return META_PER_WORKER + tier_overhead(p->tier.kind, 1);
+	return META_PER_WORKER + tier_share(p, 1);
 }
 
 /* One more, which is the caller's.  => lock held.  NULL: the budget has no room, or there are enough. */
@@ -98,11 +98,8 @@ make(struct pager *p)
 	requests_init(&w->s, REQ_PAGEOUT, &w->write, 1);
 	io_engine_blocking_init(&w->io, &p->swap, 2);
 	w->s.io = &w->io.engine;
-	if (p->tier.kind != UP_COMPRESS_NONE) {
-		w->s.codec = tier_codec(p, &w->s.codec_mem);
-		if (w->s.codec == NULL)
-			goto fini;
-	}
+	if (tier_equip(&w->s, &w->write, 1) < 0)
+		goto fini;
 	if (p->worker_engine != NULL && p->worker_engine(p->worker_ctx, &w->s.io, p) < 0)
 		goto fini;
 	w->s.id = n;
@@ -111,8 +108,7 @@ make(struct pager *p)
 	return w;
 
 fini:
-	if (w->s.codec != NULL)
-		wired_array_fini(&w->s.codec_mem);
+	tier_strip(&w->s);
 	wired_array_fini(&mem);
 give:
 	resv_give(&p->resv_meta, meta_per_worker(p));
@@ -185,8 +181,7 @@ workers_fini(struct pager *p)
 		assert(w->s.io->inflight == 0);
 		w->s.io->ops->destroy(w->s.io);
 		pthread_mutex_destroy(&w->s.cmd_lock);
-		if (w->s.codec != NULL)
-			wired_array_fini(&w->s.codec_mem);
+		tier_strip(&w->s);
 		wired_array_fini(&mem);
 		resv_give(&p->resv_meta, meta_per_worker(p));
 	}
