@@ -13,7 +13,9 @@
 #define POOL_MIN ((size_t)256 << 10)
 #define GHOSTS_MAX 65536u
 #define TUNE_NS 100000000u
-#define MARGIN 16 /* of the pool, this part is to be free before anybody needs it */
+#define MARGIN 16 /* of the pool, this part is to be free before anybody needs it; */
+#define MARGIN_MIN \
+	((size_t)128 << 10) /* and what a cluster of pages takes, of small ones a quarter */
 
 /* What things take, for ztune: figures of docs/benchmarks.md, rounded.  Only how they stand to each other matters. */
 #define READ_NS 60000
@@ -72,6 +74,15 @@ static size_t
 allowed(const struct tier *t)
 {
 	return MIN(MIN(t->tune.target, t->cap), t->room);
+}
+
+/* What write-back leaves in it. */
+static size_t
+kept(const struct tier *t)
+{
+	const size_t most = allowed(t);
+
+	return most - MAX(most / MARGIN, MIN(most / 4, MARGIN_MIN));
 }
 
 int
@@ -251,7 +262,7 @@ tier_write_back(struct service *s)
 	unsigned nf, n = 0;
 	slot_t first;
 
-	excess = zpool_excess(&t->pool, allowed(t) - allowed(t) / MARGIN);
+	excess = zpool_excess(&t->pool, kept(t));
 	if (excess == 0 || s->free_writes == NULL)
 		return false;
 	nf = frames_obtain(p, CLUSTER_MAX, f);
