@@ -22,10 +22,16 @@
  *	                                   | LAUNDRY | ----------------------------------------->-+  INACTIVE)
  *	                                   +---------+          pageout_launder (write starts)
  *
+ *	TRANSIT, read for a stream --page_stage--> STAGED on AHEAD (clean, and nobody has come by yet)
+ *	AHEAD --fault_soft--> MAPPED                        AHEAD --ahead_trim--> CLEAN, or --reclaim in need
  *	CLEAN --reclaim--> page freed, anon is SWAP         INACTIVE, all zeros --launder--> page and anon freed
+ *	INACTIVE, CLEAN --tier_store--> page freed, anon is ZIP (its content in the compressed pool, tier.c)
  *	any but LAUNDRY --discard, unmap--> freed           LAUNDRY --discard, unmap, rescue--> orphan, freed by pageout_done
  *
  * An orphan (LAUNDRY, anon NULL) owns its frame and slot until the write that reads the frame ends.
+ *
+ * A single page may be lent (lend.c): MAPPED by a copy, its frame given up at once.  If the lent page is guarded as well, `same` says that
+ * nobody has written to it, and stays set when it is recalled to INACTIVE: it needs no hash to be CLEAN.
  *
  * In which order pages leave a queue is the policy's business (policy.h), which has several for ACTIVE; a
  * touch while staged is a soft fault, sends the page back to ACTIVE, and the policy is told.  MAPPED pages
