@@ -25,7 +25,7 @@
  *	TRANSIT, read for a stream --page_stage--> STAGED on AHEAD (clean, and nobody has come by yet)
  *	AHEAD --fault_soft--> MAPPED                        AHEAD --ahead_trim--> CLEAN, or --reclaim in need
  *	CLEAN --reclaim--> page freed, anon is SWAP         INACTIVE, all zeros --launder--> page and anon freed
- *	INACTIVE, CLEAN --tier_store--> page freed, anon is ZIP (its content in the compressed pool, tier.c)
+ *	INACTIVE --tier_store--> page freed, anon is ZIP (its content in the compressed pool, tier.c)
  *	any but LAUNDRY --discard, unmap--> freed           LAUNDRY --discard, unmap, rescue--> orphan, freed by pageout_done
  *
  * An orphan (LAUNDRY, anon NULL) owns its frame and slot until the write that reads the frame ends.
