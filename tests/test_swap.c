@@ -1585,6 +1585,56 @@ Test(uring, a_kick_from_another_thread_ends_the_wait)
 	each_way(one_by_one);
 }
 
+struct pest {
+	struct io_engine *e;
+	atomic_bool enough;
+};
+
+/* Kicks when a wait is about to end by itself, and at last one that does not end. */
+static void *
+kick_at_any_moment(void *arg)
+{
+	struct pest *p = arg;
+	const uint64_t end = now_ns() + 3000000000u;
+	unsigned seed = 1;
+
+	for (unsigned i = 0; i < 3000; i++) {
+		const struct timespec ts = { .tv_nsec = rand_r(&seed) % 400000 };
+
+		nanosleep(&ts, NULL);
+		p->e->ops->kick(p->e);
+	}
+	while (!atomic_load(&p->enough) && now_ns() < end + PATIENCE)
+		usleep(1000);
+	p->e->ops->kick(p->e);
+	return NULL;
+}
+
+static void
+pestered(struct swap_area *s, struct io_engine *e)
+{
+	struct pest p = { .e = e };
+	const uint64_t end = now_ns() + 1500000000u;
+	struct io_events ev;
+	pthread_t t;
+
+	(void)s;
+	cr_assert(zero(int, pthread_create(&t, NULL, kick_at_any_moment, &p)));
+	while (now_ns() < end) {
+		const uint64_t t0 = now_ns();
+
+		e->ops->wait(e, 200000, &ev);
+		cr_assert(lt(u64, now_ns() - t0, (uint64_t)PATIENCE), "a wait did not end");
+	}
+	atomic_store(&p.enough, true);
+	pthread_join(t, NULL);
+}
+
+Test(uring, a_wait_that_a_kick_meets_at_its_end_ends)
+{
+	each_way(pestered);
+}
+
 /* Says what it wants, kicks, and does not go on before the owner has seen it. */
 static void *
 kick_and_insist(void *arg)

@@ -42,8 +42,8 @@
 #define TAG_CANCEL 3u
 #define TAG_WATCH_TOO 4u
 
-/* SQEs beside the requests: three polls, three cancels, the time-out of kernels without EXT_ARG. */
-#define SQ_EXTRA 7
+/* SQEs beside the requests: three polls, three cancels. */
+#define SQ_EXTRA 6
 
 #define DEPTH_MAX 4096
 
@@ -195,7 +195,6 @@ uring_reap(struct uring *u, struct io_events *ev, struct swap_io ***tail)
 			ev->kicked |= uring_kicked(u, cqe);
 			break;
 		case TAG_CANCEL:
-		case LIBURING_UDATA_TIMEOUT:
 			break;
 		default:
 			io = io_uring_cqe_get_data(cqe);
@@ -214,6 +213,22 @@ uring_reap(struct uring *u, struct io_events *ev, struct swap_io ***tail)
 }
 
 /*
+ * The same for kernels that know no limit (5.10: no EXT_ARG).  liburing would have a request of its own end the wait, which
+ * stays behind when another does, and can then answer for the next wait's: one in some ten thousand never ended.
+ */
+static int
+uring_enter_old(struct uring *u, int64_t ns)
+{
+	const struct timespec ts = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
+	struct pollfd ring = { .fd = u->ring.ring_fd, .events = POLLIN };
+	const int r = io_uring_submit(&u->ring);
+
+	if (r >= 0 && io_uring_cq_ready(&u->ring) == 0)
+		ppoll(&ring, 1, &ts, NULL);
+	return r < 0 ? r : io_uring_submit_and_get_events(&u->ring);
+}
+
+/*
  * One entry into the kernel: submit what is queued, and wait for a completion, `ns` at most
  * (0: only look; < 0: no limit).
  */
@@ -226,6 +241,8 @@ uring_enter(struct uring *u, int64_t ns)
 
 	if (ns == 0) {
 		r = io_uring_submit_and_get_events(&u->ring);
+	} else if (ns > 0 && (u->ring.features & IORING_FEAT_EXT_ARG) == 0) {
+		r = uring_enter_old(u, ns);
 	} else {
 		ts.tv_sec = ns / 1000000000;
 		ts.tv_nsec = ns % 1000000000;
