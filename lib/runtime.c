@@ -656,7 +656,7 @@ meta_for(uint64_t npages)
 }
 
 /* What an entry or an object takes out of the metadata's share of the limit, slab slack included. */
-#define META_PER_ENTRY (sizeof(struct map_entry) + sizeof(struct map_entry) / 8)
+#define META_PER_ENTRY (MAP_ENTRY_BYTES + MAP_ENTRY_BYTES / 8)
 /* (128: what the pmap remembers of its pool.) */
 #define META_PER_OBJECT (sizeof(struct object) + sizeof(struct object) / 8 + 128)
 

@@ -172,7 +172,7 @@ space_alloc(struct pager *p)
 		resv_give(&p->resv_meta, META_PER_SPACE);
 		return NULL;
 	}
-	map_init(&sp->map, &p->entry_zone);
+	map_init(&sp->map, &p->map_zones);
 	sp->id = ++p->next_serial;
 	return sp;
 }

@@ -153,7 +153,7 @@ zone_of(struct rig *r, enum failing src)
 {
 	switch (src) {
 	case FAIL_ENTRY:
-		return &r->p->entry_zone;
+		return &r->p->map_zones.entry;
 	case FAIL_OBJECT:
 		return &r->p->zones.object;
 	case FAIL_NODE:

@@ -34,7 +34,7 @@ TestSuite(map, .timeout = 60);
 #define BASE ((uintptr_t)0x7f0000000000)
 
 static struct heap_arena heap;
-static struct zone zone;
+static struct map_zones zones;
 static struct map map;
 static struct object obj_a, obj_b, obj_c;
 
@@ -60,8 +60,8 @@ static void
 rig_up(void)
 {
 	heap_arena_init(&heap, 64 << 20, 64 << 20);
-	zone_init(&zone, &heap.arena, "entry", sizeof(struct map_entry), NULL, NULL);
-	map_init(&map, &zone);
+	map_zones_init(&zones, &heap.arena);
+	map_init(&map, &zones);
 }
 
 static struct map_entry *
@@ -109,7 +109,7 @@ rig_down(void)
 	cr_assert(eq(uint, refs(&obj_a) + refs(&obj_b) + refs(&obj_c), 0));
 	map_check(&map);
 	map_fini(&map);
-	zone_fini(&zone);
+	map_zones_fini(&zones);
 	heap_arena_fini(&heap);
 }
 
@@ -163,6 +163,18 @@ clip(size_t start, size_t end)
 	return used;
 }
 
+static size_t
+tree_nodes(const struct map_node *node)
+{
+	size_t n = 1;
+
+	if (node == NULL)
+		return 0;
+	for (unsigned i = 0; node->level > 0 && i < node->n; i++)
+		n += tree_nodes(node->child[i]);
+	return n;
+}
+
 /* splitmix64 */
 static uint64_t
 random_next(uint64_t *state)
@@ -197,17 +209,24 @@ Test(map, an_entry_starts_zeroed_even_when_it_is_a_used_one, .init = rig_up, .fi
 		}
 		for (size_t i = 0; i < ARRAY_SIZE(e); i++) {
 			memset(e[i], 0xa5, sizeof *e[i]);
-			e[i]->height = 0; /* in no map */
+			e[i]->linked = false;
+			atomic_store(&e[i]->streams, NULL);
 			map_entry_free(&map, e[i]);
 		}
 	}
-	cr_assert(eq(sz, zone_count(&zone), 0));
+	cr_assert(zero(sz, zone_count(&zones.entry)));
+	cr_assert(eq(sz, zone_count(&zones.part), map.nspare));
 }
 
 Test(map, an_entry_without_room_is_null_and_the_next_one_is_there, .init = rig_up, .fini = rig_down)
 {
-	atomic_store(&zone.fail_in, 1);
+	atomic_store(&zones.entry.fail_in, 1);
 	cr_assert(eq(ptr, map_entry_alloc(&map, ZONE_NOWAIT), NULL));
+	for (unsigned nth = 1; nth <= 2; nth++) {
+		atomic_store(&zones.part.fail_in, nth);
+		cr_assert(eq(ptr, map_entry_alloc(&map, ZONE_NOWAIT), NULL));
+		cr_assert(zero(sz, zone_count(&zones.entry)));
+	}
 	add(0, 1, &obj_a, 0);
 	rig_check();
 }
@@ -262,70 +281,13 @@ Test(map, first_from_is_the_lowest_entry_that_ends_above_the_address, .init = ri
 	cr_assert(eq(ptr, high->next, NULL));
 }
 
-/* The fewest entries that an AVL tree of height h can have, so n of them are no deeper. */
-static unsigned
-deepest(size_t n)
-{
-	size_t least = 1, less = 0; /* of height h and h - 1 */
-	unsigned h = 1;
-
-	while (least + less + 1 <= n) {
-		const size_t more = least + less + 1;
-
-		less = least;
-		least = more;
-		h++;
-	}
-	return h;
-}
-
-/*
- * Look `va` up in a copy of only those entries that lie on its way down from the root; every
- * pointer that leads elsewhere is bad, so touching one entry more is a crash.  Returns how
- * many entries there are on the way.
- */
-static unsigned
-lookup_on_the_path_alone(uintptr_t va)
-{
-	struct map_entry *const bad = (struct map_entry *)(uintptr_t)64;
-	struct map_entry path[64], *e = map.root, *found = NULL;
-	struct map alone = { .root = path, .first = bad, .n = map.n };
-	unsigned depth = 0;
-
-	while (e != NULL) {
-		struct map_entry *p = &path[depth++];
-
-		cr_assert(lt(uint, depth, ARRAY_SIZE(path)));
-		memcpy(p, e, sizeof *p);
-		p->parent = p->next = p->prev = bad;
-		if (va >= e->start && va < e->end) {
-			p->left = p->right = bad;
-			found = p;
-			break;
-		}
-		if (va < e->start) {
-			e = e->left;
-			p->left = e != NULL ? p + 1 : NULL;
-			p->right = p->right != NULL ? bad : NULL;
-		} else {
-			e = e->right;
-			p->right = e != NULL ? p + 1 : NULL;
-			p->left = p->left != NULL ? bad : NULL;
-		}
-	}
-	cr_assert(eq(ptr, map_lookup(&alone, va), found), "va %#" PRIxPTR, va);
-	return depth;
-}
-
-Test(map, lookup_among_100000_entries_touches_no_more_than_an_avl_tree_is_deep, .init = rig_up,
-     .fini = rig_down)
+Test(map, a_tree_of_100000_entries_has_five_levels_and_finds_each, .init = rig_up, .fini = rig_down)
 {
 	enum { N = 100000 };
 	static uint32_t order[N];
 	uint64_t seed = 100;
-	unsigned most = 0;
 
-	/* Half of them from the bottom up, as mmap would not, the others shuffled. */
+	/* Half of them from the bottom up, the others shuffled. */
 	for (uint32_t i = 0; i < N; i++)
 		order[i] = i;
 	for (uint32_t i = N - 1; i > N / 2; i--) {
@@ -340,15 +302,15 @@ Test(map, lookup_among_100000_entries_touches_no_more_than_an_avl_tree_is_deep, 
 	rig_check();
 	cr_assert(eq(sz, map.n, N));
 	cr_assert(eq(u64, map.pages, (uint64_t)N * 3 / 2));
-	cr_assert(le(uint, (unsigned)map.root->height, deepest(N)));
+	cr_assert(eq(uint, map.levels, 5));
+	for (size_t i = 0; i < (size_t)N * 3; i++) {
+		const struct map_entry *e = map_lookup(&map, addr(i) + i % PAGE_SIZE);
+		const bool there = i % 3 < 1 + i / 3 % 2;
 
-	for (unsigned i = 0; i < 20000; i++) {
-		const unsigned depth = lookup_on_the_path_alone(addr(random_below(&seed, N * 3)));
-
-		most = MAX(most, depth);
+		cr_assert(eq(int, e != NULL, there), "page %zu", i);
+		if (there)
+			cr_assert(eq(ulong, e->start, addr(i - i % 3)), "page %zu", i);
 	}
-	cr_assert(le(uint, most, deepest(N)));
-	cr_assert(ge(uint, most, 10), "the paths were not followed: %u", most);
 }
 
 Test(map, covers_is_true_only_without_a_gap, .init = rig_up, .fini = rig_down)
@@ -500,6 +462,124 @@ Test(map, any_order_of_inserting_and_removing_keeps_the_tree_and_the_entries_in_
 
 /* ---- clip ---- */
 
+#define CHURN 4000
+
+/* Entries of one page each at every other one: e[i] if there is one. */
+static void
+churn_check(struct map_entry *const e[])
+{
+	struct map_entry *next = NULL;
+	size_t n = 0;
+
+	map_check(&map);
+	for (size_t i = CHURN; i-- > 0;) {
+		n += e[i] != NULL;
+		next = e[i] != NULL ? e[i] : next;
+		cr_assert(eq(ptr, map_lookup(&map, addr(2 * i)), e[i]), "%zu", i);
+		cr_assert(zero(ptr, map_lookup(&map, addr(2 * i + 1))), "%zu", i);
+		cr_assert(eq(ptr, map_first_from(&map, addr(2 * i)), next));
+	}
+	cr_assert(eq(sz, map.n, n));
+	/* Nodes that are joined when they can be are half full, nearly. */
+	if (map.nloose == 0)
+		cr_assert(le(sz, tree_nodes(map.root), 3 * n / MAP_FANOUT + map.levels));
+}
+
+static void
+churn_toggle(struct map_entry *e[], size_t i)
+{
+	if (e[i] != NULL) {
+		map_remove(&map, e[i]);
+		map_entry_free(&map, e[i]);
+		e[i] = NULL;
+	} else {
+		e[i] = add(2 * i, 1, NULL, 0);
+	}
+}
+
+Test(map, a_tree_that_grows_and_shrinks_finds_all_and_keeps_its_nodes_full, .init = rig_up,
+     .fini = rig_down)
+{
+	static struct map_entry *e[CHURN];
+	uint64_t seed = 3;
+
+	/* Upwards: as full as can be.  Downwards, and out again from either end. */
+	for (unsigned way = 0; way < 4; way++) {
+		for (size_t i = 0; i < CHURN; i++)
+			churn_toggle(e, way % 2 == 0 ? i : CHURN - 1 - i);
+		churn_check(e);
+		if (way == 0)
+			cr_assert(lt(sz, tree_nodes(map.root),
+				     (size_t)CHURN / MAP_FANOUT * 11 / 10 + map.levels));
+		for (size_t i = 0; i < CHURN; i++) {
+			churn_toggle(e, way < 2 ? i : CHURN - 1 - i);
+			if (i % 1000 == 999)
+				churn_check(e);
+		}
+		cr_assert(zero(ptr, map.root));
+	}
+	/* To about this many, at random, and on. */
+	for (unsigned phase = 0; phase < 12; phase++) {
+		const size_t want = phase % 2 == 0 ? CHURN * 9 / 10 : phase % 4 == 1 ? 10 : 500;
+
+		for (unsigned k = 0; map.n != want; k++) {
+			const size_t i = random_below(&seed, CHURN);
+
+			if ((e[i] == NULL) == (map.n < want) || (k < 20000 && k % 5 == 0))
+				churn_toggle(e, i);
+		}
+		churn_check(e);
+	}
+}
+
+Test(map, entries_without_a_place_in_the_tree_are_found_all_the_same, .init = rig_up,
+     .fini = rig_down)
+{
+	static struct map_entry *e[CHURN], *ready[CHURN];
+	uint64_t seed = 8;
+	size_t loose = 0;
+
+	for (unsigned round = 0; round < 4; round++) {
+		size_t n = 0;
+
+		/* Many at once have not what they need, and then there is no more memory. */
+		for (size_t i = round; i < CHURN; i += 3) {
+			if (e[i] == NULL)
+				ready[i] = new_entry(2 * i, 1, NULL, 0);
+		}
+		for (size_t k = 0; k < CHURN; k++) {
+			const size_t i = round == 0 ? k : random_below(&seed, CHURN);
+
+			if (ready[i] == NULL)
+				continue;
+			atomic_store(&zones.part.fail_in, round % 2 == 0 || k % 2 == 0);
+			cr_assert(zero(int, map_insert(&map, ready[i])));
+			e[i] = ready[i];
+			ready[i] = NULL;
+			n++;
+		}
+		atomic_store(&zones.part.fail_in, 0);
+		cr_assert(gt(sz, n, 0));
+		for (size_t i = 0; i < CHURN; i++) {
+			if (ready[i] != NULL)
+				map_entry_free(&map, ready[i]);
+			ready[i] = NULL;
+		}
+		loose += map.nloose;
+		churn_check(e);
+		for (unsigned k = 0; k < CHURN / 2; k++)
+			churn_toggle(e, random_below(&seed, CHURN));
+		churn_check(e);
+	}
+	cr_assert(gt(sz, loose, 100));
+	for (size_t i = 0; i < CHURN; i++) {
+		if (e[i] != NULL)
+			churn_toggle(e, i);
+	}
+	cr_assert(zero(ptr, map.root));
+	cr_assert(zero(sz, map.nloose));
+}
+
 Test(map, clipping_at_the_edges_of_entries_or_in_gaps_splits_nothing, .init = rig_up,
      .fini = rig_down)
 {
@@ -645,17 +725,17 @@ Test(map, the_upper_half_of_a_clip_keeps_what_the_entry_is_and_forgets_its_strea
      .fini = rig_down)
 {
 	struct map_entry *low = add(0, 8, &obj_a, 0), *high;
+	struct ra_streams *rs;
 
 	low->prot = 5;
 	low->advice = UP_ADVICE_SEQUENTIAL;
 	low->flags = UP_PRIVATE;
 	low->shard = 3;
 	low->wired = 7;
-	for (size_t i = 0; i < RA_STREAMS; i++) {
-		atomic_store(&low->stream[i].next, 100 + i);
-		atomic_store(&low->stream[i].window, 8);
-	}
-	atomic_store(&low->stream_hand, 2);
+	cr_assert(zero(ptr, atomic_load(&low->streams)));
+	rs = map_streams(&map, low);
+	cr_assert(ne(ptr, rs, NULL));
+	cr_assert(eq(ptr, map_streams(&map, low), rs));
 
 	cr_assert(eq(uint, clip(4, 8), 1));
 	rig_check();
@@ -666,12 +746,11 @@ Test(map, the_upper_half_of_a_clip_keeps_what_the_entry_is_and_forgets_its_strea
 	cr_assert(eq(uint, high->flags, UP_PRIVATE));
 	cr_assert(eq(uint, high->shard, 3));
 	cr_assert(eq(uint, high->wired, 7));
-	for (size_t i = 0; i < RA_STREAMS; i++) {
-		cr_assert(eq(u64, atomic_load(&high->stream[i].next), 0));
-		cr_assert(eq(u32, atomic_load(&high->stream[i].window), 0));
-		cr_assert(eq(u64, atomic_load(&low->stream[i].next), 100 + i));
-	}
-	cr_assert(eq(uint, atomic_load(&high->stream_hand), 0));
+	cr_assert(eq(ptr, atomic_load(&low->streams), rs));
+	cr_assert(zero(ptr, atomic_load(&high->streams)));
+	atomic_store(&zones.part.fail_in, 1);
+	cr_assert(zero(ptr, map_streams(&map, high)), "there is no memory");
+	cr_assert(ne(ptr, map_streams(&map, high), NULL));
 }
 
 /* ---- the lock ---- */
@@ -784,7 +863,8 @@ model_compare(const struct model *md)
 	}
 	model_assert(md, e == NULL);
 	model_assert(md, map.n == n);
-	model_assert(md, zone_count(&zone) == n);
+	model_assert(md, zone_count(&zones.entry) == n);
+	model_assert(md, zone_count(&zones.part) == map.nspare + tree_nodes(map.root));
 }
 
 static void
@@ -908,13 +988,9 @@ Test(map, twenty_thousand_random_operations_agree_with_an_array_of_pages, .init 
 
 /* ---- the checker ---- */
 
-/*
- * Each takes a sound map of seven entries and spoils one thing.  As nth() counts, they are
- *
- *	           3
- *	       1       5
- *	     0   2   4   6
- */
+/* Each takes a sound map of SOUND entries, in a tree of two levels, and spoils one thing. */
+#define SOUND ((size_t)60)
+
 static struct map_entry *
 nth(size_t i)
 {
@@ -927,67 +1003,88 @@ spoil_nothing(void)
 }
 
 static void
-spoil_root_height(void)
+spoil_levels(void)
 {
-	nth(3)->height++;
+	map.levels++;
 }
 
 static void
-spoil_leaf_height(void)
+spoil_level_of_a_leaf(void)
 {
-	nth(0)->height = 0;
+	map.root->child[1]->level = 1;
 }
 
 static void
-spoil_parent(void)
+spoil_order_of_keys(void)
 {
-	nth(2)->parent = nth(3);
+	struct map_node *leaf = map.root->child[1];
+	const uintptr_t key = leaf->key[1];
+
+	leaf->key[1] = leaf->key[2];
+	leaf->key[2] = key;
 }
 
 static void
-spoil_root_parent(void)
+spoil_order_of_children(void)
 {
-	nth(3)->parent = nth(6);
+	struct map_node *child = map.root->child[1];
+
+	map.root->child[1] = map.root->child[2];
+	map.root->child[2] = child;
 }
 
 static void
-spoil_sides(void)
+spoil_key_of_a_leaf(void)
 {
-	struct map_entry *e = nth(1), *left = e->left;
+	map.root->child[1]->key[3] += PAGE_SIZE;
+}
 
-	e->left = e->right;
-	e->right = left;
+static void
+spoil_bound_of_a_leaf(void)
+{
+	map.root->key[1] += PAGE_SIZE;
 }
 
 static void
 spoil_leaf_lost_by_the_tree(void)
 {
-	nth(5)->left = NULL;
+	map.root->n--;
+}
+
+static void
+spoil_entry_lost_by_the_tree(void)
+{
+	map.root->child[0]->n--;
+}
+
+static void
+spoil_empty_leaf(void)
+{
+	map.root->child[0]->n = 0;
 }
 
 static void
 spoil_loop_in_the_tree(void)
 {
-	nth(6)->right = map.root;
+	map.root->child[2] = map.root;
 }
 
-/* All right but for the balance: 0 above 1 above 2. */
 static void
-spoil_balance(void)
+spoil_loose(void)
 {
-	struct map_entry *a = nth(0), *b = nth(1), *c = nth(2);
+	nth(5)->loose = true;
+}
 
-	map.root = a;
-	a->parent = a->left = b->left = c->left = c->right = c->next = NULL;
-	a->right = b;
-	b->right = c;
-	b->parent = a;
-	c->parent = b;
-	a->height = 3;
-	b->height = 2;
-	c->height = 1;
-	map.n = 3;
-	map.pages = 6;
+static void
+spoil_nloose(void)
+{
+	map.nloose++;
+}
+
+static void
+spoil_linked(void)
+{
+	nth(5)->linked = false;
 }
 
 static void
@@ -1011,7 +1108,7 @@ spoil_prev(void)
 static void
 spoil_loop_in_the_thread(void)
 {
-	nth(6)->next = nth(0);
+	nth(SOUND - 1)->next = nth(0);
 }
 
 static void
@@ -1088,14 +1185,19 @@ Test(map, the_checker_aborts_on_every_kind_of_damage, .init = rig_up, .fini = ri
 		const char *name;
 		void (*spoil)(void);
 	} damage[] = {
-		{ "height of the root", spoil_root_height },
-		{ "height of a leaf", spoil_leaf_height },
-		{ "parent of a leaf", spoil_parent },
-		{ "parent of the root", spoil_root_parent },
-		{ "left and right", spoil_sides },
+		{ "levels", spoil_levels },
+		{ "level of a leaf", spoil_level_of_a_leaf },
+		{ "order of keys", spoil_order_of_keys },
+		{ "order of children", spoil_order_of_children },
+		{ "key of a leaf", spoil_key_of_a_leaf },
+		{ "bound of a leaf", spoil_bound_of_a_leaf },
 		{ "a leaf missing in the tree", spoil_leaf_lost_by_the_tree },
+		{ "an entry missing in the tree", spoil_entry_lost_by_the_tree },
+		{ "an empty leaf", spoil_empty_leaf },
 		{ "a loop in the tree", spoil_loop_in_the_tree },
-		{ "balance", spoil_balance },
+		{ "loose in the tree", spoil_loose },
+		{ "count of loose ones", spoil_nloose },
+		{ "linked", spoil_linked },
 		{ "first", spoil_first },
 		{ "next", spoil_next },
 		{ "prev", spoil_prev },
@@ -1111,10 +1213,10 @@ Test(map, the_checker_aborts_on_every_kind_of_damage, .init = rig_up, .fini = ri
 #ifdef NDEBUG
 	cr_skip("assertions are compiled out");
 #endif
-	for (size_t i = 0; i < 7; i++)
+	for (size_t i = 0; i < SOUND; i++)
 		add(i * 4, 2, &obj_a, i);
 	rig_check();
-	cr_assert(eq(ptr, map.root, nth(3)));
+	cr_assert(eq(uint, map.levels, 2));
 	cr_assert(eq(int, check_in_a_child(spoil_nothing), 0), "a sound map passes");
 	for (size_t i = 0; i < ARRAY_SIZE(damage); i++) {
 		const int status = check_in_a_child(damage[i].spoil);

@@ -121,7 +121,7 @@ struct pager {
 	struct budget budget;
 	struct arena arena;
 	struct object_zones zones;
-	struct zone entry_zone;
+	struct map_zones map_zones;
 	struct map map;
 	struct pages pages;
 	struct frames frames;

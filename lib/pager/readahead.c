@@ -97,9 +97,11 @@ follows(const struct ra_stream *st, uint64_t index)
 static struct ra_stream *
 stream_at(struct map_entry *e, uint64_t index)
 {
-	for (unsigned i = 0; i < RA_STREAMS; i++) {
-		if (follows(&e->stream[i], index))
-			return &e->stream[i];
+	struct ra_streams *rs = atomic_load_explicit(&e->streams, memory_order_acquire);
+
+	for (unsigned i = 0; rs != NULL && i < RA_STREAMS; i++) {
+		if (follows(&rs->stream[i], index))
+			return &rs->stream[i];
 	}
 	return NULL;
 }
@@ -109,13 +111,13 @@ stream_at(struct map_entry *e, uint64_t index)
  * The others stay what they are: streams side by side look like this, too.
  */
 static int
-turn_to(struct map_entry *e, uint64_t index, bool *third)
+turn_to(struct ra_streams *rs, uint64_t index, bool *third)
 {
 	int64_t nearest = STRIDE_MAX + 1;
 
 	*third = false;
 	for (unsigned i = 0; i < RA_STREAMS; i++) {
-		struct ra_stream *st = &e->stream[i];
+		struct ra_stream *st = &rs->stream[i];
 		const int64_t step =
 			(int64_t)(index - atomic_load_explicit(&st->at, memory_order_relaxed));
 
@@ -174,17 +176,17 @@ readahead_hit(struct pager *p, struct map_entry *e, uint64_t index)
  * then the oldest, whatever it is.
  */
 static struct ra_stream *
-least_stream(struct map_entry *e)
+least_stream(struct ra_streams *rs)
 {
-	const unsigned hand = atomic_fetch_add_explicit(&e->stream_hand, 1, memory_order_relaxed);
+	const unsigned hand = atomic_fetch_add_explicit(&rs->hand, 1, memory_order_relaxed);
 
 	for (unsigned i = 0; i < RA_STREAMS && hand % OLDEST_EACH != 0; i++) {
-		struct ra_stream *st = &e->stream[(hand + i) % RA_STREAMS];
+		struct ra_stream *st = &rs->stream[(hand + i) % RA_STREAMS];
 
 		if (atomic_load_explicit(&st->step, memory_order_relaxed) == 0)
 			return st;
 	}
-	return &e->stream[hand % RA_STREAMS];
+	return &rs->stream[hand % RA_STREAMS];
 }
 
 unsigned
@@ -192,6 +194,7 @@ readahead_window(struct pager *p, struct map_entry *e, uint64_t index, unsigned 
 		 struct ra_stream **stream)
 {
 	const bool told = e->advice == UP_ADVICE_SEQUENTIAL;
+	struct ra_streams *rs;
 	struct ra_stream *st;
 	bool third;
 	int turn;
@@ -207,8 +210,11 @@ readahead_window(struct pager *p, struct map_entry *e, uint64_t index, unsigned 
 			       ? MIN(atomic_load_explicit(&st->window, memory_order_relaxed), max)
 			       : 1;
 	}
-	turn = turn_to(e, index, &third);
-	st = least_stream(e);
+	rs = map_streams(&p->map, e);
+	if (rs == NULL)
+		return 1;
+	turn = turn_to(rs, index, &third);
+	st = least_stream(rs);
 	atomic_store_explicit(&st->step, (int16_t)(third ? turn : 0), memory_order_relaxed);
 	atomic_store_explicit(&st->turn, (int16_t)turn, memory_order_relaxed);
 	atomic_store_explicit(&st->ahead, index, memory_order_relaxed);

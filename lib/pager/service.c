@@ -352,8 +352,8 @@ pager_init(struct pager *p)
 
 	p->zero_hash = hash_page(p->hash_seed, zeros);
 	object_zones_init(&p->zones, &p->arena);
-	zone_init(&p->entry_zone, &p->arena, "entry", sizeof(struct map_entry), NULL, NULL);
-	map_init(&p->map, &p->entry_zone);
+	map_zones_init(&p->map_zones, &p->arena);
+	map_init(&p->map, &p->map_zones);
 	anon_waitqs_init(&p->waitqs);
 	pthread_mutex_init(&p->pageout_lock, NULL);
 	atomic_store(&p->written, true);
@@ -380,7 +380,7 @@ fini_map:
 	pthread_mutex_destroy(&p->pageout_lock);
 	anon_waitqs_fini(&p->waitqs);
 	map_fini(&p->map);
-	zone_fini(&p->entry_zone);
+	map_zones_fini(&p->map_zones);
 	object_zones_fini(&p->zones);
 	return r;
 }
@@ -395,7 +395,7 @@ pager_fini(struct pager *p)
 	pthread_mutex_destroy(&p->pageout_lock);
 	anon_waitqs_fini(&p->waitqs);
 	map_fini(&p->map);
-	zone_fini(&p->entry_zone);
+	map_zones_fini(&p->map_zones);
 	object_zones_fini(&p->zones);
 }
 

@@ -2,7 +2,7 @@
 /*
  * map.h (private): which object serves which addresses of one space.
  *
- * Entries are disjoint, ordered by address, in a balanced tree (lookup O(log n)) that is
+ * Entries are disjoint, ordered by address, in a B+ tree (lookup O(log n)), and
  * threaded with next/prev.  An operation on a sub-range first clips: the entries at its
  * edges are split, each half keeping its own object offset and a reference to the object.  What one
  * up_map() made is one entry again once the halves are alike; what two of them made never is.
@@ -41,47 +41,89 @@ struct ra_stream {
 		turn; /* of one fault: the step to it from another one; 0: there is none near */
 };
 #define RA_STREAMS 6
+struct ra_streams {
+	struct ra_stream stream[RA_STREAMS];
+	atomic_uint hand; /* the one to replace next */
+};
 
+/* What a fault reads comes first, in one cache line. */
 struct map_entry {
-	/* tree and thread: (map->lock), map.c only */
-	struct map_entry *left, *right, *parent;
-	struct map_entry *next, *prev;
-	int height;
-
 	/* (map->lock) for writing to change, for reading to read */
-	uintptr_t start, end;  /* page aligned, start < end */
-	struct object *object; /* owns a reference */
-	uint64_t offset;       /* of start in the object, pages */
+	_Alignas(64) uintptr_t start; /* page aligned, */
+	uintptr_t end;		      /* also, start < end */
+	struct object *object;	      /* owns a reference */
+	uint64_t offset;	      /* of start in the object, pages */
 	int prot;
-	enum up_advice advice;	 /* NORMAL, SEQUENTIAL or RANDOM */
+	enum up_advice advice; /* NORMAL, SEQUENTIAL or RANDOM */
+	unsigned shard;	       /* which uffd its VMA is registered with */
+	unsigned flags;	       /* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
+	uint64_t serial;       /* of the up_map() that made it; halves of a split keep it */
+	_Atomic(struct ra_streams *) streams; /* map_streams() */
+
+	/* thread, in order; (map->lock) too, changed in map.c only */
+	struct map_entry *next, *prev;
+
 	enum up_inherit inherit; /* what a forked child gets of it */
-	unsigned flags;		 /* UP_PRIVATE or UP_SHARED, UP_NORESERVE */
-	unsigned wired;	 /* how often: not 0, and every page is in the page table, on WIRED */
-	unsigned shard;	 /* which uffd its VMA is registered with */
-	uint64_t serial; /* of the up_map() that made it; halves of a split keep it */
+	unsigned wired; /* how often: not 0, and every page is in the page table, on WIRED */
 	atomic_bool unrecorded; /* a page is poisoned, and no anon says so */
 	bool gone; /* in no map: the program has unmapped it itself, and the addresses may be anybody's */
-
-	struct ra_stream stream[RA_STREAMS];
-	atomic_uint stream_hand; /* the one to replace next */
+	bool linked; /* in a map */
+	bool loose;  /* not in its tree: there was no memory for a node */
 };
+
+/* Of the tree: map.c. */
+#define MAP_FANOUT 15
+struct map_node {
+	unsigned n;	/* > 0 */
+	unsigned level; /* 0: its children are entries */
+	uintptr_t key[MAP_FANOUT];
+	union {
+		struct map_node *child[MAP_FANOUT];
+		struct map_entry *entry[MAP_FANOUT];
+	};
+};
+
+/* What maps are made of. */
+struct map_zones {
+	struct zone entry; /* struct map_entry */
+	struct zone
+		part; /* nodes and streams; of about one size, so that a small runtime has one slab of them */
+};
+/* What an entry takes at most: its part of the nodes, no two neighbours of which fit into one, and streams. */
+#define MAP_ENTRY_BYTES (sizeof(struct map_entry) + MAP_PART_BYTES / 4 + MAP_PART_BYTES)
+#define MAP_PART_BYTES ((size_t)256)
+_Static_assert(sizeof(struct map_node) <= MAP_PART_BYTES, "");
+_Static_assert(sizeof(struct ra_streams) <= MAP_PART_BYTES, "");
+
+void map_zones_init(struct map_zones *z, struct arena *a);
+/* Asserts that all was freed. */
+void map_zones_fini(struct map_zones *z);
 
 struct map {
 	pthread_mutex_t change; /* outermost: one VMA-changing call at a time */
 	pthread_rwlock_t lock;
-	struct zone *entries;	 /* (c) */
-	struct map_entry *root;	 /* (lock) */
+	struct map_zones *zones; /* (c) */
+	struct map_node *root;	 /* (lock) NULL: the tree is empty */
 	struct map_entry *first; /* (lock) lowest address */
 	size_t n;		 /* (lock) entries */
+	size_t nloose;		 /* (lock) of those, not in the tree */
 	uint64_t pages;		 /* (lock) sum of their lengths */
+	pthread_mutex_t node_lock;
+	unsigned levels;	/* (lock) and (node_lock) to change, either to read */
+	unsigned nspare;	/* (node_lock) */
+	struct map_node *spare; /* (node_lock) list by child[0] */
 };
 
-void map_init(struct map *m, struct zone *entries);
+void map_init(struct map *m, struct map_zones *zones);
 /* Asserts that it is empty. */
 void map_fini(struct map *m);
 
 /* A zeroed entry for map_insert(); NULL when the budget has no room.  No lock held if ZONE_WAIT. */
 struct map_entry *map_entry_alloc(struct map *m, enum zone_wait wait);
+/*
+ * Its streams, made if it has none yet; NULL: there is no memory for them.  Read-locked.  They go with the entry.
+ */
+struct ra_streams *map_streams(struct map *m, struct map_entry *e);
 /* Of an entry that is in no map; its object reference is the caller's to drop first. */
 void map_entry_free(struct map *m, struct map_entry *e);
 
