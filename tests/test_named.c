@@ -1346,9 +1346,7 @@ Test(named, a_stream_without_frames_does_not_wait_for_those_that_a_pager_never_g
 	early_wish(r->p->service[0], va + 800 * PAGE_SIZE, va + 1000 * PAGE_SIZE, 1);
 	advice_is_taken(other);
 	cr_assert(eq(uint, nkept, 1), "there was room for it: nothing was tested");
-	frames_release(r->p, scene_held, (unsigned)scene_nheld);
-	scene_nheld = 0;
-	unsqueeze();
+	give_room();
 	slow = false;
 	complete_kept(0);
 	check_pages(va, NPAGES, 0);

@@ -64,9 +64,7 @@ push_out(unsigned steps)
 		if (rig_stats(r).resident + rig_stats(r).staged == 0)
 			break;
 	}
-	unsqueeze();
-	frames_release(r->p, scene_held, (unsigned)scene_nheld);
-	scene_nheld = 0;
+	give_room();
 	rig_step(r);
 }
 
