@@ -799,12 +799,15 @@ zeros_in(void *ctx, struct up_request *req)
 	return 0;
 }
 
+#define SHORT_TIMEOUT_MS 100
+#define SLOW_ANSWER_MS (6 * SHORT_TIMEOUT_MS)
+
 static void *
 answer_slowly(void *req)
 {
-	const struct timespec slow = { .tv_nsec = 600000000 };
+	const struct timespec slow = { .tv_nsec = SLOW_ANSWER_MS * 1000000l };
 
-	nanosleep(&slow, NULL); /* several times the time-out of a fault */
+	nanosleep(&slow, NULL);
 	up_request_complete(req, 0);
 	return NULL;
 }
@@ -827,7 +830,8 @@ Test(inline_, a_page_that_is_being_written_back_for_longer_than_a_fault_may_wait
 	uint64_t *p;
 
 	install();
-	rt = create_with((struct up_config){ .memory_limit = 4 * MiB, .fault_timeout_ms = 100 });
+	rt = create_with((struct up_config){ .memory_limit = 4 * MiB,
+					     .fault_timeout_ms = SHORT_TIMEOUT_MS });
 	p = map_custom(rt, &ops, 16, UP_SHARED);
 	p[0] = 42;
 	cr_assert(up_sync(rt, p, PAGE, UP_SYNC_ASYNC) == 0, "%s", logged);
