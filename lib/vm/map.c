@@ -164,7 +164,7 @@ tree_remove(struct map *m, struct map_entry *e)
 		tree_replace(m, e, e->left != NULL ? e->left : e->right);
 	} else {
 		/* Others hold pointers to entries: `next` itself moves up, not what is in it. */
-		assert(next->left == NULL);
+		assert(next != NULL && next->left == NULL);
 		changed = next->parent == e ? next : next->parent;
 		tree_replace(m, next, next->right);
 		set_left(next, e->left);
@@ -391,7 +391,9 @@ map_join(struct map *m, uintptr_t start, uintptr_t end)
 {
 	struct map_entry *e = map_first_from(m, start - 1), *gone = NULL;
 
-	while (e != NULL && e->next != NULL && e->next->start <= end) {
+	if (e == NULL)
+		return NULL;
+	while (e->next != NULL && e->next->start <= end) {
 		struct map_entry *upper = e->next;
 
 		if (!alike(e, upper)) {
