@@ -221,7 +221,7 @@ prepare_own(struct forks *f)
 			}
 		}
 	}
-	if (r < 0) {
+	if (t == NULL) {
 		log_line(&p->log, UP_LOG_WARNING, "fork: the child gets no paged memory: %s",
 			 strerrorname_np(-r));
 		return NULL;
@@ -256,7 +256,7 @@ take_regions(struct ticket *of, struct ticket **ticket, const struct msg *m, con
 	     size_t nfd)
 {
 	struct ticket *t = *ticket;
-	int r = m->status;
+	int r = m->status <= 0 ? m->status : -EPROTO;
 
 	if (r == 0 && t == NULL && m->n > 0)
 		*ticket = t = ticket_alloc(of->rt, m->n + m->left, of);
@@ -444,7 +444,7 @@ hello(struct ticket *t)
 {
 	struct msg m = { .type = MSG_HELLO };
 	int fd[MSG_REGIONS], r;
-	size_t nfd;
+	size_t nfd = 0;
 
 	r = msg_send(t->sock, &m, &t->uffd, 1);
 	if (r == 0)

@@ -36,7 +36,7 @@ struct forks {
 };
 
 /* => no lock but that of who keeps a list of them.  0 or -errno. */
-int keeper_start(struct up_runtime *rt, struct forks **f);
+int keeper_start(struct up_runtime *rt, struct forks **out);
 /* Children fend for themselves from here on.  => no lock is held */
 void keeper_stop(struct forks *f);
 /* There is a new space, or something else to look at.  Any thread. */

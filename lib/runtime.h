@@ -108,9 +108,9 @@ int cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uin
 /*
  * space.c: an address space for a child that is about to be forked from the one of `map`, with what it inherits.  Faults are
  * frozen from here until the caller says chain_thaw(), which is when the fork is over.
- * => map.change is held; `sock` is fork.c's, kept in *sp.  0, *sp NULL: it inherits nothing, and nothing is frozen.  -errno and a log line.
+ * => map.change is held; `sock` is fork.c's, kept in *out.  0, *out NULL: it inherits nothing, and nothing is frozen.  -errno and a log line.
  */
-int space_fork(struct up_runtime *rt, struct map *map, int sock, struct space **sp);
+int space_fork(struct up_runtime *rt, struct map *map, int sock, struct space **out);
 /* Nobody runs there any more: let go of all that it has.  => map.change is held */
 void space_end(struct pager *p, struct space *sp);
 

@@ -133,6 +133,7 @@ watch_alone(const struct watched *w)
 
 		pf.fd = w->uffd;
 		pf.events = POLLIN;
+		m.event = 0;
 		if (call(SYS_ppoll, (long)&pf, 1, 0, 0, 0) < 0 ||
 		    call(SYS_read, w->uffd, (long)&m, sizeof m, 0, 0) != (long)sizeof m ||
 		    m.event != UFFD_EVENT_PAGEFAULT)

@@ -1041,8 +1041,9 @@ destroy_thing(struct mill *m, struct thing *t)
 	if (t->kind == CUSTOM && t->multi)
 		children_end(m, true); /* they may have it mapped */
 	if (t->kind == NAMED) {
-		if (up_object_remove(m->rt, t->name) != 0 ||
-		    up_object_remove(m->rt, t->name) != -ENOENT ||
+		const int removed = up_object_remove(m->rt, t->name);
+
+		if (removed != 0 || up_object_remove(m->rt, t->name) != -ENOENT ||
 		    up_object_open(m->rt, t->name, &o) != -ENOENT)
 			fail(m, "the name %s does not go", t->name);
 	}

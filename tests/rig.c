@@ -32,6 +32,22 @@ static void __attribute__((noreturn, format(printf, 2, 3))) die(struct rig *r, c
 static struct rig
 	*current; /* the arena's ops get the pager as ctx, which is not there early enough */
 
+static void *
+reserve(void *ctx, size_t len)
+{
+	void *addr = sysmem_ops.reserve(ctx, len);
+
+	current->reserved += addr != NULL ? len : 0;
+	return addr;
+}
+
+static void
+release(void *ctx, void *addr, size_t len)
+{
+	current->reserved -= len;
+	sysmem_ops.release(ctx, addr, len);
+}
+
 static int
 commit(void *ctx, void *addr, size_t len)
 {
@@ -159,6 +175,8 @@ rig_prepare(const struct rig_config *cfg)
 	if (sim_disk_create(&r->disk, &r->f) < 0)
 		abort();
 	r->memory = sysmem_ops;
+	r->memory.reserve = reserve;
+	r->memory.release = release;
 	r->memory.commit = commit;
 	r->memory.reclaim = runtime_reclaim;
 	r->backend = (struct backend){ .ctx = r,
@@ -229,6 +247,9 @@ rig_down(struct rig *r)
 	if (r->rt != NULL)
 		rig_settle(r);
 	up_runtime_destroy(r->rt);
+	r->rt = NULL;
+	if (r->reserved != 0)
+		die(r, "%zu bytes of address space are left", r->reserved);
 	sim_disk_destroy(r->disk);
 	current = NULL;
 	test_clock = NULL;

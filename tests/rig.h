@@ -42,6 +42,7 @@ struct rig {
 	struct arena_ops memory;
 	unsigned fail_commit; /* fail the nth commit of metadata from now; 0: off */
 	bool commit_failed;
+	size_t reserved; /* bytes of address space that metadata has, and the compressed pool */
 	struct backend backend;
 	struct pmap *pm;
 	struct sim_disk *disk;

@@ -246,6 +246,28 @@ map_random(size_t npages)
 	return va;
 }
 
+/* The same, with something in its first pages. */
+static inline uintptr_t
+map_written(size_t npages, size_t nwritten, uint64_t number)
+{
+	const uintptr_t va = map_random(npages);
+
+	put_pages(va, nwritten, number);
+	return va;
+}
+
+/* A new anonymous object, all of it mapped. */
+static inline uintptr_t
+map_new_object(size_t npages, struct up_object **o)
+{
+	void *p;
+
+	cr_assert(zero(int, up_object_create_anon(r->rt, npages * PAGE_SIZE, 0, o)));
+	cr_assert(zero(int, up_map(r->rt, NULL, npages * PAGE_SIZE, PROT_READ | PROT_WRITE,
+				   UP_SHARED, *o, 0, &p)));
+	return (uintptr_t)p;
+}
+
 static inline void
 advise(uintptr_t va, size_t npages, enum up_advice advice)
 {
@@ -309,6 +331,23 @@ hold_frames(bool clean)
 	}
 }
 
+/* Not one page is to be had, but what pageout brings. */
+static inline void
+no_room(void)
+{
+	squeeze(0);
+	hold_frames(true);
+}
+
+/* All that was taken is there again. */
+static inline void
+give_room(void)
+{
+	unsqueeze();
+	frames_release(r->p, scene_held, (unsigned)scene_nheld);
+	scene_nheld = 0;
+}
+
 /*
  * Pageout leaves the youngest few pages mapped.  A test wants to say which pages go: while it presses,
  * let pageout believe that there are so many younger ones.
@@ -327,9 +366,7 @@ static inline void
 relax(void)
 {
 	r->p->pages.policy.queue[PQ_MAIN].n -= SCENE_YOUNGER;
-	unsqueeze();
-	frames_release(r->p, scene_held, (unsigned)scene_nheld);
-	scene_nheld = 0;
+	give_room();
 	rig_step(r);
 }
 
@@ -379,6 +416,41 @@ swap_out(void)
 	} while (scene_nheld > before);
 	relax();
 	rig_settle(r);
+}
+
+/* --- a page that is lost --- */
+
+static inline void
+expect_sigbus(uintptr_t va)
+{
+	uint64_t w;
+
+	cr_assert(eq(int, rig_touch(r, 0, va, false, &w, 0, 8), SIM_SIGBUS));
+}
+
+/* Page `at` can not be had: the others of `n` can, and it can be used again once it is discarded. */
+static inline void
+lives_on(uintptr_t va, unsigned n, unsigned at, uint64_t number)
+{
+	const uintptr_t bad = va + (uintptr_t)at * PAGE_SIZE;
+
+	cr_assert(eq(int, where(bad), LOST));
+	cr_assert(eq(uint, residency(bad), UP_PAGE_LOST));
+	cr_assert(eq(u64, rig_stats(r).lost, PAGE_SIZE));
+	expect_sigbus(bad);
+	for (unsigned i = 0; i < n; i++) {
+		if (i != at)
+			check_page(va + (uintptr_t)i * PAGE_SIZE, number + i);
+	}
+	expect_sigbus(bad);
+	seen();
+	advise(bad, 1, UP_ADVICE_DONTNEED);
+	cr_assert(zero(u64, rig_stats(r).lost));
+	check_zeros(bad);
+	expect(ZEROS(1));
+	put_page(bad, 777);
+	swap_out();
+	check_page(bad, 777);
 }
 
 /* Serve one fault and do nothing else: pageout would change what there is. */

@@ -74,8 +74,7 @@ Test(prefault, reads_many_clusters_at_once)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = 8 << 20 });
-	va = map_random(640);
-	put_pages(va, 640, 100);
+	va = map_written(640, 640, 100);
 	swap_out();
 	seen();
 	sim_disk_hold(r->disk, SWAP_READ);
@@ -115,8 +114,7 @@ Test(prefault, finds_every_page_wherever_it_is)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
-	va = map_random(50);
-	put_pages(va, 10, 100);
+	va = map_written(50, 10, 100);
 	swap_out();
 	put_pages(PAGE(10), 10, 110);
 	clean();
@@ -270,8 +268,7 @@ Test(prefault, of_a_lost_page_is_eio_and_raises_nothing)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	swap_out();
 	sim_disk_bad(r->disk, slot_of(PAGE(3)), SWAP_READ, true);
 	cr_assert(eq(int, prefault(va, 8, false), -EIO));
@@ -297,8 +294,7 @@ Test(prefault, without_room_gives_up_in_time_and_loses_nothing)
 	unsigned n;
 
 	scene((struct rig_config){ .seed = 1, .fault_timeout_ms = 5 });
-	va = map_random(10);
-	put_pages(va, 8, 100);
+	va = map_written(10, 8, 100);
 	swap_out();
 	squeeze(0);
 	n = frames_obtain(r->p, CLUSTER_MAX, f);
@@ -366,8 +362,7 @@ slow_region(void (*idle)(void *))
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(128);
-	put_pages(va, 128, 100);
+	va = map_written(128, 128, 100);
 	swap_out();
 	squeeze(40); /* it takes several turns */
 	meanwhile_va = PAGE(124);
@@ -453,8 +448,7 @@ Test(wire, holds_pages_in_memory_against_all_comers)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .policy = POLICY_SFIFO });
-	va = map_random(60);
-	put_pages(va, 20, 100);
+	va = map_written(60, 20, 100);
 	swap_out();
 	put_pages(PAGE(20), 20, 120);
 	cr_assert(zero(int, wire(PAGE(10), 40)));
@@ -567,9 +561,7 @@ Test(wire, of_an_object_ends_with_the_mapping_and_not_with_the_content)
 	void *p;
 
 	scene((struct rig_config){ .seed = 1, .policy = POLICY_SFIFO });
-	cr_assert(zero(int, up_object_create_anon(r->rt, 40 * PAGE_SIZE, 0, &o)));
-	cr_assert(zero(int, up_map(r->rt, NULL, 40 * PAGE_SIZE, RW, UP_SHARED, o, 0, &p)));
-	va = (uintptr_t)p;
+	va = map_new_object(40, &o);
 	put_pages(va, 40, 100);
 	cr_assert(zero(int, wire(va, 40)));
 	churn();
@@ -646,8 +638,7 @@ Test(wire, of_a_lost_page_wires_nothing)
 	uint64_t before;
 
 	scene((struct rig_config){ .seed = 1, .policy = POLICY_SFIFO });
-	va = map_random(40);
-	put_pages(va, 40, 100);
+	va = map_written(40, 40, 100);
 	swap_out();
 	sim_disk_bad(r->disk, slot_of(PAGE(30)), SWAP_READ, true);
 	cr_assert(zero(int, wire(PAGE(5), 10)));
@@ -694,8 +685,7 @@ Test(wire, that_fails_half_way_is_undone)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = 8 << 20, .policy = POLICY_SFIFO });
-	va = map_random(1000);
-	put_pages(va, 1000, 100);
+	va = map_written(1000, 1000, 100);
 	cr_assert(zero(int, wire(PAGE(10), 10)));
 	lose_va = PAGE(999);
 	r->p->idle = lose_on_the_way;
@@ -719,8 +709,7 @@ Test(wire, without_room_gives_up_in_time)
 	unsigned n;
 
 	scene((struct rig_config){ .seed = 1, .fault_timeout_ms = 5 });
-	va = map_random(10);
-	put_pages(va, 8, 100);
+	va = map_written(10, 8, 100);
 	swap_out();
 	squeeze(0);
 	n = frames_obtain(r->p, CLUSTER_MAX, f);
@@ -740,8 +729,7 @@ Test(wire, keeps_advice_from_taking_pages_away)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(64);
-	put_pages(va, 64, 100);
+	va = map_written(64, 64, 100);
 	cr_assert(zero(int, wire(PAGE(40), 8)));
 	cr_assert(
 		eq(int, up_advise(r->rt, (void *)va, 64 * PAGE_SIZE, UP_ADVICE_DONTNEED), -EINVAL));
@@ -765,8 +753,7 @@ Test(wire, of_what_nobody_may_touch_is_refused_but_it_may_become_that)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(20);
-	put_pages(va, 20, 100);
+	va = map_written(20, 20, 100);
 	cr_assert(zero(int, up_protect(r->rt, (void *)PAGE(10), PAGE_SIZE, PROT_NONE)));
 	cr_assert(eq(int, wire(va, 20), -EACCES));
 	cr_assert(rig_logged(r, "is not accessible"));
@@ -1195,8 +1182,7 @@ Test(remap, shorter_unmaps_the_end)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(100);
-	put_pages(va, 100, 100);
+	va = map_written(100, 100, 100);
 	cr_assert(eq(uptr, remap(va, 100, 40, 0), va));
 	gone(PAGE(40), 60);
 	check_pages(va, 40, 100);
@@ -1216,8 +1202,7 @@ Test(remap, longer_stays_where_it_is_if_there_is_room)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = 8 << 20, .swap_slots = 1 << 18 });
-	va = map_random(100);
-	put_pages(va, 100, 100);
+	va = map_written(100, 100, 100);
 	/* Into what was given back before, then from one leaf to a tree of two levels. */
 	unmap(PAGE(60), 40);
 	cr_assert(eq(uptr, remap(va, 60, 100, 0), va));
@@ -1274,8 +1259,7 @@ Test(remap, without_room_behind_it_stays_as_it_is_or_moves)
 	uintptr_t va, to;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(20);
-	put_pages(va, 20, 100);
+	va = map_written(20, 20, 100);
 	block(va, 20);
 	seen();
 	cr_assert(eq(int, remap_error(va, 20, 21, 0), -ENOMEM));
@@ -1306,8 +1290,7 @@ moves_every_page(uint64_t mask)
 
 	scene((struct rig_config){ .seed = 1, .memory = 4 << 20, .services = 2, .mask = mask });
 	rig_map(r, PAGE_SIZE); /* so that ours is on the second service */
-	va = map_random(60);
-	put_pages(va, 11, 100);
+	va = map_written(60, 11, 100);
 	swap_out();
 	sim_disk_bad(r->disk, slot_of(PAGE(10)), SWAP_READ, true);
 	cr_assert(eq(int, rig_touch(r, 0, PAGE(10), false, &w, 0, 8), SIM_SIGBUS));
@@ -1365,8 +1348,7 @@ Test(remap, of_a_page_that_is_being_read_waits_for_it)
 	uint64_t w = 0;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(20);
-	put_pages(va, 20, 100);
+	va = map_written(20, 20, 100);
 	swap_out();
 	block(va, 20);
 	cr_assert(eq(int, sim_touch(r->pm, 1, PAGE(5), false, &w, 0, 8), SIM_FAULT));
@@ -1386,8 +1368,7 @@ Test(remap, wakes_who_waits_at_the_new_address)
 	uint64_t w = 0;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(20);
-	put_pages(va, 20, 100);
+	va = map_written(20, 20, 100);
 	stage();
 	block(va, 20);
 	to = remap(va, 20, 21, UP_MAYMOVE);
@@ -1408,8 +1389,7 @@ Test(remap, of_a_part_takes_new_pages_from_the_end_of_the_object)
 	uintptr_t va, a, b;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(30);
-	put_pages(va, 30, 100);
+	va = map_written(30, 30, 100);
 	a = remap(PAGE(10), 10, 15, UP_MAYMOVE); /* the middle */
 	gone(PAGE(10), 10);
 	check_pages(va, 10, 100);
@@ -1512,8 +1492,7 @@ Test(remap, of_what_is_wired_makes_it_shorter_and_not_longer)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(20);
-	put_pages(va, 20, 100);
+	va = map_written(20, 20, 100);
 	cr_assert(zero(int, wire(PAGE(5), 10)));
 	cr_assert(eq(int, remap_error(va, 20, 30, UP_MAYMOVE), -EBUSY));
 	cr_assert(rig_logged(r, "is wired"));
@@ -1530,8 +1509,7 @@ Test(remap, that_fails_has_changed_nothing)
 	uint64_t meta;
 
 	scene((struct rig_config){ .seed = 1, .swap_slots = 128 });
-	va = map_random(100);
-	put_pages(va, 100, 100);
+	va = map_written(100, 100, 100);
 	swap_out();
 	cr_assert(eq(int, remap_error(va, 100, 129, 0), -ENOSPC)); /* where it is */
 	cr_assert(rig_logged(r, "up_remap: no swap space for 29 pages"));

@@ -1783,14 +1783,13 @@ open_files(void)
 }
 
 static void
-creating_with(enum policy_kind policy, enum up_delivery delivery)
+creating_with(struct rig_config cfg)
 {
 	unsigned nth = 0;
 	bool failed = true;
 
 	while (failed) {
-		struct rig *r = rig_prepare(&(struct rig_config){
-			.services = 2, .policy = policy, .delivery = delivery });
+		struct rig *r = rig_prepare(&cfg);
 		const unsigned files = open_files();
 		uintptr_t va;
 
@@ -1803,6 +1802,7 @@ creating_with(enum policy_kind policy, enum up_delivery delivery)
 			must(r->rt == NULL, "commit %u: a failed create returned a runtime", nth);
 			must(r->nlog > 0, "commit %u: nothing was said about it", nth);
 			must(open_files() == files, "commit %u: a descriptor is left", nth);
+			must(r->reserved == 0, "commit %u: address space is left", nth);
 			must(rig_create(r) == 0, "commit %u: does not heal", nth);
 		}
 		va = rig_map(r, PAGE_SIZE);
@@ -1817,12 +1817,22 @@ creating_with(enum policy_kind policy, enum up_delivery delivery)
 Test(failing, creating_a_runtime)
 {
 	for (unsigned policy = 0; policy < POLICY_KINDS; policy++)
-		creating_with(policy, UP_DELIVER_SERVICE);
+		creating_with((struct rig_config){ .services = 2, .policy = policy });
 }
 
 Test(failing, creating_a_runtime_whose_threads_serve_themselves)
 {
-	creating_with(POLICY_S3FIFO, UP_DELIVER_INLINE);
+	creating_with((struct rig_config){
+		.services = 2, .policy = POLICY_S3FIFO, .delivery = UP_DELIVER_INLINE });
+}
+
+Test(failing, creating_a_runtime_with_a_compressed_tier)
+{
+	const enum up_compression kinds[] = { UP_COMPRESS_LZ4, UP_COMPRESS_ZSTD };
+
+	for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++)
+		creating_with((struct rig_config){
+			.services = 2, .memory = 16 << 20, .compression = kinds[k] });
 }
 
 /* What a kernel refuses for a moment only; that munmap() of a whole VMA is refused is not known. */

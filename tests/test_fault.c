@@ -161,8 +161,7 @@ Test(fault, a_staged_page_is_moved_back)
 		uintptr_t va;
 
 		scene((struct rig_config){ .seed = 1, .mask = mode ? UP_MASK_MOVE : 0 });
-		va = map_random(8);
-		put_pages(va, 8, 100);
+		va = map_written(8, 8, 100);
 		seen();
 		stage();
 		expect(.pages_staged = 8);
@@ -182,8 +181,7 @@ Test(fault, a_write_to_a_staged_page_is_not_lost)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	stage();
 	put_pages(va, 8, 200);
 	clean();
@@ -199,8 +197,7 @@ Test(fault, a_clean_page_is_a_soft_fault_until_its_frame_is_wanted)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	seen();
 	clean();
 	expect(.pages_staged = 8, WROTE(1, 8));
@@ -219,8 +216,7 @@ Test(fault, a_page_being_written_is_rescued_by_a_copy)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	seen();
 	launder();
 	expect(.pages_staged = 8, WROTE(1, 8));
@@ -254,8 +250,7 @@ Test(fault, a_rescued_page_can_be_written_again_before_the_first_write_ends)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(4);
-	put_pages(va, 4, 100);
+	va = map_written(4, 4, 100);
 	launder();
 	put_pages(va, 4, 200);
 	launder();
@@ -295,8 +290,7 @@ Test(fault, without_a_frame_for_the_copy_a_rescue_waits_for_the_write)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(4);
-	put_pages(va, 4, 100);
+	va = map_written(4, 4, 100);
 	launder();
 	squeeze(0);
 	seen();
@@ -325,8 +319,7 @@ Test(fault, a_page_comes_back_from_swap_as_it_left)
 		uintptr_t va;
 
 		scene((struct rig_config){ .seed = 1, .mask = mode ? UP_MASK_MOVE : 0 });
-		va = map_random(64);
-		put_pages(va, 64, 100);
+		va = map_written(64, 64, 100);
 		seen();
 		swap_out();
 		expect(.pages_staged = 64, .pages_out = 64, WROTE(1, 64));
@@ -365,8 +358,7 @@ Test(fault, a_stream_of_reads_keeps_whole_clusters_across_leaves)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = 8 << 20 });
-	va = map_random(n);
-	put_pages(va, n, 100);
+	va = map_written(n, n, 100);
 	swap_out();
 	advise(va, n, UP_ADVICE_NORMAL);
 	seen();
@@ -456,8 +448,7 @@ Test(fault, read_ahead_passes_by_what_is_in_memory)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(32);
-	put_pages(va, 32, 100);
+	va = map_written(32, 32, 100);
 	swap_out();
 	check_page(PAGE(10), 110);
 	advise(va, 32, UP_ADVICE_SEQUENTIAL);
@@ -477,8 +468,7 @@ Test(fault, read_ahead_takes_what_frames_there_are)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(32);
-	put_pages(va, 32, 100);
+	va = map_written(32, 32, 100);
 	swap_out();
 	advise(va, 32, UP_ADVICE_SEQUENTIAL);
 	seen();
@@ -505,8 +495,7 @@ Test(fault, more_reads_than_requests_wait_their_turn)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(N);
-	put_pages(va, N, 100);
+	va = map_written(N, N, 100);
 	swap_out();
 	sim_disk_hold(r->disk, SWAP_READ);
 	seen();
@@ -556,8 +545,7 @@ Test(fault, the_second_copy_of_a_message_does_not_start_a_second_read)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(16);
-	put_pages(va, 16, 100);
+	va = map_written(16, 16, 100);
 	swap_out();
 	sim_messages(r->pm, 1000, 0, 0);
 	seen();
@@ -619,8 +607,7 @@ Test(fault, a_page_that_the_program_discarded_itself_is_zeros)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	seen();
 	sim_discard_behind(r->pm, PAGE(2), 3);
 	for (unsigned i = 2; i < 5; i++)
@@ -642,8 +629,7 @@ Test(fault, discarding_behind_our_back_what_has_a_copy_in_swap_is_zeros_too)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	swap_out();
 	check_pages(va, 8, 100);
 	sim_discard_behind(r->pm, va, 4);
@@ -696,8 +682,7 @@ Test(fault, a_thread_that_meets_a_page_being_read_ahead_is_woken)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	swap_out();
 	advise(va, 8, UP_ADVICE_SEQUENTIAL);
 	sim_disk_hold(r->disk, SWAP_READ);
@@ -750,8 +735,7 @@ Test(fault, what_finds_no_room_is_parked_and_then_served)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(9);
-	put_pages(va, 8, 100);
+	va = map_written(9, 8, 100);
 	launder();
 	squeeze(0);
 	seen();
@@ -918,8 +902,7 @@ soft_fails(int err)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(4);
-	put_pages(va, 4, 100);
+	va = map_written(4, 4, 100);
 	stage();
 	seen();
 	sim_fail_nth(&r->f, 1, SIM_BIT(SIM_ENTER), err);
@@ -962,8 +945,7 @@ Test(fault, a_changed_page_that_can_not_go_back_now_is_still_changed)
 		uintptr_t va;
 
 		scene((struct rig_config){ .seed = 1 });
-		va = map_random(4);
-		put_pages(va, 4, 100);
+		va = map_written(4, 4, 100);
 		clean();
 		put_pages(va, 4, 200);
 		stage();
@@ -984,8 +966,7 @@ major_fails(int err)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .mask = UP_MASK_VECTOR });
-	va = map_random(4);
-	put_pages(va, 4, 100);
+	va = map_written(4, 4, 100);
 	swap_out();
 	seen();
 	sim_fail_nth(&r->f, 1, SIM_BIT(SIM_ENTER), err);
@@ -1028,8 +1009,7 @@ Test(fault, a_cluster_that_is_entered_half_way_is_all_there_in_the_end)
 		uintptr_t va;
 
 		scene((struct rig_config){ .seed = seed, .mask = seed & 1 ? UP_MASK_MOVE : 0 });
-		va = map_random(32);
-		put_pages(va, 32, 100);
+		va = map_written(32, 32, 100);
 		swap_out();
 		advise(va, 32, UP_ADVICE_SEQUENTIAL);
 		seen();
@@ -1091,45 +1071,13 @@ Test(fault, without_room_for_the_page_table_a_fault_waits)
  * Lost
  */
 
-static void
-expect_sigbus(uintptr_t va)
-{
-	uint64_t w;
-
-	cr_assert(eq(int, rig_touch(r, 0, va, false, &w, 0, 8), SIM_SIGBUS));
-}
-
-/* Page `at` of `n` can not be had: the others can, and it can be used again once it is discarded. */
-static void
-lives_on(uintptr_t va, unsigned n, unsigned at, uint64_t number)
-{
-	cr_assert(eq(int, where(PAGE(at)), LOST));
-	cr_assert(eq(uint, residency(PAGE(at)), UP_PAGE_LOST));
-	cr_assert(eq(u64, rig_stats(r).lost, PAGE_SIZE));
-	expect_sigbus(PAGE(at));
-	for (unsigned i = 0; i < n; i++) {
-		if (i != at)
-			check_page(PAGE(i), number + i);
-	}
-	expect_sigbus(PAGE(at));
-	seen();
-	advise(PAGE(at), 1, UP_ADVICE_DONTNEED);
-	cr_assert(zero(u64, rig_stats(r).lost));
-	check_zeros(PAGE(at));
-	expect(ZEROS(1));
-	put_page(PAGE(at), 777);
-	swap_out();
-	check_page(PAGE(at), 777);
-}
-
 Test(fault, a_read_error_loses_that_page_and_no_other)
 {
 	slot_t bad;
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(16);
-	put_pages(va, 16, 100);
+	va = map_written(16, 16, 100);
 	swap_out();
 	bad = slot_of(PAGE(5));
 	sim_disk_bad(r->disk, bad, SWAP_READ, true);
@@ -1149,8 +1097,7 @@ Test(fault, a_read_error_that_passes_costs_a_second_read)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(16);
-	put_pages(va, 16, 100);
+	va = map_written(16, 16, 100);
 	swap_out();
 	seen();
 	sim_fail_nth(&r->f, 1, SIM_BIT(SIM_READ), -EIO);
@@ -1166,8 +1113,7 @@ Test(fault, a_read_error_of_what_nobody_waits_for_loses_nothing)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(16);
-	put_pages(va, 16, 100);
+	va = map_written(16, 16, 100);
 	swap_out();
 	seen();
 	sim_fail_nth(&r->f, 1, SIM_BIT(SIM_READ), -EIO);
@@ -1185,8 +1131,7 @@ Test(fault, a_read_error_in_a_cluster_is_pinned_down)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(16);
-	put_pages(va, 16, 100);
+	va = map_written(16, 16, 100);
 	swap_out();
 	advise(va, 16, UP_ADVICE_SEQUENTIAL);
 	sim_disk_bad(r->disk, slot_of(PAGE(5)), SWAP_READ, true);
@@ -1257,8 +1202,7 @@ Test(fault, of_a_cluster_only_the_damaged_pages_are_lost)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(16);
-	put_pages(va, 16, 100);
+	va = map_written(16, 16, 100);
 	swap_out();
 	advise(va, 16, UP_ADVICE_SEQUENTIAL);
 	cr_assert(sim_disk_corrupt(r->disk, slot_of(PAGE(3)), SIM_FLIP));
@@ -1287,10 +1231,7 @@ Test(fault, a_lost_page_of_an_object_is_lost_wherever_it_is_mapped)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	cr_assert(zero(int, up_object_create_anon(r->rt, 4 * PAGE_SIZE, 0, &o)));
-	cr_assert(zero(int, up_map(r->rt, NULL, 4 * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED, o,
-				   0, &p)));
-	va = (uintptr_t)p;
+	va = map_new_object(4, &o);
 	advise(va, 4, UP_ADVICE_RANDOM);
 	put_pages(va, 4, 100);
 	swap_out();
@@ -1314,8 +1255,7 @@ Test(fault, a_mark_that_the_kernel_refuses_is_tried_again)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(2);
-	put_pages(va, 2, 100);
+	va = map_written(2, 2, 100);
 	swap_out();
 	sim_disk_corrupt(r->disk, slot_of(va), SIM_FLIP);
 	seen();
@@ -1348,11 +1288,9 @@ wait_for(unsigned thread, uintptr_t va, bool write)
 Test(fault, what_can_not_be_served_in_time_is_sigbus)
 {
 	uintptr_t va;
-	uint64_t w = 0;
 
 	scene((struct rig_config){ .seed = 1, .fault_timeout_ms = 5 });
-	va = map_random(10);
-	put_pages(va, 8, 100);
+	va = map_written(10, 8, 100);
 	launder();
 	squeeze(0);
 	seen();
@@ -1360,37 +1298,27 @@ Test(fault, what_can_not_be_served_in_time_is_sigbus)
 	scene_seen.fault_waits = rig_stats(r).fault_waits;
 	expect(.fault_sigbus = 1);
 	cr_assert(rig_logged(r, "not served for 5 ms"));
-	cr_assert(eq(int, where(PAGE(8)), LOST));
-	cr_assert(eq(u64, rig_stats(r).lost, PAGE_SIZE));
 
 	/* Only that page: the others, and its neighbour, are as they were. */
 	unsqueeze();
 	sim_disk_release(r->disk, SWAP_WRITE);
-	check_pages(va, 8, 100);
 	check_zeros(PAGE(9));
-	cr_assert(eq(int, rig_touch(r, 2, PAGE(8), false, &w, 0, 8), SIM_SIGBUS));
-	advise(PAGE(8), 1, UP_ADVICE_DONTNEED);
-	check_zeros(PAGE(8));
+	lives_on(va, 8, 8, 100);
 	over();
 }
 
 Test(fault, a_swapped_page_that_can_not_be_read_in_time_is_lost_and_its_slot_free)
 {
-	frame_t f[CLUSTER_MAX];
-	unsigned n;
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .fault_timeout_ms = 5 });
-	va = map_random(10);
-	put_pages(va, 8, 100);
+	va = map_written(10, 8, 100);
 	swap_out();
-	squeeze(0);
-	n = frames_obtain(r->p, CLUSTER_MAX, f);
+	no_room();
 	cr_assert(eq(sz, r->p->swap.nused, 8));
 	cr_assert(eq(int, wait_for(1, va, false), SIM_SIGBUS));
 	cr_assert(eq(sz, r->p->swap.nused, 7));
-	frames_release(r->p, f, n);
-	unsqueeze();
+	give_room();
 	lives_on(va, 8, 0, 100);
 	over();
 }
@@ -1400,8 +1328,7 @@ Test(fault, a_fault_served_just_in_time_is_not_lost)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .fault_timeout_ms = 1000 });
-	va = map_random(10);
-	put_pages(va, 8, 100);
+	va = map_written(10, 8, 100);
 	launder();
 	squeeze(0);
 	seen();
@@ -1422,13 +1349,9 @@ Test(fault, a_slow_read_is_not_a_time_out)
 	struct up_object *o;
 	uint64_t w = 0;
 	uintptr_t va;
-	void *p;
 
 	scene((struct rig_config){ .seed = 1, .fault_timeout_ms = 5 });
-	cr_assert(zero(int, up_object_create_anon(r->rt, 4 * PAGE_SIZE, 0, &o)));
-	cr_assert(zero(int, up_map(r->rt, NULL, 4 * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED, o,
-				   0, &p)));
-	va = (uintptr_t)p;
+	va = map_new_object(4, &o);
 	put_page(va, 100);
 	swap_out();
 	sim_disk_hold(r->disk, SWAP_READ);
@@ -1481,8 +1404,7 @@ Test(fault, a_touch_during_unmap_is_a_stray_and_ends_in_sigsegv)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(4);
-	put_pages(va, 4, 100);
+	va = map_written(4, 4, 100);
 	swap_out();
 	sim_disk_hold(r->disk, SWAP_READ);
 	cr_assert(eq(int, sim_touch(r->pm, 1, va, false, &w, 0, 8), SIM_FAULT));
@@ -1513,8 +1435,7 @@ Test(fault, unmapping_what_is_being_written_leaves_it_to_the_write)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	launder();
 	seen();
 	unmap(va, 8);
@@ -1643,8 +1564,7 @@ Test(fault, sequential_advice_reads_a_cluster_at_once)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
-	va = map_random(192);
-	put_pages(va, 192, 100);
+	va = map_written(192, 192, 100);
 	swap_out();
 	advise(va, 192, UP_ADVICE_SEQUENTIAL);
 	seen();
@@ -1658,8 +1578,7 @@ Test(fault, what_is_needed_soon_is_read_before_it_is_touched)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
-	va = map_random(192);
-	put_pages(va, 192, 100);
+	va = map_written(192, 192, 100);
 	swap_out();
 	check_page(PAGE(100), 200);
 	seen();
@@ -1698,8 +1617,7 @@ Test(fault, advice_without_room_to_spare_is_forgotten)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(32);
-	put_pages(va, 32, 100);
+	va = map_written(32, 32, 100);
 	swap_out();
 	seen();
 	squeeze(CLUSTER_MAX - 32 - 1); /* and the 32 frames that the pages left */
@@ -1721,8 +1639,7 @@ Test(fault, more_advice_than_is_remembered_is_forgotten)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(64);
-	put_pages(va, 64, 100);
+	va = map_written(64, 64, 100);
 	swap_out();
 	seen();
 	for (unsigned i = 0; i < CMD_MAX + 4; i++)
@@ -1738,8 +1655,7 @@ Test(fault, a_thread_that_meets_a_page_needed_soon_waits_for_that_read)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	swap_out();
 	sim_disk_hold(r->disk, SWAP_READ);
 	seen();
@@ -1761,8 +1677,7 @@ Test(fault, what_is_not_needed_any_more_is_zeros_wherever_it_is)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(25);
-	put_pages(va, 5, 100);
+	va = map_written(25, 5, 100);
 	swap_out();
 	put_pages(PAGE(5), 5, 110);
 	clean();
@@ -1997,8 +1912,7 @@ Test(fault, a_write_stopped_by_a_copy_is_not_lost)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .mask = UP_MASK_MOVE });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	copy_va = PAGE(3);
 	sim_on_copy(r->pm, write_during_copy, NULL);
 	seen();
@@ -2022,8 +1936,7 @@ Test(fault, a_write_fault_on_a_page_that_is_back_only_wakes)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .mask = UP_MASK_MOVE });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	copy_va = PAGE(3);
 	sim_on_copy(r->pm, write_during_copy, NULL);
 	sim_messages(r->pm, 1000, 0, 0); /* the second copy finds it in place */

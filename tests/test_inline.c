@@ -799,12 +799,15 @@ zeros_in(void *ctx, struct up_request *req)
 	return 0;
 }
 
+#define SHORT_TIMEOUT_MS 100
+#define SLOW_ANSWER_MS (6 * SHORT_TIMEOUT_MS)
+
 static void *
 answer_slowly(void *req)
 {
-	const struct timespec slow = { .tv_nsec = 600000000 };
+	const struct timespec slow = { .tv_nsec = SLOW_ANSWER_MS * 1000000l };
 
-	nanosleep(&slow, NULL); /* several times the time-out of a fault */
+	nanosleep(&slow, NULL);
 	up_request_complete(req, 0);
 	return NULL;
 }
@@ -827,7 +830,8 @@ Test(inline_, a_page_that_is_being_written_back_for_longer_than_a_fault_may_wait
 	uint64_t *p;
 
 	install();
-	rt = create_with((struct up_config){ .memory_limit = 4 * MiB, .fault_timeout_ms = 100 });
+	rt = create_with((struct up_config){ .memory_limit = 4 * MiB,
+					     .fault_timeout_ms = SHORT_TIMEOUT_MS });
 	p = map_custom(rt, &ops, 16, UP_SHARED);
 	p[0] = 42;
 	cr_assert(up_sync(rt, p, PAGE, UP_SYNC_ASYNC) == 0, "%s", logged);
@@ -875,6 +879,26 @@ reader(void *arg)
 	return NULL;
 }
 
+/* The thread sleeps at this moment; 0 is none.  For handlers of signals, too. */
+static bool
+asleep(int tid)
+{
+	char path[64], stat[256];
+	const char *name_end;
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof path, "/proc/self/task/%d/stat", tid);
+	fd = tid > 0 ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+	if (fd < 0)
+		return false;
+	n = read(fd, stat, sizeof stat - 1);
+	close(fd);
+	stat[n > 0 ? n : 0] = '\0';
+	name_end = strrchr(stat, ')');
+	return name_end != NULL && strncmp(name_end, ") S", 3) == 0;
+}
+
 /* All of them sleep, so have touched what they wait for. */
 static void
 await_asleep(unsigned n)
@@ -882,20 +906,8 @@ await_asleep(unsigned n)
 	const double until = seconds() + DEADLINE;
 
 	for (unsigned i = 0; i < n; i++) {
-		char state = 'R';
-
-		while (state != 'S') {
-			char path[64];
-			FILE *f;
-
+		while (!asleep(atomic_load(&tids[i]))) {
 			cr_assert(seconds() < until, "thread %u does not sleep", i);
-			snprintf(path, sizeof path, "/proc/self/task/%d/stat",
-				 atomic_load(&tids[i]));
-			f = atomic_load(&tids[i]) > 0 ? fopen(path, "re") : NULL;
-			if (f == NULL || fscanf(f, "%*d %*s %c", &state) != 1)
-				state = 'R';
-			if (f != NULL)
-				fclose(f);
 			sched_yield();
 		}
 	}
@@ -1077,9 +1089,10 @@ Test(inline_, there_are_as_many_as_there_are_slots_and_no_more)
 
 /* --- the end of a runtime --- */
 
-/* preadv() of a disk that is slow, and then fails. */
+/* preadv() of a disk that answers when who destroys the runtime waits for that, and then fails. */
 static atomic_bool broken_disk;
 static atomic_uint broken_reads;
+static _Atomic int destroying; /* the thread, or 0: not yet */
 
 ssize_t __real_preadv64(int fd, const struct iovec *iov, int niov, off_t offset);
 ssize_t __wrap_preadv64(int fd, const struct iovec *iov, int niov, off_t offset);
@@ -1087,12 +1100,21 @@ ssize_t __wrap_preadv64(int fd, const struct iovec *iov, int niov, off_t offset)
 ssize_t
 __wrap_preadv64(int fd, const struct iovec *iov, int niov, off_t offset)
 {
-	const struct timespec slow = { .tv_nsec = 200000000 };
+	const double until = seconds() + DEADLINE;
 
 	if (!atomic_load(&broken_disk))
 		return __real_preadv64(fd, iov, niov, offset);
 	atomic_fetch_add(&broken_reads, 1);
-	nanosleep(&slow, NULL);
+	while (!asleep(atomic_load(&destroying))) {
+		if (seconds() > until) {
+			fprintf(stderr,
+				"test_inline: who destroys the runtime (thread %d) does "
+				"not wait for this read\n",
+				atomic_load(&destroying));
+			abort();
+		}
+		sched_yield();
+	}
 	errno = EIO;
 	return -1;
 }
@@ -1105,12 +1127,14 @@ on_any(int sig, siginfo_t *info, void *context)
 	siglongjmp(escape, sig);
 }
 
-/* Touches page after page until nothing is mapped any more. */
+static uint64_t *going; /* 1500 pages */
+
+/* Touches page after page, from the one that its argument points to, until nothing is mapped any more. */
 static void *
 toucher_to_the_end(void *arg)
 {
-	volatile uint64_t *p = arg;
-	volatile size_t i = 0;
+	volatile uint64_t *p = going;
+	volatile size_t i = (size_t)((uint64_t *)arg - going) / WORDS;
 
 	while (sigsetjmp(escape, 1) != SIGSEGV)
 		for (;;)
@@ -1124,22 +1148,25 @@ Test(inline_, a_runtime_is_destroyed_while_threads_read_for_themselves)
 	struct sigaction sa = { .sa_sigaction = on_any, .sa_flags = SA_SIGINFO };
 	const double until = seconds() + DEADLINE;
 	pthread_t t[3];
-	uint64_t *p;
 
 	sigfillset(&sa.sa_mask);
 	for (unsigned round = 0; round < 3; round++) {
 		rt = create(3 * MiB, NULL);
 		sigaction(SIGBUS, &sa, NULL);
 		sigaction(SIGSEGV, &sa, NULL);
-		p = map_in(rt, 1500);
-		fill(p, 1500);
+		going = map_in(rt, 1500);
+		fill(going, 1500);
 		atomic_store(&broken_reads, 0);
 		atomic_store(&broken_disk, true);
+		/* Apart, for who comes to the same page waits for the one who reads it. */
 		for (unsigned i = 0; i < 3; i++)
-			cr_assert(pthread_create(&t[i], NULL, toucher_to_the_end, p) == 0);
+			cr_assert(pthread_create(&t[i], NULL, toucher_to_the_end,
+						 going + i * 200 * WORDS) == 0);
 		while (atomic_load(&broken_reads) < 2)
 			cr_assert(seconds() < until, "nobody reads");
+		atomic_store(&destroying, gettid());
 		up_runtime_destroy(rt);
+		atomic_store(&destroying, 0);
 		join_all(t, 3);
 		atomic_store(&broken_disk, false);
 	}

@@ -780,8 +780,7 @@ Test(multi, a_child_has_a_copy_as_of_the_fork)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(8);
-	put_pages(va, 8, 10);
+	va = map_written(8, 8, 10);
 	inherit(va, 8, UP_INHERIT_COPY);
 	kid = fork_from(&r->p->map);
 	put_page(va, 50);
@@ -806,8 +805,7 @@ Test(multi, a_child_that_ends_leaves_nothing)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(8);
-	put_pages(va, 8, 10);
+	va = map_written(8, 8, 10);
 	inherit(va, 8, UP_INHERIT_COPY);
 	before = rig_stats(r);
 	meta = promised(&r->p->resv_meta);
@@ -837,8 +835,7 @@ Test(multi, a_grandchild_has_a_copy_of_the_childs)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(4);
-	put_pages(va, 4, 10);
+	va = map_written(4, 4, 10);
 	inherit(va, 4, UP_INHERIT_COPY);
 	kid = fork_from(&r->p->map);
 	kid_put(kid, va, 50);
@@ -993,8 +990,7 @@ Test(multi, while_it_is_forked_nothing_that_is_copied_can_be_written)
 	sigset_t old;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(2);
-	put_pages(va, 2, 10);
+	va = map_written(2, 2, 10);
 	inherit(va, 2, UP_INHERIT_COPY);
 	change_begin(r->p, &old);
 	cr_assert(zero(int, space_fork(r->rt, &r->p->map, -1, &kid)));
@@ -1020,8 +1016,7 @@ Test(multi, a_fork_is_refused_what_is_wired)
 	int ret;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(4);
-	put_pages(va, 4, 10);
+	va = map_written(4, 4, 10);
 	inherit(va, 2, UP_INHERIT_COPY);
 	cr_assert(zero(int, up_wire(r->rt, (void *)(va + 3 * PAGE_SIZE), PAGE_SIZE)));
 	cr_assert(try_fork(&r->p->map, &ret) == NULL);
@@ -1042,8 +1037,7 @@ Test(multi, a_fault_of_a_child_that_has_ended_is_forgotten)
 	uint64_t w;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(2);
-	put_pages(va, 2, 10);
+	va = map_written(2, 2, 10);
 	inherit(va, 2, UP_INHERIT_COPY);
 	kid = fork_from(&r->p->map);
 	cr_assert(eq(int, sim_touch_in(r->pm, kid->shard, 20, va, false, &w, 0, 8), SIM_FAULT));
@@ -1065,8 +1059,7 @@ Test(multi, the_memory_of_a_child_is_paged_like_ours)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(4);
-	put_pages(va, 4, 10);
+	va = map_written(4, 4, 10);
 	inherit(va, 4, UP_INHERIT_COPY);
 	kid = fork_from(&r->p->map);
 	for (size_t i = 0; i < 4; i++)

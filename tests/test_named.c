@@ -1280,6 +1280,100 @@ Test(named, a_pager_that_never_answers_does_not_keep_others_from_theirs)
 	finish_both(obj);
 }
 
+/* --- what streams want of a pager, and advice behind it --- */
+
+#define NOTHER 32
+
+/* Pages that are in swap: what is advised while a pager has not answered. */
+static uintptr_t
+others_out(void)
+{
+	const uintptr_t va = map_random(NOTHER);
+
+	put_pages(va, NOTHER, 7000);
+	swap_out();
+	all_are(va, NOTHER, SWAPPED);
+	return va;
+}
+
+/* Nobody touches them: they come since they were advised. */
+static void
+advice_is_taken(uintptr_t va)
+{
+	advise(va, NOTHER, UP_ADVICE_WILLNEED);
+	for (unsigned i = 0; i < 20; i++)
+		rig_step(r);
+	all_are(va, NOTHER, MAPPED);
+	check_pages(va, NOTHER, 7000);
+}
+
+Test(named, a_stream_that_its_pager_never_answers_does_not_keep_others_from_what_is_advised)
+{
+	struct up_object *obj;
+	uintptr_t va, other;
+
+	scene((struct rig_config){ .seed = 1, .memory = 17 << 20 });
+	other = others_out();
+	obj = custom(NPAGES * PAGE_SIZE);
+	va = map_named(obj, NPAGES, UP_SHARED, PROT_READ);
+	advise(va, NPAGES, UP_ADVICE_SEQUENTIAL);
+	/* Each takes a request for itself and wants two more: the third finds the pager's share used up. */
+	begin(va, 4, 800);
+	cr_assert(gt(uint, nkept, 4), "nothing was wished for: nothing was tested");
+	cr_assert(lt(uint, nkept, 12), "everything was taken: nothing was tested");
+	advice_is_taken(other);
+	slow = false;
+	complete_kept(0);
+	check_pages(va, NPAGES, 0);
+	finish(obj);
+}
+
+Test(named, a_stream_without_frames_does_not_wait_for_those_that_a_pager_never_gives_back)
+{
+	struct up_object *obj;
+	uintptr_t va, other;
+
+	scene((struct rig_config){ .seed = 1, .memory = 17 << 20 });
+	other = others_out();
+	obj = custom(NPAGES * PAGE_SIZE);
+	va = map_named(obj, NPAGES, UP_SHARED, PROT_READ);
+	in_order(va, NPAGES);
+	begin(va, 1, 0);
+	cr_assert(eq(uint, nkept, 1));
+	/* Enough for advice, and not for a wish. */
+	squeeze(CLUSTER_MAX + NOTHER);
+	hold_frames(false);
+	early_wish(r->p->service[0], va + 800 * PAGE_SIZE, va + 1000 * PAGE_SIZE, 1);
+	advice_is_taken(other);
+	cr_assert(eq(uint, nkept, 1), "there was room for it: nothing was tested");
+	give_room();
+	slow = false;
+	complete_kept(0);
+	check_pages(va, NPAGES, 0);
+	finish(obj);
+}
+
+Test(named, a_stream_whose_pager_fails_does_not_keep_others_from_what_is_advised)
+{
+	struct up_object *obj;
+	uintptr_t va, other;
+	uint64_t w;
+
+	scene((struct rig_config){ .seed = 1, .memory = 17 << 20 });
+	other = others_out();
+	obj = custom(NPAGES * PAGE_SIZE);
+	va = map_named(obj, NPAGES, UP_SHARED, PROT_READ);
+	advise(va, NPAGES, UP_ADVICE_SEQUENTIAL);
+	fail_in = -EIO;
+	cr_assert(eq(int, sim_touch(r->pm, 4, va, false, &w, 0, 8), SIM_FAULT));
+	advice_is_taken(other);
+	cr_assert(gt(uint, nin, 2), "nothing was wished for: nothing was tested");
+	fail_in = 0;
+	cr_assert(zero(int, up_advise(r->rt, (void *)va, PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	check_pages(va, NPAGES, 0);
+	finish(obj);
+}
+
 /* One that refuses its writes is left alone for a while; the swap is not. */
 Test(named, a_pager_that_fails_does_not_keep_others_from_the_swap)
 {

@@ -82,8 +82,7 @@ Test(pageout, a_touch_while_staged_is_a_second_chance)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = 4 << 20, .policy = POLICY_SFIFO });
-	va = map_random(192);
-	put_pages(va, 192, 100);
+	va = map_written(192, 192, 100);
 	stage();
 	all_are(va, 64, STAGED);
 	check_page(PAGE(5), 105); /* to the tail: behind the other 128 */
@@ -126,8 +125,7 @@ Test(pageout, cold_pages_go_before_others)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
-	va = map_random(192);
-	put_pages(va, 192, 100);
+	va = map_written(192, 192, 100);
 	advise(PAGE(150), 10, UP_ADVICE_COLD);
 	seen();
 	stage();
@@ -170,8 +168,7 @@ Test(pageout, reclaims_the_oldest_clean_pages_and_no_more_than_a_few)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
-	va = map_random(41);
-	put_pages(va, 40, 100);
+	va = map_written(41, 40, 100);
 	clean();
 	all_are(va, 40, CLEAN);
 	seen();
@@ -197,8 +194,7 @@ Test(pageout, what_was_only_read_is_not_written_again)
 
 		scene((struct rig_config){
 			.seed = 1, .mask = mode ? UP_MASK_MOVE : 0, .memory = 4 << 20 });
-		va = map_random(256);
-		put_pages(va, 256, 100);
+		va = map_written(256, 256, 100);
 		seen();
 		swap_out();
 		expect(.pages_staged = 256, .pages_out = 256, WROTE(4, 256));
@@ -218,8 +214,7 @@ Test(pageout, what_was_written_with_the_same_bytes_is_not_written_again)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(64);
-	put_pages(va, 64, 100);
+	va = map_written(64, 64, 100);
 	swap_out();
 	put_pages(va, 64, 100);
 	seen();
@@ -256,8 +251,7 @@ Test(pageout, a_page_that_becomes_zeros_frees_its_slot)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(64);
-	put_pages(va, 64, 100);
+	va = map_written(64, 64, 100);
 	swap_out();
 	for (unsigned i = 0; i < 64; i += 2) {
 		uint64_t w[ARRAY_SIZE(zeros)];
@@ -300,8 +294,7 @@ Test(pageout, a_changed_page_goes_to_another_slot_and_frees_the_old)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(64);
-	put_pages(va, 64, 100);
+	va = map_written(64, 64, 100);
 	swap_out();
 	for (unsigned round = 1; round < 6; round++) {
 		put_pages(va, 64, 1000 * round);
@@ -321,8 +314,7 @@ Test(pageout, of_a_mix_only_what_changed_is_written)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(64);
-	put_pages(va, 64, 100);
+	va = map_written(64, 64, 100);
 	swap_out();
 	check_pages(va, 64, 100);
 	put_pages(PAGE(10), 7, 210);
@@ -371,11 +363,9 @@ Test(pageout, a_sequential_fill_is_written_in_whole_clusters)
 Test(pageout, what_is_being_written_counts_as_room_to_come)
 {
 	size_t laundering;
-	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = 8 << 20 });
-	va = map_random(1024);
-	put_pages(va, 1024, 1);
+	map_written(1024, 1024, 1);
 	sim_disk_hold(r->disk, SWAP_WRITE);
 	press();
 	for (unsigned i = 0; i < 200; i++)
@@ -402,8 +392,7 @@ Test(pageout, a_write_error_loses_nothing)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(64);
-	put_pages(va, 64, 100);
+	va = map_written(64, 64, 100);
 	seen();
 	sim_fail_nth(&r->f, 1, SIM_BIT(SIM_WRITE), -EIO);
 	swap_out();
@@ -422,8 +411,7 @@ Test(pageout, after_a_write_error_clusters_are_whole_again)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(64);
-	put_pages(va, 64, 100);
+	va = map_written(64, 64, 100);
 	sim_fail_nth(&r->f, 1, SIM_BIT(SIM_WRITE), -EIO);
 	swap_out();
 	put_pages(va, 64, 200);
@@ -439,8 +427,7 @@ Test(pageout, a_bad_slot_is_found_and_never_used_again)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .swap_slots = 128 });
-	va = map_random(64);
-	put_pages(va, 64, 100);
+	va = map_written(64, 64, 100);
 	swap_out();
 	bad = slot_of(PAGE(10));
 	put_pages(va, 64, 200);
@@ -472,8 +459,7 @@ Test(pageout, when_bad_slots_leave_too_few_the_last_page_stays_in_memory)
 	void *p;
 
 	scene((struct rig_config){ .seed = 1, .swap_slots = 64 });
-	va = map_random(64);
-	put_pages(va, 64, 100);
+	va = map_written(64, 64, 100);
 	sim_disk_bad(r->disk, 5, SWAP_WRITE, true);
 	swap_out();
 	cr_assert(eq(sz, how_many(va, 64, SWAPPED), 63));
@@ -508,8 +494,7 @@ Test(pageout, a_full_disk_is_asked_less_and_less_often_and_heals)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .honest_backoff = true });
-	va = map_random(16);
-	put_pages(va, 16, 100);
+	va = map_written(16, 16, 100);
 	sim_fail_rate(&r->f, SIM_WRITE, -ENOSPC, 1000);
 	press();
 	for (unsigned i = 0; i < RIG_PATIENCE && doublings < 4; i++) {
@@ -574,8 +559,7 @@ Test(pageout, a_pinned_page_stays_and_its_neighbours_go)
 		uintptr_t va;
 
 		scene((struct rig_config){ .seed = 1, .mask = mode ? UP_MASK_MOVE : 0 });
-		va = map_random(16);
-		put_pages(va, 16, 100);
+		va = map_written(16, 16, 100);
 		sim_pin(r->pm, PAGE(3));
 		sim_pin(r->pm, PAGE(9));
 		seen();
@@ -624,8 +608,7 @@ Test(pageout, a_page_that_the_kernel_keeps_for_now_is_tried_again)
 		uintptr_t va;
 
 		scene((struct rig_config){ .seed = i });
-		va = map_random(16);
-		put_pages(va, 16, 100);
+		va = map_written(16, 16, 100);
 		seen();
 		sim_fail_nth(&r->f, 1, SIM_BIT(SIM_REMOVE), errors[i]);
 		stage();
@@ -645,8 +628,7 @@ Test(pageout, a_page_discarded_behind_our_back_is_found_when_it_should_leave)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(16);
-	put_pages(va, 16, 100);
+	va = map_written(16, 16, 100);
 	swap_out();
 	check_pages(va, 16, 100);
 	sim_discard_behind(r->pm, PAGE(4), 2);
@@ -817,8 +799,7 @@ Test(pageout, what_can_not_be_lent_is_moved)
 		uintptr_t va;
 
 		scene((struct rig_config){ .seed = 1 });
-		va = map_random(4);
-		put_pages(va, 4, 100);
+		va = map_written(4, 4, 100);
 		swap_out();
 		seen();
 		sim_fail_nth(&r->f, 1, SIM_BIT(SIM_ENTER), errors[i]);
@@ -963,8 +944,7 @@ Test(pageout, metadata_takes_memory_from_pages_and_gives_it_back)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1 });
-	va = map_random(SMALL);
-	put_pages(va, SMALL, 1);
+	va = map_written(SMALL, SMALL, 1);
 	meta = arena_bytes(&r->p->arena);
 	unmap(va, SMALL);
 	rig_settle(r);
@@ -986,8 +966,7 @@ Test(pageout, metadata_takes_memory_from_pages_and_gives_it_back)
 	/* Each of five zones may keep a slab; the table of pages keeps its size. */
 	after = arena_bytes(&r->p->arena);
 	cr_assert(le(sz, after, meta + 5 * SLAB_SIZE + r->p->pages.table.committed));
-	va = map_random(SMALL);
-	put_pages(va, SMALL, 1);
+	va = map_written(SMALL, SMALL, 1);
 	resident = rig_stats(r).resident / PAGE_SIZE;
 	cr_assert(ge(sz, resident, SMALL - 2 * CLUSTER_MAX), "the memory is for pages again");
 	check_pages(va, SMALL, 1);
@@ -1042,11 +1021,8 @@ Test(pageout, starts_at_the_low_watermark_and_stops_at_the_high)
 
 Test(pageout, does_nothing_while_there_is_room)
 {
-	uintptr_t va;
-
 	scene((struct rig_config){ .seed = 1, .memory = 8 << 20 });
-	va = map_random(1000);
-	put_pages(va, 1000, 1);
+	map_written(1000, 1000, 1);
 	for (unsigned i = 0; i < 100; i++)
 		rig_step(r);
 	expect(ZEROS(1000));
@@ -1072,8 +1048,7 @@ Test(pageout, the_policy_hears_of_soft_faults)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .policy = POLICY_S3FIFO });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	cr_assert(eq(int, queue_of(PAGE(3)), PQ_FRESH));
 	stage();
 	check_page(PAGE(3), 103);
@@ -1087,8 +1062,7 @@ Test(pageout, the_policy_hears_of_rescues)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .policy = POLICY_S3FIFO });
-	va = map_random(8);
-	put_pages(va, 8, 100);
+	va = map_written(8, 8, 100);
 	launder();
 	check_page(PAGE(3), 103);
 	cr_assert(eq(int, queue_of(PAGE(3)), PQ_MAIN));
@@ -1101,8 +1075,7 @@ Test(pageout, the_policy_hears_of_pages_that_come_back_and_of_what_left_meanwhil
 	uintptr_t va, others;
 
 	scene((struct rig_config){ .seed = 1, .policy = POLICY_S3FIFO });
-	va = map_random(2);
-	put_pages(va, 2, 100);
+	va = map_written(2, 2, 100);
 	swap_out();
 	cr_assert(eq(u64, r->p->pages.policy.ghost.clock, 2));
 	check_page(PAGE(0), 100);
@@ -1140,8 +1113,7 @@ Test(pageout, the_policy_hears_of_cold_pages_and_of_pinned_ones)
 		uintptr_t va;
 
 		scene((struct rig_config){ .seed = 1, .policy = kind });
-		va = map_random(16);
-		put_pages(va, 16, 100);
+		va = map_written(16, 16, 100);
 		advise(PAGE(3), 1, UP_ADVICE_COLD);
 		advise(PAGE(9), 1, UP_ADVICE_COLD);
 		cr_assert(eq(int, queue_of(PAGE(3)), PQ_COLD));
@@ -1175,8 +1147,7 @@ loop_misses(enum policy_kind kind, size_t n)
 	double misses;
 
 	scene((struct rig_config){ .seed = 1, .memory = 4 << 20, .policy = kind });
-	va = map_random(n);
-	put_pages(va, n, 1);
+	va = map_written(n, n, 1);
 	for (unsigned round = 0; round < 5; round++)
 		check_pages(va, n, 1);
 	before = rig_stats(r).faults[UP_FAULT_MAJOR];
@@ -1204,8 +1175,7 @@ Test(pageout, a_cyclic_load_misses_every_time_and_writes_once)
 
 	for (unsigned mode = 0; mode < 2; mode++) {
 		scene((struct rig_config){ .seed = 1, .mask = mode ? UP_MASK_MOVE : 0 });
-		va = map_random(N);
-		put_pages(va, N, 1);
+		va = map_written(N, N, 1);
 		swap_out();
 		expect(ZEROS(N), .pages_staged = N, .pages_out = N, .swap_writes = (N + 63) / 64,
 		       .swap_write_bytes = N * PAGE_SIZE);

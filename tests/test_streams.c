@@ -17,8 +17,7 @@ all_out(enum up_advice advice)
 	uintptr_t va;
 
 	scene((struct rig_config){ .seed = 1, .memory = MEMORY });
-	va = map_random(N);
-	put_pages(va, N, 100);
+	va = map_written(N, N, 100);
 	swap_out();
 	advise(va, N, advice);
 	seen();
@@ -173,9 +172,7 @@ Test(streams, what_nobody_came_to_makes_windows_small)
 		cr_assert(eq(uint, frames_obtain(r->p, 1, &f), 1));
 		scene_held[scene_nheld++] = f;
 	}
-	unsqueeze();
-	frames_release(r->p, scene_held, (unsigned)scene_nheld);
-	scene_nheld = 0;
+	give_room();
 	cr_assert(eq(u64, rig_stats(r).readahead_waste, WINDOW));
 	cr_assert(lt(int, o->ahead_credit, 0));
 	swap_out();
@@ -202,15 +199,12 @@ Test(streams, what_waits_for_its_stream_goes_last_but_it_goes)
 	check_page(PAGE(0), 100);
 	rig_settle(r);
 	cr_assert(eq(sz, ahead(), WINDOW));
-	squeeze(0);
-	hold_frames(true);
+	no_room();
 	cr_assert(eq(sz, ahead(), WINDOW));
 	cr_assert(eq(uint, frames_obtain(r->p, 1, &f), 1));
 	cr_assert(lt(sz, ahead(), WINDOW));
 	frames_release(r->p, &f, 1);
-	unsqueeze();
-	frames_release(r->p, scene_held, (unsigned)scene_nheld);
-	scene_nheld = 0;
+	give_room();
 	check_pages(va, N, 100);
 	over();
 }

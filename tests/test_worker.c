@@ -100,15 +100,6 @@ as_usual(void)
 
 /* --- room --- */
 
-/* As relax() of a press() that had pageout believe nothing. */
-static void
-give_room(void)
-{
-	unsqueeze();
-	frames_release(r->p, scene_held, (unsigned)scene_nheld);
-	scene_nheld = 0;
-}
-
 Test(worker, without_room_a_thread_pages_out_itself)
 {
 	uintptr_t va;
@@ -116,10 +107,8 @@ Test(worker, without_room_a_thread_pages_out_itself)
 
 	inline_scene((struct rig_config){ 0 });
 	sim_disk_delay(r->disk, 0);
-	va = map_random(300);
-	put_pages(va, 200, 100);
-	squeeze(0);
-	hold_frames(true);
+	va = map_written(300, 200, 100);
+	no_room();
 	seen();
 	r->p->idle = alone;
 	waits = 0;
@@ -144,11 +133,9 @@ Test(worker, a_thread_without_room_goes_on_when_somebody_makes_some)
 	uintptr_t va;
 
 	inline_scene((struct rig_config){ .fault_timeout_ms = 1000 });
-	va = map_random(9);
-	put_pages(va, 8, 100);
+	va = map_written(9, 8, 100);
 	launder();
-	squeeze(0);
-	hold_frames(true);
+	no_room();
 	seen();
 	meanwhile(10, give_room);
 	cr_assert(eq(int, touch(PAGE(8), false), SIM_OK));
@@ -164,28 +151,22 @@ Test(worker, what_can_not_be_served_in_time_is_sigbus)
 	uintptr_t va;
 
 	inline_scene((struct rig_config){ .fault_timeout_ms = 5 });
-	va = map_random(10);
-	put_pages(va, 8, 100);
+	va = map_written(10, 8, 100);
 	launder();
-	squeeze(0);
-	hold_frames(true);
+	no_room();
 	seen();
 	meanwhile(0, NULL);
 	cr_assert(eq(int, worker_serve(r->p, PAGE(8), true), SERVED_LOST));
 	as_usual();
 	expect(.fault_sigbus = 1, .fault_waits = 1);
 	cr_assert(rig_logged(r, "not served for 5 ms"));
-	cr_assert(eq(int, where(PAGE(8)), LOST));
 	workers_are_back();
 
 	/* Only that page. */
 	give_room();
 	sim_disk_release(r->disk, SWAP_WRITE);
-	check_pages(va, 8, 100);
 	check_zeros(PAGE(9));
-	cr_assert(eq(int, touch(PAGE(8), false), SIM_SIGBUS));
-	advise(PAGE(8), 1, UP_ADVICE_DONTNEED);
-	check_zeros(PAGE(8));
+	lives_on(va, 8, 8, 100);
 	over();
 }
 
@@ -194,19 +175,16 @@ Test(worker, a_swapped_page_that_can_not_be_read_in_time_is_lost_and_its_slot_fr
 	uintptr_t va;
 
 	inline_scene((struct rig_config){ .fault_timeout_ms = 5 });
-	va = map_random(10);
-	put_pages(va, 8, 100);
+	va = map_written(10, 8, 100);
 	swap_out();
-	squeeze(0);
-	hold_frames(true);
+	no_room();
 	cr_assert(eq(sz, r->p->swap.nused, 8));
 	meanwhile(0, NULL);
 	cr_assert(eq(int, touch(va, false), SIM_SIGBUS));
 	as_usual();
 	cr_assert(eq(sz, r->p->swap.nused, 7));
-	cr_assert(eq(int, where(va), LOST));
 	give_room();
-	check_pages(PAGE(1), 7, 101);
+	lives_on(va, 8, 0, 100);
 	over();
 }
 
@@ -252,8 +230,7 @@ Test(worker, a_thread_that_meets_a_page_being_read_touches_again)
 	uintptr_t va;
 
 	inline_scene((struct rig_config){ 0 });
-	va = map_random(4);
-	put_pages(va, 4, 100);
+	va = map_written(4, 4, 100);
 	swap_out();
 	sim_disk_hold(r->disk, SWAP_READ);
 	advise(va, 4, UP_ADVICE_WILLNEED);
@@ -273,13 +250,9 @@ Test(worker, a_busy_page_of_an_object_is_looked_at_until_it_is_not)
 {
 	struct up_object *o;
 	uintptr_t va;
-	void *p;
 
 	inline_scene((struct rig_config){ .fault_timeout_ms = 1000 });
-	cr_assert(zero(int, up_object_create_anon(r->rt, 4 * PAGE_SIZE, 0, &o)));
-	cr_assert(zero(int, up_map(r->rt, NULL, 4 * PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED, o,
-				   0, &p)));
-	va = (uintptr_t)p;
+	va = map_new_object(4, &o);
 	put_pages(va, 4, 100);
 	swap_out();
 	sim_disk_hold(r->disk, SWAP_READ);
@@ -322,8 +295,7 @@ Test(worker, a_thread_that_meets_a_busy_page_sleeps_until_it_is_let_go)
 	uintptr_t va;
 
 	inline_scene((struct rig_config){ 0 });
-	va = map_random(4);
-	put_pages(va, 4, 100);
+	va = map_written(4, 4, 100);
 	stage();
 	sl.va = va;
 	an = anon_at(va);
@@ -480,8 +452,7 @@ Test(worker, an_overcommitted_page_that_is_lost_in_time_gives_its_promise_back)
 	inline_scene((struct rig_config){ .fault_timeout_ms = 5 });
 	va = fill_swap(8);
 	swap_out();
-	squeeze(0);
-	hold_frames(true);
+	no_room();
 	cr_assert(eq(u64, rig_stats(r).reserve_used, 8 * PAGE_SIZE));
 	meanwhile(0, NULL);
 	cr_assert(eq(int, touch(va, false), SIM_SIGBUS));
@@ -623,11 +594,9 @@ Test(worker, a_thread_that_waits_for_room_gives_up_when_the_runtime_goes)
 	uintptr_t va;
 
 	inline_scene((struct rig_config){ .fault_timeout_ms = 1000 });
-	va = map_random(10);
-	put_pages(va, 8, 100);
+	va = map_written(10, 8, 100);
 	launder();
-	squeeze(0);
-	hold_frames(true);
+	no_room();
 	meanwhile(10, stop_workers);
 	/* It is still mapped: whoever touches it comes again until it is not. */
 	cr_assert(eq(int, worker_serve(r->p, PAGE(8), true), SERVED));
@@ -702,8 +671,7 @@ Test(worker, a_read_error_loses_that_page_and_no_other)
 	slot_t bad;
 
 	inline_scene((struct rig_config){ 0 });
-	va = map_random(16);
-	put_pages(va, 16, 100);
+	va = map_written(16, 16, 100);
 	swap_out();
 	bad = slot_of(PAGE(5));
 	sim_disk_bad(r->disk, bad, SWAP_READ, true);
@@ -724,8 +692,7 @@ Test(worker, a_read_error_that_passes_costs_a_second_read)
 	uintptr_t va;
 
 	inline_scene((struct rig_config){ 0 });
-	va = map_random(4);
-	put_pages(va, 4, 100);
+	va = map_written(4, 4, 100);
 	swap_out();
 	seen();
 	sim_fail_nth(&r->f, 1, SIM_BIT(SIM_READ), -EIO);
@@ -741,8 +708,7 @@ Test(worker, a_checksum_error_loses_that_page_and_no_other)
 	uintptr_t va;
 
 	inline_scene((struct rig_config){ 0 });
-	va = map_random(16);
-	put_pages(va, 16, 100);
+	va = map_written(16, 16, 100);
 	swap_out();
 	cr_assert(sim_disk_corrupt(r->disk, slot_of(PAGE(5)), SIM_FLIP));
 	seen();

@@ -4,7 +4,7 @@
  *
  *	users	two threads: put pages, get them, free them; each page has a busy bit, as an anon has
  *	writer	claims the oldest by that bit, reads them as for write-back, frees them
- *	sizer	changes the limit, shrinks, looks at the figures
+ *	sizer	once in PACE steps of a user changes the limit, shrinks, looks at the figures
  *
  * Now and then the users free all that they meet, so that segments run empty while they grow.
  *
@@ -13,6 +13,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,6 +26,7 @@
 #define SLOTS 600u
 #define USERS 2u
 #define LIMIT ((size_t)512 << 10)
+#define PACE 128u
 
 static struct heap_arena heap;
 static struct zpool pool;
@@ -34,7 +36,9 @@ static struct slot {
 	uint64_t round; /* (busy) */
 } slots[SLOTS];
 static atomic_bool stop;
+static sem_t turn; /* of the sizer */
 static atomic_ulong put, refused, got, written;
+static unsigned long resized; /* by the sizer */
 
 static void
 check(bool good, const char *what, unsigned long value)
@@ -131,6 +135,8 @@ user(void *arg)
 		struct slot *s = &slots[i];
 		int r;
 
+		if (n % PACE == 0)
+			sem_post(&turn);
 		if (!trybusy(s))
 			continue;
 		if (s->ref == ZREF_NONE && n / 1000 % 3 == 0 && n % 64 != 0) {
@@ -198,9 +204,10 @@ sizer(void *arg)
 {
 	uint64_t x = (uintptr_t)arg;
 
-	while (!atomic_load(&stop)) {
+	for (sem_wait(&turn); !atomic_load(&stop); sem_wait(&turn)) {
 		struct zpool_stats st;
 
+		resized++;
 		zpool_set_limit(&pool, LIMIT / 4 + zpage_random(&x) % LIMIT);
 		zpool_shrink(&pool, zpage_random(&x) % (LIMIT / 4));
 		zpool_stats(&pool, &st);
@@ -208,7 +215,6 @@ sizer(void *arg)
 		      "figures that can not be", st.pool);
 		check(atomic_load(&heap.budget.used) <= heap.budget.limit, "more than the budget",
 		      st.pool);
-		usleep(1000);
 	}
 	return NULL;
 }
@@ -224,6 +230,7 @@ main(int argc, char **argv)
 	heap.ops.commit = slow_commit;
 	heap.ops.decommit = slow_decommit;
 	check(zpool_init(&pool, &heap.arena, LIMIT, SLOTS) == 0, "no pool", 0);
+	sem_init(&turn, 0, 0);
 	for (unsigned i = 0; i < SLOTS; i++)
 		slots[i].ref = ZREF_NONE;
 	for (uintptr_t i = 0; i < USERS; i++)
@@ -233,20 +240,21 @@ main(int argc, char **argv)
 	for (unsigned i = 0; i < USERS; i++)
 		pthread_join(users[i], NULL);
 	atomic_store(&stop, true);
+	sem_post(&turn);
 	for (unsigned i = 0; i < ARRAY_SIZE(others); i++)
 		pthread_join(others[i], NULL);
 
 	zpool_check(&pool);
-	check(put > 100 && got > 100 && refused > 0 && written > 0, "not everything was tried",
-	      written);
+	check(put > 100 && got > 100 && refused > 0 && written > 0 && resized > 0,
+	      "not everything was tried", written);
 	for (unsigned i = 0; i < SLOTS; i++)
 		if (slots[i].ref != ZREF_NONE)
 			drop(&slots[i]);
 	zpool_shrink(&pool, SIZE_MAX);
 	zpool_check(&pool);
 	check(pool.pool == 0, "bytes left", pool.pool);
-	printf("%lu put, %lu refused, %lu got, %lu written back, %llu moved\n", put, refused, got,
-	       written, (unsigned long long)pool.count.moved);
+	printf("%lu put, %lu refused, %lu got, %lu written back, %lu sizes, %llu moved\n", put,
+	       refused, got, written, resized, (unsigned long long)pool.count.moved);
 	zpool_fini(&pool);
 	heap_arena_fini(&heap);
 	return 0;

@@ -131,6 +131,7 @@ lend_recall(struct service *s, struct page *pg[], unsigned n)
 		}
 	}
 	p->pmap->ops->recall(p->pmap, va, f, nlent, &done);
+	assert(done <= nlent);
 	frames_release(p, f + done, (unsigned)(nf - done));
 	budget_uncharge(&p->budget, done * PAGE_SIZE);
 	pthread_mutex_lock(&p->pages.lock);

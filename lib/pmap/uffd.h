@@ -159,7 +159,7 @@ int places_split(struct uffd_pmap *u, uintptr_t va, size_t len);
 int places_unmap(struct uffd_pmap *u, uintptr_t va, size_t len, unsigned shard);
 
 int pool_create(struct pmap *pm, size_t npages, uintptr_t *pool);
-void pool_destroy(struct pmap *pm, uintptr_t pool);
+void pool_destroy(struct pmap *pm, uintptr_t va);
 int pool_map(struct pmap *pm, uintptr_t page, uintptr_t hint, bool fixed, size_t len, int prot,
 	     unsigned shard, uintptr_t *va);
 unsigned pool_referenced(struct pmap *pm, uintptr_t page);
