@@ -7,6 +7,7 @@
  * allocation made at creation would hide from the first).
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "bench.h"
@@ -142,10 +143,40 @@ entries_fault(size_t npages, bool divided, const char *prefix)
 	up_runtime_destroy(rt);
 }
 
+/* What it costs to read a cache line that is in no cache: of two such a fault among so many entries can not do without. */
+static void
+line_measure(const char *key)
+{
+	enum { LINE = 64, TIMES = 1000000 };
+	const size_t n = ((size_t)64 << 20) / LINE;
+	uint32_t *order = random_order(n);
+	unsigned char *base = aligned_alloc(LINE, n * LINE);
+	void **at;
+	uint64_t t;
+
+	if (base == NULL)
+		job_fail("no memory");
+	for (size_t i = 0; i < n; i++)
+		*(void **)(base + (size_t)order[i] * LINE) =
+			base + (size_t)order[(i + 1) % n] * LINE;
+	at = (void **)(base + (size_t)order[0] * LINE);
+	t = bench_now();
+	for (size_t i = 0; i < TIMES; i++)
+		at = *at;
+	t = bench_now() - t;
+	/* Or the compiler would see that nobody wants to know. */
+	if (at == NULL)
+		job_fail("the chain ends");
+	job_value("us", (double)t / 1e3 / TIMES, key);
+	free(base);
+	free(order);
+}
+
 void
 meta_entries(const void *arg)
 {
 	(void)arg;
+	line_measure("entries.line");
 	entries_fault(ENTRIES, false, "entries.one");
 	entries_fault(ENTRIES, true, "entries.many");
 }

@@ -582,9 +582,11 @@ report_print(FILE *out)
 	if (any("sparse.large"))
 		print_over(out, "a fault in a sparse region: p50", "of 1 GiB", "sparse.small.p50",
 			   "of 64 GiB", "sparse.large.p50");
-	if (any("entries."))
+	if (any("entries.")) {
 		print_over(out, "a fault among the entries of a map: p50", "1", "entries.one.p50",
 			   "100,000", "entries.many.p50");
+		print_line(out, "to read a line that is in no cache", "entries.line", "us");
+	}
 	if (any("clone."))
 		print_clone(out);
 	if (any("sfifo.") || any("s3fifo."))
