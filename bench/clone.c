@@ -57,8 +57,7 @@ void
 clone_cost(const void *arg)
 {
 	/* Inline: a touch that a service thread serves takes 7 or 90 us, as the scheduler places the two. */
-	struct up_config cfg = { .memory_limit = CLONED * PAGE * 4,
-				 .delivery = UP_DELIVER_INLINE };
+	struct up_config cfg = { .memory_limit = CLONED * PAGE * 4, .delivery = UP_DELIVER_INLINE };
 	struct up_runtime *rt = ours_open(&cfg);
 	uint32_t *order = random_order(CLONED);
 	uint64_t rng = 1, t, rounds;

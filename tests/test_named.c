@@ -1296,6 +1296,19 @@ others_out(void)
 	return va;
 }
 
+/* Those, and beside them an object that a pager of the program has. */
+static uintptr_t
+beside_others(struct up_object **obj, uintptr_t *va)
+{
+	uintptr_t other;
+
+	scene((struct rig_config){ .seed = 1, .memory = 17 << 20 });
+	other = others_out();
+	*obj = custom(NPAGES * PAGE_SIZE);
+	*va = map_named(*obj, NPAGES, UP_SHARED, PROT_READ);
+	return other;
+}
+
 /* Nobody touches them: they come since they were advised. */
 static void
 advice_is_taken(uintptr_t va)
@@ -1310,12 +1323,9 @@ advice_is_taken(uintptr_t va)
 Test(named, a_stream_that_its_pager_never_answers_does_not_keep_others_from_what_is_advised)
 {
 	struct up_object *obj;
-	uintptr_t va, other;
+	uintptr_t va;
+	const uintptr_t other = beside_others(&obj, &va);
 
-	scene((struct rig_config){ .seed = 1, .memory = 17 << 20 });
-	other = others_out();
-	obj = custom(NPAGES * PAGE_SIZE);
-	va = map_named(obj, NPAGES, UP_SHARED, PROT_READ);
 	advise(va, NPAGES, UP_ADVICE_SEQUENTIAL);
 	/* Each takes a request for itself and wants two more: the third finds the pager's share used up. */
 	begin(va, 4, 800);
@@ -1331,12 +1341,9 @@ Test(named, a_stream_that_its_pager_never_answers_does_not_keep_others_from_what
 Test(named, a_stream_without_frames_does_not_wait_for_those_that_a_pager_never_gives_back)
 {
 	struct up_object *obj;
-	uintptr_t va, other;
+	uintptr_t va;
+	const uintptr_t other = beside_others(&obj, &va);
 
-	scene((struct rig_config){ .seed = 1, .memory = 17 << 20 });
-	other = others_out();
-	obj = custom(NPAGES * PAGE_SIZE);
-	va = map_named(obj, NPAGES, UP_SHARED, PROT_READ);
 	in_order(va, NPAGES);
 	begin(va, 1, 0);
 	cr_assert(eq(uint, nkept, 1));
