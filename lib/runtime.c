@@ -28,9 +28,9 @@
 
 #define PROT_VALID (PROT_READ | PROT_WRITE)
 
-/* How long it is tried to make room for metadata: so many milliseconds, or, while writes are under way, as long as disks stand still. */
-#define RECLAIM_TURNS 1000
-#define RECLAIM_NS 60000000000u
+/* How often it is tried, every millisecond, to make room for metadata if nothing is under way; and in all, for disks stand still for seconds. */
+#define RECLAIM_IDLE 1000
+#define RECLAIM_TURNS 60000
 #define AGAIN_TRIES 5000 /* ms that a call makes way for what the program does to regions itself */
 
 /* --- the real foundation --- */
@@ -87,13 +87,13 @@ runtime_reclaim(void *ctx, size_t bytes)
 {
 	struct pager *p = ctx;
 	const struct timespec ms = { .tv_nsec = 1000000 };
-	const uint64_t end = now_ns() + RECLAIM_NS;
+	unsigned idle = 0;
 
-	for (unsigned i = 0; i < RECLAIM_TURNS;) {
+	for (unsigned turn = 0; turn < RECLAIM_TURNS && idle < RECLAIM_IDLE; turn++) {
 		if (atomic_load(&p->budget.used) + bytes <= p->budget.limit)
 			return 0;
 		pager_starved(p, bytes);
-		if (frames_shrink(p) && now_ns() < end)
+		if (frames_shrink(p))
 			continue;
 		for (unsigned k = 0; k < p->nservices; k++)
 			p->service[k]->io->ops->kick(p->service[k]->io);
@@ -101,7 +101,7 @@ runtime_reclaim(void *ctx, size_t bytes)
 			p->idle(p->idle_ctx);
 		else
 			clock_nanosleep(CLOCK_MONOTONIC, 0, &ms, NULL);
-		i += p->idle != NULL || atomic_load(&p->laundering) == 0 || now_ns() >= end;
+		idle += atomic_load(&p->laundering) == 0;
 	}
 	return -ENOMEM;
 }

@@ -383,6 +383,44 @@ Test(pageout, what_is_being_written_counts_as_room_to_come)
 	over();
 }
 
+static unsigned turns, turns_held;
+
+/* The disk stands still for so many turns of who waits. */
+static void
+stand_still(void *ctx)
+{
+	if (++turns == turns_held)
+		sim_disk_release(r->disk, SWAP_WRITE);
+	rig_step(ctx);
+}
+
+Test(pageout, who_waits_for_metadata_waits_for_a_disk_that_stands_still)
+{
+	const size_t more = (size_t)32 * PAGE_SIZE;
+	size_t bytes;
+
+	/* More than is tried if nothing is under way; and for ever, so that it is given up. */
+	for (unsigned round = 0; round < 2; round++) {
+		scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+		map_written(256, 256, 1);
+		sim_disk_hold(r->disk, SWAP_WRITE);
+		press();
+		for (unsigned i = 0; i < 200; i++)
+			rig_step(r);
+		cr_assert(ge(sz, r->p->laundering, 32));
+		cr_assert(zero(sz, frames_nfree(&r->p->frames)));
+		turns = 0;
+		turns_held = round == 0 ? 5000 : 1000000;
+		r->p->idle = stand_still;
+		bytes = r->p->budget.limit - r->p->budget.used + more;
+		cr_assert(eq(int, runtime_reclaim(r->p, bytes), round == 0 ? 0 : -ENOMEM));
+		cr_assert(ge(uint, turns, 5000));
+		sim_disk_release(r->disk, SWAP_WRITE);
+		relax();
+		over();
+	}
+}
+
 /*
  * Disks that refuse
  */
