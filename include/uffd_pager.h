@@ -221,8 +221,17 @@ struct up_config {
 	 */
 	uint64_t compress_limit;
 
-	uint64_t reserved[9]; /* must be zero */
+	/*
+	 * UP_DELIVER_INLINE: how long a thread that waits for a page from the swap looks for it before it goes to sleep, microseconds, at
+	 * most 1,000,000; 0: 200.  It saves what waking up takes, and costs the CPU meanwhile: it stops by itself while others want the
+	 * CPU, while more threads wait than there are CPUs, and where reads take longer than this.  UP_NO_IO_POLL: never.  Linux 5.19, and
+	 * a swap file that takes O_DIRECT; otherwise never.
+	 */
+	uint64_t io_poll_us;
+
+	uint64_t reserved[8]; /* must be zero */
 };
+#define UP_NO_IO_POLL UINT64_MAX
 
 /*
  * Create a runtime.  `cfg` may be NULL (all defaults) and is not kept.

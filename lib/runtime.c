@@ -26,6 +26,10 @@
 #define THREAD_OVERHEAD ((size_t)96 << 10)
 #define TRACK_OVERHEAD ((size_t)256 << 10) /* the list of events */
 
+/* up_config.io_poll_us */
+#define IO_POLL_US 200
+#define IO_POLL_MAX_US 1000000
+
 #define PROT_VALID (PROT_READ | PROT_WRITE)
 
 /* How often it is tried, every millisecond, to make room for metadata if nothing is under way; and in all, for disks stand still for seconds. */
@@ -171,6 +175,11 @@ check_config(const struct up_config *cfg, const struct logger *log)
 	if (cfg->delivery != UP_DELIVER_SERVICE && cfg->delivery != UP_DELIVER_INLINE) {
 		log_line(log, UP_LOG_ERROR, "up_runtime_create: delivery %d is none",
 			 (int)cfg->delivery);
+		return -EINVAL;
+	}
+	if (cfg->io_poll_us > IO_POLL_MAX_US && cfg->io_poll_us != UP_NO_IO_POLL) {
+		log_line(log, UP_LOG_ERROR, "up_runtime_create: io_poll_us %llu is above %d",
+			 (unsigned long long)cfg->io_poll_us, IO_POLL_MAX_US);
 		return -EINVAL;
 	}
 	if (cfg->feature_mask & ~UP_MASK_ALL) {
@@ -398,6 +407,10 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 					      : rt->memory_limit / 2;
 	p->fault_timeout =
 		(uint64_t)(cfg->fault_timeout_ms != 0 ? cfg->fault_timeout_ms : 30000) * 1000000;
+	polling_init(&p->polling, cfg->io_poll_us == UP_NO_IO_POLL ? 0
+				  : cfg->io_poll_us != 0	   ? cfg->io_poll_us
+								   : IO_POLL_US);
+	p->workers.mask = cfg->feature_mask;
 	p->nservices = cfg->service_threads != 0 ? cfg->service_threads
 						 : default_services(rt->memory_limit);
 	p->idle = b->idle;

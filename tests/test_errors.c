@@ -220,8 +220,9 @@ Test(errors, create_names_the_field_that_is_out_of_range)
 	BAD_FIELD(feature_mask, UINT64_MAX, "feature_mask");
 	BAD_FIELD(flags, 4, "flags has unknown bits 0x4");
 	BAD_FIELD(reserved[0], 1, "reserved");
-	BAD_FIELD(reserved[8], 1, "reserved");
+	BAD_FIELD(reserved[7], 1, "reserved");
 	BAD_FIELD(delivery, 2, "delivery");
+	BAD_FIELD(io_poll_us, 1000001, "io_poll_us 1000001 is above 1000000");
 	BAD_FIELD(wire_limit, 8 * MiB + 1, "wire_limit 8388609 is above memory_limit 8388608");
 	BAD_FIELD(swap_size, 1, "size of 1 bytes");
 	BAD_FIELD(swap_size, UINT64_MAX, "size of");

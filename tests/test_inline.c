@@ -1151,7 +1151,9 @@ Test(inline_, a_runtime_is_destroyed_while_threads_read_for_themselves)
 
 	sigfillset(&sa.sa_mask);
 	for (unsigned round = 0; round < 3; round++) {
-		rt = create(3 * MiB, NULL);
+		/* By preadv(). */
+		rt = create_with(
+			(struct up_config){ .memory_limit = 3 * MiB, .io_poll_us = UP_NO_IO_POLL });
 		sigaction(SIGBUS, &sa, NULL);
 		sigaction(SIGSEGV, &sa, NULL);
 		going = map_in(rt, 1500);

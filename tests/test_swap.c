@@ -995,6 +995,132 @@ Test(area, a_block_device_is_used_whole_and_by_one_at_a_time)
 	close(backing);
 }
 
+/* --- polling --- */
+
+static uint64_t clock_now;
+
+static uint64_t
+hand_clock(void)
+{
+	return clock_now;
+}
+
+static void
+clock_down(void)
+{
+	test_clock = NULL;
+}
+
+TestSuite(polling, .fini = clock_down, .timeout = 60);
+
+/* One wait: looks every `step` ns until found at `done`.  Returns how many. */
+static unsigned
+looks(struct polling *pl, uint64_t step, uint64_t done)
+{
+	const uint64_t begin = clock_now;
+	struct polling_turn t;
+	unsigned n = 0;
+
+	test_clock = hand_clock;
+	if (polling_begin(pl)) {
+		polling_start(&t);
+		for (n = 1; clock_now - begin < done; n++) {
+			clock_now += step;
+			if (clock_now - begin < done && !polling_again(pl, &t))
+				break;
+		}
+		if (clock_now - begin >= done)
+			polling_found(pl);
+	}
+	polling_end(pl);
+	return n;
+}
+
+/* How many waits in a row do not poll. */
+static unsigned
+skipped(struct polling *pl)
+{
+	unsigned n = 0;
+
+	while (looks(pl, 1000, 60000) == 0)
+		n++;
+	return n;
+}
+
+Test(polling, a_read_that_comes_soon_is_looked_for_until_it_is_there)
+{
+	struct polling pl;
+
+	polling_init(&pl, 200);
+	for (unsigned i = 0; i < 1000; i++)
+		cr_assert(eq(uint, looks(&pl, 1000, 60000), 61));
+	cr_assert(eq(uint, atomic_load(&pl.waiting), 0));
+}
+
+Test(polling, where_others_want_the_cpu_it_stops_longer_and_longer)
+{
+	struct polling pl;
+	unsigned was = 0;
+
+	polling_init(&pl, 200);
+	for (unsigned i = 0; i < 12; i++) {
+		/* A look that takes 3 ms: somebody else has been on. */
+		const unsigned n = looks(&pl, 3000000, 10000000);
+		const unsigned penalty = atomic_load(&pl.skip);
+
+		cr_assert(eq(uint, n, 1));
+		cr_assert(ge(uint, penalty, MAX(was, 16)));
+		cr_assert(le(uint, penalty, 4096));
+		/* Served without a look; then the next may. */
+		for (unsigned k = 0; k < penalty; k++)
+			cr_assert(eq(uint, looks(&pl, 1000, 60000), 0));
+		was = penalty;
+	}
+	cr_assert(eq(uint, was, 4096));
+	/* Once it pays again it is forgotten by and by. */
+	for (unsigned i = 0; i < 13; i++)
+		cr_assert(eq(uint, looks(&pl, 1000, 60000), 61));
+	looks(&pl, 3000000, 10000000);
+	cr_assert(eq(uint, skipped(&pl), 16));
+}
+
+Test(polling, a_slow_disk_is_not_polled)
+{
+	struct polling pl;
+	unsigned total = 0;
+
+	polling_init(&pl, 200);
+	for (unsigned i = 0; i < 10000; i++)
+		total += looks(&pl, 1000, 8000000);
+	/* 200 looks each, but of the 10,000 waits only one in thousands. */
+	cr_assert(le(uint, total, 12 * 201));
+}
+
+Test(polling, no_more_threads_look_than_there_are_cpus)
+{
+	struct polling pl;
+
+	polling_init(&pl, 200);
+	cr_assert(ge(uint, pl.ncpus, 1));
+	for (unsigned i = 0; i < pl.ncpus; i++)
+		cr_assert(polling_begin(&pl));
+	cr_assert(not(polling_begin(&pl)));
+	polling_end(&pl);
+	polling_end(&pl);
+	cr_assert(polling_begin(&pl));
+	for (unsigned i = 0; i < pl.ncpus; i++)
+		polling_end(&pl);
+	cr_assert(eq(uint, atomic_load(&pl.waiting), 0));
+}
+
+Test(polling, without_a_limit_nobody_looks)
+{
+	struct polling pl;
+
+	polling_init(&pl, 0);
+	cr_assert(eq(uint, looks(&pl, 1000, 60000), 0));
+}
+
 /* --- engine: helpers --- */
 
 TestSuite(uring, .init = rig_up, .fini = rig_down, .timeout = 60);
@@ -1040,18 +1166,31 @@ each_way(void (*fn)(struct swap_area *, struct io_engine *))
 	}
 }
 
-/* The same, and with the engine that needs no io_uring. */
+/* The same, and with those of threads that serve themselves: one that needs no io_uring, and one that polls. */
 static void
 each_engine(void (*fn)(struct swap_area *, struct io_engine *))
 {
+	struct io_uring_engine u;
 	struct io_blocking b;
+	struct polling pl;
 	struct swap_area s;
+	int r;
 
 	must_open(&s, path, 0, 16 * MIB, 0);
 	io_engine_blocking_init(&b, &s, DEPTH);
 	fn(&s, &b.engine);
 	b.engine.ops->destroy(&b.engine);
+	polling_init(&pl, 200);
+	r = io_engine_uring_init(&u, &s, DEPTH, 0, &pl);
+	if (r == 0) {
+		fn(&s, &u.engine);
+		cr_assert(eq(uint, atomic_load(&pl.waiting), 0));
+		cr_assert(eq(uint, u.urgent, 0));
+		u.engine.ops->destroy(&u.engine);
+	}
 	swap_area_close(&s);
+	/* An area in the page cache, before 5.19. */
+	cr_assert(r == 0 || (r == -EOPNOTSUPP && !s.odirect), "%s", strerror(-r));
 	each_way(fn);
 }
 
@@ -1085,7 +1224,12 @@ filled(const char *page, uint64_t tag)
 static void
 request(struct swap_io *io, enum swap_op op, slot_t slot, char *memory, unsigned n)
 {
-	*io = (struct swap_io){ .op = op, .slot = slot, .n = n, .niov = 1, .owner = memory };
+	*io = (struct swap_io){ .op = op,
+				.slot = slot,
+				.n = n,
+				.niov = 1,
+				.owner = memory,
+				.urgent = op == SWAP_READ };
 	io->iov[0] = (struct iovec){ .iov_base = memory, .iov_len = n * PAGE_SIZE };
 }
 

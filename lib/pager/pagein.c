@@ -115,6 +115,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	req->retried = false;
 	req->t0 = t0;
 	request_fill(p, req, SWAP_READ, slot);
+	req->io.urgent = req->demanded;
 	count(s, C_READS, 1);
 	count(s, C_READ_BYTES, n * PAGE_SIZE);
 	PROBE3(swap__read, va, slot, n);

@@ -107,6 +107,7 @@ struct worker;
 struct workers {
 	bool on; /* (c) faults of this process are not ours to answer */
 	pthread_mutex_t lock;
+	uint64_t mask;			    /* (c) UP_MASK_* */
 	atomic_bool stop;		    /* the runtime goes: faults are not served any more */
 	atomic_uint n;			    /* (lock) to change; made */
 	_Atomic uint64_t idle;		    /* bit i: nobody has worker[i] */
@@ -128,6 +129,7 @@ struct pager {
 	struct anon_waitqs waitqs;
 	struct pmap *pmap;
 	struct swap_area swap;
+	struct polling polling; /* for reads of it */
 	struct resv resv_swap;	/* pages */
 	struct resv resv_meta;	/* bytes */
 	struct object *objects; /* (map.change) all of them */

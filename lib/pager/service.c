@@ -86,7 +86,7 @@ request_fill_frames(struct pager *p, struct request *req, const frame_t f[], enu
 		req->io.iov[niov].iov_len = PAGE_SIZE;
 		niov++;
 	}
-	req->io.elsewhere = req->io.ends = false;
+	req->io.elsewhere = req->io.ends = req->io.urgent = false;
 	req->io.op = op;
 	req->io.slot = first;
 	req->io.n = req->n;

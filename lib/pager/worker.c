@@ -9,7 +9,7 @@
  *	  |          |                                      ^
  *	  |        BUSY  sleep until the holder lets go ----+
  *	  |          |
- *	  +-- I/O ---+ reads of its own: preadv(), and then what a service does when a read is done
+ *	  +-- I/O ---+ reads of its own, polled for, and then what a service does when a read is done
  *	  +- LATER --+ sleep a little
  *	  +-- ROOM --+ a step of pageout, with its writes; if there is none to take, sleep until somebody has made room
  *	  +--- ASK --+ let a service bring it in
@@ -27,8 +27,8 @@
  *
  * What nobody waits for is not done here: services read ahead for advice and clean pages in the background.
  *
- * Alternative looked at: an io_uring for each thread.  A descriptor and two pages each, and the thread has nothing to do
- * while its read is under way: preadv() is one system call, too.
+ * While its read is under way it makes room for the next, and then polls for it (swap/polling.h): so each worker has an io_uring, a descriptor and
+ * two pages.  Where that is not to be had preadv() does it, which is one system call, too.
  */
 #include <errno.h>
 #include <linux/futex.h>
@@ -45,7 +45,10 @@
 
 struct worker {
 	struct service s;
-	struct io_blocking io;
+	union {
+		struct io_uring_engine ring;
+		struct io_blocking blocking;
+	} io;
 	struct trace_slot event[WORKER_EVENTS];
 	struct request read, write;
 };
@@ -96,8 +99,12 @@ make(struct pager *p)
 	trace_init(&w->s.trace, w->event, WORKER_EVENTS);
 	requests_init(&w->s, REQ_PAGEIN, &w->read, 1);
 	requests_init(&w->s, REQ_PAGEOUT, &w->write, 1);
-	io_engine_blocking_init(&w->io, &p->swap, 2);
-	w->s.io = &w->io.engine;
+	if (io_engine_uring_init(&w->io.ring, &p->swap, 2, ws->mask, &p->polling) == 0) {
+		w->s.io = &w->io.ring.engine;
+	} else {
+		io_engine_blocking_init(&w->io.blocking, &p->swap, 2);
+		w->s.io = &w->io.blocking.engine;
+	}
 	if (tier_equip(&w->s, &w->write, 1) < 0)
 		goto fini;
 	if (p->worker_engine != NULL && p->worker_engine(p->worker_ctx, &w->s.io, p) < 0)
@@ -108,6 +115,7 @@ make(struct pager *p)
 	return w;
 
 fini:
+	w->io.ring.engine.ops->destroy(&w->io.ring.engine);
 	tier_strip(&w->s);
 	wired_array_fini(&mem);
 give:
@@ -368,11 +376,12 @@ attempt(struct pager *p, struct worker *w, struct parked *pk, unsigned room, int
 		return next;
 	if (next == FAULT_ROOM)
 		make_room(&w->s, room, pk->hurry);
-	run(&w->s);
 	if (p->idle == NULL && pk->busy) {
+		/* While its read is under way. */
+		w->s.io->ops->flush(w->s.io);
 		pageout_help(&w->s);
-		run(&w->s);
 	}
+	run(&w->s);
 	if (p->idle == NULL)
 		pageout_wake(p);
 	return next;

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * blocking.c: the I/O engine of a thread that has nothing else to do until its request is done: one that serves its own fault.
+ * blocking.c: the I/O engine of a thread that has nothing else to do until its request is done: one that serves its own fault,
+ * where there is no io_uring for it, or nothing to gain by one.
  *
  * wait() does what is queued, one request after the other, by preadv() and pwritev(): a system call each, as io_uring would
  * take to start one and wait for it, and there is neither a descriptor nor memory to have for each thread.
  */
-#include <errno.h>
-
 #include "swap/swap.h"
 
 static struct io_blocking *
@@ -35,17 +34,6 @@ blocking_flush(struct io_engine *e)
 	(void)e;
 }
 
-static int
-transfer(const struct io_blocking *b, const struct swap_io *io)
-{
-	const int fd = io->elsewhere ? io->fd : b->fd;
-	const off_t offset = (off_t)swap_io_offset(io);
-	const ssize_t n = io->op == SWAP_READ ? preadv(fd, io->iov, (int)io->niov, offset)
-					      : pwritev(fd, io->iov, (int)io->niov, offset);
-
-	return n < 0 ? -errno : (int)n;
-}
-
 static void
 blocking_wait(struct io_engine *e, int64_t timeout_ns, struct io_events *ev)
 {
@@ -54,7 +42,7 @@ blocking_wait(struct io_engine *e, int64_t timeout_ns, struct io_events *ev)
 	(void)timeout_ns; /* nothing else can happen */
 	*ev = (struct io_events){ .completed = b->first };
 	for (struct swap_io *io = b->first; io != NULL; io = io->next) {
-		while (!swap_io_step(io, transfer(b, io)))
+		while (!swap_io_step(io, swap_io_transfer(io, b->fd)))
 			;
 		e->inflight--;
 	}

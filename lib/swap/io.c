@@ -81,3 +81,14 @@ swap_io_step(struct swap_io *io, int res)
 	}
 	return io->niov == 0;
 }
+
+int
+swap_io_transfer(const struct swap_io *io, int swap_fd)
+{
+	const int fd = io->elsewhere ? io->fd : swap_fd;
+	const off_t offset = (off_t)swap_io_offset(io);
+	const ssize_t n = io->op == SWAP_READ ? preadv(fd, io->iov, (int)io->niov, offset)
+					      : pwritev(fd, io->iov, (int)io->niov, offset);
+
+	return n < 0 ? -errno : (int)n;
+}

@@ -3,8 +3,9 @@
  * swap.h (private): swap space: one file or block device, its slots, and I/O on it.
  *
  *	area.c    opens and grows the file, hands out slots in contiguous runs
- *	uring.c   the I/O engine of a service thread, on its io_uring
- *	blocking.c  that of a thread that serves its own faults
+ *	uring.c   the I/O engine of a thread, on an io_uring
+ *	blocking.c  that of a thread that serves its own faults, where it has none
+ *	polling.c   when an engine looks rather than sleeps
  *	io.c      what all engines do about a request that came part of the way
  *	(tests)   a simulated disk behind the same ops
  *
@@ -17,12 +18,14 @@
 #ifndef UP_SWAP_H
 #define UP_SWAP_H
 
+#include <liburing.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/uio.h>
 
 #include "base/base.h"
 #include "base/runmap.h"
+#include "swap/polling.h"
 
 typedef uint32_t slot_t;
 #define SLOT_NONE UINT32_MAX
@@ -100,6 +103,7 @@ struct swap_io {
 	struct iovec iov[CLUSTER_MAX]; /* page aligned, whole pages; the engine changes it */
 	bool elsewhere;		       /* not the swap area: `fd` at `offset`, slot means nothing */
 	bool ends;		       /* reading: it may end early, at the end of a file */
+	bool urgent;		       /* a thread waits for it, and nothing else */
 	int fd;			       /* if elsewhere; the engine does not keep it */
 	uint64_t offset;	       /* if elsewhere, bytes */
 	void *owner;		       /* the caller's */
@@ -164,6 +168,9 @@ swap_io_offset(const struct swap_io *io)
  */
 bool swap_io_step(struct swap_io *io, int res);
 
+/* One attempt by preadv() or pwritev() at what is left of it.  Bytes or -errno, for swap_io_step(); swap_fd: the swap area's. */
+int swap_io_transfer(const struct swap_io *io, int swap_fd);
+
 /* By preadv() and pwritev(), in wait(), which so blocks in any case.  Needs no descriptor, and no memory but this; nothing to undo. */
 struct io_blocking {
 	struct io_engine engine;
@@ -178,5 +185,37 @@ void io_engine_blocking_init(struct io_blocking *b, const struct swap_area *area
  */
 int io_engine_uring_create(struct io_engine **e, const struct swap_area *area, int watch_fd,
 			   int watch_too, unsigned depth, uint64_t mask, const struct logger *log);
+
+/* A poll that lives in the ring. */
+struct ring_poll {
+	int fd;
+	unsigned tag;
+	bool armed;
+};
+
+/* Keys: (c) constant once created, (t) the owner thread, (a) atomic, any thread. */
+struct io_uring_engine {
+	struct io_engine engine;  /* (t) first: callers hold this */
+	struct io_uring ring;	  /* (t) */
+	struct polling *polling;  /* (c) lent; NULL otherwise */
+	unsigned urgent;	  /* (t) in flight */
+	int fd;			  /* (c) the swap area's; not ours to close */
+	bool lent;		  /* (c) of several threads in turn, in memory that is not ours */
+	bool plain_rw;		  /* (c) READ and WRITE exist, not only their vectored forms */
+	bool multishot;		  /* (t) until the kernel refuses it */
+	struct ring_poll watch;	  /* (t) fd -1: nothing to watch */
+	struct ring_poll too;	  /* (t) the same */
+	struct ring_poll kick;	  /* (t) the eventfd; -1 if lent */
+	atomic_bool kick_pending; /* (a) written to the eventfd, not yet reported */
+	struct swap_io *aside, **aside_last; /* (t) lent: what is done by preadv() */
+};
+
+/*
+ * The same for threads that serve their own faults: it belongs to one at a time, whichever, is never kicked, watches nothing, and polls for requests that
+ * are urgent as `pl`, which it keeps, says.  No malloc(), no log line: to be called also in a signal handler.  Requests that go elsewhere are done in wait(), as a blocking engine does.
+ * 0 or -errno; -EOPNOTSUPP: nothing is gained by it here (before Linux 5.19, an area in the page cache, no polling).
+ */
+int io_engine_uring_init(struct io_uring_engine *u, const struct swap_area *area, unsigned depth,
+			 uint64_t mask, struct polling *pl);
 
 #endif

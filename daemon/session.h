@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * session.h (private): a client of uffd-pagerd, whatever protocol it speaks.
+ *
+ *	main.c      the loop, signals, sockets; accepts, checks who it is, and hands the connection to
+ *	native.c    programs that link the library
+ *	firecracker.c, criu.c, handoff.c   those that speak a protocol of their own, over
+ *	fill.c      memory of other processes that can be filled, and not taken back
+ *	control.c, http.c   ask each session about itself
+ *
+ * All of this is the loop's thread; a session that has threads of its own answers out of atomics.
+ */
+#ifndef UP_DAEMON_SESSION_H
+#define UP_DAEMON_SESSION_H
+
+#include <jansson.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "uffd_pager.h"
+
+struct session;
+
+struct session_counts {
+	uint64_t mapped, resident, swapped; /* bytes */
+	uint64_t faults[UP_FAULT_KINDS];    /* served */
+	uint64_t again, exists, deferred;   /* EAGAIN, EEXIST, faults put off */
+	uint64_t prefetched;		    /* pages filled before they were asked for */
+	uint64_t lost;			    /* pages that are SIGBUS */
+	uint64_t p50_ns, p99_ns; /* of faults, from the message to the wake-up; 0: none yet */
+};
+
+struct session_ops {
+	const char *kind; /* "native", "firecracker", "criu", "handoff" */
+	void (*counts)(const struct session *s, struct session_counts *c);
+	/*
+	 * What it has mapped: an array of {"start", "length", "page_size", "resident" (bytes), "strip": a string of digits 0..9, at most 64, the part that is
+	 * in memory of each 64th}.  The caller's reference; NULL: no memory.
+	 */
+	json_t *(*map)(const struct session *s);
+	/* Throw out up to so many bytes.  How many there were; -ENOTSUP: its memory can not be taken back. */
+	int64_t (*evict)(struct session *s, uint64_t bytes);
+	/* It is to end now: what it holds is given back, and session_gone() is called, perhaps before this returns. */
+	void (*end)(struct session *s);
+};
+
+/* Embedded first. */
+struct session {
+	const struct session_ops *ops;
+	struct session *next; /* the registry's */
+	unsigned id;	      /* unique in this daemon's life */
+	pid_t pid;
+	uid_t uid;
+	gid_t gid;
+	char name[64];	/* from /proc/PID/comm, or what the client calls itself */
+	char group[32]; /* "" none */
+	uint64_t since; /* CLOCK_MONOTONIC, ns */
+};
+
+/* Registry (sessions.c).  ops, pid, uid and gid are set; the rest is filled in. */
+void session_come(struct session *s);
+/* It is in no list any more on return; the memory is the caller's. */
+void session_gone(struct session *s);
+struct session *session_first(void);
+
+#endif
