@@ -163,7 +163,7 @@ check_wire(struct up_runtime *rt, uintptr_t start, uintptr_t end, uint64_t *more
 	int r;
 
 	*more = 0;
-	r = check_covered(rt, "up_wire", start, end);
+	r = check_covered(rt, &rt->p.map, "up_wire", start, end);
 	if (r < 0)
 		return r;
 	for (const struct map_entry *e = map_first_from(&p->map, start);
@@ -258,7 +258,7 @@ wire(struct up_runtime *rt, uintptr_t start, uintptr_t end)
 	r = check_wire(rt, start, end, &more);
 	if (r < 0)
 		return r;
-	r = spare_alloc(p, start, end, spare);
+	r = spare_alloc(p, &p->map, start, end, spare);
 	if (r < 0)
 		return r;
 	if (!wired_take(p, more)) {
@@ -276,7 +276,7 @@ wire(struct up_runtime *rt, uintptr_t start, uintptr_t end)
 		wired_give(p, more);
 		goto free_spare;
 	}
-	entries_set(p, start, end, spare, set_wired, NULL);
+	entries_set(p, &p->map, start, end, spare, set_wired, NULL);
 	return 0;
 free_spare:
 	spare_free(p, spare);
@@ -338,7 +338,7 @@ up_unwire(struct up_runtime *rt, void *addr, size_t length)
 	p = &rt->p;
 
 	change_begin(p, &old);
-	r = check_covered(rt, "up_unwire", start, end);
+	r = check_covered(rt, &rt->p.map, "up_unwire", start, end);
 	for (e = map_first_from(&p->map, start); r == 0 && e != NULL && e->start < end;
 	     e = e->next) {
 		if (e->wired == 0)
@@ -347,10 +347,10 @@ up_unwire(struct up_runtime *rt, void *addr, size_t length)
 	}
 	if (r < 0)
 		goto unlock;
-	r = spare_alloc(p, start, end, spare);
+	r = spare_alloc(p, &p->map, start, end, spare);
 	if (r < 0)
 		goto unlock;
-	entries_set(p, start, end, spare, set_unwired, &less);
+	entries_set(p, &p->map, start, end, spare, set_unwired, &less);
 	unwire_pages(p, start, end);
 	wired_give(p, less);
 unlock:
@@ -849,10 +849,10 @@ move(struct up_runtime *rt, uintptr_t start, uintptr_t end, const struct map_ent
 	uint64_t serial;
 	int r;
 
-	r = spare_alloc(p, start, end, spare);
+	r = spare_alloc(p, &p->map, start, end, spare);
 	if (r < 0)
 		return r;
-	r = split_vmas(p, "up_remap", start, end);
+	r = split_vmas(p, &p->map, "up_remap", start, end);
 	if (r == 0)
 		r = move_reserve(rt, start, end, last, g, to);
 	if (r < 0)
@@ -924,10 +924,10 @@ static int
 remap_locked(struct up_runtime *rt, uintptr_t start, uintptr_t end, size_t old_length,
 	     size_t new_length, unsigned flags, uintptr_t *to)
 {
-	int r = check_covered(rt, "up_remap", start, end);
+	int r = check_covered(rt, &rt->p.map, "up_remap", start, end);
 
 	if (r == 0 && new_length < old_length)
-		r = unmap_range(&rt->p, "up_remap", start + new_length, end);
+		r = unmap_range(&rt->p, &rt->p.map, "up_remap", start + new_length, end);
 	else if (r == 0 && new_length > old_length)
 		r = grow(rt, start, end, (new_length - old_length) >> PAGE_SHIFT, flags, to);
 	return r;

@@ -298,7 +298,7 @@ clone_locked(struct up_runtime *rt, uintptr_t start, uintptr_t end, uintptr_t *v
 	size_t n;
 	int r;
 
-	r = check_covered(rt, "up_clone", start, end);
+	r = check_covered(rt, &rt->p.map, "up_clone", start, end);
 	if (r < 0)
 		return r;
 	n = parts_of(p, start, end, &mem, &part);

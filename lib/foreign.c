@@ -85,7 +85,7 @@ take(struct pager *p, unsigned shard, uintptr_t start, uintptr_t end, struct map
 	}
 	if (e == NULL || e->start >= end)
 		return true;
-	if (spare_alloc(p, start, end, spare) < 0)
+	if (spare_alloc(p, &p->map, start, end, spare) < 0)
 		return false;
 	pthread_rwlock_wrlock(&p->map.lock);
 	map_clip(&p->map, start, end, spare);

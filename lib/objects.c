@@ -296,7 +296,7 @@ up_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags)
 		return bad(rt, "up_sync: flags %#x", flags);
 
 	change_begin(p, &old);
-	r = check_covered(rt, "up_sync", start, end);
+	r = check_covered(rt, &rt->p.map, "up_sync", start, end);
 	if (r == 0 && (flags & UP_SYNC_INVALIDATE) && is_wired(p, start, end)) {
 		log_line(&p->log, UP_LOG_ERROR,
 			 "up_sync: part of %#lx-%#lx is wired, and can not be invalidated",

@@ -939,7 +939,7 @@ object_pool(struct up_runtime *rt, const char *call, struct object *o)
 			 call);
 		return -ENOTSUP;
 	}
-	r = p->pmap->ops->pool_create(p->pmap, o->npages, &pool);
+	r = p->pmap->ops->pool_create(p->pmap, o->npages, o->apart, &pool);
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_ERROR, "%s: shared memory for %llu pages: %s", call,
 			 (unsigned long long)o->npages, strerrorname_np(-r));
@@ -1191,21 +1191,22 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 
 /* True if an entry has to be cut at this address. */
 static bool
-cuts(struct pager *p, uintptr_t at)
+cuts(struct map *m, uintptr_t at)
 {
-	const struct map_entry *e = map_lookup(&p->map, at);
+	const struct map_entry *e = map_lookup(m, at);
 
 	return e != NULL && e->start != at;
 }
 
 /* No more than those that are used: what takes whole entries away must go ahead when there is no room for another. */
 int
-spare_alloc(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2])
+spare_alloc(struct pager *p, struct map *m, uintptr_t start, uintptr_t end,
+	    struct map_entry *spare[2])
 {
 	spare[0] = spare[1] = NULL;
-	if (cuts(p, start) && (spare[0] = entry_alloc(p)) == NULL)
+	if (cuts(m, start) && (spare[0] = entry_alloc(p)) == NULL)
 		goto fail;
-	if (cuts(p, end) && (spare[1] = entry_alloc(p)) == NULL)
+	if (cuts(m, end) && (spare[1] = entry_alloc(p)) == NULL)
 		goto fail;
 	return 0;
 fail:
@@ -1225,16 +1226,16 @@ spare_free(struct pager *p, struct map_entry *spare[2])
 }
 
 void
-entries_set(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2],
-	    void (*set)(struct map_entry *e, void *to), void *to)
+entries_set(struct pager *p, struct map *m, uintptr_t start, uintptr_t end,
+	    struct map_entry *spare[2], void (*set)(struct map_entry *e, void *to), void *to)
 {
 	struct map_entry *gone, *e;
 
 	pthread_rwlock_wrlock(&p->map.lock);
-	map_clip(&p->map, start, end, spare);
-	for (e = map_first_from(&p->map, start); e != NULL && e->start < end; e = e->next)
+	map_clip(m, start, end, spare);
+	for (e = map_first_from(m, start); e != NULL && e->start < end; e = e->next)
 		set(e, to);
-	gone = map_join(&p->map, start, end);
+	gone = map_join(m, start, end);
 	pthread_rwlock_unlock(&p->map.lock);
 	spare_free(p, spare);
 	while ((e = gone) != NULL) {
@@ -1362,12 +1363,12 @@ entry_destroy(struct pager *p, struct map_entry *e)
 }
 
 int
-split_vmas(struct pager *p, const char *call, uintptr_t start, uintptr_t end)
+split_vmas(struct pager *p, struct map *m, const char *call, uintptr_t start, uintptr_t end)
 {
-	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	for (struct map_entry *e = map_first_from(m, start); e != NULL && e->start < end;
 	     e = e->next) {
 		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
-		const int r = p->pmap->ops->split(p->pmap, from, to - from);
+		const int r = p->pmap->ops->split(p->pmap, e->shard, from, to - from);
 
 		if (r < 0) {
 			log_line(&p->log, UP_LOG_ERROR,
@@ -1380,23 +1381,23 @@ split_vmas(struct pager *p, const char *call, uintptr_t start, uintptr_t end)
 }
 
 int
-unmap_range(struct pager *p, const char *call, uintptr_t start, uintptr_t end)
+unmap_range(struct pager *p, struct map *m, const char *call, uintptr_t start, uintptr_t end)
 {
 	struct map_entry *spare[2], *gone = NULL, **tail = &gone, *e;
 	int r;
 
-	r = spare_alloc(p, start, end, spare);
+	r = spare_alloc(p, m, start, end, spare);
 	if (r < 0)
 		return r;
-	r = split_vmas(p, call, start, end);
+	r = split_vmas(p, m, call, start, end);
 	if (r < 0) {
 		spare_free(p, spare);
 		return r;
 	}
 	pthread_rwlock_wrlock(&p->map.lock);
-	map_clip(&p->map, start, end, spare);
-	while ((e = map_first_from(&p->map, start)) != NULL && e->start < end) {
-		map_remove(&p->map, e);
+	map_clip(m, start, end, spare);
+	while ((e = map_first_from(m, start)) != NULL && e->start < end) {
+		map_remove(m, e);
 		e->next = NULL;
 		*tail = e;
 		tail = &e->next;
@@ -1421,15 +1422,16 @@ up_unmap(struct up_runtime *rt, void *addr, size_t length)
 	if (r < 0)
 		return r;
 	move_begin(&rt->p, &old);
-	r = unmap_range(&rt->p, "up_unmap", start, start + length);
+	r = unmap_range(&rt->p, &rt->p.map, "up_unmap", start, start + length);
 	move_end(&rt->p, &old);
 	return r;
 }
 
 int
-check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end)
+check_covered(struct up_runtime *rt, struct map *m, const char *call, uintptr_t start,
+	      uintptr_t end)
 {
-	if (map_covers(&rt->p.map, start, end))
+	if (map_covers(m, start, end))
 		return 0;
 	log_line(&rt->p.log, UP_LOG_ERROR, "%s: part of %#lx-%#lx is not mapped", call,
 		 (unsigned long)start, (unsigned long)end);
@@ -1492,12 +1494,12 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 		return r;
 
 	change_begin(p, &old);
-	r = check_covered(rt, "up_protect", start, end);
+	r = check_covered(rt, &rt->p.map, "up_protect", start, end);
 	if (r == 0 && (prot & PROT_WRITE))
 		r = check_writable(rt, start, end);
 	if (r < 0)
 		goto unlock;
-	r = spare_alloc(p, start, end, spare);
+	r = spare_alloc(p, &p->map, start, end, spare);
 	if (r < 0)
 		goto unlock;
 	if (p->foreign != NULL && prot == PROT_NONE)
@@ -1512,7 +1514,7 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 					      MIN(end, e->end) - MAX(start, e->start), e->prot);
 		goto free_spare;
 	}
-	entries_set(p, start, end, spare, set_prot, &prot);
+	entries_set(p, &p->map, start, end, spare, set_prot, &prot);
 	goto unlock;
 free_spare:
 	spare_free(p, spare);
@@ -1534,9 +1536,9 @@ advise_entries(struct pager *p, uintptr_t start, uintptr_t end, enum up_advice a
 	struct map_entry *spare[2];
 	int r;
 
-	r = spare_alloc(p, start, end, spare);
+	r = spare_alloc(p, &p->map, start, end, spare);
 	if (r == 0)
-		entries_set(p, start, end, spare, set_advice, &advice);
+		entries_set(p, &p->map, start, end, spare, set_advice, &advice);
 	return r;
 }
 
@@ -1646,7 +1648,7 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 		return bad(rt, "up_advise: unknown advice %d", (int)advice);
 
 	change_begin(p, &old);
-	r = check_covered(rt, "up_advise", start, end);
+	r = check_covered(rt, &rt->p.map, "up_advise", start, end);
 	if (r == 0 && advice == UP_ADVICE_DONTNEED && is_wired(p, start, end))
 		r = bad(rt, "up_advise: part of %#lx-%#lx is wired, and can not be discarded",
 			(unsigned long)start, (unsigned long)end);
@@ -1698,7 +1700,7 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 
 		to = at + MIN(end - at, (uintptr_t)RESIDENCY_PIECE << PAGE_SHIFT);
 		change_begin(p, &old);
-		r = check_covered(rt, "up_residency", at, at == start ? end : to);
+		r = check_covered(rt, &rt->p.map, "up_residency", at, at == start ? end : to);
 		if (r == 0)
 			residency(p, at, to, bits);
 		change_end(p, &old);

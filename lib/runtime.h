@@ -81,7 +81,8 @@ int check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t 
 /* How every call on a range begins: a runtime, of this process, and a range.  0, or -EINVAL, -ECHILD and a log line. */
 int check_call(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length);
 /* 0, or -ENOMEM and a log line: part of it is not mapped.  => map.change is held, so the map does not change. */
-int check_covered(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end);
+int check_covered(struct up_runtime *rt, struct map *m, const char *call, uintptr_t start,
+		  uintptr_t end);
 
 /* A map entry out of the metadata's share of the limit, or NULL. */
 struct map_entry *entry_alloc(struct pager *p);
@@ -126,7 +127,8 @@ int check_process(const struct up_runtime *rt, const char *call);
  * The entries that map_clip() will use, all or none: 0, or -ENOMEM and a log line.  What is left of them goes back
  * with spare_free().  => map.change is held.
  */
-int spare_alloc(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2]);
+int spare_alloc(struct pager *p, struct map *m, uintptr_t start, uintptr_t end,
+		struct map_entry *spare[2]);
 void spare_free(struct pager *p, struct map_entry *spare[2]);
 
 /*
@@ -145,8 +147,8 @@ int object_pool(struct up_runtime *rt, const char *call, struct object *o);
  * set() every entry of a range, clipped; then entries that are like their neighbours again are one with them.
  * => map.change is held; of spare_alloc(), which is used up: spare_free() is done.
  */
-void entries_set(struct pager *p, uintptr_t start, uintptr_t end, struct map_entry *spare[2],
-		 void (*set)(struct map_entry *e, void *to), void *to);
+void entries_set(struct pager *p, struct map *m, uintptr_t start, uintptr_t end,
+		 struct map_entry *spare[2], void (*set)(struct map_entry *e, void *to), void *to);
 
 /* Unmap an entry that is in no map any more, and free it.  => map.change is held */
 void entry_destroy(struct pager *p, struct map_entry *e);
@@ -160,9 +162,9 @@ int map_addresses(struct pager *p, uintptr_t hint, bool fixed, size_t len, int p
 /* Give the addresses of an entry back; it is in no map any more, and nothing is in its page table. */
 void entry_unmap(struct pager *p, const struct map_entry *e);
 /* Make sure that what is mapped of the range can be unmapped.  0, or -ENOMEM and a log line. */
-int split_vmas(struct pager *p, const char *call, uintptr_t start, uintptr_t end);
+int split_vmas(struct pager *p, struct map *m, const char *call, uintptr_t start, uintptr_t end);
 /* The whole of up_unmap() on a range that is one. */
-int unmap_range(struct pager *p, const char *call, uintptr_t start, uintptr_t end);
+int unmap_range(struct pager *p, struct map *m, const char *call, uintptr_t start, uintptr_t end);
 
 /* True if some entry maps pages [first, first + n) of the object.  => map.change is held. */
 bool object_is_mapped(struct pager *p, const struct object *o, uint64_t first, uint64_t n);

@@ -74,13 +74,13 @@ up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inh
 		return r;
 
 	change_begin(p, &old);
-	r = check_covered(rt, "up_inherit", start, end);
+	r = check_covered(rt, &rt->p.map, "up_inherit", start, end);
 	for (e = map_first_from(&p->map, start); r == 0 && e != NULL && e->start < end; e = e->next)
 		r = check_inherit(rt, e, inherit);
 	if (r == 0)
-		r = spare_alloc(p, start, end, spare);
+		r = spare_alloc(p, &p->map, start, end, spare);
 	if (r == 0)
-		entries_set(p, start, end, spare, set_inherit, &inherit);
+		entries_set(p, &p->map, start, end, spare, set_inherit, &inherit);
 	change_end(p, &old);
 	return r;
 }

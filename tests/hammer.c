@@ -208,7 +208,7 @@ mapper_main(void *arg)
 		      "pool_map", 0);
 		for (unsigned i = 0; i < 4; i++)
 			add_one(2, va, first, 8, &rng);
-		check(pm->ops->split(pm, va, len / 2) == 0, "split", 0);
+		check(pm->ops->split(pm, 0, va, len / 2) == 0, "split", 0);
 		check(pm->ops->unmap(pm, va, len / 2, 1) == 0, "unmap", 0);
 		for (unsigned i = 0; i < 4; i++)
 			add_one(2, va + len / 2, first + 4, 4, &rng);
@@ -359,7 +359,7 @@ main(int argc, char **argv)
 	shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
 		      0);
 	check(shared != MAP_FAILED, "mmap", errno);
-	check(pm->ops->pool_create(pm, PAGES, &pool) == 0, "pool_create", 0);
+	check(pm->ops->pool_create(pm, PAGES, false, &pool) == 0, "pool_create", 0);
 	file = pmap_uffd_pool_fd(pm, pool, &offset);
 	for (unsigned i = 0; i < 2; i++)
 		check(pm->ops->pool_map(pm, pool, 0, false, PAGES * PAGE_SIZE,

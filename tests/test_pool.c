@@ -13,6 +13,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "heap_arena.h"
@@ -67,7 +68,9 @@ rig_make(uint64_t mask, unsigned places)
 	heap_arena_init(&heap, 64 << 20, 16 << 20);
 	zone_init(&records, &heap.arena, "place", pm->place_size, NULL, NULL);
 	pm->places = &records;
-	cr_assert(eq(int, pm->ops->pool_create(pm, NPAGES, &pool), 0));
+	/* UP_TEST_APART=1: all of it with a pool that has a file of its own. */
+	cr_assert(eq(int, pm->ops->pool_create(pm, NPAGES, getenv("UP_TEST_APART") != NULL, &pool),
+		     0));
 	nplaces = places;
 	for (unsigned i = 0; i < places; i++)
 		cr_assert(eq(int,
@@ -569,7 +572,7 @@ Test(pool, a_run_may_go_from_one_pool_to_its_neighbour)
 	rig_make(0, 1);
 	/* The kernel maps downwards, so before long two are neighbours. */
 	do {
-		cr_assert(eq(int, pm->ops->pool_create(pm, NPAGES, &other[n]), 0));
+		cr_assert(eq(int, pm->ops->pool_create(pm, NPAGES, false, &other[n]), 0));
 		for (i = 0; i < n && other[i] != other[n] + len; i++)
 			;
 	} while (i == n++ && n < ARRAY_SIZE(other));
@@ -609,7 +612,7 @@ Test(pool, a_part_of_a_place_can_go, .init = catch_signals)
 	start(&u, (uintptr_t)word(0, 20), false, 1);
 	wait_fault(0);
 	count = zone_count(&records);
-	cr_assert(eq(int, pm->ops->split(pm, at[1] + 16 * PAGE_SIZE, 8 * PAGE_SIZE), 0));
+	cr_assert(eq(int, pm->ops->split(pm, 0, at[1] + 16 * PAGE_SIZE, 8 * PAGE_SIZE), 0));
 	cr_assert(eq(sz, zone_count(&records), count + 2));
 	/* Needs no record now. */
 	atomic_store(&records.fail_in, 1);
@@ -681,14 +684,14 @@ Test(pool, without_metadata_nothing_is_made)
 	rig_make(0, 1);
 	count = zone_count(&records);
 	atomic_store(&records.fail_in, 1);
-	cr_assert(eq(int, pm->ops->pool_create(pm, 4, &va), -ENOMEM));
+	cr_assert(eq(int, pm->ops->pool_create(pm, 4, false, &va), -ENOMEM));
 	atomic_store(&records.fail_in, 1);
 	cr_assert(eq(int, pm->ops->pool_map(pm, pool, 0, false, PAGE_SIZE, RW, 0, &va), -ENOMEM));
 	atomic_store(&records.fail_in, 1);
 	cr_assert(eq(int, pm->ops->space_create(pm, 0, &shard), -ENOMEM));
 	for (unsigned nth = 1; nth <= 2; nth++) {
 		atomic_store(&records.fail_in, nth);
-		cr_assert(eq(int, pm->ops->split(pm, at[0] + 8 * nth * PAGE_SIZE, PAGE_SIZE),
+		cr_assert(eq(int, pm->ops->split(pm, 0, at[0] + 8 * nth * PAGE_SIZE, PAGE_SIZE),
 			     -ENOMEM));
 	}
 	atomic_store(&records.fail_in, 0);
@@ -827,6 +830,35 @@ Test(pool, a_place_that_comes_later_is_poisoned_by_its_own_fault, .init = catch_
 		cr_assert(eq(int, pm->ops->unmap(pm, late, 8 * PAGE_SIZE, 1), 0));
 		rig_drop();
 	}
+}
+
+Test(pool, who_is_given_the_file_of_a_pool_apart_sees_no_other_and_can_not_cut_it)
+{
+	uintptr_t other[2];
+	struct stat st[2];
+	uint64_t offset;
+	int fd[2];
+
+	rig_make(0, 1);
+	for (unsigned i = 0; i < 2; i++) {
+		cr_assert(eq(int, pm->ops->pool_create(pm, 16, true, &other[i]), 0));
+		fd[i] = pmap_uffd_pool_fd(pm, other[i] + 3 * PAGE_SIZE, &offset);
+		cr_assert(ge(int, fd[i], 0));
+		cr_assert(eq(u64, offset, 3 * PAGE_SIZE));
+		cr_assert(fstat(fd[i], &st[i]) == 0);
+		cr_assert(eq(u64, (uint64_t)st[i].st_size, 16 * PAGE_SIZE));
+		cr_assert(ftruncate(fd[i], 0) < 0 && errno == EPERM);
+		cr_assert(ftruncate(fd[i], 1 << 20) < 0 && errno == EPERM);
+		cr_assert(fcntl(fd[i], F_ADD_SEALS, F_SEAL_WRITE) < 0 && errno == EPERM);
+	}
+	cr_assert(st[0].st_ino != st[1].st_ino);
+	fd[0] = pmap_uffd_pool_fd(pm, pool, &offset);
+	cr_assert(fstat(fd[0], &st[0]) == 0 && st[0].st_ino != st[1].st_ino);
+	for (unsigned i = 0; i < 2; i++)
+		pm->ops->pool_destroy(pm, other[i]);
+	/* And the descriptor went with it. */
+	cr_assert(fcntl(fd[1], F_GETFD) < 0 && errno == EBADF);
+	rig_drop();
 }
 
 /* --- another process --- */

@@ -544,7 +544,7 @@ pool_up(void)
 	heap_arena_init(&heap, 64 << 20, 16 << 20);
 	zone_init(&records, &heap.arena, "place", pm->place_size, NULL, NULL);
 	pm->places = &records;
-	cr_assert(eq(int, pm->ops->pool_create(pm, 100, &pool), 0));
+	cr_assert(eq(int, pm->ops->pool_create(pm, 100, false, &pool), 0));
 	for (unsigned i = 0; i < 2; i++)
 		cr_assert(
 			eq(int,
@@ -758,7 +758,7 @@ Test(sim, a_part_of_a_place_goes_and_the_pool_keeps_its_pages, .init = pool_up, 
 	size_t count;
 
 	pool_fill(0, 30);
-	cr_assert(eq(int, pm->ops->split(pm, pair[1] + 10 * PAGE_SIZE, 10 * PAGE_SIZE), 0));
+	cr_assert(eq(int, pm->ops->split(pm, 0, pair[1] + 10 * PAGE_SIZE, 10 * PAGE_SIZE), 0));
 	count = zone_count(&records);
 	atomic_store(&records.fail_in, 1);
 	cr_assert(eq(int, pm->ops->unmap(pm, pair[1] + 10 * PAGE_SIZE, 10 * PAGE_SIZE, 1), 0));

@@ -141,7 +141,7 @@ struct pmap_ops {
 	 * Before an unmap, while nothing has changed yet: give the part a mapping of its own, so that
 	 * taking it away needs nothing more.  -ENOMEM (vm.max_map_count): it can not be unmapped now.
 	 */
-	int (*split)(struct pmap *, uintptr_t va, size_t len);
+	int (*split)(struct pmap *, unsigned shard, uintptr_t va, size_t len);
 	int (*protect)(struct pmap *, uintptr_t va, size_t len, int prot);
 
 	int (*zero)(struct pmap *, unsigned shard, uintptr_t va, size_t n, size_t *done);
@@ -192,10 +192,10 @@ struct pmap_ops {
 	/* --- pools and spaces: only with UP_MASK_SHARED in features; else NULL --- */
 
 	/*
-	 * pool_create: *pool is the address of its first page.  pool_destroy: nothing maps it any more; pages that are
+	 * pool_create: *pool is the address of its first page; apart: whoever is given its file sees nothing else.  pool_destroy: nothing maps it any more; pages that are
 	 * still in it go.  User threads only; so are the next four.
 	 */
-	int (*pool_create)(struct pmap *, size_t npages, uintptr_t *pool);
+	int (*pool_create)(struct pmap *, size_t npages, bool apart, uintptr_t *pool);
 	void (*pool_destroy)(struct pmap *, uintptr_t pool);
 	/*
 	 * As map, of the pages of a pool from the one at address `page` on.  Of a space: it is only remembered that

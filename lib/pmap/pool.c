@@ -3,7 +3,8 @@
  * pool.c: shared memory behind userfaultfd, mapped in several places and several processes.
  *
  * Pools are parts of a file in memory (memfd), one for all of them: a descriptor each would be as many as there are children times
- * what they inherit.  What is in the file is what is in the pool:
+ * what they inherit.  Who has the descriptor can map all of the file, so one that is for a process which may not see the others' has a
+ * file of its own (`apart`), and can not change its length.  What is in the file is what is in the pool:
  *
  *	          UFFDIO_COPY, staging's descriptor
  *	frame  ---------------------------------------> alias --.
@@ -63,6 +64,8 @@ struct span {
 
 struct pool {
 	struct span span; /* first */
+	int file;	  /* (c) */
+	bool apart;	  /* (c) the file is its own */
 	off_t base;	  /* (c) of its first page in the file */
 	struct place *places;
 	size_t poison_from, poison_to; /* (poison) outside of it no page is poisoned */
@@ -356,9 +359,9 @@ offset_of(const struct pool *pool, size_t i)
 }
 
 static int
-punch(const struct uffd_pmap *u, const struct pool *pool, size_t first, size_t n)
+punch(const struct pool *pool, size_t first, size_t n)
 {
-	while (fallocate(u->pools.file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+	while (fallocate(pool->file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			 offset_of(pool, first), (off_t)(n << PAGE_SHIFT)) < 0)
 		if (errno != EINTR)
 			return -errno;
@@ -421,13 +424,13 @@ pool_enter(struct uffd_pmap *u, uintptr_t va, frame_t frame, size_t n, size_t *d
 
 /* pread() of whole pages; where nothing is, zeros.  0 or -EIO. */
 static int
-file_read(const struct uffd_pmap *u, const struct pool *pool, size_t first, size_t n, char *buf)
+file_read(const struct pool *pool, size_t first, size_t n, char *buf)
 {
 	const size_t len = n << PAGE_SHIFT;
 	size_t got = 0;
 
 	while (got < len) {
-		const ssize_t k = pread(u->pools.file, buf + got, len - got,
+		const ssize_t k = pread(pool->file, buf + got, len - got,
 					offset_of(pool, first) + (off_t)got);
 
 		if (k < 0 && errno == EINTR)
@@ -449,10 +452,10 @@ copy_out(struct uffd_pmap *u, const struct pool *pool, size_t first, frame_t hol
 	size_t made, good = 0;
 	int r = uffd_frame_new(&u->pmap, hole, n, &made);
 
-	if (made > 0 && file_read(u, pool, first, made, pmap_frame(&u->pmap, hole)) == 0)
+	if (made > 0 && file_read(pool, first, made, pmap_frame(&u->pmap, hole)) == 0)
 		good = made;
 	else /* which page is it? */
-		while (good < made && file_read(u, pool, first + good, 1,
+		while (good < made && file_read(pool, first + good, 1,
 						pmap_frame(&u->pmap, hole + (frame_t)good)) == 0)
 			good++;
 	if (good < made) {
@@ -482,7 +485,7 @@ take_out(struct uffd_pmap *u, const struct pool *pool, size_t first, frame_t hol
 	r = each_part(u, pool, first, n, stop_writers);
 	if (r == 0)
 		r = copy_out(u, pool, first, hole, n, done);
-	if (*done > 0 && punch(u, pool, first, *done) < 0) {
+	if (*done > 0 && punch(pool, first, *done) < 0) {
 		uffd_frame_drop(&u->pmap, hole, *done);
 		*done = 0;
 		r = -EAGAIN;
@@ -528,7 +531,7 @@ pool_read(struct uffd_pmap *u, uintptr_t va, void *buf)
 	pthread_rwlock_rdlock(&u->pools.lock);
 	pool = pool_at(u, va);
 	if (pool != NULL)
-		r = file_read(u, pool, (va - pool->span.start) >> PAGE_SHIFT, 1, buf);
+		r = file_read(pool, (va - pool->span.start) >> PAGE_SHIFT, 1, buf);
 	pthread_rwlock_unlock(&u->pools.lock);
 	return r;
 }
@@ -555,9 +558,9 @@ pool_wake(struct uffd_pmap *u, uintptr_t va, size_t n)
 /* --- poison --- */
 
 static bool
-in_file(const struct uffd_pmap *u, const struct pool *pool, size_t i)
+in_file(const struct pool *pool, size_t i)
 {
-	return lseek(u->pools.file, offset_of(pool, i), SEEK_DATA) == offset_of(pool, i);
+	return lseek(pool->file, offset_of(pool, i), SEEK_DATA) == offset_of(pool, i);
 }
 
 /*
@@ -596,7 +599,7 @@ poison_locked(struct uffd_pmap *u, struct pool *pool, size_t i)
 	bool poisoned = false, already = false;
 	int err = 0;
 
-	if (in_file(u, pool, i))
+	if (in_file(pool, i))
 		return -EEXIST;
 	pthread_mutex_lock(&p->poison);
 	if (pool->poison_from == pool->poison_to)
@@ -650,7 +653,7 @@ pool_poison(struct uffd_pmap *u, uintptr_t va)
 static int
 part_heal(struct uffd_pmap *u, const struct pool *pool, const struct part *part)
 {
-	const struct backing file = { u->pools.file, offset_of(pool, part->first) };
+	const struct backing file = { pool->file, offset_of(pool, part->first) };
 
 	if (part->place->span.space == OURS) {
 		int r = uffd_drop_pages(part->va, part->n);
@@ -682,7 +685,7 @@ heal(struct uffd_pmap *u, struct pool *pool, size_t first, size_t n)
 			r = part_heal(u, pool, &part);
 	}
 	if (r == 0 && atomic_load(&u->lost_mapped))
-		r = punch(u, pool, from, to - from); /* what came before it was registered */
+		r = punch(pool, from, to - from); /* what came before it was registered */
 	pthread_mutex_lock(&p->poison);
 	/* The caller's pages are busy: what was poisoned meanwhile is outside. */
 	if (r == 0 && first <= pool->poison_from && pool->poison_to <= first + n)
@@ -707,7 +710,7 @@ pool_discard(struct uffd_pmap *u, uintptr_t va, size_t n)
 			r = -ENOENT;
 			break;
 		}
-		r = punch(u, pool, first, run);
+		r = punch(pool, first, run);
 		if (r == 0)
 			r = heal(u, pool, first, run);
 	}
@@ -740,8 +743,25 @@ file_extend(struct uffd_pmap *u, size_t len)
 	return at;
 }
 
+/* A file of that length for one pool, which who has it can not change.  Its descriptor or -errno. */
+static int
+file_apart(size_t len)
+{
+	const int fd = memfd_create(POOL_NAME, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int r;
+
+	if (fd < 0)
+		return -errno;
+	if (len <= INT64_MAX && ftruncate(fd, (off_t)len) == 0 &&
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0)
+		return fd;
+	r = len <= INT64_MAX ? -errno : -ENOSPC;
+	close(fd);
+	return r;
+}
+
 int
-pool_create(struct pmap *pm, size_t npages, uintptr_t *pool)
+pool_create(struct pmap *pm, size_t npages, bool apart, uintptr_t *pool)
 {
 	struct uffd_pmap *u = to_uffd(pm);
 	struct pool *p = record_new(u);
@@ -750,11 +770,12 @@ pool_create(struct pmap *pm, size_t npages, uintptr_t *pool)
 
 	if (p == NULL)
 		return -ENOMEM;
-	file.offset = file_extend(u, npages << PAGE_SHIFT);
-	if (file.offset < 0) {
-		r = (int)file.offset;
+	if (apart)
+		file.fd = r = file_apart(npages << PAGE_SHIFT);
+	else
+		r = (file.offset = file_extend(u, npages << PAGE_SHIFT)) < 0 ? (int)file.offset : 0;
+	if (r < 0)
 		goto free_record;
-	}
 	/*
 	 * Inaccessible: COPY does not mind, and a program that touches addresses which it has unmapped may find that
 	 * the alias has them now.
@@ -762,9 +783,11 @@ pool_create(struct pmap *pm, size_t npages, uintptr_t *pool)
 	r = uffd_region_map(&file, u->stage_fd, 0, false, npages << PAGE_SHIFT, PROT_NONE,
 			    UFFDIO_REGISTER_MODE_MISSING, pool);
 	if (r < 0)
-		goto free_record;
+		goto close_file;
 	*p = (struct pool){
 		.span = { .start = *pool, .end = *pool + (npages << PAGE_SHIFT), .is_pool = true },
+		.file = file.fd,
+		.apart = apart,
 		.base = file.offset,
 	};
 	pthread_rwlock_wrlock(&u->pools.lock);
@@ -772,6 +795,9 @@ pool_create(struct pmap *pm, size_t npages, uintptr_t *pool)
 	atomic_fetch_add(&u->pools.npools, 1);
 	pthread_rwlock_unlock(&u->pools.lock);
 	return 0;
+close_file:
+	if (apart)
+		close(file.fd);
 free_record:
 	record_free(u, p);
 	return r;
@@ -790,8 +816,10 @@ pool_destroy(struct pmap *pm, uintptr_t va)
 	atomic_fetch_sub(&u->pools.npools, 1);
 	pthread_rwlock_unlock(&u->pools.lock);
 	/* A child that has not gone yet may still hold the file; it shall not hold the memory. */
-	punch(u, pool, 0, (pool->span.end - pool->span.start) >> PAGE_SHIFT);
+	punch(pool, 0, (pool->span.end - pool->span.start) >> PAGE_SHIFT);
 	munmap((void *)pool->span.start, pool->span.end - pool->span.start);
+	if (pool->apart)
+		close(pool->file);
 	record_free(u, pool);
 }
 
@@ -814,7 +842,7 @@ pool_map(struct pmap *pm, uintptr_t page, uintptr_t hint, bool fixed, size_t len
 	assert(pool != NULL && len <= pool->span.end - page);
 	assert(ours || space_of(u, shard) != NULL);
 	first = (page - pool->span.start) >> PAGE_SHIFT;
-	file = (struct backing){ u->pools.file, offset_of(pool, first) };
+	file = (struct backing){ pool->file, offset_of(pool, first) };
 	pthread_rwlock_unlock(&u->pools.lock);
 
 	if (prot & PROT_WRITE)
@@ -890,11 +918,11 @@ places_cut(struct uffd_pmap *u, unsigned space, uintptr_t va, size_t len)
 }
 
 int
-places_split(struct uffd_pmap *u, uintptr_t va, size_t len)
+places_split(struct uffd_pmap *u, unsigned shard, uintptr_t va, size_t len)
 {
 	if (atomic_load(&u->pools.npools) == 0)
 		return 0;
-	return places_cut(u, OURS, va, len);
+	return places_cut(u, shard < PMAP_POOL ? OURS : shard, va, len);
 }
 
 /*
@@ -998,7 +1026,7 @@ pool_populate(struct pmap *pm, unsigned shard, uintptr_t va, size_t len, bool wr
 	if (s != NULL && !s->is_pool) {
 		const struct place *pl = (struct place *)s;
 
-		fd = u->pools.file;
+		fd = pl->pool->file;
 		at = offset_of(pl->pool, pl->first) + (off_t)(va - s->start);
 		end = at + (off_t)MIN(len, s->end - va);
 		base = va - (uintptr_t)at;
@@ -1253,7 +1281,7 @@ pmap_uffd_pool_fd(struct pmap *pm, uintptr_t page, uint64_t *offset)
 	pthread_rwlock_rdlock(&u->pools.lock);
 	pool = pool_at(u, page);
 	if (pool != NULL) {
-		fd = u->pools.file;
+		fd = pool->file;
 		*offset = (uint64_t)pool->base + (page - pool->span.start);
 	}
 	pthread_rwlock_unlock(&u->pools.lock);

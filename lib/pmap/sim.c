@@ -1370,13 +1370,13 @@ op_destroy(struct pmap *pm)
 }
 
 static int
-op_split(struct pmap *pm, uintptr_t va, size_t len)
+op_split(struct pmap *pm, unsigned shard, uintptr_t va, size_t len)
 {
 	struct sim_pmap *s = to_sim(pm);
 	int err;
 
-	require(region_covers(s, va, va + len), "split: part of %#lx + %zu is not mapped",
-		(unsigned long)va, len);
+	require(shard >= PMAP_POOL || region_covers(s, va, va + len),
+		"split: part of %#lx + %zu is not mapped", (unsigned long)va, len);
 	err = sim_inject(s->f, SIM_UNMAP);
 	if (err != 0)
 		return err;
@@ -1425,12 +1425,14 @@ pool_find(const struct sim_pmap *s, const char *op, uintptr_t start)
 }
 
 static int
-op_pool_create(struct pmap *pm, size_t npages, uintptr_t *pool)
+op_pool_create(struct pmap *pm, size_t npages, bool apart, uintptr_t *pool)
 {
 	struct sim_pmap *s = to_sim(pm);
 	const size_t len = npages << PAGE_SHIFT;
 	void *record;
 	int err = sim_inject(s->f, SIM_MAP);
+
+	(void)apart;
 
 	if (err != 0)
 		return err;

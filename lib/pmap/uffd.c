@@ -370,11 +370,11 @@ uffd_enter(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t 
  * and is harmless (the part is left out of core dumps) should the caller think better of it.
  */
 static int
-uffd_split(struct pmap *pm, uintptr_t va, size_t len)
+uffd_split(struct pmap *pm, unsigned shard, uintptr_t va, size_t len)
 {
-	const int r = places_split(to_uffd(pm), va, len);
+	const int r = places_split(to_uffd(pm), shard, va, len);
 
-	if (r < 0)
+	if (r < 0 || shard >= PMAP_POOL)
 		return r;
 	return madvise((void *)va, len, MADV_DONTDUMP) < 0 ? -errno : 0;
 }

@@ -35,7 +35,7 @@ struct track;
 struct pools {
 	pthread_rwlock_t lock;
 	bool made;			 /* (c) the lock is, and there is shared memory */
-	int file;			 /* (c) a memfd: all pools */
+	int file;			 /* (c) a memfd: all pools that are not apart */
 	off_t size;			 /* (l) its size; what lies before it has been given out */
 	struct span *root;		 /* (l) pools and places by address */
 	uint64_t weights;		 /* (l) a random sequence, for the tree */
@@ -155,10 +155,10 @@ int pool_read(struct uffd_pmap *u, uintptr_t va, void *buf);
 /* Shards of spaces, and addresses of this process where there may be places. */
 void space_wake(struct uffd_pmap *u, unsigned shard, uintptr_t va, size_t n);
 unsigned space_faults(struct uffd_pmap *u, unsigned near, struct pmap_fault *buf, unsigned max);
-int places_split(struct uffd_pmap *u, uintptr_t va, size_t len);
+int places_split(struct uffd_pmap *u, unsigned shard, uintptr_t va, size_t len);
 int places_unmap(struct uffd_pmap *u, uintptr_t va, size_t len, unsigned shard);
 
-int pool_create(struct pmap *pm, size_t npages, uintptr_t *pool);
+int pool_create(struct pmap *pm, size_t npages, bool apart, uintptr_t *pool);
 void pool_destroy(struct pmap *pm, uintptr_t va);
 int pool_map(struct pmap *pm, uintptr_t page, uintptr_t hint, bool fixed, size_t len, int prot,
 	     unsigned shard, uintptr_t *va);

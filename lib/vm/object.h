@@ -95,9 +95,10 @@ struct object {
 	uintptr_t pool;		    /* (m) its pages are there while MAPPED; 0: in one region */
 	atomic_bool unrecorded;	    /* (a) of one in a pool: as that of a map entry, in any place */
 	bool roams;		    /* (c) may be unmapped and mapped elsewhere with its pages */
-	bool loose;		    /* (m) its pages may be staged without an address to wake */
-	bool noreserve;		    /* (c) pages are promised when first touched, not when mapped */
-	bool readonly;		    /* (c) a snapshot */
+	bool apart;	   /* (c) its pool is for another process, which may see no other */
+	bool loose;	   /* (m) its pages may be staged without an address to wake */
+	bool noreserve;	   /* (c) pages are promised when first touched, not when mapped */
+	bool readonly;	   /* (c) a snapshot */
 	bool parting;	   /* map->change: a clone that is being made has it already (cow.c) */
 	uint64_t reserved; /* pages promised when mapped (vm/resv.h); map->change guards it */
 	void (*release)(struct object *); /* (c) called when refs drops to 0 */
