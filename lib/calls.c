@@ -361,7 +361,7 @@ unlock:
 /* --- objects and the map, for people --- */
 
 /* => the caller has a reference, or map.change. */
-static void
+void
 object_info(struct pager *p, struct object *o, struct up_object_stats *info)
 {
 	uint64_t n[ANON_KINDS] = { 0 };

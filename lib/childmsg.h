@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * childmsg.h (private): what a forked child and the process of its pager have to say to each other, over a SOCK_SEQPACKET.
+ * childmsg.h (private): what a client, a forked child or a program that is connected to a daemon, and the process of its pager have to say
+ * to each other, over a SOCK_SEQPACKET.
  *
  *	child				pager
  *	HELLO, its userfaultfd ------->
@@ -8,6 +9,18 @@
  *	FORK, a socket --------------->				it is about to fork
  *	              <--------------- REGION, descriptors ...	what its child is to map
  *	FORKED ----------------------->				it has, or will not
+ *
+ * A connected program begins with CONNECT, and has calls; one at a time.
+ *
+ *	CONNECT, PROTOCOL_VERSION, a name ->
+ *	              <--------------- RETURN, its features	or why not, in words
+ *	HELLO, its userfaultfd ------->
+ *	              <--------------- ACK, a pidfd
+ *	CALL, descriptors ------------>
+ *	              <--------------- RETURN, descriptors	of the same serial
+ *
+ * CALL_MAP and CALL_CLONE are answered with REGION messages, of what is to be mapped (inaccessible) and registered; then
+ * CALL_MAPPED does it, or CALL_CANCEL does not.  Integers are of the machine: both sides are on it.
  *
  * Nothing is allocated and no lock is taken: most of it happens around a fork().
  */
@@ -23,14 +36,63 @@
 #define FORK_MS 2000	/* a child that is forking is back within that */
 #define ANSWER_MS 30000 /* the pager answers within that */
 
-enum msg_type { MSG_HELLO = 1, MSG_ACK, MSG_FORK, MSG_REGION, MSG_FORKED };
+#define PROTOCOL_VERSION 1u
+#define MSG_TEXT 256u /* with its end */
+#define MSG_BYTES 1024u
+
+enum msg_type {
+	MSG_HELLO = 1,
+	MSG_ACK,
+	MSG_FORK,
+	MSG_REGION,
+	MSG_FORKED,
+	MSG_CONNECT,
+	MSG_CALL,
+	MSG_RETURN,
+};
+
+enum call_op {
+	CALL_MAP = 1,	  /* addr, length, prot, flags, object, offset */
+	CALL_MAPPED,	  /* what was asked for last is mapped now */
+	CALL_CANCEL,	  /* it is not going to be */
+	CALL_UNMAP,	  /* addr, length */
+	CALL_PROTECT,	  /* addr, length, prot */
+	CALL_ADVISE,	  /* addr, length, flags: enum up_advice */
+	CALL_INHERIT,	  /* addr, length, flags: enum up_inherit */
+	CALL_CLONE,	  /* addr, length, offset: where to */
+	CALL_SYNC,	  /* addr, length, flags */
+	CALL_RESIDENCY,	  /* addr, length (MSG_BYTES pages at most): bytes */
+	CALL_CREATE_ANON, /* length, flags, text: a name or "".  => object */
+	CALL_CREATE_FILE, /* offset, length, flags, a descriptor.  => object, length */
+	CALL_CREATE_DEVICE,
+	CALL_OPEN,     /* text.  => object, length */
+	CALL_REMOVE,   /* text */
+	CALL_SNAPSHOT, /* object.  => object, length */
+	CALL_UNREF,    /* object */
+	CALL_INFO,     /* object.  => bytes: struct up_object_stats */
+	CALL_STATS,    /* => bytes: struct up_stats */
+};
+
+/* 0 is no object. */
+struct call {
+	uint32_t op, flags;
+	int32_t prot;
+	uint32_t unused;
+	uint64_t addr, length, offset, object;
+	char text[MSG_TEXT];
+};
 
 struct msg {
 	uint32_t type;
-	uint32_t serial;  /* FORK: the child's; REGION: of what it answers */
-	int32_t status;	  /* REGION: 0, or why there are none; FORKED: 0, or it will not */
-	uint32_t n, left; /* REGION: how many here, and how many are still to come */
-	struct region r[MSG_REGIONS];
+	uint32_t serial; /* CALL, FORK: the client's; RETURN, REGION: of what it answers */
+	int32_t status;	 /* RETURN, REGION: 0, or why there are none; FORKED: 0, or it will not */
+	uint32_t n,
+		left; /* REGION: how many here, and how many are still to come; CONNECT: the version */
+	union {
+		struct region r[MSG_REGIONS];
+		struct call call;
+		unsigned char bytes[MSG_BYTES];
+	};
 };
 
 /* 0 or -errno; -ETIMEDOUT: the other side does not read.  `nfd` descriptors go with it. */

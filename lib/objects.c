@@ -275,35 +275,26 @@ sync_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end, 
 	}
 	if (flags & UP_SYNC_INVALIDATE)
 		return source_settle(o->source, discard_shared(p, e, start, end));
-	if ((flags & UP_SYNC_ASYNC) && e->wired == 0 && source_push(p, e->shard, start, end))
+	if ((flags & UP_SYNC_ASYNC) && e->wired == 0 && e->shard < p->nservices &&
+	    source_push(p, e->shard, start, end))
 		return 0;
 	return source_sync(p, o, first, n, (flags & UP_SYNC_ASYNC) == 0);
 }
 
 int
-up_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags)
+sync_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end, unsigned flags)
 {
-	const uintptr_t start = (uintptr_t)addr, end = start + length;
-	struct pager *p;
-	sigset_t old;
+	struct pager *p = &rt->p;
 	int r, error = 0;
 
-	r = check_call(rt, "up_sync", start, length);
-	if (r < 0)
-		return r;
-	p = &rt->p;
-	if (flags > UP_SYNC_INVALIDATE)
-		return bad(rt, "up_sync: flags %#x", flags);
-
-	change_begin(p, &old);
-	r = check_covered(rt, &rt->p.map, "up_sync", start, end);
-	if (r == 0 && (flags & UP_SYNC_INVALIDATE) && is_wired(p, start, end)) {
+	r = check_covered(rt, m, "up_sync", start, end);
+	if (r == 0 && (flags & UP_SYNC_INVALIDATE) && m == &p->map && is_wired(p, start, end)) {
 		log_line(&p->log, UP_LOG_ERROR,
 			 "up_sync: part of %#lx-%#lx is wired, and can not be invalidated",
 			 (unsigned long)start, (unsigned long)end);
 		r = -EBUSY;
 	}
-	for (struct map_entry *e = r == 0 ? map_first_from(&p->map, start) : NULL;
+	for (struct map_entry *e = r == 0 ? map_first_from(m, start) : NULL;
 	     e != NULL && e->start < end; e = e->next) {
 		r = sync_part(p, e, MAX(start, e->start), MIN(end, e->end), flags);
 		if (r < 0 && error == 0) {
@@ -312,6 +303,23 @@ up_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags)
 				 e->object->source->ops->name, strerrorname_np(-r));
 		}
 	}
-	change_end(p, &old);
 	return error != 0 ? error : r;
+}
+
+int
+up_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags)
+{
+	const uintptr_t start = (uintptr_t)addr;
+	sigset_t old;
+	int r;
+
+	r = check_call(rt, "up_sync", start, length);
+	if (r < 0)
+		return r;
+	if (flags > UP_SYNC_INVALIDATE)
+		return bad(rt, "up_sync: flags %#x", flags);
+	change_begin(&rt->p, &old);
+	r = sync_entries(rt, &rt->p.map, start, start + length, flags);
+	change_end(&rt->p, &old);
+	return r;
 }

@@ -1016,7 +1016,7 @@ check_tracked(struct up_runtime *rt, const char *call, int prot)
 	return -ENOTSUP;
 }
 
-static int
+int
 check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsigned flags,
 	  const struct object *o, uint64_t offset)
 {
@@ -1064,46 +1064,55 @@ check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsi
 	return 0;
 }
 
+int
+object_to_map(struct up_runtime *rt, uint64_t npages, unsigned flags, struct object *o,
+	      uint64_t *first, struct object **out)
+{
+	const bool noreserve = rt->overcommit || (flags & UP_NORESERVE);
+	struct pager *p = &rt->p;
+	int r;
+
+	if (o == NULL)
+		return object_create(rt, "up_map", npages, npages, noreserve, out);
+	if (o->source != NULL && (flags & UP_PRIVATE)) {
+		r = object_create(rt, "up_map", npages, npages, noreserve, out);
+		if (r < 0)
+			return r;
+		pthread_rwlock_wrlock(&p->map.lock);
+		(*out)->named = (*out)->loose = true;
+		object_ref(o);
+		object_shadow(*out, o, *first);
+		pthread_rwlock_unlock(&p->map.lock);
+		*first = 0;
+		return 0;
+	}
+	if (flags & UP_PRIVATE) {
+		r = cow_shadow(rt, "up_map", o, *first, npages, out);
+		if (r == 0)
+			*first = 0;
+		return r;
+	}
+	r = share(rt, o, *first, npages, flags);
+	if (r < 0)
+		return r;
+	object_ref(o);
+	*out = o;
+	return 0;
+}
+
 /* => map.change is held.  -EAGAIN: change_again() */
 static int
 map_locked(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flags,
 	   struct object *o, uint64_t offset, uintptr_t *at)
 {
-	const uint64_t npages = length >> PAGE_SHIFT;
 	uint64_t first = offset >> PAGE_SHIFT;
 	struct pager *p = &rt->p;
 	struct map_entry *e;
 	int r;
 
-	if (o == NULL) {
-		r = object_create(rt, "up_map", npages, npages,
-				  rt->overcommit || (flags & UP_NORESERVE), &o);
-		if (r < 0)
-			return r;
-	} else if (o->source != NULL && (flags & UP_PRIVATE)) {
-		struct object *named = o;
-
-		r = object_create(rt, "up_map", npages, npages,
-				  rt->overcommit || (flags & UP_NORESERVE), &o);
-		if (r < 0)
-			return r;
-		pthread_rwlock_wrlock(&p->map.lock);
-		o->named = o->loose = true;
-		object_ref(named);
-		object_shadow(o, named, first);
-		pthread_rwlock_unlock(&p->map.lock);
-		first = 0;
-	} else if (flags & UP_PRIVATE) {
-		r = cow_shadow(rt, "up_map", o, first, npages, &o);
-		if (r < 0)
-			return r;
-		first = 0;
-	} else {
-		r = share(rt, o, first, npages, flags);
-		if (r < 0)
-			return r;
-		object_ref(o);
-	}
+	r = object_to_map(rt, length >> PAGE_SHIFT, flags, o, &first, &o);
+	if (r < 0)
+		return r;
 	e = entry_alloc(p);
 	if (e == NULL) {
 		log_line(&p->log, UP_LOG_ERROR,
@@ -1255,7 +1264,7 @@ entry_unmap(struct pager *p, const struct map_entry *e)
 	/* Not after split(); but if it should be, nobody may wait there for a page that never comes. */
 	log_line(&p->log, UP_LOG_ERROR, "unmapping %#lx-%#lx: %s", (unsigned long)e->start,
 		 (unsigned long)e->end, strerrorname_np(-r));
-	if (e->shard < p->nservices) /* ours, not a child's */
+	if (e->shard < p->nservices)
 		p->pmap->ops->protect(p->pmap, e->start, e->end - e->start, PROT_NONE);
 	p->pmap->ops->wake(p->pmap, e->shard, e->start, (e->end - e->start) >> PAGE_SHIFT);
 }
@@ -1440,9 +1449,9 @@ check_covered(struct up_runtime *rt, struct map *m, const char *call, uintptr_t 
 
 /* A snapshot stays as it is.  => map.change is held. */
 static int
-check_writable(struct up_runtime *rt, uintptr_t start, uintptr_t end)
+check_writable(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end)
 {
-	for (struct map_entry *e = map_first_from(&rt->p.map, start); e != NULL && e->start < end;
+	for (struct map_entry *e = map_first_from(m, start); e != NULL && e->start < end;
 	     e = e->next) {
 		if (e->object->readonly) {
 			log_line(&rt->p.log, UP_LOG_ERROR,
@@ -1474,6 +1483,22 @@ set_prot(struct map_entry *e, void *to)
 }
 
 int
+protect_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end, int prot)
+{
+	struct map_entry *spare[2];
+	int r;
+
+	r = check_covered(rt, m, "up_protect", start, end);
+	if (r == 0 && (prot & PROT_WRITE))
+		r = check_writable(rt, m, start, end);
+	if (r == 0)
+		r = spare_alloc(&rt->p, m, start, end, spare);
+	if (r == 0)
+		entries_set(&rt->p, m, start, end, spare, set_prot, &prot);
+	return r;
+}
+
+int
 up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 {
 	const uintptr_t start = (uintptr_t)addr, end = start + length;
@@ -1496,7 +1521,7 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	change_begin(p, &old);
 	r = check_covered(rt, &rt->p.map, "up_protect", start, end);
 	if (r == 0 && (prot & PROT_WRITE))
-		r = check_writable(rt, start, end);
+		r = check_writable(rt, &p->map, start, end);
 	if (r < 0)
 		goto unlock;
 	r = spare_alloc(p, &p->map, start, end, spare);
@@ -1531,15 +1556,23 @@ set_advice(struct map_entry *e, void *to)
 
 /* Advice that stays with the mapping.  => map.change is held. */
 static int
-advise_entries(struct pager *p, uintptr_t start, uintptr_t end, enum up_advice advice)
+advise_entries(struct pager *p, struct map *m, uintptr_t start, uintptr_t end,
+	       enum up_advice advice)
 {
 	struct map_entry *spare[2];
 	int r;
 
-	r = spare_alloc(p, &p->map, start, end, spare);
+	r = spare_alloc(p, m, start, end, spare);
 	if (r == 0)
-		entries_set(p, &p->map, start, end, spare, set_advice, &advice);
+		entries_set(p, m, start, end, spare, set_advice, &advice);
 	return r;
+}
+
+/* Of this process, whose page tables can be reached. */
+static bool
+ours(const struct pager *p, const struct map_entry *e)
+{
+	return e->shard < p->nservices;
 }
 
 int
@@ -1550,14 +1583,14 @@ discard_shared(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t 
 	const struct place place = entry_place(e, start);
 	int r;
 
-	if (e->prot == PROT_NONE)
+	if (e->prot == PROT_NONE && ours(p, e))
 		p->pmap->ops->protect(p->pmap, start, end - start, PROT_READ);
 	r = range_give_back(p, e->object, first, n, place.va, place.shard, false);
-	if (e->prot == PROT_NONE)
+	if (e->prot == PROT_NONE && ours(p, e))
 		p->pmap->ops->protect(p->pmap, start, end - start, PROT_NONE);
 	if (r == 0)
 		range_unrecord(p, e, start, end);
-	if (atomic_load(&p->fenced))
+	if (atomic_load(&p->fenced) && ours(p, e))
 		p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
 	p->pmap->ops->wake(p->pmap, place.shard, place.va, n);
 	return r;
@@ -1575,7 +1608,9 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 
 	switch (advice) {
 	case UP_ADVICE_WILLNEED:
-		range_willneed(p, e->shard, start, end);
+		/* In another process it touches them itself. */
+		if (ours(p, e))
+			range_willneed(p, e->shard, start, end);
 		break;
 	case UP_ADVICE_DONTNEED:
 		if (e->object->source != NULL) {
@@ -1590,7 +1625,7 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 			break;
 		range_free(p, e->object, first, n, place.va, place.shard, false);
 		range_unrecord(p, e, start, end);
-		if (atomic_load(&p->fenced))
+		if (atomic_load(&p->fenced) && ours(p, e))
 			p->pmap->ops->protect(p->pmap, start, end - start, e->prot);
 		p->pmap->ops->wake(p->pmap, place.shard, place.va, n);
 		break;
@@ -1633,43 +1668,48 @@ is_wired(struct pager *p, uintptr_t start, uintptr_t end)
 }
 
 int
+advise_range(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end,
+	     enum up_advice advice)
+{
+	struct pager *p = &rt->p;
+	int r;
+
+	r = check_covered(rt, m, "up_advise", start, end);
+	if (r == 0 && advice == UP_ADVICE_DONTNEED && m == &p->map && is_wired(p, start, end))
+		r = bad(rt, "up_advise: part of %#lx-%#lx is wired, and can not be discarded",
+			(unsigned long)start, (unsigned long)end);
+	if (r == 0 && advice <= UP_ADVICE_RANDOM)
+		return advise_entries(p, m, start, end, advice);
+	for (struct map_entry *e = map_first_from(m, start); e != NULL && e->start < end && r == 0;
+	     e = e->next)
+		r = advise_part(p, e, MAX(start, e->start), MIN(end, e->end), advice);
+	return r;
+}
+
+int
 up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice)
 {
-	const uintptr_t start = (uintptr_t)addr, end = start + length;
-	struct pager *p;
+	const uintptr_t start = (uintptr_t)addr;
 	sigset_t old;
 	int r;
 
 	r = check_call(rt, "up_advise", start, length);
 	if (r < 0)
 		return r;
-	p = &rt->p;
 	if ((unsigned)advice > UP_ADVICE_COLD)
 		return bad(rt, "up_advise: unknown advice %d", (int)advice);
-
-	change_begin(p, &old);
-	r = check_covered(rt, &rt->p.map, "up_advise", start, end);
-	if (r == 0 && advice == UP_ADVICE_DONTNEED && is_wired(p, start, end))
-		r = bad(rt, "up_advise: part of %#lx-%#lx is wired, and can not be discarded",
-			(unsigned long)start, (unsigned long)end);
-	if (r == 0 && advice <= UP_ADVICE_RANDOM) {
-		r = advise_entries(p, start, end, advice);
-	} else if (r == 0) {
-		for (struct map_entry *e = map_first_from(&p->map, start);
-		     e != NULL && e->start < end && r == 0; e = e->next)
-			r = advise_part(p, e, MAX(start, e->start), MIN(end, e->end), advice);
-	}
-	change_end(p, &old);
+	change_begin(&rt->p, &old);
+	r = advise_range(rt, &rt->p.map, start, start + length, advice);
+	change_end(&rt->p, &old);
 	return r;
 }
 
 #define RESIDENCY_PIECE 1024
 
-/* Of [start, end), which is mapped.  => map.change is held. */
-static void
-residency(struct pager *p, uintptr_t start, uintptr_t end, unsigned char *vec)
+void
+map_residency(struct pager *p, struct map *m, uintptr_t start, uintptr_t end, unsigned char *vec)
 {
-	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	for (struct map_entry *e = map_first_from(m, start); e != NULL && e->start < end;
 	     e = e->next) {
 		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
 		const struct place place = entry_place(e, from);
@@ -1702,7 +1742,7 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 		change_begin(p, &old);
 		r = check_covered(rt, &rt->p.map, "up_residency", at, at == start ? end : to);
 		if (r == 0)
-			residency(p, at, to, bits);
+			map_residency(p, &p->map, at, to, bits);
 		change_end(p, &old);
 		if (r == 0)
 			memcpy(vec + ((at - start) >> PAGE_SHIFT), bits, (to - at) >> PAGE_SHIFT);

@@ -175,6 +175,27 @@ bool object_is_mapped(struct pager *p, const struct object *o, uint64_t first, u
 int object_extend(struct up_runtime *rt, const char *call, struct object *o, uint64_t npages,
 		  uint64_t more);
 
+/*
+ * The object to map for pages [*first, *first + npages) of `o`, which may be NULL, with one reference, the caller's; *first becomes the first page
+ * of that.  => check_map() has passed; map.change is held.  0 or -errno and a log line.
+ */
+int object_to_map(struct up_runtime *rt, uint64_t npages, unsigned flags, struct object *o,
+		  uint64_t *first, struct object **out);
+/* 0, or what is wrong with the arguments of up_map() and a log line. */
+int check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, unsigned flags,
+	      const struct object *o, uint64_t offset);
+/* The rest of calls on a range, of any map; with pages of another process, as far as that is ours to do.  => map.change is held */
+int protect_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end, int prot);
+int advise_range(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end,
+		 enum up_advice advice);
+int sync_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end,
+		 unsigned flags);
+/* Of [start, end), which is mapped. */
+void map_residency(struct pager *p, struct map *m, uintptr_t start, uintptr_t end,
+		   unsigned char *vec);
+/* What up_object_info() tells.  => signals are held */
+void object_info(struct pager *p, struct object *o, struct up_object_stats *st);
+
 /* True if a part of the range is wired, there or in another place that has the same pages.  => map.change is held. */
 bool is_wired(struct pager *p, uintptr_t start, uintptr_t end);
 /*
