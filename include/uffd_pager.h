@@ -260,6 +260,19 @@ UP_API void up_runtime_destroy(struct up_runtime *rt);
  */
 UP_API int up_handle_sigbus(const void *info, void *context);
 
+/*
+ * The same, with a daemon (uffd-pagerd) as the pager, to whose socket at `path` this connects: one budget and one swap for all its clients.  Of
+ * `cfg`, which may be NULL, log and log_ctx are used, and feature_mask; the rest is the daemon's to say.
+ *
+ * All calls work on it but those of custom pagers, heaps, up_wire(), up_remap(), up_map_dump() and up_trace_print(), which are -ENOTSUP.  An object with a
+ * name is found by other programs of the same user as well.  up_stats_get() tells of this program's part.  A call for which the
+ * daemon can not be reached any more is -ENOTCONN: what is in memory stays there, and can be unmapped; touching a page that is not raises SIGBUS.
+ *
+ * -EINVAL, what connect() says, -ENOTCONN: the daemon does not take us, -EPROTONOSUPPORT: it speaks another version; -EPERM, -ENOSYS as above.
+ */
+UP_API int up_runtime_connect(struct up_runtime **rt, const char *path,
+			      const struct up_config *cfg);
+
 /* up_map() flags.  One of the first two is required. */
 #define UP_PRIVATE (1u << 0) /* writes are this mapping's own */
 #define UP_SHARED (1u << 1)  /* writes go to the object */

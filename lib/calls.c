@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "pager/source.h"
+#include "remote.h"
 #include "runtime.h"
 
 /* --- prefault --- */
@@ -122,6 +123,8 @@ up_prefault(struct up_runtime *rt, void *addr, size_t length, int write)
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_prefault(rt, addr, length, write);
 	r = check_call(rt, "up_prefault", start, length);
 	if (r < 0)
 		return r;
@@ -293,6 +296,8 @@ up_wire(struct up_runtime *rt, void *addr, size_t length)
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_lacks(rt, "up_wire");
 	r = check_call(rt, "up_wire", start, length);
 	if (r < 0)
 		return r;
@@ -332,6 +337,8 @@ up_unwire(struct up_runtime *rt, void *addr, size_t length)
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_lacks(rt, "up_unwire");
 	r = check_call(rt, "up_unwire", start, length);
 	if (r < 0)
 		return r;
@@ -404,6 +411,14 @@ up_object_info(struct up_object *obj, struct up_object_stats *info, size_t size)
 
 	if (o == NULL)
 		return -EINVAL;
+	if (object_is_remote(obj)) {
+		r = info == NULL ? -EINVAL : remote_info(obj, &full);
+		if (r < 0)
+			return r;
+		memset(info, 0, size);
+		memcpy(info, &full, MIN(size, sizeof full));
+		return 0;
+	}
 	if (o->owner == NULL)
 		return -ECHILD; /* in a forked child, where this memory is wiped */
 	rt = container_of((struct pager *)o->owner, struct up_runtime, p);
@@ -587,6 +602,8 @@ up_map_dump(struct up_runtime *rt, FILE *out)
 	bool more;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_lacks(rt, "up_map_dump");
 	if (rt == NULL)
 		return -EINVAL;
 	r = check_process(rt, "up_map_dump");
@@ -943,6 +960,8 @@ up_remap(struct up_runtime *rt, void *addr, size_t old_length, size_t new_length
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_lacks(rt, "up_remap");
 	if (new_addr != NULL)
 		*new_addr = NULL;
 	if (rt == NULL)

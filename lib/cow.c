@@ -17,6 +17,7 @@
 #include <string.h>
 
 #include "cow.h"
+#include "remote.h"
 
 /* Pauses of 1, 2, 4 ... ms: half a second in all. */
 #define FREEZE_TRIES 9
@@ -330,6 +331,8 @@ up_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_clone(rt, addr, length, copy);
 	if (copy != NULL)
 		*copy = NULL;
 	r = check_call(rt, "up_clone", start, length);
@@ -358,6 +361,8 @@ up_object_snapshot(struct up_runtime *rt, struct up_object *obj, struct up_objec
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_snapshot(rt, obj, snapshot);
 	if (snapshot != NULL)
 		*snapshot = NULL;
 	if (rt == NULL)

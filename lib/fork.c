@@ -51,11 +51,14 @@ struct ticket {
 	ino_t inode;	   /* its number: the program may have closed it */
 	int uffd;	   /* in a client: the watcher's, as is `pager` */
 	int pager;	   /* a pidfd of the pager's process */
+	uint64_t features; /* of a userfaultfd for a pager that is elsewhere; 0: `rt` knows */
 	int error;	   /* in the child: why it has nothing of this */
 	uint32_t serial;   /* in a client: of its last FORK */
 	bool received;	   /* the descriptors of pools are ours to close */
 	struct ticket *of; /* the client that forks; NULL: the pager's own process does */
-	size_t n;
+	pthread_mutex_t *
+		lock; /* of a program that is connected: nobody else uses the socket; NULL: a forked child */
+	atomic_size_t n;
 	struct region r[];
 };
 
@@ -100,6 +103,7 @@ ticket_alloc(struct up_runtime *rt, size_t n, struct ticket *of)
 	t->pair = pair;
 	t->half = half;
 	t->shared = shared;
+	t->features = of != NULL ? of->features : 0;
 	t->sock = t->uffd = t->pager = -1;
 	return t;
 }
@@ -160,6 +164,51 @@ forks_stop(struct up_runtime *rt)
 	signals_release(&old);
 	keeper_stop(f);
 	rt->forks = NULL;
+}
+
+int
+client_add(struct up_runtime *rt, int sock, uint64_t features, pthread_mutex_t *lock,
+	   struct ticket **out)
+{
+	struct ticket *t = ticket_alloc(rt, 0, NULL);
+	struct stat st;
+	sigset_t old;
+
+	if (t == NULL || fstat(sock, &st) < 0) {
+		const int r = -errno;
+
+		if (t != NULL)
+			ticket_unmap(t);
+		return r;
+	}
+	t->sock = sock;
+	t->inode = st.st_ino;
+	t->features = features;
+	t->lock = lock;
+	signals_hold(&old);
+	pthread_mutex_lock(&registry.lock);
+	t->next = registry.clients;
+	registry.clients = t;
+	pthread_mutex_unlock(&registry.lock);
+	signals_release(&old);
+	*out = t;
+	return 0;
+}
+
+void
+client_remove(struct ticket *t)
+{
+	struct ticket **link;
+	sigset_t old;
+
+	signals_hold(&old);
+	pthread_mutex_lock(&registry.lock);
+	for (link = &registry.clients; *link != t; link = &(*link)->next)
+		;
+	*link = t->next;
+	pthread_mutex_unlock(&registry.lock);
+	signals_release(&old);
+	ticket_unmap(t);
 }
 
 /* --- before fork() --- */
@@ -370,6 +419,10 @@ before_fork(void)
 	/* All locks before anything is frozen: who has one of them may touch memory of another runtime. */
 	for (struct forks *f = registry.first; f != NULL; f = f->next)
 		pthread_mutex_lock(&f->rt->p.map.change);
+	for (const struct ticket *of = registry.clients; of != NULL; of = of->next) {
+		if (of->lock != NULL)
+			pthread_mutex_lock(of->lock);
+	}
 	for (struct ticket *of = registry.clients; of != NULL; of = of->next)
 		keep_ticket(prepare_client(of));
 	for (struct forks *f = registry.first; f != NULL; f = f->next) {
@@ -397,6 +450,10 @@ after_in_parent(void)
 			msg_send(t->of->sock, &m, NULL, 0);
 		}
 		ticket_free(t);
+	}
+	for (const struct ticket *of = registry.clients; of != NULL; of = of->next) {
+		if (of->lock != NULL)
+			pthread_mutex_unlock(of->lock);
 	}
 	for (struct forks *f = registry.first; f != NULL; f = f->next) {
 		if (f->coming != NULL) {
@@ -474,7 +531,8 @@ map_regions(struct ticket *t)
 	size_t n;
 	int r = 0;
 
-	t->uffd = pmap_uffd_child_open(t->rt->p.pmap);
+	t->uffd = t->features != 0 ? pmap_uffd_client_open(t->features, 0, &t->rt->p.log)
+				   : pmap_uffd_child_open(t->rt->p.pmap);
 	if (t->uffd < 0)
 		return t->uffd;
 	for (n = 0; n < t->n && r == 0; n++)
@@ -492,7 +550,8 @@ adopt(struct ticket *t)
 	int r = hello(t);
 
 	if (r == 0)
-		r = watcher_start(&(struct watched){ t->sock, t->uffd, t->pager, t->n, t->r },
+		r = watcher_start(&(struct watched){ t->sock, t->uffd, t->pager, &t->n, t->r, NULL,
+						     0 },
 				  (char *)t + t->half - WATCHER_BYTES);
 	t->watched = r == 0;
 	for (size_t i = 0; i < t->n && r == 0; i++) {

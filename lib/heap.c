@@ -47,6 +47,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "remote.h"
 #include "runtime.h"
 
 #define SMALL_MAX ((size_t)16 << 10)
@@ -965,6 +966,8 @@ up_heap_create(struct up_runtime *rt, size_t size, unsigned flags, struct up_hea
 	void *base;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_lacks(rt, "up_heap_create");
 	if (out != NULL)
 		*out = NULL;
 	if (rt == NULL)

@@ -23,6 +23,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "client.h"
+
 #define KEEPER_STACK ((size_t)256 << 10)
 #define KEEPER_OVERHEAD ((size_t)64 << 10) /* charged to the limit: touched stack, this struct */
 #define ENDED_MS 1000 /* what has ended is put away within that, or waits for something else */
@@ -42,6 +44,8 @@ void
 keeper_end(struct pager *p, struct space *sp)
 {
 	p->pmap->ops->space_detach(p->pmap, sp->shard);
+	if (sp->client != NULL)
+		client_end(p, sp);
 	/* Other children may have a copy of the descriptor; this ends it for all of them. */
 	shutdown(sp->sock, SHUT_RDWR);
 	close(sp->sock);
@@ -52,11 +56,15 @@ static void
 end_child(struct forks *f, struct space *sp)
 {
 	struct pager *p = &f->rt->p;
+	struct client *c = sp->client;
+	const uint64_t id = sp->id;
 	sigset_t old;
 
 	change_begin(p, &old);
 	keeper_end(p, sp);
 	change_end(p, &old);
+	if (c != NULL)
+		client_free(f->rt, c, id);
 	pthread_mutex_lock(&f->ended_lock);
 	f->ended++;
 	pthread_cond_broadcast(&f->ended_cond);
@@ -142,7 +150,9 @@ heard(struct forks *f, struct space *sp)
 	r = msg_receive(sp->sock, &f->msg, fd, &nfd, &pid);
 	if (r == -EAGAIN)
 		return;
-	if (r == 0 && f->msg.type == MSG_HELLO && nfd == 1 && !sp->attached) {
+	if (r == 0 && sp->client != NULL && f->msg.type != MSG_FORK && f->msg.type != MSG_FORKED) {
+		r = client_heard(f, sp, fd, &nfd);
+	} else if (r == 0 && f->msg.type == MSG_HELLO && nfd == 1 && !sp->attached) {
 		nfd = 0;
 		r = p->pmap->ops->space_attach(p->pmap, sp->shard, fd[0], pid);
 		if (r == 0) {
@@ -152,7 +162,7 @@ heard(struct forks *f, struct space *sp)
 			atomic_store(&sp->pid, (int)pid);
 			r = msg_send(sp->sock, &ack, &f->pidfd, 1);
 		}
-	} else if (r == 0 && f->msg.type == MSG_FORK && nfd == 1) {
+	} else if (r == 0 && f->msg.type == MSG_FORK && nfd == 1 && sp->attached) {
 		nfd = 0;
 		fork_of_child(f, sp, fd[0]);
 	} else if (r == 0 && f->msg.type != MSG_FORKED) { /* that may come too late */
@@ -162,11 +172,13 @@ heard(struct forks *f, struct space *sp)
 		close(fd[i]);
 	if (r == 0)
 		return;
-	if (r != -ENOTCONN)
-		log_line(&p->log, UP_LOG_ERROR, "a message of a forked child: %s",
+	if (r != -ENOTCONN && r != -EPIPE)
+		log_line(&p->log, UP_LOG_ERROR, "a message of %s %d: %s",
+			 sp->client != NULL ? "client" : "the forked child",
+			 sp->client != NULL ? (int)sp->client->pid : atomic_load(&sp->pid),
 			 strerrorname_np(-r));
-	/* As long as it lives it is served: what it stores in shared memory must not go unseen. */
-	if (r == -ENOTCONN || !sp->attached)
+	/* As long as a child lives it is served: what it stores in shared memory must not go unseen. */
+	if (r == -ENOTCONN || !sp->attached || sp->client != NULL)
 		end_child(f, sp);
 }
 

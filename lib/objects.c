@@ -10,6 +10,7 @@
 #include "pager/custom.h"
 #include "pager/source.h"
 #include "pager/vnode.h"
+#include "remote.h"
 #include "runtime.h"
 
 /* Arguments that every kind has.  0, or the error of the call. */
@@ -69,6 +70,8 @@ up_object_create_named(struct up_runtime *rt, const char *name, uint64_t size, u
 	char *copy;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_create_anon(rt, name, size, flags, obj);
 	if (obj != NULL)
 		*obj = NULL;
 	r = check_name(rt, "up_object_create_named", name);
@@ -118,6 +121,8 @@ up_object_open(struct up_runtime *rt, const char *name, struct up_object **obj)
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_open(rt, name, obj);
 	if (obj != NULL)
 		*obj = NULL;
 	r = check_name(rt, "up_object_open", name);
@@ -144,8 +149,11 @@ up_object_remove(struct up_runtime *rt, const char *name)
 	struct object *o;
 	sigset_t old;
 	char *gone = NULL;
-	int r = check_name(rt, "up_object_remove", name);
+	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_remove(rt, name);
+	r = check_name(rt, "up_object_remove", name);
 	if (r < 0)
 		return r;
 	strcpy(key, name);
@@ -199,8 +207,11 @@ up_object_create_file(struct up_runtime *rt, int fd, uint64_t offset, uint64_t s
 {
 	struct source *src;
 	bool readonly;
-	int r = check_create(rt, "up_object_create_file", flags, obj);
+	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_create_file(rt, fd, offset, size, flags, obj);
+	r = check_create(rt, "up_object_create_file", flags, obj);
 	if (r < 0)
 		return r;
 	if ((offset & PAGE_MASK) || offset > INT64_MAX || size > INT64_MAX - offset)
@@ -223,8 +234,11 @@ up_object_create_device(struct up_runtime *rt, int fd, unsigned flags, struct up
 {
 	struct source *src;
 	bool readonly;
-	int r = check_create(rt, "up_object_create_device", flags, obj);
+	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_create_device(rt, fd, flags, obj);
+	r = check_create(rt, "up_object_create_device", flags, obj);
 	if (r < 0)
 		return r;
 	r = vnode_device(fd, &readonly, &src);
@@ -243,8 +257,11 @@ up_object_create_custom(struct up_runtime *rt, uint64_t size, const struct up_pa
 			void *ctx, struct up_object **obj)
 {
 	struct source *src;
-	int r = check_create(rt, "up_object_create_custom", 0, obj);
+	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_lacks(rt, "up_object_create_custom");
+	r = check_create(rt, "up_object_create_custom", 0, obj);
 	if (r < 0)
 		return r;
 	if (size == 0 || size > INT64_MAX)
@@ -313,6 +330,8 @@ up_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags)
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_sync(rt, addr, length, flags);
 	r = check_call(rt, "up_sync", start, length);
 	if (r < 0)
 		return r;

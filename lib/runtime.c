@@ -15,7 +15,9 @@
 #include <unistd.h>
 
 #include "base/hash.h"
+#include "client.h"
 #include "pager/source.h"
+#include "remote.h"
 #include "runtime.h"
 #include "sigbus.h"
 #include "sysmem.h"
@@ -1172,6 +1174,8 @@ up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flag
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_map(rt, hint, length, prot, flags, object, offset, addr);
 	if (addr != NULL)
 		*addr = NULL;
 	if (rt == NULL)
@@ -1427,6 +1431,8 @@ up_unmap(struct up_runtime *rt, void *addr, size_t length)
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_unmap(rt, addr, length);
 	r = check_call(rt, "up_unmap", start, length);
 	if (r < 0)
 		return r;
@@ -1507,6 +1513,8 @@ up_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_protect(rt, addr, length, prot);
 	r = check_call(rt, "up_protect", start, length);
 	if (r < 0)
 		return r;
@@ -1693,6 +1701,8 @@ up_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advic
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_advise(rt, addr, length, advice);
 	r = check_call(rt, "up_advise", start, length);
 	if (r < 0)
 		return r;
@@ -1728,6 +1738,8 @@ up_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned ch
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_residency(rt, addr, length, vec);
 	r = check_call(rt, "up_residency", start, length);
 	if (r < 0)
 		return r;
@@ -1774,6 +1786,8 @@ up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, stru
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_create_anon(rt, NULL, size, flags, out);
 	if (out != NULL)
 		*out = NULL;
 	if (rt == NULL)
@@ -1805,6 +1819,10 @@ up_object_ref(struct up_object *obj)
 {
 	struct object *o = (struct object *)obj;
 
+	if (object_is_remote(obj)) {
+		remote_ref(obj);
+		return obj;
+	}
 	if (o == NULL || o->owner == NULL)
 		return obj; /* NULL in a forked child, where this memory is wiped */
 	atomic_fetch_add(&o->handles, 1);
@@ -1819,6 +1837,10 @@ up_object_unref(struct up_object *obj)
 	struct pager *p;
 	sigset_t old;
 
+	if (object_is_remote(obj)) {
+		remote_unref(obj);
+		return;
+	}
 	if (o == NULL)
 		return;
 	p = o->owner; /* NULL in a forked child, where this memory is wiped */
@@ -1852,10 +1874,15 @@ up_runtime_destroy(struct up_runtime *rt)
 	struct pager *p;
 	sigset_t old;
 
+	if (rt != NULL && rt->remote != NULL) {
+		remote_destroy(rt);
+		return;
+	}
 	if (rt == NULL || foreign(rt))
 		return;
 	p = &rt->p;
 	forks_stop(rt);
+	server_free(rt);
 	/* What the program has done itself is put right while there are services. */
 	change_begin(p, &old);
 	change_end(p, &old);
@@ -1932,6 +1959,8 @@ up_features(struct up_runtime *rt)
 {
 	if (rt == NULL)
 		return 0;
+	if (rt->remote != NULL)
+		return remote_features(rt);
 	return (rt->p.pmap->features & UP_MASK_ALL) | (rt->p.swap.odirect ? UP_MASK_ODIRECT : 0) |
 	       (~rt->mask & UP_MASK_RING_FLAGS);
 }

@@ -27,7 +27,10 @@ struct up_runtime {
 	bool swap_open;
 	struct log_held held; /* lines of threads that serve their own faults */
 	struct heaps heaps;
-	struct forks *forks;	/* fork.c; NULL: no child is to get anything */
+	struct forks *forks;   /* fork.c; NULL: no child is to get anything */
+	struct server *server; /* serve.c; NULL: no other program is served */
+	struct remote *
+		remote; /* (c) remote.c: the pager is in another process, and of all this only pid and p.log are used; NULL: it is here */
 	struct foreign foreign; /* p.foreign points here, if it is used */
 
 	/* starting and stopping threads */
@@ -112,6 +115,11 @@ int cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uin
  * => map.change is held; `sock` is fork.c's, kept in *out.  0, *out NULL: it inherits nothing, and nothing is frozen.  -errno and a log line.
  */
 int space_fork(struct up_runtime *rt, struct map *map, int sock, struct space **out);
+/* One that is empty, and in no list; and into that.  NULL: no room.  => map.change is held */
+struct space *space_make(struct pager *p);
+void space_link(struct pager *p, struct space *sp);
+/* From here on what the entry maps is mapped in that process, which has done so.  0 or -errno and a log line. */
+int space_place(struct pager *p, const char *call, const struct map_entry *e);
 /* Nobody runs there any more: let go of all that it has.  => map.change is held */
 void space_end(struct pager *p, struct space *sp);
 
@@ -119,6 +127,15 @@ void space_end(struct pager *p, struct space *sp);
 int forks_start(struct up_runtime *rt);
 /* The runtime goes: children fend for themselves.  => no lock is held; all services still run */
 void forks_stop(struct up_runtime *rt);
+
+/*
+ * fork.c: a program that is connected to a pager elsewhere.  Its children get what is inherited; `lock` is held by whoever uses the socket, and
+ * during forks.  => no lock is held
+ */
+struct ticket;
+int client_add(struct up_runtime *rt, int sock, uint64_t features, pthread_mutex_t *lock,
+	       struct ticket **out);
+void client_remove(struct ticket *t);
 
 /* 0, or -ECHILD and a log line in a process other than the one that created it. */
 int check_process(const struct up_runtime *rt, const char *call);

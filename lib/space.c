@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "cow.h"
+#include "remote.h"
 
 #define META_PER_SPACE (sizeof(struct space) + sizeof(struct space) / 8)
 
@@ -62,6 +63,8 @@ up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inh
 	sigset_t old;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_inherit(rt, addr, length, inherit);
 	r = check_call(rt, "up_inherit", start, length);
 	if (r < 0)
 		return r;
@@ -110,6 +113,8 @@ prepare(struct up_runtime *rt, const struct map_entry *e, unsigned shard, struct
 		part->from = e->object;
 		r = part_prepare(rt, "fork", part);
 		if (r == 0)
+			part->copy->apart = e->object->apart;
+		if (r == 0)
 			r = object_pool(rt, "fork", part->copy);
 	} else {
 		object_ref(e->object);
@@ -136,8 +141,8 @@ prepare(struct up_runtime *rt, const struct map_entry *e, unsigned shard, struct
 	return 0;
 }
 
-static int
-place(struct pager *p, const struct map_entry *e)
+int
+space_place(struct pager *p, const char *call, const struct map_entry *e)
 {
 	const struct place at = entry_place(e, e->start);
 	uintptr_t va;
@@ -147,13 +152,13 @@ place(struct pager *p, const struct map_entry *e)
 	r = p->pmap->ops->pool_map(p->pmap, at.va, e->start, true, e->end - e->start, e->prot,
 				   e->shard, &va);
 	if (r < 0)
-		log_line(&p->log, UP_LOG_ERROR, "fork: mapping %zu bytes in the child: %s",
-			 (size_t)(e->end - e->start), strerrorname_np(-r));
+		log_line(&p->log, UP_LOG_ERROR, "%s: mapping %zu bytes in another process: %s",
+			 call, (size_t)(e->end - e->start), strerrorname_np(-r));
 	return r;
 }
 
-static struct space *
-space_alloc(struct pager *p)
+struct space *
+space_make(struct pager *p)
 {
 	struct space *sp;
 	int r;
@@ -174,7 +179,18 @@ space_alloc(struct pager *p)
 	}
 	map_init(&sp->map, &p->map_zones);
 	sp->id = ++p->next_serial;
+	for (unsigned k = 0; k < UP_FAULT_KINDS && p->space_faults != NULL; k++)
+		atomic_store(&p->space_faults[sp->shard - PMAP_POOL - 1][k], 0);
 	return sp;
+}
+
+void
+space_link(struct pager *p, struct space *sp)
+{
+	pthread_rwlock_wrlock(&p->map.lock);
+	sp->next = p->spaces;
+	p->spaces = sp;
+	pthread_rwlock_unlock(&p->map.lock);
 }
 
 /* => it has no entries any more. */
@@ -203,7 +219,7 @@ space_fork(struct up_runtime *rt, struct map *map, int sock, struct space **out)
 		n++;
 	if (n == 0)
 		return 0;
-	sp = space_alloc(p);
+	sp = space_make(p);
 	if (sp != NULL)
 		part = parts_alloc(p, &mem, n);
 	if (part == NULL) {
@@ -216,7 +232,7 @@ space_fork(struct up_runtime *rt, struct map *map, int sock, struct space **out)
 	for (size_t i = 0; i < n && r == 0; i++, e = inherited(e->next))
 		r = prepare(rt, e, sp->shard, &part[i]);
 	while (placed < n && r == 0) {
-		r = place(p, part[placed].entry);
+		r = space_place(p, "fork", part[placed].entry);
 		placed += r == 0;
 	}
 	if (r == 0)

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "remote.h"
 #include "runtime.h"
 
 /* A counter, summed over services and workers. */
@@ -138,9 +139,15 @@ up_stats_get(struct up_runtime *rt, struct up_stats *st, size_t size)
 		return r;
 	if (st == NULL)
 		return refuse_null(rt, "up_stats_get: st");
-	signals_hold(&old);
-	fill_stats(rt, &full);
-	signals_release(&old);
+	if (rt->remote != NULL) {
+		r = remote_stats(rt, &full);
+		if (r < 0)
+			return r;
+	} else {
+		signals_hold(&old);
+		fill_stats(rt, &full);
+		signals_release(&old);
+	}
 	/* An older program's struct is a prefix of ours; a newer one's tail we know nothing about. */
 	memset(st, 0, size);
 	memcpy(st, &full, MIN(size, sizeof full));
@@ -244,6 +251,8 @@ up_trace_print(struct up_runtime *rt, FILE *out)
 	unsigned n = 0;
 	int r;
 
+	if (rt != NULL && rt->remote != NULL)
+		return remote_lacks(rt, "up_trace_print");
 	if (rt == NULL)
 		return -EINVAL;
 	r = check_process(rt, "up_trace_print");

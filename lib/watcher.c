@@ -15,16 +15,19 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "base/base.h"
 #include "pmap/uffd_abi.h"
 
+#define OVER_NS 50000000 /* how soon it sees that it is to end */
 #define TLS_BYTES ((size_t)4 << 10)
 #define STACK_BYTES (WATCHER_BYTES - TLS_BYTES)
 
@@ -120,21 +123,26 @@ lose(const struct watched *w, uint64_t va, bool wp)
 static PLAIN void
 watch_alone(const struct watched *w)
 {
-	for (size_t i = 0; i < w->n; i++) {
+	const size_t n = atomic_load_explicit(w->n, memory_order_acquire);
+
+	for (size_t i = 0; i < n; i++) {
 		struct uffdio_range all;
 
 		all.start = w->r[i].va;
 		all.len = w->r[i].len;
 		control(w->uffd, UFFDIO_WAKE, &all); /* what the pager read and did not answer */
 	}
-	for (;;) {
+	while (w->over == NULL || !atomic_load(w->over)) {
+		struct timespec ts;
 		struct pollfd pf;
 		struct uffd_msg m;
 
 		pf.fd = w->uffd;
 		pf.events = POLLIN;
+		ts.tv_sec = 0;
+		ts.tv_nsec = OVER_NS;
 		m.event = 0;
-		if (call(SYS_ppoll, (long)&pf, 1, 0, 0, 0) < 0 ||
+		if (call(SYS_ppoll, (long)&pf, 1, w->over != NULL ? (long)&ts : 0, 0, 0) <= 0 ||
 		    call(SYS_read, w->uffd, (long)&m, sizeof m, 0, 0) != (long)sizeof m ||
 		    m.event != UFFD_EVENT_PAGEFAULT)
 			continue;
@@ -157,15 +165,33 @@ watch(void *arg)
 	pf[1].events = POLLIN;
 	while (call(SYS_ppoll, (long)pf, 2, 0, 0, 0) <= 0)
 		;
-	watch_alone(w);
+	if (w->over == NULL || !atomic_load(w->over))
+		watch_alone(w);
 	return 0;
+}
+
+static struct watched *
+own_copy(void *memory)
+{
+	return (struct watched *)(void *)((char *)memory + STACK_BYTES -
+					  round_up(sizeof(struct watched), 64));
+}
+
+void
+watcher_wait(void *memory)
+{
+	int *tid = &own_copy(memory)->tid, now;
+
+	while ((now = __atomic_load_n(tid, __ATOMIC_ACQUIRE)) != 0)
+		syscall(SYS_futex, tid, FUTEX_WAIT, now, NULL, NULL,
+			0); /* the kernel's wake-up is not private */
 }
 
 int
 watcher_start(const struct watched *w, void *memory)
 {
-	const int flags =
-		CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS;
+	const int flags = CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM |
+			  CLONE_SETTLS | CLONE_CHILD_CLEARTID | CLONE_PARENT_SETTID;
 	/* Its stack, which grows down from the struct; then its thread-local storage, which is zeros. */
 	char *base = memory, *tls = base + STACK_BYTES;
 	struct watched *own;
@@ -173,11 +199,11 @@ watcher_start(const struct watched *w, void *memory)
 	int r;
 
 	*(void **)(void *)tls = tls; /* x86-64 finds the address of it there */
-	own = (struct watched *)(void *)(base + STACK_BYTES - round_up(sizeof *own, 64));
+	own = own_copy(memory);
 	*own = *w;
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, &old);
-	r = clone(watch, own, flags, own, NULL, tls) < 0 ? -errno : 0;
+	r = clone(watch, own, flags, own, &own->tid, tls, &own->tid) < 0 ? -errno : 0;
 	sigprocmask(SIG_SETMASK, &old, NULL);
 	return r;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * watcher.h (private): the thread in a forked child that outlives the pager.
+ * watcher.h (private): the thread in a forked child, or in a program that is connected to a daemon, that outlives the pager.
  *
  *	WATCHING ---- the pager's process ends, or its end of the socket ----> ALONE
  *	sleeps								what is in memory stays, what is missing is SIGBUS
@@ -10,6 +10,7 @@
 #ifndef UP_WATCHER_H
 #define UP_WATCHER_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -21,11 +22,14 @@ struct region {
 };
 
 struct watched {
-	int sock;  /* to the pager */
-	int uffd;  /* with which the regions are registered */
-	int pager; /* a pidfd of its process */
-	size_t n;
-	const struct region *r; /* stays where it is */
+	int sock;		/* to the pager */
+	int uffd;		/* with which the regions are registered */
+	int pager;		/* a pidfd of its process */
+	const atomic_size_t *n; /* both stay where they are; length 0: there is none any more */
+	const struct region *r;
+	const atomic_bool *
+		over; /* the connection has been ended by us: then so does the thread.  NULL: never */
+	int tid;      /* its own; 0 when it has ended */
 };
 
 /* Memory that it needs: pages of the caller's that stay. */
@@ -37,5 +41,7 @@ struct watched {
  * => in a child, before it has other threads.  0 or -errno.
  */
 int watcher_start(const struct watched *w, void *memory);
+/* With `over` set and the connection shut down: it has ended on return, and `memory` is the caller's again. */
+void watcher_wait(void *memory);
 
 #endif

@@ -82,13 +82,24 @@ struct fault {
 	unsigned run_max;  /* pages from here to the end of entry or leaf */
 };
 
+/* A fault of a process that may not be ours. */
+static void
+space_count(struct pager *p, unsigned space, enum up_fault_kind kind)
+{
+	if (space > PMAP_POOL && p->space_faults != NULL)
+		atomic_fetch_add_explicit(&p->space_faults[space - PMAP_POOL - 1][kind], 1,
+					  memory_order_relaxed);
+}
+
 PROBE_ONCE void
-fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, uint64_t t0)
+fault_answered(struct service *s, unsigned space, enum up_fault_kind kind, uintptr_t va,
+	       uint64_t t0)
 {
 	const uint64_t now = now_ns();
 	const uint64_t ns = now > t0 ? now - t0 : 0;
 
 	count(s, C_FAULT + kind, 1);
+	space_count(s->p, space, kind);
 	histogram_add(&s->latency[kind], ns);
 	PROBE3(fault__end, va, kind, ns);
 	trace_add(&s->trace, now, (enum trace_kind)(TRACE_FAULT_MINOR + kind), va, 1);
@@ -457,7 +468,7 @@ fault_zero(struct fault *f)
 	if (done == 0)
 		return err == -ENOMEM ? V_ROOM : V_AGAIN;
 	count(f->s, C_ZEROAHEAD, done - 1);
-	fault_answered(f->s, UP_FAULT_ZERO, f->va, f->t0);
+	fault_answered(f->s, f->space, UP_FAULT_ZERO, f->va, f->t0);
 	return V_DONE;
 }
 
@@ -485,7 +496,7 @@ fault_mapped_named(struct fault *f, struct anon *an)
 	}
 	p->pmap->ops->wake(p->pmap, f->shard, f->va, 1);
 	page_unbusy(p, an, f->shard, f->va);
-	fault_answered(f->s, UP_FAULT_MINOR, f->va, f->t0);
+	fault_answered(f->s, f->space, UP_FAULT_MINOR, f->va, f->t0);
 	return V_DONE;
 }
 
@@ -522,7 +533,7 @@ fault_mapped(struct fault *f, struct anon *an)
 		return V_AGAIN;
 	if (r == 0)
 		count(f->s, C_FOREIGN, 1);
-	fault_answered(f->s, wp ? UP_FAULT_WP : UP_FAULT_MINOR, f->va, f->t0);
+	fault_answered(f->s, f->space, wp ? UP_FAULT_WP : UP_FAULT_MINOR, f->va, f->t0);
 	return V_DONE;
 }
 
@@ -546,7 +557,7 @@ fault_soft(struct fault *f, struct anon *an, struct page *pg)
 	page_unbusy(p, an, f->shard, f->va);
 	if (r < 0)
 		return r == -ENOMEM ? V_ROOM : V_AGAIN;
-	fault_answered(f->s, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->va, f->t0);
+	fault_answered(f->s, f->space, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->va, f->t0);
 	return V_DONE;
 }
 
@@ -699,7 +710,7 @@ fault_staged(struct fault *f, struct anon *an)
 	}
 	if (done <= touched)
 		return r == -ENOMEM ? V_ROOM : V_AGAIN;
-	fault_answered(f->s, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->va, f->t0);
+	fault_answered(f->s, f->space, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->va, f->t0);
 	return V_DONE;
 }
 
@@ -824,7 +835,7 @@ fault_zip(struct fault *f)
 	if (r < 0)
 		return r == -ENOMEM ? V_ROOM : V_AGAIN;
 	f->unpacked = true;
-	fault_answered(f->s, UP_FAULT_SOFT, f->va, f->t0);
+	fault_answered(f->s, f->space, UP_FAULT_SOFT, f->va, f->t0);
 	return V_DONE;
 }
 
@@ -1006,7 +1017,7 @@ copy_up(struct fault *f, const struct beneath *b)
 	page_unbusy(p, b->anon, f->shard, 0);
 	page_unbusy(p, an, f->shard, f->va);
 	count(f->s, C_COPY, 1);
-	fault_answered(f->s, UP_FAULT_SOFT, f->va, f->t0);
+	fault_answered(f->s, f->space, UP_FAULT_SOFT, f->va, f->t0);
 	return V_DONE;
 }
 
@@ -1228,7 +1239,7 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	if (err < 0)
 		return err == -ENOMEM ? V_ROOM : V_AGAIN;
 	count(f->s, C_ZEROAHEAD, n - 1);
-	fault_answered(f->s, UP_FAULT_ZERO, f->va, f->t0);
+	fault_answered(f->s, f->space, UP_FAULT_ZERO, f->va, f->t0);
 	return V_DONE;
 }
 
@@ -1503,8 +1514,11 @@ handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uin
 	case V_GROW:
 	case V_FULL:
 	case V_DONE:
-	case V_IO:
 	case V_SIGBUS:
+		break;
+	case V_IO:
+		/* Of a pool it is not known then who waits. */
+		space_count(s->p, space, UP_FAULT_MAJOR);
 		break;
 	case V_BUSY:
 		count(s, C_WAIT, 1);

@@ -395,7 +395,7 @@ pagein_done(struct service *s, struct request *req)
 			if (r < 0)
 				fault_again(s, shard0, va0, req->t0);
 			else if (va0 != 0)
-				fault_answered(s, UP_FAULT_MAJOR, va0, req->t0);
+				fault_answered(s, 0, UP_FAULT_MAJOR, va0, req->t0);
 			ngood = 0;
 		}
 	}

@@ -170,6 +170,8 @@ struct pager {
 	struct workers workers;
 	unsigned next_shard;  /* (map.change) */
 	struct space *spaces; /* (map.lock) of forked children */
+	/* Faults of other processes, by shard from PMAP_POOL + 1 on; NULL: nobody wants to know. */
+	_Atomic uint64_t (*space_faults)[UP_FAULT_KINDS];
 	struct zone space_zone;
 	struct zone place_zone; /* what the pmap remembers of pools and where they are mapped */
 
@@ -368,9 +370,11 @@ struct space {
 	struct space *next; /* (map.lock) */
 	unsigned shard;	    /* (c) */
 	struct map map;	    /* (map.lock) */
-	uint64_t id;	/* (c) younger ones have greater ones; no mapping has it as its serial */
-	int sock;	/* (c) once linked: to the child; fork.c */
-	bool attached;	/* fork.c's keeper */
+	uint64_t id;   /* (c) younger ones have greater ones; no mapping has it as its serial */
+	int sock;      /* (c) once linked: to the child or client; fork.c */
+	bool attached; /* fork.c's keeper */
+	struct client *
+		client; /* (c) once linked: of a program that is connected; NULL: of a forked child */
 	atomic_int pid; /* for people; 0: the child has not said yet that it is there */
 };
 
@@ -431,7 +435,8 @@ bool fault_time_out(struct service *s, const struct parked *pk);
 /* A service that was asked had nothing to promise for it: true if the page is lost now. */
 bool fault_full(struct service *s, const struct parked *pk);
 /* A fault has been answered. */
-void fault_answered(struct service *s, enum up_fault_kind kind, uintptr_t va, uint64_t t0);
+void fault_answered(struct service *s, unsigned space, enum up_fault_kind kind, uintptr_t va,
+		    uint64_t t0);
 /*
  * Answer a fault with SIGBUS.  => the page is LOST, or is about to be, and busy.
  * 0, or -EAGAIN: the kernel could not do it now, and the fault is still to be answered.

@@ -429,7 +429,7 @@ in_done(struct service *s, struct request *req)
 			 (unsigned long)va, src->ops->name);
 		lost(s, waited);
 	} else if (demanded && install(s, &waited, 1, FOR_FAULT) == 0) {
-		fault_answered(s, UP_FAULT_MAJOR, va, req->t0);
+		fault_answered(s, 0, UP_FAULT_MAJOR, va, req->t0);
 	} else if (demanded) {
 		fault_again(s, shard, va, req->t0);
 	}

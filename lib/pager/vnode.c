@@ -186,6 +186,9 @@ vnode_file(int fd, uint64_t offset, uint64_t size, bool *readonly, struct source
 
 	if (flags < 0 || fstat(fd, &st) < 0)
 		return -errno;
+	/* It says nothing about who may read: opened again it would be with our rights, not with those of whoever made it. */
+	if (flags & O_PATH)
+		return -EINVAL;
 	if (!S_ISREG(st.st_mode) || (flags & O_ACCMODE) == O_WRONLY)
 		return -EINVAL;
 	if (size == 0) {
@@ -230,6 +233,9 @@ vnode_device(int fd, bool *readonly, struct source **src)
 
 	if (flags < 0 || fstat(fd, &st) < 0)
 		return -errno;
+	/* It says nothing about who may read: opened again it would be with our rights, not with those of whoever made it. */
+	if (flags & O_PATH)
+		return -EINVAL;
 	if ((flags & O_ACCMODE) == O_WRONLY)
 		return -EINVAL;
 	if (S_ISBLK(st.st_mode)) {

@@ -97,6 +97,8 @@
 
 /* The shard of pages of pools. */
 #define PMAP_POOL 255u
+/* Shards of spaces are those in (PMAP_POOL, PMAP_POOL + SPACES_MAX]. */
+#define SPACES_MAX 4096u
 
 /* pmap_*_create(), beside UP_MASK_*: ask for events.  Also in pmap->features if there are. */
 #define PMAP_TRACK (UINT64_C(1) << 63)
@@ -288,5 +290,8 @@ int pmap_uffd_more_fd(struct pmap *pm, unsigned shard);
  */
 int pmap_uffd_pool_fd(struct pmap *pm, uintptr_t page, uint64_t *offset);
 int pmap_uffd_child_open(const struct pmap *pm);
+/* UFFD_FEATURE_* for the same in a program that has none of this; and there, with that answer: a descriptor or a negative errno. */
+uint64_t pmap_uffd_client_features(const struct pmap *pm);
+int pmap_uffd_client_open(uint64_t features, uint64_t mask, const struct logger *log);
 
 #endif

@@ -1294,5 +1294,11 @@ pmap_uffd_child_open(const struct pmap *pm)
 	/* It is first. */
 	const struct uffd_pmap *u = (const struct uffd_pmap *)pm;
 
-	return uffd_open(&u->door, u->api & ~(uint64_t)UFFD_FEATURE_MOVE);
+	return uffd_open(&u->door, pmap_uffd_client_features(pm));
+}
+
+uint64_t
+pmap_uffd_client_features(const struct pmap *pm)
+{
+	return ((const struct uffd_pmap *)pm)->api & ~(uint64_t)UFFD_FEATURE_MOVE;
 }

@@ -51,8 +51,7 @@
 
 #define FIRST_VA ((uintptr_t)0x100000000000)
 #define LAST_VA ((uintptr_t)0x7ffffffff000)
-#define SPACE_SHIFT 48 /* of a key: the shard, if it is a space's; addresses end below */
-#define SPACES_MAX 4096u
+#define SPACE_SHIFT 48	/* of a key: the shard, if it is a space's; addresses end below */
 #define HOLE_BYTE 0xdb	/* what was there is gone */
 #define FRESH_BYTE 0xa5 /* frame_new: content undefined */
 

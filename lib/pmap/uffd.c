@@ -1121,6 +1121,22 @@ uffd_open(const struct door *door, uint64_t features)
 	return fd;
 }
 
+int
+pmap_uffd_client_open(uint64_t features, uint64_t mask, const struct logger *log)
+{
+	struct door door = { 0 };
+	uint64_t found;
+	int r = door_find(&door, &found, mask, log);
+
+	if (r < 0)
+		return r;
+	r = uffd_open(&door, features);
+	if (r < 0)
+		log_line(log, UP_LOG_ERROR, "userfaultfd with features %#llx: %s",
+			 (unsigned long long)features, strerrorname_np(-r));
+	return r;
+}
+
 /* Write-protection of anonymous memory came with 5.7 and lost writes until 5.10. */
 static int
 check_release(const struct utsname *un, const struct logger *log)

@@ -15,9 +15,6 @@
 #include "pmap/pmap.h"
 #include "pmap/uffd_abi.h"
 
-/* Shards of spaces are those in (PMAP_POOL, PMAP_POOL + SPACES_MAX]. */
-#define SPACES_MAX 4096u
-
 /* Calls in a row that may end in EAGAIN without a page done before the caller hears of it. */
 #define EAGAIN_MAX 3
 

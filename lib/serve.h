@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * serve.h (private): other programs as clients of a runtime, for a daemon.
+ *
+ *	serve_accept()            CONNECT, HELLO               end of file, serve_end()
+ *	--------------> connected --------------> served, CALLs ----------------------> ended(id): all that it had is given back
+ *	                    |                                                            ^
+ *	                    +-- what is no message, a version we do not know ------------+
+ *
+ * The runtime's keeper does all of this, in its thread; a client is an address space of its own (space.c), whose regions are in pools
+ * apart.  Nothing that a client sends is believed: each number is checked, and each object looked up in a table of the client's own.
+ */
+#ifndef UP_SERVE_H
+#define UP_SERVE_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "uffd_pager.h"
+
+struct serve_limits {
+	unsigned regions; /* map entries */
+	unsigned objects; /* that it holds at a time */
+	uint64_t mapped;  /* bytes */
+};
+
+struct serve_info {
+	uint64_t id;
+	pid_t pid; /* as the socket says */
+	uid_t uid;
+	gid_t gid;
+	char name[64];	 /* what it calls itself; printable */
+	bool attached;	 /* it has been served */
+	uint64_t mapped; /* bytes */
+	uint64_t regions, objects;
+	uint64_t faults[UP_FAULT_KINDS];
+};
+
+/* A mapped range of a client. */
+struct serve_range {
+	uintptr_t start;
+	size_t length;
+	uint64_t object;
+	int prot;
+	bool shared;
+};
+
+/*
+ * From here on there may be clients.  ended() is called by the keeper's thread, with no lock held, when one is gone.  0 or -errno.
+ */
+int serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id), void *ctx);
+/*
+ * A connected SOCK_SEQPACKET, which is the runtime's from here on, also on failure.  Any thread.  0; -EAGAIN: there are too many clients; -ENOMEM.
+ */
+int serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits, uint64_t *id);
+/* Disconnect it: what it has in memory stays there, what is missing is SIGBUS.  ended() follows.  -ENOENT.  Any thread. */
+int serve_end(struct up_runtime *rt, uint64_t id);
+/* Any thread.  -ENOENT. */
+int serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info);
+/* Its ranges, at most n, from `from` on; how many, or -ENOENT. */
+int serve_ranges(struct up_runtime *rt, uint64_t id, uintptr_t from, struct serve_range range[],
+		 size_t n);
+/* Which of its pages are in memory, UP_RESIDENT_*; of one range, 1024 pages at most.  0, -ENOENT, -ENOMEM: not mapped. */
+int serve_residency(struct up_runtime *rt, uint64_t id, uintptr_t va, size_t npages,
+		    unsigned char vec[]);
+
+#endif

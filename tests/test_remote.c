@@ -1,0 +1,755 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * test_remote.c: programs that are connected to a pager in another process (lib/serve.c, lib/remote.c).
+ *
+ * The daemon is a child of the test; the test is the client.  What it serves is in memory that both have.
+ */
+#include <criterion/criterion.h>
+#include <criterion/new/assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/base.h"
+#include "childmsg.h"
+#include "serve.h"
+
+#define MiB ((size_t)1 << 20)
+#define WORDS (PAGE_SIZE / sizeof(uint64_t))
+#define RW (PROT_READ | PROT_WRITE)
+#define DEADLINE 20.0
+
+struct shared {
+	atomic_uint ready, accepted, ended, failed;
+	atomic_uint regions; /* of all clients, when last asked */
+	atomic_uint ask;     /* 1: count them */
+	_Atomic uint64_t used;
+};
+
+static struct shared *shared;
+static struct up_runtime *rt;
+static char path[64], logged[4096];
+static pid_t daemon_pid;
+static struct serve_limits limits = { .regions = 100, .objects = 20, .mapped = 1 << 30 };
+static size_t daemon_limit = 8 * MiB;
+
+static double
+seconds(void)
+{
+	return (double)now_ns() * 1e-9;
+}
+
+static void
+nap(void)
+{
+	poll(NULL, 0, 2);
+}
+
+static void
+collect(void *ctx, enum up_log_level level, const char *line)
+{
+	const size_t n = strlen(logged);
+
+	(void)ctx;
+	(void)level;
+	snprintf(logged + n, sizeof logged - n, "%s\n", line);
+}
+
+/* --- the daemon --- */
+
+static void
+gone(void *ctx, uint64_t id)
+{
+	(void)ctx;
+	(void)id;
+	atomic_fetch_add(&shared->ended, 1);
+}
+
+static void
+grumble(void *ctx, enum up_log_level level, const char *line)
+{
+	(void)ctx;
+	if (level <= UP_LOG_WARNING && getenv("UP_TEST_LOG") != NULL)
+		fprintf(stderr, "daemon: %s\n", line);
+}
+
+static int
+daemon_run(int listener)
+{
+	const struct up_config cfg = { .memory_limit = daemon_limit,
+				       .service_threads = 2,
+				       .log = grumble };
+	uint64_t id[64] = { 0 };
+	struct up_runtime *served;
+	unsigned n = 0;
+	int r;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	r = up_runtime_create(&served, &cfg);
+	if (r == 0)
+		r = serve_start(served, gone, NULL);
+	atomic_store(&shared->failed, (unsigned)-r);
+	atomic_store(&shared->ready, 1);
+	while (r == 0) {
+		struct pollfd pf = { .fd = listener, .events = POLLIN };
+		struct up_stats st;
+
+		if (poll(&pf, 1, 5) > 0) {
+			const int sock =
+				accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+			if (sock >= 0 && serve_accept(served, sock, &limits, &id[n % 64]) == 0)
+				n++;
+			atomic_store(&shared->accepted, n);
+		}
+		if (atomic_load(&shared->ask) == 0)
+			continue;
+		if (atomic_load(&shared->ask) == 2) {
+			up_runtime_destroy(served);
+			atomic_store(&shared->ask, 0);
+			return 0;
+		}
+		atomic_store(&shared->regions, 0);
+		for (unsigned i = 0; i < MIN(n, 64); i++) {
+			struct serve_info info;
+
+			if (serve_info(served, id[i], &info) == 0)
+				atomic_fetch_add(&shared->regions, (unsigned)info.regions);
+		}
+		up_stats_get(served, &st, sizeof st);
+		atomic_store(&shared->used, st.resident + st.staged + st.swapped);
+		atomic_store(&shared->ask, 0);
+	}
+	return 1;
+}
+
+static void
+daemon_start(void)
+{
+	struct sockaddr_un sun = { .sun_family = AF_UNIX };
+	const double until = seconds() + DEADLINE;
+	int listener;
+
+	shared = mmap(NULL, PAGE_SIZE, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	snprintf(path, sizeof path, "/tmp/test_remote.%d", (int)getpid());
+	unlink(path);
+	strcpy(sun.sun_path, path);
+	listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	cr_assert(bind(listener, (struct sockaddr *)&sun, sizeof sun) == 0 &&
+		  listen(listener, 64) == 0);
+	daemon_pid = fork();
+	if (daemon_pid == 0)
+		_exit(daemon_run(listener));
+	close(listener);
+	while (atomic_load(&shared->ready) == 0) {
+		cr_assert(seconds() < until, "the daemon does not come up");
+		nap();
+	}
+	if (atomic_load(&shared->failed) == EPERM || atomic_load(&shared->failed) == ENOSYS ||
+	    atomic_load(&shared->failed) == ENOTSUP) {
+		kill(daemon_pid, SIGKILL);
+		cr_skip_test("no userfaultfd with shared memory here");
+	}
+	cr_assert(eq(uint, atomic_load(&shared->failed), 0));
+}
+
+static void
+daemon_ask(unsigned what)
+{
+	const double until = seconds() + DEADLINE;
+
+	atomic_store(&shared->ask, what);
+	while (atomic_load(&shared->ask) != 0) {
+		cr_assert(seconds() < until, "the daemon does not answer (%u)", what);
+		nap();
+	}
+}
+
+static void
+wait_ended(unsigned n)
+{
+	const double until = seconds() + DEADLINE;
+
+	while (atomic_load(&shared->ended) < n) {
+		cr_assert(seconds() < until, "%u clients have ended, of %u",
+			  atomic_load(&shared->ended), n);
+		nap();
+	}
+}
+
+static void
+set_up(void)
+{
+	daemon_start();
+}
+
+static void
+tear_down(void)
+{
+	if (daemon_pid > 0) {
+		kill(daemon_pid, SIGKILL);
+		waitpid(daemon_pid, NULL, 0);
+	}
+	unlink(path);
+}
+
+TestSuite(remote, .init = set_up, .fini = tear_down, .timeout = 60);
+
+/* --- the client --- */
+
+static struct up_runtime *
+must_connect(void)
+{
+	const struct up_config cfg = { .log = collect };
+	struct up_runtime *made;
+	const int r = up_runtime_connect(&made, path, &cfg);
+
+	cr_assert(r == 0, "connect: %s: %s", strerrorname_np(-r), logged);
+	return made;
+}
+
+static uint64_t *
+must_map(struct up_runtime *in, size_t npages, unsigned flags, struct up_object *o, uint64_t offset)
+{
+	void *p = NULL;
+	const int r = up_map(in, NULL, npages * PAGE_SIZE, RW, flags, o, offset, &p);
+
+	cr_assert(r == 0, "map: %s: %s", strerrorname_np(-r), logged);
+	return p;
+}
+
+static void
+fill(uint64_t *p, size_t npages, uint64_t tag)
+{
+	for (size_t i = 0; i < npages * WORDS; i++)
+		p[i] = tag + i;
+}
+
+static size_t
+wrong(const uint64_t *p, size_t npages, uint64_t tag)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < npages * WORDS; i++)
+		n += p[i] != tag + i;
+	return n;
+}
+
+static sigjmp_buf out;
+
+static void
+on_signal(int sig)
+{
+	siglongjmp(out, sig);
+}
+
+/* The signal that reading this raises, or 0. */
+static int
+touch(const volatile uint64_t *p)
+{
+	const struct sigaction sa = { .sa_handler = on_signal };
+	struct sigaction bus, segv;
+	int sig;
+
+	sigaction(SIGBUS, &sa, &bus);
+	sigaction(SIGSEGV, &sa, &segv);
+	sig = sigsetjmp(out, 1);
+	if (sig == 0)
+		(void)*p;
+	sigaction(SIGBUS, &bus, NULL);
+	sigaction(SIGSEGV, &segv, NULL);
+	return sig;
+}
+
+Test(remote, memory_four_times_the_budget_comes_back)
+{
+	const size_t npages = 4 * daemon_limit / PAGE_SIZE;
+	struct up_stats st;
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, npages, UP_PRIVATE, NULL, 0);
+	fill(p, npages, 1000);
+	cr_assert(eq(sz, wrong(p, npages, 1000), 0));
+	cr_assert(eq(int, up_stats_get(rt, &st, sizeof st), 0));
+	cr_assert(eq(u64, st.mapped, npages * PAGE_SIZE));
+	cr_assert(eq(u64, st.limit, daemon_limit));
+	cr_assert(gt(u64, st.faults[UP_FAULT_ZERO], 0));
+	cr_assert(gt(u64, st.faults[UP_FAULT_MAJOR], 0));
+	cr_assert(eq(int, up_unmap(rt, p, npages * PAGE_SIZE), 0));
+	cr_assert(eq(int, touch(p), SIGSEGV));
+	daemon_ask(1);
+	cr_assert(eq(uint, atomic_load(&shared->regions), 0));
+	cr_assert(eq(u64, atomic_load(&shared->used), 0));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2); /* its checks at the end */
+}
+
+Test(remote, a_part_is_unmapped_protected_and_discarded)
+{
+	unsigned char in[64];
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, 64, UP_PRIVATE, NULL, 0);
+	fill(p, 64, 7);
+	cr_assert(eq(int, up_protect(rt, p + 8 * WORDS, 8 * PAGE_SIZE, PROT_READ), 0));
+	cr_assert(eq(int, touch(p + 8 * WORDS), 0));
+	cr_assert(eq(int, up_protect(rt, p + 8 * WORDS, 8 * PAGE_SIZE, PROT_NONE), 0));
+	cr_assert(eq(int, touch(p + 8 * WORDS), SIGSEGV));
+	cr_assert(eq(int, up_protect(rt, p + 8 * WORDS, 8 * PAGE_SIZE, RW), 0));
+	cr_assert(eq(int, up_advise(rt, p, 4 * PAGE_SIZE, UP_ADVICE_DONTNEED), 0));
+	cr_assert(eq(int, up_residency(rt, p, 64 * PAGE_SIZE, in), 0));
+	for (unsigned i = 0; i < 64; i++)
+		cr_assert(eq(int, in[i] != 0, i >= 4), "page %u: %d", i, in[i]);
+	for (size_t i = 0; i < 4 * WORDS; i++)
+		cr_assert(eq(u64, p[i], 0));
+	cr_assert(eq(int, up_unmap(rt, p + 16 * WORDS, 16 * PAGE_SIZE), 0));
+	cr_assert(eq(int, touch(p + 16 * WORDS), SIGSEGV));
+	cr_assert(eq(sz, wrong(p + 32 * WORDS, 32, 7 + 32 * WORDS), 0));
+	cr_assert(eq(int, up_advise(rt, p, 32 * PAGE_SIZE, UP_ADVICE_RANDOM), -ENOMEM));
+	cr_assert(eq(int, up_advise(rt, p, 16 * PAGE_SIZE, UP_ADVICE_RANDOM), 0));
+	cr_assert(eq(int, up_prefault(rt, p, 16 * PAGE_SIZE, 1), 0));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+Test(remote, an_object_with_a_name_is_shared_and_outlives_who_made_it)
+{
+	struct up_object *o, *same;
+	struct up_object_stats info;
+	struct up_runtime *other;
+	uint64_t *p, *q;
+
+	rt = must_connect();
+	other = must_connect();
+	cr_assert(eq(int, up_object_create_named(rt, "table", 4 * MiB, 0, &o), 0));
+	cr_assert(eq(int, up_object_create_named(other, "table", 4 * MiB, 0, &same), -EEXIST));
+	cr_assert(eq(int, up_object_open(other, "chair", &same), -ENOENT));
+	cr_assert(eq(int, up_object_open(other, "table", &same), 0));
+	cr_assert(eq(int, up_object_info(same, &info, sizeof info), 0));
+	cr_assert(eq(u64, info.size, 4 * MiB));
+	p = must_map(rt, 1024, UP_SHARED, o, 0);
+	q = must_map(other, 512, UP_SHARED, same, 2 * MiB);
+	/* Larger than the budget, together with something else. */
+	fill(p, 1024, 5);
+	fill(must_map(rt, 3000, UP_PRIVATE, NULL, 0), 3000, 9);
+	cr_assert(eq(sz, wrong(q, 512, 5 + 512 * WORDS), 0));
+	q[3] = 77;
+	cr_assert(eq(u64, p[512 * WORDS + 3], 77));
+	q[3] = 5 + 512 * WORDS + 3;
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	rt = must_connect();
+	cr_assert(eq(int, up_object_open(rt, "table", &o), 0));
+	p = must_map(rt, 1024, UP_SHARED, o, 0);
+	cr_assert(eq(sz, wrong(p, 1024, 5), 0));
+	cr_assert(eq(int, up_object_remove(rt, "table"), 0));
+	cr_assert(eq(int, up_object_remove(rt, "table"), -ENOENT));
+	up_object_unref(o);
+	up_object_unref(same);
+	up_runtime_destroy(rt);
+	up_runtime_destroy(other);
+	wait_ended(3);
+	daemon_ask(2);
+}
+
+Test(remote, a_clone_and_a_snapshot_are_what_memory_was)
+{
+	struct up_object *o, *snap;
+	uint64_t *p, *q, *s;
+	void *copy;
+
+	rt = must_connect();
+	p = must_map(rt, 1500, UP_PRIVATE, NULL, 0);
+	fill(p, 1500, 3);
+	cr_assert(eq(int, up_clone(rt, p, 1500 * PAGE_SIZE, &copy), 0), "%s", logged);
+	q = copy;
+	fill(p, 700, 4);
+	cr_assert(eq(sz, wrong(q, 1500, 3), 0));
+	q[0] = 1;
+	cr_assert(eq(u64, p[0], 4));
+	cr_assert(eq(sz, wrong(p, 700, 4), 0));
+	cr_assert(eq(sz, wrong(p + 700 * WORDS, 800, 3 + 700 * WORDS), 0));
+	cr_assert(eq(int, up_unmap(rt, q, 1500 * PAGE_SIZE), 0));
+
+	cr_assert(eq(int, up_object_create_anon(rt, 2 * MiB, 0, &o), 0));
+	s = must_map(rt, 512, UP_SHARED, o, 0);
+	fill(s, 512, 11);
+	cr_assert(eq(int, up_object_snapshot(rt, o, &snap), 0));
+	fill(s, 512, 12);
+	q = must_map(rt, 512, UP_PRIVATE, snap, 0);
+	cr_assert(eq(sz, wrong(q, 512, 11), 0));
+	cr_assert(eq(sz, wrong(s, 512, 12), 0));
+	up_object_unref(o);
+	up_object_unref(snap);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+Test(remote, a_file_is_mapped_and_written_back)
+{
+	char file[] = "/var/tmp/test_remote_file.XXXXXX";
+	const int fd = mkstemp(file);
+	struct up_object *o;
+	uint64_t word, *p;
+
+	unlink(file);
+	for (uint64_t i = 0; i < 64 * WORDS; i++)
+		cr_assert(write(fd, &i, sizeof i) == (ssize_t)sizeof i);
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_file(rt, fd, 0, 0, 0, &o), 0), "%s", logged);
+	p = must_map(rt, 64, UP_SHARED, o, 0);
+	cr_assert(eq(sz, wrong(p, 64, 0), 0));
+	p[10 * WORDS] = 999;
+	cr_assert(eq(int, up_sync(rt, p, 64 * PAGE_SIZE, 0), 0), "%s", logged);
+	cr_assert(pread(fd, &word, sizeof word, 10 * PAGE_SIZE) == (ssize_t)sizeof word);
+	cr_assert(eq(u64, word, 999));
+	p = must_map(rt, 64, UP_PRIVATE, o, 0);
+	cr_assert(eq(u64, p[10 * WORDS], 999));
+	p[5] = 1;
+	cr_assert(eq(int, up_sync(rt, p, 64 * PAGE_SIZE, 0), 0));
+	cr_assert(pread(fd, &word, sizeof word, 5 * sizeof word) == (ssize_t)sizeof word);
+	cr_assert(eq(u64, word, 5));
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+	close(fd);
+}
+
+/* A descriptor that was opened without the right to read is no right to read. */
+Test(remote, a_descriptor_by_o_path_opens_no_file)
+{
+	char file[] = "/var/tmp/test_remote_file.XXXXXX";
+	const int fd = mkstemp(file);
+	struct up_object *o;
+	int by_path;
+
+	cr_assert(ftruncate(fd, 4096) == 0);
+	by_path = open(file, O_PATH | O_CLOEXEC);
+	unlink(file);
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_file(rt, by_path, 0, 0, 0, &o), -EINVAL));
+	cr_assert(eq(int, up_object_create_device(rt, by_path, 0, &o), -EINVAL));
+	up_runtime_destroy(rt);
+}
+
+Test(remote, a_child_that_is_forked_has_its_copy)
+{
+	uint64_t *p;
+	int status;
+	pid_t pid;
+
+	rt = must_connect();
+	p = must_map(rt, 1000, UP_PRIVATE, NULL, 0);
+	fill(p, 1000, 21);
+	cr_assert(eq(int, up_inherit(rt, p, 1000 * PAGE_SIZE, UP_INHERIT_COPY), 0), "%s", logged);
+	pid = fork();
+	if (pid == 0) {
+		size_t n = wrong(p, 1000, 21);
+
+		fill(p, 1000, 22);
+		n += wrong(p, 1000, 22);
+		_exit(n == 0 ? 0 : 1);
+	}
+	fill(p, 500, 23);
+	cr_assert(waitpid(pid, &status, 0) == pid);
+	cr_assert(eq(int, status, 0), "%s", logged);
+	cr_assert(eq(sz, wrong(p, 500, 23), 0));
+	cr_assert(eq(sz, wrong(p + 500 * WORDS, 500, 21 + 500 * WORDS), 0));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+Test(remote, a_daemon_that_is_killed_leaves_no_zeros)
+{
+	const size_t npages = 2 * daemon_limit / PAGE_SIZE;
+	unsigned char in[64];
+	size_t there = 0, missing = 0;
+	void *more;
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, npages, UP_PRIVATE, NULL, 0);
+	fill(p, npages, 31);
+	cr_assert(eq(int, up_residency(rt, p, 64 * PAGE_SIZE, in), 0));
+	kill(daemon_pid, SIGKILL);
+	waitpid(daemon_pid, NULL, 0);
+	daemon_pid = 0;
+	for (size_t i = 0; i < npages; i++) {
+		const int sig = touch(p + i * WORDS);
+
+		if (sig == 0)
+			cr_assert(eq(u64, p[i * WORDS], 31 + i * WORDS), "page %zu", i);
+		else
+			cr_assert(eq(int, sig, SIGBUS));
+		there += sig == 0;
+		missing += sig != 0;
+	}
+	cr_assert(gt(sz, there, 0));
+	cr_assert(gt(sz, missing, npages / 2 - 10));
+	cr_assert(eq(int, up_map(rt, NULL, PAGE_SIZE, RW, UP_PRIVATE, NULL, 0, &more), -ENOTCONN));
+	cr_assert(eq(int, up_unmap(rt, p, PAGE_SIZE), 0));
+	up_runtime_destroy(rt);
+}
+
+Test(remote, clients_that_are_killed_leave_nothing_behind)
+{
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, 500, UP_PRIVATE, NULL, 0);
+	fill(p, 500, 1);
+	for (unsigned i = 0; i < 8; i++) {
+		const pid_t pid = fork();
+
+		if (pid == 0) {
+			struct up_runtime *mine = NULL;
+			void *q;
+
+			if (up_runtime_connect(&mine, path, NULL) == 0 &&
+			    up_map(mine, NULL, 16 * MiB, RW, UP_PRIVATE, NULL, 0, &q) == 0)
+				for (uint64_t n = 0;; n++)
+					fill(q, 16 * MiB / PAGE_SIZE, n);
+			_exit(1);
+		}
+		poll(NULL, 0, 20 + 30 * (int)i);
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+	}
+	wait_ended(atomic_load(&shared->accepted) - 1);
+	cr_assert(eq(sz, wrong(p, 500, 1), 0));
+	daemon_ask(1);
+	cr_assert(eq(uint, atomic_load(&shared->regions), 1));
+	up_runtime_destroy(rt);
+	wait_ended(atomic_load(&shared->accepted));
+	daemon_ask(2);
+}
+
+/* --- clients that do not behave --- */
+
+static int
+raw_connect(void)
+{
+	struct sockaddr_un sun = { .sun_family = AF_UNIX };
+	const int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	strcpy(sun.sun_path, path);
+	cr_assert(connect(fd, (struct sockaddr *)&sun, sizeof sun) == 0);
+	cr_assert(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+	return fd;
+}
+
+/* Nothing more comes but the end. */
+static void
+must_hang_up(int fd)
+{
+	const double until = seconds() + DEADLINE;
+	char buf[sizeof(struct msg)];
+	ssize_t n;
+
+	while ((n = recv(fd, buf, sizeof buf, 0)) != 0) {
+		if (n < 0 && errno == ECONNRESET)
+			break;
+		cr_assert(n > 0 || errno == EAGAIN);
+		cr_assert(seconds() < until, "still connected");
+		nap();
+	}
+	close(fd);
+}
+
+static void
+say(int fd, const struct msg *m, const int with[], size_t n)
+{
+	cr_assert(eq(int, msg_send(fd, m, with, n), 0));
+}
+
+Test(remote, what_is_no_message_ends_the_connection)
+{
+	struct msg m = { .type = MSG_CALL };
+	char junk[3000];
+	int fd, null = open("/dev/null", O_RDONLY);
+
+	for (size_t i = 0; i < sizeof junk; i++)
+		junk[i] = (char)(i * 37);
+	fd = raw_connect();
+	cr_assert(send(fd, junk, sizeof junk, 0) > 0);
+	must_hang_up(fd);
+	fd = raw_connect();
+	cr_assert(send(fd, junk, 5, 0) == 5);
+	must_hang_up(fd);
+	/* Before it has said who it is. */
+	for (uint32_t type = 0; type < 12; type++) {
+		if (type == MSG_CONNECT || type == MSG_FORKED)
+			continue;
+		fd = raw_connect();
+		m.type = type;
+		say(fd, &m, &null, type == MSG_HELLO || type == MSG_FORK);
+		must_hang_up(fd);
+	}
+	/* Descriptors that nobody asked for. */
+	fd = raw_connect();
+	m = (struct msg){ .type = MSG_CONNECT, .n = PROTOCOL_VERSION };
+	say(fd, &m, &null, 1);
+	must_hang_up(fd);
+	/* The others do not notice. */
+	rt = must_connect();
+	fill(must_map(rt, 100, UP_PRIVATE, NULL, 0), 100, 1);
+	up_runtime_destroy(rt);
+	wait_ended(atomic_load(&shared->accepted));
+	daemon_ask(2);
+	close(null);
+}
+
+Test(remote, another_version_is_told_why_not)
+{
+	struct msg m = { .type = MSG_CONNECT, .n = 99 };
+	int fd = raw_connect(), with[MSG_REGIONS];
+	size_t n;
+
+	say(fd, &m, NULL, 0);
+	cr_assert(eq(int, msg_await(fd, &m, with, &n, 10000), 0));
+	cr_assert(eq(int, m.status, -EPROTONOSUPPORT));
+	cr_assert(strstr(m.call.text, "version 1") != NULL, "%s", m.call.text);
+	m = (struct msg){ .type = MSG_CALL };
+	say(fd, &m, NULL, 0);
+	must_hang_up(fd);
+}
+
+/* A client by hand, that has said HELLO. */
+static int
+raw_client(void)
+{
+	struct msg m = { .type = MSG_CONNECT, .n = PROTOCOL_VERSION };
+	int fd = raw_connect(), with[MSG_REGIONS], uffd;
+	size_t n;
+
+	say(fd, &m, NULL, 0);
+	cr_assert(eq(int, msg_await(fd, &m, with, &n, 10000), 0));
+	cr_assert(eq(int, m.status, 0));
+	uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (uffd < 0)
+		cr_skip_test("no userfaultfd here");
+	m = (struct msg){ .type = MSG_HELLO };
+	say(fd, &m, &uffd, 1);
+	close(uffd);
+	cr_assert(eq(int, msg_await(fd, &m, with, &n, 10000), 0));
+	cr_assert(eq(uint, m.type, MSG_ACK));
+	cr_assert(eq(sz, n, 1));
+	close(with[0]);
+	return fd;
+}
+
+static int
+raw_call(int fd, const struct call *q, struct msg *m)
+{
+	int with[MSG_REGIONS];
+	size_t n;
+
+	*m = (struct msg){ .type = MSG_CALL, .serial = 5, .call = *q };
+	say(fd, m, NULL, 0);
+	cr_assert(eq(int, msg_await(fd, m, with, &n, 10000), 0), "no answer to call %u", q->op);
+	cr_assert(eq(uint, m->serial, 5));
+	for (size_t i = 0; i < n; i++)
+		close(with[i]);
+	return m->status;
+}
+
+Test(remote, no_number_that_a_client_sends_is_believed)
+{
+	static const uint64_t odd[] = { 0,
+					1,
+					4095,
+					4096,
+					4097,
+					UINT64_MAX,
+					UINT64_MAX - 4095,
+					(uint64_t)1 << 47,
+					((uint64_t)1 << 47) - 4096,
+					(uint64_t)1 << 63,
+					(uint64_t)1 << 32 };
+	const struct call good = {
+		.op = CALL_MAP, .addr = 0x10000000, .length = 4096, .prot = RW, .flags = UP_PRIVATE
+	};
+	const int fd = raw_client();
+	struct call q;
+	struct msg m;
+
+	for (uint32_t op = 0; op < 30; op++) {
+		for (size_t i = 0; i < ARRAY_SIZE(odd) * ARRAY_SIZE(odd) * 3; i++) {
+			q = (struct call){ .op = op };
+			q.addr = odd[i % ARRAY_SIZE(odd)];
+			q.length = odd[i / ARRAY_SIZE(odd) % ARRAY_SIZE(odd)];
+			q.object = odd[(i * 7) % ARRAY_SIZE(odd)];
+			q.offset = odd[(i * 5) % ARRAY_SIZE(odd)];
+			q.flags = i % 3 == 0 ? UINT32_MAX : i % 3 == 1 ? 0 : UP_PRIVATE;
+			q.prot = i % 2 == 0 ? -1 : RW;
+			raw_call(fd, &q, &m);
+		}
+	}
+	/* What it may. */
+	q = good;
+	cr_assert(eq(int, raw_call(fd, &q, &m), 0));
+	cr_assert(eq(uint, m.type, MSG_REGION));
+	q.op = CALL_MAPPED;
+	cr_assert(eq(int, raw_call(fd, &q, &m), 0));
+	cr_assert(eq(int, raw_call(fd, &q, &m), -EINVAL));
+	q = good;
+	cr_assert(eq(int, raw_call(fd, &q, &m), -EEXIST));
+	q.length = limits.mapped + 4096;
+	q.addr = 0x20000000;
+	cr_assert(eq(int, raw_call(fd, &q, &m), -EDQUOT));
+	q = good;
+	q.object = 1;
+	q.addr = 0x20000000;
+	cr_assert(eq(int, raw_call(fd, &q, &m), -EBADF));
+	memset(q.text, 'x', sizeof q.text);
+	q.op = CALL_OPEN;
+	say(fd, &(struct msg){ .type = MSG_CALL, .call = q }, NULL, 0);
+	must_hang_up(fd);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+Test(remote, regions_and_objects_are_limited)
+{
+	struct up_object *o[30];
+	unsigned n = 0, k = 0;
+	void *p;
+	int r;
+
+	rt = must_connect();
+	while (n <= limits.regions + 1 && (r = up_map(rt, NULL, PAGE_SIZE, n % 2 ? PROT_READ : RW,
+						      UP_PRIVATE, NULL, 0, &p)) == 0)
+		n++;
+	cr_assert(eq(int, r, -EDQUOT));
+	cr_assert(eq(uint, n, limits.regions));
+	while (k < 30 && (r = up_object_create_anon(rt, PAGE_SIZE, 0, &o[k])) == 0)
+		k++;
+	cr_assert(eq(int, r, -EDQUOT));
+	cr_assert(eq(uint, k, limits.objects));
+	up_object_unref(o[3]);
+	cr_assert(eq(int, up_object_create_anon(rt, PAGE_SIZE, 0, &o[3]), 0));
+	for (unsigned i = 0; i < k; i++)
+		up_object_unref(o[i]);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
