@@ -45,6 +45,11 @@ static const enum place places[PLACES] = { PLACE_UNPINNED, PLACE_SAME_CPU, PLACE
 #define INLINE(who, kind)                                                                       \
 	{ .group = "latency", .name = #who, .row = "inline " kind, .run = who##_inline,         \
 	  .arg = kind, .deadline = 60 }
+#define REMOTE(place, ncpus)                                                                    \
+	{ .group = "daemon", .name = "floor", .row = #place, .run = floor_remote,               \
+	  .arg = &places[PLACE_##place], .deadline = 60, .cpus = ncpus, .full_only = true },    \
+	{ .group = "daemon", .name = "ours", .row = #place, .run = ours_remote,                 \
+	  .arg = &places[PLACE_##place], .deadline = 60, .cpus = ncpus, .full_only = true }
 #define THREADS(count, one, how, services_, text)                                               \
 	{ .group = "threads", .name = "ours", .row = #count " " text, .run = ours_threads,      \
 	  .arg = &(const struct threads_arg){ .n = count, .shared = one, .delivery = how,       \
@@ -83,6 +88,8 @@ static struct contender contenders[] = {
 	LATENCIES(major, false),
 	LATENCIES(soft, true),
 	INLINE(floor, "zero"), INLINE(ours, "zero"), INLINE(floor, "soft"), INLINE(ours, "soft"),
+
+	REMOTE(UNPINNED, 1), REMOTE(SAME_CPU, 1), REMOTE(TWO_CPUS, 2),
 
 	{ OURS("pattern", "ours", "ours", 1, SCALE_MAIN, INSIDE) },
 	{ SWAP("pattern", "swap", "swap", 1, swap, SCALE_MAIN) },
@@ -163,7 +170,7 @@ usage(FILE *out)
 		"  --data KIND      what pages hold in the groups pattern and file: random, half (of\n"
 		"                   each compresses), real (from files of this machine)\n"
 		"  --only NAMES     groups and contenders, comma separated, of\n"
-		"                   disk fio latency pattern file real zswap zram program threads\n"
+		"                   disk fio latency daemon pattern file real zswap zram program threads\n"
 		"                   meta sparse entries clone policy huge\n"
 		"                   raw floor ours ours_service swap swap_ssd ours_file\n"
 		"                   ours_file_direct mmap ours_lz4 ours_zstd zswap_lz4\n"

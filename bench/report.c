@@ -243,6 +243,43 @@ print_inline(FILE *out)
 	}
 }
 
+static bool
+any(const char *prefix)
+{
+	for (unsigned i = 0; i < nseries; i++)
+		if (strncmp(series[i].name, prefix, strlen(prefix)) == 0)
+			return true;
+	return false;
+}
+
+static void
+print_daemon(FILE *out)
+{
+	static const char *const stat[] = { "p50", "p99", "mean" };
+	char ours[96], bare[96], b[3][64];
+
+	fprintf(out, "\nzero-fill of a program that is connected to a daemon; us\n");
+	fprintf(out, "  %-22s %-5s %-24s %-24s %s\n", "", "", "raw floor", "ours", "ours/floor");
+	for (int p = 0; p < PLACES; p++) {
+		for (int s = 0; s < 3; s++) {
+			struct summary unused;
+
+			snprintf(ours, sizeof ours, "ours.remote_zero.%s.%s", place_name[p],
+				 stat[s]);
+			if (!summarise(ours, &unused))
+				continue;
+			snprintf(bare, sizeof bare, "floor.remote_zero.%s.%s", place_name[p],
+				 stat[s]);
+			fprintf(out, "  %-22s %-5s %-24s %-24s %s\n", s > 0 ? "" : place_name[p],
+				stat[s], range(bare, b[0]), range(ours, b[1]),
+				ratio_text(ours, bare, b[2]));
+		}
+	}
+	if (any("remote.attach"))
+		fprintf(out, "  %-22s %-5s %-24s %s\n", "to connect", "p50", "",
+			range("remote.attach.p50", b[0]));
+}
+
 /* Who is compared with whom.  The first is what the others are held against. */
 #define RUNNERS_MAX 4
 static const struct table {
@@ -268,15 +305,6 @@ static const struct table {
 };
 #define NTABLES (sizeof tables / sizeof tables[0])
 #define RACES 2 /* one thread, two threads */
-
-static bool
-any(const char *prefix)
-{
-	for (unsigned i = 0; i < nseries; i++)
-		if (strncmp(series[i].name, prefix, strlen(prefix)) == 0)
-			return true;
-	return false;
-}
 
 static bool
 table_any(const struct table *t, const char *label)
@@ -564,6 +592,8 @@ report_print(FILE *out)
 	print_host(out);
 	if (any("ours.zero") || any("ours.major") || any("ours.soft"))
 		print_latency(out);
+	if (any("ours.remote") || any("floor.remote"))
+		print_daemon(out);
 	if (any("ours.inline") || any("floor.inline"))
 		print_inline(out);
 	for (size_t i = 0; i < NTABLES; i++)
@@ -675,6 +705,15 @@ json_ratios(FILE *f)
 			snprintf(under, sizeof under, "floor.%s.%s.p50", what[w], place_name[p]);
 			json_ratio(f, key, over, under, &comma);
 		}
+	}
+	for (int p = 0; p < PLACES; p++) {
+		char key[96], over[96], under[96];
+
+		snprintf(key, sizeof key, "floor.daemon_zero%s%s", p == PLACE_UNPINNED ? "" : ".",
+			 p == PLACE_UNPINNED ? "" : place_name[p]);
+		snprintf(over, sizeof over, "ours.remote_zero.%s.p50", place_name[p]);
+		snprintf(under, sizeof under, "floor.remote_zero.%s.p50", place_name[p]);
+		json_ratio(f, key, over, under, &comma);
 	}
 	json_ratio(f, "floor.inline_zero", "ours.inline_zero.p50", "floor.inline_zero.p50", &comma);
 	json_ratio(f, "floor.inline_soft", "ours.inline_soft.p50", "floor.inline_soft.p50", &comma);

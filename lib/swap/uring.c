@@ -306,7 +306,7 @@ uring_wait(struct io_engine *e, int64_t timeout_ns, struct io_events *ev)
 	uint64_t end = 0;
 
 	const bool urgent = u->urgent > 0 && u->polling != NULL && timeout_ns != 0;
-	bool poll = urgent && polling_begin(u->polling);
+	bool poll = urgent && polling_begin(u->polling), done;
 
 	*ev = (struct io_events){ 0 };
 	if (timeout_ns > 0)
@@ -320,7 +320,8 @@ uring_wait(struct io_engine *e, int64_t timeout_ns, struct io_events *ev)
 		poll = false; /* one turn of looks, whatever comes of it */
 		if (io_uring_cq_ready(&u->ring) == 0)
 			uring_enter(u, u->aside != NULL ? 0 : left);
-		if (uring_transfer(u, &tail) | uring_reap(u, ev, &tail) || timeout_ns == 0)
+		done = uring_transfer(u, &tail);
+		if (uring_reap(u, ev, &tail) || done || timeout_ns == 0)
 			break;
 		/* A signal, a continuation, a poll to be armed again, or the time is up. */
 		if (timeout_ns > 0) {
