@@ -707,8 +707,6 @@ json_ratios(FILE *f)
 		}
 	}
 	for (int p = 0; p < PLACES; p++) {
-		char key[96], over[96], under[96];
-
 		snprintf(key, sizeof key, "floor.daemon_zero%s%s", p == PLACE_UNPINNED ? "" : ".",
 			 p == PLACE_UNPINNED ? "" : place_name[p]);
 		snprintf(over, sizeof over, "ours.remote_zero.%s.p50", place_name[p]);

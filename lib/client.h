@@ -19,6 +19,7 @@ struct client {
 	bool connected;		    /* (k) it speaks our version */
 	struct object **object;	    /* (k) by their numbers, less 1; each with a handle */
 	unsigned nobject, nheld;    /* (k) */
+	struct account *account;    /* (c) */
 	struct part *pending;	    /* (m) */
 	size_t npending;
 	struct wired_array pending_mem;
@@ -29,5 +30,7 @@ int client_heard(struct forks *f, struct space *sp, int fd[], size_t *nfd);
 void client_end(struct pager *p, struct space *sp);
 void client_free(struct up_runtime *rt, struct client *c, uint64_t id);
 void server_free(struct up_runtime *rt);
+/* Take pages from whoever has more than it may.  True: to be done again soon. */
+bool clients_reduce(struct up_runtime *rt);
 
 #endif

@@ -27,6 +27,7 @@
 
 #define KEEPER_STACK ((size_t)256 << 10)
 #define KEEPER_OVERHEAD ((size_t)64 << 10) /* charged to the limit: touched stack, this struct */
+#define AGAIN_MS 10   /* a client has more than it may, and nothing could be taken */
 #define ENDED_MS 1000 /* what has ended is put away within that, or waits for something else */
 
 struct region
@@ -189,6 +190,7 @@ keep(void *arg)
 	struct pager *p = &f->rt->p;
 
 	while (!atomic_load(&f->stop)) {
+		const bool again = clients_reduce(f->rt);
 		uint64_t count;
 		nfds_t n = 1;
 
@@ -200,7 +202,7 @@ keep(void *arg)
 			f->poll[n++] = (struct pollfd){ .fd = sp->sock, .events = POLLIN };
 		}
 		pthread_rwlock_unlock(&p->map.lock);
-		if (poll(f->poll, n, -1) < 0)
+		if (poll(f->poll, n, again ? AGAIN_MS : -1) < 0)
 			continue;
 		if (f->poll[0].revents != 0 && read(f->kick, &count, sizeof count) < 0)
 			assert(errno == EAGAIN);

@@ -115,6 +115,15 @@ int cow_shadow(struct up_runtime *rt, const char *call, struct object *from, uin
  * => map.change is held; `sock` is fork.c's, kept in *out.  0, *out NULL: it inherits nothing, and nothing is frozen.  -errno and a log line.
  */
 int space_fork(struct up_runtime *rt, struct map *map, int sock, struct space **out);
+/* A copy for the same client, or its child. */
+static inline void
+object_copy_client(struct object *copy, const struct object *from)
+{
+	copy->apart = from->apart;
+	if (from->account != NULL)
+		copy->account = account_ref(from->account);
+}
+
 /* One that is empty, and in no list; and into that.  NULL: no room.  => map.change is held */
 struct space *space_make(struct pager *p);
 void space_link(struct pager *p, struct space *sp);

@@ -32,9 +32,16 @@ struct owner {
 	char name[];
 };
 
+struct group {
+	struct group *next;
+	struct account *account;
+	char name[32];
+};
+
 struct server {
 	pthread_mutex_t lock;
 	struct owner *owners; /* (lock) */
+	struct group *groups; /* (lock) never removed */
 	void (*ended)(void *ctx, uint64_t id);
 	void *ctx;
 };
@@ -84,6 +91,17 @@ unhold(struct client *c, uint64_t id)
 	c->object[id - 1] = NULL;
 	c->nheld--;
 	up_object_unref((struct up_object *)o);
+}
+
+/* A new object of the client's: nothing maps it yet. */
+static void
+own(struct client *c, struct object *o)
+{
+	if (o->pool != 0)
+		return;
+	o->apart = true;
+	if (o->account == NULL)
+		o->account = account_ref(c->account);
 }
 
 /* --- who owns what has a name --- */
@@ -243,8 +261,7 @@ call_map(struct up_runtime *rt, struct space *sp, const struct call *q)
 	c->pending[0].copy = mapped;
 	c->pending[0].first = first;
 	c->pending[0].n = q->length >> PAGE_SHIFT;
-	if (mapped->pool == 0)
-		mapped->apart = true;
+	own(c, mapped);
 	r = object_pool(rt, "up_map", mapped);
 	if (r == 0)
 		r = prepare_entry(p, sp, &c->pending[0], q->addr, q->prot, flags, first);
@@ -283,7 +300,7 @@ call_clone(struct up_runtime *rt, struct space *sp, const struct call *q)
 		r = part_prepare(rt, "up_clone", part);
 		if (r < 0)
 			break;
-		part->copy->apart = true;
+		own(c, part->copy);
 		r = object_pool(rt, "up_clone", part->copy);
 		if (r == 0)
 			r = prepare_entry(p, sp, part, to, e->prot,
@@ -435,7 +452,10 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 	}
 	if (r < 0)
 		return r;
-	if (((struct object *)o)->pool == 0)
+	/* What has a name outlives its client, and is nobody's. */
+	if (q->text[0] == '\0')
+		own(c, (struct object *)o);
+	else if (((struct object *)o)->pool == 0)
 		((struct object *)o)->apart = true;
 	r = up_object_info(o, &info, sizeof info);
 	answer->length = info.size;
@@ -460,6 +480,7 @@ call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 	st.entries = sp->map.n;
 	pthread_rwlock_unlock(&rt->p.map.lock);
 	st.objects = sp->client->nheld;
+	st.resident = atomic_load(&sp->client->account->mapped) << PAGE_SHIFT;
 	for (unsigned k = 0; k < UP_FAULT_KINDS; k++)
 		st.faults[k] = space_faults(&rt->p, sp, k);
 	memcpy(answer->bytes, &st, sizeof st);
@@ -630,6 +651,199 @@ client_heard(struct forks *f, struct space *sp, int fd[], size_t *nfd)
 	return r;
 }
 
+/* --- quotas --- */
+
+/* => map.change or map.lock is held */
+static struct space *
+find(struct pager *p, uint64_t id)
+{
+	struct space *sp = p->spaces;
+
+	while (sp != NULL && (sp->id != id || sp->client == NULL))
+		sp = sp->next;
+	return sp;
+}
+
+static void
+over(void *forks)
+{
+	keeper_kick(forks);
+}
+
+/* True if somebody waits for it.  => map.change is held */
+static bool
+reduce(struct pager *p, struct account *a, bool *full)
+{
+	const size_t limit = atomic_load(&a->limit), margin = (size_t)RUN_MAX * p->nservices;
+	const size_t room = MAX(limit / 8, margin * 2);
+
+	if (!atomic_exchange(&a->over, false))
+		return false;
+	if (limit != 0)
+		account_reduce(p, a, limit > room ? limit - room : 0);
+	*full |= account_is_full(p, a);
+	return true;
+}
+
+/* Whoever waits since its account had no more comes again, forked children too.  => map.change is held */
+static void
+wake_turned_away(struct pager *p)
+{
+	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
+		for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next) {
+			if (e->object->account != NULL)
+				p->pmap->ops->wake(p->pmap, e->shard, e->start,
+						   (e->end - e->start) >> PAGE_SHIFT);
+		}
+	}
+}
+
+bool
+clients_reduce(struct up_runtime *rt)
+{
+	struct server *sv = rt->server;
+	struct pager *p = &rt->p;
+	bool any = false, full = false;
+	sigset_t old;
+
+	if (sv == NULL)
+		return false;
+	change_begin(p, &old);
+	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
+		if (sp->client != NULL)
+			any |= reduce(p, sp->client->account, &full);
+	}
+	pthread_mutex_lock(&sv->lock);
+	for (const struct group *g = sv->groups; g != NULL; g = g->next)
+		any |= reduce(p, g->account, &full);
+	pthread_mutex_unlock(&sv->lock);
+	if (any)
+		wake_turned_away(p);
+	change_end(p, &old);
+	return full;
+}
+
+static size_t
+pages_of(uint64_t bytes)
+{
+	return (size_t)MIN(bytes >> PAGE_SHIFT, SIZE_MAX / 2);
+}
+
+/* All that clients and groups may keep, at most half of memory.  => map.change is held */
+static bool
+minimum_fits(struct up_runtime *rt, const struct account *of, size_t minimum)
+{
+	struct pager *p = &rt->p;
+	size_t sum = minimum;
+
+	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
+		if (sp->client != NULL && sp->client->account != of)
+			sum += atomic_load(&sp->client->account->minimum);
+	}
+	pthread_mutex_lock(&rt->server->lock);
+	for (const struct group *g = rt->server->groups; g != NULL; g = g->next) {
+		if (g->account != of)
+			sum += atomic_load(&g->account->minimum);
+	}
+	pthread_mutex_unlock(&rt->server->lock);
+	return sum <= rt->memory_limit / PAGE_SIZE / 2;
+}
+
+/* => map.change is held */
+static int
+set_quota(struct up_runtime *rt, struct account *a, uint64_t limit, uint64_t minimum)
+{
+	const size_t least = (size_t)RUN_MAX * rt->p.nservices * 4;
+
+	if (limit != 0 && pages_of(limit) < least)
+		return -EINVAL;
+	if (limit != 0 && minimum > limit)
+		return -EINVAL;
+	if (!minimum_fits(rt, a, pages_of(minimum)))
+		return -ENOSPC;
+	atomic_store(&a->limit, pages_of(limit));
+	atomic_store(&a->minimum, pages_of(minimum));
+	if (limit != 0 && account_is_full(&rt->p, a))
+		atomic_store(&a->over, true);
+	return 0;
+}
+
+int
+serve_quota(struct up_runtime *rt, uint64_t id, uint64_t limit, uint64_t minimum)
+{
+	struct space *sp;
+	sigset_t old;
+	int r = -ENOENT;
+
+	change_begin(&rt->p, &old);
+	sp = find(&rt->p, id);
+	if (sp != NULL)
+		r = set_quota(rt, sp->client->account, limit, minimum);
+	change_end(&rt->p, &old);
+	keeper_kick(rt->forks);
+	return r;
+}
+
+static struct account *
+group_account(struct server *sv, const char *name)
+{
+	struct group *g;
+
+	pthread_mutex_lock(&sv->lock);
+	for (g = sv->groups; g != NULL && strcmp(g->name, name) != 0; g = g->next)
+		;
+	if (g == NULL && (g = calloc(1, sizeof *g)) != NULL) {
+		g->account = account_create(NULL);
+		if (g->account == NULL) {
+			free(g);
+			g = NULL;
+		}
+	}
+	if (g != NULL && g->name[0] == '\0') {
+		snprintf(g->name, sizeof g->name, "%s", name);
+		g->next = sv->groups;
+		sv->groups = g;
+	}
+	pthread_mutex_unlock(&sv->lock);
+	return g != NULL ? g->account : NULL;
+}
+
+int
+serve_group_quota(struct up_runtime *rt, const char *group, uint64_t limit, uint64_t minimum)
+{
+	struct account *a = group_account(rt->server, group);
+	sigset_t old;
+	int r;
+
+	if (a == NULL)
+		return -ENOMEM;
+	change_begin(&rt->p, &old);
+	r = set_quota(rt, a, limit, minimum);
+	change_end(&rt->p, &old);
+	keeper_kick(rt->forks);
+	return r;
+}
+
+int64_t
+serve_evict(struct up_runtime *rt, uint64_t id, uint64_t bytes)
+{
+	struct space *sp;
+	sigset_t old;
+	int64_t gone = -ENOENT;
+
+	change_begin(&rt->p, &old);
+	sp = find(&rt->p, id);
+	if (sp != NULL) {
+		struct account *a = sp->client->account;
+		const size_t has = atomic_load(&a->mapped);
+
+		gone = (int64_t)account_reduce(&rt->p, a, has - MIN(has, pages_of(bytes)))
+		       << PAGE_SHIFT;
+	}
+	change_end(&rt->p, &old);
+	return gone;
+}
+
 /* --- the daemon's side --- */
 
 int
@@ -658,6 +872,8 @@ serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id), void *
 		return r;
 	}
 	rt->server = sv;
+	rt->p.over_ctx = rt->forks;
+	rt->p.over = over;
 	return 0;
 }
 
@@ -675,8 +891,16 @@ server_free(struct up_runtime *rt)
 		free(o);
 	}
 	pthread_mutex_destroy(&sv->lock);
+	while (sv->groups != NULL) {
+		struct group *g = sv->groups;
+
+		sv->groups = g->next;
+		account_unref(g->account);
+		free(g);
+	}
 	free(sv);
 	rt->server = NULL;
+	rt->p.over = NULL;
 	free(rt->p.space_faults);
 	rt->p.space_faults = NULL;
 }
@@ -704,6 +928,11 @@ serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits,
 	c->uid = cred.uid;
 	c->gid = cred.gid;
 	snprintf(c->name, sizeof c->name, "%d", (int)cred.pid);
+	c->account = account_create(limits->group != NULL && limits->group[0] != '\0'
+					    ? group_account(rt->server, limits->group)
+					    : NULL);
+	if (c->account == NULL)
+		r = -ENOMEM;
 	change_begin(p, &old);
 	for (const struct space *s = p->spaces; s != NULL; s = s->next)
 		nclients++;
@@ -724,6 +953,7 @@ serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits,
 		keeper_kick(rt->forks);
 		return 0;
 	}
+	account_unref(c->account);
 	free(c);
 	close(sock);
 	return r;
@@ -740,23 +970,22 @@ client_end(struct pager *p, struct space *sp)
 void
 client_free(struct up_runtime *rt, struct client *c, uint64_t id)
 {
+	sigset_t old;
+
 	for (unsigned i = 0; i < c->nobject; i++)
 		unhold(c, i + 1);
 	free(c->object);
+	/* Its children, should there be any, are not held to what nobody looks after any more. */
+	atomic_store(&c->account->limit, 0);
+	if (atomic_load(&c->account->refs) > 1) {
+		change_begin(&rt->p, &old);
+		wake_turned_away(&rt->p);
+		change_end(&rt->p, &old);
+	}
+	account_unref(c->account);
 	free(c);
 	if (rt->server != NULL && rt->server->ended != NULL)
 		rt->server->ended(rt->server->ctx, id);
-}
-
-/* => map.change or map.lock is held */
-static struct space *
-find(struct pager *p, uint64_t id)
-{
-	struct space *sp = p->spaces;
-
-	while (sp != NULL && (sp->id != id || sp->client == NULL))
-		sp = sp->next;
-	return sp;
 }
 
 int
@@ -794,6 +1023,9 @@ serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info)
 			.mapped = sp->map.pages << PAGE_SHIFT,
 			.regions = sp->map.n,
 			.objects = c->nheld,
+			.resident = atomic_load(&c->account->mapped) << PAGE_SHIFT,
+			.limit = atomic_load(&c->account->limit) << PAGE_SHIFT,
+			.minimum = atomic_load(&c->account->minimum) << PAGE_SHIFT,
 		};
 		memcpy(info->name, c->name, sizeof info->name);
 		for (unsigned k = 0; k < UP_FAULT_KINDS; k++)

@@ -19,9 +19,10 @@
 #include "uffd_pager.h"
 
 struct serve_limits {
-	unsigned regions; /* map entries */
-	unsigned objects; /* that it holds at a time */
-	uint64_t mapped;  /* bytes */
+	unsigned regions;  /* map entries */
+	unsigned objects;  /* that it holds at a time */
+	uint64_t mapped;   /* bytes */
+	const char *group; /* "" or NULL: none */
 };
 
 struct serve_info {
@@ -34,6 +35,9 @@ struct serve_info {
 	uint64_t mapped; /* bytes */
 	uint64_t regions, objects;
 	uint64_t faults[UP_FAULT_KINDS];
+	uint64_t
+		resident; /* bytes that it has in memory, where it can touch them; objects with names are nobody's */
+	uint64_t limit, minimum; /* bytes; 0: none */
 };
 
 /* A mapped range of a client. */
@@ -55,6 +59,16 @@ int serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id), vo
 int serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits, uint64_t *id);
 /* Disconnect it: what it has in memory stays there, what is missing is SIGBUS.  ended() follows.  -ENOENT.  Any thread. */
 int serve_end(struct up_runtime *rt, uint64_t id);
+/*
+ * The most that a client may have in memory, where it can touch it, and what others can not push out of that; bytes, 0: none.  What it has beyond its
+ * limit is taken out of its reach, and stays in memory while nobody needs the room.  -EINVAL: a limit below four windows of read-ahead for
+ * each service thread (1 MiB each), or below the minimum; -ENOSPC: half of memory at most can be promised.  Any thread.
+ */
+int serve_quota(struct up_runtime *rt, uint64_t id, uint64_t limit, uint64_t minimum);
+/* The same of all clients of a group together. */
+int serve_group_quota(struct up_runtime *rt, const char *group, uint64_t limit, uint64_t minimum);
+/* Take up to so many bytes out of its reach.  How many, or -ENOENT. */
+int64_t serve_evict(struct up_runtime *rt, uint64_t id, uint64_t bytes);
 /* Any thread.  -ENOENT. */
 int serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info);
 /* Its ranges, at most n, from `from` on; how many, or -ENOENT. */

@@ -113,7 +113,7 @@ prepare(struct up_runtime *rt, const struct map_entry *e, unsigned shard, struct
 		part->from = e->object;
 		r = part_prepare(rt, "fork", part);
 		if (r == 0)
-			part->copy->apart = e->object->apart;
+			object_copy_client(part->copy, e->object);
 		if (r == 0)
 			r = object_pool(rt, "fork", part->copy);
 	} else {

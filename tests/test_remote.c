@@ -35,6 +35,11 @@ struct shared {
 	atomic_uint regions; /* of all clients, when last asked */
 	atomic_uint ask;     /* 1: count them */
 	_Atomic uint64_t used;
+	/* 3: the quota of a client, by the order of their coming; 4: take bytes from it */
+	atomic_uint client;
+	_Atomic uint64_t limit, minimum;
+	atomic_int result;
+	_Atomic uint64_t resident[8], most[8], least[8]; /* of clients, looked at all the time */
 };
 
 static struct shared *shared;
@@ -105,7 +110,18 @@ daemon_run(int listener)
 		struct pollfd pf = { .fd = listener, .events = POLLIN };
 		struct up_stats st;
 
-		if (poll(&pf, 1, 5) > 0) {
+		for (unsigned i = 0; i < MIN(n, 8); i++) {
+			struct serve_info info;
+
+			if (serve_info(served, id[i], &info) < 0)
+				continue;
+			atomic_store(&shared->resident[i], info.resident);
+			if (info.resident > atomic_load(&shared->most[i]))
+				atomic_store(&shared->most[i], info.resident);
+			if (info.resident < atomic_load(&shared->least[i]))
+				atomic_store(&shared->least[i], info.resident);
+		}
+		if (poll(&pf, 1, 1) > 0) {
 			const int sock =
 				accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
@@ -115,6 +131,18 @@ daemon_run(int listener)
 		}
 		if (atomic_load(&shared->ask) == 0)
 			continue;
+		if (atomic_load(&shared->ask) >= 3) {
+			const uint64_t who = id[atomic_load(&shared->client)];
+
+			atomic_store(&shared->result,
+				     atomic_load(&shared->ask) == 3
+					     ? serve_quota(served, who, atomic_load(&shared->limit),
+							   atomic_load(&shared->minimum))
+					     : (int)serve_evict(served, who,
+								atomic_load(&shared->limit)));
+			atomic_store(&shared->ask, 0);
+			continue;
+		}
 		if (atomic_load(&shared->ask) == 2) {
 			up_runtime_destroy(served);
 			atomic_store(&shared->ask, 0);
@@ -750,6 +778,144 @@ Test(remote, regions_and_objects_are_limited)
 	for (unsigned i = 0; i < k; i++)
 		up_object_unref(o[i]);
 	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* --- quotas --- */
+
+static int
+quota(unsigned client, uint64_t limit, uint64_t minimum)
+{
+	atomic_store(&shared->client, client);
+	atomic_store(&shared->limit, limit);
+	atomic_store(&shared->minimum, minimum);
+	daemon_ask(3);
+	return atomic_load(&shared->result);
+}
+
+static void
+set_up_roomy(void)
+{
+	daemon_limit = 48 * MiB;
+	daemon_start();
+}
+
+TestSuite(quota, .init = set_up_roomy, .fini = tear_down, .timeout = 60);
+
+Test(quota, a_client_never_has_more_than_its_limit)
+{
+	struct up_runtime *other;
+	uint64_t *p, *q;
+
+	rt = must_connect();
+	other = must_connect();
+	cr_assert(eq(int, quota(0, 8 * MiB, 0), 0));
+	p = must_map(rt, 8192, UP_PRIVATE, NULL, 0);
+	q = must_map(other, 3000, UP_PRIVATE, NULL, 0);
+	fill(q, 3000, 2);
+	fill(p, 8192, 1);
+	cr_assert(eq(sz, wrong(p, 8192, 1), 0));
+	for (size_t i = 0; i < 20000; i++) {
+		const size_t page = (i * 2654435761u) % 8192;
+
+		cr_assert(eq(u64, p[page * WORDS + 5], 1 + page * WORDS + 5));
+	}
+	cr_assert(eq(sz, wrong(q, 3000, 2), 0));
+	cr_assert(le(u64, atomic_load(&shared->most[0]), 8 * MiB));
+	cr_assert(ge(u64, atomic_load(&shared->most[0]), 4 * MiB));
+	/* Not for the other. */
+	cr_assert(ge(u64, atomic_load(&shared->most[1]), 10 * MiB));
+	/* Less, while it has more than that. */
+	cr_assert(eq(int, quota(1, 8 * MiB, 0), 0));
+	q[0] = 2;
+	fill(q, 3000, 3);
+	cr_assert(eq(sz, wrong(q, 3000, 3), 0));
+	daemon_ask(1);
+	cr_assert(le(u64, atomic_load(&shared->resident[1]), 8 * MiB));
+	up_runtime_destroy(rt);
+	up_runtime_destroy(other);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+Test(quota, what_a_client_may_keep_is_not_pushed_out)
+{
+	struct up_runtime *other;
+	uint64_t *p, *q;
+
+	rt = must_connect();
+	other = must_connect();
+	cr_assert(eq(int, quota(0, 0, 16 * MiB), 0));
+	p = must_map(rt, 4096, UP_PRIVATE, NULL, 0);
+	q = must_map(other, 20000, UP_PRIVATE, NULL, 0);
+	fill(p, 4096, 1);
+	daemon_ask(1);
+	atomic_store(&shared->least[0], UINT64_MAX);
+	for (uint64_t i = 0; i < 3; i++) {
+		fill(q, 20000, i);
+		cr_assert(eq(sz, wrong(q, 20000, i), 0));
+	}
+	daemon_ask(1);
+	cr_assert(ge(u64, atomic_load(&shared->least[0]), 16 * MiB - 64 * PAGE_SIZE));
+	cr_assert(eq(sz, wrong(p, 4096, 1), 0));
+	up_runtime_destroy(rt);
+	up_runtime_destroy(other);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+Test(quota, what_can_not_be_promised_is_refused_and_what_is_evicted_comes_back)
+{
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, 2048, UP_PRIVATE, NULL, 0);
+	fill(p, 2048, 9);
+	cr_assert(eq(int, quota(0, 4096, 0), -EINVAL));
+	cr_assert(eq(int, quota(0, 16 * MiB, 17 * MiB), -EINVAL));
+	cr_assert(eq(int, quota(0, 0, 25 * MiB), -ENOSPC));
+	cr_assert(eq(int, quota(0, 0, 24 * MiB), 0));
+	cr_assert(eq(int, quota(5, 0, 0), -ENOENT));
+	atomic_store(&shared->client, 0);
+	atomic_store(&shared->limit, 4 * MiB);
+	daemon_ask(4);
+	cr_assert(ge(int, atomic_load(&shared->result), (int)(4 * MiB)));
+	cr_assert(le(int, atomic_load(&shared->result), (int)(5 * MiB)));
+	cr_assert(eq(sz, wrong(p, 2048, 9), 0));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* A child is in its parent's account, also when the parent has gone. */
+Test(quota, a_child_is_held_to_the_limit_and_never_left_waiting)
+{
+	uint64_t *p;
+	int status;
+	pid_t pid;
+
+	rt = must_connect();
+	cr_assert(eq(int, quota(0, 8 * MiB, 0), 0));
+	p = must_map(rt, 4096, UP_PRIVATE, NULL, 0);
+	fill(p, 4096, 4);
+	cr_assert(eq(int, up_inherit(rt, p, 4096 * PAGE_SIZE, UP_INHERIT_COPY), 0));
+	pid = fork();
+	if (pid == 0) {
+		alarm(30);
+		for (uint64_t i = 0; i < 20; i++) {
+			fill(p, 4096, i);
+			if (wrong(p, 4096, i) != 0)
+				_exit(2);
+		}
+		_exit(0);
+	}
+	fill(p, 4096, 5);
+	cr_assert(eq(sz, wrong(p, 4096, 5), 0));
+	cr_assert(le(u64, atomic_load(&shared->most[0]), 8 * MiB));
+	up_runtime_destroy(rt);
+	cr_assert(waitpid(pid, &status, 0) == pid);
+	cr_assert(eq(int, status, 0));
 	wait_ended(1);
 	daemon_ask(2);
 }

@@ -43,7 +43,8 @@ enum verdict {
 	V_AGAIN,      /* the kernel said so: park */
 	V_GROW,	      /* overcommitted: the swap must grow first, with no lock held */
 	V_FULL,	      /* overcommitted and nothing left, but only a call asked: nothing is lost */
-	V_STRAY,      /* no entry: park, it is about to be unmapped */
+	V_QUOTA, /* its client has as much as it may: dropped, whoever takes some of it wakes the thread */
+	V_STRAY, /* no entry: park, it is about to be unmapped */
 	V_ASK, /* a worker only: a pager of the program has to be called, which only services do */
 	V_SIGBUS, /* lost */
 };
@@ -1366,6 +1367,26 @@ met_busy(struct fault *f, struct anon *an)
 	return V_BUSY;
 }
 
+/* True, and somebody is told, if the account may not have more. */
+static bool
+over_quota(struct pager *p, struct account *a)
+{
+	for (; a != NULL; a = a->group) {
+		if (account_is_full(p, a)) {
+			atomic_store(&a->over, true);
+			return true;
+		}
+	}
+	return false;
+}
+
+static void
+p_over(struct pager *p)
+{
+	if (p->over != NULL)
+		p->over(p->over_ctx);
+}
+
 /* Steps 1 to 4. */
 static enum verdict
 fault_resolve(struct fault *f)
@@ -1392,6 +1413,10 @@ fault_resolve(struct fault *f)
 	if (p->frozen) {
 		pthread_rwlock_unlock(&p->map.lock);
 		return V_AGAIN;
+	}
+	if (f->object->account != NULL && !f->wp && over_quota(p, f->object->account)) {
+		pthread_rwlock_unlock(&p->map.lock);
+		return V_QUOTA;
 	}
 	f->leaf = leaf_for(p, f->object, f->index, &denied);
 	if (f->leaf == NULL) {
@@ -1535,6 +1560,12 @@ handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uin
 		trace_add(&s->trace, t0, TRACE_FAULT_RETRY, va, 0);
 		park(s, &f);
 		break;
+	case V_QUOTA:
+		/* Not parked: what is makes room at others' cost.  Whoever reduces the account wakes all that it has. */
+		count(s, C_WAIT, 1);
+		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 2);
+		p_over(s->p);
+		break;
 	case V_STRAY:
 		/* Unmapping wakes the range at its end; should it not come to that, we look again. */
 		count(s, C_STRAY, 1);
@@ -1605,6 +1636,9 @@ fault_serve(struct service *s, struct parked *pk, int *waitq)
 		count(s, C_RETRY, 1);
 		trace_add(&s->trace, pk->t0, TRACE_FAULT_RETRY, pk->va, 0);
 		return FAULT_LATER;
+	case V_QUOTA:
+		p_over(s->p);
+		return FAULT_LATER;
 	case V_ASK:
 		return FAULT_ASK;
 	case V_STRAY:
@@ -1632,6 +1666,7 @@ fault_ask(struct service *s, uintptr_t va, bool write, unsigned n)
 	switch (resolve(&f)) {
 	case V_ROOM:
 	case V_AGAIN:
+	case V_QUOTA:
 		return -EAGAIN;
 	case V_BUSY_LOOSE:
 		/* Busy further down the chain perhaps, where looking at the page itself does not tell. */
@@ -1661,7 +1696,7 @@ fault_early(struct service *s, uintptr_t va, unsigned n, unsigned *got)
 	const enum verdict v = resolve(&f);
 
 	*got = MAX(f.got, 1);
-	return v != V_ROOM && v != V_AGAIN;
+	return v != V_ROOM && v != V_AGAIN && v != V_QUOTA;
 }
 
 /* Faults were dropped for want of a place to park them: everyone faults again. */

@@ -434,6 +434,120 @@ keep_referenced(struct service *s, struct page *pg[], unsigned n)
 	return left;
 }
 
+bool
+account_is_full(const struct pager *p, const struct account *a)
+{
+	const size_t limit = atomic_load_explicit(&a->limit, memory_order_relaxed);
+	const size_t mapped = atomic_load_explicit(&a->mapped, memory_order_relaxed);
+
+	return limit != 0 && mapped + (size_t)RUN_MAX * p->nservices > limit;
+}
+
+bool
+account_is_kept(const struct account *a)
+{
+	for (; a != NULL; a = a->group) {
+		if (atomic_load_explicit(&a->mapped, memory_order_relaxed) <=
+		    atomic_load_explicit(&a->minimum, memory_order_relaxed))
+			return true;
+	}
+	return false;
+}
+
+static bool
+pays(const struct object *o, const struct account *a)
+{
+	const struct account *of = o->account;
+
+	while (of != NULL && of != a)
+		of = of->group;
+	return of != NULL && o->pool != 0;
+}
+
+/* Its next object from where the hand is on; NULL: none at all. */
+static struct object *
+next_payer(struct pager *p, struct account *a)
+{
+	struct object *lowest = NULL, *next = NULL;
+
+	for (struct object *o = p->objects; o != NULL; o = o->next) {
+		if (!pays(o, a))
+			continue;
+		if (lowest == NULL || o->id < lowest->id)
+			lowest = o;
+		if (o->id >= a->object && (next == NULL || o->id < next->id))
+			next = o;
+	}
+	if (next == NULL)
+		next = lowest;
+	if (next != NULL && next->id != a->object) {
+		a->object = next->id;
+		a->index = 0;
+	}
+	return next;
+}
+
+/*
+ * By address and round, a leaf at a time: in which order they were touched is known for all pages together only.  What is
+ * taken by mistake is a soft fault as long as there is room for it.
+ */
+size_t
+account_reduce(struct pager *p, struct account *a, size_t target)
+{
+	const size_t before = atomic_load(&a->mapped);
+	uint64_t first = 0;
+
+	for (unsigned rounds = 0; atomic_load(&a->mapped) > target;) {
+		struct object *o = next_payer(p, a);
+		uint64_t end;
+
+		if (o == NULL)
+			break;
+		if (a->object == first && a->index == 0 && ++rounds == 3)
+			break; /* what is left is pinned, or on its way */
+		if (first == 0)
+			first = a->object;
+		end = MIN(a->index + LEAF_SLOTS, o->npages);
+		for (uint64_t at = a->index; at < end && atomic_load(&a->mapped) > target;
+		     at += CLUSTER_MAX) {
+			a->index = MIN(at + CLUSTER_MAX, end);
+			range_keep(p, o, at, a->index - at, true, o->pool + (at << PAGE_SHIFT),
+				   PMAP_POOL);
+		}
+		if (a->index >= o->npages) {
+			a->object = o->id + 1;
+			a->index = 0;
+		}
+	}
+	return before - MIN(before, atomic_load(&a->mapped));
+}
+
+/* Those that others may not push out stay.  Returns how many are left in pg[]. */
+static unsigned
+keep_accounts(struct pager *p, struct page *pg[], unsigned n)
+{
+	unsigned left = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		const struct account *a = pg[i]->leaf->object->account;
+		struct anon *an = pg[i]->anon;
+		const unsigned shard = pg[i]->shard;
+		const uintptr_t va = pg[i]->va;
+
+		/* They are in TRANSIT, and not counted: those in hand would all be the last. */
+		if (a == NULL || !account_is_kept(a)) {
+			pg[left++] = pg[i];
+			continue;
+		}
+		pthread_mutex_lock(&p->pages.lock);
+		policy_touched(&p->pages.policy, page_no(&p->pages, pg[i]));
+		page_enqueue_locked(&p->pages, pg[i], Q_ACTIVE, PAGE_MAPPED);
+		pthread_mutex_unlock(&p->pages.lock);
+		page_unbusy(p, an, shard, va);
+	}
+	return left;
+}
+
 /* True if a page was moved out, or passed over. */
 static bool
 deactivate(struct service *s, unsigned most)
@@ -447,6 +561,8 @@ deactivate(struct service *s, unsigned most)
 	/* Not if somebody waits: all of them may be touched all the time. */
 	if (s->nparked == 0 && p->pmap->ops->pool_referenced != NULL)
 		n = keep_referenced(s, pg, n);
+	if (p->over != NULL)
+		n = keep_accounts(p, pg, n);
 	passed = taken - n;
 	if (n > 0)
 		trace_add(&s->trace, now_ns(), TRACE_STAGE, pg[0]->va, n);

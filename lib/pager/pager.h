@@ -170,6 +170,9 @@ struct pager {
 	struct workers workers;
 	unsigned next_shard;  /* (map.change) */
 	struct space *spaces; /* (map.lock) of forked children */
+	/* Some account is `over`: a thread that can wait is to take pages from it.  NULL: there are no accounts. */
+	void (*over)(void *ctx);
+	void *over_ctx;
 	/* Faults of other processes, by shard from PMAP_POOL + 1 on; NULL: nobody wants to know. */
 	_Atomic uint64_t (*space_faults)[UP_FAULT_KINDS];
 	struct zone space_zone;
@@ -390,6 +393,15 @@ space_lookup(struct pager *p, unsigned shard, uintptr_t va)
 		sp = sp->next;
 	return sp != NULL ? map_lookup(&sp->map, va) : NULL;
 }
+
+/* --- accounts, in pageout.c --- */
+
+/* It may not have the pages of one more fault of each service. */
+bool account_is_full(const struct pager *p, const struct account *a);
+/* Others may not push out what it has. */
+bool account_is_kept(const struct account *a);
+/* Take pages out until it has so many, or nothing more can be taken: how many went.  => map.change is held */
+size_t account_reduce(struct pager *p, struct account *a, size_t target);
 
 /* --- fault.c --- */
 

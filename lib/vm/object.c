@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "vm/object.h"
@@ -90,7 +91,8 @@ object_alloc(struct object_zones *z, uint64_t npages, enum zone_wait wait)
 	atomic_store(&o->handles, 0);
 	o->pool = 0;
 	atomic_store(&o->unrecorded, false);
-	o->roams = o->loose = false;
+	o->account = NULL;
+	o->roams = o->loose = o->apart = false;
 	o->noreserve = o->readonly = o->parting = false;
 	o->reserved = 0;
 	o->release = NULL;
@@ -131,7 +133,37 @@ object_free(struct object *o)
 {
 	assert(o->root == NULL && atomic_load(&o->refs) == 0);
 	assert(o->backing == NULL && o->shadows == NULL && o->name == NULL);
+	account_unref(o->account);
 	zone_free(&o->zones->object, o);
+}
+
+struct account *
+account_create(struct account *group)
+{
+	struct account *a = calloc(1, sizeof *a);
+
+	if (a == NULL)
+		return NULL;
+	atomic_init(&a->refs, 1);
+	a->group = group != NULL ? account_ref(group) : NULL;
+	return a;
+}
+
+struct account *
+account_ref(struct account *a)
+{
+	atomic_fetch_add(&a->refs, 1);
+	return a;
+}
+
+void
+account_unref(struct account *a)
+{
+	if (a == NULL || atomic_fetch_sub(&a->refs, 1) > 1)
+		return;
+	assert(atomic_load(&a->mapped) == 0);
+	account_unref(a->group);
+	free(a);
 }
 
 int

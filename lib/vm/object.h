@@ -84,9 +84,32 @@ struct object_zones {
 	struct zone object, node, leaf, anon;
 };
 
+/*
+ * Who pays: memory that clients of a pager have in use, and what of it is theirs to keep.  A page counts from when it gets into a page
+ * table, or the file of a pool, until it is taken out again.
+ *
+ * Keys: (p) pages.lock to change, (a) atomic, (m) map->change.
+ */
+struct account {
+	atomic_uint refs;	/* (a) objects, and whoever has made it */
+	struct account *group;	/* (c) counts as well; NULL: none */
+	atomic_size_t mapped;	/* (p) pages */
+	atomic_size_t limit;	/* (a) pages; 0: none */
+	atomic_size_t minimum;	/* (a) pages that others do not push out */
+	atomic_bool over;	/* (a) somebody waits for it to have less */
+	uint64_t object, index; /* (m) where to go on when it is to have less: object id and page */
+};
+
+/* One reference, the caller's.  NULL: no memory.  The group gets one more. */
+struct account *account_create(struct account *group);
+struct account *account_ref(struct account *a);
+/* NULL is fine. */
+void account_unref(struct account *a);
+
 struct object {
 	pthread_rwlock_t lock;
 	struct object_zones *zones; /* (c) */
+	struct account *account;    /* (c) once it has pages: owns a reference; NULL: nobody's */
 	_Atomic uint64_t npages;    /* (a) grows only; (o) for writing to change */
 	unsigned height;	    /* (o) levels of inner nodes */
 	void *root;		    /* (o) */

@@ -108,6 +108,18 @@ named(const struct page *pg)
 	return atomic_load_explicit(&pg->anon->kind, memory_order_relaxed) == ANON_COPY;
 }
 
+/* One page more or less.  As long as it is MAPPED its leaf stays where it is: objects part without such pages. */
+static void
+charge(struct account *a, bool more)
+{
+	for (; a != NULL; a = a->group) {
+		const size_t n = atomic_load_explicit(&a->mapped, memory_order_relaxed);
+
+		assert(more || n > 0);
+		atomic_store_explicit(&a->mapped, more ? n + 1 : n - 1, memory_order_relaxed);
+	}
+}
+
 void
 page_set_state_locked(struct pages *ps, struct page *pg, enum page_state state)
 {
@@ -116,6 +128,9 @@ page_set_state_locked(struct pages *ps, struct page *pg, enum page_state state)
 	ps->count[state]++;
 	ps->mapped_named -= pg->state == PAGE_MAPPED && named(pg);
 	ps->mapped_named += state == PAGE_MAPPED && named(pg);
+	if ((pg->state == PAGE_MAPPED) != (state == PAGE_MAPPED) &&
+	    pg->leaf->object->account != NULL)
+		charge(pg->leaf->object->account, state == PAGE_MAPPED);
 	atomic_store_explicit(&pg->state, (uint8_t)state, memory_order_relaxed);
 }
 
