@@ -879,6 +879,7 @@ Test(anon_asserts, only_a_holder_frees, .signal = SIGABRT)
 static struct pages pages;
 static struct anon *some_anon;
 static struct leaf *some_leaf;
+static struct object some_object; /* of that leaf: only its account is looked at */
 
 #define NPAGES 200u
 
@@ -890,6 +891,8 @@ pages_up(void)
 	some_anon = new_anon();
 	some_leaf = zone_alloc(&zones.leaf, ZONE_NOWAIT);
 	cr_assert(some_leaf != NULL);
+	some_leaf->object = &some_object;
+	some_object.account = NULL;
 }
 
 static void
@@ -1549,3 +1552,25 @@ Test(resv_asserts, what_was_not_promised_is_not_given_back, .signal = SIGABRT)
 	resv_give(&r, 1);
 }
 #endif
+Test(page, what_is_mapped_counts_for_the_account_and_its_group)
+{
+	struct account *group = account_create(NULL), *a = account_create(group);
+	struct page *pg;
+
+	some_object.account = a;
+	pg = page_alloc(&pages, some_anon, some_leaf, 3);
+	cr_assert(eq(sz, atomic_load(&a->mapped), 0));
+	page_enqueue(&pages, pg, Q_ACTIVE, PAGE_MAPPED);
+	cr_assert(eq(sz, atomic_load(&a->mapped), 1));
+	cr_assert(eq(sz, atomic_load(&group->mapped), 1));
+	pthread_mutex_lock(&pages.lock);
+	page_dequeue_locked(&pages, pg);
+	pthread_mutex_unlock(&pages.lock);
+	cr_assert(eq(sz, atomic_load(&a->mapped), 0));
+	cr_assert(eq(sz, atomic_load(&group->mapped), 0));
+	page_free(&pages, pg);
+	some_object.account = NULL;
+	account_unref(group);
+	account_unref(a);
+}
+
