@@ -573,16 +573,20 @@ struct reading {
 __attribute__((format(printf, 2, 3))) static void
 complain(struct reading *r, const char *fmt, ...)
 {
+	char text[400];
 	va_list ap;
 
 	r->errors++;
 	if (r->errors > 20)
 		return;
-	fprintf(r->err, "%s:%u: ", r->path, r->line);
 	va_start(ap, fmt);
-	vfprintf(r->err, fmt, ap);
+	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	fputc('\n', r->err);
+	/* What is quoted may be anything, and goes to a terminal. */
+	for (char *p = text; *p != '\0'; p++)
+		if ((unsigned char)*p < 0x20 || *p == 0x7f)
+			*p = '?';
+	fprintf(r->err, "%s:%u: %s\n", r->path, r->line, text);
 }
 
 /* How many letters have to be changed, added or left out. */
@@ -732,6 +736,10 @@ next_line(char *buf, int size, void *stream)
 	if (fgets(buf, size, r->in) == NULL)
 		return NULL;
 	r->line++;
+	if (strlen(buf) + 1 < (size_t)size && strchr(buf, '\n') == NULL && !feof(r->in)) {
+		complain(r, "there is a zero byte in the line");
+		return strcpy(buf, "#\n");
+	}
 	if (strchr(buf, '\n') == NULL && !feof(r->in)) {
 		complain(r, "the line is longer than %d characters", size - 2);
 		for (int ch = 0; ch != '\n' && ch != EOF;)

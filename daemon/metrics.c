@@ -6,6 +6,7 @@
  * histograms.  A summary's _sum is left out, which the format allows: nothing adds the durations up.
  */
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -136,10 +137,15 @@ faults(FILE *f, const struct up_stats *st)
 	for (unsigned i = 0; i < UP_FAULT_KINDS; i++) {
 		const struct up_latency *const l = &st->latency[i];
 
-		fprintf(f, P "fault_seconds{kind=\"%s\",quantile=\"0.5\"} %.9g\n", fault_names[i], (double)l->p50 / 1e9);
-		fprintf(f, P "fault_seconds{kind=\"%s\",quantile=\"0.99\"} %.9g\n", fault_names[i], (double)l->p99 / 1e9);
-		fprintf(f, P "fault_seconds{kind=\"%s\",quantile=\"0.999\"} %.9g\n", fault_names[i], (double)l->p999 / 1e9);
-		fprintf(f, P "fault_seconds{kind=\"%s\",quantile=\"1\"} %.9g\n", fault_names[i], (double)l->max / 1e9);
+		const struct {
+			const char *quantile;
+			uint64_t ns;
+		} q[] = { { "0.5", l->p50 }, { "0.99", l->p99 }, { "0.999", l->p999 }, { "1", l->max } };
+
+		/* Of no faults at all a quantile is no number, and not 0 seconds. */
+		for (unsigned k = 0; k < sizeof(q) / sizeof(q[0]); k++)
+			fprintf(f, P "fault_seconds{kind=\"%s\",quantile=\"%s\"} %.9g\n", fault_names[i], q[k].quantile,
+				l->count != 0 ? (double)q[k].ns / 1e9 : (double)NAN);
 		fprintf(f, P "fault_seconds_count{kind=\"%s\"} %" PRIu64 "\n", fault_names[i], l->count);
 	}
 }
