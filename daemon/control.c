@@ -60,7 +60,8 @@ static void pump(struct conn *c);
 static const char *
 errno_name(int error)
 {
-	const char *const name = strerrorname_np(error);
+	/* Two names of one number; ours is the one that is documented. */
+	const char *const name = error == ENOTSUP ? "ENOTSUP" : strerrorname_np(error);
 
 	return name != NULL ? name : "EIO";
 }
@@ -111,7 +112,7 @@ client_of(json_t *req, json_t **no)
 		*no = refuse(ENOTUNIQ, "several clients are called '%.64s': say which process, or #ID", text);
 	else if (r < 0)
 		*no = refuse(ESRCH, "there is no client '%.64s'", text);
-	return s;
+	return r < 0 ? NULL : s;
 }
 
 /* The number of bytes that "bytes" gives. */

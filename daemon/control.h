@@ -4,7 +4,7 @@
  *
  * SOCK_STREAM; a request is a line of JSON, {"verb": ...}, and so is its answer: {"ok": true, ...}, or
  * {"ok": false, "errno": "ENOTSUP", "error": in words}.  Whoever is neither root, nor the daemon's user, nor in control_group is
- * told so and hung up on.  daemon/PROTOCOL.md lists the verbs.
+ * told so and hung up on.  uffd-pagerd(8) lists the verbs.
  */
 #ifndef UP_DAEMON_CONTROL_H
 #define UP_DAEMON_CONTROL_H

@@ -6,7 +6,6 @@
  * histograms.  A summary's _sum is left out, which the format allows: nothing adds the durations up.
  */
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -144,8 +143,12 @@ faults(FILE *f, const struct up_stats *st)
 
 		/* Of no faults at all a quantile is no number, and not 0 seconds. */
 		for (unsigned k = 0; k < sizeof(q) / sizeof(q[0]); k++)
-			fprintf(f, P "fault_seconds{kind=\"%s\",quantile=\"%s\"} %.9g\n", fault_names[i], q[k].quantile,
-				l->count != 0 ? (double)q[k].ns / 1e9 : (double)NAN);
+			if (l->count != 0)
+				fprintf(f, P "fault_seconds{kind=\"%s\",quantile=\"%s\"} %.9g\n", fault_names[i], q[k].quantile,
+					(double)q[k].ns / 1e9);
+			else
+				fprintf(f, P "fault_seconds{kind=\"%s\",quantile=\"%s\"} NaN\n", fault_names[i],
+					q[k].quantile);
 		fprintf(f, P "fault_seconds_count{kind=\"%s\"} %" PRIu64 "\n", fault_names[i], l->count);
 	}
 }

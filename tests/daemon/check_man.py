@@ -42,7 +42,7 @@ def main(pagerd, pager, directory):
         if a != b:
             wrong.append(f'uffd-pagerd.conf(5) [{section}]: not there: {sorted(a - b)}, too much: {sorted(b - a)}')
     for flag in ('check-config', 'print-config', 'config', 'version', 'help'):
-        if not re.search(rf'\.(It )?Fl Fl {flag}\b', daemon):
+        if not re.search(rf'\bFl Fl {flag}\b', daemon):
             wrong.append(f'uffd-pagerd(8): no --{flag}')
     if 'firecracker' not in daemon:
         wrong.append('uffd-pagerd(8): no verb firecracker')

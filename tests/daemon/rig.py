@@ -131,8 +131,15 @@ class Daemon:
     def connect(self, name='control.sock', kind=socket.SOCK_STREAM):
         s = socket.socket(socket.AF_UNIX, kind)
         s.settimeout(DEADLINE)
-        s.connect(self.path(name))
-        return s
+        end = time.monotonic() + DEADLINE
+        while True:
+            try:
+                s.connect(self.path(name))
+                return s
+            except BlockingIOError:     # its queue is full
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
     def ask(self, verb, **more):
         with self.connect() as s:
