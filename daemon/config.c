@@ -23,23 +23,23 @@
 
 enum type {
 	T_STRING,
-	T_BYTES,   /* with K, M, G, T */
-	T_SIZE,	   /* the same; or N% */
+	T_BYTES, /* with K, M, G, T */
+	T_SIZE,	 /* the same; or N% */
 	T_COUNT,
-	T_MODE,	   /* octal */
-	T_TIME,	   /* milliseconds; ms, s, m, h */
+	T_MODE, /* octal */
+	T_TIME, /* milliseconds; ms, s, m, h */
 	T_BOOL,
-	T_CHOICE,  /* a word of `choices` */
+	T_CHOICE, /* a word of `choices` */
 };
 
 struct key {
 	const char *section, *name;
 	enum type type;
-	const char *initial;	 /* as it is written in a file; "": none */
-	const char *automatic;	 /* the word that stands for "none", if there is one */
+	const char *initial;   /* as it is written in a file; "": none */
+	const char *automatic; /* the word that stands for "none", if there is one */
 	uint64_t min, max;
-	const char *choices;	 /* "a|b|c" */
-	bool reload;		 /* can be changed while it runs */
+	const char *choices; /* "a|b|c" */
+	bool reload;	     /* can be changed while it runs */
 	const char *help;
 };
 
@@ -51,63 +51,79 @@ static const struct key keys[CONFIG_ALL_KEYS] = {
 			    "$XDG_STATE_HOME/uffd-pagerd (~/.local/state)" },
 	[KEY_SOCKET] = { "daemon", "socket", T_STRING, "auto", "auto", 0, 0, NULL, false,
 			 "Where programs connect; auto: pager.sock in run_dir" },
-	[KEY_SOCKET_MODE] = { "daemon", "socket_mode", T_MODE, "0660", NULL, 0, 0777, NULL, false, "Permissions of that socket" },
-	[KEY_SOCKET_GROUP] = { "daemon", "socket_group", T_STRING, "none", "none", 0, 0, NULL, false,
-			       "Its group, a name or a number; none: the daemon's" },
+	[KEY_SOCKET_MODE] = { "daemon", "socket_mode", T_MODE, "0660", NULL, 0, 0777, NULL, false,
+			      "Permissions of that socket" },
+	[KEY_SOCKET_GROUP] = { "daemon", "socket_group", T_STRING, "none", "none", 0, 0, NULL,
+			       false, "Its group, a name or a number; none: the daemon's" },
 	[KEY_CONTROL] = { "daemon", "control", T_STRING, "auto", "auto", 0, 0, NULL, false,
 			  "Where the command uffd-pager connects; auto: control.sock in run_dir" },
-	[KEY_CONTROL_MODE] = { "daemon", "control_mode", T_MODE, "auto", "auto", 0, 0777, NULL, false,
+	[KEY_CONTROL_MODE] = { "daemon", "control_mode", T_MODE, "auto", "auto", 0, 0777, NULL,
+			       false,
 			       "Permissions of that socket; auto: 0600, or 0660 with control_group" },
-	[KEY_CONTROL_GROUP] = { "daemon", "control_group", T_STRING, "none", "none", 0, 0, NULL, false,
+	[KEY_CONTROL_GROUP] = { "daemon", "control_group", T_STRING, "none", "none", 0, 0, NULL,
+				false,
 				"Members of this group may steer the daemon, beside root and the daemon's user" },
-	[KEY_MEMORY] = { "daemon", "memory", T_SIZE, "auto", "auto", UP_MEMORY_LIMIT_MIN, UINT64_C(8) << 40, NULL, false,
+	[KEY_MEMORY] = { "daemon", "memory", T_SIZE, "auto", "auto", UP_MEMORY_LIMIT_MIN,
+			 UINT64_C(8) << 40, NULL, false,
 			 "The budget of all clients together; auto: a quarter of the memory of the machine, or of the memory cgroup" },
 	[KEY_SWAP] = { "daemon", "swap", T_STRING, "auto", "auto", 0, 0, NULL, false,
 		       "Swap file or block device, overwritten; auto: swap in state_dir" },
-	[KEY_SWAP_SIZE] = { "daemon", "swap_size", T_BYTES, "auto", "auto", 1 << 20, UINT64_MAX, NULL, false,
+	[KEY_SWAP_SIZE] = { "daemon", "swap_size", T_BYTES, "auto", "auto", 1 << 20, UINT64_MAX,
+			    NULL, false,
 			    "Its size; auto: as much as the mapped regions need, or all of a device" },
-	[KEY_SERVICE_THREADS] = { "daemon", "service_threads", T_COUNT, "auto", "auto", 1, UP_SERVICE_THREADS_MAX, NULL, false,
+	[KEY_SERVICE_THREADS] = { "daemon", "service_threads", T_COUNT, "auto", "auto", 1,
+				  UP_SERVICE_THREADS_MAX, NULL, false,
 				  "Threads that serve faults; auto: one a CPU, at most 4" },
-	[KEY_COMPRESSION] = { "daemon", "compression", T_CHOICE, "none", NULL, 0, 0, "none|lz4|zstd", false,
+	[KEY_COMPRESSION] = { "daemon", "compression", T_CHOICE, "none", NULL, 0, 0,
+			      "none|lz4|zstd", false,
 			      "Keep cold pages compressed in memory before they go to swap" },
-	[KEY_COMPRESS_LIMIT] = { "daemon", "compress_limit", T_SIZE, "auto", "auto", 1, UINT64_MAX, NULL, false,
+	[KEY_COMPRESS_LIMIT] = { "daemon", "compress_limit", T_SIZE, "auto", "auto", 1, UINT64_MAX,
+				 NULL, false,
 				 "The most of the budget that compressed pages take; auto: two thirds" },
 	[KEY_OVERCOMMIT] = { "daemon", "overcommit", T_BOOL, "no", NULL, 0, 0, NULL, false,
 			     "Let clients map more than swap can hold; a fault that finds it full is then SIGBUS" },
-	[KEY_FAULT_TIMEOUT] = { "daemon", "fault_timeout", T_TIME, "30s", NULL, 1, 3600000, NULL, false,
-				"A fault that can not be served for this long is SIGBUS" },
-	[KEY_DRAIN_TIMEOUT] = { "daemon", "drain_timeout", T_TIME, "30s", NULL, 0, 3600000, NULL, true,
-				"How long clients have to leave once SIGTERM has come" },
-	[KEY_LIMIT_CLIENTS] = { "limits", "clients", T_COUNT, "1024", NULL, 1, 1 << 20, NULL, true, "Clients at a time" },
-	[KEY_LIMIT_REGIONS] = { "limits", "regions", T_COUNT, "4096", NULL, 1, 1 << 20, NULL, true, "Regions of one client" },
+	[KEY_FAULT_TIMEOUT] = { "daemon", "fault_timeout", T_TIME, "30s", NULL, 1, 3600000, NULL,
+				false, "A fault that can not be served for this long is SIGBUS" },
+	[KEY_DRAIN_TIMEOUT] = { "daemon", "drain_timeout", T_TIME, "30s", NULL, 0, 3600000, NULL,
+				true, "How long clients have to leave once SIGTERM has come" },
+	[KEY_LIMIT_CLIENTS] = { "limits", "clients", T_COUNT, "1024", NULL, 1, 1 << 20, NULL, true,
+				"Clients at a time" },
+	[KEY_LIMIT_REGIONS] = { "limits", "regions", T_COUNT, "4096", NULL, 1, 1 << 20, NULL, true,
+				"Regions of one client" },
 	[KEY_LIMIT_FDS] = { "limits", "fds", T_COUNT, "64", NULL, 1, 65536, NULL, true,
 			    "File descriptors that the daemon holds for one client" },
-	[KEY_LIMIT_INFLIGHT] = { "limits", "inflight", T_BYTES, "16M", NULL, 4096, UINT64_C(1) << 40, NULL, true,
+	[KEY_LIMIT_INFLIGHT] = { "limits", "inflight", T_BYTES, "16M", NULL, 4096,
+				 UINT64_C(1) << 40, NULL, true,
 				 "Bytes of one client that may be on their way at a time" },
 	[KEY_METRICS_SOCKET] = { "metrics", "socket", T_STRING, "auto", "auto", 0, 0, NULL, false,
 				 "Unix socket for HTTP; auto: http.sock in run_dir; none: no such socket" },
-	[KEY_METRICS_MODE] = { "metrics", "mode", T_MODE, "0660", NULL, 0, 0777, NULL, false, "Permissions of that socket" },
+	[KEY_METRICS_MODE] = { "metrics", "mode", T_MODE, "0660", NULL, 0, 0777, NULL, false,
+			       "Permissions of that socket" },
 	[KEY_METRICS_GROUP] = { "metrics", "group", T_STRING, "none", "none", 0, 0, NULL, false,
 				"Its group, a name or a number; none: the daemon's" },
 	[KEY_METRICS_LISTEN] = { "metrics", "listen", T_STRING, "none", "none", 0, 0, NULL, false,
 				 "The same over TCP: ADDRESS:PORT, or [ADDRESS]:PORT, of the loopback only" },
-	[KEY_LOG_LEVEL] = { "log", "level", T_CHOICE, "info", NULL, 0, 0, "error|warning|info|debug", true,
+	[KEY_LOG_LEVEL] = { "log", "level", T_CHOICE, "info", NULL, 0, 0,
+			    "error|warning|info|debug", true,
 			    "The least important lines that are logged" },
 	[KEY_LOG_TO] = { "log", "to", T_CHOICE, "auto", NULL, 0, 0, "auto|stderr|journal", false,
 			 "auto: as the journal wants it where standard error is the journal" },
-	[KEY_GROUP_LIMIT] = { "group", "limit", T_SIZE, "none", "none", 4096, UINT64_MAX, NULL, true,
+	[KEY_GROUP_LIMIT] = { "group", "limit", T_SIZE, "none", "none", 4096, UINT64_MAX, NULL,
+			      true,
 			      "The most memory that its clients have together; percents are of the budget" },
 	[KEY_GROUP_MINIMUM] = { "group", "minimum", T_SIZE, "0", NULL, 0, UINT64_MAX, NULL, true,
 				"Memory that is theirs whatever others do; percents are of the budget" },
 	[KEY_GROUP_USERS] = { "group", "users", T_STRING, "none", "none", 0, 0, NULL, true,
 			      "Users whose clients are in it: names or numbers, with commas between" },
-	[KEY_LISTEN_TYPE] = { "listen", "type", T_CHOICE, "native", NULL, 0, 0, "native|firecracker|criu|handoff|test", false,
+	[KEY_LISTEN_TYPE] = { "listen", "type", T_CHOICE, "native", NULL, 0, 0,
+			      "native|firecracker|criu|handoff|test", false,
 			      "The protocol that is spoken there" },
 	[KEY_LISTEN_PATH] = { "listen", "path", T_STRING, "none", "none", 0, 0, NULL, false,
 			      "A further socket; relative to run_dir" },
 	[KEY_LISTEN_SOURCE] = { "listen", "source", T_STRING, "none", "none", 0, 0, NULL, false,
 				"Where its pages come from: a memory file, an image directory" },
-	[KEY_LISTEN_MODE] = { "listen", "mode", T_MODE, "0660", NULL, 0, 0777, NULL, false, "Permissions of that socket" },
+	[KEY_LISTEN_MODE] = { "listen", "mode", T_MODE, "0660", NULL, 0, 0777, NULL, false,
+			      "Permissions of that socket" },
 	[KEY_LISTEN_GROUP] = { "listen", "group", T_STRING, "none", "none", 0, 0, NULL, false,
 			       "The [group NAME] that its clients are in" },
 };
@@ -153,7 +169,8 @@ config_flag_name(unsigned key)
 		if (strcmp(keys[key].section, "daemon") == 0)
 			snprintf(name, sizeof(names[0]), "%s", keys[key].name);
 		else
-			snprintf(name, sizeof(names[0]), "%s-%s", keys[key].section, keys[key].name);
+			snprintf(name, sizeof(names[0]), "%s-%s", keys[key].section,
+				 keys[key].name);
 		for (char *p = name; *p != '\0'; p++)
 			if (*p == '_')
 				*p = '-';
@@ -165,8 +182,9 @@ const char *
 config_flag_arg(unsigned key)
 {
 	static const char *const arg[] = {
-		[T_STRING] = "TEXT", [T_BYTES] = "BYTES", [T_SIZE] = "BYTES|N%",  [T_COUNT] = "N",     [T_MODE] = "MODE",
-		[T_TIME] = "TIME",   [T_BOOL] = "yes|no", [T_CHOICE] = "WORD",
+		[T_STRING] = "TEXT", [T_BYTES] = "BYTES", [T_SIZE] = "BYTES|N%",
+		[T_COUNT] = "N",     [T_MODE] = "MODE",	  [T_TIME] = "TIME",
+		[T_BOOL] = "yes|no", [T_CHOICE] = "WORD",
 	};
 	static char named[CONFIG_ALL_KEYS][24];
 
@@ -219,8 +237,10 @@ parse_size(const struct key *k, const char *text, struct config_value *v)
 	}
 	if (*end != '\0') {
 		unit = strchr(units, toupper((unsigned char)*end));
-		if (unit == NULL || (strcmp(end + 1, "") != 0 && strcmp(end + 1, "B") != 0 && strcmp(end + 1, "iB") != 0))
-			return k->type == T_SIZE ? "has a unit that is none of K, M, G, T or %" : "has a unit that is none of K, M, G, T";
+		if (unit == NULL || (strcmp(end + 1, "") != 0 && strcmp(end + 1, "B") != 0 &&
+				     strcmp(end + 1, "iB") != 0))
+			return k->type == T_SIZE ? "has a unit that is none of K, M, G, T or %"
+						 : "has a unit that is none of K, M, G, T";
 		shift = 10 * (unsigned)(unit - units + 1);
 	}
 	if (v->n > UINT64_MAX >> shift)
@@ -331,7 +351,8 @@ parse(const struct key *k, const char *text, struct config_value *v)
 		else if (k->max == UINT64_MAX)
 			snprintf(range, sizeof(range), "is below %" PRIu64, k->min);
 		else
-			snprintf(range, sizeof(range), "is not between %" PRIu64 " and %" PRIu64 "%s", k->min, k->max,
+			snprintf(range, sizeof(range),
+				 "is not between %" PRIu64 " and %" PRIu64 "%s", k->min, k->max,
 				 k->type == T_TIME ? " ms" : "");
 		return range;
 	}
@@ -357,11 +378,13 @@ config_text(unsigned key, const struct config_value *v, char *buf, size_t len)
 			n /= 1024;
 			shift++;
 		}
-		snprintf(buf, len, "%" PRIu64 "%.*s", n, shift != 0, shift != 0 ? &units[shift - 1] : "");
+		snprintf(buf, len, "%" PRIu64 "%.*s", n, shift != 0,
+			 shift != 0 ? &units[shift - 1] : "");
 	} else if (k->type == T_MODE)
 		snprintf(buf, len, "%04" PRIo64, n);
 	else if (k->type == T_TIME)
-		snprintf(buf, len, "%" PRIu64 "%s", n % 1000 == 0 ? n / 1000 : n, n % 1000 == 0 ? "s" : "ms");
+		snprintf(buf, len, "%" PRIu64 "%s", n % 1000 == 0 ? n / 1000 : n,
+			 n % 1000 == 0 ? "s" : "ms");
 	else if (k->type == T_BOOL)
 		snprintf(buf, len, "%s", n != 0 ? "yes" : "no");
 	else
@@ -437,7 +460,8 @@ is_name(const char *name)
 
 	if (len == 0 || len >= sizeof(((struct config_named *)0)->name))
 		return false;
-	return strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") == len;
+	return strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") ==
+	       len;
 }
 
 /* The one of that name, made if there is none; with its defaults. */
@@ -463,7 +487,8 @@ static int
 set(struct config *c, unsigned key, const char *name, const char *text, char *why, size_t whylen)
 {
 	struct config_value *const slot =
-		is_named(key) ? &named_get(c, keys[key].section, name)->v[key - CONFIG_KEYS] : &c->v[key];
+		is_named(key) ? &named_get(c, keys[key].section, name)->v[key - CONFIG_KEYS]
+			      : &c->v[key];
 	struct config_value v;
 	const char *const wrong = parse(&keys[key], text, &v);
 
@@ -486,7 +511,8 @@ config_flag(struct config *c, unsigned key, const char *text, char *why, size_t 
 		return set(c, key, NULL, text, why, whylen);
 	eq = strchr(text, '=');
 	if (eq == NULL || (size_t)(eq - text) >= sizeof(name)) {
-		snprintf(why, whylen, "%s: NAME=VALUE is wanted, not '%.80s'", config_flag_name(key), text);
+		snprintf(why, whylen, "%s: NAME=VALUE is wanted, not '%.80s'",
+			 config_flag_name(key), text);
 		return -EINVAL;
 	}
 	memcpy(name, text, (size_t)(eq - text));
@@ -538,7 +564,8 @@ config_check(const struct config *c, const char *where, FILE *err)
 				errors++;
 			}
 			if (group != NULL && config_find(c, "group", group) == NULL) {
-				fprintf(err, "%s: [listen %s]: there is no [group %s]\n", where, n->name, group);
+				fprintf(err, "%s: [listen %s]: there is no [group %s]\n", where,
+					n->name, group);
 				errors++;
 			}
 			continue;
@@ -546,7 +573,8 @@ config_check(const struct config *c, const char *where, FILE *err)
 		if (minimum->percent)
 			percents += (unsigned)minimum->n;
 		if (limit->n != 0 && limit->percent == minimum->percent && minimum->n > limit->n) {
-			fprintf(err, "%s: [group %s]: its minimum is above its limit\n", where, n->name);
+			fprintf(err, "%s: [group %s]: its minimum is above its limit\n", where,
+				n->name);
 			errors++;
 		}
 	}
@@ -565,8 +593,8 @@ struct reading {
 	const char *path;
 	unsigned line; /* that the handler is called for */
 	int errors;
-	bool skip; /* in a section that is none: its keys are not worth a word */
-	char kind[16], name[32]; /* of the section */
+	bool skip;		    /* in a section that is none: its keys are not worth a word */
+	char kind[16], name[32];    /* of the section */
 	unsigned seen[CONFIG_KEYS]; /* the line that set it */
 };
 
@@ -626,12 +654,13 @@ unknown_key(struct reading *r, const char *name)
 	/* The same name elsewhere says more than one that looks alike here. */
 	for (unsigned i = 0; i < CONFIG_ALL_KEYS; i++)
 		if (strcmp(keys[i].name, name) == 0) {
-			complain(r, "there is no '%s' in [%s]; it belongs into [%s%s]", name, r->kind, keys[i].section,
-				 is_named(i) ? " NAME" : "");
+			complain(r, "there is no '%s' in [%s]; it belongs into [%s%s]", name,
+				 r->kind, keys[i].section, is_named(i) ? " NAME" : "");
 			return;
 		}
 	for (unsigned i = 0; i < CONFIG_ALL_KEYS; i++) {
-		const unsigned d = distance(name, keys[i].name) + (strcmp(keys[i].section, r->kind) != 0);
+		const unsigned d =
+			distance(name, keys[i].name) + (strcmp(keys[i].section, r->kind) != 0);
 
 		if (d < best) {
 			best = d;
@@ -641,10 +670,11 @@ unknown_key(struct reading *r, const char *name)
 	if (near == NULL)
 		complain(r, "there is no '%.60s' in [%s]", name, r->kind);
 	else if (strcmp(near->section, r->kind) == 0)
-		complain(r, "there is no '%.60s' in [%s]; did you mean '%s'?", name, r->kind, near->name);
+		complain(r, "there is no '%.60s' in [%s]; did you mean '%s'?", name, r->kind,
+			 near->name);
 	else
-		complain(r, "there is no '%.60s' in [%s]; did you mean '%s' in [%s]?", name, r->kind, near->name,
-			 near->section);
+		complain(r, "there is no '%.60s' in [%s]; did you mean '%s' in [%s]?", name,
+			 r->kind, near->name, near->section);
 }
 
 static int
@@ -683,7 +713,8 @@ on_key(void *user, const char *section, const char *name, const char *value)
 static void
 enter_section(struct reading *r, char *text)
 {
-	static const char *const sections[] = { "daemon", "limits", "metrics", "log", "group", "listen" };
+	static const char *const sections[] = { "daemon", "limits", "metrics",
+						"log",	  "group",  "listen" };
 	const char *near = NULL;
 	unsigned best = 3, i;
 	bool has_name;
@@ -712,7 +743,10 @@ enter_section(struct reading *r, char *text)
 	}
 	has_name = strcmp(text, "group") == 0 || strcmp(text, "listen") == 0;
 	if (has_name && !is_name(name)) {
-		complain(r, "[%s NAME]: a name of at most 31 letters, digits, '-', '_' and '.' is wanted", text);
+		complain(
+			r,
+			"[%s NAME]: a name of at most 31 letters, digits, '-', '_' and '.' is wanted",
+			text);
 		return;
 	}
 	if (!has_name && *name != '\0') {

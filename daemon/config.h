@@ -69,7 +69,7 @@ enum config_key {
 /* What a key says: a number, or a string.  Strings are owned. */
 struct config_value {
 	uint64_t n;
-	char *s; /* strings and choices; NULL: none */
+	char *s;      /* strings and choices; NULL: none */
 	bool percent; /* n is hundredths of something, see config_bytes() */
 };
 

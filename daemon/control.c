@@ -37,11 +37,11 @@ struct conn {
 	struct conn *next;
 	struct daemon *d;
 	struct peer peer;
-	size_t have; /* bytes in buf */
+	size_t have;		 /* bytes in buf */
 	uint64_t heard, written; /* when, last */
-	bool full;    /* not reading */
-	bool closing; /* once all is written: no further request */
-	bool gone;    /* uv_close() has been called */
+	bool full;		 /* not reading */
+	bool closing;		 /* once all is written: no further request */
+	bool gone;		 /* uv_close() has been called */
 	char buf[LINE_MAX_BYTES];
 };
 
@@ -76,14 +76,18 @@ refuse(int error, const char *fmt, ...)
 	vsnprintf(why, sizeof(why), fmt, ap);
 	va_end(ap);
 	/* What was quoted may be no UTF-8. */
-	json_t *const j = json_pack("{s:b, s:s, s:s}", "ok", 0, "errno", errno_name(error), "error", why);
-	return j != NULL ? j : json_pack("{s:b, s:s, s:s}", "ok", 0, "errno", errno_name(error), "error", "refused");
+	json_t *const j =
+		json_pack("{s:b, s:s, s:s}", "ok", 0, "errno", errno_name(error), "error", why);
+	return j != NULL ? j
+			 : json_pack("{s:b, s:s, s:s}", "ok", 0, "errno", errno_name(error),
+				     "error", "refused");
 }
 
 static json_t *
 answer_with(const char *key, json_t *value)
 {
-	return value == NULL ? refuse(ENOMEM, "no memory") : json_pack("{s:b, s:o}", "ok", 1, key, value);
+	return value == NULL ? refuse(ENOMEM, "no memory")
+			     : json_pack("{s:b, s:o}", "ok", 1, key, value);
 }
 
 /* ---- requests ---- */
@@ -109,7 +113,8 @@ client_of(json_t *req, json_t **no)
 	}
 	r = session_find(text, &s);
 	if (r == -ENOTUNIQ)
-		*no = refuse(ENOTUNIQ, "several clients are called '%.64s': say which process, or #ID", text);
+		*no = refuse(ENOTUNIQ,
+			     "several clients are called '%.64s': say which process, or #ID", text);
 	else if (r < 0)
 		*no = refuse(ESRCH, "there is no client '%.64s'", text);
 	return r < 0 ? NULL : s;
@@ -149,7 +154,8 @@ static json_t *
 do_top(struct daemon *d, json_t *req)
 {
 	(void)req;
-	return json_pack("{s:b, s:o, s:o}", "ok", 1, "status", state_status(d), "clients", state_clients());
+	return json_pack("{s:b, s:o, s:o}", "ok", 1, "status", state_status(d), "clients",
+			 state_clients());
 }
 
 /* What up_*_print() prints, as lines: the last `most` of them. */
@@ -207,7 +213,8 @@ do_evict(struct daemon *d, json_t *req)
 		return no;
 	n = s->ops->evict != NULL ? s->ops->evict(s, bytes) : -ENOTSUP;
 	if (n == -ENOTSUP)
-		return refuse(ENOTSUP, "the memory of %s (%s) can be filled, but not taken back", s->name, s->ops->kind);
+		return refuse(ENOTSUP, "the memory of %s (%s) can be filled, but not taken back",
+			      s->name, s->ops->kind);
 	if (n < 0)
 		return refuse((int)-n, "%s: %s", s->name, strerror((int)-n));
 	log_info("client %u: %s: %" PRId64 " bytes thrown out, as asked for", s->id, s->name, n);
@@ -228,13 +235,16 @@ do_limit(struct daemon *d, json_t *req)
 	if (!bytes_of(req, &bytes, &no))
 		return no;
 	if (!has_client)
-		return refuse(ENOTSUP, "the budget can not be changed while the daemon runs: set memory in [daemon], and restart it");
+		return refuse(
+			ENOTSUP,
+			"the budget can not be changed while the daemon runs: set memory in [daemon], and restart it");
 	s = client_of(req, &no);
 	if (s == NULL)
 		return no;
 	r = s->ops->limit != NULL ? s->ops->limit(s, bytes) : -ENOTSUP;
 	if (r == -ENOTSUP)
-		return refuse(ENOTSUP, "there is no limit of its own for %s (%s)", s->name, s->ops->kind);
+		return refuse(ENOTSUP, "there is no limit of its own for %s (%s)", s->name,
+			      s->ops->kind);
 	if (r < 0)
 		return refuse(-r, "%s: %s", s->name, strerror(-r));
 	log_info("client %u: %s: limited to %" PRIu64 " bytes", s->id, s->name, bytes);
@@ -249,7 +259,8 @@ do_trace(struct daemon *d, json_t *req)
 
 	if (json_is_integer(n) && json_integer_value(n) > 0)
 		most = (size_t)json_integer_value(n);
-	return answer_with("trace", printed(up_trace_print, d->rt, most < TRACE_LINES ? most : TRACE_LINES));
+	return answer_with("trace",
+			   printed(up_trace_print, d->rt, most < TRACE_LINES ? most : TRACE_LINES));
 }
 
 static json_t *
@@ -267,8 +278,9 @@ static const struct {
 	const char *verb;
 	json_t *(*run)(struct daemon *d, json_t *req);
 } verbs[] = {
-	{ "status", do_status }, { "clients", do_clients }, { "top", do_top },	   { "map", do_map },	  { "evict", do_evict },
-	{ "limit", do_limit },	 { "trace", do_trace },	    { "drain", do_drain },
+	{ "status", do_status }, { "clients", do_clients }, { "top", do_top },
+	{ "map", do_map },	 { "evict", do_evict },	    { "limit", do_limit },
+	{ "trace", do_trace },	 { "drain", do_drain },
 };
 
 static json_t *
@@ -327,7 +339,8 @@ on_written(uv_write_t *req, int status)
 	if (c->gone)
 		return;
 	c->written = monotonic_ns();
-	if (status < 0 || (c->closing && uv_stream_get_write_queue_size((uv_stream_t *)&c->pipe) == 0))
+	if (status < 0 ||
+	    (c->closing && uv_stream_get_write_queue_size((uv_stream_t *)&c->pipe) == 0))
 		drop(c);
 	else
 		pump(c);
@@ -341,7 +354,8 @@ send_answer(struct conn *c, json_t *j)
 	uv_buf_t buf;
 	size_t len;
 
-	if (a == NULL || j == NULL || (a->text = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(6))) == NULL) {
+	if (a == NULL || j == NULL ||
+	    (a->text = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(6))) == NULL) {
 		free(a);
 		json_decref(j);
 		drop(c);
@@ -416,12 +430,14 @@ pump(struct conn *c)
 	if (c->have == sizeof(c->buf) && memchr(c->buf, '\n', c->have) == NULL && !c->closing) {
 		c->closing = true;
 		uv_read_stop(stream);
-		send_answer(c, refuse(EMSGSIZE, "a request is a line of at most %d bytes", LINE_MAX_BYTES - 1));
+		send_answer(c, refuse(EMSGSIZE, "a request is a line of at most %d bytes",
+				      LINE_MAX_BYTES - 1));
 		return;
 	}
 	if (c->closing)
 		return;
-	const bool full = uv_stream_get_write_queue_size(stream) >= OUT_HIGH || c->have == sizeof(c->buf);
+	const bool full =
+		uv_stream_get_write_queue_size(stream) >= OUT_HIGH || c->have == sizeof(c->buf);
 	if (full != c->full) {
 		c->full = full;
 		if (full)
@@ -462,9 +478,11 @@ control_accept(struct daemon *d, const struct listener *l, int fd, const struct 
 
 	(void)l;
 	if (!is_allowed(d, fd, peer)) {
-		log_warning("control: process %d, user %u: refused: neither root, nor the daemon's user, nor in control_group",
-			    (int)peer->pid, (unsigned)peer->uid);
-		turn_away(fd, refuse(EACCES, "user %u may not steer this daemon", (unsigned)peer->uid));
+		log_warning(
+			"control: process %d, user %u: refused: neither root, nor the daemon's user, nor in control_group",
+			(int)peer->pid, (unsigned)peer->uid);
+		turn_away(fd,
+			  refuse(EACCES, "user %u may not steer this daemon", (unsigned)peer->uid));
 		return;
 	}
 	if (nconns >= CONNECTIONS) {

@@ -36,7 +36,7 @@ struct daemon {
 	struct config cfg;     /* in force */
 	struct up_runtime *rt; /* NULL only before it is created */
 	enum daemon_state state;
-	uint64_t since; /* CLOCK_MONOTONIC, ns */
+	uint64_t since;	 /* CLOCK_MONOTONIC, ns */
 	uint64_t budget; /* bytes: up_stats.limit */
 	char run_dir[PATH_MAX], state_dir[PATH_MAX], swap[PATH_MAX];
 };

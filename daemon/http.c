@@ -44,7 +44,8 @@ static struct server *servers[2];
 /* ---- answers ---- */
 
 static enum MHD_Result
-reply(struct MHD_Connection *conn, unsigned status, const char *type, char *text, size_t len, enum MHD_ResponseMemoryMode mode)
+reply(struct MHD_Connection *conn, unsigned status, const char *type, char *text, size_t len,
+      enum MHD_ResponseMemoryMode mode)
 {
 	struct MHD_Response *const r = MHD_create_response_from_buffer(len, text, mode);
 	enum MHD_Result ok;
@@ -57,9 +58,10 @@ reply(struct MHD_Connection *conn, unsigned status, const char *type, char *text
 	MHD_add_response_header(r, MHD_HTTP_HEADER_CONTENT_TYPE, type);
 	MHD_add_response_header(r, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
 	MHD_add_response_header(r, "X-Content-Type-Options", "nosniff");
-	MHD_add_response_header(r, "Content-Security-Policy",
-				"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
-				"frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
+	MHD_add_response_header(
+		r, "Content-Security-Policy",
+		"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+		"frame-ancestors 'none'; base-uri 'none'; form-action 'none'");
 	if (status == MHD_HTTP_METHOD_NOT_ALLOWED)
 		MHD_add_response_header(r, MHD_HTTP_HEADER_ALLOW, "GET, HEAD");
 	ok = MHD_queue_response(conn, status, r);
@@ -73,7 +75,8 @@ reply_text(struct MHD_Connection *conn, unsigned status, const char *text)
 	char copy[128];
 
 	snprintf(copy, sizeof(copy), "%s\n", text);
-	return reply(conn, status, "text/plain; charset=utf-8", copy, strlen(copy), MHD_RESPMEM_MUST_COPY);
+	return reply(conn, status, "text/plain; charset=utf-8", copy, strlen(copy),
+		     MHD_RESPMEM_MUST_COPY);
 }
 
 /* What a browser calls us by.  Only over TCP: nobody gets at a Unix socket by a name. */
@@ -81,22 +84,24 @@ static bool
 is_our_host(struct MHD_Connection *conn)
 {
 	static const char *const names[] = { "localhost", "127.0.0.1", "[::1]" };
-	const char *const host = MHD_lookup_connection_value(conn, MHD_HEADER_KIND, MHD_HTTP_HEADER_HOST);
+	const char *const host =
+		MHD_lookup_connection_value(conn, MHD_HEADER_KIND, MHD_HTTP_HEADER_HOST);
 
 	if (host == NULL)
 		return true; /* HTTP/1.0: no browser */
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
 		const size_t len = strlen(names[i]);
 
-		if (strncasecmp(host, names[i], len) == 0 && (host[len] == '\0' || host[len] == ':'))
+		if (strncasecmp(host, names[i], len) == 0 &&
+		    (host[len] == '\0' || host[len] == ':'))
 			return true;
 	}
 	return strncmp(host, "127.", 4) == 0 && strspn(host, "0123456789.:") == strlen(host);
 }
 
 static enum MHD_Result
-on_request(void *cls, struct MHD_Connection *conn, const char *url, const char *method, const char *version, const char *upload,
-	   size_t *upload_len, void **ctx)
+on_request(void *cls, struct MHD_Connection *conn, const char *url, const char *method,
+	   const char *version, const char *upload, size_t *upload_len, void **ctx)
 {
 	static int seen;
 	struct server *const s = cls;
@@ -124,12 +129,14 @@ on_request(void *cls, struct MHD_Connection *conn, const char *url, const char *
 		return reply_text(conn, MHD_HTTP_OK, "ok");
 	}
 	if (strcmp(url, "/") == 0)
-		return reply(conn, MHD_HTTP_OK, "text/html; charset=utf-8", page_html, page_html_len, MHD_RESPMEM_PERSISTENT);
+		return reply(conn, MHD_HTTP_OK, "text/html; charset=utf-8", page_html,
+			     page_html_len, MHD_RESPMEM_PERSISTENT);
 	if (strcmp(url, "/metrics") == 0) {
 		text = metrics_text(s->d, &len);
 		if (text == NULL)
 			return reply_text(conn, MHD_HTTP_INTERNAL_SERVER_ERROR, "no memory");
-		return reply(conn, MHD_HTTP_OK, "text/plain; version=0.0.4; charset=utf-8", text, len, MHD_RESPMEM_MUST_FREE);
+		return reply(conn, MHD_HTTP_OK, "text/plain; version=0.0.4; charset=utf-8", text,
+			     len, MHD_RESPMEM_MUST_FREE);
 	}
 	if (strcmp(url, "/state.json") == 0) {
 		json_t *const j = state_page(s->d);
@@ -138,9 +145,11 @@ on_request(void *cls, struct MHD_Connection *conn, const char *url, const char *
 		json_decref(j);
 		if (text == NULL)
 			return reply_text(conn, MHD_HTTP_INTERNAL_SERVER_ERROR, "no memory");
-		return reply(conn, MHD_HTTP_OK, "application/json", text, strlen(text), MHD_RESPMEM_MUST_FREE);
+		return reply(conn, MHD_HTTP_OK, "application/json", text, strlen(text),
+			     MHD_RESPMEM_MUST_FREE);
 	}
-	return reply_text(conn, MHD_HTTP_NOT_FOUND, "there are /, /metrics, /healthz and /state.json");
+	return reply_text(conn, MHD_HTTP_NOT_FOUND,
+			  "there are /, /metrics, /healthz and /state.json");
 }
 
 /* ---- the loop ---- */
@@ -202,9 +211,11 @@ serve(struct daemon *d, int fd, struct server *s)
 	const union MHD_DaemonInfo *info;
 
 	s->d = d;
-	s->mhd = MHD_start_daemon(MHD_USE_EPOLL | MHD_USE_ERROR_LOG, 0, NULL, NULL, on_request, s, MHD_OPTION_EXTERNAL_LOGGER, mhd_log,
-				  NULL, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS,
-				  MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+	s->mhd = MHD_start_daemon(MHD_USE_EPOLL | MHD_USE_ERROR_LOG, 0, NULL, NULL, on_request, s,
+				  MHD_OPTION_EXTERNAL_LOGGER, mhd_log, NULL,
+				  MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT,
+				  (unsigned)CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT,
+				  (unsigned)IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
 				  (size_t)16384, MHD_OPTION_END);
 	info = s->mhd != NULL ? MHD_get_daemon_info(s->mhd, MHD_DAEMON_INFO_EPOLL_FD) : NULL;
 	if (info == NULL || uv_poll_init(&d->loop, &s->poll, info->epoll_fd) < 0) {
@@ -238,14 +249,15 @@ open_unix(struct daemon *d)
 			snprintf(s->path, sizeof(s->path), "%.90s/http.sock", d->run_dir);
 		else
 			snprintf(s->path, sizeof(s->path), "%s", path);
-		fd = listen_unix(s->path, SOCK_STREAM, (mode_t)config_n(&d->cfg, KEY_METRICS_MODE), config_s(&d->cfg, KEY_METRICS_GROUP),
-				 &s->dev, &s->ino);
+		fd = listen_unix(s->path, SOCK_STREAM, (mode_t)config_n(&d->cfg, KEY_METRICS_MODE),
+				 config_s(&d->cfg, KEY_METRICS_GROUP), &s->dev, &s->ino);
 		if (fd < 0) {
 			free(s);
 			return fd;
 		}
 	}
-	log_info("%s: listening (http%s)", s->path[0] != '\0' ? s->path : "http", s->path[0] != '\0' ? "" : ", handed over");
+	log_info("%s: listening (http%s)", s->path[0] != '\0' ? s->path : "http",
+		 s->path[0] != '\0' ? "" : ", handed over");
 	return serve(d, fd, s);
 }
 
@@ -259,7 +271,8 @@ parse_listen(const char *text, struct sockaddr_storage *ss, socklen_t *len)
 	char address[64], *end;
 	unsigned long port;
 
-	if (colon == NULL || (size_t)(colon - text) >= sizeof(address) || colon[1] < '0' || colon[1] > '9')
+	if (colon == NULL || (size_t)(colon - text) >= sizeof(address) || colon[1] < '0' ||
+	    colon[1] > '9')
 		return -EINVAL;
 	port = strtoul(colon + 1, &end, 10);
 	if (*end != '\0' || port > 65535)
@@ -279,7 +292,8 @@ parse_listen(const char *text, struct sockaddr_storage *ss, socklen_t *len)
 	in->sin_family = AF_INET;
 	in->sin_port = htons((uint16_t)port);
 	*len = sizeof(*in);
-	if (inet_pton(AF_INET, strcmp(address, "localhost") == 0 ? "127.0.0.1" : address, &in->sin_addr) != 1)
+	if (inet_pton(AF_INET, strcmp(address, "localhost") == 0 ? "127.0.0.1" : address,
+		      &in->sin_addr) != 1)
 		return -EINVAL;
 	return ntohl(in->sin_addr.s_addr) >> 24 == 127 ? 0 : -EACCES;
 }
@@ -295,8 +309,9 @@ open_tcp(struct daemon *d, const char *where)
 
 	if (r < 0) {
 		log_error("[metrics] listen = %s: %s", where,
-			  r == -EACCES ? "not the loopback; put a proxy with authentication before it" :
-					 "ADDRESS:PORT is wanted, with a number for an address");
+			  r == -EACCES
+				  ? "not the loopback; put a proxy with authentication before it"
+				  : "ADDRESS:PORT is wanted, with a number for an address");
 		return r;
 	}
 	s = calloc(1, sizeof(*s));
@@ -316,14 +331,18 @@ open_tcp(struct daemon *d, const char *where)
 	}
 	/* Port 0 is any: say which. */
 	log_info("%.*s:%u: listening (http)", (int)(strrchr(where, ':') - where), where,
-		 (unsigned)ntohs(ss.ss_family == AF_INET ? ((struct sockaddr_in *)&ss)->sin_port : ((struct sockaddr_in6 *)&ss)->sin6_port));
+		 (unsigned)ntohs(ss.ss_family == AF_INET
+					 ? ((struct sockaddr_in *)&ss)->sin_port
+					 : ((struct sockaddr_in6 *)&ss)->sin6_port));
 	return serve(d, fd, s);
 }
 
 int
 http_open(struct daemon *d)
 {
-	const char *const path = config_s(&d->cfg, KEY_METRICS_SOCKET), *const where = config_s(&d->cfg, KEY_METRICS_LISTEN);
+	const char *const path = config_s(&d->cfg, KEY_METRICS_SOCKET), *const where = config_s(
+										&d->cfg,
+										KEY_METRICS_LISTEN);
 	int r = 0;
 
 	if (path == NULL || strcmp(path, "none") != 0)

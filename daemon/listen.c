@@ -113,7 +113,8 @@ address(const char *path, struct sockaddr_un *sun)
 {
 	*sun = (struct sockaddr_un){ .sun_family = AF_UNIX };
 	if (strlen(path) >= sizeof(sun->sun_path)) {
-		log_error("%s: longer than a socket's path can be, %zu bytes", path, sizeof(sun->sun_path) - 1);
+		log_error("%s: longer than a socket's path can be, %zu bytes", path,
+			  sizeof(sun->sun_path) - 1);
 		return -ENAMETOOLONG;
 	}
 	memcpy(sun->sun_path, path, strlen(path));
@@ -145,7 +146,8 @@ clear_path(const char *path, const struct sockaddr_un *sun, int socktype)
 	}
 	if (unlink(path) < 0 && errno != ENOENT) {
 		r = -errno;
-		log_error("%s: left behind by a daemon that was killed, and can not be removed: %s", path, strerror(-r));
+		log_error("%s: left behind by a daemon that was killed, and can not be removed: %s",
+			  path, strerror(-r));
 		return r;
 	}
 	log_info("%s: removed, left behind by a daemon that was killed", path);
@@ -183,8 +185,8 @@ listen_unix(const char *path, int socktype, mode_t mode, const char *group, dev_
 		close(fd);
 		return r;
 	}
-	if ((group != NULL && lchown(path, (uid_t)-1, gid) < 0) || chmod(path, mode) < 0 || listen(fd, BACKLOG) < 0 ||
-	    stat(path, &st) < 0) {
+	if ((group != NULL && lchown(path, (uid_t)-1, gid) < 0) || chmod(path, mode) < 0 ||
+	    listen(fd, BACKLOG) < 0 || stat(path, &st) < 0) {
 		r = -errno;
 		log_error("%s: %s", path, strerror(-r));
 		unlink(path);
@@ -230,13 +232,15 @@ listen_lock(const char *path)
 			pid[n > 0 ? n : 0] = '\0';
 			pid[strcspn(pid, "\n")] = '\0';
 			if (r == -EWOULDBLOCK)
-				log_error("%s: another uffd-pagerd serves there%s%s", path, n > 0 ? ", process " : "", pid);
+				log_error("%s: another uffd-pagerd serves there%s%s", path,
+					  n > 0 ? ", process " : "", pid);
 			else
 				log_error("%s: %s", file, strerror(-r));
 			close(fd);
 			return r;
 		}
-		if (fstat(fd, &held) == 0 && lstat(file, &there) == 0 && held.st_ino == there.st_ino && held.st_dev == there.st_dev)
+		if (fstat(fd, &held) == 0 && lstat(file, &there) == 0 &&
+		    held.st_ino == there.st_ino && held.st_dev == there.st_dev)
 			break;
 		close(fd);
 	}
@@ -329,7 +333,8 @@ listen_add(struct daemon *d, const struct listener *like)
 	l->fd = notify_take(l->name, l->socktype);
 	l->inherited = l->fd >= 0;
 	if (!l->inherited) {
-		l->fd = listen_unix(l->path, l->socktype, l->mode, l->group_of_file, &l->dev, &l->ino);
+		l->fd = listen_unix(l->path, l->socktype, l->mode, l->group_of_file, &l->dev,
+				    &l->ino);
 		if (l->fd < 0) {
 			r = l->fd;
 			free(l);
@@ -350,7 +355,8 @@ listen_add(struct daemon *d, const struct listener *like)
 	l->poll.data = l;
 	l->next = listeners;
 	listeners = l;
-	log_info("%s: listening (%s%s)", l->inherited ? l->name : l->path, l->type, l->inherited ? ", handed over" : "");
+	log_info("%s: listening (%s%s)", l->inherited ? l->name : l->path, l->type,
+		 l->inherited ? ", handed over" : "");
 	return 0;
 }
 

@@ -23,14 +23,14 @@ struct peer {
 
 struct listener {
 	struct listener *next;
-	char name[48];	   /* "native", "control", "http", or of a [listen NAME] */
-	const char *type;  /* "native", "firecracker", ...; "control" */
-	int socktype;	   /* SOCK_SEQPACKET or SOCK_STREAM */
+	char name[48];	  /* "native", "control", "http", or of a [listen NAME] */
+	const char *type; /* "native", "firecracker", ...; "control" */
+	int socktype;	  /* SOCK_SEQPACKET or SOCK_STREAM */
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 	mode_t mode;
 	const char *group_of_file; /* NULL: the daemon's */
-	char group[32];	   /* "": by user */
-	char source[PATH_MAX]; /* "": none */
+	char group[32];		   /* "": by user */
+	char source[PATH_MAX];	   /* "": none */
 	accept_fn *accept;
 	struct daemon *d;
 	int fd;		/* -1: closed */
@@ -53,7 +53,8 @@ void listen_close(const char *keep);
  * A listening Unix socket at `path`, non-blocking.  The descriptor, or -errno with a log line.  `dev` and `ino` say which file it is,
  * for listen_unlink(), which removes no other.
  */
-int listen_unix(const char *path, int socktype, mode_t mode, const char *group, dev_t *dev, ino_t *ino);
+int listen_unix(const char *path, int socktype, mode_t mode, const char *group, dev_t *dev,
+		ino_t *ino);
 void listen_unlink(const char *path, dev_t dev, ino_t ino);
 
 /* Lock PATH.pid against a second daemon.  The descriptor, or -errno with a log line. */

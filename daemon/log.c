@@ -25,14 +25,15 @@ stderr_is_the_journal(void)
 	unsigned long long dev, ino;
 	struct stat st;
 
-	return stream != NULL && sscanf(stream, "%llu:%llu", &dev, &ino) == 2 && fstat(STDERR_FILENO, &st) == 0 &&
-	       st.st_dev == dev && st.st_ino == ino;
+	return stream != NULL && sscanf(stream, "%llu:%llu", &dev, &ino) == 2 &&
+	       fstat(STDERR_FILENO, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
 }
 
 void
 log_init(const char *to, enum log_level least)
 {
-	journal = strcmp(to, "journal") == 0 || (strcmp(to, "auto") == 0 && stderr_is_the_journal());
+	journal =
+		strcmp(to, "journal") == 0 || (strcmp(to, "auto") == 0 && stderr_is_the_journal());
 	log_set_level(least);
 }
 
@@ -56,7 +57,8 @@ prefix(enum log_level level, char *buf, size_t len)
 	clock_gettime(CLOCK_REALTIME, &now);
 	gmtime_r(&now.tv_sec, &tm);
 	n = strftime(buf, len, "%Y-%m-%dT%H:%M:%S", &tm);
-	return n + (size_t)snprintf(buf + n, len - n, ".%03ldZ %s: ", now.tv_nsec / 1000000, names[level]);
+	return n + (size_t)snprintf(buf + n, len - n, ".%03ldZ %s: ", now.tv_nsec / 1000000,
+				    names[level]);
 }
 
 void

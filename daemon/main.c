@@ -99,19 +99,34 @@ options(void)
 	const char *section = "";
 	unsigned n = 0, group = 0;
 
-	o[n++] = (struct argp_option){ "config", OPT_CONFIG, "FILE", 0, "Read FILE (default: " CONFIG_FILE ", if it is there)", 0 };
-	o[n++] = (struct argp_option){ "check-config", OPT_CHECK, NULL, 0, "Say what is wrong with the configuration, and end", 0 };
-	o[n++] = (struct argp_option){ "print-config", OPT_PRINT, NULL, 0, "Print it, complete, and end", 0 };
+	o[n++] = (struct argp_option){ "config",
+				       OPT_CONFIG,
+				       "FILE",
+				       0,
+				       "Read FILE (default: " CONFIG_FILE ", if it is there)",
+				       0 };
+	o[n++] = (struct argp_option){ "check-config",
+				       OPT_CHECK,
+				       NULL,
+				       0,
+				       "Say what is wrong with the configuration, and end",
+				       0 };
+	o[n++] = (struct argp_option){
+		"print-config", OPT_PRINT, NULL, 0, "Print it, complete, and end", 0
+	};
 	for (unsigned k = 0; k < CONFIG_ALL_KEYS; k++) {
 		if (strcmp(section, config_section(k)) != 0) {
 			section = config_section(k);
-			snprintf(headings[group], sizeof(headings[0]), "As in [%s%s] of the file:", section,
+			snprintf(headings[group], sizeof(headings[0]),
+				 "As in [%s%s] of the file:", section,
 				 k >= CONFIG_KEYS ? " NAME" : "");
-			o[n++] = (struct argp_option){ NULL, 0, NULL, 0, headings[group], (int)group + 1 };
+			o[n++] = (struct argp_option){ NULL,	      0, NULL, 0, headings[group],
+						       (int)group + 1 };
 			group++;
 		}
-		o[n++] = (struct argp_option){ config_flag_name(k), CONFIG_FLAG + (int)k, config_flag_arg(k), 0, config_key_help(k),
-					       (int)group };
+		o[n++] = (struct argp_option){ config_flag_name(k), CONFIG_FLAG + (int)k,
+					       config_flag_arg(k),  0,
+					       config_key_help(k),  (int)group };
 	}
 	return o;
 }
@@ -197,7 +212,8 @@ places(struct daemon *d)
 	else if ((s = non_empty("HOME")) != NULL)
 		snprintf(d->state_dir, sizeof(d->state_dir), "%s/.local/state/uffd-pagerd", s);
 	else {
-		log_error("there is neither $STATE_DIRECTORY nor $HOME: say where the swap is to be, with state_dir");
+		log_error(
+			"there is neither $STATE_DIRECTORY nor $HOME: say where the swap is to be, with state_dir");
 		return -ENOENT;
 	}
 	r = make_dirs(d->run_dir, 0755);
@@ -215,12 +231,14 @@ places(struct daemon *d)
 static int
 socket_path(const struct daemon *d, const char *set, const char *name, char *path, size_t len)
 {
-	const int n = set != NULL && set[0] == '/' ? snprintf(path, len, "%s", set) :
-						     snprintf(path, len, "%s/%s", d->run_dir, set != NULL ? set : name);
+	const int n = set != NULL && set[0] == '/'
+			      ? snprintf(path, len, "%s", set)
+			      : snprintf(path, len, "%s/%s", d->run_dir, set != NULL ? set : name);
 
 	if ((size_t)n < len)
 		return 0;
-	log_error("%s: longer than a socket's path can be, %zu bytes", set != NULL ? set : d->run_dir, len - 1);
+	log_error("%s: longer than a socket's path can be, %zu bytes",
+		  set != NULL ? set : d->run_dir, len - 1);
 	return -ENAMETOOLONG;
 }
 
@@ -243,19 +261,22 @@ static void
 nobody_home(struct daemon *d, const struct listener *l, int fd, const struct peer *peer)
 {
 	(void)d;
-	log_warning("%s: process %d, user %u: refused: this build does not speak the %s protocol", l->path, (int)peer->pid,
-		    (unsigned)peer->uid, l->type);
+	log_warning("%s: process %d, user %u: refused: this build does not speak the %s protocol",
+		    l->path, (int)peer->pid, (unsigned)peer->uid, l->type);
 	close(fd);
 }
 
 static int
 add_native(struct daemon *d)
 {
-	struct listener l = { .name = "native", .type = "native", .socktype = SOCK_SEQPACKET,
+	struct listener l = { .name = "native",
+			      .type = "native",
+			      .socktype = SOCK_SEQPACKET,
 			      .mode = (mode_t)config_n(&d->cfg, KEY_SOCKET_MODE),
 			      .group_of_file = config_s(&d->cfg, KEY_SOCKET_GROUP),
 			      .accept = native_accept != NULL ? native_accept : nobody_home };
-	const int r = socket_path(d, config_s(&d->cfg, KEY_SOCKET), "pager.sock", l.path, sizeof(l.path));
+	const int r =
+		socket_path(d, config_s(&d->cfg, KEY_SOCKET), "pager.sock", l.path, sizeof(l.path));
 
 	if (r < 0)
 		return r;
@@ -269,10 +290,16 @@ add_control(struct daemon *d)
 {
 	const char *const group = config_s(&d->cfg, KEY_CONTROL_GROUP);
 	const mode_t mode = (mode_t)config_n(&d->cfg, KEY_CONTROL_MODE);
-	struct listener l = { .name = "control", .type = "control", .socktype = SOCK_STREAM,
-			      .mode = mode != 0 ? mode : group != NULL ? 0660 : 0600, .group_of_file = group,
+	struct listener l = { .name = "control",
+			      .type = "control",
+			      .socktype = SOCK_STREAM,
+			      .mode = mode != 0	      ? mode
+				      : group != NULL ? 0660
+						      : 0600,
+			      .group_of_file = group,
 			      .accept = control_accept };
-	const int r = socket_path(d, config_s(&d->cfg, KEY_CONTROL), "control.sock", l.path, sizeof(l.path));
+	const int r = socket_path(d, config_s(&d->cfg, KEY_CONTROL), "control.sock", l.path,
+				  sizeof(l.path));
 
 	return r < 0 ? r : listen_add(d, &l);
 }
@@ -281,7 +308,8 @@ static int
 add_named(struct daemon *d, const struct config_named *n)
 {
 	struct listener l = { .mode = (mode_t)config_named_value(n, KEY_LISTEN_MODE)->n };
-	const char *const source = config_named_value(n, KEY_LISTEN_SOURCE)->s, *const group = config_named_value(n, KEY_LISTEN_GROUP)->s;
+	const char *const source = config_named_value(n, KEY_LISTEN_SOURCE)->s,
+			  *const group = config_named_value(n, KEY_LISTEN_GROUP)->s;
 	const size_t door = config_named_value(n, KEY_LISTEN_TYPE)->n;
 	int r;
 
@@ -293,13 +321,15 @@ add_named(struct daemon *d, const struct config_named *n)
 		}
 	(void)door;
 	if (l.accept == NULL) {
-		log_error("[listen %s]: this build does not speak the %s protocol", n->name, l.type);
+		log_error("[listen %s]: this build does not speak the %s protocol", n->name,
+			  l.type);
 		return -EPROTONOSUPPORT;
 	}
 	snprintf(l.name, sizeof(l.name), "%s", n->name);
 	snprintf(l.source, sizeof(l.source), "%s", source != NULL ? source : "");
 	snprintf(l.group, sizeof(l.group), "%s", group != NULL ? group : "");
-	r = socket_path(d, config_named_value(n, KEY_LISTEN_PATH)->s, n->name, l.path, sizeof(l.path));
+	r = socket_path(d, config_named_value(n, KEY_LISTEN_PATH)->s, n->name, l.path,
+			sizeof(l.path));
 	return r < 0 ? r : listen_add(d, &l);
 }
 
@@ -357,10 +387,12 @@ memory_there(void)
 static int
 create_runtime(struct daemon *d)
 {
-	static const enum up_compression how[] = { UP_COMPRESS_NONE, UP_COMPRESS_LZ4, UP_COMPRESS_ZSTD };
+	static const enum up_compression how[] = { UP_COMPRESS_NONE, UP_COMPRESS_LZ4,
+						   UP_COMPRESS_ZSTD };
 	const struct config *const c = &d->cfg;
 	struct up_config uc = {
-		.memory_limit = config_bytes(&c->v[KEY_MEMORY], memory_there()) / UP_PAGE_SIZE * UP_PAGE_SIZE,
+		.memory_limit = config_bytes(&c->v[KEY_MEMORY], memory_there()) / UP_PAGE_SIZE *
+				UP_PAGE_SIZE,
 		.swap_path = d->swap,
 		.service_threads = (unsigned)config_n(c, KEY_SERVICE_THREADS),
 		.fault_timeout_ms = (unsigned)config_n(c, KEY_FAULT_TIMEOUT),
@@ -408,7 +440,8 @@ daemon_drain(struct daemon *d, bool on)
 	if (d->state == STATE_ENDING)
 		return -EBUSY;
 	d->state = on ? STATE_DRAINING : STATE_SERVING;
-	log_info(on ? "draining: no new clients; %u are left" : "serving again; %u clients", session_number());
+	log_info(on ? "draining: no new clients; %u are left" : "serving again; %u clients",
+		 session_number());
 	notify("STATUS=%s, %u clients", on ? "draining" : "serving", session_number());
 	/* Not in this turn: who asked is answered first. */
 	return 0;
@@ -419,7 +452,8 @@ on_drain_over(uv_timer_t *timer)
 {
 	(void)timer;
 	for (const struct session *s = session_first(); s != NULL; s = s->next)
-		log_warning("client %u: %s, process %d: still there after drain_timeout", s->id, s->name, (int)s->pid);
+		log_warning("client %u: %s, process %d: still there after drain_timeout", s->id,
+			    s->name, (int)s->pid);
 	stop();
 }
 
@@ -444,8 +478,8 @@ on_stop_signal(uv_signal_t *handle, int sig)
 		listen_unlock(lock_path, lock_fd);
 		_exit(EXIT_FAILED);
 	}
-	log_info("%s: ending; %u clients have %" PRIu64 " s to leave", strsignal(sig), session_number(),
-		 config_n(&the.cfg, KEY_DRAIN_TIMEOUT) / 1000);
+	log_info("%s: ending; %u clients have %" PRIu64 " s to leave", strsignal(sig),
+		 session_number(), config_n(&the.cfg, KEY_DRAIN_TIMEOUT) / 1000);
 	the.state = STATE_ENDING;
 	notify("STOPPING=1\nSTATUS=ending, %u clients", session_number());
 	listen_close("control");
@@ -470,10 +504,12 @@ adopt(struct config *new)
 		config_text(k, a, was, sizeof(was));
 		config_text(k, b, is, sizeof(is));
 		if (!config_reloadable(k)) {
-			log_warning("reload: %s.%s stays %s: %s takes a restart", config_section(k), config_key_name(k), was, is);
+			log_warning("reload: %s.%s stays %s: %s takes a restart", config_section(k),
+				    config_key_name(k), was, is);
 			continue;
 		}
-		log_info("reload: %s.%s is %s now, was %s", config_section(k), config_key_name(k), is, was);
+		log_info("reload: %s.%s is %s now, was %s", config_section(k), config_key_name(k),
+			 is, was);
 		*a = *b;
 		*b = old;
 	}
@@ -586,7 +622,8 @@ run(void)
 		sessions_sample();
 		uv_timer_start(&second, on_second, 1000, 1000);
 		notify_watchdog(&d->loop);
-		log_info("serving: a budget of %" PRIu64 " MiB, swap in %s", d->budget >> 20, d->swap);
+		log_info("serving: a budget of %" PRIu64 " MiB, swap in %s", d->budget >> 20,
+			 d->swap);
 		notify("READY=1\nSTATUS=serving, 0 clients");
 		uv_run(&d->loop, UV_RUN_DEFAULT);
 		notify("STOPPING=1");
@@ -634,11 +671,13 @@ main(int argc, char **argv)
 	if (errors == 0 && arg.print)
 		config_print(&the.cfg, stdout);
 	else if (errors == 0 && arg.check)
-		printf("%s: as it should be\n",
-		       arg.file != NULL ? arg.file : access(CONFIG_FILE, F_OK) == 0 ? CONFIG_FILE : "the defaults");
+		printf("%s: as it should be\n", arg.file != NULL		 ? arg.file
+						: access(CONFIG_FILE, F_OK) == 0 ? CONFIG_FILE
+										 : "the defaults");
 	status = errors != 0 ? EXIT_FAILED : EXIT_OK;
 	if (errors == 0 && !arg.print && !arg.check) {
-		log_init(config_s(&the.cfg, KEY_LOG_TO), (enum log_level)config_n(&the.cfg, KEY_LOG_LEVEL));
+		log_init(config_s(&the.cfg, KEY_LOG_TO),
+			 (enum log_level)config_n(&the.cfg, KEY_LOG_LEVEL));
 		status = run();
 	}
 	config_finish(&the.cfg);

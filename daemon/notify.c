@@ -23,7 +23,7 @@
 #define HANDED_MAX 64
 
 static struct {
-	int n; /* -1: not looked at yet */
+	int n;		    /* -1: not looked at yet */
 	int fd[HANDED_MAX]; /* -1: taken */
 	char name[HANDED_MAX][64];
 } handed = { .n = -1 };
@@ -117,7 +117,9 @@ notify_take(const char *name, int socktype)
 		if (fd < 0 || strcmp(handed.name[i], name) != 0)
 			continue;
 		if (sd_is_socket(fd, AF_UNSPEC, socktype, 1) <= 0) {
-			log_error("the descriptor '%s' that was handed over is no listening socket of the type that is wanted", name);
+			log_error(
+				"the descriptor '%s' that was handed over is no listening socket of the type that is wanted",
+				name);
 			continue;
 		}
 		handed.fd[i] = -1;
@@ -131,7 +133,9 @@ notify_close_rest(void)
 {
 	for (int i = 0; i < handed.n; i++)
 		if (handed.fd[i] >= 0) {
-			log_warning("nothing is known of the descriptor '%s' that was handed over; it is closed", handed.name[i]);
+			log_warning(
+				"nothing is known of the descriptor '%s' that was handed over; it is closed",
+				handed.name[i]);
 			close(handed.fd[i]);
 			handed.fd[i] = -1;
 		}

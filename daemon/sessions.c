@@ -27,7 +27,7 @@ static struct {
 	struct daemon *d;
 	struct session *first;
 	unsigned n, last_id;
-	struct session_counts retired; /* of those that are gone, counters only */
+	struct session_counts retired;		 /* of those that are gone, counters only */
 	uint64_t retired_faults[UP_FAULT_KINDS]; /* of those that the runtime does not count */
 	struct sample ring[SAMPLES];
 	unsigned nsamples; /* ever taken */
@@ -186,11 +186,14 @@ session_admit(const struct peer *peer, char *why, size_t len)
 			 reg.d->state == STATE_DRAINING ? "drained" : "ending");
 		r = -EBUSY;
 	} else if (reg.n >= most) {
-		snprintf(why, len, "there are %u clients, and %" PRIu64 " are allowed ([limits] clients)", reg.n, most);
+		snprintf(why, len,
+			 "there are %u clients, and %" PRIu64 " are allowed ([limits] clients)",
+			 reg.n, most);
 		r = -EUSERS;
 	}
 	if (r < 0)
-		log_warning("client of process %d, user %u: refused: %s", (int)peer->pid, (unsigned)peer->uid, why);
+		log_warning("client of process %d, user %u: refused: %s", (int)peer->pid,
+			    (unsigned)peer->uid, why);
 	return r;
 }
 
@@ -241,8 +244,8 @@ session_come(struct session *s)
 		p = &(*p)->next;
 	*p = s;
 	reg.n++;
-	log_info("client %u: %s, process %d, user %u: come (%s%s%s)", s->id, s->name, (int)s->pid, (unsigned)s->uid, s->ops->kind,
-		 s->group[0] != '\0' ? ", group " : "", s->group);
+	log_info("client %u: %s, process %d, user %u: come (%s%s%s)", s->id, s->name, (int)s->pid,
+		 (unsigned)s->uid, s->ops->kind, s->group[0] != '\0' ? ", group " : "", s->group);
 }
 
 void
@@ -263,8 +266,9 @@ session_gone(struct session *s)
 	*p = s->next;
 	s->next = NULL;
 	reg.n--;
-	log_info("client %u: %s, process %d: gone after %.1f s and %" PRIu64 " faults", s->id, s->name, (int)s->pid,
-		 (double)(monotonic_ns() - s->since) / 1e9, all_faults(c.faults));
+	log_info("client %u: %s, process %d: gone after %.1f s and %" PRIu64 " faults", s->id,
+		 s->name, (int)s->pid, (double)(monotonic_ns() - s->since) / 1e9,
+		 all_faults(c.faults));
 	daemon_client_left(reg.d);
 }
 
@@ -288,7 +292,8 @@ session_find(const char *who, struct session **found)
 
 	*found = NULL;
 	for (struct session *s = reg.first; s != NULL; s = s->next) {
-		if (by_number ? (by_id ? s->id == n : (unsigned long)s->pid == n) : strcmp(s->name, who) == 0) {
+		if (by_number ? (by_id ? s->id == n : (unsigned long)s->pid == n)
+			      : strcmp(s->name, who) == 0) {
 			if (*found != NULL)
 				return -ENOTUNIQ;
 			*found = s;
@@ -340,7 +345,8 @@ sessions_sample(void)
 			.faults = per_second(sum, reg.before.faults, seconds),
 			.major = per_second(faults[UP_FAULT_MAJOR], reg.before.major, seconds),
 			.swap_read = per_second(st.swap_read_bytes, reg.before.swap_read, seconds),
-			.swap_write = per_second(st.swap_write_bytes, reg.before.swap_write, seconds),
+			.swap_write =
+				per_second(st.swap_write_bytes, reg.before.swap_write, seconds),
 			.used = st.used,
 			.swapped = st.swapped,
 		};

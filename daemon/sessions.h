@@ -11,10 +11,10 @@
 
 /* One second, over all clients. */
 struct sample {
-	double faults, major; /* a second */
+	double faults, major;	      /* a second */
 	double swap_read, swap_write; /* bytes a second */
 	uint64_t used, swapped;	      /* bytes */
-	uint64_t p99_ns; /* the worst kind of the pager's own faults, since it began */
+	uint64_t p99_ns;	      /* the worst kind of the pager's own faults, since it began */
 };
 
 void sessions_init(struct daemon *d);

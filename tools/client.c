@@ -101,7 +101,8 @@ send_all(struct client *c, const char *text, size_t len, long until)
 		if (n > 0) {
 			text += n;
 			len -= (size_t)n;
-		} else if ((errno != EAGAIN && errno != EINTR) || wait_for(c->fd, POLLOUT, until) < 0)
+		} else if ((errno != EAGAIN && errno != EINTR) ||
+			   wait_for(c->fd, POLLOUT, until) < 0)
 			return -1;
 	}
 	return 0;

@@ -212,29 +212,38 @@ map_draw(const struct look *l, FILE *out, const json_t *client)
 	const json_t *r;
 	size_t i;
 
-	fprintf(out, "%s%s%s  %s, process %.0f%s%s  %s of %s in memory, %s in swap\n", ink(l, BOLD), get_text(client, "name"),
-		ink(l, PLAIN), get_text(client, "kind"), get_number(client, "pid"),
-		get_text(client, "group")[0] != '\0' ? ", group " : "", get_text(client, "group"),
-		bytes_text(get_number(client, "resident")), bytes_text(get_number(client, "mapped")),
+	fprintf(out, "%s%s%s  %s, process %.0f%s%s  %s of %s in memory, %s in swap\n", ink(l, BOLD),
+		get_text(client, "name"), ink(l, PLAIN), get_text(client, "kind"),
+		get_number(client, "pid"), get_text(client, "group")[0] != '\0' ? ", group " : "",
+		get_text(client, "group"), bytes_text(get_number(client, "resident")),
+		bytes_text(get_number(client, "mapped")),
 		bytes_text(get_number(client, "swapped")));
 	if (json_array_size(map) == 0)
 		fputs("  nothing is mapped\n", out);
-	json_array_foreach(map, i, r) {
+	json_array_foreach(map, i, r)
+	{
 		const double start = get_number(r, "start"), length = get_number(r, "length");
 		const double page = get_number(r, "page_size");
 
-		fprintf(out, "%12llx %6s%s ", (unsigned long long)start, bytes_text(length), page > 4096 ? "H" : " ");
+		fprintf(out, "%12llx %6s%s ", (unsigned long long)start, bytes_text(length),
+			page > 4096 ? "H" : " ");
 		fputs(ink(l, CYAN), out);
 		for (const char *p = get_text(r, "strip"); *p != '\0'; p++) {
 			const unsigned d = *p >= '0' && *p <= '9' ? (unsigned)(*p - '0') : 0;
 
-			fputs((l->utf8 ? shade : ascii)[d == 0 ? 0 : d == 9 ? 4 : 1 + (d - 1) * 3 / 8], out);
+			fputs((l->utf8 ? shade : ascii)[d == 0	 ? 0
+							: d == 9 ? 4
+								 : 1 + (d - 1) * 3 / 8],
+			      out);
 		}
-		fprintf(out, "%s %6s in memory\n", ink(l, PLAIN), bytes_text(get_number(r, "resident")));
+		fprintf(out, "%s %6s in memory\n", ink(l, PLAIN),
+			bytes_text(get_number(r, "resident")));
 	}
 	if (json_array_size(map) > 0)
-		fprintf(out, "%s  each mark is 1/64 of its range: %s nothing of it is in memory ... %s all of it%s\n", ink(l, DIM),
-			l->utf8 ? shade[0] : ascii[0], l->utf8 ? shade[4] : ascii[4], ink(l, PLAIN));
+		fprintf(out,
+			"%s  each mark is 1/64 of its range: %s nothing of it is in memory ... %s all of it%s\n",
+			ink(l, DIM), l->utf8 ? shade[0] : ascii[0], l->utf8 ? shade[4] : ascii[4],
+			ink(l, PLAIN));
 }
 
 static int
@@ -256,8 +265,7 @@ sum_of_faults(const json_t *client)
 	json_t *v;
 	double n = 0;
 
-	json_object_foreach(json_object_get(client, "faults"), key, v)
-		n += json_number_value(v);
+	json_object_foreach(json_object_get(client, "faults"), key, v) n += json_number_value(v);
 	return n;
 }
 
@@ -266,7 +274,8 @@ draw_clients(const struct look *l, FILE *out, json_t *clients, const char *eol, 
 {
 	const size_t n = json_array_size(clients);
 	const int bar = l->columns >= 110 ? 16 : l->columns >= 96 ? 8 : 0;
-	const int fixed = 71 + (bar > 0 ? bar + 3 : 0), width = l->columns - fixed > 10 ? l->columns - fixed : 10;
+	const int fixed = 71 + (bar > 0 ? bar + 3 : 0),
+		  width = l->columns - fixed > 10 ? l->columns - fixed : 10;
 	json_t **const sorted = calloc(n + 1, sizeof(json_t *));
 	int shown = 0;
 
@@ -275,31 +284,37 @@ draw_clients(const struct look *l, FILE *out, json_t *clients, const char *eol, 
 	for (size_t i = 0; i < n; i++)
 		sorted[i] = json_array_get(clients, i);
 	qsort(sorted, n, sizeof(json_t *), by_rate);
-	fprintf(out, "%s%8s %-*.*s %-8.8s %6s %6s %*s%6s %8s %7s %7s %4s%s%s", ink(l, REVERSE), "PROCESS", width, width, "NAME", "KIND",
-		"MEMORY", "MAPPED", bar > 0 ? bar + 3 : 0, "", "SWAP", "FAULTS/s", "50%", "99%", "AGE", ink(l, PLAIN), eol);
+	fprintf(out, "%s%8s %-*.*s %-8.8s %6s %6s %*s%6s %8s %7s %7s %4s%s%s", ink(l, REVERSE),
+		"PROCESS", width, width, "NAME", "KIND", "MEMORY", "MAPPED", bar > 0 ? bar + 3 : 0,
+		"", "SWAP", "FAULTS/s", "50%", "99%", "AGE", ink(l, PLAIN), eol);
 	for (size_t i = 0; i < n; i++) {
 		const json_t *const c = sorted[i];
 		const bool lost = get_number(c, "lost") > 0;
 		const double rate = get_number(c, "rate");
 
 		if (rows > 0 && shown == rows - (i + 1 < n)) {
-			fprintf(out, "%s%8s and %zu more%s%s", ink(l, DIM), "", n - i, ink(l, PLAIN), eol);
+			fprintf(out, "%s%8s and %zu more%s%s", ink(l, DIM), "", n - i,
+				ink(l, PLAIN), eol);
 			break;
 		}
 		shown++;
-		fprintf(out, "%8.0f %s%-*.*s%s %-8.8s %6s %6s ", get_number(c, "pid"), ink(l, lost ? RED : BOLD), width, width,
-			get_text(c, "name"), ink(l, PLAIN), get_text(c, "kind"), bytes_text(get_number(c, "resident")),
+		fprintf(out, "%8.0f %s%-*.*s%s %-8.8s %6s %6s ", get_number(c, "pid"),
+			ink(l, lost ? RED : BOLD), width, width, get_text(c, "name"), ink(l, PLAIN),
+			get_text(c, "kind"), bytes_text(get_number(c, "resident")),
 			bytes_text(get_number(c, "mapped")));
 		if (bar > 0) {
-			gauge(l, out, get_number(c, "resident"), get_number(c, "mapped"), (size_t)bar, CYAN);
+			gauge(l, out, get_number(c, "resident"), get_number(c, "mapped"),
+			      (size_t)bar, CYAN);
 			fputc(' ', out);
 		}
 		fprintf(out, "%6s %8s %7s %7s %4s%s", bytes_text(get_number(c, "swapped")),
-			rate > 0 || sum_of_faults(c) > 0 ? count_text(rate) : "-", time_text(get_number(c, "p50_ns")),
-			time_text(get_number(c, "p99_ns")), age_text(get_number(c, "age")), eol);
+			rate > 0 || sum_of_faults(c) > 0 ? count_text(rate) : "-",
+			time_text(get_number(c, "p50_ns")), time_text(get_number(c, "p99_ns")),
+			age_text(get_number(c, "age")), eol);
 	}
 	if (n == 0)
-		fprintf(out, "%s%8s no clients at present%s%s", ink(l, DIM), "", ink(l, PLAIN), eol);
+		fprintf(out, "%s%8s no clients at present%s%s", ink(l, DIM), "", ink(l, PLAIN),
+			eol);
 	free(sorted);
 }
 
@@ -315,32 +330,41 @@ top_draw(const struct look *l, FILE *out, const json_t *answer, const char *eol)
 	const char *kind;
 	const json_t *lat;
 
-	fprintf(out, "%suffd-pagerd%s %s  %s%s%s  process %.0f  up %s  %.0f client%s%s", ink(l, BOLD), ink(l, PLAIN),
-		get_text(st, "version"), ink(l, serving ? GREEN : YELLOW), get_text(st, "state"), ink(l, PLAIN), get_number(st, "pid"),
-		age_text(get_number(st, "uptime")), get_number(st, "clients"), get_number(st, "clients") == 1 ? "" : "s", eol);
+	fprintf(out, "%suffd-pagerd%s %s  %s%s%s  process %.0f  up %s  %.0f client%s%s",
+		ink(l, BOLD), ink(l, PLAIN), get_text(st, "version"),
+		ink(l, serving ? GREEN : YELLOW), get_text(st, "state"), ink(l, PLAIN),
+		get_number(st, "pid"), age_text(get_number(st, "uptime")),
+		get_number(st, "clients"), get_number(st, "clients") == 1 ? "" : "s", eol);
 	fputs("memory    ", out);
 	gauge(l, out, used, limit, 30, used > 0.95 * limit ? YELLOW : GREEN);
-	fprintf(out, " %s of %s: %s mapped, %s staged, %s meta%s", bytes_text(used), bytes_text(limit),
-		bytes_text(get_number(st, "budget.resident")), bytes_text(get_number(st, "budget.staged")),
+	fprintf(out, " %s of %s: %s mapped, %s staged, %s meta%s", bytes_text(used),
+		bytes_text(limit), bytes_text(get_number(st, "budget.resident")),
+		bytes_text(get_number(st, "budget.staged")),
 		bytes_text(get_number(st, "budget.metadata")), eol);
 	fputs("swap      ", out);
-	gauge(l, out, swapped, get_number(st, "swap.reserve_max") > 0 ? get_number(st, "swap.reserve_max") : swapped * 2, 30, BLUE);
-	fprintf(out, " %s in it; in %s/s, out %s/s%s", bytes_text(swapped), bytes_text(get_number(st, "rate.swap_read")),
+	gauge(l, out, swapped,
+	      get_number(st, "swap.reserve_max") > 0 ? get_number(st, "swap.reserve_max")
+						     : swapped * 2,
+	      30, BLUE);
+	fprintf(out, " %s in it; in %s/s, out %s/s%s", bytes_text(swapped),
+		bytes_text(get_number(st, "rate.swap_read")),
 		bytes_text(get_number(st, "rate.swap_write")), eol);
 	fprintf(out, "faults/s  %s", ink(l, CYAN));
 	sparkline(l, out, json_object_get(history, "faults"), wide);
 	fprintf(out, "%s %8s%s", ink(l, PLAIN), count_text(get_number(st, "rate.faults")), eol);
 	fprintf(out, "swap out  %s", ink(l, BLUE));
 	sparkline(l, out, json_object_get(history, "swap_write"), wide);
-	fprintf(out, "%s %8s/s%s", ink(l, PLAIN), bytes_text(get_number(st, "rate.swap_write")), eol);
+	fprintf(out, "%s %8s/s%s", ink(l, PLAIN), bytes_text(get_number(st, "rate.swap_write")),
+		eol);
 	/* Kinds that there have been; 50 % and 99 %. */
 	fputs("latency  ", out);
-	json_object_foreach(json_object_get(st, "latency"), kind, lat)
-		if (get_number(lat, "count") > 0)
-			fprintf(out, " %s%s%s %s/%s", ink(l, DIM), kind, ink(l, PLAIN), time_text(get_number(lat, "p50_ns")),
-				time_text(get_number(lat, "p99_ns")));
+	json_object_foreach(json_object_get(st, "latency"), kind,
+			    lat) if (get_number(lat, "count") > 0)
+		fprintf(out, " %s%s%s %s/%s", ink(l, DIM), kind, ink(l, PLAIN),
+			time_text(get_number(lat, "p50_ns")), time_text(get_number(lat, "p99_ns")));
 	fprintf(out, "%s%s", eol, eol);
-	draw_clients(l, out, json_object_get(answer, "clients"), eol, l->rows > 0 ? (l->rows > 11 ? l->rows - 9 : 2) : 0);
+	draw_clients(l, out, json_object_get(answer, "clients"), eol,
+		     l->rows > 0 ? (l->rows > 11 ? l->rows - 9 : 2) : 0);
 }
 
 /* ---- the terminal ---- */
@@ -416,7 +440,8 @@ frame(const json_t *answer, const char *below)
 static bool
 rest(double seconds)
 {
-	struct timespec ts = { .tv_sec = (time_t)seconds, .tv_nsec = (long)((seconds - (double)(time_t)seconds) * 1e9) };
+	struct timespec ts = { .tv_sec = (time_t)seconds,
+			       .tv_nsec = (long)((seconds - (double)(time_t)seconds) * 1e9) };
 	struct pollfd p = { .fd = STDIN_FILENO, .events = POLLIN };
 	char key;
 
@@ -446,7 +471,8 @@ top_run(struct client *c, const char *socket, bool once, double seconds)
 	struct look l;
 
 	if (answer == NULL || !json_is_true(json_object_get(answer, "ok"))) {
-		fprintf(stderr, "uffd-pager: %s\n", answer != NULL ? get_text(answer, "error") : strerror(errno));
+		fprintf(stderr, "uffd-pager: %s\n",
+			answer != NULL ? get_text(answer, "error") : strerror(errno));
 		const int status = answer != NULL ? EXIT_REFUSED : EXIT_UNREACHABLE;
 		json_decref(answer);
 		return status;

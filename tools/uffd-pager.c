@@ -12,7 +12,14 @@
 #include "client.h"
 #include "top.h"
 
-enum { OPT_JSON = 'j', OPT_SOCKET = 's', OPT_ONCE = '1', OPT_DELAY = 'd', OPT_LINES = 'n', OPT_CANCEL = 256 };
+enum {
+	OPT_JSON = 'j',
+	OPT_SOCKET = 's',
+	OPT_ONCE = '1',
+	OPT_DELAY = 'd',
+	OPT_LINES = 'n',
+	OPT_CANCEL = 256
+};
 
 static struct {
 	const char *socket;
@@ -41,7 +48,8 @@ parse_size(const char *text, struct argp_state *state)
 		argp_error(state, "%s: not a size; say for example 512M or 4G", text);
 	if (*end != '\0') {
 		unit = strchr(units, toupper((unsigned char)*end));
-		if (unit == NULL || (strcmp(end + 1, "") != 0 && strcmp(end + 1, "B") != 0 && strcmp(end + 1, "iB") != 0))
+		if (unit == NULL || (strcmp(end + 1, "") != 0 && strcmp(end + 1, "B") != 0 &&
+				     strcmp(end + 1, "iB") != 0))
 			argp_error(state, "%s: '%s' is not a unit; use K, M, G or T", text, end);
 		else
 			shift = 10 * (unsigned)(unit - units + 1);
@@ -61,36 +69,46 @@ print_status(const json_t *answer)
 	const char *kind;
 	size_t i;
 
-	printf("uffd-pagerd %s, process %.0f: %s for %.0f s, %.0f clients\n", get_text(st, "version"), get_number(st, "pid"),
-	       get_text(st, "state"), get_number(st, "uptime"), get_number(st, "clients"));
+	printf("uffd-pagerd %s, process %.0f: %s for %.0f s, %.0f clients\n",
+	       get_text(st, "version"), get_number(st, "pid"), get_text(st, "state"),
+	       get_number(st, "uptime"), get_number(st, "clients"));
 	printf("memory    %s of %s used, at most %s so far: %s mapped, %s staged, %s free, %s metadata\n",
-	       bytes_text(get_number(st, "budget.used")), bytes_text(get_number(st, "budget.limit")),
-	       bytes_text(get_number(st, "budget.used_max")), bytes_text(get_number(st, "budget.resident")),
-	       bytes_text(get_number(st, "budget.staged")), bytes_text(get_number(st, "budget.free")),
+	       bytes_text(get_number(st, "budget.used")),
+	       bytes_text(get_number(st, "budget.limit")),
+	       bytes_text(get_number(st, "budget.used_max")),
+	       bytes_text(get_number(st, "budget.resident")),
+	       bytes_text(get_number(st, "budget.staged")),
+	       bytes_text(get_number(st, "budget.free")),
 	       bytes_text(get_number(st, "budget.metadata")));
 	if (get_number(st, "budget.compressed_pool") > 0)
-		printf("          %s compressed to %s\n", bytes_text(get_number(st, "budget.compressed")),
+		printf("          %s compressed to %s\n",
+		       bytes_text(get_number(st, "budget.compressed")),
 		       bytes_text(get_number(st, "budget.compressed_pool")));
-	printf("swap      %s in %s; %s read, %s written\n", bytes_text(get_number(st, "swap.swapped")),
-	       get_text(json_object_get(st, "swap"), "path"), bytes_text(get_number(st, "swap.read_bytes")),
+	printf("swap      %s in %s; %s read, %s written\n",
+	       bytes_text(get_number(st, "swap.swapped")),
+	       get_text(json_object_get(st, "swap"), "path"),
+	       bytes_text(get_number(st, "swap.read_bytes")),
 	       bytes_text(get_number(st, "swap.write_bytes")));
-	if (get_number(st, "swap.read_errors") + get_number(st, "swap.write_errors") + get_number(st, "swap.checksum_errors") > 0)
-		printf("          ERRORS: %.0f reads, %.0f writes, %.0f checksums\n", get_number(st, "swap.read_errors"),
-		       get_number(st, "swap.write_errors"), get_number(st, "swap.checksum_errors"));
+	if (get_number(st, "swap.read_errors") + get_number(st, "swap.write_errors") +
+		    get_number(st, "swap.checksum_errors") >
+	    0)
+		printf("          ERRORS: %.0f reads, %.0f writes, %.0f checksums\n",
+		       get_number(st, "swap.read_errors"), get_number(st, "swap.write_errors"),
+		       get_number(st, "swap.checksum_errors"));
 	printf("faults   ");
 	json_object_foreach(json_object_get(st, "faults"), kind, g)
 		printf(" %s %.0f", kind, json_number_value(g));
 	printf("; %.0f a second\n", get_number(st, "rate.faults"));
 	if (get_number(st, "fault_counts.sigbus") > 0)
 		printf("          %.0f SIGBUS\n", get_number(st, "fault_counts.sigbus"));
-	json_object_foreach(json_object_get(st, "latency"), kind, l)
-		if (get_number(l, "count") > 0)
-			printf("latency   %-5s  50%% %s, 99%% %s, 99.9%% %s, longest %s\n", kind, time_text(get_number(l, "p50_ns")),
-			       time_text(get_number(l, "p99_ns")), time_text(get_number(l, "p999_ns")),
-			       time_text(get_number(l, "max_ns")));
+	json_object_foreach(json_object_get(st, "latency"), kind, l) if (get_number(l, "count") > 0)
+		printf("latency   %-5s  50%% %s, 99%% %s, 99.9%% %s, longest %s\n", kind,
+		       time_text(get_number(l, "p50_ns")), time_text(get_number(l, "p99_ns")),
+		       time_text(get_number(l, "p999_ns")), time_text(get_number(l, "max_ns")));
 	json_array_foreach(json_object_get(st, "groups"), i, g)
-		printf("group     %s: %.0f clients, %s in memory; limit %s, minimum %s\n", get_text(g, "name"),
-		       get_number(g, "clients"), bytes_text(get_number(g, "resident")),
+		printf("group     %s: %.0f clients, %s in memory; limit %s, minimum %s\n",
+		       get_text(g, "name"), get_number(g, "clients"),
+		       bytes_text(get_number(g, "resident")),
 		       get_number(g, "limit") > 0 ? bytes_text(get_number(g, "limit")) : "none",
 		       bytes_text(get_number(g, "minimum")));
 	json_array_foreach(json_object_get(st, "listeners"), i, l)
@@ -103,11 +121,13 @@ print_clients(const json_t *answer)
 	const json_t *c;
 	size_t i;
 
-	printf("%5s %8s %-20s %-11s %-10s %7s %7s %7s %9s\n", "ID", "PROCESS", "NAME", "KIND", "GROUP", "MEMORY", "MAPPED", "SWAP",
-	       "FAULTS/s");
+	printf("%5s %8s %-20s %-11s %-10s %7s %7s %7s %9s\n", "ID", "PROCESS", "NAME", "KIND",
+	       "GROUP", "MEMORY", "MAPPED", "SWAP", "FAULTS/s");
 	json_array_foreach(json_object_get(answer, "clients"), i, c)
-		printf("%5.0f %8.0f %-20.20s %-11s %-10.10s %7s %7s %7s %9.0f\n", get_number(c, "id"), get_number(c, "pid"),
-		       get_text(c, "name"), get_text(c, "kind"), get_text(c, "group")[0] != '\0' ? get_text(c, "group") : "-",
+		printf("%5.0f %8.0f %-20.20s %-11s %-10.10s %7s %7s %7s %9.0f\n",
+		       get_number(c, "id"), get_number(c, "pid"), get_text(c, "name"),
+		       get_text(c, "kind"),
+		       get_text(c, "group")[0] != '\0' ? get_text(c, "group") : "-",
 		       bytes_text(get_number(c, "resident")), bytes_text(get_number(c, "mapped")),
 		       bytes_text(get_number(c, "swapped")), get_number(c, "rate"));
 }
@@ -118,8 +138,7 @@ print_lines(const json_t *lines)
 	const json_t *l;
 	size_t i;
 
-	json_array_foreach(lines, i, l)
-		puts(json_string_value(l));
+	json_array_foreach(lines, i, l) puts(json_string_value(l));
 }
 
 static void
@@ -158,7 +177,8 @@ print_drain(const json_t *answer)
 	if (!json_is_true(json_object_get(answer, "draining")))
 		puts("serving again");
 	else if (get_number(answer, "clients") > 0)
-		printf("draining: it ends when %.0f clients have left\n", get_number(answer, "clients"));
+		printf("draining: it ends when %.0f clients have left\n",
+		       get_number(answer, "clients"));
 	else
 		puts("draining: there are no clients, it ends now");
 }
@@ -193,10 +213,12 @@ find_verb(const char *name)
 static const struct argp_option options[] = {
 	{ "json", OPT_JSON, NULL, 0, "Print the daemon's answer as it is", 0 },
 	{ "socket", OPT_SOCKET, "PATH", 0,
-	  "The daemon's control socket (default: in $XDG_RUNTIME_DIR/uffd-pagerd if there is one, else in /run/uffd-pagerd)", 0 },
+	  "The daemon's control socket (default: in $XDG_RUNTIME_DIR/uffd-pagerd if there is one, else in /run/uffd-pagerd)",
+	  0 },
 	{ "once", OPT_ONCE, NULL, 0, "top: print one frame, and end", 0 },
 	{ "delay", OPT_DELAY, "SECONDS", 0, "top: between two frames (default 1)", 0 },
-	{ "lines", OPT_LINES, "N", 0, "trace: the most recent N events (default 200, at most 1000)", 0 },
+	{ "lines", OPT_LINES, "N", 0, "trace: the most recent N events (default 200, at most 1000)",
+	  0 },
 	{ "cancel", OPT_CANCEL, NULL, 0, "drain: take it back", 0 },
 	{ 0 },
 };
@@ -224,7 +246,8 @@ parse_option(int key, char *text, struct argp_state *state)
 		break;
 	case OPT_LINES:
 		arg.lines = strtoul(text, &end, 10);
-		if (*end != '\0' || !isdigit((unsigned char)text[0]) || arg.lines < 1 || arg.lines > 1000)
+		if (*end != '\0' || !isdigit((unsigned char)text[0]) || arg.lines < 1 ||
+		    arg.lines > 1000)
 			argp_error(state, "--lines %s: not a number from 1 to 1000", text);
 		break;
 	case OPT_CANCEL:
@@ -274,7 +297,8 @@ request(const struct verb *v, struct argp_state *state)
 		json_object_set_new(req, "client", name);
 	}
 	if (bytes != NULL)
-		json_object_set_new(req, "bytes", json_integer((json_int_t)parse_size(bytes, state)));
+		json_object_set_new(req, "bytes",
+				    json_integer((json_int_t)parse_size(bytes, state)));
 	if (strcmp(v->name, "trace") == 0)
 		json_object_set_new(req, "lines", json_integer((json_int_t)arg.lines));
 	if (arg.cancel)
@@ -288,12 +312,15 @@ main(int argc, char **argv)
 	static const struct argp argp = {
 		.options = options,
 		.parser = parse_option,
-		.args_doc = "status\nclients\ntop\nmap [PID|NAME]\nevict PID|NAME BYTES\nlimit [BYTES]\nlimit PID|NAME BYTES\ntrace\ndrain",
+		.args_doc =
+			"status\nclients\ntop\nmap [PID|NAME]\nevict PID|NAME BYTES\nlimit [BYTES]\nlimit PID|NAME BYTES\ntrace\ndrain",
 		.doc = "Look at uffd-pagerd, and steer it.\v"
 		       "BYTES takes the suffixes K, M, G and T.  A client is named by its process, by its name, or by #ID.  The exit status "
 		       "is 0 if it was done, 1 if it was refused or failed, 2 for bad usage, 3 if the daemon is not reachable.",
 	};
-	struct argp_state state = { .root_argp = &argp, .name = (char *)(uintptr_t)"uffd-pager", .err_stream = stderr };
+	struct argp_state state = { .root_argp = &argp,
+				    .name = (char *)(uintptr_t) "uffd-pager",
+				    .err_stream = stderr };
 	const struct verb *v;
 	struct client c;
 	json_t *answer, *req;

@@ -49,10 +49,11 @@ map(const struct session *s)
 		mixed[i] = (char)('0' + (full == 0 ? 0 : (i * 7 + full) % 10));
 	}
 	strip[64] = mixed[64] = '\0';
-	return json_pack("[{s:I, s:I, s:i, s:I, s:s}, {s:I, s:I, s:i, s:I, s:s}]", "start", (json_int_t)0x7f0000000000, "length",
-			 (json_int_t)half, "page_size", 4096, "resident", (json_int_t)(c->resident / 2), "strip", strip, "start",
-			 (json_int_t)0x7f8000000000, "length", (json_int_t)half, "page_size", 4096, "resident",
-			 (json_int_t)(c->resident / 2), "strip", mixed);
+	return json_pack("[{s:I, s:I, s:i, s:I, s:s}, {s:I, s:I, s:i, s:I, s:s}]", "start",
+			 (json_int_t)0x7f0000000000, "length", (json_int_t)half, "page_size", 4096,
+			 "resident", (json_int_t)(c->resident / 2), "strip", strip, "start",
+			 (json_int_t)0x7f8000000000, "length", (json_int_t)half, "page_size", 4096,
+			 "resident", (json_int_t)(c->resident / 2), "strip", mixed);
 }
 
 static int64_t
@@ -108,8 +109,12 @@ obey(struct puppet *p, char *line)
 	const struct {
 		const char *word;
 		uint64_t *n;
-	} words[] = { { "mapped", &c->mapped }, { "resident", &c->resident }, { "swapped", &c->swapped },
-		      { "zero", &c->faults[UP_FAULT_ZERO] }, { "major", &c->faults[UP_FAULT_MAJOR] }, { "lost", &c->lost },
+	} words[] = { { "mapped", &c->mapped },
+		      { "resident", &c->resident },
+		      { "swapped", &c->swapped },
+		      { "zero", &c->faults[UP_FAULT_ZERO] },
+		      { "major", &c->faults[UP_FAULT_MAJOR] },
+		      { "lost", &c->lost },
 		      { "p99", &c->p99_ns } };
 	char *value = strchr(line, ' ');
 
@@ -166,7 +171,8 @@ on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 		memmove(p->buf, line_end, p->have);
 		/* Its first line is its hello. */
 		if (!p->come) {
-			const struct peer peer = { p->session.pid, p->session.uid, p->session.gid, -1 };
+			const struct peer peer = { p->session.pid, p->session.uid, p->session.gid,
+						   -1 };
 
 			if (session_admit(&peer, why, sizeof(why)) < 0) {
 				say(p, why);
@@ -196,7 +202,8 @@ test_accept(struct daemon *d, const struct listener *l, int fd, const struct pee
 	snprintf(p->session.group, sizeof(p->session.group), "%s", l->group);
 	uv_pipe_init(&d->loop, &p->pipe, 0);
 	p->pipe.data = p;
-	if (uv_pipe_open(&p->pipe, fd) < 0 || uv_read_start((uv_stream_t *)&p->pipe, give_buffer, on_read) < 0) {
+	if (uv_pipe_open(&p->pipe, fd) < 0 ||
+	    uv_read_start((uv_stream_t *)&p->pipe, give_buffer, on_read) < 0) {
 		log_error("test: no stream");
 		leave(p);
 	}
