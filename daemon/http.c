@@ -33,6 +33,7 @@ struct server {
 	struct MHD_Daemon *mhd;
 	uv_poll_t poll;
 	uv_timer_t timer;
+	unsigned handles; /* that are open: poll and timer */
 	bool tcp;
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)]; /* "": not a file of ours */
 	dev_t dev;
@@ -198,10 +199,9 @@ on_server_closed(uv_handle_t *handle)
 {
 	struct server *const s = handle->data;
 
-	/* Of two handles, the second. */
-	if (handle == (uv_handle_t *)&s->timer)
-		return;
-	free(s);
+	/* It has two, closed in no particular order. */
+	if (--s->handles == 0)
+		free(s);
 }
 
 /* `fd` listens, and is the server's from now on. */
@@ -229,6 +229,7 @@ serve(struct daemon *d, int fd, struct server *s)
 	}
 	uv_timer_init(&d->loop, &s->timer);
 	s->timer.data = s->poll.data = s;
+	s->handles = 2;
 	uv_poll_start(&s->poll, UV_READABLE, on_ready);
 	servers[servers[0] != NULL] = s;
 	turn(s);

@@ -16,7 +16,7 @@ import tempfile
 import time
 import unittest
 
-PAGERD, PAGER = sys.argv[1:3] if len(sys.argv) > 2 else (None, None)
+PAGERD, PAGER = map(os.path.abspath, sys.argv[1:3])
 DEADLINE = 60.0
 SKIPPED = 77
 NOT_ALLOWED = re.compile(r'can not be started: (Operation not permitted|Function not implemented)')
@@ -173,12 +173,13 @@ def obey(s, **what):
 
 
 def read_line(s):
+    """One line, and nothing of the next; what there is of it if the other side hangs up."""
     line = b''
     while not line.endswith(b'\n'):
-        part = s.recv(65536)
+        part = s.recv(65536, socket.MSG_PEEK)
         if not part:
             return line
-        line += part
+        line += s.recv(part.find(b'\n') + 1 or len(part))
     return line
 
 
