@@ -251,7 +251,7 @@ static const struct {
 } doors[] = {
 	{ "native", SOCK_SEQPACKET, native_accept },
 	{ "firecracker", SOCK_STREAM, firecracker_accept },
-	{ "criu", SOCK_SEQPACKET, criu_accept },
+	{ "criu", SOCK_STREAM, criu_accept },
 	{ "handoff", SOCK_STREAM, handoff_accept },
 	{ "test", SOCK_STREAM, test_accept },
 };
@@ -310,16 +310,15 @@ add_named(struct daemon *d, const struct config_named *n)
 	struct listener l = { .mode = (mode_t)config_named_value(n, KEY_LISTEN_MODE)->n };
 	const char *const source = config_named_value(n, KEY_LISTEN_SOURCE)->s,
 			  *const group = config_named_value(n, KEY_LISTEN_GROUP)->s;
-	const size_t door = config_named_value(n, KEY_LISTEN_TYPE)->n;
 	int r;
 
-	l.type = config_named_value(n, KEY_LISTEN_TYPE)->s;
+	/* The table's word, not the configuration's, which a reload replaces. */
 	for (size_t i = 0; i < sizeof(doors) / sizeof(doors[0]); i++)
-		if (strcmp(doors[i].type, l.type) == 0) {
+		if (strcmp(doors[i].type, config_named_value(n, KEY_LISTEN_TYPE)->s) == 0) {
+			l.type = doors[i].type;
 			l.socktype = doors[i].socktype;
 			l.accept = doors[i].accept;
 		}
-	(void)door;
 	if (l.accept == NULL) {
 		log_error("[listen %s]: this build does not speak the %s protocol", n->name,
 			  l.type);
@@ -384,6 +383,21 @@ memory_there(void)
 	return least;
 }
 
+/* Said, not refused: what was promised is kept as far as it goes. */
+static void
+warn_of_promises(const struct daemon *d)
+{
+	uint64_t sum = 0;
+
+	for (const struct config_named *n = d->cfg.named; n != NULL; n = n->next)
+		if (strcmp(n->kind, "group") == 0)
+			sum += config_bytes(config_named_value(n, KEY_GROUP_MINIMUM), d->budget);
+	if (sum > d->budget)
+		log_warning("the groups are promised %" PRIu64 " MiB, the budget is %" PRIu64
+			    " MiB",
+			    sum >> 20, d->budget >> 20);
+}
+
 static int
 create_runtime(struct daemon *d)
 {
@@ -413,6 +427,7 @@ create_runtime(struct daemon *d)
 		return r;
 	}
 	d->budget = st.limit;
+	warn_of_promises(d);
 	return 0;
 }
 
@@ -519,6 +534,7 @@ adopt(struct config *new)
 	new->named = named;
 	log_set_level((enum log_level)config_n(&the.cfg, KEY_LOG_LEVEL));
 	sessions_reload();
+	warn_of_promises(&the);
 }
 
 static void
