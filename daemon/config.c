@@ -508,7 +508,7 @@ config_flag(struct config *c, unsigned key, const char *text, char *why, size_t 
 	const char *eq;
 
 	if (!is_named(key))
-		return set(c, key, NULL, text, why, whylen);
+		return set(c, key, "", text, why, whylen);
 	eq = strchr(text, '=');
 	if (eq == NULL || (size_t)(eq - text) >= sizeof(name)) {
 		snprintf(why, whylen, "%s: NAME=VALUE is wanted, not '%.80s'",
@@ -608,7 +608,8 @@ complain(struct reading *r, const char *fmt, ...)
 	if (r->errors > 20)
 		return;
 	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt, ap);
+	vsnprintf(text, sizeof(text), fmt,
+		  ap); /* NOLINT(clang-analyzer-valist.Uninitialized): it is */
 	va_end(ap);
 	/* What is quoted may be anything, and goes to a terminal. */
 	for (char *p = text; *p != '\0'; p++)

@@ -73,7 +73,8 @@ refuse(int error, const char *fmt, ...)
 	va_list ap;
 
 	va_start(ap, fmt);
-	vsnprintf(why, sizeof(why), fmt, ap);
+	vsnprintf(why, sizeof(why), fmt,
+		  ap); /* NOLINT(clang-analyzer-valist.Uninitialized): it is */
 	va_end(ap);
 	/* What was quoted may be no UTF-8. */
 	json_t *const j =
@@ -294,13 +295,15 @@ answer_to(struct daemon *d, const char *line, size_t len)
 	if (req == NULL)
 		return refuse(EBADMSG, "not a line of JSON: %s", error.text);
 	verb = json_string_value(json_object_get(req, "verb"));
-	if (verb == NULL)
+	if (verb == NULL) {
 		answer = refuse(EINVAL, "'verb' is wanted");
-	for (size_t i = 0; answer == NULL && i < sizeof(verbs) / sizeof(verbs[0]); i++)
-		if (strcmp(verb, verbs[i].verb) == 0)
-			answer = verbs[i].run(d, req);
-	if (answer == NULL)
-		answer = refuse(EINVAL, "there is no verb '%.40s'", verb);
+	} else {
+		for (size_t i = 0; answer == NULL && i < sizeof(verbs) / sizeof(verbs[0]); i++)
+			if (strcmp(verb, verbs[i].verb) == 0)
+				answer = verbs[i].run(d, req);
+		if (answer == NULL)
+			answer = refuse(EINVAL, "there is no verb '%.40s'", verb);
+	}
 	json_decref(req);
 	return answer;
 }

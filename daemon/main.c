@@ -414,7 +414,7 @@ create_runtime(struct daemon *d)
 		.flags = config_n(c, KEY_OVERCOMMIT) != 0 ? UP_OVERCOMMIT : 0,
 		.log = log_library,
 	};
-	struct up_stats st;
+	struct up_stats st = { 0 };
 	int r;
 
 	uc.compress_limit = config_bytes(&c->v[KEY_COMPRESS_LIMIT], uc.memory_limit);
