@@ -73,8 +73,8 @@ refuse(int error, const char *fmt, ...)
 	va_list ap;
 
 	va_start(ap, fmt);
-	vsnprintf(why, sizeof(why), fmt,
-		  ap); /* NOLINT(clang-analyzer-valist.Uninitialized): it is */
+	/* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): it is */
+	vsnprintf(why, sizeof(why), fmt, ap);
 	va_end(ap);
 	/* What was quoted may be no UTF-8. */
 	json_t *const j =

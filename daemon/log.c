@@ -72,8 +72,8 @@ daemon_log(enum log_level level, const char *fmt, ...)
 	if ((int)level > atomic_load(&threshold))
 		return;
 	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt,
-		  ap); /* NOLINT(clang-analyzer-valist.Uninitialized): it is */
+	/* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): it is */
+	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	n = prefix(level, line, sizeof(line));
 	for (const char *p = text; *p != '\0'; p++) {

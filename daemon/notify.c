@@ -37,8 +37,8 @@ notify(const char *fmt, ...)
 	va_list ap;
 
 	va_start(ap, fmt);
-	vsnprintf(text, sizeof(text), fmt,
-		  ap); /* NOLINT(clang-analyzer-valist.Uninitialized): it is */
+	/* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): it is */
+	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	(void)sd_notify(0, text);
 }
