@@ -327,6 +327,7 @@ top_draw(const struct look *l, FILE *out, const json_t *answer, const char *eol)
 	const double swapped = get_number(st, "swap.swapped");
 	const bool serving = strcmp(get_text(st, "state"), "serving") == 0;
 	const size_t wide = l->columns > 90 ? 60 : l->columns > 66 ? (size_t)l->columns - 36 : 30;
+	bool any = false;
 	const char *kind;
 	const json_t *lat;
 
@@ -358,11 +359,15 @@ top_draw(const struct look *l, FILE *out, const json_t *answer, const char *eol)
 		eol);
 	/* Kinds that there have been; 50 % and 99 %. */
 	fputs("latency  ", out);
-	json_object_foreach(json_object_get(st, "latency"), kind,
-			    lat) if (get_number(lat, "count") > 0)
+	json_object_foreach(json_object_get(st, "latency"), kind, lat)
+	{
+		if (get_number(lat, "count") <= 0)
+			continue;
+		any = true;
 		fprintf(out, " %s%s%s %s/%s", ink(l, DIM), kind, ink(l, PLAIN),
 			time_text(get_number(lat, "p50_ns")), time_text(get_number(lat, "p99_ns")));
-	fprintf(out, "%s%s", eol, eol);
+	}
+	fprintf(out, "%s%s%s", any ? "" : " no faults of the pager's own yet", eol, eol);
 	draw_clients(l, out, json_object_get(answer, "clients"), eol,
 		     l->rows > 0 ? (l->rows > 11 ? l->rows - 9 : 2) : 0);
 }

@@ -55,9 +55,13 @@ class Daemon:
                     and k not in ('RUNTIME_DIRECTORY', 'JOURNAL_STREAM')}
         self.env.update({'XDG_RUNTIME_DIR': self.dir, 'STATE_DIRECTORY': self.state, 'LC_ALL': 'C.UTF-8'})
         self.env.update(env or {})
-        with open(self.logfile, 'wb') as log:
-            self.process = subprocess.Popen([PAGERD] + flags, env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                            preexec_fn=preexec, pass_fds=pass_fds, cwd=self.dir)
+        try:
+            with open(self.logfile, 'wb') as log:
+                self.process = subprocess.Popen([PAGERD] + flags, env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                                preexec_fn=preexec, pass_fds=pass_fds, cwd=self.dir)
+        except BaseException:
+            shutil.rmtree(self.dir, ignore_errors=True)
+            raise
         if wait:
             try:
                 wait_for('serving', lambda: 'serving: a budget' in self.log() or self.process.poll() is not None)
