@@ -42,6 +42,8 @@ struct session_ops {
 	int64_t (*evict)(struct session *s, uint64_t bytes);
 	/* It is to end now: what it holds is given back, and session_gone() is called, perhaps before this returns. */
 	void (*end)(struct session *s);
+	/* The most memory that it may have, bytes.  0, or -errno; NULL: there is no such limit for it. */
+	int (*limit)(struct session *s, uint64_t bytes);
 };
 
 /* Embedded first. */
@@ -55,12 +57,33 @@ struct session {
 	char name[64];	/* from /proc/PID/comm, or what the client calls itself */
 	char group[32]; /* "" none */
 	uint64_t since; /* CLOCK_MONOTONIC, ns */
+
+	/* The registry's, once a second: what it had served then, and per second since the time before. */
+	uint64_t served;
+	double rate;
 };
 
-/* Registry (sessions.c).  ops, pid, uid and gid are set; the rest is filled in. */
+/*
+ * Whether one more may come: 0; -EBUSY: the daemon drains or ends; -EUSERS: there are as many as are allowed.  `why` says it in words, for
+ * the client.  Asked at hello, before session_come().
+ */
+struct peer;
+int session_admit(const struct peer *peer, char *why, size_t len);
+
+/* Registry (sessions.c).  ops, pid, uid and gid are set, name and group may be; the rest is filled in. */
 void session_come(struct session *s);
 /* It is in no list any more on return; the memory is the caller's. */
 void session_gone(struct session *s);
 struct session *session_first(void);
+unsigned session_number(void);
+
+/* Of PID, #ID or a name.  -ESRCH: none; -ENOTUNIQ: several of that name. */
+int session_find(const char *who, struct session **found);
+
+/*
+ * What a group allows its clients, bytes: its limit (0: none) and its guaranteed minimum.  -ENOENT: no such group.  May change with
+ * every SIGHUP, so it is asked for, not kept.
+ */
+int session_group(const char *group, uint64_t *limit, uint64_t *minimum);
 
 #endif

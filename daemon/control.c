@@ -1,0 +1,540 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * control.c: see control.h.
+ *
+ *	              a line                  answered
+ *	    reading ---------> control_answer ---------> reading, if less than OUT_HIGH waits to be written
+ *	       ^                                  |
+ *	       |          written                 v
+ *	       +-------------------------------- full: nothing is read, nothing is answered
+ *
+ * So a connection holds a line of at most LINE_MAX_BYTES, and one answer more than OUT_HIGH.  One that does not take its answers for
+ * STALL_NS, or says nothing for IDLE_NS, is dropped.
+ */
+#include "control.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "listen.h"
+#include "log.h"
+#include "sessions.h"
+#include "state.h"
+
+#define CONNECTIONS 32
+#define LINE_MAX_BYTES 65536
+#define OUT_HIGH (256 << 10)
+#define STALL_NS UINT64_C(10000000000)
+#define IDLE_NS UINT64_C(120000000000)
+#define TRACE_LINES 1000
+
+struct conn {
+	uv_pipe_t pipe;
+	struct conn *next;
+	struct daemon *d;
+	struct peer peer;
+	size_t have;		 /* bytes in buf */
+	uint64_t heard, written; /* when, last */
+	bool full;		 /* not reading */
+	bool closing;		 /* once all is written: no further request */
+	bool gone;		 /* uv_close() has been called */
+	char buf[LINE_MAX_BYTES];
+};
+
+struct answer {
+	uv_write_t req;
+	char *text;
+};
+
+static struct conn *conns;
+static unsigned nconns;
+
+static void pump(struct conn *c);
+
+/* ---- answers ---- */
+
+static const char *
+errno_name(int error)
+{
+	/* Two names of one number; ours is the one that is documented. */
+	const char *const name = error == ENOTSUP ? "ENOTSUP" : strerrorname_np(error);
+
+	return name != NULL ? name : "EIO";
+}
+
+__attribute__((format(printf, 2, 3))) static json_t *
+refuse(int error, const char *fmt, ...)
+{
+	char why[400];
+	va_list ap;
+
+	va_start(ap, fmt);
+	/* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): it is */
+	vsnprintf(why, sizeof(why), fmt, ap);
+	va_end(ap);
+	/* What was quoted may be no UTF-8. */
+	json_t *const j =
+		json_pack("{s:b, s:s, s:s}", "ok", 0, "errno", errno_name(error), "error", why);
+	return j != NULL ? j
+			 : json_pack("{s:b, s:s, s:s}", "ok", 0, "errno", errno_name(error),
+				     "error", "refused");
+}
+
+static json_t *
+answer_with(const char *key, json_t *value)
+{
+	return value == NULL ? refuse(ENOMEM, "no memory")
+			     : json_pack("{s:b, s:o}", "ok", 1, key, value);
+}
+
+/* ---- requests ---- */
+
+/* The client that "client" names; NULL with *no, the refusal. */
+static struct session *
+client_of(json_t *req, json_t **no)
+{
+	json_t *const who = json_object_get(req, "client");
+	char number[24];
+	const char *text;
+	struct session *s;
+	int r;
+
+	if (json_is_integer(who)) {
+		snprintf(number, sizeof(number), "%" JSON_INTEGER_FORMAT, json_integer_value(who));
+		text = number;
+	} else
+		text = json_string_value(who);
+	if (text == NULL) {
+		*no = refuse(EINVAL, "'client' is wanted: a process number, or a name");
+		return NULL;
+	}
+	r = session_find(text, &s);
+	if (r == -ENOTUNIQ)
+		*no = refuse(ENOTUNIQ,
+			     "several clients are called '%.64s': say which process, or #ID", text);
+	else if (r < 0)
+		*no = refuse(ESRCH, "there is no client '%.64s'", text);
+	return r < 0 ? NULL : s;
+}
+
+/* The number of bytes that "bytes" gives. */
+static bool
+bytes_of(json_t *req, uint64_t *bytes, json_t **no)
+{
+	json_t *const n = json_object_get(req, "bytes");
+
+	if (!json_is_integer(n) || json_integer_value(n) < 0) {
+		*no = refuse(EINVAL, "'bytes' is wanted: a whole number");
+		return false;
+	}
+	*bytes = (uint64_t)json_integer_value(n);
+	return true;
+}
+
+static json_t *
+do_status(struct daemon *d, json_t *req)
+{
+	(void)req;
+	return answer_with("status", state_status(d));
+}
+
+static json_t *
+do_clients(struct daemon *d, json_t *req)
+{
+	(void)d;
+	(void)req;
+	return answer_with("clients", state_clients());
+}
+
+/* Both of one moment, for `top`. */
+static json_t *
+do_top(struct daemon *d, json_t *req)
+{
+	(void)req;
+	return json_pack("{s:b, s:o, s:o}", "ok", 1, "status", state_status(d), "clients",
+			 state_clients());
+}
+
+/* What up_*_print() prints, as lines: the last `most` of them. */
+static json_t *
+printed(int (*print)(struct up_runtime *rt, FILE *out), struct up_runtime *rt, size_t most)
+{
+	json_t *const lines = json_array();
+	char *text = NULL, *line, *save;
+	size_t len;
+	FILE *const f = open_memstream(&text, &len);
+
+	if (f == NULL || print(rt, f) < 0 || fclose(f) != 0) {
+		json_decref(lines);
+		free(text);
+		return NULL;
+	}
+	for (line = strtok_r(text, "\n", &save); line != NULL; line = strtok_r(NULL, "\n", &save)) {
+		json_t *const j = json_string(line);
+
+		json_array_append_new(lines, j != NULL ? j : json_string("?"));
+	}
+	free(text);
+	if (json_array_size(lines) <= most)
+		return lines;
+	/* The first ones fall off. */
+	json_t *const tail = json_array();
+	for (size_t i = json_array_size(lines) - most; i < json_array_size(lines); i++)
+		json_array_append(tail, json_array_get(lines, i));
+	json_decref(lines);
+	return tail;
+}
+
+static json_t *
+do_map(struct daemon *d, json_t *req)
+{
+	json_t *no = NULL;
+	const struct session *s;
+
+	if (json_object_get(req, "client") == NULL)
+		return answer_with("runtime", printed(up_map_dump, d->rt, 10000));
+	s = client_of(req, &no);
+	return s == NULL ? no : answer_with("client", state_map(s));
+}
+
+static json_t *
+do_evict(struct daemon *d, json_t *req)
+{
+	json_t *no = NULL;
+	struct session *const s = client_of(req, &no);
+	uint64_t bytes;
+	int64_t n;
+
+	(void)d;
+	if (s == NULL || !bytes_of(req, &bytes, &no))
+		return no;
+	n = s->ops->evict != NULL ? s->ops->evict(s, bytes) : -ENOTSUP;
+	if (n == -ENOTSUP)
+		return refuse(ENOTSUP, "the memory of %s (%s) can be filled, but not taken back",
+			      s->name, s->ops->kind);
+	if (n < 0)
+		return refuse((int)-n, "%s: %s", s->name, strerror((int)-n));
+	log_info("client %u: %s: %" PRId64 " bytes thrown out, as asked for", s->id, s->name, n);
+	return json_pack("{s:b, s:I}", "ok", 1, "evicted", (json_int_t)n);
+}
+
+static json_t *
+do_limit(struct daemon *d, json_t *req)
+{
+	const bool has_client = json_object_get(req, "client") != NULL;
+	json_t *no = NULL;
+	struct session *s;
+	uint64_t bytes;
+	int r;
+
+	if (json_object_get(req, "bytes") == NULL && !has_client)
+		return answer_with("limit", json_integer((json_int_t)d->budget));
+	if (!bytes_of(req, &bytes, &no))
+		return no;
+	if (!has_client)
+		return refuse(
+			ENOTSUP,
+			"the budget can not be changed while the daemon runs: set memory in [daemon], and restart it");
+	s = client_of(req, &no);
+	if (s == NULL)
+		return no;
+	r = s->ops->limit != NULL ? s->ops->limit(s, bytes) : -ENOTSUP;
+	if (r == -ENOTSUP)
+		return refuse(ENOTSUP, "there is no limit of its own for %s (%s)", s->name,
+			      s->ops->kind);
+	if (r < 0)
+		return refuse(-r, "%s: %s", s->name, strerror(-r));
+	log_info("client %u: %s: limited to %" PRIu64 " bytes", s->id, s->name, bytes);
+	return json_pack("{s:b, s:I}", "ok", 1, "limit", (json_int_t)bytes);
+}
+
+static json_t *
+do_trace(struct daemon *d, json_t *req)
+{
+	const json_t *const n = json_object_get(req, "lines");
+	size_t most = 200;
+
+	if (json_is_integer(n) && json_integer_value(n) > 0)
+		most = (size_t)json_integer_value(n);
+	return answer_with("trace",
+			   printed(up_trace_print, d->rt, most < TRACE_LINES ? most : TRACE_LINES));
+}
+
+static json_t *
+do_drain(struct daemon *d, json_t *req)
+{
+	const bool cancel = json_is_true(json_object_get(req, "cancel"));
+	const int left = (int)session_number();
+
+	if (daemon_drain(d, !cancel) < 0)
+		return refuse(EBUSY, "the daemon is ending");
+	return json_pack("{s:b, s:b, s:i}", "ok", 1, "draining", !cancel, "clients", left);
+}
+
+static const struct {
+	const char *verb;
+	json_t *(*run)(struct daemon *d, json_t *req);
+} verbs[] = {
+	{ "status", do_status }, { "clients", do_clients }, { "top", do_top },
+	{ "map", do_map },	 { "evict", do_evict },	    { "limit", do_limit },
+	{ "trace", do_trace },	 { "drain", do_drain },
+};
+
+static json_t *
+answer_to(struct daemon *d, const char *line, size_t len)
+{
+	json_error_t error;
+	json_t *const req = json_loadb(line, len, JSON_REJECT_DUPLICATES, &error);
+	const char *verb;
+	json_t *answer = NULL;
+
+	if (req == NULL)
+		return refuse(EBADMSG, "not a line of JSON: %s", error.text);
+	verb = json_string_value(json_object_get(req, "verb"));
+	if (verb == NULL) {
+		answer = refuse(EINVAL, "'verb' is wanted");
+	} else {
+		for (size_t i = 0; answer == NULL && i < sizeof(verbs) / sizeof(verbs[0]); i++)
+			if (strcmp(verb, verbs[i].verb) == 0)
+				answer = verbs[i].run(d, req);
+		if (answer == NULL)
+			answer = refuse(EINVAL, "there is no verb '%.40s'", verb);
+	}
+	json_decref(req);
+	return answer;
+}
+
+/* ---- connections ---- */
+
+static void
+on_closed(uv_handle_t *handle)
+{
+	free(handle->data);
+}
+
+static void
+drop(struct conn *c)
+{
+	struct conn **p = &conns;
+
+	if (c->gone)
+		return;
+	c->gone = true;
+	while (*p != c)
+		p = &(*p)->next;
+	*p = c->next;
+	nconns--;
+	uv_close((uv_handle_t *)&c->pipe, on_closed);
+}
+
+static void
+on_written(uv_write_t *req, int status)
+{
+	struct answer *const a = req->data;
+	struct conn *const c = req->handle->data;
+
+	free(a->text);
+	free(a);
+	if (c->gone)
+		return;
+	c->written = monotonic_ns();
+	if (status < 0 ||
+	    (c->closing && uv_stream_get_write_queue_size((uv_stream_t *)&c->pipe) == 0))
+		drop(c);
+	else
+		pump(c);
+}
+
+/* Takes the reference. */
+static void
+send_answer(struct conn *c, json_t *j)
+{
+	struct answer *const a = malloc(sizeof(*a));
+	uv_buf_t buf;
+	size_t len;
+
+	if (a == NULL || j == NULL ||
+	    (a->text = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(6))) == NULL) {
+		free(a);
+		json_decref(j);
+		drop(c);
+		return;
+	}
+	json_decref(j);
+	len = strlen(a->text);
+	a->text[len] = '\n'; /* in place of the 0: its length is known */
+	a->req.data = a;
+	buf = uv_buf_init(a->text, (unsigned)len + 1);
+	if (uv_stream_get_write_queue_size((uv_stream_t *)&c->pipe) == 0)
+		c->written = monotonic_ns();
+	if (uv_write(&a->req, (uv_stream_t *)&c->pipe, &buf, 1, on_written) < 0) {
+		free(a->text);
+		free(a);
+		drop(c);
+	}
+}
+
+static void
+give_buffer(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
+{
+	struct conn *const c = handle->data;
+
+	(void)suggested;
+	*buf = uv_buf_init(c->buf + c->have, (unsigned)(sizeof(c->buf) - c->have));
+}
+
+static void
+on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
+{
+	struct conn *const c = stream->data;
+
+	(void)buf;
+	if (n == 0)
+		return;
+	if (n < 0) {
+		/* It may have shut down one direction only: what is owed is still written. */
+		c->closing = true;
+		uv_read_stop(stream);
+		if (uv_stream_get_write_queue_size(stream) == 0)
+			drop(c);
+		return;
+	}
+	c->have += (size_t)n;
+	c->heard = monotonic_ns();
+	pump(c);
+}
+
+/* Answer the lines that are there, as far as the answers are taken. */
+static void
+pump(struct conn *c)
+{
+	uv_stream_t *const stream = (uv_stream_t *)&c->pipe;
+	size_t done = 0;
+	char *end;
+
+	while (!c->gone && !c->closing && uv_stream_get_write_queue_size(stream) < OUT_HIGH) {
+		const char *const line = c->buf + done;
+
+		end = memchr(line, '\n', c->have - done);
+		if (end == NULL)
+			break;
+		done += (size_t)(end - line) + 1;
+		if (end != line)
+			send_answer(c, answer_to(c->d, line, (size_t)(end - line)));
+	}
+	if (c->gone)
+		return;
+	memmove(c->buf, c->buf + done, c->have - done);
+	c->have -= done;
+	if (c->have == sizeof(c->buf) && memchr(c->buf, '\n', c->have) == NULL && !c->closing) {
+		c->closing = true;
+		uv_read_stop(stream);
+		send_answer(c, refuse(EMSGSIZE, "a request is a line of at most %d bytes",
+				      LINE_MAX_BYTES - 1));
+		return;
+	}
+	if (c->closing)
+		return;
+	const bool full =
+		uv_stream_get_write_queue_size(stream) >= OUT_HIGH || c->have == sizeof(c->buf);
+	if (full != c->full) {
+		c->full = full;
+		if (full)
+			uv_read_stop(stream);
+		else
+			uv_read_start(stream, give_buffer, on_read);
+	}
+}
+
+static bool
+is_allowed(struct daemon *d, int fd, const struct peer *peer)
+{
+	const char *const group = config_s(&d->cfg, KEY_CONTROL_GROUP);
+	gid_t gid;
+
+	if (peer->uid == 0 || peer->uid == geteuid())
+		return true;
+	return group != NULL && group_by_name(group, &gid) == 0 && peer_in_group(fd, peer, gid);
+}
+
+/* The last word to somebody who is not let in: as much as fits. */
+static void
+turn_away(int fd, json_t *j)
+{
+	char *const text = json_dumps(j, JSON_COMPACT);
+
+	if (text != NULL && (write(fd, text, strlen(text)) < 0 || write(fd, "\n", 1) < 0))
+		log_debug("control: hung up before it was refused");
+	free(text);
+	json_decref(j);
+	close(fd);
+}
+
+void
+control_accept(struct daemon *d, const struct listener *l, int fd, const struct peer *peer)
+{
+	struct conn *c;
+
+	(void)l;
+	if (!is_allowed(d, fd, peer)) {
+		log_warning(
+			"control: process %d, user %u: refused: neither root, nor the daemon's user, nor in control_group",
+			(int)peer->pid, (unsigned)peer->uid);
+		turn_away(fd,
+			  refuse(EACCES, "user %u may not steer this daemon", (unsigned)peer->uid));
+		return;
+	}
+	if (nconns >= CONNECTIONS) {
+		turn_away(fd, refuse(EBUSY, "there are %d connections already", CONNECTIONS));
+		return;
+	}
+	c = calloc(1, sizeof(*c));
+	if (c == NULL) {
+		close(fd);
+		return;
+	}
+	c->d = d;
+	c->peer = *peer;
+	c->heard = c->written = monotonic_ns();
+	uv_pipe_init(&d->loop, &c->pipe, 0);
+	c->pipe.data = c;
+	c->next = conns;
+	conns = c;
+	nconns++;
+	if (uv_pipe_open(&c->pipe, fd) < 0) {
+		close(fd);
+		drop(c);
+		return;
+	}
+	if (uv_read_start((uv_stream_t *)&c->pipe, give_buffer, on_read) < 0)
+		drop(c);
+}
+
+void
+control_tick(void)
+{
+	const uint64_t now = monotonic_ns();
+	struct conn *next;
+
+	for (struct conn *c = conns; c != NULL; c = next) {
+		const bool waits = uv_stream_get_write_queue_size((uv_stream_t *)&c->pipe) > 0;
+
+		next = c->next;
+		if (waits ? now - c->written > STALL_NS : now - c->heard > IDLE_NS) {
+			log_debug("control: process %d: dropped, it %s", (int)c->peer.pid,
+				  waits ? "does not take its answers" : "says nothing");
+			drop(c);
+		}
+	}
+}
+
+void
+control_close(void)
+{
+	while (conns != NULL)
+		drop(conns);
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * daemon.h (private): what the parts of uffd-pagerd share.
+ *
+ *	starting --all sockets are there--> SERVING --`drain`--> DRAINING --last client left--+
+ *	                                       |                   |  ^ |                     |
+ *	                                       |                   |  +-+ `drain --cancel`    |
+ *	                                       +-----SIGTERM-------+--> ENDING --------------->+--> gone
+ *	                                                       no client left, or drain_timeout,
+ *	                                                       or a second SIGTERM
+ *
+ * DRAINING refuses new clients and waits for those there are, however long; ENDING also tells them to end.
+ *
+ * All of it belongs to the loop's thread.
+ */
+#ifndef UP_DAEMON_DAEMON_H
+#define UP_DAEMON_DAEMON_H
+
+#include <limits.h>
+#include <stdbool.h>
+#include <sys/types.h>
+#include <uv.h>
+
+#include "config.h"
+#include "session.h"
+#include "uffd_pager.h"
+
+enum daemon_state {
+	STATE_SERVING,
+	STATE_DRAINING,
+	STATE_ENDING,
+};
+
+struct daemon {
+	uv_loop_t loop;
+	struct config cfg;     /* in force */
+	struct up_runtime *rt; /* NULL only before it is created */
+	enum daemon_state state;
+	uint64_t since;	 /* CLOCK_MONOTONIC, ns */
+	uint64_t budget; /* bytes: up_stats.limit */
+	char run_dir[PATH_MAX], state_dir[PATH_MAX], swap[PATH_MAX];
+};
+
+/* Refuse new clients, and end once the last has left; false: serve again.  -EBUSY: it is ending. */
+int daemon_drain(struct daemon *d, bool on);
+/* The registry's word that a client has left. */
+void daemon_client_left(struct daemon *d);
+
+/*
+ * Doors of the protocols.  Each takes a connection over, `fd` included, whatever becomes of it; a connection that is to be refused is
+ * told why in the protocol's own words.  They are weak: one that is not built in is NULL, and its listeners are refused at start.
+ */
+struct listener;
+struct peer;
+typedef void accept_fn(struct daemon *d, const struct listener *l, int fd, const struct peer *peer);
+
+accept_fn native_accept __attribute__((weak));
+accept_fn firecracker_accept __attribute__((weak));
+accept_fn criu_accept __attribute__((weak));
+accept_fn handoff_accept __attribute__((weak));
+accept_fn test_accept __attribute__((weak)); /* tests/daemon/puppet.c */
+
+/* `uffd-pagerd firecracker SOCK MEMFILE`: argv[0] is "firecracker".  The exit status. */
+int firecracker_main(int argc, char **argv) __attribute__((weak));
+
+uint64_t monotonic_ns(void);
+
+#endif

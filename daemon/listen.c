@@ -1,0 +1,398 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * listen.c: see listen.h.
+ */
+#include "listen.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <pwd.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "log.h"
+#include "notify.h"
+
+/* Linux 6.5; older C library headers lack it. */
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77
+#endif
+
+#define BACKLOG 128
+#define ACCEPTS 64 /* at a turn of the loop: others want theirs */
+
+static struct listener *listeners;
+static int reserve = -1; /* given up for a moment when there are no descriptors left */
+
+/* ---- names ---- */
+
+static int
+number(const char *text, unsigned long *n)
+{
+	char *end;
+
+	if (*text < '0' || *text > '9')
+		return -EINVAL;
+	errno = 0;
+	*n = strtoul(text, &end, 10);
+	return errno != 0 || *end != '\0' || *n >= UINT32_MAX ? -EINVAL : 0;
+}
+
+int
+group_by_name(const char *name, gid_t *gid)
+{
+	const struct group *const g = getgrnam(name);
+	unsigned long n;
+
+	if (g != NULL)
+		*gid = g->gr_gid;
+	else if (number(name, &n) == 0)
+		*gid = (gid_t)n;
+	else
+		return -ENOENT;
+	return 0;
+}
+
+int
+user_by_name(const char *name, uid_t *uid)
+{
+	const struct passwd *const p = getpwnam(name);
+	unsigned long n;
+
+	if (p != NULL)
+		*uid = p->pw_uid;
+	else if (number(name, &n) == 0)
+		*uid = (uid_t)n;
+	else
+		return -ENOENT;
+	return 0;
+}
+
+/* ---- peers ---- */
+
+int
+peer_get(int fd, struct peer *p)
+{
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
+		return -errno;
+	*p = (struct peer){ .pid = cred.pid, .uid = cred.uid, .gid = cred.gid, .pidfd = -1 };
+	len = sizeof(p->pidfd);
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &p->pidfd, &len) < 0)
+		p->pidfd = -1;
+	return 0;
+}
+
+bool
+peer_in_group(int fd, const struct peer *p, gid_t gid)
+{
+	gid_t groups[256];
+	socklen_t len = sizeof(groups);
+
+	if (p->gid == gid)
+		return true;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, groups, &len) < 0)
+		return false;
+	for (size_t i = 0; i < len / sizeof(groups[0]); i++)
+		if (groups[i] == gid)
+			return true;
+	return false;
+}
+
+/* ---- files ---- */
+
+static int
+address(const char *path, struct sockaddr_un *sun)
+{
+	*sun = (struct sockaddr_un){ .sun_family = AF_UNIX };
+	if (strlen(path) >= sizeof(sun->sun_path)) {
+		log_error("%s: longer than a socket's path can be, %zu bytes", path,
+			  sizeof(sun->sun_path) - 1);
+		return -ENAMETOOLONG;
+	}
+	memcpy(sun->sun_path, path, strlen(path));
+	return 0;
+}
+
+/* Remove a socket that nobody listens on.  0: the path is free. */
+static int
+clear_path(const char *path, const struct sockaddr_un *sun, int socktype)
+{
+	struct stat st;
+	int fd, r;
+
+	if (lstat(path, &st) < 0)
+		return errno == ENOENT ? 0 : -errno;
+	if (!S_ISSOCK(st.st_mode)) {
+		log_error("%s: is there already, and is no socket", path);
+		return -EEXIST;
+	}
+	fd = socket(AF_UNIX, socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return -errno;
+	r = connect(fd, (const struct sockaddr *)sun, sizeof(*sun)) < 0 ? errno : 0;
+	close(fd);
+	/* EPROTOTYPE: a living one of another type.  EAGAIN: its queue is full. */
+	if (r != ECONNREFUSED && r != ENOENT) {
+		log_error("%s: another program listens there", path);
+		return -EADDRINUSE;
+	}
+	if (unlink(path) < 0 && errno != ENOENT) {
+		r = -errno;
+		log_error("%s: left behind by a daemon that was killed, and can not be removed: %s",
+			  path, strerror(-r));
+		return r;
+	}
+	log_info("%s: removed, left behind by a daemon that was killed", path);
+	return 0;
+}
+
+int
+listen_unix(const char *path, int socktype, mode_t mode, const char *group, dev_t *dev, ino_t *ino)
+{
+	struct sockaddr_un sun;
+	struct stat st;
+	mode_t old;
+	gid_t gid = 0;
+	int fd, r;
+
+	r = address(path, &sun);
+	if (r < 0)
+		return r;
+	if (group != NULL && group_by_name(group, &gid) < 0) {
+		log_error("%s: there is no group '%s'", path, group);
+		return -ENOENT;
+	}
+	r = clear_path(path, &sun, socktype);
+	if (r < 0)
+		return r;
+	fd = socket(AF_UNIX, socktype | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return -errno;
+	/* Nobody else's until its group is right; only then its mode. */
+	old = umask(0777);
+	r = bind(fd, (const struct sockaddr *)&sun, sizeof(sun)) < 0 ? -errno : 0;
+	umask(old);
+	if (r < 0) {
+		log_error("%s: %s", path, strerror(-r));
+		close(fd);
+		return r;
+	}
+	if ((group != NULL && lchown(path, (uid_t)-1, gid) < 0) || chmod(path, mode) < 0 ||
+	    listen(fd, BACKLOG) < 0 || stat(path, &st) < 0) {
+		r = -errno;
+		log_error("%s: %s", path, strerror(-r));
+		unlink(path);
+		close(fd);
+		return r;
+	}
+	*dev = st.st_dev;
+	*ino = st.st_ino;
+	return fd;
+}
+
+void
+listen_unlink(const char *path, dev_t dev, ino_t ino)
+{
+	struct stat st;
+
+	if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode) && st.st_dev == dev && st.st_ino == ino)
+		unlink(path);
+}
+
+/*
+ * The file is removed at the end, by who holds the lock: who has locked a file that is not there any more tries again.
+ */
+int
+listen_lock(const char *path)
+{
+	char file[PATH_MAX], pid[24];
+	struct stat held, there;
+	ssize_t n;
+	int fd, r;
+
+	snprintf(file, sizeof(file), "%s.pid", path);
+	for (;;) {
+		fd = open(file, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY, 0644);
+		if (fd < 0) {
+			r = -errno;
+			log_error("%s: %s", file, strerror(-r));
+			return r;
+		}
+		if (flock(fd, LOCK_EX | LOCK_NB) < 0) {
+			r = -errno;
+			n = pread(fd, pid, sizeof(pid) - 1, 0);
+			pid[n > 0 ? n : 0] = '\0';
+			pid[strcspn(pid, "\n")] = '\0';
+			if (r == -EWOULDBLOCK)
+				log_error("%s: another uffd-pagerd serves there%s%s", path,
+					  n > 0 ? ", process " : "", pid);
+			else
+				log_error("%s: %s", file, strerror(-r));
+			close(fd);
+			return r;
+		}
+		if (fstat(fd, &held) == 0 && lstat(file, &there) == 0 &&
+		    held.st_ino == there.st_ino && held.st_dev == there.st_dev)
+			break;
+		close(fd);
+	}
+	n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
+	if (ftruncate(fd, 0) < 0 || pwrite(fd, pid, (size_t)n, 0) != n) {
+		r = errno == 0 ? -EIO : -errno;
+		log_error("%s: %s", file, strerror(-r));
+		unlink(file);
+		close(fd);
+		return r;
+	}
+	return fd;
+}
+
+void
+listen_unlock(const char *path, int fd)
+{
+	char file[PATH_MAX];
+
+	if (fd < 0)
+		return;
+	snprintf(file, sizeof(file), "%s.pid", path);
+	unlink(file);
+	close(fd);
+}
+
+/* ---- accepting ---- */
+
+/* No descriptor left: take the connection with the one in reserve, and hang up, or the loop would turn for it for ever. */
+static bool
+shed(const struct listener *l, int error)
+{
+	static uint64_t said;
+	int fd = -1;
+
+	if (error != EMFILE && error != ENFILE)
+		return false;
+	if (said == 0 || monotonic_ns() - said > UINT64_C(10000000000)) {
+		said = monotonic_ns();
+		log_error("%s: a connection was refused: %s", l->path, strerror(error));
+	}
+	if (reserve >= 0) {
+		close(reserve);
+		fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC);
+		if (fd >= 0)
+			close(fd);
+		reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	}
+	return fd >= 0;
+}
+
+static void
+on_knock(uv_poll_t *poll, int status, int events)
+{
+	struct listener *const l = poll->data;
+
+	(void)status;
+	(void)events;
+	for (int i = 0; i < ACCEPTS && l->fd >= 0; i++) {
+		const int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		struct peer peer;
+
+		if (fd < 0) {
+			if (errno == EINTR || errno == ECONNABORTED || shed(l, errno))
+				continue;
+			return;
+		}
+		if (peer_get(fd, &peer) < 0) {
+			close(fd);
+			continue;
+		}
+		l->accept(l->d, l, fd, &peer);
+		if (peer.pidfd >= 0)
+			close(peer.pidfd);
+	}
+}
+
+int
+listen_add(struct daemon *d, const struct listener *like)
+{
+	struct listener *const l = malloc(sizeof(*l));
+	int r;
+
+	if (l == NULL)
+		return -ENOMEM;
+	*l = *like;
+	l->d = d;
+	if (reserve < 0)
+		reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	l->fd = notify_take(l->name, l->socktype);
+	l->inherited = l->fd >= 0;
+	if (!l->inherited) {
+		l->fd = listen_unix(l->path, l->socktype, l->mode, l->group_of_file, &l->dev,
+				    &l->ino);
+		if (l->fd < 0) {
+			r = l->fd;
+			free(l);
+			return r;
+		}
+	}
+	r = uv_poll_init(&d->loop, &l->poll, l->fd);
+	if (r == 0)
+		r = uv_poll_start(&l->poll, UV_READABLE, on_knock);
+	if (r < 0) {
+		log_error("%s: %s", l->path, uv_strerror(r));
+		/* The handle may be known to the loop: the end is near, and it is not freed. */
+		close(l->fd);
+		if (!l->inherited)
+			listen_unlink(l->path, l->dev, l->ino);
+		return r;
+	}
+	l->poll.data = l;
+	l->next = listeners;
+	listeners = l;
+	log_info("%s: listening (%s%s)", l->inherited ? l->name : l->path, l->type,
+		 l->inherited ? ", handed over" : "");
+	return 0;
+}
+
+const struct listener *
+listen_first(void)
+{
+	return listeners;
+}
+
+static void
+on_closed(uv_handle_t *handle)
+{
+	struct listener *const l = handle->data;
+
+	close(l->fd);
+	free(l);
+}
+
+void
+listen_close(const char *keep)
+{
+	for (struct listener **p = &listeners; *p != NULL;) {
+		struct listener *const l = *p;
+
+		if (keep != NULL && strcmp(l->type, keep) == 0) {
+			p = &l->next;
+			continue;
+		}
+		*p = l->next;
+		if (!l->inherited)
+			listen_unlink(l->path, l->dev, l->ino);
+		uv_poll_stop(&l->poll);
+		uv_close((uv_handle_t *)&l->poll, on_closed);
+	}
+	if (listeners == NULL && reserve >= 0) {
+		close(reserve);
+		reserve = -1;
+	}
+}

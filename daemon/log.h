@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * log.h (private): one line an event, to standard error.
+ *
+ * Where that is the journal, a line begins with <N>, which journald takes for its level; elsewhere with the time and the level.  A
+ * line is one write(), so lines of several threads do not mix.  What is not printable (names are the clients' own) is shown as \xNN.
+ */
+#ifndef UP_DAEMON_LOG_H
+#define UP_DAEMON_LOG_H
+
+#include "uffd_pager.h"
+
+enum log_level {
+	LOG_ERROR,
+	LOG_WARNING,
+	LOG_INFO,
+	LOG_DEBUG,
+};
+
+/* `to`: "auto", "stderr" or "journal". */
+void log_init(const char *to, enum log_level least);
+void log_set_level(enum log_level least);
+
+/* Any thread. */
+__attribute__((format(printf, 2, 3))) void daemon_log(enum log_level level, const char *fmt, ...);
+
+#define log_error(...) daemon_log(LOG_ERROR, __VA_ARGS__)
+#define log_warning(...) daemon_log(LOG_WARNING, __VA_ARGS__)
+#define log_info(...) daemon_log(LOG_INFO, __VA_ARGS__)
+#define log_debug(...) daemon_log(LOG_DEBUG, __VA_ARGS__)
+
+/* For up_config.log. */
+void log_library(void *ctx, enum up_log_level level, const char *line);
+
+#endif

@@ -1,0 +1,701 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * main.c: uffd-pagerd, from its flags to its end.
+ *
+ *	flags, file ---> directories, lock, sockets ---> the runtime ---> the loop ---> all of it back
+ *
+ * The loop (libuv) has signals, sockets and timers; faults are served by the runtime's own threads, and by those of sessions.  The
+ * sockets are there before the runtime is: who connects meanwhile waits in their queues instead of being refused.
+ */
+#include <argp.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "control.h"
+#include "daemon.h"
+#include "http.h"
+#include "listen.h"
+#include "log.h"
+#include "notify.h"
+#include "sessions.h"
+
+enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
+
+enum { OPT_CONFIG = 'c', OPT_CHECK = 256, OPT_PRINT };
+
+/* A flag of the command line, kept: a reload reads the file, and puts them over it again. */
+struct flag {
+	unsigned key;
+	const char *text;
+};
+
+static struct {
+	const char *file; /* NULL: CONFIG_FILE, if it is there */
+	bool check, print;
+	struct flag flag[256];
+	unsigned nflags;
+} arg;
+
+static struct daemon the;
+static int lock_fd = -1;
+static char lock_path[PATH_MAX];
+static uv_signal_t on_term, on_int, on_hup;
+static uv_timer_t second, drain;
+static bool swap_is_ours, stopping;
+
+/* ---- configuration ---- */
+
+const char *argp_program_version = "uffd-pagerd " VERSION;
+const char *argp_program_bug_address = NULL;
+
+static error_t
+parse_option(int key, char *text, struct argp_state *state)
+{
+	struct config probe;
+	char why[240];
+
+	switch (key) {
+	case OPT_CONFIG:
+		arg.file = text;
+		return 0;
+	case OPT_CHECK:
+		arg.check = true;
+		return 0;
+	case OPT_PRINT:
+		arg.print = true;
+		return 0;
+	case ARGP_KEY_ARG:
+		argp_error(state, "%s: there is no such verb; there is 'firecracker'", text);
+		return 0;
+	default:
+		break;
+	}
+	if (key < CONFIG_FLAG || key >= CONFIG_FLAG + CONFIG_ALL_KEYS)
+		return ARGP_ERR_UNKNOWN;
+	if (arg.nflags == sizeof(arg.flag) / sizeof(arg.flag[0]))
+		argp_error(state, "more than %u flags", arg.nflags);
+	config_init(&probe);
+	if (config_flag(&probe, (unsigned)key - CONFIG_FLAG, text, why, sizeof(why)) < 0)
+		argp_error(state, "--%s: %s", config_flag_name((unsigned)key - CONFIG_FLAG), why);
+	config_finish(&probe);
+	arg.flag[arg.nflags++] = (struct flag){ (unsigned)key - CONFIG_FLAG, text };
+	return 0;
+}
+
+/* The table of keys as argp wants it. */
+static const struct argp_option *
+options(void)
+{
+	static struct argp_option o[CONFIG_ALL_KEYS + 16];
+	static char headings[8][48];
+	const char *section = "";
+	unsigned n = 0, group = 0;
+
+	o[n++] = (struct argp_option){ "config",
+				       OPT_CONFIG,
+				       "FILE",
+				       0,
+				       "Read FILE (default: " CONFIG_FILE ", if it is there)",
+				       0 };
+	o[n++] = (struct argp_option){ "check-config",
+				       OPT_CHECK,
+				       NULL,
+				       0,
+				       "Say what is wrong with the configuration, and end",
+				       0 };
+	o[n++] = (struct argp_option){
+		"print-config", OPT_PRINT, NULL, 0, "Print it, complete, and end", 0
+	};
+	for (unsigned k = 0; k < CONFIG_ALL_KEYS; k++) {
+		if (strcmp(section, config_section(k)) != 0) {
+			section = config_section(k);
+			snprintf(headings[group], sizeof(headings[0]),
+				 "As in [%s%s] of the file:", section,
+				 k >= CONFIG_KEYS ? " NAME" : "");
+			o[n++] = (struct argp_option){ NULL,	      0, NULL, 0, headings[group],
+						       (int)group + 1 };
+			group++;
+		}
+		o[n++] = (struct argp_option){ config_flag_name(k), CONFIG_FLAG + (int)k,
+					       config_flag_arg(k),  0,
+					       config_key_help(k),  (int)group };
+	}
+	return o;
+}
+
+/* Defaults, file, flags.  The number of errors, told to `err`. */
+static int
+load(struct config *c, FILE *err)
+{
+	const char *const file = arg.file != NULL ? arg.file : CONFIG_FILE;
+	char why[240];
+	int errors = 0;
+
+	config_init(c);
+	if (arg.file != NULL || access(file, F_OK) == 0)
+		errors = config_read(c, file, err);
+	for (unsigned i = 0; i < arg.nflags; i++)
+		if (config_flag(c, arg.flag[i].key, arg.flag[i].text, why, sizeof(why)) < 0)
+			errors = errors != 0 ? errors : 1;
+	if (errors == 0)
+		errors = config_check(c, file, err);
+	return errors;
+}
+
+/* ---- places ---- */
+
+static int
+make_dirs(const char *path, mode_t mode)
+{
+	char part[PATH_MAX];
+	int r;
+
+	snprintf(part, sizeof(part), "%s", path);
+	for (char *p = part + 1;; p++) {
+		const char ch = *p;
+
+		if (ch != '/' && ch != '\0')
+			continue;
+		*p = '\0';
+		if (mkdir(part, ch == '\0' ? mode : 0755) < 0 && errno != EEXIST) {
+			r = -errno;
+			log_error("%s: %s", part, strerror(-r));
+			return r;
+		}
+		if (ch == '\0')
+			return 0;
+		*p = ch;
+	}
+}
+
+static const char *
+non_empty(const char *name)
+{
+	const char *const value = getenv(name);
+
+	return value != NULL && value[0] == '/' ? value : NULL;
+}
+
+static int
+places(struct daemon *d)
+{
+	const char *s = config_s(&d->cfg, KEY_RUN_DIR);
+	int r;
+
+	/* systemd's may be several, with colons between: the first is meant. */
+	if (s != NULL)
+		snprintf(d->run_dir, sizeof(d->run_dir), "%s", s);
+	else if ((s = non_empty("RUNTIME_DIRECTORY")) != NULL)
+		snprintf(d->run_dir, sizeof(d->run_dir), "%.*s", (int)strcspn(s, ":"), s);
+	else if ((s = non_empty("XDG_RUNTIME_DIR")) != NULL)
+		snprintf(d->run_dir, sizeof(d->run_dir), "%s/uffd-pagerd", s);
+	else
+		snprintf(d->run_dir, sizeof(d->run_dir), "/run/uffd-pagerd");
+
+	s = config_s(&d->cfg, KEY_STATE_DIR);
+	if (s != NULL)
+		snprintf(d->state_dir, sizeof(d->state_dir), "%s", s);
+	else if ((s = non_empty("STATE_DIRECTORY")) != NULL)
+		snprintf(d->state_dir, sizeof(d->state_dir), "%.*s", (int)strcspn(s, ":"), s);
+	else if (geteuid() == 0)
+		snprintf(d->state_dir, sizeof(d->state_dir), "/var/lib/uffd-pagerd");
+	else if ((s = non_empty("XDG_STATE_HOME")) != NULL)
+		snprintf(d->state_dir, sizeof(d->state_dir), "%s/uffd-pagerd", s);
+	else if ((s = non_empty("HOME")) != NULL)
+		snprintf(d->state_dir, sizeof(d->state_dir), "%s/.local/state/uffd-pagerd", s);
+	else {
+		log_error(
+			"there is neither $STATE_DIRECTORY nor $HOME: say where the swap is to be, with state_dir");
+		return -ENOENT;
+	}
+	r = make_dirs(d->run_dir, 0755);
+	if (r == 0)
+		r = make_dirs(d->state_dir, 0700);
+	s = config_s(&d->cfg, KEY_SWAP);
+	if (s != NULL)
+		snprintf(d->swap, sizeof(d->swap), "%s", s);
+	else
+		snprintf(d->swap, sizeof(d->swap), "%.4080s/swap", d->state_dir);
+	swap_is_ours = s == NULL;
+	return r;
+}
+
+static int
+socket_path(const struct daemon *d, const char *set, const char *name, char *path, size_t len)
+{
+	const int n = set != NULL && set[0] == '/'
+			      ? snprintf(path, len, "%s", set)
+			      : snprintf(path, len, "%s/%s", d->run_dir, set != NULL ? set : name);
+
+	if ((size_t)n < len)
+		return 0;
+	log_error("%s: longer than a socket's path can be, %zu bytes",
+		  set != NULL ? set : d->run_dir, len - 1);
+	return -ENAMETOOLONG;
+}
+
+/* ---- sockets ---- */
+
+static const struct {
+	const char *type;
+	int socktype;
+	accept_fn *accept;
+} doors[] = {
+	{ "native", SOCK_SEQPACKET, native_accept },
+	{ "firecracker", SOCK_STREAM, firecracker_accept },
+	{ "criu", SOCK_STREAM, criu_accept },
+	{ "handoff", SOCK_STREAM, handoff_accept },
+	{ "test", SOCK_STREAM, test_accept },
+};
+
+/* Until the native protocol is built in: so that the socket is there, and who connects is told in the log. */
+static void
+nobody_home(struct daemon *d, const struct listener *l, int fd, const struct peer *peer)
+{
+	(void)d;
+	log_warning("%s: process %d, user %u: refused: this build does not speak the %s protocol",
+		    l->path, (int)peer->pid, (unsigned)peer->uid, l->type);
+	close(fd);
+}
+
+static int
+add_native(struct daemon *d)
+{
+	struct listener l = { .name = "native",
+			      .type = "native",
+			      .socktype = SOCK_SEQPACKET,
+			      .mode = (mode_t)config_n(&d->cfg, KEY_SOCKET_MODE),
+			      .group_of_file = config_s(&d->cfg, KEY_SOCKET_GROUP),
+			      .accept = native_accept != NULL ? native_accept : nobody_home };
+	const int r =
+		socket_path(d, config_s(&d->cfg, KEY_SOCKET), "pager.sock", l.path, sizeof(l.path));
+
+	if (r < 0)
+		return r;
+	snprintf(lock_path, sizeof(lock_path), "%s", l.path);
+	lock_fd = listen_lock(l.path);
+	return lock_fd < 0 ? lock_fd : listen_add(d, &l);
+}
+
+static int
+add_control(struct daemon *d)
+{
+	const char *const group = config_s(&d->cfg, KEY_CONTROL_GROUP);
+	const mode_t mode = (mode_t)config_n(&d->cfg, KEY_CONTROL_MODE);
+	struct listener l = { .name = "control",
+			      .type = "control",
+			      .socktype = SOCK_STREAM,
+			      .mode = mode != 0	      ? mode
+				      : group != NULL ? 0660
+						      : 0600,
+			      .group_of_file = group,
+			      .accept = control_accept };
+	const int r = socket_path(d, config_s(&d->cfg, KEY_CONTROL), "control.sock", l.path,
+				  sizeof(l.path));
+
+	return r < 0 ? r : listen_add(d, &l);
+}
+
+static int
+add_named(struct daemon *d, const struct config_named *n)
+{
+	struct listener l = { .mode = (mode_t)config_named_value(n, KEY_LISTEN_MODE)->n };
+	const char *const source = config_named_value(n, KEY_LISTEN_SOURCE)->s,
+			  *const group = config_named_value(n, KEY_LISTEN_GROUP)->s;
+	int r;
+
+	/* The table's word, not the configuration's, which a reload replaces. */
+	for (size_t i = 0; i < sizeof(doors) / sizeof(doors[0]); i++)
+		if (strcmp(doors[i].type, config_named_value(n, KEY_LISTEN_TYPE)->s) == 0) {
+			l.type = doors[i].type;
+			l.socktype = doors[i].socktype;
+			l.accept = doors[i].accept;
+		}
+	if (l.accept == NULL) {
+		log_error("[listen %s]: this build does not speak the %s protocol", n->name,
+			  l.type);
+		return -EPROTONOSUPPORT;
+	}
+	snprintf(l.name, sizeof(l.name), "%s", n->name);
+	snprintf(l.source, sizeof(l.source), "%s", source != NULL ? source : "");
+	snprintf(l.group, sizeof(l.group), "%s", group != NULL ? group : "");
+	r = socket_path(d, config_named_value(n, KEY_LISTEN_PATH)->s, n->name, l.path,
+			sizeof(l.path));
+	return r < 0 ? r : listen_add(d, &l);
+}
+
+static int
+open_sockets(struct daemon *d)
+{
+	int r = add_native(d);
+
+	if (r == 0)
+		r = add_control(d);
+	for (const struct config_named *n = d->cfg.named; r == 0 && n != NULL; n = n->next)
+		if (strcmp(n->kind, "listen") == 0)
+			r = add_named(d, n);
+	if (r == 0)
+		r = http_open(d);
+	if (r == 0)
+		notify_close_rest();
+	return r;
+}
+
+/* ---- the runtime ---- */
+
+/* What percents are of: the machine's memory, or that of the memory cgroup (v2) if it is less. */
+static uint64_t
+memory_there(void)
+{
+	uint64_t least = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE), max;
+	char path[PATH_MAX + 32] = "/sys/fs/cgroup", line[PATH_MAX];
+	FILE *f = fopen("/proc/self/cgroup", "re");
+	size_t root = strlen(path);
+
+	while (f != NULL && fgets(line, sizeof(line), f) != NULL)
+		if (strncmp(line, "0::/", 4) == 0) {
+			line[strcspn(line, "\n")] = '\0';
+			snprintf(path + root, sizeof(path) - root, "%s", line + 3);
+		}
+	if (f != NULL)
+		fclose(f);
+	while (strlen(path) > root) {
+		char file[sizeof(path) + 16];
+		char *const slash = strrchr(path, '/');
+
+		snprintf(file, sizeof(file), "%s/memory.max", path);
+		f = fopen(file, "re");
+		if (f != NULL) {
+			if (fscanf(f, "%" SCNu64, &max) == 1 && max < least)
+				least = max;
+			fclose(f);
+		}
+		*slash = '\0';
+	}
+	return least;
+}
+
+/* Said, not refused: what was promised is kept as far as it goes. */
+static void
+warn_of_promises(const struct daemon *d)
+{
+	uint64_t sum = 0;
+
+	for (const struct config_named *n = d->cfg.named; n != NULL; n = n->next)
+		if (strcmp(n->kind, "group") == 0)
+			sum += config_bytes(config_named_value(n, KEY_GROUP_MINIMUM), d->budget);
+	if (sum > d->budget)
+		log_warning("the groups are promised %" PRIu64 " MiB, the budget is %" PRIu64
+			    " MiB",
+			    sum >> 20, d->budget >> 20);
+}
+
+static int
+create_runtime(struct daemon *d)
+{
+	static const enum up_compression how[] = { UP_COMPRESS_NONE, UP_COMPRESS_LZ4,
+						   UP_COMPRESS_ZSTD };
+	const struct config *const c = &d->cfg;
+	struct up_config uc = {
+		.memory_limit = config_bytes(&c->v[KEY_MEMORY], memory_there()) / UP_PAGE_SIZE *
+				UP_PAGE_SIZE,
+		.swap_path = d->swap,
+		.service_threads = (unsigned)config_n(c, KEY_SERVICE_THREADS),
+		.fault_timeout_ms = (unsigned)config_n(c, KEY_FAULT_TIMEOUT),
+		.compression = how[config_n(c, KEY_COMPRESSION)],
+		.flags = config_n(c, KEY_OVERCOMMIT) != 0 ? UP_OVERCOMMIT : 0,
+		.log = log_library,
+	};
+	struct up_stats st = { 0 };
+	int r;
+
+	uc.compress_limit = config_bytes(&c->v[KEY_COMPRESS_LIMIT], uc.memory_limit);
+	uc.swap_size = config_bytes(&c->v[KEY_SWAP_SIZE], 0) / UP_PAGE_SIZE * UP_PAGE_SIZE;
+	r = up_runtime_create(&d->rt, &uc);
+	if (r == 0)
+		r = up_stats_get(d->rt, &st, sizeof(st));
+	if (r < 0) {
+		log_error("the pager can not be started: %s", strerror(-r));
+		return r;
+	}
+	d->budget = st.limit;
+	warn_of_promises(d);
+	return 0;
+}
+
+/* ---- running ---- */
+
+static void
+stop(void)
+{
+	if (stopping)
+		return;
+	stopping = true;
+	uv_stop(&the.loop);
+}
+
+void
+daemon_client_left(struct daemon *d)
+{
+	if (d->state != STATE_SERVING && session_number() == 0)
+		stop();
+}
+
+int
+daemon_drain(struct daemon *d, bool on)
+{
+	if (d->state == STATE_ENDING)
+		return -EBUSY;
+	d->state = on ? STATE_DRAINING : STATE_SERVING;
+	log_info(on ? "draining: no new clients; %u are left" : "serving again; %u clients",
+		 session_number());
+	notify("STATUS=%s, %u clients", on ? "draining" : "serving", session_number());
+	/* Not in this turn: who asked is answered first. */
+	return 0;
+}
+
+static void
+on_drain_over(uv_timer_t *timer)
+{
+	(void)timer;
+	for (const struct session *s = session_first(); s != NULL; s = s->next)
+		log_warning("client %u: %s, process %d: still there after drain_timeout", s->id,
+			    s->name, (int)s->pid);
+	stop();
+}
+
+static void
+remove_files(void)
+{
+	struct stat st;
+
+	if (swap_is_ours && lstat(the.swap, &st) == 0 && S_ISREG(st.st_mode))
+		unlink(the.swap);
+}
+
+static void
+on_stop_signal(uv_signal_t *handle, int sig)
+{
+	(void)handle;
+	if (the.state == STATE_ENDING) {
+		log_warning("%s once more: ending at once", strsignal(sig));
+		listen_close(NULL);
+		http_close();
+		remove_files();
+		listen_unlock(lock_path, lock_fd);
+		_exit(EXIT_FAILED);
+	}
+	log_info("%s: ending; %u clients have %" PRIu64 " s to leave", strsignal(sig),
+		 session_number(), config_n(&the.cfg, KEY_DRAIN_TIMEOUT) / 1000);
+	the.state = STATE_ENDING;
+	notify("STOPPING=1\nSTATUS=ending, %u clients", session_number());
+	listen_close("control");
+	uv_timer_start(&drain, on_drain_over, config_n(&the.cfg, KEY_DRAIN_TIMEOUT), 0);
+	sessions_end();
+	if (session_number() == 0)
+		stop();
+}
+
+/* Move what may change into force, and say what may not. */
+static void
+adopt(struct config *new)
+{
+	char was[128], is[128];
+
+	for (unsigned k = 0; k < CONFIG_KEYS; k++) {
+		struct config_value *const a = &the.cfg.v[k], *const b = &new->v[k];
+		const struct config_value old = *a;
+
+		if (config_same(k, a, b))
+			continue;
+		config_text(k, a, was, sizeof(was));
+		config_text(k, b, is, sizeof(is));
+		if (!config_reloadable(k)) {
+			log_warning("reload: %s.%s stays %s: %s takes a restart", config_section(k),
+				    config_key_name(k), was, is);
+			continue;
+		}
+		log_info("reload: %s.%s is %s now, was %s", config_section(k), config_key_name(k),
+			 is, was);
+		*a = *b;
+		*b = old;
+	}
+	/* Groups as they are; sockets of [listen NAME] stay as they were opened. */
+	struct config_named *const named = the.cfg.named;
+	the.cfg.named = new->named;
+	new->named = named;
+	log_set_level((enum log_level)config_n(&the.cfg, KEY_LOG_LEVEL));
+	sessions_reload();
+	warn_of_promises(&the);
+}
+
+static void
+on_reload(uv_signal_t *handle, int sig)
+{
+	struct config new;
+	char *text = NULL, *line, *save;
+	size_t len;
+	FILE *const err = open_memstream(&text, &len);
+	int errors;
+
+	(void)handle;
+	(void)sig;
+	if (err == NULL)
+		return;
+	notify_reloading();
+	errors = load(&new, err);
+	fclose(err);
+	for (line = strtok_r(text, "\n", &save); line != NULL; line = strtok_r(NULL, "\n", &save))
+		log_error("reload: %s", line);
+	free(text);
+	if (errors == 0)
+		adopt(&new);
+	config_finish(&new);
+	log_info(errors == 0 ? "reload: done" : "reload: refused, nothing has changed");
+	notify("READY=1");
+}
+
+static void
+on_second(uv_timer_t *timer)
+{
+	static unsigned clients = UINT32_MAX;
+
+	(void)timer;
+	sessions_sample();
+	control_tick();
+	if (clients != session_number() && the.state == STATE_SERVING) {
+		clients = session_number();
+		notify("STATUS=serving, %u clients", clients);
+	}
+	/* A drain that finds nobody ends here, when its asker has its answer. */
+	if (the.state == STATE_DRAINING && session_number() == 0)
+		stop();
+}
+
+static void
+close_any(uv_handle_t *handle, void *ctx)
+{
+	(void)ctx;
+	if (!uv_is_closing(handle))
+		uv_close(handle, NULL);
+}
+
+static void
+signals(void)
+{
+	signal(SIGPIPE, SIG_IGN);
+	uv_signal_init(&the.loop, &on_term);
+	uv_signal_init(&the.loop, &on_int);
+	uv_signal_init(&the.loop, &on_hup);
+	uv_signal_start(&on_term, on_stop_signal, SIGTERM);
+	uv_signal_start(&on_int, on_stop_signal, SIGINT);
+	uv_signal_start(&on_hup, on_reload, SIGHUP);
+}
+
+/* Clients bring descriptors along: as many as may be. */
+static void
+raise_limits(void)
+{
+	struct rlimit lim;
+
+	if (getrlimit(RLIMIT_NOFILE, &lim) == 0 && lim.rlim_cur < lim.rlim_max) {
+		lim.rlim_cur = lim.rlim_max;
+		(void)setrlimit(RLIMIT_NOFILE, &lim);
+	}
+}
+
+static int
+run(void)
+{
+	struct daemon *const d = &the;
+	int r;
+
+	d->since = monotonic_ns();
+	raise_limits();
+	r = uv_loop_init(&d->loop);
+	if (r < 0) {
+		log_error("libuv: %s", uv_strerror(r));
+		return EXIT_FAILED;
+	}
+	signals();
+	uv_timer_init(&d->loop, &second);
+	uv_timer_init(&d->loop, &drain);
+	sessions_init(d);
+	r = places(d);
+	if (r == 0)
+		r = open_sockets(d);
+	if (r == 0)
+		r = create_runtime(d);
+	if (r == 0) {
+		sessions_sample();
+		uv_timer_start(&second, on_second, 1000, 1000);
+		notify_watchdog(&d->loop);
+		log_info("serving: a budget of %" PRIu64 " MiB, swap in %s", d->budget >> 20,
+			 d->swap);
+		notify("READY=1\nSTATUS=serving, 0 clients");
+		uv_run(&d->loop, UV_RUN_DEFAULT);
+		notify("STOPPING=1");
+	}
+	/* Whatever the way here: last what was first. */
+	sessions_end();
+	control_close();
+	http_close();
+	listen_close(NULL);
+	uv_walk(&d->loop, close_any, NULL);
+	uv_run(&d->loop, UV_RUN_DEFAULT);
+	uv_loop_close(&d->loop);
+	up_runtime_destroy(d->rt);
+	if (d->rt != NULL)
+		remove_files();
+	listen_unlock(lock_path, lock_fd);
+	if (r == 0)
+		log_info("ended");
+	return r == 0 ? EXIT_OK : EXIT_FAILED;
+}
+
+int
+main(int argc, char **argv)
+{
+	const struct argp argp = {
+		.options = options(),
+		.parser = parse_option,
+		.args_doc = "\nfirecracker SOCK MEMFILE",
+		.doc = "Page the memory of many processes within one budget.\v"
+		       "Without arguments all of it has a default.  SIGTERM: tell clients to leave, and end; once more: end at once.  "
+		       "SIGHUP: read the file again, and take over its limits.  The exit status is 0 if it ended as it was told to, 1 "
+		       "if it could not start, 2 for bad usage.",
+	};
+	int errors, status;
+
+	if (argc > 1 && strcmp(argv[1], "firecracker") == 0) {
+		if (firecracker_main != NULL)
+			return firecracker_main(argc - 1, argv + 1);
+		fputs("uffd-pagerd: this build does not speak the firecracker protocol\n", stderr);
+		return EXIT_FAILED;
+	}
+	argp_err_exit_status = EXIT_USAGE;
+	argp_parse(&argp, argc, argv, 0, NULL, NULL);
+	errors = load(&the.cfg, stderr);
+	if (errors == 0 && arg.print)
+		config_print(&the.cfg, stdout);
+	else if (errors == 0 && arg.check)
+		printf("%s: as it should be\n", arg.file != NULL		 ? arg.file
+						: access(CONFIG_FILE, F_OK) == 0 ? CONFIG_FILE
+										 : "the defaults");
+	status = errors != 0 ? EXIT_FAILED : EXIT_OK;
+	if (errors == 0 && !arg.print && !arg.check) {
+		log_init(config_s(&the.cfg, KEY_LOG_TO),
+			 (enum log_level)config_n(&the.cfg, KEY_LOG_LEVEL));
+		status = run();
+	}
+	config_finish(&the.cfg);
+	return status;
+}

@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * notify.c: libsystemd's corner of the daemon.
+ */
+#include "notify.h"
+
+#ifdef UP_HAVE_SYSTEMD
+#include <systemd/sd-daemon.h>
+#endif
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "log.h"
+
+#ifdef UP_HAVE_SYSTEMD
+
+#define HANDED_MAX 64
+
+static struct {
+	int n;		    /* -1: not looked at yet */
+	int fd[HANDED_MAX]; /* -1: taken */
+	char name[HANDED_MAX][64];
+} handed = { .n = -1 };
+
+static uv_timer_t watchdog;
+
+void
+notify(const char *fmt, ...)
+{
+	char text[512];
+	va_list ap;
+
+	va_start(ap, fmt);
+	/* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): it is */
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	(void)sd_notify(0, text);
+}
+
+void
+notify_reloading(void)
+{
+	notify("RELOADING=1\nMONOTONIC_USEC=%" PRIu64, uv_hrtime() / 1000);
+}
+
+int
+notify_store(const char *name, int fd)
+{
+	char text[128];
+	int r;
+
+	snprintf(text, sizeof(text), "FDSTORE=1\nFDNAME=%s", name);
+	r = sd_pid_notify_with_fds(0, 0, text, &fd, 1);
+	return r > 0 ? 0 : r == 0 ? -ENOTCONN : r;
+}
+
+void
+notify_forget(const char *name)
+{
+	notify("FDSTOREREMOVE=1\nFDNAME=%s", name);
+}
+
+static void
+on_watchdog(uv_timer_t *timer)
+{
+	(void)timer;
+	notify("WATCHDOG=1");
+}
+
+void
+notify_watchdog(uv_loop_t *loop)
+{
+	uint64_t us;
+
+	if (sd_watchdog_enabled(0, &us) <= 0)
+		return;
+	uv_timer_init(loop, &watchdog);
+	uv_timer_start(&watchdog, on_watchdog, 0, us / 2000 > 0 ? us / 2000 : 1);
+	uv_unref((uv_handle_t *)&watchdog);
+	log_debug("watchdog: every %" PRIu64 " ms", us / 2000);
+}
+
+static void
+look(void)
+{
+	char **names = NULL;
+	const int n = sd_listen_fds_with_names(1, &names);
+
+	handed.n = 0;
+	for (int i = 0; i < n; i++) {
+		const int fd = SD_LISTEN_FDS_START + i;
+
+		if (i < HANDED_MAX) {
+			handed.fd[i] = fd;
+			snprintf(handed.name[i], sizeof(handed.name[i]), "%s", names[i]);
+			handed.n++;
+		} else
+			close(fd);
+		free(names[i]);
+	}
+	free(names);
+}
+
+int
+notify_take(const char *name, int socktype)
+{
+	if (handed.n < 0)
+		look();
+	for (int i = 0; i < handed.n; i++) {
+		const int fd = handed.fd[i];
+
+		if (fd < 0 || strcmp(handed.name[i], name) != 0)
+			continue;
+		if (sd_is_socket(fd, AF_UNSPEC, socktype, 1) <= 0) {
+			log_error(
+				"the descriptor '%s' that was handed over is no listening socket of the type that is wanted",
+				name);
+			continue;
+		}
+		handed.fd[i] = -1;
+		return fd;
+	}
+	return -1;
+}
+
+void
+notify_close_rest(void)
+{
+	for (int i = 0; i < handed.n; i++)
+		if (handed.fd[i] >= 0) {
+			log_warning(
+				"nothing is known of the descriptor '%s' that was handed over; it is closed",
+				handed.name[i]);
+			close(handed.fd[i]);
+			handed.fd[i] = -1;
+		}
+}
+
+#else
+
+void
+notify(const char *fmt, ...)
+{
+	(void)fmt;
+}
+
+void
+notify_reloading(void)
+{
+}
+
+int
+notify_store(const char *name, int fd)
+{
+	(void)name;
+	(void)fd;
+	return -ENOSYS;
+}
+
+void
+notify_forget(const char *name)
+{
+	(void)name;
+}
+
+void
+notify_watchdog(uv_loop_t *loop)
+{
+	(void)loop;
+}
+
+int
+notify_take(const char *name, int socktype)
+{
+	(void)name;
+	(void)socktype;
+	return -1;
+}
+
+void
+notify_close_rest(void)
+{
+}
+
+#endif

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * notify.h (private): what systemd is told, and what it hands over.  Without libsystemd, or not under systemd, nothing happens.
+ */
+#ifndef UP_DAEMON_NOTIFY_H
+#define UP_DAEMON_NOTIFY_H
+
+#include <uv.h>
+
+/* "READY=1" and the like; several with newlines between. */
+__attribute__((format(printf, 1, 2))) void notify(const char *fmt, ...);
+/* RELOADING=1 with the time, as Type=notify-reload wants it. */
+void notify_reloading(void);
+
+/* Hand a descriptor to systemd, which gives it to the next daemon under that name; 0, or -errno. */
+int notify_store(const char *name, int fd);
+void notify_forget(const char *name);
+
+/* Tell systemd as often as it wants that the loop turns. */
+void notify_watchdog(uv_loop_t *loop);
+
+/*
+ * A descriptor that was handed over under this name (FileDescriptorName= of the socket unit), once; -1: none.  With a socket type and
+ * a listening socket, or not at all.
+ */
+int notify_take(const char *name, int socktype);
+/* Close what nobody took, saying so. */
+void notify_close_rest(void);
+
+#endif

@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * sessions.c: who is there, what they had done when they left, and how it went in the last two minutes.
+ *
+ * Counters that are shown to the outside never go back: what a session had counted when it left stays in `retired`.  The faults of native
+ * sessions are those of the daemon's own runtime, which counts them itself: they are not added a second time.
+ */
+#include "sessions.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "listen.h"
+#include "log.h"
+
+const char *const fault_names[UP_FAULT_KINDS] = {
+	[UP_FAULT_MINOR] = "minor", [UP_FAULT_ZERO] = "zero", [UP_FAULT_SOFT] = "soft",
+	[UP_FAULT_MAJOR] = "major", [UP_FAULT_WP] = "wp",
+};
+
+static struct {
+	struct daemon *d;
+	struct session *first;
+	unsigned n, last_id;
+	struct session_counts retired;		 /* of those that are gone, counters only */
+	uint64_t retired_faults[UP_FAULT_KINDS]; /* of those that the runtime does not count */
+	struct sample ring[SAMPLES];
+	unsigned nsamples; /* ever taken */
+	struct {
+		uint64_t time, faults, major, swap_read, swap_write;
+	} before;
+} reg;
+
+uint64_t
+monotonic_ns(void)
+{
+	return uv_hrtime();
+}
+
+void
+sessions_init(struct daemon *d)
+{
+	reg.d = d;
+}
+
+static bool
+in_runtime(const struct session *s)
+{
+	return strcmp(s->ops->kind, "native") == 0;
+}
+
+void
+session_counts(const struct session *s, struct session_counts *c)
+{
+	*c = (struct session_counts){ 0 };
+	if (s->ops->counts != NULL)
+		s->ops->counts(s, c);
+}
+
+static void
+add_counters(struct session_counts *to, const struct session_counts *c)
+{
+	for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
+		to->faults[i] += c->faults[i];
+	to->again += c->again;
+	to->exists += c->exists;
+	to->deferred += c->deferred;
+	to->prefetched += c->prefetched;
+	to->lost += c->lost;
+}
+
+static uint64_t
+all_faults(const uint64_t faults[UP_FAULT_KINDS])
+{
+	uint64_t n = 0;
+
+	for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
+		n += faults[i];
+	return n;
+}
+
+void
+sessions_totals(struct session_counts *total)
+{
+	struct session_counts c;
+
+	*total = reg.retired;
+	for (const struct session *s = reg.first; s != NULL; s = s->next) {
+		session_counts(s, &c);
+		add_counters(total, &c);
+		total->mapped += c.mapped;
+		total->resident += c.resident;
+		total->swapped += c.swapped;
+	}
+}
+
+void
+sessions_faults(const struct up_stats *st, uint64_t faults[UP_FAULT_KINDS])
+{
+	struct session_counts c;
+
+	for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
+		faults[i] = st->faults[i] + reg.retired_faults[i];
+	for (const struct session *s = reg.first; s != NULL; s = s->next) {
+		if (in_runtime(s))
+			continue;
+		session_counts(s, &c);
+		for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
+			faults[i] += c.faults[i];
+	}
+}
+
+/* ---- groups ---- */
+
+static bool
+user_is_in(const struct config_named *g, uid_t uid)
+{
+	const char *p = config_named_value(g, KEY_GROUP_USERS)->s;
+	char name[64];
+	uid_t id;
+
+	while (p != NULL && *p != '\0') {
+		const size_t len = strcspn(p, ",");
+
+		snprintf(name, sizeof(name), "%.*s", (int)len, p);
+		/* Blanks around it. */
+		char *const word = name + strspn(name, " \t");
+
+		word[strcspn(word, " \t")] = '\0';
+		if (user_by_name(word, &id) == 0 && id == uid)
+			return true;
+		p += len;
+		p += *p == ',';
+	}
+	return false;
+}
+
+static void
+find_group(struct session *s)
+{
+	for (const struct config_named *g = reg.d->cfg.named; g != NULL; g = g->next)
+		if (strcmp(g->kind, "group") == 0 && user_is_in(g, s->uid)) {
+			snprintf(s->group, sizeof(s->group), "%s", g->name);
+			return;
+		}
+}
+
+void
+sessions_reload(void)
+{
+	for (struct session *s = reg.first; s != NULL; s = s->next) {
+		if (s->group[0] != '\0' && config_find(&reg.d->cfg, "group", s->group) == NULL)
+			s->group[0] = '\0';
+		if (s->group[0] == '\0')
+			find_group(s);
+	}
+}
+
+int
+session_group(const char *group, uint64_t *limit, uint64_t *minimum)
+{
+	const struct config_named *const g = config_find(&reg.d->cfg, "group", group);
+
+	if (g == NULL)
+		return -ENOENT;
+	*limit = config_bytes(config_named_value(g, KEY_GROUP_LIMIT), reg.d->budget);
+	*minimum = config_bytes(config_named_value(g, KEY_GROUP_MINIMUM), reg.d->budget);
+	return 0;
+}
+
+/* ---- coming and going ---- */
+
+int
+session_admit(const struct peer *peer, char *why, size_t len)
+{
+	const uint64_t most = config_n(&reg.d->cfg, KEY_LIMIT_CLIENTS);
+	int r = 0;
+
+	if (reg.d->state != STATE_SERVING) {
+		snprintf(why, len, "the daemon is %s, and takes no new clients",
+			 reg.d->state == STATE_DRAINING ? "drained" : "ending");
+		r = -EBUSY;
+	} else if (reg.n >= most) {
+		snprintf(why, len,
+			 "there are %u clients, and %" PRIu64 " are allowed ([limits] clients)",
+			 reg.n, most);
+		r = -EUSERS;
+	}
+	if (r < 0)
+		log_warning("client of process %d, user %u: refused: %s", (int)peer->pid,
+			    (unsigned)peer->uid, why);
+	return r;
+}
+
+static void
+read_comm(pid_t pid, char *name, size_t len)
+{
+	char path[40];
+	ssize_t n = 0;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/comm", (int)pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		n = read(fd, name, len - 1);
+		close(fd);
+	}
+	name[n > 0 ? n : 0] = '\0';
+	name[strcspn(name, "\n")] = '\0';
+	if (name[0] == '\0')
+		snprintf(name, len, "%d", (int)pid);
+}
+
+/* It goes to terminals, JSON and labels. */
+static void
+make_printable(char *name)
+{
+	for (; *name != '\0'; name++)
+		if ((unsigned char)*name < 0x20 || (unsigned char)*name > 0x7e)
+			*name = '?';
+}
+
+void
+session_come(struct session *s)
+{
+	s->id = ++reg.last_id;
+	s->since = monotonic_ns();
+	s->served = 0;
+	s->rate = 0;
+	if (s->name[0] == '\0')
+		read_comm(s->pid, s->name, sizeof(s->name));
+	s->name[sizeof(s->name) - 1] = '\0';
+	make_printable(s->name);
+	if (s->group[0] == '\0')
+		find_group(s);
+	s->next = NULL;
+	struct session **p = &reg.first;
+	while (*p != NULL)
+		p = &(*p)->next;
+	*p = s;
+	reg.n++;
+	log_info("client %u: %s, process %d, user %u: come (%s%s%s)", s->id, s->name, (int)s->pid,
+		 (unsigned)s->uid, s->ops->kind, s->group[0] != '\0' ? ", group " : "", s->group);
+}
+
+void
+session_gone(struct session *s)
+{
+	struct session **p = &reg.first;
+	struct session_counts c;
+
+	while (*p != NULL && *p != s)
+		p = &(*p)->next;
+	if (*p == NULL)
+		return;
+	session_counts(s, &c);
+	add_counters(&reg.retired, &c);
+	if (!in_runtime(s))
+		for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
+			reg.retired_faults[i] += c.faults[i];
+	*p = s->next;
+	s->next = NULL;
+	reg.n--;
+	log_info("client %u: %s, process %d: gone after %.1f s and %" PRIu64 " faults", s->id,
+		 s->name, (int)s->pid, (double)(monotonic_ns() - s->since) / 1e9,
+		 all_faults(c.faults));
+	daemon_client_left(reg.d);
+}
+
+struct session *
+session_first(void)
+{
+	return reg.first;
+}
+
+unsigned
+session_number(void)
+{
+	return reg.n;
+}
+
+int
+session_find(const char *who, struct session **found)
+{
+	const bool by_id = who[0] == '#', by_number = isdigit((unsigned char)who[0]) || by_id;
+	const unsigned long n = strtoul(who + by_id, NULL, 10);
+
+	*found = NULL;
+	for (struct session *s = reg.first; s != NULL; s = s->next) {
+		if (by_number ? (by_id ? s->id == n : (unsigned long)s->pid == n)
+			      : strcmp(s->name, who) == 0) {
+			if (*found != NULL)
+				return -ENOTUNIQ;
+			*found = s;
+		}
+	}
+	return *found == NULL ? -ESRCH : 0;
+}
+
+void
+sessions_end(void)
+{
+	/* end() may take it off the list, and others with it: begin again after each. */
+	for (unsigned last = 0;;) {
+		struct session *s = reg.first;
+
+		while (s != NULL && s->id <= last)
+			s = s->next;
+		if (s == NULL)
+			return;
+		last = s->id;
+		s->ops->end(s);
+	}
+}
+
+/* ---- the last two minutes ---- */
+
+static double
+per_second(uint64_t now, uint64_t before, double seconds)
+{
+	return now > before && seconds > 0 ? (double)(now - before) / seconds : 0;
+}
+
+void
+sessions_sample(void)
+{
+	struct sample *const s = &reg.ring[reg.nsamples % SAMPLES];
+	const uint64_t now = monotonic_ns();
+	const double seconds = (double)(now - reg.before.time) / 1e9;
+	uint64_t faults[UP_FAULT_KINDS], sum;
+	struct session_counts c;
+	struct up_stats st;
+
+	if (up_stats_get(reg.d->rt, &st, sizeof(st)) < 0)
+		return;
+	sessions_faults(&st, faults);
+	sum = all_faults(faults);
+	if (reg.before.time != 0) {
+		*s = (struct sample){
+			.faults = per_second(sum, reg.before.faults, seconds),
+			.major = per_second(faults[UP_FAULT_MAJOR], reg.before.major, seconds),
+			.swap_read = per_second(st.swap_read_bytes, reg.before.swap_read, seconds),
+			.swap_write =
+				per_second(st.swap_write_bytes, reg.before.swap_write, seconds),
+			.used = st.used,
+			.swapped = st.swapped,
+		};
+		for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
+			if (st.latency[i].p99 > s->p99_ns)
+				s->p99_ns = st.latency[i].p99;
+		reg.nsamples++;
+	}
+	for (struct session *i = reg.first; i != NULL; i = i->next) {
+		session_counts(i, &c);
+		sum = all_faults(c.faults);
+		/* One that has come since: nothing to compare with. */
+		i->rate = i->since < reg.before.time ? per_second(sum, i->served, seconds) : 0;
+		i->served = sum;
+		if (!in_runtime(i) && c.p99_ns > s->p99_ns)
+			s->p99_ns = c.p99_ns;
+	}
+	reg.before.time = now;
+	reg.before.faults = all_faults(faults);
+	reg.before.major = faults[UP_FAULT_MAJOR];
+	reg.before.swap_read = st.swap_read_bytes;
+	reg.before.swap_write = st.swap_write_bytes;
+}
+
+unsigned
+sessions_history(struct sample *s, unsigned n)
+{
+	const unsigned have = reg.nsamples < SAMPLES ? reg.nsamples : SAMPLES;
+
+	n = n < have ? n : have;
+	for (unsigned i = 0; i < n; i++)
+		s[i] = reg.ring[(reg.nsamples - n + i) % SAMPLES];
+	return n;
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * sessions.h (private): the registry's other side: what the daemon itself asks of it.  session.h is what protocols see.
+ */
+#ifndef UP_DAEMON_SESSIONS_H
+#define UP_DAEMON_SESSIONS_H
+
+#include "daemon.h"
+
+#define SAMPLES 120 /* seconds that are remembered */
+
+/* One second, over all clients. */
+struct sample {
+	double faults, major;	      /* a second */
+	double swap_read, swap_write; /* bytes a second */
+	uint64_t used, swapped;	      /* bytes */
+	uint64_t p99_ns;	      /* the worst kind of the pager's own faults, since it began */
+};
+
+void sessions_init(struct daemon *d);
+/* The configuration has changed: groups are looked up again. */
+void sessions_reload(void);
+/* Ask each to end.  More than once does no harm. */
+void sessions_end(void);
+
+/* Of a session, with room for the ops that leave something out. */
+void session_counts(const struct session *s, struct session_counts *c);
+
+/* Faults by kind since the daemon began, of all clients, those that are gone included. */
+void sessions_faults(const struct up_stats *st, uint64_t faults[UP_FAULT_KINDS]);
+/* The same of what only sessions count. */
+void sessions_totals(struct session_counts *total);
+
+/* Once a second. */
+void sessions_sample(void);
+/* The last `n` seconds, oldest first; how many there were. */
+unsigned sessions_history(struct sample *s, unsigned n);
+
+extern const char *const fault_names[UP_FAULT_KINDS];
+
+#endif

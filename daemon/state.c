@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * state.c: see state.h.
+ */
+#include "state.h"
+
+#include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "listen.h"
+#include "sessions.h"
+
+#define PAGE_CLIENTS 64
+
+static json_int_t
+number(uint64_t n)
+{
+	return n > INT64_MAX ? INT64_MAX : (json_int_t)n;
+}
+
+/* Whatever it holds: what is no UTF-8 is not shown. */
+static json_t *
+text(const char *s)
+{
+	json_t *const j = json_string(s);
+
+	return j != NULL ? j : json_string("?");
+}
+
+static json_t *
+faults_json(const uint64_t faults[UP_FAULT_KINDS])
+{
+	json_t *const j = json_object();
+
+	for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
+		json_object_set_new(j, fault_names[i], json_integer(number(faults[i])));
+	return j;
+}
+
+static json_t *
+latency_json(const struct up_stats *st)
+{
+	json_t *const j = json_object();
+
+	for (unsigned i = 0; i < UP_FAULT_KINDS; i++) {
+		const struct up_latency *const l = &st->latency[i];
+
+		json_object_set_new(j, fault_names[i],
+				    json_pack("{s:I, s:I, s:I, s:I, s:I}", "count",
+					      number(l->count), "p50_ns", number(l->p50), "p99_ns",
+					      number(l->p99), "p999_ns", number(l->p999), "max_ns",
+					      number(l->max)));
+	}
+	return j;
+}
+
+static json_t *
+history_json(void)
+{
+	static struct sample s[SAMPLES];
+	const unsigned n = sessions_history(s, SAMPLES);
+	json_t *const faults = json_array(), *const major = json_array(), *const in = json_array(),
+		      *const out = json_array(), *const used = json_array(),
+		      *const p99 = json_array();
+
+	for (unsigned i = 0; i < n; i++) {
+		json_array_append_new(faults, json_real(s[i].faults));
+		json_array_append_new(major, json_real(s[i].major));
+		json_array_append_new(in, json_real(s[i].swap_read));
+		json_array_append_new(out, json_real(s[i].swap_write));
+		json_array_append_new(used, json_integer(number(s[i].used)));
+		json_array_append_new(p99, json_integer(number(s[i].p99_ns)));
+	}
+	return json_pack("{s:o, s:o, s:o, s:o, s:o, s:o}", "faults", faults, "major", major,
+			 "swap_read", in, "swap_write", out, "used", used, "p99_ns", p99);
+}
+
+static json_t *
+groups_json(struct daemon *d)
+{
+	json_t *const j = json_array();
+
+	for (const struct config_named *g = d->cfg.named; g != NULL; g = g->next) {
+		struct session_counts c, sum = { 0 };
+		uint64_t limit = 0, minimum = 0;
+		unsigned n = 0;
+
+		if (strcmp(g->kind, "group") != 0)
+			continue;
+		session_group(g->name, &limit, &minimum);
+		for (const struct session *s = session_first(); s != NULL; s = s->next)
+			if (strcmp(s->group, g->name) == 0) {
+				session_counts(s, &c);
+				sum.resident += c.resident;
+				n++;
+			}
+		json_array_append_new(j, json_pack("{s:s, s:I, s:I, s:i, s:I}", "name", g->name,
+						   "limit", number(limit), "minimum",
+						   number(minimum), "clients", (int)n, "resident",
+						   number(sum.resident)));
+	}
+	return j;
+}
+
+static json_t *
+listeners_json(void)
+{
+	json_t *const j = json_array();
+
+	for (const struct listener *l = listen_first(); l != NULL; l = l->next)
+		json_array_append_new(j, json_pack("{s:s, s:s, s:o}", "name", l->name, "type",
+						   l->type, "path", text(l->path)));
+	return j;
+}
+
+json_t *
+state_status(struct daemon *d)
+{
+	static const char *const states[] = { "serving", "draining", "ending" };
+	uint64_t faults[UP_FAULT_KINDS];
+	struct session_counts total;
+	struct sample now = { 0 };
+	struct up_stats st;
+
+	if (up_stats_get(d->rt, &st, sizeof(st)) < 0)
+		return NULL;
+	sessions_faults(&st, faults);
+	sessions_totals(&total);
+	sessions_history(&now, 1);
+	return json_pack("{s:s, s:i, s:f, s:s, s:i,"
+			 " s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I},"
+			 " s:{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I},"
+			 " s:o, s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}, s:o,"
+			 " s:{s:f, s:f, s:f, s:f}, s:{s:I, s:I, s:I, s:I}, s:o, s:o, s:o}",
+			 "version", up_version(), "pid", (int)getpid(), "uptime",
+			 (double)(monotonic_ns() - d->since) / 1e9, "state", states[d->state],
+			 "clients", (int)session_number(), "budget", "limit", number(st.limit),
+			 "used", number(st.used), "used_max", number(st.used_max), "resident",
+			 number(st.resident), "staged", number(st.staged), "free",
+			 number(st.free_frames), "metadata", number(st.metadata), "compressed",
+			 number(st.compressed), "compressed_pool", number(st.compressed_pool),
+			 "wired", number(st.wired), "swap", "path", text(d->swap), "swapped",
+			 number(st.swapped), "reserve_max", number(st.reserve_max), "reserve_used",
+			 number(st.reserve_used), "reserve_free", number(st.reserve_free), "reads",
+			 number(st.swap_reads), "writes", number(st.swap_writes), "read_bytes",
+			 number(st.swap_read_bytes), "write_bytes", number(st.swap_write_bytes),
+			 "read_errors", number(st.swap_read_errors), "write_errors",
+			 number(st.swap_write_errors), "checksum_errors",
+			 number(st.checksum_errors), "bad_slots", number(st.bad_slots), "faults",
+			 faults_json(faults), "fault_counts", "waits", number(st.fault_waits),
+			 "retries", number(st.fault_retries), "strays", number(st.fault_strays),
+			 "sigbus", number(st.fault_sigbus + total.lost), "again",
+			 number(total.again), "exists", number(total.exists), "deferred",
+			 number(total.deferred), "prefetched", number(total.prefetched), "latency",
+			 latency_json(&st), "rate", "faults", now.faults, "major", now.major,
+			 "swap_read", now.swap_read, "swap_write", now.swap_write, "limits",
+			 "clients", number(config_n(&d->cfg, KEY_LIMIT_CLIENTS)), "regions",
+			 number(config_n(&d->cfg, KEY_LIMIT_REGIONS)), "fds",
+			 number(config_n(&d->cfg, KEY_LIMIT_FDS)), "inflight",
+			 number(config_n(&d->cfg, KEY_LIMIT_INFLIGHT)), "groups", groups_json(d),
+			 "listeners", listeners_json(), "history", history_json());
+}
+
+json_t *
+state_client(const struct session *s)
+{
+	struct session_counts c;
+
+	session_counts(s, &c);
+	return json_pack(
+		"{s:i, s:i, s:I, s:I, s:o, s:s, s:s, s:f, s:I, s:I, s:I, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+		"id", (int)s->id, "pid", (int)s->pid, "uid", (json_int_t)s->uid, "gid",
+		(json_int_t)s->gid, "name", text(s->name), "group", s->group, "kind", s->ops->kind,
+		"age", (double)(monotonic_ns() - s->since) / 1e9, "mapped", number(c.mapped),
+		"resident", number(c.resident), "swapped", number(c.swapped), "faults",
+		faults_json(c.faults), "rate", s->rate, "again", number(c.again), "exists",
+		number(c.exists), "deferred", number(c.deferred), "prefetched",
+		number(c.prefetched), "lost", number(c.lost), "p50_ns", number(c.p50_ns), "p99_ns",
+		number(c.p99_ns));
+}
+
+json_t *
+state_clients(void)
+{
+	json_t *const j = json_array();
+
+	for (const struct session *s = session_first(); s != NULL; s = s->next)
+		json_array_append_new(j, state_client(s));
+	return j;
+}
+
+json_t *
+state_map(const struct session *s)
+{
+	json_t *const j = state_client(s);
+	json_t *const map = s->ops->map != NULL ? s->ops->map(s) : json_array();
+
+	json_object_set_new(j, "map", map);
+	return j;
+}
+
+json_t *
+state_page(struct daemon *d)
+{
+	json_t *const clients = json_array();
+	unsigned n = 0;
+
+	for (const struct session *s = session_first(); s != NULL; s = s->next)
+		json_array_append_new(clients, n++ < PAGE_CLIENTS ? state_map(s) : state_client(s));
+	return json_pack("{s:o, s:o}", "status", state_status(d), "clients", clients);
+}

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-2-Clause
+"""The file, the flags, and what is said of mistakes in them.  test_config.py UFFD-PAGERD UFFD-PAGER EXAMPLE"""
+import os
+import re
+import sys
+import tempfile
+import unittest
+
+import rig
+from rig import run_pagerd
+
+
+class Config(unittest.TestCase):
+    def setUp(self):
+        self.dir = tempfile.TemporaryDirectory()
+        self.addCleanup(self.dir.cleanup)
+
+    def file(self, text):
+        path = self.dir.name + '/conf'
+        mode = 'wb' if isinstance(text, bytes) else 'w'
+        with open(path, mode) as f:
+            f.write(text)
+        return path
+
+    def printed(self, text, *flags):
+        status, out, err = run_pagerd('--config', self.file(text), '--print-config', *flags)
+        self.assertEqual(status, 0, err)
+        return out
+
+    def refused(self, text, *says, flags=()):
+        path = self.file(text)
+        status, _, err = run_pagerd('--config', path, '--check-config', *flags)
+        self.assertEqual(status, 1, err)
+        for line in says:
+            self.assertIn(f'{path}:{line}' if re.match(r'\d+: ', line) else line, err)
+
+    def test_an_empty_file_is_the_defaults(self):
+        status, out, err = run_pagerd('--config', self.file(''), '--check-config')
+        self.assertEqual((status, err), (0, ''))
+        self.assertIn('as it should be', out)
+        self.assertIn('drain_timeout = 30s', self.printed(''))
+
+    def test_the_example_is_accepted_and_says_the_defaults(self):
+        with open(sys.argv[3], encoding='utf-8') as f:
+            example = f.read()
+        defaults = self.printed('')
+        self.assertEqual(self.printed(example), defaults)
+        # Up to the named sections, which have no defaults, with every key as it stands there.
+        plain = example[:example.index('#[group')]
+        plain = re.sub(r'^# Groups.*\n', '', plain, flags=re.M)
+        self.assertEqual(self.printed(re.sub(r'^#(\w+ = )', r'\1', plain, flags=re.M)), defaults)
+        keys = set(re.findall(r'^(\w+) = ', defaults, re.M))
+        self.assertEqual(keys, set(re.findall(r'^#(\w+) = ', plain, re.M)))
+        # And all of it.
+        every = re.sub(r'^#(\w+ = |\[)', r'\1', example, flags=re.M)
+        out = self.printed(every)
+        self.assertIn('[group databases]', out)
+        self.assertIn('minimum = 25%', out)
+        self.assertIn('[listen vms]', out)
+
+    def test_what_is_printed_means_the_same(self):
+        text = '[daemon]\nmemory = 1536M\ndrain_timeout = 1500ms\ncompression=zstd\n[group a]\nlimit=10%\n[listen b]\npath=/x\n'
+        once = self.printed(text)
+        self.assertEqual(self.printed(once), once)
+        for line in ('memory = 1536M', 'drain_timeout = 1500ms', 'compression = zstd', 'limit = 10%', 'path = /x'):
+            self.assertIn(line, once)
+
+    def test_every_key_is_a_flag(self):
+        defaults = self.printed('')
+        help_text = run_pagerd('--help')[1]
+        section = ''
+        for line in defaults.splitlines():
+            if line.startswith('['):
+                section = line[1:-1]
+            elif line:
+                key, value = line.split(' = ')
+                flag = '--' + (key if section == 'daemon' else f'{section}-{key}').replace('_', '-')
+                self.assertRegex(help_text, re.escape(flag) + r'\b')
+                self.assertEqual(run_pagerd('--check-config', flag, value)[0], 0, flag)
+        self.assertIn('memory = 2G', self.printed('[daemon]\nmemory = 1G\n', '--memory', '2G'))
+        self.assertIn('limit = 1G', self.printed('', '--group-limit', 'web=1G'))
+
+    def test_errors_say_file_and_line(self):
+        self.refused('[daemon]\n\nmemory = lots\n', "3: memory: 'lots' is not a size")
+        self.refused('[daemon]\nmemory = 1Q\n', '2: memory:', 'unit')
+        self.refused('[daemon]\nmemory = 1M\n', '2: memory:', 'not between')
+        self.refused('[daemon]\nmemory = 101%\n', '2: memory:', '100%')
+        self.refused('[daemon]\nmemory =\n', "2: memory: '' is empty")
+        self.refused('[daemon]\nmemory = 99999999999999999999T\n', '2: memory:')
+        self.refused('[daemon]\nswap_size = 10%\n', '2: swap_size:', 'unit')
+        self.refused('[limits]\nclients = -1\n', '2: clients:', 'not a number')
+        self.refused('[daemon]\nsocket_mode = 0999\n', '2: socket_mode:', 'mode')
+        self.refused('[daemon]\nsocket_mode = 4755\n', '2: socket_mode:', '0777')
+        self.refused('[daemon]\nfault_timeout = 3 weeks\n', '2: fault_timeout:')
+        self.refused('[daemon]\novercommit = perhaps\n', '2: overcommit:', 'neither yes nor no')
+        self.refused('[log]\nlevel = loud\n', '2: level:', 'error|warning|info|debug')
+
+    def test_unknown_keys_are_errors_with_a_suggestion(self):
+        self.refused('[daemon]\nmemroy = 1G\n', "2: there is no 'memroy' in [daemon]; did you mean 'memory'?")
+        self.refused('[daemon]\nclients = 3\n', "2: there is no 'clients' in [daemon]; it belongs into [limits]")
+        self.refused('[daemon]\nlimit = 3\n', "it belongs into [group NAME]")
+        self.refused('[deamon]\nmemory = 1G\n', '1: there is no section [deamon]; did you mean [daemon]?')
+        self.refused('[zzzzzz]\n', '1: there is no section [zzzzzz]\n')
+        self.refused('memory = 1G\n', "1: 'memory' stands before the first section")
+
+    def test_all_errors_are_told_not_only_the_first(self):
+        self.refused('[daemon]\nmemory=x\n[limits]\nfds=y\nfoo\n', '2: memory:', '4: fds:', "5: neither a section")
+        path = self.file('[daemon]\n' + 'x = 1\n' * 50)
+        self.assertIn('and 30 more errors', run_pagerd('--config', path, '--check-config')[2])
+
+    def test_lines_that_are_no_lines(self):
+        self.refused('[daemon]\nstate_dir = /' + 'x' * 5000 + '\nmemory = x\n', '2: the line is longer', '3: memory:')
+        self.refused('[daemon\nmemory = 1G\n', "1: the section has no end")
+        self.refused('[group]\nlimit = 1G\n', '1: [group NAME]')
+        self.refused('[group a/b]\n', '1: [group NAME]')
+        self.refused('[daemon x]\n', '1: [daemon] has no name')
+        self.refused(b'[daemon]\n\xff\xfe\x00\x01garbage\nmemory = x\n', '2: ', '3: memory')
+        self.refused(os.urandom(4096).replace(b'=', b'x'))
+        self.refused('[daemon]\nmemory = 1G\nmemory = 2G\n', '3: memory: set in line 2 already')
+
+    def test_indented_lines_are_lines(self):
+        self.assertIn('memory = 1G', self.printed('  [daemon]\n  memory = 1G ; a comment\n\n   \n\tsocket_mode = 0600\r\n'))
+
+    def test_groups_must_fit(self):
+        self.refused('[group a]\nminimum = 60%\n[group b]\nminimum = 41%\n', '101% of the budget')
+        self.refused('[group a]\nminimum = 2G\nlimit = 1G\n', '[group a]: its minimum is above its limit')
+        self.refused('[listen a]\ntype = native\n', '[listen a] has no path')
+        self.refused('[listen a]\npath = /x\ngroup = none-such\n', 'there is no [group none-such]')
+
+    def test_bad_usage_is_2(self):
+        for flags in (['--bogus'], ['stray'], ['--memory', 'x'], ['--group-limit', 'x'], ['--group-limit', '=1G'], ['--log-level', 'x']):
+            status, _, err = run_pagerd(*flags)
+            self.assertEqual(status, 2, flags)
+            self.assertTrue(err, flags)
+
+    def test_a_missing_file_is_an_error(self):
+        status, _, err = run_pagerd('--config', self.dir.name + '/none', '--check-config')
+        self.assertEqual(status, 1)
+        self.assertIn('No such file', err)
+        self.assertEqual(run_pagerd('--config', self.dir.name, '--check-config')[0], 1)
+
+    def test_version_and_help(self):
+        self.assertRegex(run_pagerd('--version')[1], r'^uffd-pagerd \d+\.\d+\.\d+\n$')
+        status, out, _ = run_pagerd('--help')
+        self.assertEqual(status, 0)
+        self.assertIn('Usage: uffd-pagerd', out)
+
+
+if __name__ == '__main__':
+    rig.main()

@@ -1,0 +1,329 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-2-Clause
+"""How the daemon starts, reloads and ends."""
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import time
+import unittest
+
+import rig
+from rig import Daemon, PUPPETS
+
+
+class Starting(unittest.TestCase):
+    def test_it_starts_with_no_arguments(self):
+        with Daemon() as d:
+            for name, mode in (('pager.sock', 0o660), ('control.sock', 0o600), ('http.sock', 0o660)):
+                st = os.lstat(d.path(name))
+                self.assertTrue(stat.S_ISSOCK(st.st_mode))
+                self.assertEqual(stat.S_IMODE(st.st_mode), mode, name)
+            status = d.ask('status')['status']
+            memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGESIZE')
+            self.assertLessEqual(status['budget']['limit'], memory // 4 + 4096)
+            self.assertGreater(status['budget']['limit'], 2 << 20)
+            self.assertEqual(status['pid'], d.process.pid)
+            self.assertEqual(stat.S_IMODE(os.stat(d.state).st_mode), 0o700)
+
+    def test_two_daemons_on_one_socket_refuse_clearly(self):
+        with Daemon() as d:
+            env = {'XDG_RUNTIME_DIR': d.dir, 'STATE_DIRECTORY': d.dir + '/other'}
+            status, _, err = rig.run_pagerd(env=env)
+            self.assertEqual(status, 1)
+            self.assertIn(f'another uffd-pagerd serves there, process {d.process.pid}', err)
+            # Another native socket, but this one's control socket.
+            status, _, err = rig.run_pagerd('--socket', 'b.sock', env=env)
+            self.assertEqual(status, 1)
+            self.assertIn('control.sock: another program listens there', err)
+            self.assertTrue(d.ask('status')['ok'])
+
+    def test_two_daemons_on_one_swap_refuse_clearly(self):
+        with Daemon() as d:
+            status, _, err = rig.run_pagerd('--run-dir', d.dir + '/b', env={'STATE_DIRECTORY': d.state})
+            self.assertEqual(status, 1)
+            self.assertIn('can not be started', err)
+            self.assertTrue(d.ask('status')['ok'])
+            self.assertEqual(os.listdir(d.dir + '/b'), [])
+
+    def test_what_a_killed_daemon_left_is_replaced(self):
+        d = Daemon()
+        d.signal(signal.SIGKILL)
+        d.wait()
+        self.assertTrue(os.path.exists(d.path('pager.sock')))
+        with Daemon(keep=d.dir) as e:
+            self.assertIn('left behind by a daemon that was killed', e.log())
+            self.assertTrue(e.ask('status')['ok'])
+
+    def test_a_file_in_the_way_is_not_touched(self):
+        with Daemon() as d:
+            os.mkdir(d.dir + '/b')
+            with open(d.dir + '/b/pager.sock', 'w', encoding='ascii') as f:
+                f.write('precious')
+            status, _, err = rig.run_pagerd('--run-dir', d.dir + '/b', '--state-dir', d.dir + '/bs')
+            self.assertEqual(status, 1)
+            self.assertIn('is there already, and is no socket', err)
+            with open(d.dir + '/b/pager.sock', encoding='ascii') as f:
+                self.assertEqual(f.read(), 'precious')
+            self.assertEqual(os.listdir(d.dir + '/b'), ['pager.sock'])
+
+    def test_bad_places_are_told(self):
+        with Daemon() as d:
+            for flags, says in ((['--run-dir', '/proc/x'], '/proc/x'), (['--run-dir', d.dir + '/' + 'y' * 120], 'longer than'),
+                                (['--run-dir', d.dir + '/c', '--socket-group', 'no-such-group'], "no group 'no-such-group'"),
+                                (['--run-dir', d.dir + '/c', '--metrics-listen', '0.0.0.0:0'], 'not the loopback'),
+                                (['--run-dir', d.dir + '/c', '--metrics-listen', 'x'], 'ADDRESS:PORT'),
+                                (['--run-dir', d.dir + '/c', '--listen-type', 'a=criu', '--listen-path', 'a=a.sock'], 'does not speak')):
+                status, _, err = rig.run_pagerd('--state-dir', d.dir + '/cs', *flags)
+                if 'does not speak' in says and status == 0:
+                    continue
+                self.assertEqual(status, 1, flags)
+                self.assertIn(says, err)
+                if os.path.isdir(d.dir + '/c'):
+                    self.assertEqual(os.listdir(d.dir + '/c'), [])
+
+    def test_sockets_that_are_handed_over(self):
+        with Daemon() as first:
+            path = first.dir + '/handed.sock'
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as s, socket.socket(socket.AF_UNIX) as c:
+                s.bind(path)
+                s.listen()
+                c.bind(path + '2')
+                c.listen()
+
+                def activate():
+                    # Where LISTEN_FDS says: the first two above standard error.
+                    os.dup2(s.fileno(), 50)
+                    os.dup2(c.fileno(), 51)
+                    os.dup2(50, 3)
+                    os.dup2(51, 4)
+                    os.set_inheritable(3, True)
+                    os.set_inheritable(4, True)
+
+                # LISTEN_PID is only known in the child: a shell says it, and becomes the daemon.
+                wrapper = first.dir + '/wrapper'
+                with open(wrapper, 'w', encoding='ascii') as f:
+                    f.write(f'#!/bin/sh\nLISTEN_PID=$$ exec {rig.PAGERD} "$@"\n')
+                os.chmod(wrapper, 0o755)
+                real, rig.PAGERD = rig.PAGERD, wrapper
+                try:
+                    d = Daemon(env={'LISTEN_FDS': '2', 'LISTEN_FDNAMES': 'native:control'}, preexec=activate, pass_fds=(3, 4))
+                finally:
+                    rig.PAGERD = real
+                if 'handed over' not in d.log() and 'libsystemd' not in subprocess.run(
+                        ['ldd', rig.PAGERD], stdout=subprocess.PIPE, text=True, check=False, timeout=60).stdout:
+                    d.stop()
+                    self.skipTest('built without libsystemd')
+                self.assertFalse(os.path.exists(d.path('pager.sock')))
+                with socket.socket(socket.AF_UNIX) as k:
+                    k.settimeout(rig.DEADLINE)
+                    k.connect(path + '2')
+                    k.sendall(b'{"verb":"status"}\n')
+                    self.assertIn(b'"ok":true', rig.read_line(k))
+                d.stop()
+                self.assertTrue(os.path.exists(path), 'the socket is systemd\'s, and stays')
+
+    def test_systemd_is_told(self):
+        with Daemon() as other:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+                s.bind(other.dir + '/notify')
+                s.settimeout(0.2)
+                heard = []
+
+                def hears(text):
+                    try:
+                        while True:
+                            heard.append(s.recv(4096).decode())
+                    except TimeoutError:
+                        pass
+                    return any(text in h for h in heard)
+
+                d = Daemon(env={'NOTIFY_SOCKET': other.dir + '/notify', 'WATCHDOG_USEC': '400000'}, config='')
+                if not hears('READY=1'):
+                    d.stop()
+                    self.skipTest('built without libsystemd')
+                rig.wait_for('WATCHDOG', lambda: hears('WATCHDOG=1'))
+                d.signal(signal.SIGHUP)
+                rig.wait_for('RELOADING', lambda: hears('RELOADING=1\nMONOTONIC_USEC='))
+                d.stop()
+                rig.wait_for('STOPPING', lambda: hears('STOPPING=1'))
+
+    def test_logs_for_the_journal(self):
+        with Daemon('--log-to', 'journal') as d:
+            for line in d.log().splitlines():
+                self.assertRegex(line, r'^<[3467]>')
+
+    def test_logs_for_people(self):
+        with Daemon('--log-level', 'debug') as d:
+            for line in d.log().splitlines():
+                self.assertRegex(line, r'^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (error|warning|info|debug): ')
+
+    def test_the_daemon_sleeps_when_nothing_happens(self):
+        with Daemon() as d:
+            def ticks():
+                with open(f'/proc/{d.process.pid}/stat', encoding='ascii') as f:
+                    fields = f.read().rsplit(')', 1)[1].split()
+                return int(fields[11]) + int(fields[12])
+            before = ticks()
+            time.sleep(2)
+            self.assertLess(ticks() - before, os.sysconf('SC_CLK_TCK') // 2)
+
+
+class Reloading(unittest.TestCase):
+    def test_limits_are_reloaded_and_the_rest_is_told(self):
+        with Daemon(config='[limits]\nclients = 7\n' + PUPPETS) as d:
+            d.puppet('a')
+            d.configure('[daemon]\nmemory = 128M\n[limits]\nclients = 1\n[group all]\nusers = ' + str(os.getuid()) +
+                        '\nlimit = 1M\n' + PUPPETS)
+            d.signal(signal.SIGHUP)
+            d.wait_log('reload: done')
+            self.assertIn('reload: limits.clients is 1 now, was 7', d.log())
+            self.assertIn('reload: daemon.memory stays auto: 128M takes a restart', d.log())
+            status = d.ask('status')['status']
+            self.assertEqual(status['limits']['clients'], 1)
+            self.assertEqual(status['groups'], [{'name': 'all', 'limit': 1 << 20, 'minimum': 0, 'clients': 1, 'resident': 0}])
+            with d.connect('puppets.sock') as s:
+                s.sendall(b'name b\n')
+                self.assertIn(b'1 are allowed', rig.read_line(s))
+
+    def test_a_bad_file_changes_nothing(self):
+        with Daemon(config='[limits]\nclients = 7\n') as d:
+            d.configure('[limits]\nclients = 8\nfoo = 1\n')
+            d.signal(signal.SIGHUP)
+            d.wait_log('reload: refused')
+            self.assertRegex(d.log(), r"reload: .*conf:3: there is no 'foo'")
+            self.assertEqual(d.ask('status')['status']['limits']['clients'], 7)
+
+    def test_flags_stay_over_the_file(self):
+        with Daemon('--limits-clients', '9', config='') as d:
+            d.configure('[limits]\nclients = 8\nfds = 5\n')
+            d.signal(signal.SIGHUP)
+            d.wait_log('reload: done')
+            limits = d.ask('status')['status']['limits']
+            self.assertEqual((limits['clients'], limits['fds']), (9, 5))
+
+
+class Ending(unittest.TestCase):
+    def test_sigterm_and_sigint_end_it(self):
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            with Daemon() as d:
+                d.signal(sig)
+                self.assertEqual(d.wait(), 0)
+                self.assertIn('ended', d.log())
+
+    def test_clients_are_told_to_leave(self):
+        with Daemon(config=PUPPETS) as d:
+            s = d.puppet('one')
+            d.signal(signal.SIGTERM)
+            self.assertEqual(d.wait(), 0)
+            self.assertEqual(s.recv(1), b'')
+            self.assertRegex(d.log(), r'client 1: one, .* gone')
+
+    def test_drain_timeout_ends_what_does_not_leave(self):
+        with Daemon('--drain-timeout', '300ms', config=PUPPETS) as d:
+            d.puppet('mule').sendall(b'stubborn\n')
+            d.puppet('last')
+            d.signal(signal.SIGTERM)
+            d.wait_log('mule, process')
+            self.assertEqual(d.wait(), 0)
+            self.assertIn('still there after drain_timeout', d.log())
+
+    def test_the_control_socket_works_until_the_end(self):
+        with Daemon('--drain-timeout', '60s', config=PUPPETS) as d:
+            s = d.puppet('mule')
+            s.sendall(b'stubborn\n')
+            rig.read_line(s)
+            d.signal(signal.SIGTERM)
+            d.wait_log('ending')
+            self.assertEqual(d.ask('status')['status']['state'], 'ending')
+            self.assertFalse(os.path.exists(d.path('pager.sock')))
+            self.assertEqual(d.ask('drain')['errno'], 'EBUSY')
+            s.close()
+            self.assertEqual(d.wait(), 0)
+
+    def test_a_second_sigterm_ends_it_at_once(self):
+        d = Daemon('--drain-timeout', '10m', config=PUPPETS)
+        s = d.puppet('mule')
+        s.sendall(b'stubborn\n')
+        rig.read_line(s)
+        d.signal(signal.SIGTERM)
+        d.wait_log('ending')
+        d.signal(signal.SIGTERM)
+        self.assertEqual(d.wait(10), 1)
+        self.assertIn('at once', d.log())
+        # The control socket goes with the rest; nothing else either.
+        self.assertEqual(os.listdir(d.run), [])
+        self.assertEqual(os.listdir(d.state), [])
+        d.clean()
+
+    def test_drain_ends_when_the_last_client_has_left(self):
+        with Daemon(config=PUPPETS) as d:
+            s = d.puppet('one')
+            self.assertEqual(d.ask('drain'), {'ok': True, 'draining': True, 'clients': 1})
+            with d.connect('puppets.sock') as k:
+                k.sendall(b'name late\n')
+                self.assertIn(b'drained', rig.read_line(k))
+            self.assertFalse(d.ask('drain', cancel=True)['draining'])
+            d.puppet('in time').close()
+            rig.wait_for('one client', lambda: d.ask('status')['status']['clients'] == 1)
+            d.ask('drain')
+            s.close()
+            self.assertEqual(d.wait(), 0)
+
+    def test_drain_without_clients_ends_after_its_answer(self):
+        with Daemon() as d:
+            self.assertEqual(d.ask('drain')['clients'], 0)
+            self.assertEqual(d.wait(), 0)
+
+    def test_no_descriptors_are_left(self):
+        with Daemon(config=PUPPETS) as d:
+            def fds():
+                return len(os.listdir(f'/proc/{d.process.pid}/fd'))
+            d.ask('status')
+            before = rig.wait_for('quiet', fds)
+            for i in range(50):
+                d.ask('status')
+                d.puppet(f'p{i}').close()
+                with d.connect('http.sock') as s:
+                    s.sendall(b'GET /healthz HTTP/1.0\r\n\r\n')
+                    while s.recv(4096):
+                        pass
+            rig.wait_for('as many as before', lambda: fds() <= before + 1)
+
+    def test_no_descriptors_left_is_no_end(self):
+        with Daemon() as d:
+            import resource
+            used = len(os.listdir(f'/proc/{d.process.pid}/fd'))
+            soft = resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE, (used + 4, soft[1]))
+            kept = [d.connect() for _ in range(12)]
+            d.wait_log('a connection was refused')
+            for s in kept:
+                s.close()
+            resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE, soft)
+            rig.wait_for('an answer', lambda: self.answers(d))
+
+    @staticmethod
+    def answers(d):
+        try:
+            return d.ask('status')['ok']
+        except (OSError, ValueError):
+            return False
+
+
+class Native(unittest.TestCase):
+    def test_the_native_socket_takes_connections(self):
+        with Daemon() as d:
+            with d.connect('pager.sock', socket.SOCK_SEQPACKET) as s:
+                try:
+                    s.sendall(b'\0' * 64)
+                    self.assertEqual(s.recv(4096)[:0], b'')
+                except OSError:
+                    pass    # hung up on, as it should be
+            self.assertTrue(d.ask('status')['ok'])
+
+
+if __name__ == '__main__':
+    rig.main()

@@ -1,0 +1,369 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * uffd-pager.c: look at uffd-pagerd, and steer it, through its control socket.
+ */
+#include <argp.h>
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client.h"
+#include "top.h"
+
+enum {
+	OPT_JSON = 'j',
+	OPT_SOCKET = 's',
+	OPT_ONCE = '1',
+	OPT_DELAY = 'd',
+	OPT_LINES = 'n',
+	OPT_CANCEL = 256
+};
+
+static struct {
+	const char *socket;
+	const char *word[4]; /* the verb, and what follows it */
+	unsigned nwords;
+	double delay;
+	unsigned long lines;
+	bool json, once, cancel;
+} arg = { .delay = 1, .lines = 200 };
+
+const char *argp_program_version = "uffd-pager " VERSION;
+
+/* A size such as 4096, 512k or 1G. */
+static uint64_t
+parse_size(const char *text, struct argp_state *state)
+{
+	static const char units[] = "KMGT";
+	const char *unit;
+	char *end;
+	unsigned long long n;
+	unsigned shift = 0;
+
+	errno = 0;
+	n = strtoull(text, &end, 10);
+	if (!isdigit((unsigned char)text[0]) || errno != 0)
+		argp_error(state, "%s: not a size; say for example 512M or 4G", text);
+	if (*end != '\0') {
+		unit = strchr(units, toupper((unsigned char)*end));
+		if (unit == NULL || (strcmp(end + 1, "") != 0 && strcmp(end + 1, "B") != 0 &&
+				     strcmp(end + 1, "iB") != 0))
+			argp_error(state, "%s: '%s' is not a unit; use K, M, G or T", text, end);
+		else
+			shift = 10 * (unsigned)(unit - units + 1);
+	}
+	if (n > (uint64_t)INT64_MAX >> shift)
+		argp_error(state, "%s: too large", text);
+	return (uint64_t)n << shift;
+}
+
+/* ---- answers, for people ---- */
+
+static void
+print_status(const json_t *answer)
+{
+	const json_t *const st = json_object_get(answer, "status");
+	const json_t *g, *l;
+	const char *kind;
+	size_t i;
+
+	printf("uffd-pagerd %s, process %.0f: %s for %.0f s, %.0f clients\n",
+	       get_text(st, "version"), get_number(st, "pid"), get_text(st, "state"),
+	       get_number(st, "uptime"), get_number(st, "clients"));
+	printf("memory    %s of %s used, at most %s so far: %s mapped, %s staged, %s free, %s metadata\n",
+	       bytes_text(get_number(st, "budget.used")),
+	       bytes_text(get_number(st, "budget.limit")),
+	       bytes_text(get_number(st, "budget.used_max")),
+	       bytes_text(get_number(st, "budget.resident")),
+	       bytes_text(get_number(st, "budget.staged")),
+	       bytes_text(get_number(st, "budget.free")),
+	       bytes_text(get_number(st, "budget.metadata")));
+	if (get_number(st, "budget.compressed_pool") > 0)
+		printf("          %s compressed to %s\n",
+		       bytes_text(get_number(st, "budget.compressed")),
+		       bytes_text(get_number(st, "budget.compressed_pool")));
+	printf("swap      %s in %s; %s read, %s written\n",
+	       bytes_text(get_number(st, "swap.swapped")),
+	       get_text(json_object_get(st, "swap"), "path"),
+	       bytes_text(get_number(st, "swap.read_bytes")),
+	       bytes_text(get_number(st, "swap.write_bytes")));
+	if (get_number(st, "swap.read_errors") + get_number(st, "swap.write_errors") +
+		    get_number(st, "swap.checksum_errors") >
+	    0)
+		printf("          ERRORS: %.0f reads, %.0f writes, %.0f checksums\n",
+		       get_number(st, "swap.read_errors"), get_number(st, "swap.write_errors"),
+		       get_number(st, "swap.checksum_errors"));
+	printf("faults   ");
+	json_object_foreach(json_object_get(st, "faults"), kind, g)
+		printf(" %s %.0f", kind, json_number_value(g));
+	printf("; %.0f a second\n", get_number(st, "rate.faults"));
+	if (get_number(st, "fault_counts.sigbus") > 0)
+		printf("          %.0f SIGBUS\n", get_number(st, "fault_counts.sigbus"));
+	json_object_foreach(json_object_get(st, "latency"), kind, l) if (get_number(l, "count") > 0)
+		printf("latency   %-5s  50%% %s, 99%% %s, 99.9%% %s, longest %s\n", kind,
+		       time_text(get_number(l, "p50_ns")), time_text(get_number(l, "p99_ns")),
+		       time_text(get_number(l, "p999_ns")), time_text(get_number(l, "max_ns")));
+	json_array_foreach(json_object_get(st, "groups"), i, g)
+		printf("group     %s: %.0f clients, %s in memory; limit %s, minimum %s\n",
+		       get_text(g, "name"), get_number(g, "clients"),
+		       bytes_text(get_number(g, "resident")),
+		       get_number(g, "limit") > 0 ? bytes_text(get_number(g, "limit")) : "none",
+		       bytes_text(get_number(g, "minimum")));
+	json_array_foreach(json_object_get(st, "listeners"), i, l)
+		printf("socket    %s (%s)\n", get_text(l, "path"), get_text(l, "type"));
+}
+
+static void
+print_clients(const json_t *answer)
+{
+	const json_t *c;
+	size_t i;
+
+	printf("%5s %8s %-20s %-11s %-10s %7s %7s %7s %9s\n", "ID", "PROCESS", "NAME", "KIND",
+	       "GROUP", "MEMORY", "MAPPED", "SWAP", "FAULTS/s");
+	json_array_foreach(json_object_get(answer, "clients"), i, c)
+		printf("%5.0f %8.0f %-20.20s %-11s %-10.10s %7s %7s %7s %9.0f\n",
+		       get_number(c, "id"), get_number(c, "pid"), get_text(c, "name"),
+		       get_text(c, "kind"),
+		       get_text(c, "group")[0] != '\0' ? get_text(c, "group") : "-",
+		       bytes_text(get_number(c, "resident")), bytes_text(get_number(c, "mapped")),
+		       bytes_text(get_number(c, "swapped")), get_number(c, "rate"));
+}
+
+static void
+print_lines(const json_t *lines)
+{
+	const json_t *l;
+	size_t i;
+
+	json_array_foreach(lines, i, l) puts(json_string_value(l));
+}
+
+static void
+print_map(const json_t *answer)
+{
+	struct look l;
+
+	look_init(&l, 100);
+	if (json_object_get(answer, "client") != NULL)
+		map_draw(&l, stdout, json_object_get(answer, "client"));
+	else
+		print_lines(json_object_get(answer, "runtime"));
+}
+
+static void
+print_evict(const json_t *answer)
+{
+	printf("%s thrown out\n", bytes_text(get_number(answer, "evicted")));
+}
+
+static void
+print_limit(const json_t *answer)
+{
+	printf("%s\n", bytes_text(get_number(answer, "limit")));
+}
+
+static void
+print_trace(const json_t *answer)
+{
+	print_lines(json_object_get(answer, "trace"));
+}
+
+static void
+print_drain(const json_t *answer)
+{
+	if (!json_is_true(json_object_get(answer, "draining")))
+		puts("serving again");
+	else if (get_number(answer, "clients") > 0)
+		printf("draining: it ends when %.0f clients have left\n",
+		       get_number(answer, "clients"));
+	else
+		puts("draining: there are no clients, it ends now");
+}
+
+static const struct verb {
+	const char *name;
+	unsigned least, most; /* words behind it */
+	const char *usage;
+	void (*print)(const json_t *answer);
+} verbs[] = {
+	{ "status", 0, 0, "", print_status },
+	{ "clients", 0, 0, "", print_clients },
+	{ "top", 0, 0, "", NULL },
+	{ "map", 0, 1, " [PID|NAME]", print_map },
+	{ "evict", 2, 2, " PID|NAME BYTES", print_evict },
+	{ "limit", 0, 2, " [BYTES | PID|NAME BYTES]", print_limit },
+	{ "trace", 0, 0, "", print_trace },
+	{ "drain", 0, 0, "", print_drain },
+};
+
+static const struct verb *
+find_verb(const char *name)
+{
+	for (size_t i = 0; i < sizeof(verbs) / sizeof(verbs[0]); i++)
+		if (strcmp(verbs[i].name, name) == 0)
+			return &verbs[i];
+	return NULL;
+}
+
+/* ---- options ---- */
+
+static const struct argp_option options[] = {
+	{ "json", OPT_JSON, NULL, 0, "Print the daemon's answer as it is", 0 },
+	{ "socket", OPT_SOCKET, "PATH", 0,
+	  "The daemon's control socket (default: in $XDG_RUNTIME_DIR/uffd-pagerd if there is one, else in /run/uffd-pagerd)",
+	  0 },
+	{ "once", OPT_ONCE, NULL, 0, "top: print one frame, and end", 0 },
+	{ "delay", OPT_DELAY, "SECONDS", 0, "top: between two frames (default 1)", 0 },
+	{ "lines", OPT_LINES, "N", 0, "trace: the most recent N events (default 200, at most 1000)",
+	  0 },
+	{ "cancel", OPT_CANCEL, NULL, 0, "drain: take it back", 0 },
+	{ 0 },
+};
+
+static error_t
+parse_option(int key, char *text, struct argp_state *state)
+{
+	const struct verb *v;
+	char *end;
+
+	switch (key) {
+	case OPT_JSON:
+		arg.json = true;
+		break;
+	case OPT_SOCKET:
+		arg.socket = text;
+		break;
+	case OPT_ONCE:
+		arg.once = true;
+		break;
+	case OPT_DELAY:
+		arg.delay = strtod(text, &end);
+		if (*end != '\0' || !(arg.delay >= 0.1 && arg.delay <= 3600))
+			argp_error(state, "--delay %s: not a number from 0.1 to 3600", text);
+		break;
+	case OPT_LINES:
+		arg.lines = strtoul(text, &end, 10);
+		if (*end != '\0' || !isdigit((unsigned char)text[0]) || arg.lines < 1 ||
+		    arg.lines > 1000)
+			argp_error(state, "--lines %s: not a number from 1 to 1000", text);
+		break;
+	case OPT_CANCEL:
+		arg.cancel = true;
+		break;
+	case ARGP_KEY_ARG:
+		if (arg.nwords == sizeof(arg.word) / sizeof(arg.word[0]))
+			argp_error(state, "%s: one word too many", text);
+		else
+			arg.word[arg.nwords++] = text;
+		break;
+	case ARGP_KEY_END:
+		if (arg.nwords == 0)
+			argp_error(state, "a verb is wanted");
+		v = find_verb(arg.word[0]);
+		if (v == NULL)
+			argp_error(state, "%s: there is no such verb", arg.word[0]);
+		else if (arg.nwords - 1 < v->least || arg.nwords - 1 > v->most)
+			argp_error(state, "usage: uffd-pager %s%s", v->name, v->usage);
+		break;
+	default:
+		return ARGP_ERR_UNKNOWN;
+	}
+	return 0;
+}
+
+/* The request that the words mean. */
+static json_t *
+request(const struct verb *v, struct argp_state *state)
+{
+	json_t *const req = json_pack("{s:s}", "verb", v->name);
+	const unsigned n = arg.nwords - 1;
+	const char *client = NULL, *bytes = NULL;
+
+	if (strcmp(v->name, "map") == 0 && n == 1)
+		client = arg.word[1];
+	else if (n == 2) {
+		client = arg.word[1];
+		bytes = arg.word[2];
+	} else if (n == 1)
+		bytes = arg.word[1];
+	if (client != NULL) {
+		json_t *const name = json_string(client);
+
+		if (name == NULL)
+			argp_error(state, "a name is UTF-8");
+		json_object_set_new(req, "client", name);
+	}
+	if (bytes != NULL)
+		json_object_set_new(req, "bytes",
+				    json_integer((json_int_t)parse_size(bytes, state)));
+	if (strcmp(v->name, "trace") == 0)
+		json_object_set_new(req, "lines", json_integer((json_int_t)arg.lines));
+	if (arg.cancel)
+		json_object_set_new(req, "cancel", json_true());
+	return req;
+}
+
+int
+main(int argc, char **argv)
+{
+	static const struct argp argp = {
+		.options = options,
+		.parser = parse_option,
+		.args_doc =
+			"status\nclients\ntop\nmap [PID|NAME]\nevict PID|NAME BYTES\nlimit [BYTES]\nlimit PID|NAME BYTES\ntrace\ndrain",
+		.doc = "Look at uffd-pagerd, and steer it.\v"
+		       "BYTES takes the suffixes K, M, G and T.  A client is named by its process, by its name, or by #ID.  The exit status "
+		       "is 0 if it was done, 1 if it was refused or failed, 2 for bad usage, 3 if the daemon is not reachable.",
+	};
+	struct argp_state state = { .root_argp = &argp,
+				    .name = (char *)(uintptr_t) "uffd-pager",
+				    .err_stream = stderr };
+	const struct verb *v;
+	struct client c;
+	json_t *answer, *req;
+	int r, status = EXIT_OK;
+
+	argp_err_exit_status = EXIT_USAGE;
+	argp_parse(&argp, argc, argv, 0, NULL, NULL);
+	v = find_verb(arg.word[0]);
+	req = request(v, &state);
+	if (arg.socket == NULL)
+		arg.socket = client_default_socket();
+	r = client_connect(&c, arg.socket);
+	if (r < 0) {
+		fprintf(stderr, "uffd-pager: %s: %s\n", arg.socket, strerror(-r));
+		json_decref(req);
+		return EXIT_UNREACHABLE;
+	}
+	if (v->print == NULL && !arg.json) {
+		json_decref(req);
+		status = top_run(&c, arg.socket, arg.once, arg.delay);
+		client_close(&c);
+		return status;
+	}
+	answer = client_ask(&c, req);
+	if (answer == NULL) {
+		fprintf(stderr, "uffd-pager: %s: %s\n", arg.socket, strerror(errno));
+		client_close(&c);
+		return EXIT_UNREACHABLE;
+	}
+	if (!json_is_true(json_object_get(answer, "ok")))
+		status = EXIT_REFUSED;
+	if (arg.json) {
+		json_dumpf(answer, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
+		putchar('\n');
+	} else if (status == EXIT_OK)
+		v->print(answer);
+	else
+		fprintf(stderr, "uffd-pager: %s\n", get_text(answer, "error"));
+	json_decref(answer);
+	client_close(&c);
+	if (fflush(stdout) != 0) {
+		fprintf(stderr, "uffd-pager: standard output: %s\n", strerror(errno));
+		status = EXIT_REFUSED;
+	}
+	return status;
+}
