@@ -396,6 +396,29 @@ Test(tier, metadata_that_is_short_gets_the_pools_memory)
 	over();
 }
 
+/* It grows whenever a page comes to it: one that did so before the metadata was there let a fill wait for that until all memory was compressed. */
+Test(tier, what_metadata_waits_for_the_pool_does_not_take)
+{
+	frame_t f[CLUSTER_MAX];
+	uintptr_t va;
+
+	tier_scene(UP_COMPRESS_LZ4, 0);
+	va = map_random(N);
+	for (unsigned i = 0; i < N; i++)
+		put_half(PAGE(i), i);
+	cr_assert(eq(uint, frames_obtain(r->p, CLUSTER_MAX, f), CLUSTER_MAX));
+	frames_release(r->p, f, CLUSTER_MAX);
+	squeeze(0);
+	pager_starved(r->p, METADATA_STEP);
+	atomic_store(&r->p->pageout_on, true);
+	cr_assert(pageout_step(r->p->service[0]));
+	cr_assert(zero(sz, atomic_load(&r->p->starved)));
+	cr_assert(eq(sz, r->p->budget.limit - atomic_load(&r->p->budget.used), METADATA_STEP));
+	cr_assert(zero(u64, rig_stats(r).pages_staged + rig_stats(r).compressed));
+	unsqueeze();
+	over();
+}
+
 Test(tier, limits_and_kinds_that_are_none_are_refused)
 {
 	int err;

@@ -808,6 +808,11 @@ pageout_step(struct service *s)
 		atomic_store(&p->starved, 0);
 	if (atomic_load(&p->starved) > 0) {
 		progress = frames_shrink(p);
+		/* What else is done here may take it again, the pool above all: who waits for it is to look first. */
+		if (progress && atomic_load(&p->starved) == 0) {
+			pthread_mutex_unlock(&p->pageout_lock);
+			return true;
+		}
 		if (!progress && frames_most(p) < (size_t)4 * FRAMES_MIN)
 			progress = tier_yield(p, atomic_load(&p->starved));
 		available = MIN(available, high - 1);
