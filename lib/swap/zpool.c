@@ -793,7 +793,7 @@ zpool_init(struct zpool *zp, struct arena *arena, size_t max_bytes, size_t max_e
 		if (zp->base == NULL)
 			goto fini_map;
 	}
-	r = -pthread_mutex_init(&zp->lock, NULL);
+	r = -mutex_init_brief(&zp->lock);
 	if (r < 0)
 		goto release;
 	r = -pthread_mutex_init(&zp->grow_lock, NULL);
