@@ -33,6 +33,11 @@
  */
 #define STAGE_CALLS 8
 
+/* The high watermark while all that leaves is compressed, at most: the low one still lets a stream have a run of frames. */
+#ifndef HIGH_COMPRESSED
+#define HIGH_COMPRESSED (4 * CLUSTER_MAX)
+#endif
+
 /*
  * So many pages stay mapped when it is the system that has no memory, and throwing ours out may not help: a page
  * just brought in must still be there when its thread runs.
@@ -48,16 +53,37 @@ frames_most(struct pager *p)
 	return p->budget.limit > fixed ? (p->budget.limit - fixed) >> PAGE_SHIFT : 0;
 }
 
+/* With the disk in the way: frames for as long as a write takes, and pages that may yet be spared one. */
+static size_t
+high_with_writes(size_t most)
+{
+	return MIN(MAX(most / 16, 32), 2048);
+}
+
+static size_t
+inactive_with_writes(size_t most)
+{
+	return MIN(MAX(most / 8, 32), 16384);
+}
+
+/*
+ * While all that leaves is compressed a frame is had as soon as it is wanted, and a page comes back for little more than a soft fault: what is free
+ * or staged is better mapped.
+ */
 static size_t
 high_watermark(struct pager *p)
 {
-	return MIN(MAX(frames_most(p) / 16, 32), 2048);
+	const size_t high = high_with_writes(frames_most(p));
+
+	return tier_suffices(p) ? MIN(high, HIGH_COMPRESSED) : high;
 }
 
 static size_t
 inactive_target(struct pager *p)
 {
-	return MIN(MAX(frames_most(p) / 8, 32), 16384);
+	const size_t most = frames_most(p);
+
+	return tier_suffices(p) ? MIN(MAX(most / 64, 32), 16384) : inactive_with_writes(most);
 }
 
 /* What pageout keeps available, and how many pages it stages, up to two batches too many, before it stops. */
@@ -65,7 +91,8 @@ size_t
 frames_mappable(struct pager *p)
 {
 	const size_t n = frames_most(p);
-	const size_t kept = high_watermark(p) + inactive_target(p) + (size_t)2 * CLUSTER_MAX;
+	const size_t kept =
+		high_with_writes(n) + inactive_with_writes(n) + (size_t)2 * CLUSTER_MAX;
 
 	return n > kept ? n - kept : 0;
 }
@@ -559,6 +586,7 @@ write_cluster(struct service *s, struct page *pg[], const uint64_t hash[], unsig
 	}
 	req->n = (unsigned)got;
 	req->source = NULL;
+	tier_falls_short(p);
 	for (unsigned i = 0; i < got; i++) {
 		pg[i]->slot = first + i;
 		pg[i]->anon->hash = hash[i];
@@ -631,7 +659,7 @@ launder(struct service *s, bool *stuck)
 				/* From here on it is a page of its own. */
 				atomic_store_explicit(&an->kind, ANON_CORE, memory_order_relaxed);
 			} else if (!copy && pg[i]->slot != SLOT_NONE && an->hash == h && roomy &&
-				   tier_store(s, pg[i], h)) {
+				   tier_store(s, pg[i], h) == TIER_STORED) {
 				clean++;
 				continue;
 			} else if (copy || (pg[i]->slot != SLOT_NONE && an->hash == h)) {
@@ -650,9 +678,18 @@ launder(struct service *s, bool *stuck)
 				swap_free(&p->swap, pg[i]->slot, 1);
 				pg[i]->slot = SLOT_NONE;
 			}
-			if (s->codec != NULL && tier_store(s, pg[i], h)) {
-				clean++;
-				continue;
+			if (s->codec != NULL) {
+				const enum tier_verdict v = tier_store(s, pg[i], h);
+
+				if (v == TIER_STORED) {
+					clean++;
+					continue;
+				}
+				/* Who takes frames faster than they come free is no reason to write.  With none at all it takes a write to begin. */
+				if (v == TIER_LATER && clean > 0) {
+					put_back(p, pg[i], Q_INACTIVE, PAGE_STAGED);
+					continue;
+				}
 			}
 			hash[ndirty] = h;
 			dirty[ndirty++] = pg[i];
