@@ -345,6 +345,46 @@ Test(tier, a_stream_unpacks_many_at_a_time)
 	over();
 }
 
+/* A stream from the third fault on; each window is twice the one before. */
+Test(tier, a_stream_that_goes_backwards_unpacks_many_at_a_time)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+
+	advise(va, N, UP_ADVICE_NORMAL);
+	seen();
+	for (unsigned i = N; i-- > 0;)
+		check_half(PAGE(i), i);
+	cr_assert(le(u64, rig_stats(r).faults[UP_FAULT_SOFT] - scene_seen.faults[UP_FAULT_SOFT],
+		     8 + N / ZIP_RUN_MAX));
+	cr_assert(eq(u64, rig_stats(r).pages_decompressed, N));
+	zip_out();
+	check_half(va, 0);
+	over();
+}
+
+/* Damage in the middle of a run is told to who comes to it, whichever way he goes. */
+Test(tier, a_run_ends_in_front_of_what_is_damaged)
+{
+	for (unsigned back = 0; back < 2; back++) {
+		const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+		uint64_t w;
+
+		anon_at(PAGE(N / 2))->hash ^= 1;
+		advise(va, N, back ? UP_ADVICE_NORMAL : UP_ADVICE_SEQUENTIAL);
+		for (unsigned i = 0; i < N; i++) {
+			const unsigned at = back ? N - 1 - i : i;
+
+			if (at != N / 2)
+				check_half(PAGE(at), at);
+			else
+				cr_assert(eq(int, rig_touch(r, 0, PAGE(at), false, &w, 0, 8),
+					     SIM_SIGBUS));
+		}
+		cr_assert(eq(u64, rig_stats(r).lost, PAGE_SIZE));
+		over();
+	}
+}
+
 Test(tier, prefaulted_and_wanted_soon)
 {
 	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);

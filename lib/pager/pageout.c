@@ -91,8 +91,7 @@ size_t
 frames_mappable(struct pager *p)
 {
 	const size_t n = frames_most(p);
-	const size_t kept =
-		high_with_writes(n) + inactive_with_writes(n) + (size_t)2 * CLUSTER_MAX;
+	const size_t kept = high_with_writes(n) + inactive_with_writes(n) + (size_t)2 * CLUSTER_MAX;
 
 	return n > kept ? n - kept : 0;
 }
@@ -813,16 +812,34 @@ pageout_wake(struct pager *p)
 		s->io->ops->kick(s->io);
 }
 
+/* True if less is available than who unpacks pages leaves behind. */
+static bool
+below_mark(struct pager *p)
+{
+	const size_t used = atomic_load_explicit(&p->budget.used, memory_order_relaxed);
+	const size_t mark = high_watermark(p) / 4 * 3;
+
+	return used + (mark << PAGE_SHIFT) > p->budget.limit &&
+	       frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed) <
+		       mark;
+}
+
+void
+pageout_ask(struct pager *p)
+{
+	struct service *s = p->service[0];
+
+	if (!atomic_load_explicit(&p->pageout_on, memory_order_relaxed) && below_mark(p) &&
+	    !atomic_exchange(&p->pageout_on, true))
+		s->io->ops->kick(s->io);
+}
+
 void
 pageout_help(struct service *s)
 {
 	struct pager *p = s->p;
-	const size_t used = atomic_load_explicit(&p->budget.used, memory_order_relaxed);
-	const size_t mark = high_watermark(p) / 4 * 3;
 
-	if (used + (mark << PAGE_SHIFT) <= p->budget.limit ||
-	    frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed) >=
-		    mark)
+	if (!below_mark(p))
 		return;
 	atomic_store_explicit(&p->pageout_on, true, memory_order_relaxed);
 	pageout_step(s);

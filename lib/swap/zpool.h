@@ -93,8 +93,8 @@ struct zpool {
 	uint32_t list[ZPOOL_LISTS]; /* (lock) CLOSED, by a 16th of a segment that is dead */
 	uint64_t hole[ZPOOL_HOLES]; /* (lock) the first of each length, what was freed last first */
 	uint64_t holes[(ZPOOL_HOLES + 63) / 64]; /* (lock) lists that are not empty */
-	uint32_t spare;		    /* (lock) */
-	uint32_t gone;		    /* (lock) segments whose memory is to be given back */
+	uint32_t spare;				 /* (lock) */
+	uint32_t gone;	  /* (lock) segments whose memory is to be given back */
 	uint32_t growing; /* (lock) the one that is being extended: stays OPEN, or nowhere */
 	size_t limit;	  /* (lock) bytes */
 	size_t pool; /* (lock) bytes: pages that segments have, or that are on their way in or out */
