@@ -467,8 +467,8 @@ deactivate(struct service *s, unsigned most)
 	struct pager *p = s->p;
 	struct page *pg[CLUSTER_MAX] = { NULL };
 	const uint64_t before = atomic_load_explicit(&s->count[C_STAGED], memory_order_relaxed);
-	const unsigned taken = take_victims(p, Q_ACTIVE, MIN(most, CLUSTER_MAX), pg);
-	unsigned n = taken, i = 0, passed;
+	const unsigned taken = take_victims(p, Q_ACTIVE, MIN(most, p->stage_batch), pg);
+	unsigned n = taken, i = 0, calls = 0, passed;
 
 	/* Not if somebody waits: all of them may be touched all the time. */
 	if (s->nparked == 0 && p->pmap->ops->pool_referenced != NULL)
@@ -478,7 +478,7 @@ deactivate(struct service *s, unsigned most)
 		trace_add(&s->trace, now_ns(), TRACE_STAGE, pg[0]->va, n);
 	n = lend_recall(s, pg, n);
 	sort_by_va(pg, n);
-	for (unsigned calls = 0; i < n && calls < STAGE_CALLS;) {
+	while (i < n && calls < STAGE_CALLS) {
 		unsigned j = i + 1;
 
 		while (j < n && pg[j]->va == pg[j - 1]->va + PAGE_SIZE &&
@@ -487,6 +487,11 @@ deactivate(struct service *s, unsigned most)
 		for (; i < j; calls++)
 			i += stage_run(s, pg + i, j - i);
 	}
+	/* Those that are scattered are not taken in vain the next time. */
+	if (i < n)
+		p->stage_batch = MAX(i, STAGE_CALLS);
+	else if (calls < STAGE_CALLS)
+		p->stage_batch = MIN(p->stage_batch * 2, CLUSTER_MAX);
 	/* The rest stay first in line. */
 	while (n > i)
 		put_back(p, pg[--n], Q_ACTIVE, PAGE_MAPPED);

@@ -154,6 +154,7 @@ struct pager {
 
 	/* pageout */
 	pthread_mutex_t pageout_lock; /* one thread chooses victims at a time */
+	unsigned stage_batch;	      /* (pageout_lock) so many are chosen: fewer if they lie scattered */
 	atomic_bool pageout_on;	      /* between the low and the high watermark */
 	atomic_size_t
 		starved; /* bytes of metadata that could not be had: give free frames back; 0: none */
