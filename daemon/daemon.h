@@ -55,6 +55,8 @@ struct peer;
 typedef void accept_fn(struct daemon *d, const struct listener *l, int fd, const struct peer *peer);
 
 accept_fn native_accept __attribute__((weak));
+/* Limits and minima of groups are to be as the configuration has them now.  Before the first client: nothing to do. */
+void native_quotas(struct daemon *d) __attribute__((weak));
 accept_fn firecracker_accept __attribute__((weak));
 accept_fn criu_accept __attribute__((weak));
 accept_fn handoff_accept __attribute__((weak));

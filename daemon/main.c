@@ -534,6 +534,8 @@ adopt(struct config *new)
 	new->named = named;
 	log_set_level((enum log_level)config_n(&the.cfg, KEY_LOG_LEVEL));
 	sessions_reload();
+	if (native_quotas != NULL)
+		native_quotas(&the);
 	warn_of_promises(&the);
 }
 

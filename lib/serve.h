@@ -74,7 +74,8 @@ int serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info);
 /* Its ranges, at most n, from `from` on; how many, or -ENOENT. */
 int serve_ranges(struct up_runtime *rt, uint64_t id, uintptr_t from, struct serve_range range[],
 		 size_t n);
-/* Which of its pages are in memory, UP_RESIDENT_*; of one range, 1024 pages at most.  0, -ENOENT, -ENOMEM: not mapped. */
+#define SERVE_RESIDENCY_MAX 1024
+/* Which of its pages are in memory, UP_RESIDENT_*; of one range, SERVE_RESIDENCY_MAX pages at most.  0, -ENOENT, -ENOMEM: not mapped. */
 int serve_residency(struct up_runtime *rt, uint64_t id, uintptr_t va, size_t npages,
 		    unsigned char vec[]);
 

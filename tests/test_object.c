@@ -1573,4 +1573,3 @@ Test(page, what_is_mapped_counts_for_the_account_and_its_group)
 	account_unref(group);
 	account_unref(a);
 }
-

@@ -1057,6 +1057,34 @@ Test(pageout, starts_at_the_low_watermark_and_stops_at_the_high)
 	over();
 }
 
+/* Each takes a call of its own, of which a batch makes few. */
+Test(pageout, of_pages_that_lie_scattered_few_are_chosen_at_a_time)
+{
+	const unsigned n = 256;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	va = map_random((size_t)4 * n);
+	for (unsigned i = 0; i < n; i++)
+		put_page(PAGE(2 * i), i);
+	for (unsigned i = 0; i < n; i++)
+		put_page(PAGE(2 * n + i), i);
+	cr_assert(eq(uint, r->p->stage_batch, CLUSTER_MAX));
+	squeeze(0);
+	atomic_store(&r->p->pageout_on, true);
+	rig_step(r);
+	cr_assert(lt(uint, r->p->stage_batch, CLUSTER_MAX / 2));
+	unsqueeze();
+	/* Where they lie side by side, as many as ever. */
+	swap_out();
+	cr_assert(eq(uint, r->p->stage_batch, CLUSTER_MAX));
+	for (unsigned i = 0; i < n; i++) {
+		check_page(PAGE(2 * i), i);
+		check_page(PAGE(2 * n + i), i);
+	}
+	over();
+}
+
 Test(pageout, does_nothing_while_there_is_room)
 {
 	scene((struct rig_config){ .seed = 1, .memory = 8 << 20 });

@@ -189,15 +189,15 @@ Test(tier, the_oldest_are_written_back_when_it_is_full)
 	uintptr_t va;
 	unsigned young = 0;
 
-	/* Of 256 KiB, about 120 pages. */
-	tier_scene(UP_COMPRESS_LZ4, 256 << 10);
+	/* Of 512 KiB, about 240 pages. */
+	tier_scene(UP_COMPRESS_LZ4, 512 << 10);
 	va = map_random(n);
 	for (unsigned i = 0; i < n; i++)
 		put_half(PAGE(i), i);
 	rig_settle(r);
 	st = rig_stats(r);
 	cr_assert(gt(u64, st.pages_written_back, n / 16));
-	cr_assert(le(u64, st.compressed_pool, 256 << 10));
+	cr_assert(le(u64, st.compressed_pool, 512 << 10));
 	cr_assert(gt(sz, zipped(), 32));
 	for (unsigned i = 0; i < n; i++)
 		young += is_zipped(PAGE(i)) && i > n / 4;
@@ -345,6 +345,46 @@ Test(tier, a_stream_unpacks_many_at_a_time)
 	over();
 }
 
+/* A stream from the third fault on; each window is twice the one before. */
+Test(tier, a_stream_that_goes_backwards_unpacks_many_at_a_time)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+
+	advise(va, N, UP_ADVICE_NORMAL);
+	seen();
+	for (unsigned i = N; i-- > 0;)
+		check_half(PAGE(i), i);
+	cr_assert(le(u64, rig_stats(r).faults[UP_FAULT_SOFT] - scene_seen.faults[UP_FAULT_SOFT],
+		     8 + N / ZIP_RUN_MAX));
+	cr_assert(eq(u64, rig_stats(r).pages_decompressed, N));
+	zip_out();
+	check_half(va, 0);
+	over();
+}
+
+/* Damage in the middle of a run is told to who comes to it, whichever way he goes. */
+Test(tier, a_run_ends_in_front_of_what_is_damaged)
+{
+	for (unsigned back = 0; back < 2; back++) {
+		const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+		uint64_t w;
+
+		anon_at(PAGE(N / 2))->hash ^= 1;
+		advise(va, N, back ? UP_ADVICE_NORMAL : UP_ADVICE_SEQUENTIAL);
+		for (unsigned i = 0; i < N; i++) {
+			const unsigned at = back ? N - 1 - i : i;
+
+			if (at != N / 2)
+				check_half(PAGE(at), at);
+			else
+				cr_assert(eq(int, rig_touch(r, 0, PAGE(at), false, &w, 0, 8),
+					     SIM_SIGBUS));
+		}
+		cr_assert(eq(u64, rig_stats(r).lost, PAGE_SIZE));
+		over();
+	}
+}
+
 Test(tier, prefaulted_and_wanted_soon)
 {
 	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
@@ -382,15 +422,95 @@ Test(tier, metadata_that_is_short_gets_the_pools_memory)
 	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
 	const size_t had = tier_bytes(r->p);
 
-	/* Half of the entries go, and leave holes. */
-	for (unsigned i = 0; i < N; i += 2)
-		advise(PAGE(i), 1, UP_ADVICE_DONTNEED);
+	/* Most of the entries go, and leave holes. */
+	for (unsigned i = 0; i < N; i++)
+		if (i % 4 != 1)
+			advise(PAGE(i), 1, UP_ADVICE_DONTNEED);
 	squeeze(0);
 	pager_starved(r->p, METADATA_STEP);
 	rig_step(r);
 	cr_assert(lt(sz, tier_bytes(r->p), had));
 	unsqueeze();
-	for (unsigned i = 1; i < N; i += 2)
+	for (unsigned i = 1; i < N; i += 4)
+		check_half(PAGE(i), i);
+	over();
+}
+
+/* It grows whenever a page comes to it: one that did so before the metadata was there let a fill wait for that until all memory was compressed. */
+Test(tier, what_metadata_waits_for_the_pool_does_not_take)
+{
+	frame_t f[CLUSTER_MAX];
+	uintptr_t va;
+
+	tier_scene(UP_COMPRESS_LZ4, 0);
+	va = map_random(N);
+	for (unsigned i = 0; i < N; i++)
+		put_half(PAGE(i), i);
+	cr_assert(eq(uint, frames_obtain(r->p, CLUSTER_MAX, f), CLUSTER_MAX));
+	frames_release(r->p, f, CLUSTER_MAX);
+	squeeze(0);
+	pager_starved(r->p, METADATA_STEP);
+	atomic_store(&r->p->pageout_on, true);
+	cr_assert(pageout_step(r->p->service[0]));
+	cr_assert(zero(sz, atomic_load(&r->p->starved)));
+	cr_assert(eq(sz, r->p->budget.limit - atomic_load(&r->p->budget.used), METADATA_STEP));
+	cr_assert(zero(u64, rig_stats(r).pages_staged + rig_stats(r).compressed));
+	unsqueeze();
+	over();
+}
+
+/* The first needs a page of the pool, for which the second's frame would do. */
+Test(tier, a_page_for_which_there_is_no_room_yet_is_not_written)
+{
+	uintptr_t va;
+
+	tier_scene(UP_COMPRESS_LZ4, 0);
+	va = map_random(N);
+	for (unsigned i = 0; i < N; i++)
+		put_half(PAGE(i), i);
+	no_room();
+	atomic_store(&r->p->pageout_on, true);
+	for (unsigned k = 0; k < 20; k++) {
+		rig_step(r);
+		hold_frames(false);
+	}
+	rig_settle(r);
+	/* One batch had to be, to begin with. */
+	cr_assert(le(u64, rig_stats(r).swap_write_bytes, CLUSTER_MAX * PAGE_SIZE));
+	give_room();
+	for (unsigned i = 0; i < N; i++)
+		check_half(PAGE(i), i);
+	over();
+}
+
+Test(tier, less_is_kept_free_and_staged_while_nothing_is_written)
+{
+	const unsigned n = 8192;
+	struct up_stats st;
+	uintptr_t va;
+	size_t most;
+
+	scene((struct rig_config){ .seed = 1, .memory = 24 << 20, .compression = UP_COMPRESS_LZ4 });
+	va = map_random(n);
+	for (unsigned i = 0; i < n; i++)
+		put_half(PAGE(i), i);
+	rig_settle(r);
+	st = rig_stats(r);
+	most = frames_most(r->p);
+	cr_assert(tier_suffices(r->p));
+	cr_assert(zero(u64, st.swap_writes));
+	cr_assert(lt(u64, st.staged / PAGE_SIZE, most / 64 + 3 * CLUSTER_MAX));
+	cr_assert(lt(sz, frames_available(r->p), 6 * CLUSTER_MAX));
+
+	/* From the first write on it is as without a tier. */
+	tier_falls_short(r->p);
+	cr_assert(not(tier_suffices(r->p)));
+	atomic_store(&r->p->pageout_on, true);
+	for (unsigned k = 0; k < 100; k++)
+		rig_step(r);
+	rig_settle(r);
+	cr_assert(ge(sz, frames_available(r->p), frames_most(r->p) / 16));
+	for (unsigned i = 0; i < n; i++)
 		check_half(PAGE(i), i);
 	over();
 }

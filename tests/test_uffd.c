@@ -949,11 +949,11 @@ Test(uffd, a_lent_page_is_guarded_until_it_may_be_written_and_many_are_recalled_
 	for (unsigned i = 0; i < 3; i++) {
 		at[i] = page(2 * (size_t)i);
 		write_content(pmap_frame(pm, f[i]), i);
-		cr_assert(eq(int, pm->ops->lend(pm, 0, at[i], f[i], true), 0));
+		cr_assert(eq(int, pm->ops->lend(pm, 0, at[i], f[i], 1, true, &done), 0));
 		cr_assert(frame_there(f[i]));
 		cr_assert(has_content((void *)at[i], i));
 	}
-	cr_assert(eq(int, pm->ops->lend(pm, 0, at[0], f[0], true), -EEXIST));
+	cr_assert(eq(int, pm->ops->lend(pm, 0, at[0], f[0], 1, true, &done), -EEXIST));
 	pm->ops->allow(pm, 0, at[1]);
 	write_content((void *)at[1], 9);
 	at[1] = at[2];
@@ -980,6 +980,26 @@ Test(uffd, a_lent_page_is_guarded_until_it_may_be_written_and_many_are_recalled_
 	rig_drop();
 }
 
+Test(uffd, neighbours_are_lent_up_to_one_that_is_there)
+{
+	size_t done;
+
+	rig_make(0, RW);
+	needs_vector();
+	cr_assert(eq(int, pm->ops->frame_new(pm, 0, 4, &done), 0));
+	for (frame_t f = 0; f < 4; f++)
+		write_content(pmap_frame(pm, f), f);
+	cr_assert(eq(int, pm->ops->lend(pm, 0, page(0), 0, 2, false, &done), 0));
+	cr_assert(eq(sz, done, 2));
+	cr_assert(eq(int, pm->ops->lend(pm, 0, page(4), 3, 1, false, &done), 0));
+	cr_assert(eq(int, pm->ops->lend(pm, 0, page(2), 0, 4, false, &done), -EEXIST));
+	cr_assert(eq(sz, done, 2));
+	for (unsigned i = 0; i < 5; i++)
+		cr_assert(has_content((void *)page(i), i < 4 ? i % 2 : 3));
+	pm->ops->frame_drop(pm, 0, 4);
+	rig_drop();
+}
+
 Test(uffd, a_lent_page_that_the_program_locks_stays)
 {
 	uintptr_t at[2];
@@ -992,7 +1012,7 @@ Test(uffd, a_lent_page_that_the_program_locks_stays)
 	for (unsigned i = 0; i < 2; i++) {
 		at[i] = page(2 * (size_t)i);
 		write_content(pmap_frame(pm, f[i]), i);
-		cr_assert(eq(int, pm->ops->lend(pm, 0, at[i], f[i], true), 0));
+		cr_assert(eq(int, pm->ops->lend(pm, 0, at[i], f[i], 1, true, &done), 0));
 	}
 	/* What it would populate it would store into, and wait for us. */
 	cr_assert(eq(int, mlock2((void *)at[1], PAGE_SIZE, MLOCK_ONFAULT), 0));

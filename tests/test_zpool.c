@@ -514,7 +514,7 @@ Test(zpool, one_page_that_goes_to_and_fro_costs_no_commit)
 	down();
 }
 
-Test(zpool, leaving_in_order_of_arrival_moves_nothing)
+Test(zpool, leaving_in_order_of_arrival_moves_hardly_anything)
 {
 	static struct held held[1000];
 
@@ -526,13 +526,13 @@ Test(zpool, leaving_in_order_of_arrival_moves_nothing)
 			drop(h);
 		cr_assert(zero(int, put(h, ZPAGE_TEXT, i)));
 	}
-	cr_assert(zero(u64, stats().count.moved));
+	cr_assert(lt(u64, stats().count.moved, 20000 / 20));
 	cr_assert(le(sz, stats().pool - stats().bytes, stats().pool / 8));
 	down();
 }
 
 /* A full pool whose pages leave in any order: what is dead, rounding and ends of segments together. */
-Test(zpool, waste_of_a_pool_that_churns_is_a_tenth_at_most)
+Test(zpool, waste_of_a_pool_that_churns_is_a_fifteenth_at_most)
 {
 	static struct held held[4000];
 	uint64_t x = 21;
@@ -547,12 +547,77 @@ Test(zpool, waste_of_a_pool_that_churns_is_a_tenth_at_most)
 		cr_assert(zero(int, put(&held[k], i % 3, i)));
 	}
 	/* And the slack of one segment. */
-	cr_assert(le(sz, stats().pool - stats().bytes, stats().pool / 10 + ZSEG_SIZE));
-	cr_assert(lt(u64, stats().count.moved, 40000 * 8), "%llu moved",
+	cr_assert(le(sz, stats().pool - stats().bytes, stats().pool / 15 + ZSEG_SIZE));
+	cr_assert(lt(u64, stats().count.moved, 40000), "%llu moved",
 		  (unsigned long long)stats().count.moved);
 	fprintf(stderr, "churn: %.1f %% waste, %.1f moved a put\n",
 		100.0 * (stats().pool - stats().bytes) / stats().pool,
 		stats().count.moved / 40000.0);
+	down();
+}
+
+Test(zpool, pages_that_compress_alike_fill_each_others_holes)
+{
+	static struct held held[1000];
+	unsigned long commits;
+	uint64_t x = 5;
+
+	up(64 * MIB, 16 * MIB);
+	memset(page, 'a', sizeof page);
+	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
+		cr_assert(zero(int, zpool_put(&pool, page, 2000, i, &held[i].ref)));
+	commits = heap.ncommits;
+	for (unsigned i = 0; i < 10000; i++) {
+		const size_t k = zpage_random(&x) % ARRAY_SIZE(held);
+
+		zpool_free(&pool, held[k].ref);
+		cr_assert(zero(int, zpool_put(&pool, page, 2000, k, &held[k].ref)));
+	}
+	zpool_check(&pool);
+	cr_assert(eq(ulong, heap.ncommits, commits));
+	cr_assert(zero(u64, stats().count.moved));
+	down();
+}
+
+Test(zpool, holes_side_by_side_hold_a_longer_entry)
+{
+	zref_t ref[8], longer;
+
+	up(64 * MIB, 16 * MIB);
+	memset(page, 'a', sizeof page);
+	for (unsigned i = 0; i < ARRAY_SIZE(ref); i++)
+		cr_assert(zero(int, zpool_put(&pool, page, 1500, i, &ref[i])));
+	/* The one behind goes first: they join. */
+	zpool_free(&pool, ref[3]);
+	zpool_check(&pool);
+	zpool_free(&pool, ref[2]);
+	zpool_check(&pool);
+	cr_assert(zero(int, zpool_put(&pool, page, 3000, 8, &longer)));
+	zpool_check(&pool);
+	cr_assert(lt(sz, stats().dead, 16));
+	down();
+}
+
+Test(zpool, the_shortest_hole_that_is_long_enough_is_filled_and_its_rest_is_one)
+{
+	static const size_t len[] = { 1000, 100, 400, 100, 700, 100 };
+	zref_t ref[ARRAY_SIZE(len)], a, b;
+
+	up(64 * MIB, 16 * MIB);
+	memset(page, 'a', sizeof page);
+	for (unsigned i = 0; i < ARRAY_SIZE(len); i++)
+		cr_assert(zero(int, zpool_put(&pool, page, len[i], i, &ref[i])));
+	zpool_free(&pool, ref[0]);
+	zpool_free(&pool, ref[2]);
+	zpool_free(&pool, ref[4]);
+	cr_assert(zero(int, zpool_put(&pool, page, 600, 6, &a)));
+	zpool_check(&pool);
+	/* 1000 and 400 are still there, and what is left of 700. */
+	cr_assert(zero(int, zpool_put(&pool, page, 1000, 7, &b)));
+	cr_assert(zero(int, zpool_put(&pool, page, 400, 8, &b)));
+	cr_assert(zero(int, zpool_put(&pool, page, 90, 9, &b)));
+	zpool_check(&pool);
+	cr_assert(lt(sz, stats().dead, 32));
 	down();
 }
 

@@ -55,6 +55,26 @@ now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+/*
+ * A lock that is held for less than it takes to sleep and to be woken: who meets it held looks again a few times first.  On one CPU that is in vain, and
+ * short.
+ */
+static inline int
+mutex_init_brief(pthread_mutex_t *m)
+{
+	pthread_mutexattr_t attr;
+	int r = pthread_mutexattr_init(&attr);
+
+	if (r != 0)
+		return r;
+#ifdef PTHREAD_ADAPTIVE_MUTEX_INITIALIZER_NP
+	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
+#endif
+	r = pthread_mutex_init(m, &attr);
+	pthread_mutexattr_destroy(&attr);
+	return r;
+}
+
 /* Lines of threads that may not call the program now; see log_hold. */
 #define LOG_HELD 8
 struct log_held {

@@ -61,7 +61,7 @@ struct fault {
 	int waitq;	/* V_BUSY of a worker: where to sleep, from anon_sleep_begin() */
 	unsigned ahead; /* pages from here on that are asked for; 0: guess */
 	unsigned got;	/* early: pages that are under way */
-	bool unpacked;	/* it was compressed */
+	unsigned back;	/* pages unpacked for it */
 	bool hurry;	/* V_ROOM: there is some, but not as much as a stream wants */
 	uint64_t t0;
 	uint64_t serial; /* of the entry found; 0: none */
@@ -649,6 +649,13 @@ unstage(struct pager *p, struct page *const pg[], unsigned n, unsigned touched)
 	return hits;
 }
 
+/* How many pages there are from the one at fault back to the beginning of entry or leaf. */
+static unsigned
+pages_in_front(const struct fault *f)
+{
+	return MIN(f->at, (unsigned)MIN((f->addr - f->entry->start) >> PAGE_SHIFT, LEAF_SLOTS));
+}
+
 /*
  * The page is staged.  If a stream comes by, what is staged further on its way is mapped in the same move.
  * => the anon is busy, map and leaf are locked; all are released.
@@ -672,10 +679,7 @@ fault_staged(struct fault *f, struct anon *an)
 	    atomic_load(entry_unrecorded(f->entry)))
 		most = 1;
 	back = stream != NULL && readahead_back(stream);
-	most = back ? MIN(most, MIN(f->at, (unsigned)MIN((f->addr - f->entry->start) >> PAGE_SHIFT,
-							 LEAF_SLOTS)) +
-					1)
-		    : MIN(most, f->run_max);
+	most = MIN(most, back ? pages_in_front(f) + 1 : f->run_max);
 	*pg = page_at(&p->pages, an->loc);
 	while (n < most && staged_at(f, back ? -(int)n : (int)n, back ? pg - 1 : &pg[n])) {
 		pg -= back;
@@ -822,10 +826,14 @@ fault_zip(struct fault *f)
 	struct pager *p = f->p;
 	struct ra_stream *stream;
 	unsigned want, got;
+	bool back;
 	int r;
 
 	want = window(f, ZIP_RUN_MAX, &stream);
-	r = pagein_zip(f->s, f->leaf, f->at, f->va, f->shard, want, FOR_FAULT, &got);
+	back = stream != NULL && readahead_back(stream) && !atomic_load(entry_unrecorded(f->entry));
+	if (back)
+		want = MIN(readahead_reach(stream), pages_in_front(f) + 1);
+	r = pagein_zip(f->s, f->leaf, f->at, f->va, f->shard, want, back, FOR_FAULT, &got);
 	if (r == 0 && stream != NULL) {
 		readahead_done(stream, f->index, got);
 		go_ahead(f, stream);
@@ -835,7 +843,7 @@ fault_zip(struct fault *f)
 		return V_SIGBUS;
 	if (r < 0)
 		return r == -ENOMEM ? V_ROOM : V_AGAIN;
-	f->unpacked = true;
+	f->back = got;
 	fault_answered(f->s, f->space, UP_FAULT_SOFT, f->va, f->t0);
 	return V_DONE;
 }
@@ -1049,7 +1057,7 @@ unzip_beneath(struct fault *f, const struct beneath *b)
 	int r;
 
 	pthread_mutex_lock(&b->leaf->lock);
-	r = pagein_zip(f->s, b->leaf, b->at, 0, f->shard, 1, FOR_FAULT, &got);
+	r = pagein_zip(f->s, b->leaf, b->at, 0, f->shard, 1, false, FOR_FAULT, &got);
 	pthread_rwlock_unlock(&p->map.lock);
 	return r == -ENOMEM ? V_ROOM : V_REPEAT;
 }
@@ -1612,7 +1620,7 @@ fault_serve(struct service *s, struct parked *pk, int *waitq)
 
 	pk->serial = f.serial;
 	pk->hurry = f.hurry;
-	pk->busy = f.unpacked;
+	pk->busy = f.back;
 	pk->t0 = f.t0; /* it may wait for something that takes its time */
 	switch (v) {
 	case V_DONE:

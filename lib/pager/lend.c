@@ -2,7 +2,7 @@
 /*
  * lend.c: pages that are read one by one, to regions and back.
  *
- *	              lend_page: copied, and the frame stays free
+ *	   lend_page, lend_run: copied, and the frame stays free
  *	TRANSIT -------------------------------------------------> MAPPED, and `same` if guarded: write-protected since it was read
  *	                                                            |  |
  *	        STAGED, still `same` <--- lend_recall --------------+  +---- a store, lend_allow ----> MAPPED, like others
@@ -38,30 +38,40 @@ trade(struct pager *p)
 	return true;
 }
 
+unsigned
+lend_run(struct pager *p, struct page *const pg[], unsigned n, bool guard)
+{
+	size_t done;
+
+	/* It takes room in the budget, for which metadata may be waiting. */
+	if (!lends(p) || pg[0]->va == 0 || pg[0]->shard >= p->pmap->nshards ||
+	    atomic_load(&p->starved) > 0)
+		return 0;
+	/* A change of what others see too is for its leaf to know. */
+	guard = guard && !pg[0]->leaf->named && !pg[0]->leaf->sourced;
+	if (!budget_charge(&p->budget, n * PAGE_SIZE) &&
+	    (!trade(p) || !budget_charge(&p->budget, n * PAGE_SIZE)))
+		return 0;
+	p->pmap->ops->lend(p->pmap, pg[0]->shard, pg[0]->va, pg[0]->frame, n, guard, &done);
+	budget_uncharge(&p->budget, (n - done) * PAGE_SIZE);
+	pthread_mutex_lock(&p->pages.lock);
+	for (size_t i = 0; i < done; i++) {
+		pg[i]->frame = FRAME_NONE;
+		pg[i]->same = guard;
+		page_enqueue_locked(&p->pages, pg[i], Q_ACTIVE, PAGE_MAPPED);
+	}
+	pthread_mutex_unlock(&p->pages.lock);
+	return (unsigned)done;
+}
+
 bool
 lend_page(struct pager *p, struct page *pg, bool guard)
 {
 	const frame_t frame = pg->frame;
 
-	/* It takes room in the budget, for which metadata may be waiting. */
-	if (!lends(p) || pg->va == 0 || pg->shard >= p->pmap->nshards ||
-	    atomic_load(&p->starved) > 0)
+	if (lend_run(p, &pg, 1, guard) == 0)
 		return false;
-	/* A change of what others see too is for its leaf to know. */
-	guard = guard && !pg->leaf->named && !pg->leaf->sourced;
-	if (!budget_charge(&p->budget, PAGE_SIZE) &&
-	    (!trade(p) || !budget_charge(&p->budget, PAGE_SIZE)))
-		return false;
-	if (p->pmap->ops->lend(p->pmap, pg->shard, pg->va, frame, guard) < 0) {
-		budget_uncharge(&p->budget, PAGE_SIZE);
-		return false;
-	}
 	frame_give(&p->frames, frame, 1);
-	pthread_mutex_lock(&p->pages.lock);
-	pg->frame = FRAME_NONE;
-	pg->same = guard;
-	page_enqueue_locked(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
-	pthread_mutex_unlock(&p->pages.lock);
 	return true;
 }
 

@@ -17,33 +17,33 @@
 
 /* The address of the page `i` behind the one at `va`, if that has one. */
 static uintptr_t
-va_behind(uintptr_t va, unsigned i)
+va_behind(uintptr_t va, int i)
 {
-	return va != 0 ? va + (uintptr_t)i * PAGE_SIZE : 0;
+	return va != 0 ? va + (uintptr_t)((intptr_t)i * (intptr_t)PAGE_SIZE) : 0;
 }
 
 /* Release anons made busy for a page-in that does not take place. */
 static void
 let_go(struct pager *p, struct anon *const an[], unsigned from, unsigned n, unsigned shard,
-       uintptr_t va)
+       uintptr_t va, int step)
 {
 	for (unsigned i = from; i < n; i++)
-		page_unbusy(p, an[i], shard, va_behind(va, i));
+		page_unbusy(p, an[i], shard, va_behind(va, (int)i * step));
 }
 
 /*
  * Make the neighbours behind `at` busy while they are out in the same way: in slots that follow on, or in the compressed pool.  Returns
- * how many in all. => leaf locked
+ * how many in all.  step: 1, or -1 for those in front of it. => leaf locked
  */
 static unsigned
 collect(struct pager *p, struct leaf *leaf, unsigned at, unsigned want, unsigned shard,
-	uintptr_t va, struct anon *an[])
+	uintptr_t va, int step, struct anon *an[])
 {
 	const uint8_t kind = atomic_load_explicit(&an[0]->kind, memory_order_relaxed);
 	unsigned n = 1;
 
 	for (; n < want; n++) {
-		struct anon *next = leaf_anon(leaf, at + n);
+		struct anon *next = leaf_anon(leaf, (unsigned)((int)at + (int)n * step));
 
 		if (next == NULL ||
 		    atomic_load_explicit(&next->kind, memory_order_relaxed) != kind ||
@@ -51,7 +51,7 @@ collect(struct pager *p, struct leaf *leaf, unsigned at, unsigned want, unsigned
 			break;
 		if (atomic_load_explicit(&next->kind, memory_order_relaxed) != kind ||
 		    (kind == ANON_SWAP && next->loc != an[0]->loc + n)) {
-			page_unbusy(p, next, shard, va_behind(va, n));
+			page_unbusy(p, next, shard, va_behind(va, (int)n * step));
 			break;
 		}
 		an[n] = next;
@@ -72,14 +72,14 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 
 	*got = 0;
 	an[0] = leaf_anon(leaf, at);
-	n = collect(p, leaf, at, MIN(want, CLUSTER_MAX), shard, va, an);
+	n = collect(p, leaf, at, MIN(want, CLUSTER_MAX), shard, va, 1, an);
 	pthread_mutex_unlock(&leaf->lock);
 
 	req = request_get(s, REQ_PAGEIN);
 	if (req == NULL)
 		goto none;
 	nf = frames_obtain(p, n, f);
-	let_go(p, an, nf, n, shard, va);
+	let_go(p, an, nf, n, shard, va, 1);
 	n = nf;
 	if (n == 0)
 		goto put;
@@ -92,7 +92,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 
 		if (pg == NULL)
 			break;
-		pg->va = va_behind(va, npages);
+		pg->va = va_behind(va, (int)npages);
 		pg->shard = (uint8_t)shard;
 		pg->frame = f[npages];
 		pg->slot = slot + npages;
@@ -101,7 +101,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	if (npages < n) {
 		pager_starved(p, METADATA_STEP);
 		frames_release(p, f + npages, n - npages);
-		let_go(p, an, npages, n, shard, va);
+		let_go(p, an, npages, n, shard, va, 1);
 		n = npages;
 		if (n == 0)
 			goto put;
@@ -128,7 +128,7 @@ put:
 	request_put(s, req);
 	n = 0;
 none:
-	let_go(p, an, 0, n, shard, va);
+	let_go(p, an, 0, n, shard, va, 1);
 	return -ENOMEM;
 }
 
@@ -218,19 +218,10 @@ how_to_lend(const struct request *req)
 	return req->guard ? LEND_GUARDED : LEND;
 }
 
-/*
- * Install verified pages of one request: pg[0 .. n), busy, in TRANSIT.  Returns the verdict on pg[0].
- * A page that the kernel does not take now stays in core, staged and clean: its next fault is soft; and so do
- * those of a backing object, which have no address, and those that a stream has not come to yet.
- */
-static int
-install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for why, enum lend lend)
+/* Verified pages are in core from here on. */
+static void
+in_core(struct pager *p, struct page *const pg[], unsigned n, enum pagein_for why, bool early)
 {
-	struct pager *p = s->p;
-	const bool early = pagein_stays(s, why, pg, n);
-	unsigned done = 0;
-	int r = 0;
-
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
 
@@ -246,9 +237,19 @@ install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for 
 			page_enqueue_locked(&p->pages, pg[i], Q_AHEAD, PAGE_STAGED);
 	}
 	pthread_mutex_unlock(&p->pages.lock);
-	if (lend != LEND_NOT && lend_page(p, pg[0], lend == LEND_GUARDED))
-		done = 1;
-	else if (!early && pg[0]->va != 0)
+}
+
+/*
+ * Pages in core, the first `done` of which are mapped: all of them are, or staged.  Returns the verdict on pg[0].
+ * A page that the kernel does not take now stays in core, staged and clean: its next fault is soft; and so do
+ * those of a backing object, which have no address, and those that a stream has not come to yet.
+ */
+static int
+settle(struct pager *p, struct page *const pg[], unsigned n, unsigned done, bool early)
+{
+	int r = 0;
+
+	if (done == 0 && !early && pg[0]->va != 0)
 		r = enter_pages(p, pg, n, &done);
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
@@ -260,6 +261,18 @@ install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for 
 		page_unbusy(p, an, shard, va);
 	}
 	return done > 0 ? 0 : r; /* also if none has an address */
+}
+
+/* Install verified pages of one request: pg[0 .. n), busy, in TRANSIT.  Returns the verdict on pg[0]. */
+static int
+install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for why, enum lend lend)
+{
+	struct pager *p = s->p;
+	const bool early = pagein_stays(s, why, pg, n);
+
+	in_core(p, pg, n, why, early);
+	return settle(p, pg, n,
+		      lend != LEND_NOT && lend_page(p, pg[0], lend == LEND_GUARDED) ? 1 : 0, early);
 }
 
 /* --- from the compressed pool --- */
@@ -283,57 +296,135 @@ lost_zip(struct service *s, struct anon *an, struct leaf *leaf, uintptr_t va)
 		resv_give(&p->resv_swap, 1);
 }
 
+/* The page of a busy anon, unpacked into a frame, with its entry gone.  NULL: *r, -ENOMEM or -EIO, and nothing has happened. */
+static struct page *
+unpack(struct service *s, struct anon *an, struct leaf *leaf, unsigned at, frame_t f, int *r)
+{
+	struct pager *p = s->p;
+	void *content = pmap_frame(p->pmap, f);
+	struct page *pg = page_alloc(&p->pages, an, leaf, at);
+
+	*r = -ENOMEM;
+	if (pg == NULL) {
+		pager_starved(p, METADATA_STEP);
+		return NULL;
+	}
+	if (zpool_get(&p->tier.pool, s->codec, an->loc, content, ZPOOL_HIT) < 0 ||
+	    hash_page(p->hash_seed, content) != an->hash) {
+		page_free(&p->pages, pg);
+		*r = -EIO;
+		return NULL;
+	}
+	zpool_free(&p->tier.pool, an->loc);
+	atomic_fetch_sub(&p->tier.nzipped, 1);
+	atomic_fetch_add(&p->nswapped, 1); /* in_core() takes it for one from there */
+	pg->frame = f;
+	*r = 0;
+	return pg;
+}
+
+/* Frames that follow each other, up to `want`. */
+static unsigned
+frames_beside(struct pager *p, unsigned want, frame_t *first)
+{
+	const size_t n = frame_take(&p->frames, want, first);
+
+	return n > 0 ? (unsigned)n : frames_obtain(p, 1, first);
+}
+
+/*
+ * Unpacked pages run[0 .. n), by address, in frames that follow each other; `alone`: it is one, and somebody waits for it.  How many were lent, from the
+ * front: their frames are the caller's.  *r: the verdict.
+ */
+static unsigned
+unpacked(struct pager *p, struct page *const run[], unsigned n, bool alone, int *r)
+{
+	unsigned lent;
+
+	in_core(p, run, n, alone ? FOR_FAULT : FOR_CALL, false);
+	/* The pool is the far end of what is staged: who comes back from there counts as touched. */
+	if (alone) {
+		pthread_mutex_lock(&p->pages.lock);
+		policy_touched(&p->pages.policy, page_no(&p->pages, run[0]));
+		pthread_mutex_unlock(&p->pages.lock);
+	}
+	lent = lend_run(p, run, n, false);
+	*r = settle(p, run, n, lent, false);
+	return lent;
+}
+
+/*
+ * A few frames do for all of a run, as long as they are lent each time: they stay in the cache, and to enter frames that lie anywhere would be an interrupt for
+ * each to whoever else runs.
+ */
 int
 pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
-	   unsigned want, enum pagein_for why, unsigned *got)
+	   unsigned want, bool back, enum pagein_for why, unsigned *got)
 {
 	struct pager *p = s->p;
 	struct anon *an[ZIP_RUN_MAX] = { NULL };
-	struct page *pg[ZIP_RUN_MAX];
-	frame_t f[ZIP_RUN_MAX];
-	unsigned n, nf, i;
-	int r = 0;
+	const int step = back ? -1 : 1;
+	frame_t f = FRAME_NONE;
+	unsigned n, nf = 0, i = 0;
+	int r = 0, first = 0;
 
-	*got = 0;
+	assert(why != FOR_STREAM);
 	an[0] = leaf_anon(leaf, at);
-	n = collect(p, leaf, at, MIN(want, ZIP_RUN_MAX), shard, va, an);
+	n = collect(p, leaf, at, MIN(want, ZIP_RUN_MAX), shard, va, step, an);
 	pthread_mutex_unlock(&leaf->lock);
-	nf = frames_obtain(p, n, f);
-	for (i = 0; i < nf; i++) {
-		pg[i] = page_alloc(&p->pages, an[i], leaf, at + i);
-		if (pg[i] == NULL) {
-			pager_starved(p, METADATA_STEP);
-			break;
+	while (i < n && r == 0) {
+		struct page *pg[ZIP_BATCH_MAX];
+		unsigned k = 0, lent, from;
+		int verdict;
+
+		if (nf == 0)
+			nf = frames_beside(p, MIN(n - i, ZIP_BATCH_MAX), &f);
+		if (nf == 0)
+			r = -ENOMEM;
+		/* From the page at fault on, so from the end if that is the last. */
+		for (; k < MIN(nf, n - i) && r == 0; k++) {
+			const int off = (int)(i + k) * step;
+			const unsigned to = back ? nf - 1 - k : k;
+			struct page *each =
+				unpack(s, an[i + k], leaf, (unsigned)((int)at + off), f + to, &r);
+
+			if (each == NULL)
+				break;
+			each->va = va_behind(va, off);
+			each->shard = (uint8_t)shard;
+			pg[back ? ZIP_BATCH_MAX - 1 - k : k] = each;
 		}
-		if (zpool_get(&p->tier.pool, s->codec, an[i]->loc, pmap_frame(p->pmap, f[i]),
-			      ZPOOL_HIT) < 0 ||
-		    hash_page(p->hash_seed, pmap_frame(p->pmap, f[i])) != an[i]->hash) {
-			page_free(&p->pages, pg[i]);
-			r = -EIO;
+		if (k == 0)
 			break;
+		from = back ? ZIP_BATCH_MAX - k : 0;
+		lent = unpacked(p, pg + from, k, n == 1 && why == FOR_FAULT, &verdict);
+		if (i == 0)
+			first = verdict;
+		i += k;
+		if (lent == k)
+			continue;
+		/* Those of the others are theirs. */
+		for (unsigned j = 0; j < nf; j++) {
+			const unsigned begin = back ? nf - k : 0;
+
+			if (j < begin + lent || j >= begin + k)
+				frame_give(&p->frames, f + j, 1);
 		}
-		zpool_free(&p->tier.pool, an[i]->loc);
-		atomic_fetch_sub(&p->tier.nzipped, 1);
-		atomic_fetch_add(&p->nswapped, 1); /* install() takes it for one from there */
-		pg[i]->va = va_behind(va, i);
-		pg[i]->shard = (uint8_t)shard;
-		pg[i]->frame = f[i];
+		nf = 0;
 	}
-	frames_release(p, f + i, nf - i);
+	if (nf > 0)
+		frame_give(&p->frames, f, nf);
 	if (i == 0 && r == -EIO) {
 		lost_zip(s, an[0], leaf, va);
 		if (why == FOR_FAULT && va != 0 && fault_sigbus(s, shard, va) < 0)
 			r = -EAGAIN;
 	}
-	let_go(p, an, i, n, shard, va);
-	if (i == 0)
-		return r < 0 ? r : -ENOMEM;
-	count(s, C_UNZIPPED, i);
+	let_go(p, an, i, n, shard, va, step);
 	*got = i;
-	r = install(s, pg, 1, why, i == 1 && why == FOR_FAULT ? LEND : LEND_NOT);
-	if (i > 1)
-		install(s, pg + 1, i - 1, FOR_CALL, LEND_NOT);
-	return r;
+	if (i == 0)
+		return r;
+	count(s, C_UNZIPPED, i);
+	return first;
 }
 
 static void
@@ -481,7 +572,7 @@ pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end, enum pagein_for wh
 
 		if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_ZIP) {
 			ok = pagein_zip(s, leaf, at, place.va, place.shard,
-					(unsigned)MIN(left, LEAF_SLOTS - at), FOR_CALL,
+					(unsigned)MIN(left, LEAF_SLOTS - at), false, FOR_CALL,
 					&got) != -ENOMEM;
 			got = MAX(got, 1);
 		} else if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP) {

@@ -33,6 +33,11 @@
  */
 #define STAGE_CALLS 8
 
+/* The high watermark while all that leaves is compressed, at most: the low one still lets a stream have a run of frames. */
+#ifndef HIGH_COMPRESSED
+#define HIGH_COMPRESSED (4 * CLUSTER_MAX)
+#endif
+
 /*
  * So many pages stay mapped when it is the system that has no memory, and throwing ours out may not help: a page
  * just brought in must still be there when its thread runs.
@@ -48,16 +53,37 @@ frames_most(struct pager *p)
 	return p->budget.limit > fixed ? (p->budget.limit - fixed) >> PAGE_SHIFT : 0;
 }
 
+/* With the disk in the way: frames for as long as a write takes, and pages that may yet be spared one. */
+static size_t
+high_with_writes(size_t most)
+{
+	return MIN(MAX(most / 16, 32), 2048);
+}
+
+static size_t
+inactive_with_writes(size_t most)
+{
+	return MIN(MAX(most / 8, 32), 16384);
+}
+
+/*
+ * While all that leaves is compressed a frame is had as soon as it is wanted, and a page comes back for little more than a soft fault: what is free
+ * or staged is better mapped.
+ */
 static size_t
 high_watermark(struct pager *p)
 {
-	return MIN(MAX(frames_most(p) / 16, 32), 2048);
+	const size_t high = high_with_writes(frames_most(p));
+
+	return tier_suffices(p) ? MIN(high, HIGH_COMPRESSED) : high;
 }
 
 static size_t
 inactive_target(struct pager *p)
 {
-	return MIN(MAX(frames_most(p) / 8, 32), 16384);
+	const size_t most = frames_most(p);
+
+	return tier_suffices(p) ? MIN(MAX(most / 64, 32), 16384) : inactive_with_writes(most);
 }
 
 /* What pageout keeps available, and how many pages it stages, up to two batches too many, before it stops. */
@@ -65,7 +91,7 @@ size_t
 frames_mappable(struct pager *p)
 {
 	const size_t n = frames_most(p);
-	const size_t kept = high_watermark(p) + inactive_target(p) + (size_t)2 * CLUSTER_MAX;
+	const size_t kept = high_with_writes(n) + inactive_with_writes(n) + (size_t)2 * CLUSTER_MAX;
 
 	return n > kept ? n - kept : 0;
 }
@@ -555,8 +581,8 @@ deactivate(struct service *s, unsigned most)
 	struct pager *p = s->p;
 	struct page *pg[CLUSTER_MAX] = { NULL };
 	const uint64_t before = atomic_load_explicit(&s->count[C_STAGED], memory_order_relaxed);
-	const unsigned taken = take_victims(p, Q_ACTIVE, MIN(most, CLUSTER_MAX), pg);
-	unsigned n = taken, i = 0, passed;
+	const unsigned taken = take_victims(p, Q_ACTIVE, MIN(most, p->stage_batch), pg);
+	unsigned n = taken, i = 0, calls = 0, passed;
 
 	/* Not if somebody waits: all of them may be touched all the time. */
 	if (s->nparked == 0 && p->pmap->ops->pool_referenced != NULL)
@@ -568,7 +594,7 @@ deactivate(struct service *s, unsigned most)
 		trace_add(&s->trace, now_ns(), TRACE_STAGE, pg[0]->va, n);
 	n = lend_recall(s, pg, n);
 	sort_by_va(pg, n);
-	for (unsigned calls = 0; i < n && calls < STAGE_CALLS;) {
+	while (i < n && calls < STAGE_CALLS) {
 		unsigned j = i + 1;
 
 		while (j < n && pg[j]->va == pg[j - 1]->va + PAGE_SIZE &&
@@ -577,6 +603,11 @@ deactivate(struct service *s, unsigned most)
 		for (; i < j; calls++)
 			i += stage_run(s, pg + i, j - i);
 	}
+	/* Those that are scattered are not taken in vain the next time. */
+	if (i < n)
+		p->stage_batch = MAX(i, STAGE_CALLS);
+	else if (calls < STAGE_CALLS)
+		p->stage_batch = MIN(p->stage_batch * 2, CLUSTER_MAX);
 	/* The rest stay first in line. */
 	while (n > i)
 		put_back(p, pg[--n], Q_ACTIVE, PAGE_MAPPED);
@@ -675,6 +706,7 @@ write_cluster(struct service *s, struct page *pg[], const uint64_t hash[], unsig
 	}
 	req->n = (unsigned)got;
 	req->source = NULL;
+	tier_falls_short(p);
 	for (unsigned i = 0; i < got; i++) {
 		pg[i]->slot = first + i;
 		pg[i]->anon->hash = hash[i];
@@ -747,7 +779,7 @@ launder(struct service *s, bool *stuck)
 				/* From here on it is a page of its own. */
 				atomic_store_explicit(&an->kind, ANON_CORE, memory_order_relaxed);
 			} else if (!copy && pg[i]->slot != SLOT_NONE && an->hash == h && roomy &&
-				   tier_store(s, pg[i], h)) {
+				   tier_store(s, pg[i], h) == TIER_STORED) {
 				clean++;
 				continue;
 			} else if (copy || (pg[i]->slot != SLOT_NONE && an->hash == h)) {
@@ -766,9 +798,18 @@ launder(struct service *s, bool *stuck)
 				swap_free(&p->swap, pg[i]->slot, 1);
 				pg[i]->slot = SLOT_NONE;
 			}
-			if (s->codec != NULL && tier_store(s, pg[i], h)) {
-				clean++;
-				continue;
+			if (s->codec != NULL) {
+				const enum tier_verdict v = tier_store(s, pg[i], h);
+
+				if (v == TIER_STORED) {
+					clean++;
+					continue;
+				}
+				/* Who takes frames faster than they come free is no reason to write.  With none at all it takes a write to begin. */
+				if (v == TIER_LATER && clean > 0) {
+					put_back(p, pg[i], Q_INACTIVE, PAGE_STAGED);
+					continue;
+				}
 			}
 			hash[ndirty] = h;
 			dirty[ndirty++] = pg[i];
@@ -892,16 +933,34 @@ pageout_wake(struct pager *p)
 		s->io->ops->kick(s->io);
 }
 
+/* True if less is available than who unpacks pages leaves behind. */
+static bool
+below_mark(struct pager *p)
+{
+	const size_t used = atomic_load_explicit(&p->budget.used, memory_order_relaxed);
+	const size_t mark = high_watermark(p) / 4 * 3;
+
+	return used + (mark << PAGE_SHIFT) > p->budget.limit &&
+	       frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed) <
+		       mark;
+}
+
+void
+pageout_ask(struct pager *p)
+{
+	struct service *s = p->service[0];
+
+	if (!atomic_load_explicit(&p->pageout_on, memory_order_relaxed) && below_mark(p) &&
+	    !atomic_exchange(&p->pageout_on, true))
+		s->io->ops->kick(s->io);
+}
+
 void
 pageout_help(struct service *s)
 {
 	struct pager *p = s->p;
-	const size_t used = atomic_load_explicit(&p->budget.used, memory_order_relaxed);
-	const size_t mark = high_watermark(p) / 4 * 3;
 
-	if (used + (mark << PAGE_SHIFT) <= p->budget.limit ||
-	    frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed) >=
-		    mark)
+	if (!below_mark(p))
 		return;
 	atomic_store_explicit(&p->pageout_on, true, memory_order_relaxed);
 	pageout_step(s);
@@ -924,6 +983,11 @@ pageout_step(struct service *s)
 		atomic_store(&p->starved, 0);
 	if (atomic_load(&p->starved) > 0) {
 		progress = frames_shrink(p);
+		/* What else is done here may take it again, the pool above all: who waits for it is to look first. */
+		if (progress && atomic_load(&p->starved) == 0) {
+			pthread_mutex_unlock(&p->pageout_lock);
+			return true;
+		}
 		if (!progress && frames_most(p) < (size_t)4 * FRAMES_MIN)
 			progress = tier_yield(p, atomic_load(&p->starved));
 		available = MIN(available, high - 1);

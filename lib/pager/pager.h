@@ -51,7 +51,8 @@
 #define NWRITES 8	  /* pageout requests in flight, per service */
 #define TRACE_EVENTS 1024 /* per service */
 #define CMD_MAX 16	  /* ranges of a kind queued, per service */
-#define ZIP_RUN_MAX 32	  /* pages unpacked for one fault */
+#define ZIP_RUN_MAX 32	  /* pages unpacked for one fault, */
+#define ZIP_BATCH_MAX 8	  /* and for one move to their region: those fit into a cache */
 #define RUN_MAX 256	  /* pages mapped at once for one fault, 1 MiB */
 #define RA_WINDOW_MAX 512 /* pages: 1 MiB that the stream is in, and the next */
 #define WORKERS_MAX 64	  /* threads that serve their own faults at a time */
@@ -153,7 +154,8 @@ struct pager {
 
 	/* pageout */
 	pthread_mutex_t pageout_lock; /* one thread chooses victims at a time */
-	atomic_bool pageout_on;	      /* between the low and the high watermark */
+	unsigned stage_batch;	/* (pageout_lock) so many are chosen: fewer if they lie scattered */
+	atomic_bool pageout_on; /* between the low and the high watermark */
 	atomic_size_t
 		starved; /* bytes of metadata that could not be had: give free frames back; 0: none */
 	_Atomic uint64_t write_again;	/* after a failed write: not before this time */
@@ -240,7 +242,8 @@ struct parked {
 	uint64_t serial; /* of the mapping it was for; 0: there was none */
 	bool write, wp;
 	bool hurry; /* a worker's: a stream wants more frames than there are */
-	bool busy;  /* the same: it has not waited for a disk, and the next will be as soon */
+	unsigned
+		busy; /* the same: so many pages have come back without a disk to wait for, and the next will be as soon */
 };
 
 /*
@@ -551,6 +554,8 @@ struct ra_stream *readahead_hit(struct pager *p, struct map_entry *e, uint64_t i
 void readahead_done(struct ra_stream *stream, uint64_t index, unsigned n);
 /* True if it is not all of the pages on its way that it wants. */
 bool readahead_strided(const struct ra_stream *st);
+/* How many pages it is worth to bring in at once. */
+unsigned readahead_reach(const struct ra_stream *st);
 bool readahead_back(const struct ra_stream *st);
 /* True if it is time to ask for more: for the pages of *r.  They have been asked for from here on. */
 struct ra_range {
@@ -643,10 +648,11 @@ void pagein_done(struct service *s, struct request *req);
 /*
  * The same from the compressed pool, at once: 0, and *got pages are in the page table, or staged if they have no va; -ENOMEM; or of the page at `at`
  * -EIO it is lost, and whoever waits has been told, -EAGAIN not now.
- * => the leaf is locked, and its anon ZIP and busy (ours); neither is on any return.
+ * => the leaf is locked, and its anon ZIP and busy (ours); neither is on any return.  `back`: its neighbours in front of it are wanted, not those behind;
+ *    so many are in the leaf
  */
 int pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
-	       unsigned want, enum pagein_for why, unsigned *got);
+	       unsigned want, bool back, enum pagein_for why, unsigned *got);
 /*
  * Start reading what is out of memory at *va, or pass it by; *va: where to go on.  False: no room now.
  * FOR_CALL: what is in swap; FOR_STREAM: what a source has, too.
@@ -677,6 +683,8 @@ lends(const struct pager *p)
  * of a change.  => busy, in TRANSIT; MAPPED if true, as before if not
  */
 bool lend_page(struct pager *p, struct page *pg, bool guard);
+/* The same of neighbours, in frames that follow each other and are the caller's then, with the same content.  How many, from the front. */
+unsigned lend_run(struct pager *p, struct page *const pg[], unsigned n, bool guard);
 /* Whether a page of this object that comes alone, for a load, is to be guarded. */
 bool lend_guarded(struct object *o);
 /* A guarded page has been written to.  => busy */
@@ -705,6 +713,8 @@ void pageout_wake(struct pager *p);
  * for a TLB shootdown.
  */
 void pageout_help(struct service *s);
+/* The same, by a service beside it. */
+void pageout_ask(struct pager *p);
 /*
  * Up to `want` frames with undefined content, neighbours where possible: free ones, new ones while
  * the budget lasts, then those of clean staged pages.  Returns how many.

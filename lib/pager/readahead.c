@@ -226,6 +226,12 @@ readahead_window(struct pager *p, struct map_entry *e, uint64_t index, unsigned 
 	return told && !third ? max : 1;
 }
 
+unsigned
+readahead_reach(const struct ra_stream *st)
+{
+	return MAX(atomic_load_explicit(&st->window, memory_order_relaxed), 1);
+}
+
 bool
 readahead_back(const struct ra_stream *st)
 {

@@ -356,6 +356,7 @@ pager_init(struct pager *p)
 	map_init(&p->map, &p->map_zones);
 	anon_waitqs_init(&p->waitqs);
 	pthread_mutex_init(&p->pageout_lock, NULL);
+	p->stage_batch = CLUSTER_MAX;
 	atomic_store(&p->written, true);
 
 	/* Orphans and rescues aside, a page has a frame; so this many always suffice. */

@@ -117,6 +117,7 @@ tier_init(struct pager *p, size_t max)
 	t->cap = t->room = max;
 	zpool_set_limit(&t->pool, allowed(t));
 	t->tuned = now_ns();
+	atomic_store(&t->suffices, true);
 	return 0;
 
 fini_ghosts:
@@ -158,6 +159,27 @@ tier_has_room(struct pager *p)
 	       zpool_excess(&t->pool, allowed(t) - allowed(t) / 8) == 0;
 }
 
+bool
+tier_suffices(const struct pager *p)
+{
+	return atomic_load_explicit(&p->tier.suffices, memory_order_relaxed);
+}
+
+void
+tier_falls_short(struct pager *p)
+{
+	if (p->tier.kind == UP_COMPRESS_NONE)
+		return;
+	atomic_store_explicit(&p->tier.suffices, false, memory_order_relaxed);
+	atomic_store_explicit(&p->tier.short_of, true, memory_order_relaxed);
+}
+
+static bool
+may_grow(struct pager *p)
+{
+	return zpool_bytes(&p->tier.pool) + ZPOOL_STEP * PAGE_SIZE <= allowed(&p->tier);
+}
+
 /* The pool grows by a few pages: of frames, if the budget has no room. */
 static bool
 make_room(struct pager *p)
@@ -165,7 +187,7 @@ make_room(struct pager *p)
 	frame_t first;
 	size_t n;
 
-	if (zpool_bytes(&p->tier.pool) + ZPOOL_STEP * PAGE_SIZE > allowed(&p->tier))
+	if (!may_grow(p))
 		return false;
 	n = frame_take(&p->frames, ZPOOL_STEP, &first);
 	if (n == 0)
@@ -176,7 +198,7 @@ make_room(struct pager *p)
 	return true;
 }
 
-bool
+enum tier_verdict
 tier_store(struct service *s, struct page *pg, uint64_t hash)
 {
 	struct pager *p = s->p;
@@ -187,9 +209,9 @@ tier_store(struct service *s, struct page *pg, uint64_t hash)
 	zref_t ref;
 	int r;
 
-	/* Then it is to become smaller, and not to take what others wait for. */
-	if (atomic_load(&p->starved) > 0)
-		return false;
+	/* Then it is to become smaller. */
+	if (atomic_load(&p->starved) > 0 && frames_most(p) < (size_t)4 * FRAMES_MIN)
+		return TIER_REFUSED;
 	for (bool again = true;; again = false) {
 		r = zpool_store(&t->pool, s->codec, pmap_frame(p->pmap, pg->frame),
 				(uint64_t)(uintptr_t)an, &ref);
@@ -197,7 +219,7 @@ tier_store(struct service *s, struct page *pg, uint64_t hash)
 			break;
 	}
 	if (r < 0)
-		return false;
+		return r == -ENOSPC && may_grow(p) ? TIER_LATER : TIER_REFUSED;
 	if (pg->slot != SLOT_NONE)
 		swap_free(&p->swap, pg->slot, 1);
 	pg->slot = SLOT_NONE;
@@ -214,7 +236,7 @@ tier_store(struct service *s, struct page *pg, uint64_t hash)
 	frame_give(&p->frames, pg->frame, 1);
 	page_free(&p->pages, pg);
 	page_unbusy(p, an, shard, va);
-	return true;
+	return TIER_STORED;
 }
 
 /* --- write-back --- */
@@ -289,6 +311,7 @@ tier_write_back(struct service *s)
 	req->n = (unsigned)got;
 	req->source = NULL;
 	req->back = true;
+	tier_falls_short(p);
 	for (unsigned i = 0; i < got; i++) {
 		req->anon[i] = c.anon[i];
 		req->frame[i] = f[i];
@@ -405,6 +428,8 @@ tier_tune(struct pager *p)
 	if (now - t->tuned < TUNE_NS)
 		return;
 	t->tuned = now;
+	atomic_store_explicit(&t->suffices, !atomic_exchange(&t->short_of, false),
+			      memory_order_relaxed);
 	/* What it had to give it may have again, little by little, once nobody waits. */
 	if (atomic_load(&p->starved) == 0)
 		t->cap = MIN(t->cap + t->tune.max / ZTUNE_STEPS, t->tune.max);

@@ -42,6 +42,8 @@ struct tier {
 	struct ghost ghost;	/* (lock) anons that went to the disk lately */
 	_Atomic uint64_t nlost; /* of those, read again */
 	_Atomic uint64_t nback; /* pages written back, ever */
+	atomic_bool suffices;	/* nothing has been written for some time */
+	atomic_bool short_of;	/* something has, in this interval of tuning */
 	struct wired_array ghosts;
 	size_t nghosts; /* (c) */
 	size_t tables;	/* (c) bytes promised for what it keeps for good */
@@ -69,9 +71,14 @@ size_t tier_bytes(struct pager *p);
 
 /*
  * A page that is to leave memory, staged until now, with the hash of its content.  => busy, in TRANSIT, with a frame; its slot, if any, goes
- * => true: it is in the pool, its frame is free, and it is not busy any more.  False: nothing has happened.
+ * => TIER_STORED: it is in the pool, its frame is free, and it is not busy any more.  Else nothing has happened: REFUSED, it does not compress, or the
+ *    pool is as large as it may be; LATER, the pool may grow and there was neither room in the budget nor a free frame.
  */
-bool tier_store(struct service *s, struct page *pg, uint64_t hash);
+enum tier_verdict { TIER_STORED, TIER_REFUSED, TIER_LATER };
+enum tier_verdict tier_store(struct service *s, struct page *pg, uint64_t hash);
+/* True while all that leaves memory is compressed, as far as anybody can tell; and to tell. */
+bool tier_suffices(const struct pager *p);
+void tier_falls_short(struct pager *p);
 /* True if pages that are clean in swap may as well be kept here. */
 bool tier_has_room(struct pager *p);
 /* Write the oldest back if the pool has more than it may.  True if something was begun. */

@@ -379,7 +379,11 @@ attempt(struct pager *p, struct worker *w, struct parked *pk, unsigned room, int
 	if (p->idle == NULL && pk->busy) {
 		/* While its read is under way. */
 		w->s.io->ops->flush(w->s.io);
-		pageout_help(&w->s);
+		/* Of a single page a service would only interrupt this thread; a stream it can keep pace with. */
+		if (pk->busy == 1)
+			pageout_help(&w->s);
+		else
+			pageout_ask(p);
 	}
 	run(&w->s);
 	if (p->idle == NULL)

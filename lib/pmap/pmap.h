@@ -58,7 +58,7 @@
  * Lending.  To move a page takes its old address out of the page table, which every processor that runs this process
  * is told by an interrupt, one a call; a single page can also be lent:
  *
- *	lend	a copy of a frame enters, and the frame stays one.  Guarded, it can not be written until allow(): then it
+ *	lend	copies of frames enter, and the frames stay what they are.  Guarded, it can not be written until allow(): then it
  *		faults with `wp` (or PMAP_INTHREAD, as any fault does), and until then it is what the frame held.
  *	recall	guarded pages, wherever they lie, are copied into frames, and dropped by one call: one interrupt for all
  *
@@ -174,8 +174,9 @@ struct pmap_ops {
 
 	/* The same, of frames that lie anywhere; at most CLUSTER_MAX. */
 	void (*frames_drop)(struct pmap *, const frame_t f[], size_t n);
-	/* One page; the errors of enter. */
-	int (*lend)(struct pmap *, unsigned shard, uintptr_t va, frame_t frame, bool guard);
+	/* n neighbours; the errors of enter. */
+	int (*lend)(struct pmap *, unsigned shard, uintptr_t va, frame_t frame, size_t n,
+		    bool guard, size_t *done);
 	/* The page, if it is there, may be written, guarded or not.  Wakes who waits for that. */
 	void (*allow)(struct pmap *, unsigned shard, uintptr_t va);
 	/*

@@ -1254,14 +1254,12 @@ op_frames_drop(struct pmap *pm, const frame_t f[], size_t n)
 }
 
 static int
-op_lend(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, bool guard)
+lend_one(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, bool guard)
 {
 	struct sim_pmap *s = to_sim(pm);
 	struct sim_page *p;
 	int err, r;
 
-	check_range("lend", va, 1);
-	check_shard(s, "lend", shard);
 	check_stage(s, "lend", frame, 1);
 	check_frame(s, "lend", frame);
 	err = sim_inject(s->f, SIM_ENTER);
@@ -1275,6 +1273,19 @@ op_lend(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, bool guard
 	if (err == 0)
 		wake_range(s, shard, va, 1);
 	return err;
+}
+
+static int
+op_lend(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t n, bool guard,
+	size_t *done)
+{
+	int r = 0;
+
+	check_range("lend", va, n);
+	check_shard(to_sim(pm), "lend", shard);
+	for (*done = 0; *done < n && r == 0; *done += r == 0)
+		r = lend_one(pm, shard, va + (*done << PAGE_SHIFT), frame + (frame_t)*done, guard);
+	return r;
 }
 
 static void

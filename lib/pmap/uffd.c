@@ -202,18 +202,30 @@ uffd_frames_drop(struct pmap *pm, const frame_t f[], size_t n)
 }
 
 static int
-uffd_lend(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, bool guard)
+uffd_lend(struct pmap *pm, unsigned shard, uintptr_t va, frame_t frame, size_t n, bool guard,
+	  size_t *done)
 {
 	struct uffd_pmap *u = to_uffd(pm);
-	struct uffdio_copy c = {
-		.dst = va,
-		.src = frame_va(u, frame, 1),
-		.len = PAGE_SIZE,
-		.mode = guard ? UFFDIO_COPY_MODE_WP : 0,
-	};
+	size_t at = 0;
+	int r = 0;
 
 	assert(shard < pm->nshards);
-	return ioctl(u->fd[shard], UFFDIO_COPY, &c) < 0 ? -errno : 0;
+	while (at < n && r == 0) {
+		struct uffdio_copy c = {
+			.dst = va + (at << PAGE_SHIFT),
+			.src = frame_va(u, frame, n) + (at << PAGE_SHIFT),
+			.len = (n - at) << PAGE_SHIFT,
+			.mode = guard ? UFFDIO_COPY_MODE_WP : 0,
+		};
+
+		/* What stopped it before the end is told when it is what is in front. */
+		if (ioctl(u->fd[shard], UFFDIO_COPY, &c) < 0 && c.copy <= 0)
+			r = -errno;
+		else
+			at += (size_t)c.copy >> PAGE_SHIFT;
+	}
+	*done = at;
+	return r;
 }
 
 static void

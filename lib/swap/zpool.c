@@ -9,7 +9,7 @@
 #include <errno.h>
 #include <string.h>
 
-#define UNIT 8u /* what is stored begins and ends at multiples of this */
+#define UNIT ZPOOL_UNIT
 #define PAGE_UNITS ((unsigned)(PAGE_SIZE / UNIT))
 #define SEG_UNITS ((unsigned)(ZSEG_SIZE / UNIT))
 #define SEG_NONE UINT32_MAX
@@ -25,22 +25,33 @@ struct zentry {
 		uint64_t word; /* SAME */
 	};
 	uint32_t seg; /* BYTES: where it is; off in units */
-	unsigned off : 12;
+	unsigned off : 13;
 	unsigned len : 12;
 	unsigned kind : 2;
 	unsigned old : 1; /* before `young` */
 };
 _Static_assert(sizeof(struct zentry) == 24, "an entry costs what zpool.h says");
-_Static_assert(SEG_UNITS <= 1u << 12 && CODEC_MAX < 1u << 12, "they fit");
+_Static_assert(SEG_UNITS <= 1u << 13 && CODEC_MAX < 1u << 12, "they fit");
 
 /* As it lies in a segment. */
 struct zobj {
-	zref_t ref; /* ZREF_NONE: dead */
+	zref_t ref; /* ZREF_NONE: a hole */
 	union {
-		uint32_t units; /* dead */
+		uint32_t units; /* of a hole */
 		char data[4];	/* and on */
 	};
 };
+
+/* Where a hole is, in units from `base`. */
+typedef uint64_t place_t;
+#define PLACE_NONE UINT64_MAX
+
+/* One that is long enough for this is in the list of its length. */
+struct zhole {
+	struct zobj obj;
+	place_t prev, next;
+};
+#define HOLE_UNITS ((unsigned)(sizeof(struct zhole) / UNIT))
 
 enum seg_state { HOLE, NEW, OPEN, CLOSED, SPARE, GONE };
 
@@ -86,6 +97,92 @@ static struct zobj *
 obj_at(const struct zpool *zp, uint32_t seg, unsigned off)
 {
 	return (struct zobj *)(void *)(seg_addr(zp, seg) + (size_t)off * UNIT);
+}
+
+/* --- holes --- */
+
+static struct zhole *
+hole_at(const struct zpool *zp, place_t at)
+{
+	return (struct zhole *)(void *)(zp->base + at * UNIT);
+}
+
+static unsigned
+hole_list(unsigned units)
+{
+	return MIN(units, ZPOOL_HOLES - 1);
+}
+
+/* So much from here on is a hole; it may be found if it is worth it. */
+static void
+hole_put(struct zpool *zp, uint32_t seg, unsigned off, unsigned units)
+{
+	const place_t at = (place_t)seg * SEG_UNITS + off;
+	struct zhole *h = hole_at(zp, at);
+	const unsigned k = hole_list(units);
+
+	h->obj = (struct zobj){ .ref = ZREF_NONE, .units = units };
+	if (units < HOLE_UNITS)
+		return;
+	h->prev = PLACE_NONE;
+	h->next = zp->hole[k];
+	if (h->next != PLACE_NONE)
+		hole_at(zp, h->next)->prev = at;
+	zp->hole[k] = at;
+	zp->holes[k / 64] |= UINT64_C(1) << k % 64;
+}
+
+/* It is not to be found any more. */
+static void
+hole_remove(struct zpool *zp, uint32_t seg, unsigned off)
+{
+	const struct zhole *h = hole_at(zp, (place_t)seg * SEG_UNITS + off);
+	const unsigned k = hole_list(h->obj.units);
+
+	if (h->obj.units < HOLE_UNITS)
+		return;
+	if (h->next != PLACE_NONE)
+		hole_at(zp, h->next)->prev = h->prev;
+	if (h->prev != PLACE_NONE)
+		hole_at(zp, h->prev)->next = h->next;
+	else
+		zp->hole[k] = h->next;
+	if (zp->hole[k] == PLACE_NONE)
+		zp->holes[k / 64] &= ~(UINT64_C(1) << k % 64);
+}
+
+/* The shortest that is long enough, or PLACE_NONE. */
+static place_t
+hole_find(const struct zpool *zp, unsigned units)
+{
+	const unsigned k = hole_list(units);
+	uint64_t bits = zp->holes[k / 64] & UINT64_MAX << k % 64;
+
+	for (unsigned i = k / 64; i < sizeof zp->holes / sizeof zp->holes[0]; i++) {
+		bits = i == k / 64 ? bits : zp->holes[i];
+		if (bits != 0)
+			return zp->hole[i * 64 + (unsigned)__builtin_ctzll(bits)];
+	}
+	return PLACE_NONE;
+}
+
+/* A segment's are not to be found any more: it is about to be nowhere, or to be cleaned. */
+static void
+holes_forget(struct zpool *zp, uint32_t seg)
+{
+	const struct zseg *s = seg_at(zp, seg);
+	unsigned at = 0;
+
+	while (at < s->fill) {
+		const struct zobj *o = obj_at(zp, seg, at);
+
+		if (o->ref == ZREF_NONE) {
+			hole_remove(zp, seg, at);
+			at += o->units;
+		} else {
+			at += units_of(entry_at(zp, o->ref)->len);
+		}
+	}
 }
 
 /* --- the queue: in order of arrival, the oldest quarter marked --- */
@@ -209,6 +306,7 @@ seg_retire(struct zpool *zp, uint32_t i)
 	struct zseg *s = seg_at(zp, i);
 
 	assert(s->live == 0 && i != zp->growing);
+	holes_forget(zp, i);
 	s->fill = 0;
 	if (zp->spare == SEG_NONE) {
 		s->state = SPARE;
@@ -233,12 +331,18 @@ seg_take(struct zpool *zp, uint32_t i)
 static void
 seg_close(struct zpool *zp, uint32_t i)
 {
+	struct zseg *s = seg_at(zp, i);
+
 	seg_take(zp, i);
-	if (seg_at(zp, i)->live == 0) {
+	if (s->live == 0) {
 		seg_retire(zp, i);
 		return;
 	}
-	seg_at(zp, i)->state = CLOSED;
+	/* What is left at its end is a hole like others. */
+	if (seg_ready(s) > 0)
+		hole_put(zp, i, s->fill, seg_ready(s));
+	s->fill = (uint16_t)(s->npages * PAGE_UNITS);
+	s->state = CLOSED;
 	seg_enter(zp, i);
 }
 
@@ -283,13 +387,46 @@ seg_fitting(const struct zpool *zp, unsigned units)
 	return best;
 }
 
+/* True if there is room for an entry without more memory. */
+static bool
+is_room(const struct zpool *zp, unsigned units)
+{
+	return hole_find(zp, units) != PLACE_NONE || seg_fitting(zp, units) != SEG_NONE;
+}
+
+/* Out of a hole, whose rest is one. */
+static void
+carve_hole(struct zpool *zp, place_t at, unsigned units, uint32_t *seg, unsigned *off)
+{
+	const unsigned has = hole_at(zp, at)->obj.units;
+	struct zseg *s;
+
+	assert(has >= units);
+	*seg = (uint32_t)(at / SEG_UNITS);
+	*off = (unsigned)(at % SEG_UNITS);
+	hole_remove(zp, *seg, *off);
+	if (has > units)
+		hole_put(zp, *seg, *off + units, has - units);
+	s = seg_at(zp, *seg);
+	seg_leave(zp, *seg);
+	s->live = (uint16_t)(s->live + units);
+	seg_enter(zp, *seg);
+	zp->live += (size_t)units * UNIT;
+}
+
 /* Room for an entry, which is live from now on; false if it takes more memory. */
 static bool
 carve(struct zpool *zp, unsigned units, uint32_t *seg, unsigned *off)
 {
-	const uint32_t i = seg_fitting(zp, units);
+	const place_t hole = hole_find(zp, units);
+	uint32_t i;
 	struct zseg *s;
 
+	if (hole != PLACE_NONE) {
+		carve_hole(zp, hole, units, seg, off);
+		return true;
+	}
+	i = seg_fitting(zp, units);
 	if (i == SEG_NONE)
 		return false;
 	s = seg_at(zp, i);
@@ -307,11 +444,16 @@ static void
 bury(struct zpool *zp, const struct zentry *e)
 {
 	const unsigned units = units_of(e->len);
-	struct zobj *o = obj_at(zp, e->seg, e->off);
 	struct zseg *s = seg_at(zp, e->seg);
+	const unsigned next = e->off + units;
+	unsigned more = 0;
 
-	o->ref = ZREF_NONE;
-	o->units = units;
+	/* It joins the one behind it. */
+	if (next < s->fill && obj_at(zp, e->seg, next)->ref == ZREF_NONE) {
+		more = obj_at(zp, e->seg, next)->units;
+		hole_remove(zp, e->seg, next);
+	}
+	hole_put(zp, e->seg, e->off, units + more);
 	seg_leave(zp, e->seg);
 	s->live = (uint16_t)(s->live - units);
 	seg_enter(zp, e->seg);
@@ -323,6 +465,7 @@ bury(struct zpool *zp, const struct zentry *e)
 	if (e->seg != zp->growing) {
 		seg_retire(zp, e->seg);
 	} else {
+		holes_forget(zp, e->seg);
 		s->fill = 0;
 		seg_open(zp, e->seg);
 	}
@@ -370,6 +513,7 @@ clean(struct zpool *zp, unsigned least)
 		return false;
 	s = seg_at(zp, i);
 	seg_take(zp, i);
+	holes_forget(zp, i);
 	while (at < s->fill) {
 		struct zobj *o = obj_at(zp, i, at);
 		struct zentry *e;
@@ -582,11 +726,11 @@ grow_segs(struct zpool *zp, unsigned units)
 static int
 grow_room(struct zpool *zp, unsigned units)
 {
-	if (units == 0 || seg_fitting(zp, units) != SEG_NONE)
+	if (units == 0 || is_room(zp, units))
 		return 0; /* somebody else was here meanwhile */
 	if (too_much_dead(zp) && clean(zp, UNITS_MAX + 1))
 		return 0;
-	if (grow_segs(zp, units) == 0 || seg_fitting(zp, units) != SEG_NONE)
+	if (grow_segs(zp, units) == 0 || is_room(zp, units))
 		return 0;
 	return clean(zp, units) ? 0 : -ENOSPC;
 }
@@ -634,6 +778,8 @@ zpool_init(struct zpool *zp, struct arena *arena, size_t max_bytes, size_t max_e
 		zp->open[k] = SEG_NONE;
 	for (unsigned k = 0; k < ZPOOL_LISTS; k++)
 		zp->list[k] = SEG_NONE;
+	for (unsigned k = 0; k < ZPOOL_HOLES; k++)
+		zp->hole[k] = PLACE_NONE;
 	if (nsegs >= SEG_NONE || max_entries > ZREF_NONE)
 		return -ENOMEM;
 	if (wired_array_init(&zp->entries, arena, sizeof(struct zentry), max_entries) < 0)
@@ -647,7 +793,7 @@ zpool_init(struct zpool *zp, struct arena *arena, size_t max_bytes, size_t max_e
 		if (zp->base == NULL)
 			goto fini_map;
 	}
-	r = -pthread_mutex_init(&zp->lock, NULL);
+	r = -mutex_init_brief(&zp->lock);
 	if (r < 0)
 		goto release;
 	r = -pthread_mutex_init(&zp->grow_lock, NULL);
@@ -999,7 +1145,7 @@ zpool_stats(struct zpool *zp, struct zpool_stats *st)
 
 #ifndef NDEBUG
 struct sums {
-	size_t pages, live, dead, entries, bytes;
+	size_t pages, live, dead, entries, bytes, holes;
 	unsigned open, spare;
 };
 
@@ -1023,6 +1169,7 @@ seg_check(const struct zpool *zp, uint32_t i, struct sums *sum)
 
 		if (o->ref == ZREF_NONE) {
 			assert(o->units > 0);
+			sum->holes += o->units >= HOLE_UNITS;
 			at += o->units;
 			continue;
 		}
@@ -1058,6 +1205,29 @@ lists_check(struct zpool *zp, size_t closed)
 		}
 	}
 	assert(closed == 0);
+}
+
+/* All that are long enough are to be found, and only those. */
+static void
+holes_check(const struct zpool *zp, size_t holes)
+{
+	for (unsigned k = 0; k < ZPOOL_HOLES; k++) {
+		place_t prev = PLACE_NONE;
+
+		assert((zp->hole[k] != PLACE_NONE) == (zp->holes[k / 64] >> k % 64 & 1));
+		for (place_t at = zp->hole[k]; at != PLACE_NONE;
+		     prev = at, at = hole_at(zp, at)->next) {
+			const struct zhole *h = hole_at(zp, at);
+			const struct zseg *s = seg_at(zp, (uint32_t)(at / SEG_UNITS));
+
+			assert(s->state == OPEN || s->state == CLOSED);
+			assert(at % SEG_UNITS + h->obj.units <= s->fill);
+			assert(h->obj.ref == ZREF_NONE && hole_list(h->obj.units) == k);
+			assert(h->prev == prev && holes > 0);
+			holes--;
+		}
+	}
+	assert(holes == 0);
 }
 
 static void
@@ -1121,6 +1291,7 @@ zpool_check(struct zpool *zp)
 	assert(sum.entries == zp->nqueue && sum.bytes == zp->bytes);
 	fitmap_check(&zp->map);
 	lists_check(zp, taken - sum.open - sum.spare);
+	holes_check(zp, sum.holes);
 	queue_check(zp);
 	free_check(zp);
 	pthread_mutex_unlock(&zp->lock);

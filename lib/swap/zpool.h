@@ -3,9 +3,9 @@
  * zpool.h (private): compressed pages in memory, between the frames and the disk.
  *
  * An entry is a page: its compressed bytes somewhere in a segment, or, if all its words are the same, that word and no bytes.
- * Segments are written from the front like those of a log, and nothing is ever written into a hole:
+ * A page goes into the shortest hole that is long enough; if there is none, segments are written from the front like those of a log:
  *
- *	segment   | ref data | ref data | dead ... | ref data |   not written   | no memory yet |
+ *	segment   | ref data | ref data | hole ... | ref data |   not written   | no memory yet |
  *	                                                      ^ fill            ^ npages         ^ ZSEG_SIZE
  *
  *	        zpool_put: no room            no room, the fullest one
@@ -15,15 +15,15 @@
  *	  |  zpool_shrink, or        v                                    v    the last one freed
  *	  +--- there is one ------- SPARE (at most one, with its memory) <+
  *
- * *Cleaning* takes the CLOSED segment with the most that is dead, moves into the open ones what they have room for, slides the rest
- * down to its front, and goes on filling it.  So it never needs memory and never fails, which matters since it is memory that is short.
- * It is done by whoever puts or frees, one segment at a time, when more than 1 / ZPOOL_DEAD of the pool is dead: of a full pool whose pages
- * leave at random, three to six are then moved for each that comes, 0.5 us in all.  Pages that leave in the order they came (write-back does) empty
- * whole segments, and nothing is moved.
+ * *Cleaning* takes the CLOSED segment with the most that is dead, moves into holes of others and into the open ones what they have room for, slides
+ * the rest down to its front, and goes on filling it.  So it never needs memory and never fails, which matters since it is memory that is short.
+ * It is done by whoever puts or frees, one segment at a time, when more than 1 / ZPOOL_DEAD of the pool is dead: when it becomes smaller, or if what comes does not
+ * fit where something went.
  *
- * Alternative: size classes (zsmalloc).  They reuse a hole at once, but have a rest in every class, some 40 half-filled
- * zspages, which is much of a small pool; waste by rounding up; can not use memory of one class for another without the same moving;
- * and mix ages, so that write-back makes holes everywhere.
+ * Alternatives: a log, in which holes are only ever cleaned.  Of a full pool whose pages come and go at random, three to six entries were moved for each
+ * that came, and 17 % of the pool was waste where pages compress alike, for which holes need nothing.
+ * Size classes (zsmalloc) have a rest in every class, some 40 half-filled zspages, which is much of a small pool; waste by rounding up; and can not use
+ * memory of one class for another without the same moving.
  *
  * Cost: 24 bytes an entry (16, and the owner), 4 in the segment, and rounding up to 8; 16 bytes a segment.  The table of entries
  * does not shrink.
@@ -36,7 +36,7 @@
  *
  * Locks: grow_lock > lock > the arena's.  Both are innermost to everybody else.  `lock` is never held while memory is committed or given back (but for a
  * page of the segments' bitmap, once in a GiB), nor while anything is compressed or decompressed: bytes are copied out under it first, for cleaning
- * moves them.  Longest hold: one segment cleaned, some 5 us.
+ * moves them.  Longest hold: one segment cleaned, some 10 us.
  *
  * Keys: (c) constant once made, (lock), (g) grow_lock, (gl) written under both, read under either.
  */
@@ -55,11 +55,14 @@ typedef uint32_t zref_t;
 #define ZREF_NONE UINT32_MAX
 
 #define ZSEG_SIZE \
-	((size_t)32 << 10) /* longer ones waste less at the end, and take longer to clean */
+	((size_t)64 << 10) /* longer ones waste less at the end, and take longer to clean */
 #define ZSEG_PAGES (ZSEG_SIZE / PAGE_SIZE)
 #define ZPOOL_OPEN 4 /* what does not fit at the end of one may fit in another */
-/* Clean when more than 1/12 is dead.  Of a pool that churns 9 % is waste then; at 1/8 it is 13 %, for a move or two less a put. */
-#define ZPOOL_DEAD 12
+/* Clean when more than 1/24 is dead.  What churns fills its own holes: then hardly anything is moved, and less would be no dearer. */
+#define ZPOOL_DEAD 24
+#define ZPOOL_UNIT 8u /* what is stored begins and ends at multiples of this */
+/* Lists of holes: of each length that an entry can have, and of all longer ones. */
+#define ZPOOL_HOLES ((CODEC_MAX + 4 + ZPOOL_UNIT - 1) / ZPOOL_UNIT + 2)
 #define ZPOOL_STEP 4u /* pages that a segment is extended by, if there is room for as many */
 #define ZPOOL_LISTS 17
 
@@ -87,9 +90,11 @@ struct zpool {
 	uint32_t nold;	   /* (lock) of those, before `young` */
 
 	uint32_t open[ZPOOL_OPEN];  /* (lock) segments, from the front; SEG_NONE */
-	uint32_t list[ZPOOL_LISTS]; /* (lock) CLOSED, by dead / 2 KiB */
-	uint32_t spare;		    /* (lock) */
-	uint32_t gone;		    /* (lock) segments whose memory is to be given back */
+	uint32_t list[ZPOOL_LISTS]; /* (lock) CLOSED, by a 16th of a segment that is dead */
+	uint64_t hole[ZPOOL_HOLES]; /* (lock) the first of each length, what was freed last first */
+	uint64_t holes[(ZPOOL_HOLES + 63) / 64]; /* (lock) lists that are not empty */
+	uint32_t spare;				 /* (lock) */
+	uint32_t gone;	  /* (lock) segments whose memory is to be given back */
 	uint32_t growing; /* (lock) the one that is being extended: stays OPEN, or nowhere */
 	size_t limit;	  /* (lock) bytes */
 	size_t pool; /* (lock) bytes: pages that segments have, or that are on their way in or out */

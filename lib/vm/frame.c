@@ -19,7 +19,7 @@ frames_init(struct frames *f, struct arena *arena, uint32_t n)
 	r = runmap_grow(&f->holes, f->n, true);
 	if (r < 0)
 		goto fini_holes;
-	pthread_mutex_init(&f->lock, NULL);
+	(void)mutex_init_brief(&f->lock);
 	return 0;
 
 fini_holes:

@@ -25,7 +25,7 @@ pages_init(struct pages *ps, struct arena *arena, size_t max, size_t frames, enu
 							  .stride = sizeof(struct page),
 							  .frames = frames,
 							  .ghost = ps->ghosts.base });
-	pthread_mutex_init(&ps->lock, NULL);
+	(void)mutex_init_brief(&ps->lock);
 	return 0;
 
 fini_ghosts:
