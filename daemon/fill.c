@@ -1200,7 +1200,10 @@ service_main(void *arg)
 				continue;
 			}
 			if (read(f->door, &count, sizeof count) < 0)
-				count = 0;
+				continue;
+			/* A space may have come whose messages somebody else has read. */
+			f->watched = false;
+			f->busy_at = now_ns();
 		}
 		retry(f);
 		if (!f->watched && now_ns() - f->busy_at >= WATCHDOG_MS * UINT64_C(1000000))
