@@ -49,13 +49,16 @@
 #define MSGS 64	   /* of one read */
 #define FAULTS 256 /* read before any is served */
 #define STACK ((size_t)256 << 10)
-#define PARK_MS 1	  /* until parked faults are tried again */
-#define WATCHDOG_MS 100	  /* without a fault, while threads wait */
-#define SETTLE_TRIES 1000 /* ms that the end puts up with it */
-#define AIDE_TRIES 200	  /* ms that the aide puts up with EAGAIN */
-#define WARM (2u << 20)	  /* bytes that the aide reads at a time */
-#define AHEAD (8u << 20)  /* and asks the kernel for before */
-#define GAP (64u << 10)	  /* pages in between that are read along, so that reads are large */
+#define PARK_MS 1	      /* until parked faults are tried again */
+#define WATCHDOG_MS 100	      /* without a fault, while threads wait */
+#define SETTLE_TRIES 1000     /* ms that the end puts up with it */
+#define AIDE_TRIES 200	      /* ms that the aide puts up with EAGAIN */
+#define WARM_MIN (256u << 10) /* bytes that the aide reads at a time, at first */
+#define WARM (2u << 20)	      /* and later */
+#define ALONG \
+	(64u << 10) /* bytes of the working set that a fault brings along while the aide is at it */
+#define AHEAD (8u << 20) /* and asks the kernel for before */
+#define GAP (64u << 10)	 /* pages in between that are read along, so that reads are large */
 #define JOIN_PART \
 	16 /* a record is joined with what it lacked if that is more than such a part of it */
 #define STRIP 64
@@ -123,6 +126,10 @@ struct fill {
 	_Atomic uint64_t *asked; /* (c), (a) */
 	uint64_t record_until;	 /* (a) once it is set */
 	atomic_bool recording;
+	struct working_set ws;	/* (c) once `bringing` has been set */
+	atomic_bool bringing;	/* the aide is at it */
+	uint64_t along[FAULTS]; /* (s) faults whose neighbours are wanted */
+	size_t nalong;		/* (s) */
 
 	struct histogram *copied, *zeroed, *there; /* (a) latencies */
 	_Atomic uint64_t mapped, resident, again, exists, deferred, prefetched, lost, wp, rescues;
@@ -615,6 +622,9 @@ serve(struct space *sp, const struct fault *fault)
 		case MISSING:
 			h = f->copied;
 			o = put_content(sp, r, at, size);
+			if (o == DONE && atomic_load_explicit(&f->bringing, memory_order_acquire) &&
+			    f->nalong < FAULTS)
+				f->along[f->nalong++] = at;
 			break;
 		case LOST:
 			return lose(sp, r, at, size, "");
@@ -868,6 +878,49 @@ drain(struct space *sp, struct fault fault[FAULTS], bool *more)
 	return n;
 }
 
+static int bring(struct space *sp, uint64_t *at, uint64_t end);
+
+/* How many bytes of the working set follow this one of the file. */
+static uint64_t
+follow(const struct working_set *ws, uint64_t offset)
+{
+	const uint64_t page = offset / WORKING_SET_PAGE;
+	size_t lo = 0, hi = ws->n;
+
+	while (lo < hi) {
+		const size_t mid = (lo + hi) / 2;
+
+		if (ws->run[mid].first + ws->run[mid].n <= page)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	if (lo == ws->n || ws->run[lo].first > page)
+		return 0;
+	return (ws->run[lo].first + ws->run[lo].n - page) * WORKING_SET_PAGE;
+}
+
+/* What the faults that have been served are likely to be followed by: there the client is ahead of the aide. */
+static void
+bring_along(struct space *sp)
+{
+	struct fill *f = sp->f;
+
+	for (size_t i = 0; i < f->nalong && sp->uffd >= 0; i++) {
+		const struct range *r = find_again(sp, f->along[i]);
+		uint64_t at, len;
+
+		if (r == NULL || r->r.page_size != PAGE_SIZE || r->r.source != f->cfg.working_set)
+			continue;
+		at = f->along[i] + PAGE_SIZE;
+		len = follow(&f->ws, r->r.offset + (at - r->r.start));
+		len = MIN(MIN(len, ALONG), r->r.start + r->r.len - at);
+		if (len > 0 && bring(sp, &at, at + len) < 0)
+			break;
+	}
+	f->nalong = 0;
+}
+
 static void
 attend(struct space *sp)
 {
@@ -893,6 +946,8 @@ attend(struct space *sp)
 				break;
 			}
 		}
+		if (sp->f->nalong > 0)
+			bring_along(sp);
 	} while (more && sp->uffd >= 0);
 }
 
@@ -1259,8 +1314,9 @@ bring_all(struct space *sp, uint64_t at, uint64_t end)
 struct reader {
 	const struct source *s;
 	const struct working_set *ws;
-	size_t run;	/* the next that has not been asked for */
-	uint64_t ahead; /* bytes of the file up to where it has */
+	size_t run;	 /* the next that has not been asked for */
+	uint64_t ahead;	 /* bytes of the file up to where it has */
+	uint64_t window; /* bytes that are read at a time: few at first, since somebody waits */
 };
 
 /* Ask for what is in the record up to AHEAD bytes from here, neighbours in one. */
@@ -1313,11 +1369,12 @@ prefetch_range(struct space *sp, const struct range *r, const struct working_set
 		lo = (MAX(lo, r->r.offset) - r->r.offset) & ~(size - 1);
 		hi = (MIN(hi, end) - r->r.offset + size - 1) & ~(size - 1);
 		for (uint64_t at = lo, next; at < hi; at = next) {
-			next = MIN(hi, at + MAX((uint64_t)WARM, size));
+			next = MIN(hi, at + MAX(rd->window, size));
 			read_ahead(rd, r->r.offset + at);
 			source_warm(rd->s, r->r.offset + at, next - at);
 			if (!bring_all(sp, r->r.start + at, r->r.start + next))
 				return false;
+			rd->window = MIN(2 * rd->window, (uint64_t)WARM);
 		}
 	}
 	return true;
@@ -1326,7 +1383,7 @@ prefetch_range(struct space *sp, const struct range *r, const struct working_set
 static void
 prefetch(struct space *sp, const struct working_set *ws)
 {
-	struct reader rd = { .s = sp->f->cfg.working_set, .ws = ws };
+	struct reader rd = { .s = sp->f->cfg.working_set, .ws = ws, .window = WARM_MIN };
 	struct range *range = NULL;
 	size_t n = 0;
 
@@ -1394,12 +1451,11 @@ aide_main(void *arg)
 {
 	struct fill *f = arg;
 	struct source *s = f->cfg.working_set;
-	struct working_set ws;
 	struct space *sp;
 	int r;
 
 	pthread_mutex_lock(&s->ws_lock);
-	r = working_set_load(s->ws_path, &s->id, &ws);
+	r = working_set_load(s->ws_path, &s->id, &f->ws);
 	pthread_mutex_unlock(&s->ws_lock);
 	if (r < 0 && r != -ENOENT)
 		log_line(&f->log, UP_LOG_WARNING, "%s: %s is not used: %s", f->name, s->ws_path,
@@ -1412,8 +1468,11 @@ aide_main(void *arg)
 		sp = next_space(f);
 		if (sp != NULL) {
 			pthread_mutex_unlock(&f->lock);
-			if (ws.n > 0)
-				prefetch(sp, &ws);
+			if (f->ws.n > 0) {
+				atomic_store_explicit(&f->bringing, true, memory_order_release);
+				prefetch(sp, &f->ws);
+				atomic_store_explicit(&f->bringing, false, memory_order_release);
+			}
 			pthread_mutex_lock(&f->lock);
 			continue;
 		}
@@ -1424,7 +1483,6 @@ aide_main(void *arg)
 	pthread_mutex_unlock(&f->lock);
 	atomic_store(&f->recording, false);
 	record(f);
-	working_set_free(&ws);
 	at_the_end(f);
 	return NULL;
 }
@@ -1498,6 +1556,7 @@ fini(struct fill *f)
 		munmap(f->bounce, FILL_HUGE);
 	if (f->zeros != NULL)
 		munmap(f->zeros, FILL_HUGE);
+	working_set_free(&f->ws);
 	source_unref(f->cfg.working_set);
 	pthread_mutex_destroy(&f->lock);
 	pthread_cond_destroy(&f->cond);
