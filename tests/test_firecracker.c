@@ -25,9 +25,7 @@
 #include "pmap/uffd_abi.h"
 #include "vmm.h"
 
-TestSuite(wire, .timeout = 30);
 TestSuite(firecracker, .timeout = 110);
-TestSuite(program, .timeout = 60);
 
 #define N ((uint64_t)1024)
 #define FEATURES UFFD_FEATURE_EVENT_REMOVE
@@ -73,7 +71,7 @@ reads(const char *text, uint32_t page_size)
 	free(r);
 }
 
-Test(wire, every_version_is_read)
+Test(firecracker, in_words_every_version_is_read)
 {
 	reads(CAPTURED_4K, 4096);
 	reads(CAPTURED_2M, 2097152);
@@ -87,7 +85,7 @@ Test(wire, every_version_is_read)
 }
 
 /* Any split of the bytes gives the same array. */
-Test(wire, an_array_may_come_in_pieces)
+Test(firecracker, in_words_an_array_may_come_in_pieces)
 {
 	static const char text[] = "  [{\"x\":\"]\\\"}[\",\"y\":[[{}]]}] \n" CAPTURED_4K;
 	const size_t len = sizeof text - 1, end = strchr(text, '\n') - text - 1;
@@ -115,7 +113,7 @@ Test(wire, an_array_may_come_in_pieces)
 	}
 }
 
-Test(wire, garbage_is_no_array)
+Test(firecracker, in_words_garbage_is_no_array)
 {
 	static const char *const text[] = {
 		"{}", "x[", "\"[\"", "GET / HTTP/1.1\r\n", "1", "]", "[[[[[[[[[[[[[[[[[", "\xff\xfe"
@@ -133,7 +131,7 @@ Test(wire, garbage_is_no_array)
 #define R(address, size, offset) \
 	"{\"base_host_virt_addr\":" #address ",\"size\":" #size ",\"offset\":" #offset "}"
 
-Test(wire, what_makes_no_sense_is_refused_with_a_reason)
+Test(firecracker, in_words_what_makes_no_sense_is_refused_with_a_reason)
 {
 	static const struct {
 		int err;
@@ -187,7 +185,7 @@ Test(wire, what_makes_no_sense_is_refused_with_a_reason)
 		     1));
 }
 
-Test(wire, too_many_regions_are_refused)
+Test(firecracker, in_words_too_many_regions_are_refused)
 {
 	static char text[FC_REGIONS_MAX * 80 + 200];
 	size_t at = 0;
@@ -972,7 +970,7 @@ no_files(void)
 #define ARGS(...) ((char *[]){ (char[]){ "firecracker" }, __VA_ARGS__, NULL })
 #define TEXT(t) ((char[]){ t })
 
-Test(program, wrong_usage_is_2, .init = files, .fini = no_files)
+Test(firecracker, the_program_says_2_for_wrong_usage, .init = files, .fini = no_files)
 {
 	cr_assert(eq(int, status_of(program(ARGS(sock))), 2));
 	cr_assert(eq(int, status_of(program(ARGS(sock, path, path))), 2));
@@ -982,7 +980,7 @@ Test(program, wrong_usage_is_2, .init = files, .fini = no_files)
 	cr_assert(eq(int, status_of(program(ARGS(TEXT("--help")))), 0));
 }
 
-Test(program, what_fails_is_1, .init = files, .fini = no_files)
+Test(firecracker, the_program_says_1_for_what_fails, .init = files, .fini = no_files)
 {
 	pid_t pid;
 
@@ -996,7 +994,8 @@ Test(program, what_fails_is_1, .init = files, .fini = no_files)
 	cr_assert(zero(int, status_of(pid)));
 }
 
-Test(program, serves_and_ends_with_everything_filled, .init = files, .fini = no_files)
+Test(firecracker, the_program_serves_and_ends_with_everything_filled, .init = files,
+     .fini = no_files)
 {
 	struct vmm v;
 	pid_t pid;

@@ -36,7 +36,8 @@ enum vmm_op {
 	VMM_SEND, /* the text that follows (n bytes), `arg` at a time, with descriptors: `first` */
 	VMM_HANG_UP,
 	VMM_CLOSE_UFFD, /* its own copy */
-	VMM_KVM,	/* a guest reads all pages: the sum; -errno: there is no KVM */
+	VMM_TIME, /* a touch of each of the pages: the median, and the 99th percentile << 32, ns */
+	VMM_KVM,  /* a guest reads all pages: the sum; -errno: there is no KVM */
 };
 
 /* For VMM_SEND: which descriptors go along. */
