@@ -41,6 +41,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "base/histogram.h"
@@ -106,7 +107,7 @@ struct fill {
 	struct space *_Atomic spaces; /* (f) to change; ended ones too, until the end of all */
 	struct space *born;	      /* (s) children that are not in the list yet */
 	unsigned nspaces;	      /* (f) */
-	int epoll, door;	      /* (c) the door: an eventfd */
+	int epoll, door, clock;	      /* (c) the door: an eventfd; a timerfd */
 	pthread_t service, aide;
 	bool has_aide;
 	atomic_int threads;   /* (a) that are not at their end */
@@ -116,8 +117,8 @@ struct fill {
 	bool no_poison;	      /* (s) */
 	void *bounce;	      /* (s) FILL_HUGE bytes, once it is needed */
 	void *zeros;	      /* (s) the same, of zeros */
-	uint64_t busy_at;     /* (s) when a fault or an event was read last */
-	bool watched;	      /* (s) and nobody waited since */
+	bool busy;	      /* (s) something has been read since the last tick */
+	bool ticking;	      /* (s) the watchdog's clock runs: threads may wait */
 	uint64_t retried_at;  /* (s) when what was parked was tried last */
 	unsigned enomem;      /* (s) */
 	bool draining;	      /* (s) pages that nobody asks for are filled, too */
@@ -867,7 +868,7 @@ drain(struct space *sp, struct fault fault[FAULTS], bool *more)
 				event(sp, &msg[i]);
 		}
 		if (count > 0)
-			sp->f->busy_at = now;
+			sp->f->busy = true;
 		if (count < MSGS)
 			break;
 		*more = n > FAULTS - MSGS;
@@ -879,6 +880,17 @@ drain(struct space *sp, struct fault fault[FAULTS], bool *more)
 }
 
 static int bring(struct space *sp, uint64_t *at, uint64_t end);
+
+/* The watchdog's clock. */
+static void
+tick(struct fill *f, bool run)
+{
+	const struct timespec period = { .tv_nsec = run ? WATCHDOG_MS * 1000000l : 0 };
+	const struct itimerspec it = { period, period };
+
+	f->ticking = run;
+	timerfd_settime(f->clock, 0, &it, NULL);
+}
 
 /* How many bytes of the working set follow this one of the file. */
 static uint64_t
@@ -930,7 +942,8 @@ attend(struct space *sp)
 	do {
 		const size_t n = drain(sp, fault, &more);
 
-		sp->f->watched = false;
+		if (!sp->f->ticking)
+			tick(sp->f, true);
 		if (sp->nparked > 0)
 			serve_parked(sp);
 		for (size_t i = 0; i < n && sp->uffd >= 0; i++) {
@@ -1173,28 +1186,21 @@ watchdog(struct fill *f)
 			wake_space(sp);
 		}
 	}
-	f->watched = !waiting;
-	f->busy_at = now_ns();
+	if (!waiting)
+		tick(f, false);
 }
 
 static int
 wait_ms(struct fill *f)
 {
-	const uint64_t now = now_ns();
-	int ms = -1;
-
 	if (f->draining)
 		return 0;
-	if (!f->watched) {
-		const uint64_t until = f->busy_at + WATCHDOG_MS * UINT64_C(1000000);
-
-		ms = until > now ? (int)((until - now) / 1000000 + 1) : 0;
-	}
 	for (const struct space *sp = f->spaces; sp != NULL; sp = sp->next) {
 		if (must_retry(sp))
 			return PARK_MS;
 	}
-	return ms;
+	/* No time-out, which would cost each fault a timer: there is the clock. */
+	return -1;
 }
 
 /* Whoever had to wait, once a moment. */
@@ -1246,23 +1252,28 @@ service_main(void *arg)
 		const int n = epoll_wait(f->epoll, ev, ARRAY_SIZE(ev), wait_ms(f));
 
 		for (int i = 0; i < n; i++) {
-			struct space *sp = ev[i].data.ptr;
 			uint64_t count;
 
-			if (sp != NULL) {
+			if (ev[i].data.ptr != NULL && ev[i].data.ptr != f) {
+				struct space *sp = ev[i].data.ptr;
+
 				if (sp->uffd >= 0)
 					attend(sp);
 				continue;
 			}
-			if (read(f->door, &count, sizeof count) < 0)
+			if (read(ev[i].data.ptr == f ? f->clock : f->door, &count, sizeof count) <
+			    0)
 				continue;
-			/* A space may have come whose messages somebody else has read. */
-			f->watched = false;
-			f->busy_at = now_ns();
+			if (ev[i].data.ptr != f)
+				tick(f,
+				     true); /* a space may have come whose messages somebody else has read */
+			else if (f->busy)
+				f->busy = false;
+			else
+				watchdog(f);
 		}
 		retry(f);
-		if (!f->watched && now_ns() - f->busy_at >= WATCHDOG_MS * UINT64_C(1000000))
-			watchdog(f);
+
 		if (atomic_load(&f->stop)) {
 			const uint64_t end = atomic_load(&f->end);
 
@@ -1521,7 +1532,12 @@ init(struct fill *f)
 	pthread_condattr_destroy(&attr);
 	f->door = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	f->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (f->door < 0 || f->epoll < 0 || epoll_ctl(f->epoll, EPOLL_CTL_ADD, f->door, &ev) < 0)
+	f->clock = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (f->door < 0 || f->clock < 0 || f->epoll < 0 ||
+	    epoll_ctl(f->epoll, EPOLL_CTL_ADD, f->door, &ev) < 0)
+		return -errno;
+	ev.data.ptr = f;
+	if (epoll_ctl(f->epoll, EPOLL_CTL_ADD, f->clock, &ev) < 0)
 		return -errno;
 	f->copied = calloc(1, sizeof *f->copied);
 	f->zeroed = calloc(1, sizeof *f->zeroed);
@@ -1552,6 +1568,8 @@ fini(struct fill *f)
 		close(f->epoll);
 	if (f->door >= 0)
 		close(f->door);
+	if (f->clock >= 0)
+		close(f->clock);
 	if (f->bounce != NULL)
 		munmap(f->bounce, FILL_HUGE);
 	if (f->zeros != NULL)
@@ -1578,8 +1596,8 @@ fill_create(struct fill **out, const struct fill_config *cfg)
 		return -ENOMEM;
 	f->cfg = *cfg;
 	f->log = cfg->log;
-	f->epoll = f->door = -1;
-	f->watched = true;
+	f->epoll = f->door = f->clock = -1;
+
 	f->no_poison = cfg->call_mask & FILL_NO_POISON;
 	snprintf(f->name, sizeof f->name, "%s", cfg->name);
 	if (cfg->working_set != NULL)

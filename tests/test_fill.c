@@ -438,7 +438,6 @@ struct bare {
 	struct source *s;
 	struct vmm *v;
 	int uffd;
-	atomic_bool stop;
 };
 
 /* What every pager pays at least. */
@@ -448,11 +447,11 @@ bare_loop(void *arg)
 	struct bare *b = arg;
 	struct uffd_msg msg;
 
-	while (!atomic_load(&b->stop)) {
+	for (;;) {
 		struct pollfd p = { .fd = b->uffd, .events = POLLIN };
 		uint64_t at, done;
 
-		if (poll(&p, 1, 100) <= 0 || read(b->uffd, &msg, sizeof msg) != sizeof msg)
+		if (poll(&p, 1, -1) <= 0 || read(b->uffd, &msg, sizeof msg) != sizeof msg)
 			continue;
 		at = msg.arg.pagefault.address & ~(uint64_t)PAGE_MASK;
 		if (uffd_copy(b->uffd, at, b->s->map + (at - b->v->address), PAGE_SIZE, false,
@@ -475,7 +474,7 @@ bare(void)
 	b.uffd = v.uffd;
 	cr_assert(zero(int, pthread_create(&t, NULL, bare_loop, &b)));
 	r = vmm_do(&v, VMM_TIME, 0, 4096, 0);
-	atomic_store(&b.stop, true);
+	pthread_cancel(t);
 	pthread_join(t, NULL);
 	vmm_stop(&v);
 	return r;
