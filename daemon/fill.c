@@ -79,7 +79,7 @@ struct fault {
 
 struct space {
 	struct fill *f;		 /* (c) */
-	struct space *next;	 /* (c) once it is in the list */
+	struct space *next;	 /* (f) to change, then by the service thread */
 	pthread_rwlock_t lock;	 /* see above */
 	int uffd;		 /* (l) -1: the process is gone */
 	unsigned flags;		 /* (c) FILL_TRACKED... */
@@ -93,6 +93,7 @@ struct space {
 	bool broken;		 /* (s) what is where is not known any more */
 	bool wake_all;		 /* (s) some faults could not be parked */
 	bool brought;		 /* (f) the aide has been here */
+	bool child;		 /* (c) of fork(): it goes while the others stay */
 	struct fault *parked;	 /* (s) FILL_PARKED_MAX */
 	size_t nparked;		 /* (s) */
 	uint64_t drained;	 /* (s) nothing is missing below, once it is to be filled */
@@ -764,7 +765,6 @@ broken:
 static int space_make(struct fill *f, int uffd, unsigned flags, uint64_t pages, struct space **out);
 static int space_link(struct fill *f, struct space *sp);
 
-/* Its userfaultfd is not closed: it would read zeros.  Its threads wait. */
 static void
 orphan(struct fill *f, int r)
 {
@@ -791,34 +791,17 @@ on_fork(struct space *parent, int uffd)
 			r = -ENOMEM;
 	}
 	sp->broken = parent->broken;
-	sp->brought = true;
+	sp->brought = sp->child = true;
 	if (r == 0) {
-		/* Not linked here: f->lock comes before the parent's, which is held. */
+		/* Linked by link_born(): f->lock comes before the parent's, which is held. */
 		sp->next = f->born;
 		f->born = sp;
 		return;
 	}
 	space_free(sp);
 fail:
+	/* Its userfaultfd is not closed: it would read zeros.  Its threads wait. */
 	orphan(f, r);
-}
-
-/* Those that drain() has found. */
-static void
-link_born(struct fill *f)
-{
-	struct space *sp;
-
-	while ((sp = f->born) != NULL) {
-		int r;
-
-		f->born = sp->next;
-		r = space_link(f, sp);
-		if (r < 0) {
-			orphan(f, r);
-			space_free(sp);
-		}
-	}
 }
 
 static void
@@ -874,8 +857,6 @@ drain(struct space *sp, struct fault fault[FAULTS], bool *more)
 		*more = n > FAULTS - MSGS;
 	}
 	pthread_rwlock_unlock(&sp->lock);
-	if (sp->f->born != NULL)
-		link_born(sp->f);
 	return n;
 }
 
@@ -912,6 +893,20 @@ follow(const struct working_set *ws, uint64_t offset)
 	return (ws->run[lo].first + ws->run[lo].n - page) * WORKING_SET_PAGE;
 }
 
+/* As much of it as need not be waited for. */
+static uint64_t
+in_memory(const struct source *s, uint64_t offset, uint64_t len)
+{
+	unsigned char there[ALONG / PAGE_SIZE];
+	uint64_t n = 0;
+
+	if (len == 0 || mincore(s->map + offset, len, there) < 0)
+		return 0;
+	while (n < len / PAGE_SIZE && there[n] & 1)
+		n++;
+	return n * PAGE_SIZE;
+}
+
 /* What the faults that have been served are likely to be followed by: there the client is ahead of the aide. */
 static void
 bring_along(struct space *sp)
@@ -927,6 +922,7 @@ bring_along(struct space *sp)
 		at = f->along[i] + PAGE_SIZE;
 		len = follow(&f->ws, r->r.offset + (at - r->r.start));
 		len = MIN(MIN(len, ALONG), r->r.start + r->r.len - at);
+		len = in_memory(r->r.source, r->r.offset + (at - r->r.start), len);
 		if (len > 0 && bring(sp, &at, at + len) < 0)
 			break;
 	}
@@ -1220,6 +1216,60 @@ retry(struct fill *f)
 	f->retried_at = now_ns();
 }
 
+/*
+ * Children whose process is gone.  There is no event for that; so it is looked at whenever there is a new one, and there are never more than live
+ * at once.  The aide knows no children, and the loop holds f->lock.
+ */
+static void
+reap(struct fill *f)
+{
+	struct space *sp, *next, *before = NULL;
+
+	for (sp = f->spaces; sp != NULL; sp = next) {
+		next = sp->next;
+		if (!sp->child || (sp->uffd >= 0 && uffd_alive(sp->uffd))) {
+			before = sp;
+			continue;
+		}
+		space_gone(sp);
+		pthread_mutex_lock(&f->lock);
+		if (before == NULL && f->spaces == sp) {
+			f->spaces = next;
+		} else {
+			/* The loop may have put others in front. */
+			if (before == NULL)
+				for (before = f->spaces; before->next != sp; before = before->next)
+					;
+			before->next = next;
+		}
+		f->nspaces--;
+		pthread_mutex_unlock(&f->lock);
+		space_free(sp);
+	}
+}
+
+/* Children that drain() has found. */
+static void
+link_born(struct fill *f)
+{
+	struct space *sp;
+
+	reap(f);
+	while ((sp = f->born) != NULL) {
+		int r;
+
+		f->born = sp->next;
+		sp->next = NULL;
+		r = space_link(f, sp);
+		if (r < 0) {
+			orphan(f, r);
+			settle(sp);
+			close(sp->uffd);
+			space_free(sp);
+		}
+	}
+}
+
 static void
 at_the_end(struct fill *f)
 {
@@ -1230,6 +1280,8 @@ at_the_end(struct fill *f)
 static void
 finish(struct fill *f, enum fill_end how)
 {
+	if (f->born != NULL)
+		link_born(f);
 	for (struct space *sp = f->spaces; sp != NULL; sp = sp->next) {
 		if (sp->uffd < 0)
 			continue;
@@ -1249,7 +1301,11 @@ service_main(void *arg)
 
 	for (;;) {
 		struct epoll_event ev[16];
-		const int n = epoll_wait(f->epoll, ev, ARRAY_SIZE(ev), wait_ms(f));
+		int n;
+
+		if (f->born != NULL)
+			link_born(f);
+		n = epoll_wait(f->epoll, ev, ARRAY_SIZE(ev), wait_ms(f));
 
 		for (int i = 0; i < n; i++) {
 			uint64_t count;
@@ -1558,6 +1614,11 @@ fini(struct fill *f)
 {
 	struct space *sp;
 
+	while ((sp = f->born) != NULL) {
+		f->born = sp->next;
+		close(sp->uffd);
+		space_free(sp);
+	}
 	while ((sp = f->spaces) != NULL) {
 		f->spaces = sp->next;
 		if (sp->uffd >= 0)

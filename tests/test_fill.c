@@ -164,6 +164,16 @@ struct want {
 	uint64_t n;
 };
 
+static size_t
+ranges(void)
+{
+	json_t *map = fill_map(fill);
+	const size_t n = json_array_size(map);
+
+	json_decref(map);
+	return n;
+}
+
 static bool
 has_served(void *arg)
 {
@@ -297,6 +307,19 @@ static bool
 has_lost(void *arg)
 {
 	return counts().lost == *(uint64_t *)arg;
+}
+
+Test(fill, children_that_have_ended_hold_nothing, .fini = down)
+{
+	unsigned descriptors;
+
+	up(N, ALL_EVENTS);
+	descriptors = vmm_descriptors();
+	for (unsigned i = 0; i < FILL_SPACES_MAX + 20; i++)
+		cr_assert(zero(i64, vmm_do(&v, VMM_FORK, i, 1, 0)), "child %u: %s", i, logged);
+	VERIFIES(0, N);
+	cr_assert(le(uint, vmm_descriptors(), descriptors + 3));
+	cr_assert(le(sz, ranges(), 3));
 }
 
 static void
