@@ -599,7 +599,7 @@ serve(struct space *sp, const struct fault *fault)
 	const struct range *r = find_again(sp, fault->address);
 	const uint64_t size = r != NULL ? r->r.page_size : PAGE_SIZE;
 	const uint64_t at = fault->address & ~(size - 1);
-	struct histogram *h = f->there;
+	struct histogram *h;
 	enum outcome o;
 
 	if (fault->flags & UFFD_PAGEFAULT_FLAG_WP) {
@@ -1941,12 +1941,13 @@ map_range(const struct space *sp, const struct range *r)
 		for (uint64_t p = lo; p < hi; p++)
 			n += state_get(sp, r->first + p) == FILLED;
 		resident += n;
-		strip[i] = (char)('0' + n * 9 / (hi - lo));
+		/* hi > lo: there are no more parts than pages */
+		strip[i] = (char)('0' + n * 9 / MAX(hi - lo, 1));
 	}
 	strip[parts] = '\0';
 	return json_pack("{sIsIsIsIss}", "start", (json_int_t)r->r.start, "length",
 			 (json_int_t)r->r.len, "page_size", (json_int_t)r->r.page_size, "resident",
-			 (json_int_t)(resident * r->r.page_size), "strip", strip);
+			 (json_int_t)resident * r->r.page_size, "strip", strip);
 }
 
 json_t *

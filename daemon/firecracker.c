@@ -328,9 +328,11 @@ static int
 serve(struct firecracker *fc, const int fd[], unsigned nfds, const struct fc_region *region, int n,
       char *why, size_t whysize)
 {
-	struct fill_range *range = calloc((size_t)n, sizeof *range);
+	struct fill_range *range;
 	int r;
 
+	assert(n > 0);
+	range = calloc((size_t)n, sizeof *range);
 	if (range == NULL) {
 		snprintf(why, whysize, "no memory");
 		return -ENOMEM;

@@ -76,7 +76,7 @@ static error_t
 parse(int key, char *arg, struct argp_state *state)
 {
 	struct handler *h = state->input;
-	unsigned n;
+	unsigned n = 0;
 
 	switch (key) {
 	case OPT_NO_WORKING_SET:

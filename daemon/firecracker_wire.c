@@ -64,16 +64,18 @@ struct reason {
 	size_t size;
 };
 
-static int __attribute__((format(printf, 3, 4)))
-refuse(const struct reason *why, int err, const char *fmt, ...)
+static void __attribute__((format(printf, 2, 3)))
+tell(const struct reason *why, const char *fmt, ...)
 {
 	va_list ap;
 
 	va_start(ap, fmt);
+	/* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): it is, by the line above */
 	vsnprintf(why->text, why->size, fmt, ap);
 	va_end(ap);
-	return err;
 }
+
+#define refuse(why, err, ...) (tell(why, __VA_ARGS__), (err))
 
 /* A number that is there, and not negative.  -ENOENT: it is not there. */
 static int

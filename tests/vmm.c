@@ -605,6 +605,7 @@ vmm_start(struct vmm *v, const struct vmm_config *cfg)
 		cr_skip_test("no such userfaultfd here: %s", strerror(h.err));
 	}
 	v->address = h.address;
+	cr_assert(CMSG_FIRSTHDR(&msg) != NULL);
 	memcpy(&v->uffd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof v->uffd);
 	if (cfg->memfd)
 		memcpy(&v->memfd, CMSG_DATA(CMSG_FIRSTHDR(&msg)) + sizeof(int), sizeof v->memfd);
