@@ -205,12 +205,15 @@ on_look(uv_timer_t *t)
 static void
 look(struct firecracker *fc)
 {
+	const bool half = fc->len > 0 || fc->nfds > 0;
+
 	if (fc->closing)
 		return;
 	if (fc->fill == NULL || !fill_alive(fc->fill)) {
 		if (fc->fill == NULL)
-			say(fc, UP_LOG_WARNING, "gone before it has said where its memory is%s",
-			    fc->len > 0 || fc->scan.begun ? " (half a handshake)" : "");
+			say(fc, half ? UP_LOG_WARNING : UP_LOG_INFO,
+			    "gone before it has said where its memory is%s",
+			    half ? " (half a handshake)" : "");
 		gone(fc);
 		return;
 	}

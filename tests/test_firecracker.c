@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -812,23 +813,48 @@ restore(double *ms, uint64_t *prefetched)
 	return c.faults[UP_FAULT_MAJOR];
 }
 
-Test(firecracker, a_second_restore_finds_its_working_set, .init = up_working_set, .fini = down)
+/* The file is on the disk, and nowhere else. */
+static void
+cool(void)
+{
+	cr_assert(zero(int, fsync(source->fd)));
+	madvise(source->map, source->size, MADV_DONTNEED);
+	cr_assert(zero(int, posix_fadvise(source->fd, 0, 0, POSIX_FADV_DONTNEED)));
+}
+
+static void
+two_restores(bool cold)
 {
 	uint64_t first, second, prefetched;
 	double ms[2];
 
+	if (cold)
+		cool();
 	first = restore(&ms[0], &prefetched);
 	cr_assert(ge(u64, first, WS_TOUCHED - 1));
 	cr_assert(zero(u64, prefetched));
 	cr_assert(has_record(NULL), "%s", logged);
+	if (cold)
+		cool();
 	second = restore(&ms[1], &prefetched);
 	fprintf(stderr,
-		"working set of %d pages: without %d faults, %.1f ms; with %d faults, %d prefetched, %.1f ms: %.1fx\n",
-		(int)WS_TOUCHED, (int)first, ms[0], (int)second, (int)prefetched, ms[1],
-		ms[0] / ms[1]);
-	cr_assert(le(u64, second, WS_TOUCHED / 20), "%d faults", (int)second);
+		"working set of %d pages, %s: without %d faults, %.1f ms; with %d faults, %d prefetched, %.1f ms: %.1fx\n",
+		(int)WS_TOUCHED, cold ? "on disk" : "in memory", (int)first, ms[0], (int)second,
+		(int)prefetched, ms[1], ms[0] / ms[1]);
+	/* Its time is told, not asserted: who else runs here is not known.  Nor how slow the disk is, while it reads in order. */
+	cr_assert(le(u64, second, WS_TOUCHED / (cold ? 4 : 20)), "%d faults", (int)second);
 	/* What nobody touched is not brought. */
 	cr_assert(le(u64, prefetched, WS_TOUCHED));
+}
+
+Test(firecracker, a_second_restore_finds_its_working_set, .init = up_working_set, .fini = down)
+{
+	two_restores(false);
+}
+
+Test(firecracker, a_second_restore_of_a_cold_file_does, .init = up_working_set, .fini = down)
+{
+	two_restores(true);
 }
 
 Test(firecracker, a_window_ends_while_the_machine_runs, .init = up_working_set, .fini = down)
@@ -918,6 +944,11 @@ program(char **argv)
 	dup2(null, 2);
 	while (argv[argc] != NULL)
 		argc++;
+	/* Another build of it, with TSan, which Criterion can't be built with. */
+	if (getenv("UP_TEST_PROGRAM") != NULL) {
+		dup2(open(getenv("UP_TEST_LOG"), O_WRONLY | O_CREAT | O_APPEND, 0600), 2);
+		execv(getenv("UP_TEST_PROGRAM"), argv);
+	}
 	exit(firecracker_main(argc, argv));
 }
 
@@ -1017,4 +1048,27 @@ Test(firecracker, the_program_serves_and_ends_with_everything_filled, .init = fi
 	cr_assert(is_there(record_path));
 	VERIFIES(&v, 0, N);
 	vmm_stop(&v);
+}
+
+Test(firecracker, the_program_serves_several, .init = files, .fini = no_files)
+{
+	struct vmm v[3];
+	pid_t pid;
+
+	pid = program(ARGS(sock, path));
+	listens();
+	for (unsigned round = 0; round < 3; round++) {
+		for (unsigned i = 0; i < 3; i++)
+			begin_4k(&v[i]);
+		for (unsigned i = 0; i < 3; i++)
+			shakes_hands(&v[i], V1_12);
+		for (unsigned i = 0; i < 3; i++)
+			vmm_ask(&v[i], i == 0 ? VMM_STORM : VMM_THREADS, 0, N, i == 0 ? 300 : 4);
+		for (unsigned i = 0; i < 3; i++) {
+			cr_assert(zero(i64, vmm_answer(&v[i])));
+			vmm_stop(&v[i]);
+		}
+	}
+	kill(pid, SIGTERM);
+	cr_assert(zero(int, status_of(pid)));
 }
