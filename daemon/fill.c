@@ -1513,23 +1513,31 @@ out:
 	working_set_free(&all);
 }
 
-static void *
-aide_main(void *arg)
+/*
+ * What is known of the working set, before there are threads: a fault may come before the aide has its turn.  No lock: records are
+ * replaced as a whole.
+ */
+static void
+load_record(struct fill *f)
 {
-	struct fill *f = arg;
 	struct source *s = f->cfg.working_set;
-	struct space *sp;
-	int r;
+	const int r = working_set_load(s->ws_path, &s->id, &f->ws);
 
-	pthread_mutex_lock(&s->ws_lock);
-	r = working_set_load(s->ws_path, &s->id, &f->ws);
-	pthread_mutex_unlock(&s->ws_lock);
 	if (r < 0 && r != -ENOENT)
 		log_line(&f->log, UP_LOG_WARNING, "%s: %s is not used: %s", f->name, s->ws_path,
 			 r == -ESTALE	 ? "the snapshot is not the one that it was made of"
 			 : r == -EBADMSG ? "it is broken"
 			 : r == -ENOTSUP ? "it is of another version"
 					 : strerror(-r));
+	atomic_store(&f->bringing, f->ws.n > 0);
+}
+
+static void *
+aide_main(void *arg)
+{
+	struct fill *f = arg;
+	struct space *sp;
+
 	pthread_mutex_lock(&f->lock);
 	while (!atomic_load(&f->stop)) {
 		sp = next_space(f);
@@ -1666,6 +1674,8 @@ fill_create(struct fill **out, const struct fill_config *cfg)
 	r = init(f);
 	if (r < 0)
 		goto fail;
+	if (cfg->working_set != NULL)
+		load_record(f);
 	atomic_store(&f->recording, cfg->working_set != NULL);
 	atomic_store(&f->threads, cfg->working_set != NULL ? 2 : 1);
 	r = start(f, &f->service, service_main, "fill");

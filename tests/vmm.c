@@ -324,13 +324,13 @@ send_all(const char *text, size_t len, unsigned which, size_t piece)
 	int fd[4], n = 0;
 
 	if (which & VMM_NOT_UFFD)
-		fd[n++] = 1;
+		fd[n++] = me.connection;
 	if (which & VMM_UFFD)
 		fd[n++] = me.uffd;
 	if (which & VMM_MEMFD)
-		fd[n++] = me.memfd >= 0 ? me.memfd : 0;
+		fd[n++] = me.memfd >= 0 ? me.memfd : me.connection;
 	if (which & VMM_THIRD)
-		fd[n++] = 1;
+		fd[n++] = me.connection;
 	while (len > 0) {
 		struct iovec iov = { (void *)(uintptr_t)text,
 				     piece > 0 && piece < len ? piece : len };
