@@ -25,8 +25,9 @@
 #define OBJECTS_MAX 4096u
 
 struct native {
-	struct session session; /* first */
-	uint64_t id;		/* the runtime's */
+	struct session session;	    /* first */
+	uint64_t id;		    /* the runtime's */
+	struct session_counts last; /* once it has gone it is not asked any more */
 };
 
 /* Clients that the keeper says are gone, and the loop has not heard of. */
@@ -48,14 +49,18 @@ static struct {
 static void
 counts(const struct session *s, struct session_counts *c)
 {
-	const struct native *const n = (const struct native *)s;
+	struct native *const n = (struct native *)(uintptr_t)s;
 	struct serve_info info;
 
-	if (serve_info(native.d->rt, n->id, &info) < 0)
-		return;
-	c->mapped = info.mapped;
-	c->resident = info.resident;
-	memcpy(c->faults, info.faults, sizeof(c->faults));
+	if (serve_info(native.d->rt, n->id, &info) == 0) {
+		n->last.mapped = info.mapped;
+		n->last.resident = info.resident;
+		n->last.swapped = info.swapped;
+		memcpy(n->last.faults, info.faults, sizeof(n->last.faults));
+	} else {
+		n->last.mapped = n->last.resident = n->last.swapped = 0;
+	}
+	*c = n->last;
 }
 
 /* A digit for each 64th of the range: how much of it is in memory.  *resident: pages of it. */
@@ -76,9 +81,11 @@ draw(uint64_t id, const struct serve_range *r, char strip[STRIP + 1], uint64_t *
 		for (size_t i = 0; i < n; i++) {
 			const size_t cell = (at + i) * cells / npages;
 
+			const bool there = (vec[i] & UP_PAGE_MAPPED) != 0;
+
 			of[cell]++;
-			in[cell] += vec[i] != 0;
-			*resident += vec[i] != 0;
+			in[cell] += there;
+			*resident += there;
 		}
 	}
 	for (unsigned i = 0; i < cells; i++)

@@ -143,7 +143,9 @@ user_is_in(const struct config_named *g, uid_t uid)
 static void
 find_group(struct session *s)
 {
-	for (const struct config_named *g = reg.d->cfg.named; g != NULL; g = g->next)
+	/* Of a verb that serves one protocol alone there is no daemon, and no group. */
+	for (const struct config_named *g = reg.d != NULL ? reg.d->cfg.named : NULL; g != NULL;
+	     g = g->next)
 		if (strcmp(g->kind, "group") == 0 && user_is_in(g, s->uid)) {
 			snprintf(s->group, sizeof(s->group), "%s", g->name);
 			return;
@@ -269,7 +271,8 @@ session_gone(struct session *s)
 	log_info("client %u: %s, process %d: gone after %.1f s and %" PRIu64 " faults", s->id,
 		 s->name, (int)s->pid, (double)(monotonic_ns() - s->since) / 1e9,
 		 all_faults(c.faults));
-	daemon_client_left(reg.d);
+	if (reg.d != NULL)
+		daemon_client_left(reg.d);
 }
 
 struct session *

@@ -1003,6 +1003,22 @@ serve_end(struct up_runtime *rt, uint64_t id)
 	return sp != NULL ? 0 : -ENOENT;
 }
 
+/* Pages that its own objects have.  => map.lock is held */
+static uint64_t
+written(const struct space *sp)
+{
+	const struct object *before = NULL;
+	uint64_t n = 0;
+
+	for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next) {
+		/* Pieces of one object lie side by side, as a rule. */
+		if (e->object != before && e->object->account != NULL)
+			n += object_count(e->object);
+		before = e->object;
+	}
+	return n;
+}
+
 int
 serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info)
 {
@@ -1027,6 +1043,8 @@ serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info)
 			.limit = atomic_load(&c->account->limit) << PAGE_SHIFT,
 			.minimum = atomic_load(&c->account->minimum) << PAGE_SHIFT,
 		};
+		info->swapped = written(sp) << PAGE_SHIFT;
+		info->swapped -= MIN(info->swapped, info->resident);
 		memcpy(info->name, c->name, sizeof info->name);
 		for (unsigned k = 0; k < UP_FAULT_KINDS; k++)
 			info->faults[k] = space_faults(p, sp, k);

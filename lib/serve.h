@@ -37,6 +37,8 @@ struct serve_info {
 	uint64_t faults[UP_FAULT_KINDS];
 	uint64_t
 		resident; /* bytes that it has in memory, where it can touch them; objects with names are nobody's */
+	uint64_t
+		swapped; /* what it has written, and is in memory no more, or out of its reach; about, of objects that share pages */
 	uint64_t limit, minimum; /* bytes; 0: none */
 };
 
@@ -75,7 +77,7 @@ int serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info);
 int serve_ranges(struct up_runtime *rt, uint64_t id, uintptr_t from, struct serve_range range[],
 		 size_t n);
 #define SERVE_RESIDENCY_MAX 1024
-/* Which of its pages are in memory, UP_RESIDENT_*; of one range, SERVE_RESIDENCY_MAX pages at most.  0, -ENOENT, -ENOMEM: not mapped. */
+/* Where its pages are, UP_PAGE_*; of one range, SERVE_RESIDENCY_MAX pages at most.  0, -ENOENT, -ENOMEM: not mapped. */
 int serve_residency(struct up_runtime *rt, uint64_t id, uintptr_t va, size_t npages,
 		    unsigned char vec[]);
 

@@ -30,8 +30,10 @@ typedef uint32_t frame_t;
 typedef uint32_t pageno_t;
 #define PAGE_NONE UINT32_MAX
 
+#ifndef MIN /* sys/param.h, which uv.h includes, has the same */
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
+#endif
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 #define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * fill.h (private): memory of other processes that can be filled, and not taken back.
+ *
+ *	firecracker.c, criu.c		their protocols: what is where
+ *	fill.c				a filler per client: address spaces, ranges, the state of each page, threads
+ *	fill_call.c			one system call each, and what its errors mean
+ *	memfile.c			the file that it comes from
+ *
+ * A client's filler has a thread of its own, so that nobody waits for a slow one's disk; with a working set it has a second one for its
+ * first seconds.  It never waits for the loop, nor the loop for it: that is told by `notify`, from its threads.
+ *
+ * Functions are the loop's, but where they say otherwise.
+ */
+#ifndef UP_DAEMON_FILL_H
+#define UP_DAEMON_FILL_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/base.h"
+#include "memfile.h"
+#include "session.h"
+
+#define FILL_HUGE ((uint64_t)2 << 20)
+#define FILL_SPACES_MAX 256u		   /* of one client */
+#define FILL_RANGES_MAX 65536u		   /* of one space */
+#define FILL_PAGES_MAX ((uint64_t)1 << 34) /* of one space: 64 TiB, 4 GiB of states */
+#define FILL_PARKED_MAX 1024u		   /* faults of one space that wait for the next try */
+#define FILL_RUN ((uint64_t)256 << 10)	   /* bytes of one copy that nobody waits for */
+
+struct fill;
+
+/* Pages of a client, and where they are in the file. */
+struct fill_range {
+	uint64_t start, len, offset;
+	uint32_t page_size; /* PAGE_SIZE or FILL_HUGE */
+	struct memfile *source;
+};
+
+/* Of a space. */
+#define FILL_TRACKED \
+	1u /* registered with MISSING|WP: copies are write-protected if the kernel resolves that by itself */
+#define FILL_OUTSIDE_ZERO 2u /* a fault in no range is a page of zeros; otherwise SIGBUS */
+
+enum fill_event {
+	FILL_GONE,    /* no space has a process any more */
+	FILL_STOPPED, /* the threads are at their end: fill_destroy() does not wait */
+};
+
+struct fill_config {
+	const char *name; /* in log lines; copied */
+	struct logger log;
+	void (*notify)(void *ctx, enum fill_event ev); /* from a thread of the filler */
+	void *ctx;
+	int pidfd; /* where SIGBUS goes if there is no UFFDIO_POISON; -1; the caller's, who keeps it open */
+	struct memfile *working_set; /* whose working set is recorded and prefetched; NULL: none */
+	unsigned record_ms;
+	uint64_t call_mask; /* tests: calls that are not there, FILL_NO_... */
+};
+
+#define FILL_NO_POISON 1u
+
+/* What is to become of pages that are not there yet. */
+enum fill_end {
+	FILL_END_DROP,	 /* nothing: the client is gone, or waits for somebody else */
+	FILL_END_POISON, /* SIGBUS */
+	FILL_END_FILL,	 /* filled as long as that takes, a while at most; then SIGBUS */
+};
+
+/* 0 or a negative errno. */
+int fill_create(struct fill **out, const struct fill_config *cfg);
+
+/*
+ * Memory behind one more userfaultfd.  0: uffd is the filler's, and each range holds a reference to its source.  Otherwise uffd is
+ * the caller's: -EINVAL for ranges that overlap or are misaligned, or something that is no userfaultfd; -E2BIG for too much; -ENOMEM.
+ */
+int fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, unsigned flags);
+
+/* Does not wait; FILL_STOPPED comes.  Once more with another way: it is changed. */
+void fill_stop(struct fill *f, enum fill_end how, unsigned ms);
+
+/* Waits for the threads.  NULL is fine. */
+void fill_destroy(struct fill *f);
+
+/* Whether any space has a process: asks the kernel. */
+bool fill_alive(struct fill *f);
+
+void fill_counts(struct fill *f, struct session_counts *c);
+json_t *fill_map(struct fill *f);
+
+/* Any thread: pages not filled yet, of all spaces. */
+uint64_t fill_missing(struct fill *f);
+
+/* --- fill_call.c --- */
+
+struct foreign_info {
+	uint64_t features;
+	unsigned pending, total; /* threads that wait: faults not read yet, all */
+};
+
+/* 0; -EINVAL: it is no userfaultfd. */
+int foreign_info(int fd, struct foreign_info *info);
+
+/*
+ * 0: all of it.  Otherwise why not, and *done says how many bytes are: -EAGAIN the address space is changing, -EEXIST a page is
+ * there, -ENOENT nothing is registered there, -ESRCH the process is gone, -EFAULT the source can't be read...
+ */
+int foreign_copy(int fd, uint64_t to, const void *from, uint64_t len, bool protect, uint64_t *done);
+int foreign_zero(int fd, uint64_t to, uint64_t len, uint64_t *done);
+int foreign_poison(int fd, uint64_t to, uint64_t len, uint64_t *done);
+int foreign_unprotect(int fd, uint64_t at, uint64_t len);
+void foreign_wake(int fd, uint64_t at, uint64_t len);
+void foreign_unregister(int fd, uint64_t at, uint64_t len);
+
+/* False: the process is gone. */
+bool foreign_alive(int fd);
+
+#endif

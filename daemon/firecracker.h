@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * firecracker.h (private): microVMs of Firecracker that are restored from a snapshot (mem_backend "Uffd").
+ */
+#ifndef UP_DAEMON_FIRECRACKER_H
+#define UP_DAEMON_FIRECRACKER_H
+
+#include <stdbool.h>
+#include <uv.h>
+
+#include "base/base.h"
+#include "fill.h"
+#include "memfile.h"
+#include "session.h"
+
+#define FC_RECORD_SECONDS 5u   /* by default */
+#define FC_HANDSHAKE_MS 10000u /* from the connection to the end of the first array */
+#define FC_HANDSHAKES_MAX 64u  /* on one connection */
+#define FC_DESCRIPTORS_MAX 16u /* that came, and belong to no array yet */
+#define FC_LOOK_MS 200u	       /* between looks whether it lives, where that is not told */
+
+struct firecracker_config {
+	struct memfile *source; /* the memory file; each session takes a reference */
+	struct logger log;
+	bool working_set;
+	unsigned record_seconds;
+	/* The session has ended, and is freed on return: nothing of it is left, and its slot can be used again. */
+	void (*gone)(void *ctx, struct session *s);
+	void *ctx;
+	unsigned handshake_ms; /* 0: FC_HANDSHAKE_MS */
+	uint64_t call_mask;    /* tests: FILL_NO_... */
+};
+
+/*
+ * A connection that has been accepted.  0: the descriptor is the session's, which is in the registry and goes of itself; otherwise it
+ * is still the caller's.  `cfg` is copied.  The loop's thread.
+ */
+int firecracker_open(uv_loop_t *loop, int connection, const struct firecracker_config *cfg,
+		     struct session **out);
+
+/* End it as the operation `end` does, but with what is missing dealt with in another way.  Does not wait. */
+void firecracker_end(struct session *s, enum fill_end how, unsigned ms);
+
+/* uffd-pagerd firecracker SOCK MEMFILE.  The exit status: 0, 1 something failed, 2 wrong usage. */
+int firecracker_main(int argc, char **argv);
+
+#endif

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * firecracker_door.c: microVMs of Firecracker as clients of the whole daemon ([listen NAME] type = firecracker, source = MEMFILE).
+ *
+ * Their memory is theirs: what is filled can not be taken back, so it is outside of the budget, and counted as theirs alone.
+ */
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon.h"
+#include "firecracker.h"
+#include "listen.h"
+#include "log.h"
+
+void
+firecracker_accept(struct daemon *d, const struct listener *l, int fd, const struct peer *peer)
+{
+	struct firecracker_config cfg = {
+		.log = { .fn = log_library },
+		.working_set = true,
+		.record_seconds = FC_RECORD_SECONDS,
+	};
+	struct session *s;
+	char why[256];
+	int r = session_admit(peer, why, sizeof(why));
+
+	if (r < 0) {
+		close(fd); /* which has said why; the protocol has no words for it */
+		return;
+	}
+	/* The same one for all that are restored from that file, as long as one of them is there. */
+	r = memfile_open(&cfg.source, l->source, &cfg.log);
+	if (r == 0) {
+		r = firecracker_open(&d->loop, fd, &cfg, &s);
+		memfile_unref(cfg.source);
+	}
+	if (r < 0) {
+		log_warning("%s: process %d is refused: %s", l->path, (int)peer->pid, strerror(-r));
+		close(fd);
+	}
+}
