@@ -157,6 +157,25 @@ space_place(struct pager *p, const char *call, const struct map_entry *e)
 	return r;
 }
 
+/* Make the table of spaces reach to `i`.  => map.change is held */
+static int
+table_reach(struct pager *p, size_t i)
+{
+	struct wired_array *t = &p->space_at;
+	int r = 0;
+
+	if (t->base == NULL)
+		r = wired_array_init(t, &p->arena, sizeof(struct space *), SPACES_MAX);
+	if (r == 0 && i >= t->n)
+		r = wired_array_grow_wait(t, i + 1);
+	if (r == 0) {
+		pthread_rwlock_wrlock(&p->map.lock);
+		p->nspace_at = t->n;
+		pthread_rwlock_unlock(&p->map.lock);
+	}
+	return r;
+}
+
 struct space *
 space_make(struct pager *p)
 {
@@ -177,6 +196,12 @@ space_make(struct pager *p)
 		resv_give(&p->resv_meta, META_PER_SPACE);
 		return NULL;
 	}
+	if (table_reach(p, sp->shard - PMAP_POOL - 1) < 0) {
+		p->pmap->ops->space_destroy(p->pmap, sp->shard);
+		zone_free(&p->space_zone, sp);
+		resv_give(&p->resv_meta, META_PER_SPACE);
+		return NULL;
+	}
 	map_init(&sp->map, &p->map_zones);
 	sp->id = ++p->next_serial;
 	for (unsigned k = 0; k < UP_FAULT_KINDS && p->space_faults != NULL; k++)
@@ -184,12 +209,20 @@ space_make(struct pager *p)
 	return sp;
 }
 
+/* => map.lock is held for writing */
+static void
+link_locked(struct pager *p, struct space *sp)
+{
+	sp->next = p->spaces;
+	p->spaces = sp;
+	((struct space **)p->space_at.base)[sp->shard - PMAP_POOL - 1] = sp;
+}
+
 void
 space_link(struct pager *p, struct space *sp)
 {
 	pthread_rwlock_wrlock(&p->map.lock);
-	sp->next = p->spaces;
-	p->spaces = sp;
+	link_locked(p, sp);
 	pthread_rwlock_unlock(&p->map.lock);
 }
 
@@ -250,8 +283,7 @@ space_fork(struct up_runtime *rt, struct map *map, int sock, struct space **out)
 	sp->sock = sock;
 	pthread_rwlock_wrlock(&p->map.lock);
 	parts_take(part, n, &sp->map);
-	sp->next = p->spaces;
-	p->spaces = sp;
+	link_locked(p, sp);
 	pthread_rwlock_unlock(&p->map.lock);
 	parts_done(part, n);
 	wired_array_fini(&mem);
@@ -269,6 +301,7 @@ space_end(struct pager *p, struct space *sp)
 	for (link = &p->spaces; *link != sp; link = &(*link)->next)
 		;
 	*link = sp->next;
+	((struct space **)p->space_at.base)[sp->shard - PMAP_POOL - 1] = NULL;
 	while ((e = sp->map.first) != NULL) {
 		map_remove(&sp->map, e);
 		e->next = gone;

@@ -171,7 +171,10 @@ struct pager {
 	unsigned nservices; /* (c) */
 	struct workers workers;
 	unsigned next_shard;  /* (map.change) */
-	struct space *spaces; /* (map.lock) of forked children */
+	struct space *spaces; /* (map.lock) of forked children and clients */
+	/* The same by shard, from PMAP_POOL + 1 on; base NULL: there has been none yet.  Items are (map.lock), the rest (map.change). */
+	struct wired_array space_at;
+	size_t nspace_at; /* (map.lock) of its items */
 	/* Some account is `over`: a thread that can wait is to take pages from it.  NULL: there are no accounts. */
 	void (*over)(void *ctx);
 	void *over_ctx;
@@ -388,12 +391,12 @@ struct space {
 static inline struct map_entry *
 space_lookup(struct pager *p, unsigned shard, uintptr_t va)
 {
-	struct space *sp = p->spaces;
+	const size_t i = shard - PMAP_POOL - 1;
+	struct space *sp;
 
 	if (shard < p->nservices)
 		return map_lookup(&p->map, va);
-	while (sp != NULL && sp->shard != shard)
-		sp = sp->next;
+	sp = i < p->nspace_at ? ((struct space **)p->space_at.base)[i] : NULL;
 	return sp != NULL ? map_lookup(&sp->map, va) : NULL;
 }
 

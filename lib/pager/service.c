@@ -396,6 +396,8 @@ pager_fini(struct pager *p)
 	pthread_mutex_destroy(&p->pageout_lock);
 	anon_waitqs_fini(&p->waitqs);
 	map_fini(&p->map);
+	if (p->space_at.base != NULL)
+		wired_array_fini(&p->space_at);
 	map_zones_fini(&p->map_zones);
 	object_zones_fini(&p->zones);
 }
