@@ -10,7 +10,7 @@ import unittest
 import rig
 from rig import DEADLINE, Daemon
 
-BIGGER, SORT, SNAPSHOT, IMAGE = map(os.path.abspath, sys.argv[3:7])
+BIGGER, SORT, SNAPSHOT, IMAGE, MICROVM = map(os.path.abspath, sys.argv[3:8])
 BUDGET = '8M'
 
 
@@ -82,6 +82,26 @@ class Examples(unittest.TestCase):
             self.assertIn('parent: 15 of 15 pages are right', out)
             self.assertTrue(out.endswith('\nPASS\n'), out)
             run(IMAGE, '--daemon', d.path('pager.sock'), '--memory', '8M', status=2)
+
+    def test_microvm(self):
+        with Daemon() as d:
+            source, other = d.dir + '/source', d.dir + '/other'
+            run(MICROVM, '--make', source, '8')
+            with open(source, 'rb') as f:
+                text = bytearray(f.read())
+            text[1234567] ^= 1
+            with open(other, 'wb') as f:
+                f.write(text)
+            with Daemon('--memory', BUDGET, config=f'[listen vms]\ntype = firecracker\npath = vms.sock\nsource = {source}\n') as vms:
+                out, _ = run(MICROVM, vms.path('vms.sock'), source)
+                self.assertIn('2048 pages filled by the other side, 0 wrong', out)
+                self.assertTrue(out.endswith('\nPASS\n'), out)
+                out, _ = run(MICROVM, vms.path('vms.sock'), other, status=1)
+                self.assertIn('2048 pages filled by the other side, 1 wrong', out)
+                self.assertTrue(out.endswith('\nFAIL\n'), out)
+            run(MICROVM, vms.path('vms.sock'), source, status=1)
+            run(MICROVM, '--make', source, '0', status=2)
+            run(MICROVM, status=2)
 
 
 if __name__ == '__main__':
