@@ -3,12 +3,13 @@
 """The examples with --daemon: all of them right within a budget that is smaller than what each one works on."""
 import os
 import re
+import signal
 import subprocess
 import sys
 import unittest
 
 import rig
-from rig import DEADLINE, Daemon
+from rig import DEADLINE, Daemon, wait_for
 
 BIGGER, SORT, SNAPSHOT, IMAGE, MICROVM = map(os.path.abspath, sys.argv[3:8])
 BUDGET = '8M'
@@ -20,6 +21,11 @@ def run(*words, status=0):
     out, err = r.stdout.decode(errors='replace'), r.stderr.decode(errors='replace')
     assert r.returncode == status, f'{words}: exit status {r.returncode}, not {status}:\n{out}\n{err}'
     return out, err
+
+
+def text_of(name):
+    with open(name, encoding='utf-8', errors='replace') as f:
+        return f.read()
 
 
 class Examples(unittest.TestCase):
@@ -48,6 +54,23 @@ class Examples(unittest.TestCase):
                 self.assertIn('not with --daemon', err)
             _, err = run(BIGGER, '--daemon', d.path('nobody.sock'), status=1)
             self.assertIn('is uffd-pagerd running?', err)
+
+    def test_bigger_than_memory_says_when_the_daemon_dies(self):
+        d = Daemon('--memory', BUDGET)
+        try:
+            name = d.dir + '/output'
+            with open(name, 'wb') as f, subprocess.Popen([BIGGER, '--daemon', d.path('pager.sock'), '--size', '32M', '--rounds', '1000'],
+                                                         stdout=f, stderr=f, stdin=subprocess.DEVNULL) as p:
+                try:
+                    wait_for('filled', lambda: p.poll() is not None or '\nfill ' in text_of(name))
+                    d.signal(signal.SIGKILL)
+                    self.assertEqual(p.wait(DEADLINE), 1, text_of(name))
+                finally:
+                    p.kill()
+            self.assertRegex(text_of(name), r'SIGBUS at address 0x[0-9a-f]+ in thread \d, page \d+ of the region')
+            self.assertNotIn('PASS', text_of(name))
+        finally:
+            d.clean()
 
     def test_external_sort(self):
         with Daemon('--memory', BUDGET) as d:
