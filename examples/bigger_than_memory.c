@@ -7,6 +7,9 @@
  * are kept in plain memory, so that there is an exact answer to "is this page right?" at any
  * moment.  Meanwhile the main thread asks the kernel, not the pager, how much is resident.
  *
+ * With --daemon the pager is uffd-pagerd, and the budget is its own, for all its clients together: what is resident of our
+ * region has to be within it, and the rest of what the summary says of a pager is the daemon's to say (uffd-pager status).
+ *
  * What an embedder can learn here: how to create a runtime and report why that failed
  * (main), what a log callback may do (say), how to survive SIGBUS on a page that was lost
  * (on_crash), and how to measure the memory of a region from outside (rss_now, smaps_now).
@@ -109,6 +112,8 @@ static struct {
 	enum up_delivery delivery;
 	enum up_compression compression;
 	const char *swap_path;
+	const char *daemon;	/* its socket; NULL: the pager is in this process */
+	const char *pagers_own; /* an option that says how the pager is to be */
 	uint64_t mask, seed, flip;
 	bool trace;
 
@@ -631,6 +636,19 @@ print_mismatch(const struct mismatch *m)
 	putchar('\n');
 }
 
+/* A daemon tells how many faults were ours; how long they took it knows of all its clients together. */
+static void
+print_counts(const struct up_stats *st)
+{
+	uint64_t n = 0;
+
+	for (int k = 0; k < UP_FAULT_KINDS; k++)
+		n += st->faults[k];
+	printf("\nfaults of this program, served by the daemon: %" PRIu64 " (%" PRIu64
+	       " major, %" PRIu64 " zero-fill, %" PRIu64 " soft)\n",
+	       n, st->faults[UP_FAULT_MAJOR], st->faults[UP_FAULT_ZERO], st->faults[UP_FAULT_SOFT]);
+}
+
 static void
 print_faults(const struct up_stats *st)
 {
@@ -692,8 +710,12 @@ summary(void)
 	const uint64_t most = demo.memory + ALLOWANCE(demo.size);
 	const bool held = demo.rss_peak <= most && demo.smaps_peak.total <= most;
 
-	print_faults(&st);
-	print_swap(&st);
+	if (demo.daemon != NULL) {
+		print_counts(&st);
+	} else {
+		print_faults(&st);
+		print_swap(&st);
+	}
 
 	printf("\nresident, peak\n");
 	printf("  by the kernel %10.1f MiB  RssAnon + RssShmem, %" PRIu64 " samples\n",
@@ -701,10 +723,15 @@ summary(void)
 	printf("  by smaps      %10.1f MiB  between phases: %.1f region, %.1f pager\n",
 	       (double)demo.smaps_peak.total / MIB, (double)demo.smaps_peak.region / MIB,
 	       (double)above(demo.smaps_peak.total, demo.smaps_peak.region) / MIB);
-	printf("  by the pager  %10.1f MiB  its own count; metadata is %.1f now\n",
-	       (double)st.used_max / MIB, (double)st.metadata / MIB);
-	printf("  budget        %10.1f MiB  %s\n", (double)demo.memory / MIB,
-	       held ? coloured(true, "held") : coloured(false, "EXCEEDED"));
+	if (demo.daemon != NULL)
+		printf("  by the daemon %10.1f MiB  now, of %.1f mapped\n",
+		       (double)st.resident / MIB, (double)st.mapped / MIB);
+	else
+		printf("  by the pager  %10.1f MiB  its own count; metadata is %.1f now\n",
+		       (double)st.used_max / MIB, (double)st.metadata / MIB);
+	printf("  budget        %10.1f MiB  %s%s\n", (double)demo.memory / MIB,
+	       held ? coloured(true, "held") : coloured(false, "EXCEEDED"),
+	       demo.daemon != NULL ? ", by this client alone; it is the daemon's, for all" : "");
 
 	printf("\npages verified  %10" PRIu64 "  (and %" PRIu64 " updated)\n", verified, updated);
 	printf("mismatches      %10" PRIu64 "  %s\n", mismatches,
@@ -768,7 +795,10 @@ last_words(void)
 	fflush(stdout);
 	alarm(20); /* in case the pager is stuck with a lock held: SIGALRM ends us */
 	fputs("\n", stderr);
-	up_stats_print(demo.rt, stderr);
+	if (demo.daemon == NULL)
+		up_stats_print(demo.rt, stderr);
+	else
+		fputs("what the daemon has to say is in its log, and uffd-pager status\n", stderr);
 	if (demo.trace)
 		up_trace_print(demo.rt, stderr);
 	_exit(EXIT_WRONG);
@@ -942,7 +972,15 @@ static const struct {
 	{ "none", 0 },
 };
 
-enum { OPT_SERVICE_THREADS = 256, OPT_DELIVERY, OPT_COMPRESS, OPT_FLIP, OPT_TRACE, OPT_SEED };
+enum {
+	OPT_SERVICE_THREADS = 256,
+	OPT_DELIVERY,
+	OPT_COMPRESS,
+	OPT_FLIP,
+	OPT_TRACE,
+	OPT_SEED,
+	OPT_DAEMON
+};
 
 static const struct argp_option options[] = {
 	{ "size", 's', "BYTES", 0, "The region (default 1G)", 1 },
@@ -964,6 +1002,9 @@ static const struct argp_option options[] = {
 	{ "mask", 'M', "FEATURE,...", 0,
 	  "Run as on a kernel without these: move, poison, odirect, "
 	  "dev-uffd, kernel-faults, ring-flags, shared, or all of them: all",
+	  2 },
+	{ "daemon", OPT_DAEMON, "SOCKET", 0,
+	  "Let uffd-pagerd page, which listens there: budget, swap, threads and compression are its",
 	  2 },
 	{ "trace", OPT_TRACE, NULL, 0, "Print the pager's most recent events at the end", 3 },
 	{ "flip", OPT_FLIP, "PAGE", 0,
@@ -1058,6 +1099,8 @@ check_options(struct argp_state *state)
 		argp_error(state, "--size: fewer pages (%" PRIu64 ") than threads", demo.npages);
 	if (demo.npages >> 40 != 0)
 		argp_error(state, "--size: too large");
+	if (demo.daemon != NULL && demo.pagers_own != NULL)
+		argp_error(state, "--%s: not with --daemon, whose matter that is", demo.pagers_own);
 	if (demo.flip != NO_FLIP && demo.flip >= demo.npages)
 		argp_error(state, "--flip: the last page is %" PRIu64, demo.npages - 1);
 }
@@ -1070,6 +1113,7 @@ parse_option(int key, char *arg, struct argp_state *state)
 		demo.size = parse_size("size", arg, state);
 		break;
 	case 'm':
+		demo.pagers_own = "memory";
 		demo.memory = parse_size("memory", arg, state);
 		break;
 	case 't':
@@ -1082,18 +1126,22 @@ parse_option(int key, char *arg, struct argp_state *state)
 		demo.seed = parse_number("seed", arg, 0, UINT64_MAX, state);
 		break;
 	case 'S':
+		demo.pagers_own = "swap";
 		demo.swap_path = arg;
 		break;
 	case OPT_SERVICE_THREADS:
+		demo.pagers_own = "service-threads";
 		demo.service_threads = (unsigned)parse_number("service-threads", arg, 1,
 							      UP_SERVICE_THREADS_MAX, state);
 		break;
 	case OPT_DELIVERY:
+		demo.pagers_own = "delivery";
 		if (strcmp(arg, "service") != 0 && strcmp(arg, "inline") != 0)
 			argp_error(state, "--delivery %s: 'service' or 'inline'", arg);
 		demo.delivery = arg[0] == 'i' ? UP_DELIVER_INLINE : UP_DELIVER_SERVICE;
 		break;
 	case OPT_COMPRESS:
+		demo.pagers_own = "compress";
 		if (strcmp(arg, "lz4") == 0)
 			demo.compression = UP_COMPRESS_LZ4;
 		else if (strcmp(arg, "zstd") == 0)
@@ -1107,7 +1155,11 @@ parse_option(int key, char *arg, struct argp_state *state)
 		demo.mask = parse_mask(arg, state);
 		break;
 	case OPT_TRACE:
+		demo.pagers_own = "trace";
 		demo.trace = true;
+		break;
+	case OPT_DAEMON:
+		demo.daemon = arg;
 		break;
 	case OPT_FLIP:
 		demo.flip = parse_number("flip", arg, 0, UINT64_MAX - 1, state);
@@ -1189,6 +1241,23 @@ prepare(void)
 	demo.rss_base = rss_now();
 }
 
+/* Of the configuration it takes the log and the mask; the budget is what it says. */
+static void
+daemon_join(const struct up_config *cfg)
+{
+	struct up_stats st;
+	int r = up_runtime_connect(&demo.rt, demo.daemon, cfg);
+
+	if (r < 0)
+		die("up_runtime_connect: %s", strerror(-r));
+	r = up_stats_get(demo.rt, &st, sizeof(st));
+	if (r < 0)
+		die("up_stats_get: %s", strerror(-r));
+	demo.memory = st.limit;
+	printf("the budget is the daemon's: %.0f MiB, for all its clients together\n",
+	       (double)demo.memory / MIB);
+}
+
 int
 main(int argc, char **argv)
 {
@@ -1209,9 +1278,13 @@ main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	terminal_detect();
 	signals_init();
-	printf("%.0f MiB of memory in a budget of %.0f MiB: %u thread%s, seed %" PRIu64 "\n",
-	       (double)demo.size / MIB, (double)demo.memory / MIB, demo.nthreads,
-	       demo.nthreads == 1 ? "" : "s", demo.seed);
+	if (demo.daemon != NULL)
+		printf("%.0f MiB of memory from a daemon", (double)demo.size / MIB);
+	else
+		printf("%.0f MiB of memory in a budget of %.0f MiB", (double)demo.size / MIB,
+		       (double)demo.memory / MIB);
+	printf(": %u thread%s, seed %" PRIu64 "\n", demo.nthreads, demo.nthreads == 1 ? "" : "s",
+	       demo.seed);
 	prepare();
 
 	const struct up_config cfg = {
@@ -1224,8 +1297,9 @@ main(int argc, char **argv)
 		.log = say,
 	};
 
-	r = up_runtime_create(&demo.rt, &cfg);
-	if (r < 0)
+	if (demo.daemon != NULL)
+		daemon_join(&cfg);
+	else if ((r = up_runtime_create(&demo.rt, &cfg)) < 0)
 		die("up_runtime_create: %s", strerror(-r));
 	r = up_map(demo.rt, NULL, demo.size, PROT_READ | PROT_WRITE, UP_PRIVATE, NULL, 0, &p);
 	if (r < 0) {

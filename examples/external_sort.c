@@ -68,6 +68,7 @@ struct lines {
 
 static struct {
 	size_t memory;
+	const char *daemon; /* the socket of uffd-pagerd, whose memory it is then */
 	bool unique, count, kernel, in_thread;
 	struct up_runtime *rt; /* NULL: plain mmap() */
 	bool bounce;	       /* the kernel can't fault on our memory */
@@ -380,7 +381,15 @@ print_counts(size_t length, double seconds)
 	fprintf(stderr, "lines %zu, bytes %zu, written %zu, %.2f s\n", job.nlines, length,
 		job.nwritten, seconds);
 	fprintf(stderr, "peak resident %.1f MiB of the process", (double)ru.ru_maxrss / 1024);
-	if (job.rt != NULL && up_stats_get(job.rt, &st, sizeof(st)) == 0) {
+	if (job.daemon != NULL) { /* swap and the most there ever was are the daemon's to tell */
+		if (up_stats_get(job.rt, &st, sizeof(st)) != 0)
+			die("the daemon has gone");
+		fprintf(stderr, " (limit of the daemon, for all: %.1f)\n", (double)st.limit / MIB);
+		fprintf(stderr,
+			"faults: %" PRIu64 " zero-fill, %" PRIu64 " soft, %" PRIu64 " major",
+			st.faults[UP_FAULT_ZERO], st.faults[UP_FAULT_SOFT],
+			st.faults[UP_FAULT_MAJOR]);
+	} else if (job.rt != NULL && up_stats_get(job.rt, &st, sizeof(st)) == 0) {
 		fprintf(stderr, ", %.1f of the pager (limit %.1f)\n", (double)st.used_max / MIB,
 			(double)st.limit / MIB);
 		fprintf(stderr,
@@ -487,6 +496,7 @@ static const char usage[] =
 	"  -u, --unique            write only the first of equal lines\n"
 	"  -c, --count             say on the standard error what it took\n"
 	"      --inline            let the thread that faults serve its faults itself\n"
+	"      --daemon=SOCKET     let uffd-pagerd page, which listens there, in its budget\n"
 	"      --in-memory-of-kernel  sort in plain memory, without the pager: for comparison\n"
 	"  -h, --help              this help\n";
 
@@ -498,16 +508,19 @@ parse_options(int argc, char **argv)
 		{ "unique", no_argument, NULL, 'u' },
 		{ "count", no_argument, NULL, 'c' },
 		{ "inline", no_argument, NULL, 'i' },
+		{ "daemon", required_argument, NULL, 'd' },
 		{ "in-memory-of-kernel", no_argument, NULL, 'k' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
+	bool pagers_own = false;
 	int c;
 
 	while ((c = getopt_long(argc, argv, "m:uch", options, NULL)) != -1) {
 		switch (c) {
 		case 'm':
 			job.memory = parse_size(optarg);
+			pagers_own = true;
 			break;
 		case 'u':
 			job.unique = true;
@@ -516,10 +529,13 @@ parse_options(int argc, char **argv)
 			job.count = true;
 			break;
 		case 'i':
-			job.in_thread = true;
+			job.in_thread = pagers_own = true;
+			break;
+		case 'd':
+			job.daemon = optarg;
 			break;
 		case 'k':
-			job.kernel = true;
+			job.kernel = pagers_own = true;
 			break;
 		case 'h':
 			fputs(usage, stdout);
@@ -529,6 +545,8 @@ parse_options(int argc, char **argv)
 			exit(2);
 		}
 	}
+	if (job.daemon != NULL && pagers_own)
+		die("--daemon: budget and delivery are the daemon's, and there is no other pager");
 	if (optind == argc)
 		die("no files to sort; external_sort --help says more");
 }
@@ -542,7 +560,8 @@ main(int argc, char **argv)
 					       .log = say,
 					       .delivery = job.in_thread ? UP_DELIVER_INLINE
 									 : UP_DELIVER_SERVICE };
-		const int r = up_runtime_create(&job.rt, &cfg);
+		const int r = job.daemon != NULL ? up_runtime_connect(&job.rt, job.daemon, &cfg)
+						 : up_runtime_create(&job.rt, &cfg);
 
 		if (r < 0)
 			die("starting the pager: %s", strerror(-r));

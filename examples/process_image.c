@@ -2,7 +2,7 @@
 /*
  * process_image.c: a little process image, before and after a fork(), as a picture of objects.
  *
- *	process_image [--memory 8M]
+ *	process_image [--memory 8M | --daemon SOCKET]
  *
  * Five ranges are laid out as a process has them:
  *
@@ -21,6 +21,9 @@
  *
  * The map is printed four times, by up_map_dump(), with the names of the ranges put into it.  In between, parent and child check
  * every byte that they can see.
+ *
+ * With --daemon the pager is uffd-pagerd, which serves parent and child.  Maps are its matter then (uffd-pager map), so the pictures are
+ * left out; all bytes are checked as before.
  *
  * Exit status: 0 all bytes are right, 1 not so or something can not be had here, 2 bad usage.
  */
@@ -47,9 +50,11 @@
 #define PAGES_MAX 4
 #define GONE_MS 10000 /* by then the pager has noticed that the child has ended */
 
-static const char usage[] = "usage: process_image [--memory BYTES]\n"
-			    "  --memory  that may be used, by parent and child together (8M)\n"
-			    "  BYTES may end in K, M or G.\n";
+static const char usage[] =
+	"usage: process_image [--memory BYTES | --daemon SOCKET]\n"
+	"  --memory  that may be used, by parent and child together (8M)\n"
+	"  --daemon  let uffd-pagerd page, which listens there; without the pictures\n"
+	"  BYTES may end in K, M or G.\n";
 
 enum { TEXT, DATA, BSS, STACK, KEYS, NSEGMENTS };
 
@@ -102,6 +107,7 @@ static struct segment {
 };
 
 static struct up_runtime *rt;
+static const char *daemon_socket; /* NULL: the pager is in this process */
 
 static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *fmt, ...)
 {
@@ -302,8 +308,11 @@ static void
 picture(const char *title)
 {
 	struct segment *last = NULL;
-	char *text = map_text(), *next;
+	char *text, *next;
 
+	if (daemon_socket != NULL)
+		return;
+	text = map_text();
 	printf("\n%s\n\n", title);
 	for (char *line = text; *line != '\0'; line = next) {
 		char keep;
@@ -323,7 +332,7 @@ wait_until_gone(void)
 {
 	const struct timespec ms = { .tv_nsec = 1000000 };
 
-	for (unsigned i = 0; i < GONE_MS; i++) {
+	for (unsigned i = 0; daemon_socket == NULL && i < GONE_MS; i++) {
 		char *text = map_text();
 		const bool there = strstr(text, "\nchild ") != NULL;
 
@@ -332,7 +341,8 @@ wait_until_gone(void)
 			return;
 		nanosleep(&ms, NULL);
 	}
-	die("the pager still has the child after %d ms", GONE_MS);
+	if (daemon_socket == NULL)
+		die("the pager still has the child after %d ms", GONE_MS);
 }
 
 /* --- the fork --- */
@@ -413,6 +423,7 @@ main(int argc, char **argv)
 {
 	size_t memory = (size_t)8 << 20, wrong;
 	int to_child[2], to_parent[2], status;
+	bool memory_given = false;
 	struct up_stats st;
 	char dir[4000];
 	pid_t pid;
@@ -423,6 +434,9 @@ main(int argc, char **argv)
 			return 0;
 		} else if (strcmp(argv[i], "--memory") == 0) {
 			memory = number("--memory", argv[++i]);
+			memory_given = true;
+		} else if (strcmp(argv[i], "--daemon") == 0 && i + 1 < argc) {
+			daemon_socket = argv[++i];
 		} else {
 			fprintf(stderr, "process_image: unknown argument %s; see --help\n",
 				argv[i]);
@@ -430,9 +444,17 @@ main(int argc, char **argv)
 		}
 	}
 
+	if (memory_given && daemon_socket != NULL) {
+		fputs("process_image: --memory is the daemon's matter; see --help\n", stderr);
+		return 2;
+	}
+
 	const struct up_config cfg = { .memory_limit = memory, .log = say };
 
-	check("up_runtime_create", up_runtime_create(&rt, &cfg));
+	if (daemon_socket != NULL)
+		check("up_runtime_connect", up_runtime_connect(&rt, daemon_socket, &cfg));
+	else
+		check("up_runtime_create", up_runtime_create(&rt, &cfg));
 	make_directory(dir, sizeof dir);
 	for (struct segment *s = segment; s < segment + NSEGMENTS; s++)
 		build(s, dir);
@@ -486,9 +508,15 @@ main(int argc, char **argv)
 	wrong += !WIFEXITED(status) || WEXITSTATUS(status) != 0;
 
 	check("up_stats_get", up_stats_get(rt, &st, sizeof st));
-	printf("%" PRIu64 " pages copied, never more than %.1f MiB in memory\n", st.copies,
-	       (double)st.used_max / (1 << 20));
-	wrong += st.used_max > memory;
+	if (daemon_socket != NULL) {
+		printf("%.1f MiB of this process are in memory; the daemon's budget is %.1f MiB, for all its clients\n",
+		       (double)st.resident / (1 << 20), (double)st.limit / (1 << 20));
+		wrong += st.resident > st.limit;
+	} else {
+		printf("%" PRIu64 " pages copied, never more than %.1f MiB in memory\n", st.copies,
+		       (double)st.used_max / (1 << 20));
+		wrong += st.used_max > memory;
+	}
 	up_runtime_destroy(rt);
 	puts(wrong == 0 ? "PASS" : "FAIL");
 	return wrong != 0;

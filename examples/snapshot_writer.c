@@ -64,7 +64,8 @@ struct writer {
 static struct {
 	size_t size, memory, npages, naccounts;
 	double seconds;
-	const char *out; /* NULL: nothing is kept */
+	const char *daemon; /* the socket of uffd-pagerd; NULL: the pager is in this process */
+	const char *out;    /* NULL: nothing is kept */
 	bool live;
 
 	struct up_runtime *rt;
@@ -365,6 +366,8 @@ pages_copied(void)
 {
 	struct up_stats st;
 
+	if (job.daemon != NULL) /* which tells its sum for all clients alone */
+		return 0;
 	check("up_stats_get", up_stats_get(job.rt, &st, sizeof(st)));
 	return st.copies;
 }
@@ -402,9 +405,13 @@ back_up(unsigned number)
 		up_object_unref(snapshot);
 	}
 	good = prove(fd);
-	printf("%8u %10.2f %15.2f %10.0f %10.2f %12" PRIu64 "   %s\n", number, (double)taken / 1e6,
-	       (double)stood / 1e6, (double)dumped / 1e6, (double)longest_wait() / 1e6, copied,
-	       good ? "one instant" : "TORN");
+	printf("%8u %10.2f %15.2f %10.0f %10.2f", number, (double)taken / 1e6, (double)stood / 1e6,
+	       (double)dumped / 1e6, (double)longest_wait() / 1e6);
+	if (job.daemon != NULL)
+		printf(" %12s", "-");
+	else
+		printf(" %12" PRIu64, copied);
+	printf("   %s\n", good ? "one instant" : "TORN");
 	fflush(stdout);
 	close(fd);
 	return good;
@@ -423,7 +430,10 @@ set_up(void)
 	job.chunk = malloc(CHUNK);
 	if (job.chunk == NULL)
 		die("no memory");
-	check("up_runtime_create", up_runtime_create(&job.rt, &cfg));
+	if (job.daemon != NULL)
+		check("up_runtime_connect", up_runtime_connect(&job.rt, job.daemon, &cfg));
+	else
+		check("up_runtime_create", up_runtime_create(&job.rt, &cfg));
 	check("up_object_create_anon", up_object_create_anon(job.rt, job.size, 0, &job.object));
 	check("up_map",
 	      up_map(job.rt, NULL, job.size, PROT_READ | PROT_WRITE, UP_SHARED, job.object, 0, &p));
@@ -449,8 +459,10 @@ run(void)
 	struct up_stats st;
 	unsigned n = 0, torn = 0;
 
-	printf("%.0f MiB in %.0f MiB, %d threads; milliseconds\n", (double)job.size / MIB,
-	       (double)job.memory / MIB, THREADS);
+	check("up_stats_get", up_stats_get(job.rt, &st, sizeof(st)));
+	printf("%.0f MiB in %.0f MiB%s, %d threads; milliseconds\n", (double)job.size / MIB,
+	       (double)st.limit / MIB,
+	       job.daemon != NULL ? ", of the daemon, for all its clients" : "", THREADS);
 	printf("%8s %10s %15s %10s %10s %12s\n", "snapshot", "to take it", "writers waited",
 	       "to dump", "meanwhile", "pages copied");
 	do {
@@ -463,13 +475,18 @@ run(void)
 		transfers += job.writer[i].done;
 	}
 	check("up_stats_get", up_stats_get(job.rt, &st, sizeof(st)));
-	printf("%" PRIu64 " transfers; at most %.1f MiB in memory, %.1f MiB in swap now\n",
-	       transfers, (double)st.used_max / MIB, (double)st.swapped / MIB);
+	if (job.daemon != NULL)
+		printf("%" PRIu64 " transfers; %.1f MiB in memory now\n", transfers,
+		       (double)st.resident / MIB);
+	else
+		printf("%" PRIu64 " transfers; at most %.1f MiB in memory, %.1f MiB in swap now\n",
+		       transfers, (double)st.used_max / MIB, (double)st.swapped / MIB);
 	if (torn > 0)
 		printf("FAIL: %u of %u dumps are not the table at one instant\n", torn, n);
 	else
 		printf("PASS: %u dumps, each the table at one instant\n", n);
-	return torn == 0 && transfers > 0 && st.used_max <= st.limit;
+	return torn == 0 && transfers > 0 &&
+	       (job.daemon != NULL ? st.resident : st.used_max) <= st.limit;
 }
 
 static void
@@ -482,6 +499,7 @@ usage(FILE *to)
 		"\n"
 		"  --size SIZE      of the accounts (256M)\n"
 		"  --memory SIZE    that they may take (64M)\n"
+		"  --daemon SOCKET  let uffd-pagerd page, which listens there, in its memory\n"
 		"  --seconds N      how long, two snapshots at least (5)\n"
 		"  --out DIR        keep the files there, as snapshot-1 and so on\n"
 		"  --live           dump the accounts themselves instead: that must FAIL\n"
@@ -530,6 +548,7 @@ parse(int argc, char **argv)
 	static const struct option options[] = {
 		{ "size", required_argument, NULL, 's' },
 		{ "memory", required_argument, NULL, 'm' },
+		{ "daemon", required_argument, NULL, 'd' },
 		{ "seconds", required_argument, NULL, 't' },
 		{ "out", required_argument, NULL, 'o' },
 		{ "live", no_argument, NULL, 'l' },
@@ -537,6 +556,7 @@ parse(int argc, char **argv)
 		{ 0 },
 	};
 	struct stat st;
+	bool memory = false;
 	char *end;
 	int c;
 
@@ -547,6 +567,10 @@ parse(int argc, char **argv)
 			break;
 		case 'm':
 			job.memory = parse_size("--memory", optarg, UP_MEMORY_LIMIT_MIN);
+			memory = true;
+			break;
+		case 'd':
+			job.daemon = optarg;
 			break;
 		case 't':
 			job.seconds = strtod(optarg, &end);
@@ -570,6 +594,8 @@ parse(int argc, char **argv)
 			exit(2);
 		}
 	}
+	if (memory && job.daemon != NULL)
+		refuse("--memory is the daemon's matter", job.daemon);
 	if (optind < argc)
 		refuse("an argument too many", argv[optind]);
 }
