@@ -307,6 +307,11 @@ call_clone(struct up_runtime *rt, struct space *sp, const struct call *q)
 					  UP_PRIVATE | (e->flags & UP_NORESERVE), 0);
 		to += part->n << PAGE_SHIFT;
 	}
+	/* Until it is mapped others may part the same objects, forks and clients that share them: each for itself. */
+	for (size_t i = 0; i < c->npending; i++) {
+		if (c->pending[i].from != NULL)
+			c->pending[i].from->parting = false;
+	}
 	return r;
 }
 

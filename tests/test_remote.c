@@ -8,10 +8,12 @@
 #include <criterion/new/assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -661,9 +663,9 @@ Test(remote, another_version_is_told_why_not)
 	must_hang_up(fd);
 }
 
-/* A client by hand, that has said HELLO. */
+/* A client by hand, that has said HELLO; its userfaultfd is left open if `keep` is not NULL. */
 static int
-raw_client(void)
+raw_client_with(int *keep)
 {
 	struct msg m = { .type = MSG_CONNECT, .n = PROTOCOL_VERSION };
 	int fd = raw_connect(), with[MSG_REGIONS], uffd;
@@ -676,13 +678,26 @@ raw_client(void)
 	if (uffd < 0)
 		cr_skip_test("no userfaultfd here");
 	m = (struct msg){ .type = MSG_HELLO };
+	if (keep != NULL) {
+		struct uffdio_api api = { .api = UFFD_API };
+
+		cr_assert(eq(int, ioctl(uffd, UFFDIO_API, &api), 0));
+		*keep = uffd;
+	}
 	say(fd, &m, &uffd, 1);
-	close(uffd);
+	if (keep == NULL)
+		close(uffd);
 	cr_assert(eq(int, msg_await(fd, &m, with, &n, 10000), 0));
 	cr_assert(eq(uint, m.type, MSG_ACK));
 	cr_assert(eq(sz, n, 1));
 	close(with[0]);
 	return fd;
+}
+
+static int
+raw_client(void)
+{
+	return raw_client_with(NULL);
 }
 
 static int
@@ -779,6 +794,49 @@ Test(remote, regions_and_objects_are_limited)
 		up_object_unref(o[i]);
 	up_runtime_destroy(rt);
 	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* What is between CLONE and MAPPED is seen by nobody else. */
+Test(remote, who_does_not_finish_a_clone_is_in_nobodys_way)
+{
+	struct up_object *o, *snap;
+	uint64_t *p, *q;
+	struct call call = { .op = CALL_OPEN, .text = "theirs" };
+	struct msg m;
+	int fd;
+
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_named(rt, "theirs", 100 * PAGE_SIZE, 0, &o), 0));
+	p = must_map(rt, 100, UP_SHARED, o, 0);
+	fill(p, 100, 1);
+	fd = raw_client();
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call = (struct call){ .op = CALL_MAP,
+			      .addr = 0x10000000,
+			      .length = 100 * PAGE_SIZE,
+			      .prot = RW,
+			      .flags = UP_SHARED,
+			      .object = m.call.object };
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call.op = CALL_MAPPED;
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call.op = CALL_CLONE;
+	call.offset = 0x20000000;
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	cr_assert(eq(int, up_object_snapshot(rt, o, &snap), 0), "%s", logged);
+	fill(p, 100, 2);
+	q = must_map(rt, 100, UP_PRIVATE, snap, 0);
+	cr_assert(eq(sz, wrong(q, 100, 1), 0));
+	call.op = CALL_MAPPED;
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	cr_assert(eq(sz, wrong(p, 100, 2), 0));
+	close(fd);
+	cr_assert(eq(int, up_object_remove(rt, "theirs"), 0));
+	up_object_unref(o);
+	up_object_unref(snap);
+	up_runtime_destroy(rt);
+	wait_ended(2);
 	daemon_ask(2);
 }
 
