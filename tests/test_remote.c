@@ -840,6 +840,72 @@ Test(remote, who_does_not_finish_a_clone_is_in_nobodys_way)
 	daemon_ask(2);
 }
 
+/* It has the description of its userfaultfd as well as the daemon does. */
+Test(remote, a_userfaultfd_that_is_made_to_block_stops_nobody)
+{
+	uint64_t *p;
+	int fd[4], uffd[4];
+
+	rt = must_connect();
+	p = must_map(rt, 4000, UP_PRIVATE, NULL, 0);
+	for (unsigned i = 0; i < 4; i++) {
+		fd[i] = raw_client_with(&uffd[i]);
+		cr_assert(eq(int, fcntl(uffd[i], F_SETFL, 0), 0));
+	}
+	alarm(30);
+	fill(p, 4000, 1);
+	cr_assert(eq(sz, wrong(p, 4000, 1), 0));
+	for (unsigned i = 0; i < 4; i++) {
+		close(fd[i]);
+		close(uffd[i]);
+	}
+	up_runtime_destroy(rt);
+	wait_ended(5);
+	daemon_ask(2);
+	alarm(0);
+}
+
+Test(remote, what_is_no_userfaultfd_is_not_served)
+{
+	const struct msg connect = { .type = MSG_CONNECT, .n = PROTOCOL_VERSION },
+			 hello = { .type = MSG_HELLO };
+	int fd = raw_connect(), with[MSG_REGIONS], pipes[2];
+	struct msg m;
+	size_t n;
+
+	cr_assert(eq(int, pipe(pipes), 0));
+	say(fd, &connect, NULL, 0);
+	cr_assert(eq(int, msg_await(fd, &m, with, &n, 10000), 0));
+	say(fd, &hello, &pipes[0], 1);
+	must_hang_up(fd);
+	close(pipes[0]);
+	close(pipes[1]);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* As long as an event waits nothing can be protected, and pages not be taken out. */
+Test(remote, a_userfaultfd_that_tells_of_events_is_not_served)
+{
+	const struct msg connect = { .type = MSG_CONNECT, .n = PROTOCOL_VERSION },
+			 hello = { .type = MSG_HELLO };
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
+	int fd = raw_connect(), with[MSG_REGIONS], uffd;
+	struct msg m;
+	size_t n;
+
+	uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) < 0)
+		cr_skip_test("no userfaultfd with events here");
+	say(fd, &connect, NULL, 0);
+	cr_assert(eq(int, msg_await(fd, &m, with, &n, 10000), 0));
+	say(fd, &hello, &uffd, 1);
+	must_hang_up(fd);
+	close(uffd);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
 /* --- quotas --- */
 
 static int
