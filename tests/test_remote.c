@@ -840,6 +840,28 @@ Test(remote, who_does_not_finish_a_clone_is_in_nobodys_way)
 	daemon_ask(2);
 }
 
+/* Addresses that were given back are the program's: somebody else's by now. */
+Test(remote, what_was_unmapped_in_the_middle_is_not_unmapped_again)
+{
+	uint64_t *p, *mine;
+
+	rt = must_connect();
+	p = must_map(rt, 3, UP_PRIVATE, NULL, 0);
+	fill(p, 3, 1);
+	cr_assert(eq(int, up_unmap(rt, p + WORDS, PAGE_SIZE), 0));
+	mine = mmap(p + WORDS, PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
+		    0);
+	cr_assert(mine == p + WORDS);
+	fill(mine, 1, 7);
+	up_runtime_destroy(rt);
+	cr_assert(eq(int, touch(mine), 0));
+	cr_assert(eq(sz, wrong(mine, 1, 7), 0));
+	cr_assert(eq(int, touch(p), SIGSEGV));
+	cr_assert(eq(int, touch(p + 2 * WORDS), SIGSEGV));
+	wait_ended(1);
+	daemon_ask(2);
+}
+
 /* It has the description of its userfaultfd as well as the daemon does. */
 Test(remote, a_userfaultfd_that_is_made_to_block_stops_nobody)
 {
