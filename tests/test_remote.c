@@ -928,6 +928,50 @@ Test(remote, a_userfaultfd_that_tells_of_events_is_not_served)
 	daemon_ask(2);
 }
 
+/* While somebody forks nobody is served: not for long, and not again and again. */
+Test(remote, who_does_not_come_back_from_a_fork_stops_the_others_once)
+{
+	struct call call = { .op = CALL_MAP,
+			     .addr = 0x10000000,
+			     .length = PAGE_SIZE,
+			     .prot = RW,
+			     .flags = UP_PRIVATE };
+	struct msg m;
+	double t0;
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, 1000, UP_PRIVATE, NULL, 0);
+	t0 = seconds();
+	for (unsigned i = 0; i < 4; i++) {
+		const int fd = raw_client();
+		struct msg say_fork = { .type = MSG_FORK, .serial = 9 };
+		int pair[2];
+
+		call.op = CALL_MAP;
+		cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+		call.op = CALL_MAPPED;
+		cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+		call.op = CALL_INHERIT;
+		call.flags = UP_INHERIT_COPY;
+		cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+		call.flags = UP_PRIVATE;
+		cr_assert(eq(int, socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0));
+		say(fd, &say_fork, &pair[0], 1);
+		poll(NULL, 0, 20);
+		fill(p, 1000, i);
+		cr_assert(eq(sz, wrong(p, 1000, i), 0));
+		cr_assert(eq(int, up_advise(rt, p, 1000 * PAGE_SIZE, UP_ADVICE_DONTNEED), 0));
+		close(pair[0]);
+		close(pair[1]);
+		close(fd);
+	}
+	cr_assert(lt(dbl, seconds() - t0, 3.5));
+	up_runtime_destroy(rt);
+	wait_ended(5);
+	daemon_ask(2);
+}
+
 /* --- quotas --- */
 
 static int
