@@ -480,6 +480,32 @@ Test(remote, a_descriptor_by_o_path_opens_no_file)
 	up_runtime_destroy(rt);
 }
 
+/* What it says depends on who opened it, and that was not the daemon. */
+Test(remote, a_file_that_is_made_up_is_read_as_who_opened_it)
+{
+	struct up_object *o;
+	char seen[256];
+	uint64_t *p;
+	int fd;
+
+	if (geteuid() != 0 || seteuid(65534) < 0)
+		cr_skip_test("needs to be root");
+	fd = open("/proc/kallsyms", O_RDONLY | O_CLOEXEC);
+	cr_assert(eq(int, seteuid(0), 0));
+	if (fd < 0 || pread(fd, seen, sizeof seen, 0) != (ssize_t)sizeof seen)
+		cr_skip_test("no /proc/kallsyms here");
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_file(rt, fd, 0, PAGE_SIZE, 0, &o), 0), "%s", logged);
+	p = NULL;
+	cr_assert(eq(int, up_map(rt, NULL, PAGE_SIZE, PROT_READ, UP_SHARED, o, 0, (void **)&p), 0));
+	cr_assert(eq(int, memcmp(p, seen, sizeof seen), 0));
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+	close(fd);
+}
+
 Test(remote, a_child_that_is_forked_has_its_copy)
 {
 	uint64_t *p;
