@@ -891,21 +891,34 @@ Test(remote, what_was_unmapped_in_the_middle_is_not_unmapped_again)
 /* It has the description of its userfaultfd as well as the daemon does. */
 Test(remote, a_userfaultfd_that_is_made_to_block_stops_nobody)
 {
+	pid_t pid[4];
 	uint64_t *p;
-	int fd[4], uffd[4];
 
 	rt = must_connect();
 	p = must_map(rt, 4000, UP_PRIVATE, NULL, 0);
 	for (unsigned i = 0; i < 4; i++) {
-		fd[i] = raw_client_with(&uffd[i]);
-		cr_assert(eq(int, fcntl(uffd[i], F_SETFL, 0), 0));
+		pid[i] = fork();
+		if (pid[i] == 0) {
+			struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+			int uffd;
+
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			raw_client_with(&uffd);
+			reg.range.start = (uintptr_t)mmap(NULL, PAGE_SIZE, RW,
+							  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			reg.range.len = PAGE_SIZE;
+			if (ioctl(uffd, UFFDIO_REGISTER, &reg) == 0 && fcntl(uffd, F_SETFL, 0) == 0)
+				*(volatile char *)(uintptr_t)reg.range.start = 1;
+			_exit(1);
+		}
 	}
-	alarm(30);
+	poll(NULL, 0, 300);
+	alarm(15);
 	fill(p, 4000, 1);
 	cr_assert(eq(sz, wrong(p, 4000, 1), 0));
 	for (unsigned i = 0; i < 4; i++) {
-		close(fd[i]);
-		close(uffd[i]);
+		kill(pid[i], SIGKILL);
+		waitpid(pid[i], NULL, 0);
 	}
 	up_runtime_destroy(rt);
 	wait_ended(5);
