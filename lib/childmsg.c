@@ -12,6 +12,12 @@
 int
 msg_send(int sock, const struct msg *m, const int fd[], size_t nfd)
 {
+	return msg_send_by(sock, m, fd, nfd, now_ns() + (uint64_t)FORK_MS * 1000000);
+}
+
+int
+msg_send_by(int sock, const struct msg *m, const int fd[], size_t nfd, uint64_t end)
+{
 	union {
 		char buf[CMSG_SPACE(sizeof(int) * MSG_REGIONS)];
 		struct cmsghdr align;
@@ -40,8 +46,10 @@ msg_send(int sock, const struct msg *m, const int fd[], size_t nfd)
 			continue;
 		if (n < 0 && errno == EAGAIN) {
 			struct pollfd pf = { .fd = sock, .events = POLLOUT };
+			const uint64_t now = now_ns();
 
-			if (poll(&pf, 1, FORK_MS) > 0)
+			if (now < end && (poll(&pf, 1, (int)((end - now) / 1000000) + 1) > 0 ||
+					  errno == EINTR))
 				continue;
 			return -ETIMEDOUT;
 		}

@@ -97,6 +97,8 @@ struct msg {
 
 /* 0 or -errno; -ETIMEDOUT: the other side does not read.  `nfd` descriptors go with it. */
 int msg_send(int sock, const struct msg *m, const int fd[], size_t nfd);
+/* The same by a time (now_ns()): for one of several, whose reader is to be waited for once and not each time. */
+int msg_send_by(int sock, const struct msg *m, const int fd[], size_t nfd, uint64_t end);
 /*
  * What is there now: 0, or -errno; -EAGAIN: nothing; -ENOTCONN: it is over; -EPROTO: not a whole message.  *nfd: descriptors that came, which
  * are the caller's.  *pid: the sender's, if asked for.

@@ -44,13 +44,16 @@ keeper_region(struct pager *p, const struct map_entry *e)
 void
 keeper_end(struct pager *p, struct space *sp)
 {
+	const int sock = sp->sock;
+
 	p->pmap->ops->space_detach(p->pmap, sp->shard);
 	if (sp->client != NULL)
 		client_end(p, sp);
 	/* Other children may have a copy of the descriptor; this ends it for all of them. */
-	shutdown(sp->sock, SHUT_RDWR);
-	close(sp->sock);
+	shutdown(sock, SHUT_RDWR);
 	space_end(p, sp);
+	/* Not before nobody can find it: its number may be another client's at once. */
+	close(sock);
 }
 
 static void
@@ -74,7 +77,7 @@ end_child(struct forks *f, struct space *sp)
 
 /* What there is to map in `sp`, to the child that is about to fork it.  0 or -errno. */
 static int
-tell_regions(struct forks *f, int sock, uint32_t serial, const struct space *sp)
+tell_regions(struct forks *f, int sock, uint32_t serial, const struct space *sp, uint64_t end)
 {
 	struct msg *m = &f->msg;
 	size_t left = sp->map.n;
@@ -91,9 +94,39 @@ tell_regions(struct forks *f, int sock, uint32_t serial, const struct space *sp)
 		}
 		left -= m->n;
 		m->left = (uint32_t)left;
-		r = msg_send(sock, m, fd, m->n);
+		r = msg_send_by(sock, m, fd, m->n, end);
 		if (r < 0)
 			return r;
+	}
+	return 0;
+}
+
+/* Everybody has waited for it. */
+static void
+late(struct forks *f, const struct space *sp)
+{
+	if (sp->account == NULL)
+		return;
+	f->late[f->nlate++ % LATE_MAX] =
+		(struct late){ sp->uid, now_ns() + (uint64_t)LATE_MS * 1000000 };
+}
+
+/*
+ * 0, or why a client or what it has forked may not fork now.  While it does nobody's faults are served: who did not come back once does
+ * not get to do it again and again, under whatever name.
+ */
+static int
+may_fork(const struct forks *f, const struct space *parent)
+{
+	size_t all = 0, same = 0;
+
+	for (const struct space *sp = f->rt->p.spaces; sp != NULL; sp = sp->next, all++)
+		same += sp->account == parent->account;
+	if (all >= CHILDREN_MAX || (parent->account != NULL && same >= CHILDREN_MAX / 8))
+		return -EAGAIN;
+	for (size_t i = 0; i < LATE_MAX && parent->account != NULL; i++) {
+		if (f->late[i].uid == parent->uid && now_ns() < f->late[i].until)
+			return -EBUSY;
 	}
 	return 0;
 }
@@ -108,9 +141,12 @@ fork_of_child(struct forks *f, struct space *parent, int sock)
 	sigset_t old;
 	size_t nfd;
 	int fd[MSG_REGIONS], r;
+	uint64_t end;
 
 	change_begin(p, &old);
-	r = space_fork(f->rt, &parent->map, sock, &sp);
+	r = may_fork(f, parent);
+	if (r == 0)
+		r = space_fork(f->rt, &parent->map, sock, &sp);
 	if (sp == NULL) {
 		const struct msg none = { .type = MSG_REGION, .serial = serial, .status = r };
 
@@ -119,9 +155,15 @@ fork_of_child(struct forks *f, struct space *parent, int sock)
 		close(sock);
 		return;
 	}
-	r = tell_regions(f, parent->sock, serial, sp);
+	sp->uid = parent->uid;
+	sp->account = parent->account != NULL ? account_ref(parent->account) : NULL;
+	end = now_ns() + (uint64_t)FORK_MS * 1000000;
+	r = tell_regions(f, parent->sock, serial, sp, end);
 	if (r == 0)
-		r = msg_await(parent->sock, &f->msg, fd, &nfd, FORK_MS);
+		r = msg_await(parent->sock, &f->msg, fd, &nfd,
+			      (int)((MAX(end, now_ns()) - now_ns()) / 1000000));
+	if (r == -ETIMEDOUT)
+		late(f, parent);
 	if (r == 0) {
 		for (size_t i = 0; i < nfd; i++)
 			close(fd[i]);

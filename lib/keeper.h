@@ -14,6 +14,14 @@
 
 #define CHILDREN_MAX 4096
 
+#define LATE_MAX 32u
+#define LATE_MS 60000 /* a client whose fork did not come back forks no more for so long */
+
+struct late {
+	uid_t uid;
+	uint64_t until; /* now_ns() */
+};
+
 /* A runtime some of whose memory is inherited. */
 struct forks {
 	struct forks *next; /* (registry.lock) */
@@ -30,6 +38,8 @@ struct forks {
 	size_t nends;
 	int end[CHILDREN_MAX]; /* our ends of all children's sockets, for a child to close */
 	/* keeper */
+	struct late late[LATE_MAX];
+	size_t nlate;
 	struct pollfd poll[1 + CHILDREN_MAX];
 	struct space *space[1 + CHILDREN_MAX];
 	struct msg msg;

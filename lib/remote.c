@@ -171,7 +171,10 @@ region_add(struct remote *re, const struct region *rg)
 	return &re->region[i];
 }
 
-/* [va, va + len) is not mapped any more. */
+/*
+ * [va, va + len) is not mapped any more.  Nothing of it may stay on record: the addresses are the program's, and what is on record is
+ * unmapped at the end.
+ */
 static void
 region_cut(struct remote *re, uint64_t va, uint64_t len)
 {
@@ -183,14 +186,21 @@ region_cut(struct remote *re, uint64_t va, uint64_t len)
 
 		if (rg->len == 0 || end <= va || rg->va >= va + len)
 			continue;
-		/* With both ends left, the part in the middle stays on record: who is woken there for nothing does not mind. */
 		if (rg->va >= va && end <= va + len)
 			rg->len = 0;
 		else if (rg->va >= va) {
 			rg->len = end - (va + len);
 			rg->va = va + len;
-		} else if (end <= va + len)
+		} else {
+			struct region tail = *rg;
+
 			rg->len = va - rg->va;
+			tail.va = va + len;
+			tail.len = end - tail.va;
+			/* Should the table be full, the end of it is not unmapped at the end: that harms nobody. */
+			if (end > tail.va)
+				region_add(re, &tail);
+		}
 	}
 }
 
@@ -244,12 +254,14 @@ map_answer(struct remote *re, uint64_t va, uint64_t len)
 		size_t nfd;
 
 		r = hear(re, &m, fd, &nfd);
-		if (r < 0)
-			return r;
-		if (m.type == MSG_RETURN) {
+		if (r == 0 && m.type == MSG_RETURN) {
 			for (size_t i = 0; i < nfd; i++)
 				close(fd[i]);
-			return m.status < 0 ? m.status : lost(re, -EPROTO);
+			r = m.status < 0 ? m.status : lost(re, -EPROTO);
+		}
+		if (r < 0) {
+			region_cut(re, va, len);
+			return r;
 		}
 		left = m.left;
 		if (error == 0)
@@ -258,8 +270,10 @@ map_answer(struct remote *re, uint64_t va, uint64_t len)
 					: -EPROTO;
 		for (size_t i = 0; i < nfd; i++)
 			close(fd[i]);
-		if (m.n == 0)
+		if (m.n == 0) {
+			region_cut(re, va, len);
 			return lost(re, -EPROTO);
+		}
 	} while (left > 0);
 	if (error == 0 && at != va + len)
 		error = -EPROTO;
@@ -521,8 +535,16 @@ remote_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 		for (size_t i = 0; r == 0 && i < atomic_load(&re->nregion); i++) {
 			rg = &re->region[i];
 			if (rg->len > 0 && rg->va >= va && rg->va < va + length &&
-			    mprotect((void *)(uintptr_t)rg->va, rg->len, real_prot(rg->prot)) < 0)
+			    mprotect((void *)(uintptr_t)rg->va, rg->len, real_prot(rg->prot)) < 0) {
+				const struct call undo = { .op = CALL_UNMAP,
+							   .addr = va,
+							   .length = length };
+				struct msg m;
+
 				r = -errno;
+				request(re, &undo, -1, &m);
+				region_cut(re, va, length);
+			}
 		}
 		if (r < 0)
 			munmap((void *)va, length);

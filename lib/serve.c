@@ -307,6 +307,11 @@ call_clone(struct up_runtime *rt, struct space *sp, const struct call *q)
 					  UP_PRIVATE | (e->flags & UP_NORESERVE), 0);
 		to += part->n << PAGE_SHIFT;
 	}
+	/* Until it is mapped others may part the same objects, forks and clients that share them: each for itself. */
+	for (size_t i = 0; i < c->npending; i++) {
+		if (c->pending[i].from != NULL)
+			c->pending[i].from->parting = false;
+	}
 	return r;
 }
 
@@ -453,7 +458,7 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 	if (r < 0)
 		return r;
 	/* What has a name outlives its client, and is nobody's. */
-	if (q->text[0] == '\0')
+	if ((q->op != CALL_CREATE_ANON && q->op != CALL_OPEN) || q->text[0] == '\0')
 		own(c, (struct object *)o);
 	else if (((struct object *)o)->pool == 0)
 		((struct object *)o)->apart = true;
@@ -491,6 +496,7 @@ call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 static int
 tell_pending(struct forks *f, struct space *sp, uint32_t serial)
 {
+	const uint64_t end = now_ns() + (uint64_t)FORK_MS * 1000000;
 	const struct client *c = sp->client;
 	size_t done = 0;
 
@@ -504,7 +510,7 @@ tell_pending(struct forks *f, struct space *sp, uint32_t serial)
 			fd[m->n] = m->r[m->n].fd;
 		}
 		m->left = (uint32_t)(c->npending - done);
-		r = msg_send(sp->sock, m, fd, m->n);
+		r = msg_send_by(sp->sock, m, fd, m->n, end);
 		if (r < 0)
 			return r;
 	}
@@ -603,6 +609,7 @@ welcome(struct forks *f, struct space *sp)
 
 	if (c->connected || memchr(name, '\0', MSG_TEXT) == NULL)
 		return -EPROTO;
+	memset(c->name, 0, sizeof c->name);
 	for (size_t i = 0; i + 1 < sizeof c->name && name[i] != '\0'; i++)
 		c->name[i] = (char)(isprint((unsigned char)name[i]) ? name[i] : '?');
 	if (f->msg.n != PROTOCOL_VERSION) {
@@ -710,8 +717,9 @@ clients_reduce(struct up_runtime *rt)
 		return false;
 	change_begin(p, &old);
 	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
-		if (sp->client != NULL)
-			any |= reduce(p, sp->client->account, &full);
+		/* Also of those whose client has gone, and its children have not: they are held to what it was. */
+		if (sp->account != NULL)
+			any |= reduce(p, sp->account, &full);
 	}
 	pthread_mutex_lock(&sv->lock);
 	for (const struct group *g = sv->groups; g != NULL; g = g->next)
@@ -945,6 +953,8 @@ serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits,
 	if (r == 0) {
 		sp->sock = sock;
 		sp->client = c;
+		sp->account = account_ref(c->account);
+		sp->uid = c->uid;
 		*id = sp->id;
 		space_link(p, sp);
 	}
@@ -970,18 +980,11 @@ client_end(struct pager *p, struct space *sp)
 void
 client_free(struct up_runtime *rt, struct client *c, uint64_t id)
 {
-	sigset_t old;
-
 	for (unsigned i = 0; i < c->nobject; i++)
 		unhold(c, i + 1);
 	free(c->object);
-	/* Its children, should there be any, are not held to what nobody looks after any more. */
-	atomic_store(&c->account->limit, 0);
-	if (atomic_load(&c->account->refs) > 1) {
-		change_begin(&rt->p, &old);
-		wake_turned_away(&rt->p);
-		change_end(&rt->p, &old);
-	}
+	/* Its children, should there be any, are held to its limit: else that would be who forks and goes.  What it was promised ends. */
+	atomic_store(&c->account->minimum, 0);
 	account_unref(c->account);
 	free(c);
 	if (rt->server != NULL && rt->server->ended != NULL)

@@ -232,6 +232,7 @@ space_free(struct pager *p, struct space *sp)
 {
 	p->pmap->ops->space_destroy(p->pmap, sp->shard);
 	map_fini(&sp->map);
+	account_unref(sp->account);
 	zone_free(&p->space_zone, sp);
 	resv_give(&p->resv_meta, META_PER_SPACE);
 }

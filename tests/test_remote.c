@@ -8,10 +8,12 @@
 #include <criterion/new/assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -478,6 +480,32 @@ Test(remote, a_descriptor_by_o_path_opens_no_file)
 	up_runtime_destroy(rt);
 }
 
+/* What it says depends on who opened it, and that was not the daemon. */
+Test(remote, a_file_that_is_made_up_is_read_as_who_opened_it)
+{
+	struct up_object *o;
+	char seen[256];
+	uint64_t *p;
+	int fd;
+
+	if (geteuid() != 0 || seteuid(65534) < 0)
+		cr_skip_test("needs to be root");
+	fd = open("/proc/kallsyms", O_RDONLY | O_CLOEXEC);
+	cr_assert(eq(int, seteuid(0), 0));
+	if (fd < 0 || pread(fd, seen, sizeof seen, 0) != (ssize_t)sizeof seen)
+		cr_skip_test("no /proc/kallsyms here");
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_file(rt, fd, 0, PAGE_SIZE, 0, &o), 0), "%s", logged);
+	p = NULL;
+	cr_assert(eq(int, up_map(rt, NULL, PAGE_SIZE, PROT_READ, UP_SHARED, o, 0, (void **)&p), 0));
+	cr_assert(eq(int, memcmp(p, seen, sizeof seen), 0));
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+	close(fd);
+}
+
 Test(remote, a_child_that_is_forked_has_its_copy)
 {
 	uint64_t *p;
@@ -661,9 +689,9 @@ Test(remote, another_version_is_told_why_not)
 	must_hang_up(fd);
 }
 
-/* A client by hand, that has said HELLO. */
+/* A client by hand, that has said HELLO; its userfaultfd is left open if `keep` is not NULL. */
 static int
-raw_client(void)
+raw_client_with(int *keep)
 {
 	struct msg m = { .type = MSG_CONNECT, .n = PROTOCOL_VERSION };
 	int fd = raw_connect(), with[MSG_REGIONS], uffd;
@@ -676,13 +704,26 @@ raw_client(void)
 	if (uffd < 0)
 		cr_skip_test("no userfaultfd here");
 	m = (struct msg){ .type = MSG_HELLO };
+	if (keep != NULL) {
+		struct uffdio_api api = { .api = UFFD_API };
+
+		cr_assert(eq(int, ioctl(uffd, UFFDIO_API, &api), 0));
+		*keep = uffd;
+	}
 	say(fd, &m, &uffd, 1);
-	close(uffd);
+	if (keep == NULL)
+		close(uffd);
 	cr_assert(eq(int, msg_await(fd, &m, with, &n, 10000), 0));
 	cr_assert(eq(uint, m.type, MSG_ACK));
 	cr_assert(eq(sz, n, 1));
 	close(with[0]);
 	return fd;
+}
+
+static int
+raw_client(void)
+{
+	return raw_client_with(NULL);
 }
 
 static int
@@ -779,6 +820,194 @@ Test(remote, regions_and_objects_are_limited)
 		up_object_unref(o[i]);
 	up_runtime_destroy(rt);
 	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* What is between CLONE and MAPPED is seen by nobody else. */
+Test(remote, who_does_not_finish_a_clone_is_in_nobodys_way)
+{
+	struct up_object *o, *snap;
+	uint64_t *p, *q;
+	struct call call = { .op = CALL_OPEN, .text = "theirs" };
+	struct msg m;
+	int fd;
+
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_named(rt, "theirs", 100 * PAGE_SIZE, 0, &o), 0));
+	p = must_map(rt, 100, UP_SHARED, o, 0);
+	fill(p, 100, 1);
+	fd = raw_client();
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call = (struct call){ .op = CALL_MAP,
+			      .addr = 0x10000000,
+			      .length = 100 * PAGE_SIZE,
+			      .prot = RW,
+			      .flags = UP_SHARED,
+			      .object = m.call.object };
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call.op = CALL_MAPPED;
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call.op = CALL_CLONE;
+	call.offset = 0x20000000;
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	cr_assert(eq(int, up_object_snapshot(rt, o, &snap), 0), "%s", logged);
+	fill(p, 100, 2);
+	q = must_map(rt, 100, UP_PRIVATE, snap, 0);
+	cr_assert(eq(sz, wrong(q, 100, 1), 0));
+	call.op = CALL_MAPPED;
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	cr_assert(eq(sz, wrong(p, 100, 2), 0));
+	close(fd);
+	cr_assert(eq(int, up_object_remove(rt, "theirs"), 0));
+	up_object_unref(o);
+	up_object_unref(snap);
+	up_runtime_destroy(rt);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+/* Addresses that were given back are the program's: somebody else's by now. */
+Test(remote, what_was_unmapped_in_the_middle_is_not_unmapped_again)
+{
+	uint64_t *p, *mine;
+
+	rt = must_connect();
+	p = must_map(rt, 3, UP_PRIVATE, NULL, 0);
+	fill(p, 3, 1);
+	cr_assert(eq(int, up_unmap(rt, p + WORDS, PAGE_SIZE), 0));
+	mine = mmap(p + WORDS, PAGE_SIZE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
+		    0);
+	cr_assert(mine == p + WORDS);
+	fill(mine, 1, 7);
+	up_runtime_destroy(rt);
+	cr_assert(eq(int, touch(mine), 0));
+	cr_assert(eq(sz, wrong(mine, 1, 7), 0));
+	cr_assert(eq(int, touch(p), SIGSEGV));
+	cr_assert(eq(int, touch(p + 2 * WORDS), SIGSEGV));
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* It has the description of its userfaultfd as well as the daemon does. */
+Test(remote, a_userfaultfd_that_is_made_to_block_stops_nobody)
+{
+	pid_t pid[4];
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, 4000, UP_PRIVATE, NULL, 0);
+	for (unsigned i = 0; i < 4; i++) {
+		pid[i] = fork();
+		if (pid[i] == 0) {
+			struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+			int uffd;
+
+			prctl(PR_SET_PDEATHSIG, SIGKILL);
+			raw_client_with(&uffd);
+			reg.range.start = (uintptr_t)mmap(NULL, PAGE_SIZE, RW,
+							  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			reg.range.len = PAGE_SIZE;
+			if (ioctl(uffd, UFFDIO_REGISTER, &reg) == 0 && fcntl(uffd, F_SETFL, 0) == 0)
+				*(volatile char *)(uintptr_t)reg.range.start = 1;
+			_exit(1);
+		}
+	}
+	poll(NULL, 0, 300);
+	alarm(15);
+	fill(p, 4000, 1);
+	cr_assert(eq(sz, wrong(p, 4000, 1), 0));
+	for (unsigned i = 0; i < 4; i++) {
+		kill(pid[i], SIGKILL);
+		waitpid(pid[i], NULL, 0);
+	}
+	up_runtime_destroy(rt);
+	wait_ended(5);
+	daemon_ask(2);
+	alarm(0);
+}
+
+Test(remote, what_is_no_userfaultfd_is_not_served)
+{
+	const struct msg connect = { .type = MSG_CONNECT, .n = PROTOCOL_VERSION },
+			 hello = { .type = MSG_HELLO };
+	int fd = raw_connect(), with[MSG_REGIONS], pipes[2];
+	struct msg m;
+	size_t n;
+
+	cr_assert(eq(int, pipe(pipes), 0));
+	say(fd, &connect, NULL, 0);
+	cr_assert(eq(int, msg_await(fd, &m, with, &n, 10000), 0));
+	say(fd, &hello, &pipes[0], 1);
+	must_hang_up(fd);
+	close(pipes[0]);
+	close(pipes[1]);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* As long as an event waits nothing can be protected, and pages not be taken out. */
+Test(remote, a_userfaultfd_that_tells_of_events_is_not_served)
+{
+	const struct msg connect = { .type = MSG_CONNECT, .n = PROTOCOL_VERSION },
+			 hello = { .type = MSG_HELLO };
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
+	int fd = raw_connect(), with[MSG_REGIONS], uffd;
+	struct msg m;
+	size_t n;
+
+	uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) < 0)
+		cr_skip_test("no userfaultfd with events here");
+	say(fd, &connect, NULL, 0);
+	cr_assert(eq(int, msg_await(fd, &m, with, &n, 10000), 0));
+	say(fd, &hello, &uffd, 1);
+	must_hang_up(fd);
+	close(uffd);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* While somebody forks nobody is served: not for long, and not again and again. */
+Test(remote, who_does_not_come_back_from_a_fork_stops_the_others_once)
+{
+	struct call call = { .op = CALL_MAP,
+			     .addr = 0x10000000,
+			     .length = PAGE_SIZE,
+			     .prot = RW,
+			     .flags = UP_PRIVATE };
+	struct msg m;
+	double t0;
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, 1000, UP_PRIVATE, NULL, 0);
+	t0 = seconds();
+	for (unsigned i = 0; i < 4; i++) {
+		const int fd = raw_client();
+		struct msg say_fork = { .type = MSG_FORK, .serial = 9 };
+		int pair[2];
+
+		call.op = CALL_MAP;
+		cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+		call.op = CALL_MAPPED;
+		cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+		call.op = CALL_INHERIT;
+		call.flags = UP_INHERIT_COPY;
+		cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+		call.flags = UP_PRIVATE;
+		cr_assert(eq(int, socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0));
+		say(fd, &say_fork, &pair[0], 1);
+		poll(NULL, 0, 20);
+		fill(p, 1000, i);
+		cr_assert(eq(sz, wrong(p, 1000, i), 0));
+		cr_assert(eq(int, up_advise(rt, p, 1000 * PAGE_SIZE, UP_ADVICE_DONTNEED), 0));
+		close(pair[0]);
+		close(pair[1]);
+		close(fd);
+	}
+	cr_assert(lt(dbl, seconds() - t0, 3.5));
+	up_runtime_destroy(rt);
+	wait_ended(5);
 	daemon_ask(2);
 }
 

@@ -525,6 +525,7 @@ account_reduce(struct pager *p, struct account *a, size_t target)
 
 	for (unsigned rounds = 0; atomic_load(&a->mapped) > target;) {
 		struct object *o = next_payer(p, a);
+		struct leaf *leaf;
 		uint64_t end;
 
 		if (o == NULL)
@@ -533,6 +534,14 @@ account_reduce(struct pager *p, struct account *a, size_t target)
 			break; /* what is left is pinned, or on its way */
 		if (first == 0)
 			first = a->object;
+		/* Far more may be mapped than was ever touched. */
+		leaf = object_next_leaf(o, a->index);
+		if (leaf != NULL) {
+			a->index = MAX(a->index, leaf->base);
+			pthread_mutex_unlock(&leaf->lock);
+		} else {
+			a->index = o->npages;
+		}
 		end = MIN(a->index + LEAF_SLOTS, o->npages);
 		for (uint64_t at = a->index; at < end && atomic_load(&a->mapped) > target;
 		     at += CLUSTER_MAX) {

@@ -200,7 +200,8 @@ vnode_file(int fd, uint64_t offset, uint64_t size, bool *readonly, struct source
 	if (v == NULL)
 		return -ENOMEM;
 	/* Whatever flags the caller's has (O_APPEND, O_DIRECT), or will have. */
-	v->fd = reopen(fd, flags & O_ACCMODE);
+	/* Made up as it is read (/proc, /sys): by who opens it, and that would be us. */
+	v->fd = st.st_blocks == 0 && st.st_size == 0 ? -1 : reopen(fd, flags & O_ACCMODE);
 	if (v->fd < 0) {
 		/* It was opened by somebody who may, or there is no /proc. */
 		v->borrowed = true;

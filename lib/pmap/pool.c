@@ -36,7 +36,9 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -297,7 +299,11 @@ part_protect(const struct part *part, uint64_t mode)
 		if (one < 0 && one != -ENOENT)
 			r = one;
 	}
-	return r == 0 || r == -ENOENT || r == -ESRCH ? 0 : -EAGAIN;
+	/* EINVAL: the userfaultfd of another process, that has registered nothing: it was never initialised. */
+	return r == 0 || r == -ENOENT || r == -ESRCH ||
+			       (r == -EINVAL && part->place->span.space != OURS)
+		       ? 0
+		       : -EAGAIN;
 }
 
 static int
@@ -1089,6 +1095,41 @@ space_destroy(struct pmap *pm, unsigned shard)
 	record_free(u, sp);
 }
 
+/*
+ * What comes from another process may be anything.  One that tells of events will not do either: as long as one of them waits to be read the
+ * kernel refuses to protect, whoever protects tries again, and that may be who was to read it.
+ */
+static bool
+can_serve(int fd)
+{
+	static const char is[] = "anon_inode:[userfaultfd]";
+	const unsigned events = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
+				UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+	char proc[sizeof "/proc/self/fdinfo/" + 11], text[512];
+	const char *api;
+	unsigned features = 0;
+	ssize_t n;
+	int info;
+
+	snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
+	n = readlink(proc, text, sizeof text);
+	if (n < 0)
+		return errno == ENOENT; /* there is no /proc */
+	if (n != (ssize_t)sizeof is - 1 || memcmp(text, is, sizeof is - 1) != 0)
+		return false;
+	snprintf(proc, sizeof proc, "/proc/self/fdinfo/%d", fd);
+	info = open(proc, O_RDONLY | O_CLOEXEC);
+	n = info >= 0 ? read(info, text, sizeof text - 1) : -1;
+	if (info >= 0)
+		close(info);
+	if (n < 0)
+		return false;
+	text[n] = '\0';
+	/* "API:\taa:features of it:all features" */
+	api = strstr(text, "API:");
+	return api != NULL && sscanf(api, "API: %*x:%x", &features) == 1 && (features & events) == 0;
+}
+
 int
 space_attach(struct pmap *pm, unsigned shard, int fd, pid_t pid)
 {
@@ -1101,6 +1142,8 @@ space_attach(struct pmap *pm, unsigned shard, int fd, pid_t pid)
 	/* One that blocks is never readable to poll(). */
 	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
 		r = -errno;
+	if (r == 0 && !can_serve(fd))
+		r = -EPERM;
 	if (r == 0 && !has(u, UP_MASK_POISON) && (pidfd = (int)syscall(SYS_pidfd_open, pid, 0)) < 0)
 		r = -errno; /* it could not be told of a lost page */
 	pthread_rwlock_wrlock(&u->pools.lock);
@@ -1161,6 +1204,22 @@ space_wake(struct uffd_pmap *u, unsigned shard, uintptr_t va, size_t n)
 }
 
 /*
+ * It is ready, and will be for ever, with an error: it has been made to block, or is not initialised.  What a process does to its own is
+ * its own affair, but no reason for us never to sleep.
+ */
+static void
+put_right(int epoll, int fd)
+{
+	const int flags = fcntl(fd, F_GETFL);
+	struct pollfd pf = { .fd = fd, .events = POLLIN };
+
+	if (flags >= 0 && !(flags & O_NONBLOCK))
+		fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+	if (poll(&pf, 1, 0) > 0 && (pf.revents & (POLLERR | POLLHUP)))
+		epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL);
+}
+
+/*
  * The messages of spaces near a shard.  epoll hands out those that are ready in turn, and each gives a few at a time.
  *
  * => fewer than max: there are no more.
@@ -1180,6 +1239,8 @@ space_faults(struct uffd_pmap *u, unsigned near, struct pmap_fault *buf, unsigne
 		for (int i = 0; i < got && n < max; i++) {
 			const struct space *sp = space_of(u, ev[i].data.u32);
 
+			if (sp != NULL && sp->fd >= 0 && (ev[i].events & (EPOLLERR | EPOLLHUP)))
+				put_right(u->pools.epoll[near], sp->fd);
 			/* Its turn comes again, and everybody's in this list has come before. */
 			if (sp != NULL && sp->fd >= 0)
 				n += uffd_read_faults(sp->fd, ev[i].data.u32, buf + n,

@@ -924,6 +924,26 @@ uffd_discard(struct pmap *pm, unsigned shard, uintptr_t va, size_t n)
 	return r;
 }
 
+/*
+ * A description that another process has as well: it can make it block, and read what poll() has promised us, at any moment.  Whoever
+ * waited there would wait for ever, and serve nobody.
+ */
+static ssize_t
+read_foreign(int fd, void *buf, size_t len)
+{
+	struct iovec iov = { .iov_base = buf, .iov_len = len };
+	ssize_t got = preadv2(fd, &iov, 1, -1, RWF_NOWAIT);
+	int flags;
+
+	if (got >= 0 || errno != EOPNOTSUPP)
+		return got;
+	/* Before Linux 6.10 there is no better way. */
+	flags = fcntl(fd, F_GETFL);
+	if (flags < 0 || (!(flags & O_NONBLOCK) && fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0))
+		return -1;
+	return read(fd, buf, len);
+}
+
 unsigned
 uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max)
 {
@@ -932,7 +952,8 @@ uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max)
 
 	while (n < max) {
 		const size_t want = MIN(max - n, (unsigned)ARRAY_SIZE(msg)) * sizeof msg[0];
-		const ssize_t got = read(fd, msg, want);
+		const ssize_t got = shard > PMAP_POOL ? read_foreign(fd, msg, want)
+						      : read(fd, msg, want);
 
 		if (got < 0 && errno == EINTR)
 			continue;
