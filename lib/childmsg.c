@@ -48,8 +48,8 @@ msg_send_by(int sock, const struct msg *m, const int fd[], size_t nfd, uint64_t 
 			struct pollfd pf = { .fd = sock, .events = POLLOUT };
 			const uint64_t now = now_ns();
 
-			if (now < end && (poll(&pf, 1, (int)((end - now) / 1000000) + 1) > 0 ||
-					  errno == EINTR))
+			if (now < end &&
+			    (poll(&pf, 1, (int)((end - now) / 1000000) + 1) > 0 || errno == EINTR))
 				continue;
 			return -ETIMEDOUT;
 		}

@@ -534,6 +534,44 @@ Test(remote, a_child_that_is_forked_has_its_copy)
 	daemon_ask(2);
 }
 
+/* One of them: the daemon stops for one fork at a time, and does not wait for itself. */
+Test(remote, of_two_runtimes_with_one_daemon_a_child_has_one_and_nobody_waits)
+{
+	const double began = seconds();
+	struct up_runtime *other;
+	uint64_t *p, *q;
+	int status;
+	pid_t pid;
+
+	rt = must_connect();
+	other = must_connect();
+	p = must_map(rt, 10, UP_PRIVATE, NULL, 0);
+	q = must_map(other, 10, UP_PRIVATE, NULL, 0);
+	fill(p, 10, 1);
+	fill(q, 10, 2);
+	cr_assert(eq(int, up_inherit(rt, p, 10 * PAGE_SIZE, UP_INHERIT_COPY), 0));
+	cr_assert(eq(int, up_inherit(other, q, 10 * PAGE_SIZE, UP_INHERIT_COPY), 0));
+	for (unsigned i = 0; i < 3; i++) {
+		pid = fork();
+		if (pid == 0) {
+			const int a = touch(p), b = touch(q);
+
+			/* What is there is right, what is not raises a signal. */
+			_exit((a == 0) + (b == 0) != 1 || (a == 0 && wrong(p, 10, 1) != 0) ||
+			      (b == 0 && wrong(q, 10, 2) != 0));
+		}
+		cr_assert(waitpid(pid, &status, 0) == pid);
+		cr_assert(eq(int, status, 0), "%s", logged);
+	}
+	cr_assert(lt(dbl, seconds() - began, 1.9), "somebody waited");
+	cr_assert(strstr(logged, "connected to the same daemon") != NULL, "%s", logged);
+	cr_assert(eq(sz, wrong(p, 10, 1) + wrong(q, 10, 2), 0));
+	up_runtime_destroy(rt);
+	up_runtime_destroy(other);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
 Test(remote, a_daemon_that_is_killed_leaves_no_zeros)
 {
 	const size_t npages = 2 * daemon_limit / PAGE_SIZE;

@@ -384,8 +384,9 @@ struct space {
 	bool attached; /* fork.c's keeper */
 	struct client *
 		client; /* (c) once linked: of a program that is connected; NULL: of a forked child */
-	struct account *account; /* (c) once linked: of the client, or of the one that it descends from; a reference.  NULL: none */
-	uid_t uid;		 /* (c) the same's */
+	struct account *
+		account; /* (c) once linked: of the client, or of the one that it descends from; a reference.  NULL: none */
+	uid_t uid;	/* (c) the same's */
 	atomic_int pid; /* for people; 0: the child has not said yet that it is there */
 };
 

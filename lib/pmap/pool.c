@@ -1127,7 +1127,8 @@ can_serve(int fd)
 	text[n] = '\0';
 	/* "API:\taa:features of it:all features" */
 	api = strstr(text, "API:");
-	return api != NULL && sscanf(api, "API: %*x:%x", &features) == 1 && (features & events) == 0;
+	return api != NULL && sscanf(api, "API: %*x:%x", &features) == 1 &&
+	       (features & events) == 0;
 }
 
 int

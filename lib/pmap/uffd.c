@@ -952,8 +952,8 @@ uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max)
 
 	while (n < max) {
 		const size_t want = MIN(max - n, (unsigned)ARRAY_SIZE(msg)) * sizeof msg[0];
-		const ssize_t got = shard > PMAP_POOL ? read_foreign(fd, msg, want)
-						      : read(fd, msg, want);
+		const ssize_t got =
+			shard > PMAP_POOL ? read_foreign(fd, msg, want) : read(fd, msg, want);
 
 		if (got < 0 && errno == EINTR)
 			continue;
