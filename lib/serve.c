@@ -24,6 +24,9 @@
 
 #define ADDRESS_END ((uint64_t)1 << 47)
 #define OBJECTS_STEP 64u
+#define PAUSE_MIN 10000000u /* ns, after nothing could be taken from an account; doubling */
+#define PAUSE_MAX 1000000000u
+#define NAMES_MAX 256u /* of objects of one user, which outlive those who made them */
 
 /* Who may open a named object: as of a file with mode 0600, its owner and root. */
 struct owner {
@@ -133,8 +136,16 @@ check_owner(struct server *sv, const struct client *c, const char *name)
 static int
 add_owner(struct server *sv, const struct client *c, const char *name)
 {
-	struct owner *o = malloc(sizeof *o + strlen(name) + 1);
+	struct owner *o;
+	unsigned n = 0;
 
+	pthread_mutex_lock(&sv->lock);
+	for (o = sv->owners; o != NULL; o = o->next)
+		n += o->uid == c->uid;
+	pthread_mutex_unlock(&sv->lock);
+	if (n >= NAMES_MAX)
+		return -EDQUOT;
+	o = malloc(sizeof *o + strlen(name) + 1);
 	if (o == NULL)
 		return -ENOMEM;
 	o->uid = c->uid;
@@ -425,6 +436,9 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 	struct up_object_stats info;
 	int r;
 
+	/* Before there is one, with a name perhaps, that nobody would have in hand. */
+	if (c->nheld >= c->limits.objects)
+		return -EDQUOT;
 	switch (q->op) {
 	case CALL_CREATE_ANON:
 		if (q->text[0] == '\0') {
@@ -684,10 +698,21 @@ reduce(struct pager *p, struct account *a, bool *full)
 	const size_t limit = atomic_load(&a->limit), margin = (size_t)RUN_MAX * p->nservices;
 	const size_t room = MAX(limit / 8, margin * 2);
 
-	if (!atomic_exchange(&a->over, false))
+	if (!atomic_load(&a->over))
 		return false;
-	if (limit != 0)
-		account_reduce(p, a, limit > room ? limit - room : 0);
+	if (now_ns() < a->again) {
+		*full = true;
+		return false;
+	}
+	atomic_store(&a->over, false);
+	if (limit != 0 && account_reduce(p, a, limit > room ? limit - room : 0) == 0 &&
+	    account_is_full(p, a)) {
+		/* Pinned, all of it, or on its way: looking for something else takes time that all clients wait for. */
+		a->pause = MIN(MAX(a->pause * 2, PAUSE_MIN), PAUSE_MAX);
+		a->again = now_ns() + a->pause;
+	} else {
+		a->pause = 0;
+	}
 	*full |= account_is_full(p, a);
 	return true;
 }

@@ -835,6 +835,33 @@ Test(remote, no_number_that_a_client_sends_is_believed)
 	daemon_ask(2);
 }
 
+Test(remote, names_of_a_user_are_limited)
+{
+	struct up_object *o;
+	char name[16];
+	unsigned n = 0;
+	int r;
+
+	rt = must_connect();
+	do {
+		snprintf(name, sizeof name, "name%u", n);
+		r = up_object_create_named(rt, name, PAGE_SIZE, 0, &o);
+		if (r == 0)
+			up_object_unref(o);
+	} while (r == 0 && ++n < 2000);
+	cr_assert(eq(int, r, -EDQUOT));
+	cr_assert(eq(uint, n, 256));
+	for (unsigned i = 0; i < n; i++) {
+		snprintf(name, sizeof name, "name%u", i);
+		cr_assert(eq(int, up_object_remove(rt, name), 0));
+	}
+	cr_assert(eq(int, up_object_create_named(rt, "one more", PAGE_SIZE, 0, &o), 0));
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
 Test(remote, regions_and_objects_are_limited)
 {
 	struct up_object *o[30];

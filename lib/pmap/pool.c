@@ -291,10 +291,12 @@ each_part(struct uffd_pmap *u, const struct pool *pool, size_t first, size_t n,
 static int
 part_protect(const struct part *part, uint64_t mode)
 {
-	int r = uffd_write_protect(part->fd, part->va, part->n, mode);
+	const bool ours = part->place->span.space == OURS;
+	int r = uffd_write_protect(part->fd, part->va, part->n, mode, ours);
 
 	for (size_t i = 0; i < part->n && r == -ENOENT && part->n > 1; i++) {
-		const int one = uffd_write_protect(part->fd, part->va + (i << PAGE_SHIFT), 1, mode);
+		const int one =
+			uffd_write_protect(part->fd, part->va + (i << PAGE_SHIFT), 1, mode, ours);
 
 		if (one < 0 && one != -ENOENT)
 			r = one;

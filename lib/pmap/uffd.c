@@ -52,6 +52,8 @@
  * are free and waits for one at most: alone it copies whole clusters, a third cheaper per page than
  * chunks, and several callers proceed side by side.
  */
+#define FOREIGN_TRIES \
+	1000 /* calls on a userfaultfd of another process that may end in EAGAIN in a row */
 #define COPY_CHUNK 16
 #define COPY_TICKETS (CLUSTER_MAX / COPY_CHUNK)
 
@@ -242,19 +244,22 @@ uffd_wake(struct pmap *pm, unsigned shard, uintptr_t va, size_t n)
 }
 
 int
-uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode)
+uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode, bool ours)
 {
 	struct uffdio_writeprotect wp = {
 		.range = { .start = va, .len = n << PAGE_SHIFT },
 		.mode = mode,
 	};
 
+	unsigned tries = 0;
+
 	/*
 	 * EAGAIN: an event about this mm waits to be read.  That can not be, as we enable none.
-	 * Repeated all the same: a page that stayed protected would be stuck for good.
+	 * Repeated all the same: a page that stayed protected would be stuck for good.  What another process has enabled is its own
+	 * affair, and so is a page of its own that is stuck.
 	 */
 	while (ioctl(fd, UFFDIO_WRITEPROTECT, &wp) < 0) {
-		if (errno != EAGAIN)
+		if (errno != EAGAIN || (!ours && ++tries == FOREIGN_TRIES))
 			return -errno;
 		sched_yield();
 	}
@@ -265,7 +270,7 @@ uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode)
 static int
 write_protect(int fd, uintptr_t va, size_t n, bool on)
 {
-	return uffd_write_protect(fd, va, n, on ? UFFDIO_WRITEPROTECT_MODE_WP : 0);
+	return uffd_write_protect(fd, va, n, on ? UFFDIO_WRITEPROTECT_MODE_WP : 0, true);
 }
 
 /* Whatever of the range is still there is writable again, and who waited for that is awake. */

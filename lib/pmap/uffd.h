@@ -102,8 +102,8 @@ int uffd_frame_new(struct pmap *pm, frame_t first, size_t n, size_t *done);
 void uffd_frame_drop(struct pmap *pm, frame_t first, size_t n);
 int uffd_drop_pages(uintptr_t va, size_t n);
 
-/* UFFDIO_WRITEPROTECT, `mode` being its.  0, -ENOENT, -ENOMEM, or -ESRCH: that process is gone. */
-int uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode);
+/* UFFDIO_WRITEPROTECT, `mode` being its.  0, -ENOENT, -ENOMEM; of another process -ESRCH: it is gone, and -EAGAIN. */
+int uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode, bool ours);
 size_t uffd_copy_begin(struct uffd_pmap *u, size_t n);
 void uffd_copy_end(struct uffd_pmap *u, size_t n);
 

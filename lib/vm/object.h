@@ -98,6 +98,7 @@ struct account {
 	atomic_size_t minimum;	/* (a) pages that others do not push out */
 	atomic_bool over;	/* (a) somebody waits for it to have less */
 	uint64_t object, index; /* (m) where to go on when it is to have less: object id and page */
+	uint64_t again, pause;	/* (m) not before then, ns; and for how long the last time */
 };
 
 /* One reference, the caller's.  NULL: no memory.  The group gets one more. */
