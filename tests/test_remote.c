@@ -835,6 +835,45 @@ Test(remote, no_number_that_a_client_sends_is_believed)
 	daemon_ask(2);
 }
 
+/* A userfaultfd of this process. */
+static int
+own_uffd(void)
+{
+	for (int fd = 3; fd < 100; fd++) {
+		char link[32], to[64];
+		ssize_t n;
+
+		snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+		n = readlink(link, to, sizeof to - 1);
+		if (n > 0 && (to[n] = '\0', strstr(to, "userfaultfd") != NULL))
+			return fd;
+	}
+	return -1;
+}
+
+/* It would fault for ever, and keep a service busy. */
+Test(remote, what_a_client_protects_from_itself_it_may_write_all_the_same)
+{
+	struct uffdio_writeprotect wp = { .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+	const double began = seconds();
+	const size_t npages = 6000;
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, npages, UP_PRIVATE, NULL, 0);
+	wp.range.start = (uintptr_t)p;
+	wp.range.len = npages * PAGE_SIZE;
+	for (uint64_t i = 0; i < 3; i++) {
+		cr_assert(ioctl(own_uffd(), UFFDIO_WRITEPROTECT, &wp) == 0, "%s", strerror(errno));
+		fill(p, npages, i);
+		cr_assert(eq(sz, wrong(p, npages, i), 0));
+	}
+	cr_assert(lt(dbl, seconds() - began, DEADLINE));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
 Test(remote, names_of_a_user_are_limited)
 {
 	struct up_object *o;

@@ -527,6 +527,8 @@ fault_mapped(struct fault *f, struct anon *an)
 		p->pmap->ops->allow(p->pmap, f->shard, f->va);
 	else if (r == -EEXIST)
 		p->pmap->ops->wake(p->pmap, f->shard, f->va, 1);
+	if (f->wp && f->space > PMAP_POOL && p->pmap->ops->space_allow != NULL)
+		p->pmap->ops->space_allow(p->pmap, f->space, f->addr);
 	if (r == 0 || r == -EEXIST)
 		pg->same = false;
 	page_unbusy(p, an, f->shard, f->va);

@@ -224,6 +224,11 @@ struct pmap_ops {
 	int (*space_attach)(struct pmap *, unsigned shard, int fd, pid_t pid);
 	/* The process is gone, or has nothing mapped any more. */
 	void (*space_detach)(struct pmap *, unsigned shard);
+	/*
+	 * A page that is in its pool, and that the caller has busy, may be written at this address of a space.  Nobody but the process itself can
+	 * have protected it; it would fault for ever.  NULL: can not be.
+	 */
+	void (*space_allow)(struct pmap *, unsigned shard, uintptr_t va);
 
 	/* --- events: only with PMAP_TRACK in features; else NULL --- */
 

@@ -1194,6 +1194,19 @@ space_detach(struct pmap *pm, unsigned shard)
 }
 
 void
+space_allow(struct pmap *pm, unsigned shard, uintptr_t va)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	const struct space *sp;
+
+	pthread_rwlock_rdlock(&u->pools.lock);
+	sp = space_of(u, shard);
+	if (sp != NULL && sp->fd >= 0)
+		(void)uffd_write_protect(sp->fd, va, 1, 0, false); /* which wakes */
+	pthread_rwlock_unlock(&u->pools.lock);
+}
+
+void
 space_wake(struct uffd_pmap *u, unsigned shard, uintptr_t va, size_t n)
 {
 	struct uffdio_range range = { .start = va, .len = n << PAGE_SHIFT };

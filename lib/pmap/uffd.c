@@ -1062,6 +1062,7 @@ static const struct pmap_ops uffd_ops = {
 	.space_destroy = space_destroy,
 	.space_attach = space_attach,
 	.space_detach = space_detach,
+	.space_allow = space_allow,
 	.destroy = uffd_destroy,
 };
 
@@ -1307,6 +1308,7 @@ ops_without_pools(struct pmap_ops *ops)
 	ops->space_destroy = NULL;
 	ops->space_attach = NULL;
 	ops->space_detach = NULL;
+	ops->space_allow = NULL;
 }
 
 int

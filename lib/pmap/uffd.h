@@ -165,5 +165,6 @@ int space_create(struct pmap *pm, unsigned near, unsigned *shard);
 void space_destroy(struct pmap *pm, unsigned shard);
 int space_attach(struct pmap *pm, unsigned shard, int fd, pid_t pid);
 void space_detach(struct pmap *pm, unsigned shard);
+void space_allow(struct pmap *pm, unsigned shard, uintptr_t va);
 
 #endif
