@@ -608,7 +608,6 @@ complain(struct reading *r, const char *fmt, ...)
 	if (r->errors > 20)
 		return;
 	va_start(ap, fmt);
-	/* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): it is */
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	/* What is quoted may be anything, and goes to a terminal. */

@@ -73,7 +73,6 @@ refuse(int error, const char *fmt, ...)
 	va_list ap;
 
 	va_start(ap, fmt);
-	/* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): it is */
 	vsnprintf(why, sizeof(why), fmt, ap);
 	va_end(ap);
 	/* What was quoted may be no UTF-8. */

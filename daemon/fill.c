@@ -482,6 +482,33 @@ memory(size_t len, int prot)
 	return p == MAP_FAILED ? NULL : p;
 }
 
+/* By us, or somebody was faster. */
+static bool
+is_there(int err)
+{
+	return err == 0 || err == -EEXIST;
+}
+
+/* What becomes of a fault whose page was to be installed, with that result. */
+static enum outcome
+installed(struct space *sp, const struct range *r, uint64_t at, uint64_t len, int err)
+{
+	switch (-err) {
+	case 0:
+		return DONE;
+	case EEXIST:
+	case ENOENT:
+		return there(sp, at, len);
+	case EAGAIN:
+	case ENOMEM:
+	case ENOSPC:
+	case ESRCH:
+		return later(sp, err);
+	default:
+		return lose(sp, r, at, len, strerror(-err));
+	}
+}
+
 static enum outcome
 put_zeros(struct space *sp, const struct range *r, uint64_t at, uint64_t len)
 {
@@ -497,22 +524,9 @@ put_zeros(struct space *sp, const struct range *r, uint64_t at, uint64_t len)
 			return AGAIN;
 		err = foreign_copy(sp->uffd, at, f->zeros, len, false, &done);
 	}
-	switch (-err) {
-	case 0:
-	case EEXIST:
-		if (r != NULL)
-			set_pages(sp, r, at, len, FILLED);
-		return err == 0 ? DONE : there(sp, at, len);
-	case ENOENT:
-		return there(sp, at, len);
-	case EAGAIN:
-	case ENOMEM:
-	case ENOSPC:
-	case ESRCH:
-		return later(sp, err);
-	default:
-		return lose(sp, r, at, len, strerror(-err));
-	}
+	if (r != NULL && is_there(err))
+		set_pages(sp, r, at, len, FILLED);
+	return installed(sp, r, at, len, err);
 }
 
 /* The mapping could not be read: is it the file, and what is there? */
@@ -571,23 +585,12 @@ put_content(struct space *sp, const struct range *r, uint64_t at, uint64_t len)
 		if (why != NULL)
 			return lose(sp, r, at, len, why);
 	}
-	switch (-err) {
-	case 0:
-	case EEXIST:
+	if (is_there(err)) {
 		set_pages(sp, r, at, len, FILLED);
 		if (atomic_load_explicit(&sp->f->recording, memory_order_relaxed))
 			was_asked_for(sp->f, r, offset);
-		return err == 0 ? DONE : there(sp, at, len);
-	case ENOENT:
-		return there(sp, at, len);
-	case EAGAIN:
-	case ENOMEM:
-	case ENOSPC:
-	case ESRCH:
-		return later(sp, err);
-	default:
-		return lose(sp, r, at, len, strerror(-err));
 	}
+	return installed(sp, r, at, len, err);
 }
 
 /* --- faults --- */

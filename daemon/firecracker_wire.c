@@ -70,7 +70,6 @@ tell(const struct reason *why, const char *fmt, ...)
 	va_list ap;
 
 	va_start(ap, fmt);
-	/* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): it is, by the line above */
 	vsnprintf(why->text, why->size, fmt, ap);
 	va_end(ap);
 }

@@ -72,7 +72,6 @@ daemon_log(enum log_level level, const char *fmt, ...)
 	if ((int)level > atomic_load(&threshold))
 		return;
 	va_start(ap, fmt);
-	/* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): it is */
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	n = prefix(level, line, sizeof(line));

@@ -117,9 +117,9 @@ map(const struct session *s)
 						(json_int_t)range[i].start, "length",
 						(json_int_t)range[i].length, "page_size",
 						(int)UP_PAGE_SIZE, "resident",
-						(json_int_t)(resident * UP_PAGE_SIZE), "strip",
-						strip, "object", (json_int_t)range[i].object,
-						"shared", (int)range[i].shared));
+						(json_int_t)resident * UP_PAGE_SIZE, "strip", strip,
+						"object", (json_int_t)range[i].object, "shared",
+						(int)range[i].shared));
 		}
 	}
 	return list;

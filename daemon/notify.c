@@ -37,7 +37,6 @@ notify(const char *fmt, ...)
 	va_list ap;
 
 	va_start(ap, fmt);
-	/* NOLINTNEXTLINE(clang-analyzer-valist.Uninitialized): it is */
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	(void)sd_notify(0, text);

@@ -842,7 +842,7 @@ up_runtime_connect(struct up_runtime **out, const char *path, const struct up_co
 	static const uint64_t none[sizeof cfg->reserved / sizeof cfg->reserved[0]];
 	struct up_runtime *rt;
 	struct remote *re;
-	uint64_t features;
+	uint64_t features = 0;
 	int r;
 
 	if (out == NULL || path == NULL)

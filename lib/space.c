@@ -63,11 +63,11 @@ up_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inh
 	sigset_t old;
 	int r;
 
-	if (rt != NULL && rt->remote != NULL)
-		return remote_inherit(rt, addr, length, inherit);
 	r = check_call(rt, "up_inherit", start, length);
 	if (r < 0)
 		return r;
+	if (rt->remote != NULL)
+		return remote_inherit(rt, addr, length, inherit);
 	p = &rt->p;
 	if ((unsigned)inherit > UP_INHERIT_SHARE)
 		return bad(rt, "up_inherit: unknown value %d", (int)inherit);

@@ -16,10 +16,9 @@
 #include <string.h>
 
 #include "firecracker_wire.h"
+#include "fuzz_files.h"
 
 #define CHECK(is) ((is) ? (void)0 : (fprintf(stderr, "%s\n", #is), abort()))
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void
 check(const struct fc_region *r, int n, uint64_t file_size)
@@ -100,24 +99,3 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	}
 	return 0;
 }
-
-#if defined(UP_FUZZ_FILES)
-int
-main(int argc, char **argv)
-{
-	static uint8_t data[1 << 20];
-
-	for (int i = 1; i < argc; i++) {
-		FILE *f = fopen(argv[i], "rbe");
-
-		if (f == NULL) {
-			perror(argv[i]);
-			return 1;
-		}
-		LLVMFuzzerTestOneInput(data, fread(data, 1, sizeof data, f));
-		fclose(f);
-	}
-	printf("%d files\n", argc - 1);
-	return argc > 1 ? 0 : 1;
-}
-#endif

@@ -27,13 +27,12 @@
 
 #include "base/base.h"
 #include "childmsg.h"
+#include "fuzz_files.h"
 #include "serve.h"
 
 #define CHECK(is) ((is) ? (void)0 : (fprintf(stderr, "%s\n", #is), abort()))
 #define DEADLINE_MS 20000
 #define MESSAGES_MAX 64u
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static struct up_runtime *rt;
 static sem_t gone;
@@ -45,6 +44,13 @@ ended(void *ctx, uint64_t id)
 	(void)ctx;
 	(void)id;
 	sem_post(&gone);
+}
+
+/* Which asserts that nothing is left. */
+static void
+stop(void)
+{
+	up_runtime_destroy(rt);
 }
 
 static void
@@ -62,6 +68,7 @@ start(void)
 	CHECK(r == 0);
 	sem_init(&gone, 0, 0);
 	CHECK(serve_start(rt, ended, NULL) == 0);
+	CHECK(atexit(stop) == 0);
 	file = mkstemp(name);
 	CHECK(file >= 0 && unlink(name) == 0 && ftruncate(file, 1 << 16) == 0);
 }
@@ -204,26 +211,3 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	CHECK(st.resident + st.staged + st.swapped + st.lost == 0 && st.entries == 0);
 	return 0;
 }
-
-#if defined(UP_FUZZ_FILES)
-int
-main(int argc, char **argv)
-{
-	static uint8_t data[1 << 16];
-
-	for (int i = 1; i < argc; i++) {
-		FILE *f = fopen(argv[i], "rbe");
-
-		if (f == NULL) {
-			perror(argv[i]);
-			return 1;
-		}
-		LLVMFuzzerTestOneInput(data, fread(data, 1, sizeof data, f));
-		fclose(f);
-	}
-	printf("%d files\n", argc - 1);
-	if (rt != NULL)
-		up_runtime_destroy(rt);
-	return argc > 1 ? 0 : 1;
-}
-#endif

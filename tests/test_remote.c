@@ -1172,6 +1172,30 @@ Test(quota, a_client_never_has_more_than_its_limit)
 	daemon_ask(2);
 }
 
+/* Whatever kind of fault it makes of its touches. */
+Test(quota, who_protects_what_is_not_there_has_no_more_for_that)
+{
+	struct uffdio_writeprotect wp = { .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+	const size_t npages = 6000;
+	uint64_t *p;
+
+	rt = must_connect();
+	cr_assert(eq(int, quota(0, 8 * MiB, 0), 0));
+	p = must_map(rt, npages, UP_PRIVATE, NULL, 0);
+	wp.range.start = (uintptr_t)p;
+	wp.range.len = npages * PAGE_SIZE;
+	for (uint64_t i = 0; i < 3; i++) {
+		cr_assert(ioctl(own_uffd(), UFFDIO_WRITEPROTECT, &wp) == 0, "%s", strerror(errno));
+		fill(p, npages, i);
+		cr_assert(eq(sz, wrong(p, npages, i), 0));
+	}
+	daemon_ask(1);
+	cr_assert(le(u64, atomic_load(&shared->most[0]), 8 * MiB));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
 Test(quota, what_a_client_may_keep_is_not_pushed_out)
 {
 	struct up_runtime *other;
