@@ -64,8 +64,11 @@ static const struct key keys[CONFIG_ALL_KEYS] = {
 				false,
 				"Members of this group may steer the daemon, beside root and the daemon's user" },
 	[KEY_MEMORY] = { "daemon", "memory", T_SIZE, "auto", "auto", UP_MEMORY_LIMIT_MIN,
-			 UINT64_C(8) << 40, NULL, false,
+			 UINT64_C(8) << 40, NULL, true,
 			 "The budget of all clients together; auto: a quarter of the memory of the machine, or of the memory cgroup" },
+	[KEY_MEMORY_MAX] = { "daemon", "memory_max", T_SIZE, "auto", "auto", UP_MEMORY_LIMIT_MIN,
+			     UINT64_C(8) << 40, NULL, false,
+			     "What it may be raised to while the daemon runs; auto: three quarters of that memory" },
 	[KEY_SWAP] = { "daemon", "swap", T_STRING, "auto", "auto", 0, 0, NULL, false,
 		       "Swap file or block device, overwritten; auto: swap in state_dir" },
 	[KEY_SWAP_SIZE] = { "daemon", "swap_size", T_BYTES, "auto", "auto", 1 << 20, UINT64_MAX,
@@ -86,15 +89,20 @@ static const struct key keys[CONFIG_ALL_KEYS] = {
 				false, "A fault that can not be served for this long is SIGBUS" },
 	[KEY_DRAIN_TIMEOUT] = { "daemon", "drain_timeout", T_TIME, "30s", NULL, 0, 3600000, NULL,
 				true, "How long clients have to leave once SIGTERM has come" },
+	[KEY_GUARDIAN] = { "daemon", "guardian", T_BOOL, "yes", NULL, 0, 0, NULL, false,
+			   "Have a process beside the daemon that starts it again, with all its clients, if it is killed" },
+	[KEY_AWAY_TIMEOUT] = { "daemon", "away_timeout", T_TIME, "10s", NULL, 100, 3600000, NULL,
+			       false,
+			       "Once the daemon was killed, clients that nobody serves for this long get SIGBUS" },
 	[KEY_LIMIT_CLIENTS] = { "limits", "clients", T_COUNT, "1024", NULL, 1, 1 << 20, NULL, true,
 				"Clients at a time" },
 	[KEY_LIMIT_REGIONS] = { "limits", "regions", T_COUNT, "4096", NULL, 1, 1 << 20, NULL, true,
 				"Regions of one client" },
-	[KEY_LIMIT_FDS] = { "limits", "fds", T_COUNT, "64", NULL, 1, 65536, NULL, true,
+	[KEY_LIMIT_FDS] = { "limits", "fds", T_COUNT, "4096", NULL, 1, 65536, NULL, true,
 			    "File descriptors that the daemon holds for one client" },
 	[KEY_LIMIT_INFLIGHT] = { "limits", "inflight", T_BYTES, "16M", NULL, 4096,
 				 UINT64_C(1) << 40, NULL, true,
-				 "Bytes of one client that may be on their way at a time" },
+				 "Bytes that are read ahead for one client at a time; what its threads wait for comes in any case" },
 	[KEY_METRICS_SOCKET] = { "metrics", "socket", T_STRING, "auto", "auto", 0, 0, NULL, false,
 				 "Unix socket for HTTP; auto: http.sock in run_dir; none: no such socket" },
 	[KEY_METRICS_MODE] = { "metrics", "mode", T_MODE, "0660", NULL, 0, 0777, NULL, false,
@@ -546,12 +554,24 @@ config_print(const struct config *c, FILE *out)
 	}
 }
 
+static bool
+wants_source(const char *type)
+{
+	return strcmp(type, "firecracker") == 0 || strcmp(type, "criu") == 0;
+}
+
 int
 config_check(const struct config *c, const char *where, FILE *err)
 {
+	const struct config_value *const memory = &c->v[KEY_MEMORY], *const most =
+									     &c->v[KEY_MEMORY_MAX];
 	unsigned percents = 0;
 	int errors = 0;
 
+	if (most->n != 0 && memory->percent == most->percent && memory->n > most->n) {
+		fprintf(err, "%s: memory is above memory_max\n", where);
+		errors++;
+	}
 	for (const struct config_named *n = c->named; n != NULL; n = n->next) {
 		const struct config_value *const minimum = config_named_value(n, KEY_GROUP_MINIMUM);
 		const struct config_value *const limit = config_named_value(n, KEY_GROUP_LIMIT);
@@ -561,6 +581,11 @@ config_check(const struct config *c, const char *where, FILE *err)
 
 			if (config_named_value(n, KEY_LISTEN_PATH)->s == NULL) {
 				fprintf(err, "%s: [listen %s] has no path\n", where, n->name);
+				errors++;
+			}
+			if (wants_source(config_named_value(n, KEY_LISTEN_TYPE)->s) &&
+			    config_named_value(n, KEY_LISTEN_SOURCE)->s == NULL) {
+				fprintf(err, "%s: [listen %s] has no source\n", where, n->name);
 				errors++;
 			}
 			if (group != NULL && config_find(c, "group", group) == NULL) {

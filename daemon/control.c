@@ -20,6 +20,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "budget.h"
 #include "listen.h"
 #include "log.h"
 #include "sessions.h"
@@ -40,6 +41,7 @@ struct conn {
 	size_t have;		 /* bytes in buf */
 	uint64_t heard, written; /* when, last */
 	bool full;		 /* not reading */
+	bool waiting;		 /* its last request is being done: nothing else is answered */
 	bool closing;		 /* once all is written: no further request */
 	bool gone;		 /* uv_close() has been called */
 	char buf[LINE_MAX_BYTES];
@@ -54,6 +56,7 @@ static struct conn *conns;
 static unsigned nconns;
 
 static void pump(struct conn *c);
+static void send_answer(struct conn *c, json_t *j);
 
 /* ---- answers ---- */
 
@@ -135,26 +138,26 @@ bytes_of(json_t *req, uint64_t *bytes, json_t **no)
 }
 
 static json_t *
-do_status(struct daemon *d, json_t *req)
+do_status(struct conn *c, json_t *req)
 {
 	(void)req;
-	return answer_with("status", state_status(d));
+	return answer_with("status", state_status(c->d));
 }
 
 static json_t *
-do_clients(struct daemon *d, json_t *req)
+do_clients(struct conn *c, json_t *req)
 {
-	(void)d;
+	(void)c;
 	(void)req;
 	return answer_with("clients", state_clients());
 }
 
 /* Both of one moment, for `top`. */
 static json_t *
-do_top(struct daemon *d, json_t *req)
+do_top(struct conn *c, json_t *req)
 {
 	(void)req;
-	return json_pack("{s:b, s:o, s:o}", "ok", 1, "status", state_status(d), "clients",
+	return json_pack("{s:b, s:o, s:o}", "ok", 1, "status", state_status(c->d), "clients",
 			 state_clients());
 }
 
@@ -189,26 +192,26 @@ printed(int (*print)(struct up_runtime *rt, FILE *out), struct up_runtime *rt, s
 }
 
 static json_t *
-do_map(struct daemon *d, json_t *req)
+do_map(struct conn *c, json_t *req)
 {
 	json_t *no = NULL;
 	const struct session *s;
 
 	if (json_object_get(req, "client") == NULL)
-		return answer_with("runtime", printed(up_map_dump, d->rt, 10000));
+		return answer_with("runtime", printed(up_map_dump, c->d->rt, 10000));
 	s = client_of(req, &no);
 	return s == NULL ? no : answer_with("client", state_map(s));
 }
 
 static json_t *
-do_evict(struct daemon *d, json_t *req)
+do_evict(struct conn *c, json_t *req)
 {
 	json_t *no = NULL;
 	struct session *const s = client_of(req, &no);
 	uint64_t bytes;
 	int64_t n;
 
-	(void)d;
+	(void)c;
 	if (s == NULL || !bytes_of(req, &bytes, &no))
 		return no;
 	n = s->ops->evict != NULL ? s->ops->evict(s, bytes) : -ENOTSUP;
@@ -221,8 +224,37 @@ do_evict(struct daemon *d, json_t *req)
 	return json_pack("{s:b, s:I}", "ok", 1, "evicted", (json_int_t)n);
 }
 
+static void
+on_budget(void *ctx, int r, uint64_t bytes)
+{
+	struct conn *const c = ctx;
+	const char *const why = r == -EINVAL	  ? "it is below 2 MiB, or above memory_max"
+				: r == -EBUSY	  ? "what has been promised does not fit"
+				: r == -ETIMEDOUT ? "not enough could be thrown out in time"
+						  : strerror(-r);
+
+	c->waiting = false;
+	send_answer(c, r == 0 ? answer_with("limit", json_integer((json_int_t)bytes))
+			      : refuse(-r, "%" PRIu64 ": %s", bytes, why));
+	pump(c);
+}
+
+/* NULL: answered when it is done. */
 static json_t *
-do_limit(struct daemon *d, json_t *req)
+set_budget(struct conn *c, uint64_t bytes)
+{
+	const int r = budget_set(c->d, bytes, on_budget, c);
+
+	if (r == -EBUSY)
+		return refuse(EBUSY, "the budget is being changed already");
+	if (r < 0)
+		return refuse(-r, "%s", strerror(-r));
+	c->waiting = true;
+	return NULL;
+}
+
+static json_t *
+do_limit(struct conn *c, json_t *req)
 {
 	const bool has_client = json_object_get(req, "client") != NULL;
 	json_t *no = NULL;
@@ -231,13 +263,11 @@ do_limit(struct daemon *d, json_t *req)
 	int r;
 
 	if (json_object_get(req, "bytes") == NULL && !has_client)
-		return answer_with("limit", json_integer((json_int_t)d->budget));
+		return answer_with("limit", json_integer((json_int_t)c->d->budget));
 	if (!bytes_of(req, &bytes, &no))
 		return no;
 	if (!has_client)
-		return refuse(
-			ENOTSUP,
-			"the budget can not be changed while the daemon runs: set memory in [daemon], and restart it");
+		return set_budget(c, bytes);
 	s = client_of(req, &no);
 	if (s == NULL)
 		return no;
@@ -252,44 +282,45 @@ do_limit(struct daemon *d, json_t *req)
 }
 
 static json_t *
-do_trace(struct daemon *d, json_t *req)
+do_trace(struct conn *c, json_t *req)
 {
 	const json_t *const n = json_object_get(req, "lines");
 	size_t most = 200;
 
 	if (json_is_integer(n) && json_integer_value(n) > 0)
 		most = (size_t)json_integer_value(n);
-	return answer_with("trace",
-			   printed(up_trace_print, d->rt, most < TRACE_LINES ? most : TRACE_LINES));
+	return answer_with("trace", printed(up_trace_print, c->d->rt,
+					    most < TRACE_LINES ? most : TRACE_LINES));
 }
 
 static json_t *
-do_drain(struct daemon *d, json_t *req)
+do_drain(struct conn *c, json_t *req)
 {
 	const bool cancel = json_is_true(json_object_get(req, "cancel"));
 	const int left = (int)session_number();
 
-	if (daemon_drain(d, !cancel) < 0)
+	if (daemon_drain(c->d, !cancel) < 0)
 		return refuse(EBUSY, "the daemon is ending");
 	return json_pack("{s:b, s:b, s:i}", "ok", 1, "draining", !cancel, "clients", left);
 }
 
 static const struct {
 	const char *verb;
-	json_t *(*run)(struct daemon *d, json_t *req);
+	json_t *(*run)(struct conn *c, json_t *req); /* NULL: the answer comes later */
 } verbs[] = {
 	{ "status", do_status }, { "clients", do_clients }, { "top", do_top },
 	{ "map", do_map },	 { "evict", do_evict },	    { "limit", do_limit },
 	{ "trace", do_trace },	 { "drain", do_drain },
 };
 
+/* NULL: the connection is waiting for it. */
 static json_t *
-answer_to(struct daemon *d, const char *line, size_t len)
+answer_to(struct conn *c, const char *line, size_t len)
 {
 	json_error_t error;
 	json_t *const req = json_loadb(line, len, JSON_REJECT_DUPLICATES, &error);
 	const char *verb;
-	json_t *answer = NULL;
+	json_t *answer;
 
 	if (req == NULL)
 		return refuse(EBADMSG, "not a line of JSON: %s", error.text);
@@ -297,11 +328,13 @@ answer_to(struct daemon *d, const char *line, size_t len)
 	if (verb == NULL) {
 		answer = refuse(EINVAL, "'verb' is wanted");
 	} else {
-		for (size_t i = 0; answer == NULL && i < sizeof(verbs) / sizeof(verbs[0]); i++)
-			if (strcmp(verb, verbs[i].verb) == 0)
-				answer = verbs[i].run(d, req);
-		if (answer == NULL)
-			answer = refuse(EINVAL, "there is no verb '%.40s'", verb);
+		size_t i = 0;
+
+		while (i < sizeof(verbs) / sizeof(verbs[0]) && strcmp(verb, verbs[i].verb) != 0)
+			i++;
+		answer = i < sizeof(verbs) / sizeof(verbs[0])
+				 ? verbs[i].run(c, req)
+				 : refuse(EINVAL, "there is no verb '%.40s'", verb);
 	}
 	json_decref(req);
 	return answer;
@@ -327,6 +360,7 @@ drop(struct conn *c)
 		p = &(*p)->next;
 	*p = c->next;
 	nconns--;
+	budget_forget(c);
 	uv_close((uv_handle_t *)&c->pipe, on_closed);
 }
 
@@ -398,7 +432,7 @@ on_read(uv_stream_t *stream, ssize_t n, const uv_buf_t *buf)
 		/* It may have shut down one direction only: what is owed is still written. */
 		c->closing = true;
 		uv_read_stop(stream);
-		if (uv_stream_get_write_queue_size(stream) == 0)
+		if (uv_stream_get_write_queue_size(stream) == 0 && !c->waiting)
 			drop(c);
 		return;
 	}
@@ -415,15 +449,20 @@ pump(struct conn *c)
 	size_t done = 0;
 	char *end;
 
-	while (!c->gone && !c->closing && uv_stream_get_write_queue_size(stream) < OUT_HIGH) {
+	while (!c->gone && !c->closing && !c->waiting &&
+	       uv_stream_get_write_queue_size(stream) < OUT_HIGH) {
 		const char *const line = c->buf + done;
 
 		end = memchr(line, '\n', c->have - done);
 		if (end == NULL)
 			break;
 		done += (size_t)(end - line) + 1;
-		if (end != line)
-			send_answer(c, answer_to(c->d, line, (size_t)(end - line)));
+		if (end != line) {
+			json_t *const answer = answer_to(c, line, (size_t)(end - line));
+
+			if (!c->waiting)
+				send_answer(c, answer);
+		}
 	}
 	if (c->gone)
 		return;

@@ -35,6 +35,8 @@ struct daemon {
 	uv_loop_t loop;
 	struct config cfg;     /* in force */
 	struct up_runtime *rt; /* NULL only before it is created */
+	struct store *
+		store; /* all that it knows lies in there, for a successor; NULL: it ends with us */
 	enum daemon_state state;
 	uint64_t since;	 /* CLOCK_MONOTONIC, ns */
 	uint64_t budget; /* bytes: up_stats.limit */
@@ -55,8 +57,17 @@ struct peer;
 typedef void accept_fn(struct daemon *d, const struct listener *l, int fd, const struct peer *peer);
 
 accept_fn native_accept __attribute__((weak));
+/*
+ * The runtime, with what the last daemon has left, and its clients.  0 or -errno and a log line.  If what it has left can not be taken over, this process ends
+ * on the spot.
+ */
+int native_create(struct daemon *d, const struct up_config *uc) __attribute__((weak));
+/* Before the first client that is the runtime's: 0 or a negative errno.  More than once does no harm. */
+int native_start(struct daemon *d);
 /* Limits and minima of groups are to be as the configuration has them now.  Before the first client: nothing to do. */
 void native_quotas(struct daemon *d) __attribute__((weak));
+/* Once a second: whether they take more than they have. */
+void native_audit(struct daemon *d) __attribute__((weak));
 accept_fn firecracker_accept __attribute__((weak));
 accept_fn criu_accept __attribute__((weak));
 accept_fn handoff_accept __attribute__((weak));
@@ -64,6 +75,8 @@ accept_fn test_accept __attribute__((weak)); /* tests/daemon/puppet.c */
 
 /* `uffd-pagerd firecracker SOCK MEMFILE`: argv[0] is "firecracker".  The exit status. */
 int firecracker_main(int argc, char **argv) __attribute__((weak));
+/* `uffd-pagerd criu --images-dir IMG --work-dir WORK`, the same. */
+int criu_main(int argc, char **argv) __attribute__((weak));
 
 uint64_t monotonic_ns(void);
 

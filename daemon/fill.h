@@ -3,12 +3,16 @@
  * fill.h (private): memory of other processes that can be filled, and not taken back.
  *
  *	firecracker.c, criu.c		their protocols: what is where
- *	fill.c				a filler per client: address spaces, ranges, the state of each page, threads
+ *	fill.c				a filler per client, and its threads
+ *	fill_space.c			its address spaces: ranges, the state of each page
+ *	fill_fault.c, fill_event.c	what the kernel tells, and what is done about it
+ *	fill_bring.c, fill_aide.c	pages that nobody waits for; those of the working set
+ *	fill_transfer.c			all of them, until there is nothing left to do
  *	fill_call.c			one system call each, and what its errors mean
  *	memfile.c			the file that it comes from
  *
  * A client's filler has a thread of its own, so that nobody waits for a slow one's disk; with a working set it has a second one for its
- * first seconds.  It never waits for the loop, nor the loop for it: that is told by `notify`, from its threads.
+ * first seconds, and one that is transferred has one for that.  It never waits for the loop, nor the loop for it: that is told by `notify`, from its threads.
  *
  * Functions are the loop's, but where they say otherwise.
  */
@@ -24,8 +28,8 @@
 #include "session.h"
 
 #define FILL_HUGE ((uint64_t)2 << 20)
-#define FILL_SPACES_MAX 256u		   /* of one client */
-#define FILL_RANGES_MAX 65536u		   /* of one space */
+#define FILL_SPACES_MAX 1024u		   /* of one client */
+#define FILL_RANGES_MAX 262144u		   /* of one space; half of it at first */
 #define FILL_PAGES_MAX ((uint64_t)1 << 34) /* of one space: 64 TiB, 4 GiB of states */
 #define FILL_PARKED_MAX 1024u		   /* faults of one space that wait for the next try */
 #define FILL_RUN ((uint64_t)256 << 10)	   /* bytes of one copy that nobody waits for */
@@ -37,15 +41,18 @@ struct fill_range {
 	uint64_t start, len, offset;
 	uint32_t page_size; /* PAGE_SIZE or FILL_HUGE */
 	struct memfile *source;
+	bool wiped; /* MADV_WIPEONFORK: a child has zeros there */
 };
 
 /* Of a space. */
 #define FILL_TRACKED \
 	1u /* registered with MISSING|WP: copies are write-protected if the kernel resolves that by itself */
 #define FILL_OUTSIDE_ZERO 2u /* a fault in no range is a page of zeros; otherwise SIGBUS */
+#define FILL_SOLE \
+	4u /* nobody else has its userfaultfd: not closed while a page is missing, as that would read as zeros */
 
 enum fill_event {
-	FILL_GONE,    /* no space has a process any more */
+	FILL_GONE, /* no space has a process any more, or misses a page: then the filler has let go of it */
 	FILL_STOPPED, /* the threads are at their end: fill_destroy() does not wait */
 };
 
@@ -57,6 +64,7 @@ struct fill_config {
 	int pidfd; /* where SIGBUS goes if there is no UFFDIO_POISON; -1; the caller's, who keeps it open */
 	struct memfile *working_set; /* whose working set is recorded and prefetched; NULL: none */
 	unsigned record_ms;
+	bool transfer; /* there is to be a thread for fill_transfer(); not with a working set */
 	uint64_t call_mask; /* tests: calls that are not there, FILL_NO_... */
 };
 
@@ -75,8 +83,16 @@ int fill_create(struct fill **out, const struct fill_config *cfg);
 /*
  * Memory behind one more userfaultfd.  0: uffd is the filler's, and each range holds a reference to its source.  Otherwise uffd is
  * the caller's: -EINVAL for ranges that overlap or are misaligned, or something that is no userfaultfd; -E2BIG for too much; -ENOMEM.
+ * No range at all: with FILL_OUTSIDE_ZERO only.
  */
 int fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, unsigned flags);
+
+/*
+ * From now on pages are filled that nobody has asked for, while nobody does; and a space that misses none any more, children's included,
+ * is let go: its userfaultfd is closed.  What can not be read is SIGBUS before; where the kernel has no UFFDIO_POISON, such a space is
+ * kept.  All that is registered with a userfaultfd is so by now.  Once, with cfg.transfer, after the last fill_add().
+ */
+void fill_transfer(struct fill *f);
 
 /* Does not wait; FILL_STOPPED comes.  Once more with another way: it is changed. */
 void fill_stop(struct fill *f, enum fill_end how, unsigned ms);
@@ -84,10 +100,11 @@ void fill_stop(struct fill *f, enum fill_end how, unsigned ms);
 /* Waits for the threads.  NULL is fine. */
 void fill_destroy(struct fill *f);
 
-/* Whether any space has a process: asks the kernel. */
+/* Whether any space that has not been let go has a process: asks the kernel. */
 bool fill_alive(struct fill *f);
 
 void fill_counts(struct fill *f, struct session_counts *c);
+void fill_latency(struct fill *f, enum up_fault_kind kind, struct latency_steps *steps);
 json_t *fill_map(struct fill *f);
 
 /* Any thread: pages not filled yet, of all spaces. */

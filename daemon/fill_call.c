@@ -11,8 +11,8 @@
 #include "fill.h"
 #include "pmap/uffd_abi.h"
 
-/* Below it nothing is mapped (vm.mmap_min_addr), and what is there nobody would register. */
-#define NOWHERE 65536u
+/* Below it nothing is mapped (vm.mmap_min_addr).  There hardly anything is, and to unprotect it changes nothing. */
+#define LOWEST 65536u
 
 int
 foreign_info(int fd, struct foreign_info *info)
@@ -118,6 +118,10 @@ foreign_alive(int fd)
 {
 	static const char page[2 * PAGE_SIZE];
 	uint64_t done;
+	int err = foreign_unprotect(fd, LOWEST, PAGE_SIZE);
 
-	return foreign_copy(fd, NOWHERE, page, PAGE_SIZE, false, &done) != -ESRCH;
+	/* Before Linux 5.7. */
+	if (err == -EINVAL || err == -ENOTTY)
+		err = foreign_copy(fd, LOWEST, page, PAGE_SIZE, false, &done);
+	return err != -ESRCH;
 }

@@ -17,7 +17,8 @@
  * Descriptors are told apart by what they are, not by how they came: bytes of one read() can belong to two arrays.  An array
  * takes the first userfaultfd and what follows it up to the next one.
  *
- * With a memfd the memory is that of the memfd, shared, and could be taken back: evict() is to come, and keeps the memfd for that.
+ * With a memfd the memory is that of the memfd, shared, and can be taken back, if we can stop who writes to it: a guest of the runtime (lib/guest.h), for which
+ * nothing is recorded or prefetched.  All else is filled.
  */
 #include "firecracker.h"
 
@@ -33,11 +34,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "descriptors.h"
 #include "firecracker_wire.h"
-
-#ifndef SO_PEERPIDFD /* Linux 6.5 */
-#define SO_PEERPIDFD 77
-#endif
+#include "guest.h"
+#include "handles.h"
+#include "mappings.h"
+#include "served.h"
 
 #define READ_MAX ((size_t)64 << 10)
 #define READS_MAX 16 /* until others have their turn */
@@ -45,21 +47,24 @@
 struct firecracker {
 	struct session s;
 	struct firecracker_config cfg;
-	uv_poll_t socket, process;
-	uv_timer_t timer; /* for the first array, then for looks */
-	uv_async_t told;  /* by threads of the filler */
-	unsigned handles; /* that are not closed yet */
+	struct handles uv; /* the timer is for the first array, then for looks */
 	int connection, pidfd;
 	bool closing, deaf; /* deaf: nothing more is read */
-	atomic_bool stopped;
-	struct fill *fill; /* from the first array on */
+	struct fill *fill;  /* from the first array on */
 	struct fc_scan scan;
 	char *text; /* of the array that is not complete */
 	size_t len, room;
 	int fd[FC_DESCRIPTORS_MAX]; /* that no array has taken yet */
 	unsigned nfds;
-	int *memfd; /* of arrays that have been taken */
-	unsigned nmemfds, handshakes;
+	struct fc_guest *guest; /* of arrays that have been taken */
+	unsigned nguests, handshakes;
+	char group[32];
+};
+
+/* Memory that can be taken back. */
+struct fc_guest {
+	uint64_t id; /* the runtime's */
+	int uffd;    /* a copy, to ask whether it lives */
 };
 
 static struct firecracker *
@@ -74,6 +79,23 @@ name_of(const struct firecracker *fc, char buf[80])
 	snprintf(buf, 80, "%.60s[%d]", fc->s.name[0] != '\0' ? fc->s.name : "firecracker",
 		 (int)fc->s.pid);
 	return buf;
+}
+
+static bool
+serves(const struct firecracker *fc)
+{
+	return fc->fill != NULL || fc->nguests > 0;
+}
+
+/* Asks the kernel. */
+static bool
+alive(const struct firecracker *fc)
+{
+	bool any = fc->fill != NULL && fill_alive(fc->fill);
+
+	for (unsigned i = 0; i < fc->nguests && !any; i++)
+		any = foreign_alive(fc->guest[i].uffd);
+	return any;
 }
 
 static void __attribute__((format(printf, 3, 4)))
@@ -107,15 +129,17 @@ close_waiting(struct firecracker *fc)
 
 /* Handles and threads are at their end. */
 static void
-bury(struct firecracker *fc)
+bury(void *owner)
 {
+	struct firecracker *fc = owner;
+
 	fill_destroy(fc->fill);
 	fc->fill = NULL;
 	close_waiting(fc);
 	free_text(fc);
-	while (fc->nmemfds > 0)
-		close(fc->memfd[--fc->nmemfds]);
-	free(fc->memfd);
+	while (fc->nguests > 0)
+		close(fc->guest[--fc->nguests].uffd);
+	free(fc->guest);
 	if (fc->connection >= 0)
 		close(fc->connection);
 	if (fc->pidfd >= 0)
@@ -128,36 +152,10 @@ bury(struct firecracker *fc)
 }
 
 static void
-on_closed(uv_handle_t *h)
-{
-	struct firecracker *fc = h->data;
-
-	if (--fc->handles == 0)
-		bury(fc);
-}
-
-static void
-close_handle(uv_handle_t *h)
-{
-	if (h->data != NULL && !uv_is_closing(h))
-		uv_close(h, on_closed);
-}
-
-/* The threads are at their end, or there are none. */
-static void
-close_handles(struct firecracker *fc)
-{
-	close_handle((uv_handle_t *)&fc->socket);
-	close_handle((uv_handle_t *)&fc->process);
-	close_handle((uv_handle_t *)&fc->timer);
-	close_handle((uv_handle_t *)&fc->told);
-}
-
-static void
 deaf(struct firecracker *fc)
 {
 	fc->deaf = true;
-	uv_poll_stop(&fc->socket);
+	uv_poll_stop(&fc->uv.socket);
 }
 
 void
@@ -167,13 +165,19 @@ firecracker_end(struct session *s, enum fill_end how, unsigned ms)
 
 	if (!fc->deaf)
 		deaf(fc);
-	uv_timer_stop(&fc->timer);
+	uv_timer_stop(&fc->uv.timer);
+	for (unsigned i = 0; i < fc->nguests && !fc->closing; i++) {
+		if (how == FILL_END_DROP)
+			serve_end(fc->cfg.rt, fc->guest[i].id);
+		else
+			guest_leave(fc->cfg.rt, fc->guest[i].id);
+	}
 	if (fc->fill != NULL) {
 		fc->closing = true;
 		fill_stop(fc->fill, how, ms);
 	} else if (!fc->closing) {
 		fc->closing = true;
-		close_handles(fc);
+		handles_close(&fc->uv);
 	}
 }
 
@@ -190,13 +194,13 @@ gone(struct firecracker *fc)
 static void
 on_look(uv_timer_t *t)
 {
-	struct firecracker *fc = t->data;
+	struct firecracker *fc = handles_owner(t);
 
-	if (fc->fill == NULL) {
+	if (!serves(fc)) {
 		say(fc, UP_LOG_WARNING, "refused: nothing, or half a handshake, within %u ms",
 		    fc->cfg.handshake_ms);
 		firecracker_end(&fc->s, FILL_END_DROP, 0);
-	} else if (!fill_alive(fc->fill)) {
+	} else if (!alive(fc)) {
 		gone(fc);
 	}
 }
@@ -209,8 +213,8 @@ look(struct firecracker *fc)
 
 	if (fc->closing)
 		return;
-	if (fc->fill == NULL || !fill_alive(fc->fill)) {
-		if (fc->fill == NULL)
+	if (!alive(fc)) {
+		if (!serves(fc))
 			say(fc, half ? UP_LOG_WARNING : UP_LOG_INFO,
 			    "gone before it has said where its memory is%s",
 			    half ? " (half a handshake)" : "");
@@ -218,14 +222,14 @@ look(struct firecracker *fc)
 		return;
 	}
 	/* It lives.  Who tells when it does not? */
-	if (fc->pidfd < 0 || !uv_is_active((uv_handle_t *)&fc->process))
-		uv_timer_start(&fc->timer, on_look, FC_LOOK_MS, FC_LOOK_MS);
+	if (fc->pidfd < 0 || !uv_is_active((uv_handle_t *)&fc->uv.process))
+		uv_timer_start(&fc->uv.timer, on_look, FC_LOOK_MS, FC_LOOK_MS);
 }
 
 static void
 on_process(uv_poll_t *h, int status, int events)
 {
-	struct firecracker *fc = h->data;
+	struct firecracker *fc = handles_owner(h);
 
 	(void)status;
 	(void)events;
@@ -233,26 +237,11 @@ on_process(uv_poll_t *h, int status, int events)
 	look(fc);
 }
 
-/* From threads of the filler. */
+/* The filler has found out something. */
 static void
-on_notify(void *ctx, enum fill_event ev)
+heard(void *owner)
 {
-	struct firecracker *fc = ctx;
-
-	if (ev == FILL_STOPPED)
-		atomic_store(&fc->stopped, true);
-	uv_async_send(&fc->told);
-}
-
-static void
-on_told(uv_async_t *h)
-{
-	struct firecracker *fc = h->data;
-
-	if (atomic_load(&fc->stopped))
-		close_handles(fc);
-	else
-		look(fc);
+	look(owner);
 }
 
 /* --- handshakes --- */
@@ -304,8 +293,8 @@ make_fill(struct firecracker *fc)
 	const struct fill_config cfg = {
 		.name = name_of(fc, name),
 		.log = fc->cfg.log,
-		.notify = on_notify,
-		.ctx = fc,
+		.notify = handles_notify,
+		.ctx = &fc->uv,
 		.pidfd = fc->pidfd,
 		.working_set = fc->cfg.working_set ? fc->cfg.source : NULL,
 		.record_ms = fc->cfg.record_seconds * 1000,
@@ -315,15 +304,67 @@ make_fill(struct firecracker *fc)
 	return fc->fill != NULL ? 0 : fill_create(&fc->fill, &cfg);
 }
 
+/*
+ * Its memory is that of the memfd in fd[1].  0: it is the runtime's, and the descriptors are used up; -ENOTSUP: it can not be taken back, and `why` says why not.
+ */
 static int
-keep_memfd(struct firecracker *fc, int fd)
+serve_guest(struct firecracker *fc, const int fd[2], const struct fc_region *region, unsigned n,
+	    char *why, size_t whysize)
 {
-	int *more = realloc(fc->memfd, (fc->nmemfds + 1) * sizeof *more);
+	struct mapped *file = calloc(n, sizeof *file);
+	struct guest_region *rg = calloc(n, sizeof *rg);
+	struct fc_guest *more = realloc(fc->guest, (fc->nguests + 1) * sizeof *more);
+	const struct guest_config cfg = {
+		.limits = { .regions = fc->cfg.regions_max,
+			    .mapped = UINT64_MAX / 2,
+			    .group = fc->group },
+		.pid = fc->s.pid,
+		.uid = fc->s.uid,
+		.gid = fc->s.gid,
+		.name = fc->s.name,
+		.uffd = fcntl(fd[0], F_DUPFD_CLOEXEC, 0),
+	};
+	int r = file == NULL || rg == NULL || more == NULL || cfg.uffd < 0 ? -ENOMEM : 0;
 
-	if (more == NULL)
-		return -ENOMEM;
-	fc->memfd = more;
-	fc->memfd[fc->nmemfds++] = fd;
+	if (more != NULL)
+		fc->guest = more;
+	if (r < 0)
+		snprintf(why, whysize, "no memory, or no descriptor");
+	for (unsigned i = 0; i < n && r == 0; i++) {
+		file[i] = (struct mapped){ .start = region[i].address, .len = region[i].size };
+		if (region[i].page_size != PAGE_SIZE) {
+			snprintf(why, whysize, "its pages are huge");
+			r = -ENOTSUP;
+		}
+	}
+	if (r == 0)
+		r = mappings_find(fc->s.pid, fd[1], file, n, why, whysize);
+	if (r < 0 && cfg.uffd >= 0)
+		close(cfg.uffd);
+	for (unsigned i = 0; i < n && r == 0; i++)
+		rg[i] = (struct guest_region){
+			.start = file[i].start,
+			.length = file[i].len,
+			.memfd = file[i].fd,
+			.offset = file[i].offset,
+			.source = fc->cfg.source->fd,
+			.source_offset = region[i].offset,
+		};
+	if (r == 0) {
+		r = guest_attach(fc->cfg.rt, &cfg, rg, n, &fc->guest[fc->nguests].id);
+		for (unsigned i = 0; i < n; i++)
+			close(file[i].fd);
+		if (r < 0)
+			snprintf(why, whysize, "%s",
+				 r == -EOPNOTSUPP ? "its writes resolve themselves (WP_ASYNC)"
+						  : strerror(-r));
+	}
+	free(file);
+	free(rg);
+	if (r < 0)
+		return r == -ESTALE ? r : -ENOTSUP;
+	fc->guest[fc->nguests++].uffd = fd[0];
+	close(fd[1]);
 	return 0;
 }
 
@@ -335,6 +376,12 @@ serve(struct firecracker *fc, const int fd[], unsigned nfds, const struct fc_reg
 	int r;
 
 	assert(n > 0);
+	if (nfds == 2 && fc->cfg.rt != NULL) {
+		r = serve_guest(fc, fd, region, (unsigned)n, why, whysize);
+		if (r != -ENOTSUP)
+			return r;
+		say(fc, UP_LOG_WARNING, "%s: its memory is filled, but not taken back", why);
+	}
 	range = calloc((size_t)n, sizeof *range);
 	if (range == NULL) {
 		snprintf(why, whysize, "no memory");
@@ -356,7 +403,7 @@ serve(struct firecracker *fc, const int fd[], unsigned nfds, const struct fc_reg
 		snprintf(why, whysize, "it can not be served: %s", strerror(-r));
 		return r;
 	}
-	if (nfds == 2 && keep_memfd(fc, fd[1]) < 0)
+	if (nfds == 2)
 		close(fd[1]);
 	return 0;
 }
@@ -387,7 +434,7 @@ handshake(struct firecracker *fc)
 			close(fd[i]);
 		return r;
 	}
-	uv_timer_stop(&fc->timer);
+	uv_timer_stop(&fc->uv.timer);
 	say(fc, UP_LOG_INFO, "%d region%s, %llu MiB%s, from %s", n, n == 1 ? "" : "s",
 	    (unsigned long long)(bytes >> 20), nfds == 2 ? ", of a memfd" : "",
 	    fc->cfg.source->path);
@@ -442,77 +489,34 @@ digest(struct firecracker *fc, const char *data, size_t len)
 	return 0;
 }
 
-/* Descriptors that came along. */
-static int
-take_control(struct firecracker *fc, struct msghdr *msg)
-{
-	int r = 0;
-
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL; c = CMSG_NXTHDR(msg, c)) {
-		const unsigned char *data = CMSG_DATA(c);
-		size_t n;
-
-		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
-			continue;
-		n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		for (size_t i = 0; i < n; i++) {
-			int fd;
-
-			memcpy(&fd, data + i * sizeof fd, sizeof fd);
-			if (fc->nfds < FC_DESCRIPTORS_MAX) {
-				fc->fd[fc->nfds++] = fd;
-			} else {
-				close(fd);
-				r = -E2BIG;
-			}
-		}
-	}
-	if (msg->msg_flags & MSG_CTRUNC)
-		r = -EMFILE;
-	if (r < 0)
-		say(fc, UP_LOG_ERROR, "refused: %s",
-		    r == -E2BIG ? "too many file descriptors"
-				: "its file descriptors could not be received, a limit of ours");
-	return r;
-}
-
 /* 1: again, 0: nothing more now, or at all; negative: it is refused. */
 static int
 receive(struct firecracker *fc)
 {
 	static char data[READ_MAX]; /* the loop's thread only */
-	union {
-		struct cmsghdr align;
-		char space[CMSG_SPACE(FC_DESCRIPTORS_MAX * sizeof(int))];
-	} control;
-	struct iovec iov = { data, sizeof data };
-	struct msghdr msg = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof control,
-	};
-	ssize_t n;
+	const ssize_t n = descriptors_receive(fc->connection, data, sizeof data, fc->fd, &fc->nfds,
+					      FC_DESCRIPTORS_MAX);
 	int r;
 
-	n = recvmsg(fc->connection, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return errno == EINTR;
+	if (n == -EAGAIN || n == -EINTR)
+		return n == -EINTR;
+	if (n == -E2BIG || n == -EMFILE) {
+		say(fc, UP_LOG_ERROR, "refused: %s", descriptors_why((int)n));
+		return (int)n;
+	}
 	if (n <= 0) {
 		deaf(fc);
 		look(fc);
 		return 0;
 	}
-	r = take_control(fc, &msg);
-	if (r == 0)
-		r = digest(fc, data, (size_t)n);
+	r = digest(fc, data, (size_t)n);
 	return r < 0 ? r : 1;
 }
 
 static void
 on_socket(uv_poll_t *h, int status, int events)
 {
-	struct firecracker *fc = h->data;
+	struct firecracker *fc = handles_owner(h);
 	int r = 1;
 
 	(void)events;
@@ -528,7 +532,7 @@ on_socket(uv_poll_t *h, int status, int events)
 	/* What has been taken before is served on, but what it says is not understood any more. */
 	close_waiting(fc);
 	free_text(fc);
-	if (fc->fill != NULL && fill_alive(fc->fill)) {
+	if (alive(fc)) {
 		deaf(fc);
 		shutdown(fc->connection, SHUT_RDWR);
 		look(fc);
@@ -544,26 +548,48 @@ counts(const struct session *s, struct session_counts *c)
 {
 	const struct firecracker *fc = of(s);
 
+	memset(c, 0, sizeof *c);
 	if (fc->fill != NULL)
 		fill_counts(fc->fill, c);
-	else
-		memset(c, 0, sizeof *c);
+	for (unsigned i = 0; i < fc->nguests; i++) {
+		struct session_counts one = { 0 };
+
+		served_counts(fc->cfg.rt, fc->guest[i].id, &one);
+		c->mapped += one.mapped;
+		c->resident += one.resident;
+		c->swapped += one.swapped;
+		for (unsigned k = 0; k < UP_FAULT_KINDS; k++)
+			c->faults[k] += one.faults[k];
+	}
 }
 
 static json_t *
 map(const struct session *s)
 {
 	const struct firecracker *fc = of(s);
+	json_t *const all = fc->fill != NULL ? fill_map(fc->fill) : json_array();
 
-	return fc->fill != NULL ? fill_map(fc->fill) : json_array();
+	for (unsigned i = 0; i < fc->nguests && all != NULL; i++) {
+		json_t *const one = served_map(fc->cfg.rt, fc->guest[i].id);
+
+		json_array_extend(all, one);
+		json_decref(one);
+	}
+	return all;
 }
 
 static int64_t
 evict(struct session *s, uint64_t bytes)
 {
-	(void)s;
-	(void)bytes;
-	return -ENOTSUP;
+	const struct firecracker *fc = of(s);
+	int64_t gone = fc->nguests > 0 ? 0 : -ENOTSUP;
+
+	for (unsigned i = 0; i < fc->nguests && (uint64_t)gone < bytes; i++) {
+		const int64_t n = serve_evict(fc->cfg.rt, fc->guest[i].id, bytes - (uint64_t)gone);
+
+		gone += MAX(n, 0);
+	}
+	return gone;
 }
 
 static void
@@ -572,36 +598,36 @@ end(struct session *s)
 	firecracker_end(s, FILL_END_POISON, 0);
 }
 
+static bool
+latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *steps)
+{
+	const struct firecracker *fc = of(s);
+
+	if (fc->fill != NULL)
+		fill_latency(fc->fill, kind, steps);
+	return fc->fill != NULL;
+}
+
+/* Of one with memory in several pieces it would be each piece's. */
+static int
+limit(struct session *s, uint64_t bytes)
+{
+	const struct firecracker *fc = of(s);
+
+	return fc->nguests == 1 ? served_limit(fc->cfg.rt, fc->guest[0].id, bytes) : -ENOTSUP;
+}
+
 static const struct session_ops ops = {
 	.kind = "firecracker",
 	.counts = counts,
 	.map = map,
 	.evict = evict,
 	.end = end,
+	.limit = limit,
+	.latency = latency,
 };
 
 /* --- the beginning --- */
-
-static int
-pidfd_of(int connection, pid_t pid)
-{
-	socklen_t len = sizeof(int);
-	int fd = -1;
-
-	if (getsockopt(connection, SOL_SOCKET, SO_PEERPIDFD, &fd, &len) == 0 && fd >= 0) {
-		fcntl(fd, F_SETFD, FD_CLOEXEC);
-		return fd;
-	}
-	return pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
-}
-
-/* A handle that has been initialised is to be closed. */
-static void
-has(struct firecracker *fc, uv_handle_t *h)
-{
-	h->data = fc;
-	fc->handles++;
-}
 
 int
 firecracker_open(uv_loop_t *loop, int connection, const struct firecracker_config *cfg,
@@ -625,36 +651,32 @@ firecracker_open(uv_loop_t *loop, int connection, const struct firecracker_confi
 	if (fc->cfg.handshake_ms == 0)
 		fc->cfg.handshake_ms = FC_HANDSHAKE_MS;
 	memfile_ref(cfg->source);
+	snprintf(fc->s.group, sizeof fc->s.group, "%s", cfg->group != NULL ? cfg->group : "");
 	fc->s.ops = &ops;
 	fc->s.pid = cred.pid;
 	fc->s.uid = cred.uid;
 	fc->s.gid = cred.gid;
-	fc->pidfd = pidfd_of(connection, cred.pid);
+	fc->pidfd = descriptors_peer(connection, cred.pid);
 	session_come(&fc->s);
-	uv_timer_init(loop, &fc->timer);
-	has(fc, (uv_handle_t *)&fc->timer);
-	r = uv_async_init(loop, &fc->told, on_told);
-	if (r == 0) {
-		has(fc, (uv_handle_t *)&fc->told);
-		r = uv_poll_init(loop, &fc->socket, connection);
-	}
-	if (r == 0) {
-		has(fc, (uv_handle_t *)&fc->socket);
-		r = uv_poll_start(&fc->socket, UV_READABLE, on_socket);
-	}
-	if (r == 0 && fc->pidfd >= 0 && uv_poll_init(loop, &fc->process, fc->pidfd) == 0) {
-		has(fc, (uv_handle_t *)&fc->process);
-		uv_poll_start(&fc->process, UV_READABLE, on_process);
-	}
+	/* The registry's word, by the user perhaps. */
+	snprintf(fc->group, sizeof fc->group, "%s", fc->s.group);
+	fc->uv.heard = heard;
+	fc->uv.closed = bury;
+	r = handles_open(&fc->uv, loop, connection, fc);
+	if (r == 0)
+		r = uv_poll_start(&fc->uv.socket, UV_READABLE, on_socket);
+	/* Without it there are looks. */
+	if (r == 0 && fc->pidfd >= 0)
+		handles_watch(&fc->uv, fc->pidfd, on_process);
 	if (r < 0) {
 		/* It goes of itself, later. */
 		fc->cfg.gone = NULL;
 		fc->closing = true;
-		close_handles(fc);
+		handles_close(&fc->uv);
 		return r;
 	}
 	fc->connection = connection;
-	uv_timer_start(&fc->timer, on_look, fc->cfg.handshake_ms, 0);
+	uv_timer_start(&fc->uv.timer, on_look, fc->cfg.handshake_ms, 0);
 	*out = &fc->s;
 	return 0;
 }

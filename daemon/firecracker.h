@@ -29,6 +29,10 @@ struct firecracker_config {
 	void *ctx;
 	unsigned handshake_ms; /* 0: FC_HANDSHAKE_MS */
 	uint64_t call_mask;    /* tests: FILL_NO_... */
+	/* Whose clients those are whose memory can be taken back; serve_start() has been called.  NULL: all are filled only. */
+	struct up_runtime *rt;
+	const char *group;    /* that they are in; copied.  "" or NULL: none */
+	unsigned regions_max; /* of one of them */
 };
 
 /*

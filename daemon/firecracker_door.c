@@ -2,7 +2,7 @@
 /*
  * firecracker_door.c: microVMs of Firecracker as clients of the whole daemon ([listen NAME] type = firecracker, source = MEMFILE).
  *
- * Their memory is theirs: what is filled can not be taken back, so it is outside of the budget, and counted as theirs alone.
+ * Private memory can be filled and not taken back, so it is outside of the budget, and counted as theirs alone.  That of a memfd is the runtime's.
  */
 #include <string.h>
 #include <unistd.h>
@@ -19,6 +19,8 @@ firecracker_accept(struct daemon *d, const struct listener *l, int fd, const str
 		.log = { .fn = log_library },
 		.working_set = true,
 		.record_seconds = FC_RECORD_SECONDS,
+		.group = l->group,
+		.regions_max = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
 	};
 	struct session *s;
 	char why[256];
@@ -28,6 +30,8 @@ firecracker_accept(struct daemon *d, const struct listener *l, int fd, const str
 		close(fd); /* which has said why; the protocol has no words for it */
 		return;
 	}
+	if (native_start(d) == 0)
+		cfg.rt = d->rt;
 	/* The same one for all that are restored from that file, as long as one of them is there. */
 	r = memfile_open(&cfg.source, l->source, &cfg.log);
 	if (r == 0) {

@@ -4,10 +4,11 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "wire.h"
 
 #define PAGE 4096u
 #define HUGE (2u << 20)
@@ -59,89 +60,59 @@ fc_scan(struct fc_scan *s, const char *text, size_t len, bool *complete)
 	return (int64_t)len;
 }
 
-struct reason {
-	char *text;
-	size_t size;
-};
-
-static void __attribute__((format(printf, 2, 3)))
-tell(const struct reason *why, const char *fmt, ...)
-{
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(why->text, why->size, fmt, ap);
-	va_end(ap);
-}
-
-#define refuse(why, err, ...) (tell(why, __VA_ARGS__), (err))
-
-/* A number that is there, and not negative.  -ENOENT: it is not there. */
 static int
-number(const json_t *o, const char *key, size_t i, uint64_t *value, const struct reason *why)
+page_size(const json_t *o, size_t i, uint64_t *size, const struct wire_reason *why)
 {
-	const json_t *v = json_object_get(o, key);
-
-	if (v == NULL)
-		return refuse(why, -ENOENT, "region %zu has no %s", i, key);
-	if (!json_is_integer(v) || json_integer_value(v) < 0)
-		return refuse(why, -EINVAL, "%s of region %zu is no number that is fit for it", key,
-			      i);
-	*value = (uint64_t)json_integer_value(v);
-	return 0;
-}
-
-static int
-page_size(const json_t *o, size_t i, uint64_t *size, const struct reason *why)
-{
-	int r = number(o, "page_size", i, size, why);
+	int r = wire_number(o, "page_size", i, size, why);
 
 	/* Bytes, whatever it is called. */
 	if (r == -ENOENT)
-		r = number(o, "page_size_kib", i, size, why);
+		r = wire_number(o, "page_size_kib", i, size, why);
 	if (r == -ENOENT) {
 		*size = PAGE;
 		r = 0;
 	}
 	if (r == 0 && *size != PAGE && *size != HUGE)
-		r = refuse(why, -EINVAL,
-			   "pages of region %zu are of %" PRIu64
-			   " bytes: 4096 and 2097152 are known",
-			   i, *size);
+		r = wire_refuse(why, -EINVAL,
+				"pages of region %zu are of %" PRIu64
+				" bytes: 4096 and 2097152 are known",
+				i, *size);
 	return r;
 }
 
 static int
 region(const json_t *o, size_t i, uint64_t file_size, struct fc_region *rg,
-       const struct reason *why)
+       const struct wire_reason *why)
 {
 	const json_t *secret;
 	uint64_t size;
 	int r;
 
 	if (!json_is_object(o))
-		return refuse(why, -EPROTO, "region %zu is no object", i);
+		return wire_refuse(why, -EPROTO, "region %zu is no object", i);
 	secret = json_object_get(o, "is_guest_memfd");
 	if (secret != NULL && !json_is_false(secret) && !json_is_null(secret))
-		return refuse(why, -ENOTSUP,
-			      "region %zu is guest_memfd (secret-free): that is not served", i);
-	if ((r = number(o, "base_host_virt_addr", i, &rg->address, why)) < 0 ||
-	    (r = number(o, "size", i, &rg->size, why)) < 0 ||
-	    (r = number(o, "offset", i, &rg->offset, why)) < 0 ||
+		return wire_refuse(why, -ENOTSUP,
+				   "region %zu is guest_memfd (secret-free): that is not served",
+				   i);
+	if ((r = wire_number(o, "base_host_virt_addr", i, &rg->address, why)) < 0 ||
+	    (r = wire_number(o, "size", i, &rg->size, why)) < 0 ||
+	    (r = wire_number(o, "offset", i, &rg->offset, why)) < 0 ||
 	    (r = page_size(o, i, &size, why)) < 0)
 		return r == -ENOENT ? -EINVAL : r;
 	rg->page_size = (uint32_t)size;
 	if (rg->address == 0 || rg->size == 0 || rg->address % size != 0 || rg->size % size != 0 ||
 	    rg->offset % PAGE != 0)
-		return refuse(why, -EINVAL, "region %zu is empty, or not made of whole pages", i);
+		return wire_refuse(why, -EINVAL, "region %zu is empty, or not made of whole pages",
+				   i);
 	/* All three are below 2^63. */
 	if (rg->address + rg->size > INT64_MAX)
-		return refuse(why, -EINVAL, "region %zu goes beyond the end of memory", i);
+		return wire_refuse(why, -EINVAL, "region %zu goes beyond the end of memory", i);
 	if (rg->offset > file_size || rg->size > file_size - rg->offset)
-		return refuse(why, -EINVAL,
-			      "region %zu (offset %" PRIu64 ", size %" PRIu64
-			      ") goes beyond the end of the memory file (%" PRIu64 ")",
-			      i, rg->offset, rg->size, file_size);
+		return wire_refuse(why, -EINVAL,
+				   "region %zu (offset %" PRIu64 ", size %" PRIu64
+				   ") goes beyond the end of the memory file (%" PRIu64 ")",
+				   i, rg->offset, rg->size, file_size);
 	return 0;
 }
 
@@ -163,7 +134,7 @@ by_offset(const void *a, const void *b)
 
 /* Each checked alone: none overlaps another, and together they are the file. */
 static int
-check(struct fc_region *rg, size_t n, uint64_t file_size, const struct reason *why)
+check(struct fc_region *rg, size_t n, uint64_t file_size, const struct wire_reason *why)
 {
 	uint64_t sum = 0;
 
@@ -171,22 +142,23 @@ check(struct fc_region *rg, size_t n, uint64_t file_size, const struct reason *w
 	for (size_t i = 0; i < n; i++) {
 		/* They do not overlap, so the sum does not wrap. */
 		if (i > 0 && rg[i].offset < rg[i - 1].offset + rg[i - 1].size)
-			return refuse(why, -EINVAL,
-				      "two regions overlap in the file, at offset %" PRIu64,
-				      rg[i].offset);
+			return wire_refuse(why, -EINVAL,
+					   "two regions overlap in the file, at offset %" PRIu64,
+					   rg[i].offset);
 		sum += rg[i].size;
 	}
 	qsort(rg, n, sizeof *rg, by_address);
 	for (size_t i = 1; i < n; i++) {
 		if (rg[i].address < rg[i - 1].address + rg[i - 1].size)
-			return refuse(why, -EINVAL, "two regions overlap in memory, at %#" PRIx64,
-				      rg[i].address);
+			return wire_refuse(why, -EINVAL,
+					   "two regions overlap in memory, at %#" PRIx64,
+					   rg[i].address);
 	}
 	if (sum != file_size)
-		return refuse(why, -EINVAL,
-			      "the regions are %" PRIu64 " bytes, the memory file is %" PRIu64
-			      ": it is not this machine's",
-			      sum, file_size);
+		return wire_refuse(why, -EINVAL,
+				   "the regions are %" PRIu64 " bytes, the memory file is %" PRIu64
+				   ": it is not this machine's",
+				   sum, file_size);
 	return 0;
 }
 
@@ -194,7 +166,7 @@ int
 fc_parse(const char *text, size_t len, uint64_t file_size, struct fc_region **regions,
 	 char *whytext, size_t whysize)
 {
-	const struct reason why = { whytext, whysize };
+	const struct wire_reason why = { whytext, whysize };
 	struct fc_region *rg = NULL;
 	json_error_t error;
 	json_t *all;
@@ -204,15 +176,15 @@ fc_parse(const char *text, size_t len, uint64_t file_size, struct fc_region **re
 	*regions = NULL;
 	all = json_loadb(text, len, JSON_REJECT_DUPLICATES, &error);
 	if (all == NULL)
-		return refuse(&why, -EPROTO, "it is no JSON: %.160s, at byte %d", error.text,
-			      error.position);
+		return wire_refuse(&why, -EPROTO, "it is no JSON: %.160s, at byte %d", error.text,
+				   error.position);
 	n = json_array_size(all);
 	if (!json_is_array(all) || n == 0)
-		r = refuse(&why, -EPROTO, "it is no array of regions");
+		r = wire_refuse(&why, -EPROTO, "it is no array of regions");
 	else if (n > FC_REGIONS_MAX)
-		r = refuse(&why, -E2BIG, "%zu regions: %u are the most", n, FC_REGIONS_MAX);
+		r = wire_refuse(&why, -E2BIG, "%zu regions: %u are the most", n, FC_REGIONS_MAX);
 	else if ((rg = calloc(n, sizeof *rg)) == NULL)
-		r = refuse(&why, -ENOMEM, "no memory");
+		r = wire_refuse(&why, -ENOMEM, "no memory");
 	for (size_t i = 0; i < n && r == 0; i++)
 		r = region(json_array_get(all, i), i, file_size, &rg[i], &why);
 	if (r == 0)

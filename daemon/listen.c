@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <pwd.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -15,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "guardian.h"
 #include "log.h"
 #include "notify.h"
 
@@ -24,7 +26,8 @@
 #endif
 
 #define BACKLOG 128
-#define ACCEPTS 64 /* at a turn of the loop: others want theirs */
+#define ENDING_MS 5000 /* a daemon that was killed is gone within that */
+#define ACCEPTS 64     /* at a turn of the loop: others want theirs */
 
 static struct listener *listeners;
 static int reserve = -1; /* given up for a moment when there are no descriptors left */
@@ -215,6 +218,7 @@ listen_lock(const char *path)
 {
 	char file[PATH_MAX], pid[24];
 	struct stat held, there;
+	unsigned tries = 0;
 	ssize_t n;
 	int fd, r;
 
@@ -231,6 +235,13 @@ listen_lock(const char *path)
 			n = pread(fd, pid, sizeof(pid) - 1, 0);
 			pid[n > 0 ? n : 0] = '\0';
 			pid[strcspn(pid, "\n")] = '\0';
+			/* A guardian was killed, and its daemon is ending. */
+			if (r == -EWOULDBLOCK && tries++ < ENDING_MS && n > 0 &&
+			    kill((pid_t)atoi(pid), 0) < 0 && errno == ESRCH) {
+				close(fd);
+				usleep(1000);
+				continue;
+			}
 			if (r == -EWOULDBLOCK)
 				log_error("%s: another uffd-pagerd serves there%s%s", path,
 					  n > 0 ? ", process " : "", pid);
@@ -244,7 +255,8 @@ listen_lock(const char *path)
 			break;
 		close(fd);
 	}
-	n = snprintf(pid, sizeof(pid), "%d\n", (int)getpid());
+	/* Whom to send a signal. */
+	n = snprintf(pid, sizeof(pid), "%d\n", (int)(kept_any() ? getppid() : getpid()));
 	if (ftruncate(fd, 0) < 0 || pwrite(fd, pid, (size_t)n, 0) != n) {
 		r = errno == 0 ? -EIO : -errno;
 		log_error("%s: %s", file, strerror(-r));
@@ -318,6 +330,39 @@ on_knock(uv_poll_t *poll, int status, int events)
 	}
 }
 
+/* A predecessor's socket: who connects while there is no daemon waits in its queue.  -1: there is none, or nobody would find it. */
+static int
+take_kept(struct listener *l)
+{
+	char name[STORE_NAME_MAX];
+	struct stat st;
+	int fd;
+
+	if (!kept_any())
+		return -1;
+	snprintf(name, sizeof(name), "listen/%s", l->name);
+	fd = kept_take(NULL, name);
+	if (fd >= 0 && stat(l->path, &st) == 0 && S_ISSOCK(st.st_mode)) {
+		l->dev = st.st_dev;
+		l->ino = st.st_ino;
+		return fd;
+	}
+	if (fd >= 0)
+		close(fd);
+	return -1;
+}
+
+static void
+keep(const struct listener *l)
+{
+	char name[STORE_NAME_MAX];
+
+	if (!kept_any() || l->inherited)
+		return;
+	snprintf(name, sizeof(name), "listen/%s", l->name);
+	kept_keeper()->keep(NULL, name, l->fd);
+}
+
 int
 listen_add(struct daemon *d, const struct listener *like)
 {
@@ -332,7 +377,9 @@ listen_add(struct daemon *d, const struct listener *like)
 		reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	l->fd = notify_take(l->name, l->socktype);
 	l->inherited = l->fd >= 0;
-	if (!l->inherited) {
+	if (!l->inherited)
+		l->fd = take_kept(l);
+	if (l->fd < 0) {
 		l->fd = listen_unix(l->path, l->socktype, l->mode, l->group_of_file, &l->dev,
 				    &l->ino);
 		if (l->fd < 0) {
@@ -341,6 +388,7 @@ listen_add(struct daemon *d, const struct listener *like)
 			return r;
 		}
 	}
+	keep(l);
 	r = uv_poll_init(&d->loop, &l->poll, l->fd);
 	if (r == 0)
 		r = uv_poll_start(&l->poll, UV_READABLE, on_knock);

@@ -19,8 +19,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "budget.h"
 #include "control.h"
 #include "daemon.h"
+#include "guardian.h"
 #include "http.h"
 #include "listen.h"
 #include "log.h"
@@ -50,6 +52,7 @@ static char lock_path[PATH_MAX];
 static uv_signal_t on_term, on_int, on_hup;
 static uv_timer_t second, drain;
 static bool swap_is_ours, stopping;
+static struct config_value memory_before; /* a reload has changed it, and it is on its way */
 
 /* ---- configuration ---- */
 
@@ -73,7 +76,8 @@ parse_option(int key, char *text, struct argp_state *state)
 		arg.print = true;
 		return 0;
 	case ARGP_KEY_ARG:
-		argp_error(state, "%s: there is no such verb; there is 'firecracker'", text);
+		argp_error(state, "%s: there is no such verb; there are 'firecracker' and 'criu'",
+			   text);
 		return 0;
 	default:
 		break;
@@ -351,38 +355,6 @@ open_sockets(struct daemon *d)
 
 /* ---- the runtime ---- */
 
-/* What percents are of: the machine's memory, or that of the memory cgroup (v2) if it is less. */
-static uint64_t
-memory_there(void)
-{
-	uint64_t least = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE), max;
-	char path[PATH_MAX + 32] = "/sys/fs/cgroup", line[PATH_MAX];
-	FILE *f = fopen("/proc/self/cgroup", "re");
-	size_t root = strlen(path);
-
-	while (f != NULL && fgets(line, sizeof(line), f) != NULL)
-		if (strncmp(line, "0::/", 4) == 0) {
-			line[strcspn(line, "\n")] = '\0';
-			snprintf(path + root, sizeof(path) - root, "%s", line + 3);
-		}
-	if (f != NULL)
-		fclose(f);
-	while (strlen(path) > root) {
-		char file[sizeof(path) + 16];
-		char *const slash = strrchr(path, '/');
-
-		snprintf(file, sizeof(file), "%s/memory.max", path);
-		f = fopen(file, "re");
-		if (f != NULL) {
-			if (fscanf(f, "%" SCNu64, &max) == 1 && max < least)
-				least = max;
-			fclose(f);
-		}
-		*slash = '\0';
-	}
-	return least;
-}
-
 /* Said, not refused: what was promised is kept as far as it goes. */
 static void
 warn_of_promises(const struct daemon *d)
@@ -405,8 +377,8 @@ create_runtime(struct daemon *d)
 						   UP_COMPRESS_ZSTD };
 	const struct config *const c = &d->cfg;
 	struct up_config uc = {
-		.memory_limit = config_bytes(&c->v[KEY_MEMORY], memory_there()) / UP_PAGE_SIZE *
-				UP_PAGE_SIZE,
+		.memory_limit = budget_wanted(c),
+		.memory_limit_max = budget_most(c),
 		.swap_path = d->swap,
 		.service_threads = (unsigned)config_n(c, KEY_SERVICE_THREADS),
 		.fault_timeout_ms = (unsigned)config_n(c, KEY_FAULT_TIMEOUT),
@@ -419,7 +391,12 @@ create_runtime(struct daemon *d)
 
 	uc.compress_limit = config_bytes(&c->v[KEY_COMPRESS_LIMIT], uc.memory_limit);
 	uc.swap_size = config_bytes(&c->v[KEY_SWAP_SIZE], 0) / UP_PAGE_SIZE * UP_PAGE_SIZE;
-	r = up_runtime_create(&d->rt, &uc);
+	if (kept_any() && uc.compression != UP_COMPRESS_NONE)
+		log_warning(
+			"what is compressed does not outlive the daemon: if it is killed, its clients get SIGBUS");
+	r = kept_any() && native_create != NULL && uc.compression == UP_COMPRESS_NONE
+		    ? native_create(d, &uc)
+		    : up_runtime_create(&d->rt, &uc);
 	if (r == 0)
 		r = up_stats_get(d->rt, &st, sizeof(st));
 	if (r < 0) {
@@ -504,11 +481,23 @@ on_stop_signal(uv_signal_t *handle, int sig)
 		stop();
 }
 
+/* The budget that was wanted can not be had: then that is not what is in force, and the next reload tries again. */
+static void
+on_budget(void *ctx, int r, uint64_t bytes)
+{
+	(void)ctx;
+	(void)bytes;
+	if (r < 0)
+		the.cfg.v[KEY_MEMORY] = memory_before;
+}
+
 /* Move what may change into force, and say what may not. */
 static void
 adopt(struct config *new)
 {
+	const struct config_value memory = the.cfg.v[KEY_MEMORY];
 	char was[128], is[128];
+	int r;
 
 	for (unsigned k = 0; k < CONFIG_KEYS; k++) {
 		struct config_value *const a = &the.cfg.v[k], *const b = &new->v[k];
@@ -534,6 +523,14 @@ adopt(struct config *new)
 	new->named = named;
 	log_set_level((enum log_level)config_n(&the.cfg, KEY_LOG_LEVEL));
 	sessions_reload();
+	if (!config_same(KEY_MEMORY, &the.cfg.v[KEY_MEMORY], &memory)) {
+		memory_before = memory;
+		r = budget_set(&the, budget_wanted(&the.cfg), on_budget, NULL);
+		if (r < 0) {
+			log_error("reload: the budget: %s", strerror(-r));
+			the.cfg.v[KEY_MEMORY] = memory;
+		}
+	}
 	if (native_quotas != NULL)
 		native_quotas(&the);
 	warn_of_promises(&the);
@@ -573,6 +570,8 @@ on_second(uv_timer_t *timer)
 	(void)timer;
 	sessions_sample();
 	control_tick();
+	if (native_audit != NULL)
+		native_audit(&the);
 	if (clients != session_number() && the.state == STATE_SERVING) {
 		clients = session_number();
 		notify("STATUS=serving, %u clients", clients);
@@ -642,7 +641,9 @@ run(void)
 		notify_watchdog(&d->loop);
 		log_info("serving: a budget of %" PRIu64 " MiB, swap in %s", d->budget >> 20,
 			 d->swap);
-		notify("READY=1\nSTATUS=serving, 0 clients");
+		if (kept_any())
+			kept_serves();
+		notify("READY=1\nSTATUS=serving, %u clients", session_number());
 		uv_run(&d->loop, UV_RUN_DEFAULT);
 		notify("STOPPING=1");
 	}
@@ -655,6 +656,8 @@ run(void)
 	uv_run(&d->loop, UV_RUN_DEFAULT);
 	uv_loop_close(&d->loop);
 	up_runtime_destroy(d->rt);
+	if (d->store != NULL)
+		store_destroy(d->store);
 	if (d->rt != NULL)
 		remove_files();
 	listen_unlock(lock_path, lock_fd);
@@ -663,13 +666,22 @@ run(void)
 	return r == 0 ? EXIT_OK : EXIT_FAILED;
 }
 
+/* One protocol, and nothing else. */
+static const struct {
+	const char *name;
+	int (*main)(int argc, char **argv);
+} verbs[] = {
+	{ "firecracker", firecracker_main },
+	{ "criu", criu_main },
+};
+
 int
 main(int argc, char **argv)
 {
 	const struct argp argp = {
 		.options = options(),
 		.parser = parse_option,
-		.args_doc = "\nfirecracker SOCK MEMFILE",
+		.args_doc = "\nfirecracker SOCK MEMFILE\ncriu --images-dir=DIR [--work-dir=DIR]",
 		.doc = "Page the memory of many processes within one budget.\v"
 		       "Without arguments all of it has a default.  SIGTERM: tell clients to leave, and end; once more: end at once.  "
 		       "SIGHUP: read the file again, and take over its limits.  The exit status is 0 if it ended as it was told to, 1 "
@@ -677,10 +689,13 @@ main(int argc, char **argv)
 	};
 	int errors, status;
 
-	if (argc > 1 && strcmp(argv[1], "firecracker") == 0) {
-		if (firecracker_main != NULL)
-			return firecracker_main(argc - 1, argv + 1);
-		fputs("uffd-pagerd: this build does not speak the firecracker protocol\n", stderr);
+	for (size_t i = 0; argc > 1 && i < sizeof(verbs) / sizeof(verbs[0]); i++) {
+		if (strcmp(argv[1], verbs[i].name) != 0)
+			continue;
+		if (verbs[i].main != NULL)
+			return verbs[i].main(argc - 1, argv + 1);
+		fprintf(stderr, "uffd-pagerd: this build does not speak the %s protocol\n",
+			argv[1]);
 		return EXIT_FAILED;
 	}
 	argp_err_exit_status = EXIT_USAGE;
@@ -696,6 +711,10 @@ main(int argc, char **argv)
 	if (errors == 0 && !arg.print && !arg.check) {
 		log_init(config_s(&the.cfg, KEY_LOG_TO),
 			 (enum log_level)config_n(&the.cfg, KEY_LOG_LEVEL));
+		/* It comes back from there in a daemon only, or if there can be none. */
+		if (!kept_open() && config_n(&the.cfg, KEY_GUARDIAN) != 0 &&
+		    guardian_run(argv, config_n(&the.cfg, KEY_AWAY_TIMEOUT)) < 0)
+			log_warning("there can be no guardian: %s", strerror(errno));
 		status = run();
 	}
 	config_finish(&the.cfg);

@@ -2,8 +2,8 @@
 /*
  * metrics.c: the text that Prometheus reads, version 0.0.4.
  *
- * Latencies are summaries (quantiles since the daemon began, within 1/32 of the true value): that is what the library tells of its
- * histograms.  A summary's _sum is left out, which the format allows: nothing adds the durations up.
+ * Latencies are histograms with bounds at powers of two: those of the daemon as a whole from 1 us to 17 s, those of each client at every second of
+ * them, and of the kinds of faults that it has had, since there may be a thousand clients.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,6 +12,7 @@
 
 #include "http.h"
 #include "listen.h"
+#include "runtime.h"
 #include "sessions.h"
 
 #define P "uffd_pager_"
@@ -61,9 +62,11 @@ budget(FILE *f, const struct up_stats *st)
 		uint64_t value;
 	} level[] = {
 		{ "memory_limit_bytes", "The budget.", st->limit },
+		{ "memory_limit_max_bytes", "What it may be raised to.", st->limit_max },
 		{ "memory_used_bytes", "Used of the budget, metadata and buffers included.",
 		  st->used },
-		{ "memory_used_max_bytes", "The most that was ever used of it.", st->used_max },
+		{ "memory_used_max_bytes",
+		  "The most that was used of it since it was last changed.", st->used_max },
 		{ "memory_resident_bytes", "In page tables of clients.", st->resident },
 		{ "memory_staged_bytes", "In memory, in no page table.", st->staged },
 		{ "memory_free_bytes", "Frames without content.", st->free_frames },
@@ -85,8 +88,6 @@ budget(FILE *f, const struct up_stats *st)
 		const char *name, *help;
 		uint64_t value;
 	} counter[] = {
-		{ "fault_waits_total", "Faults that met a busy page, or no free frame.",
-		  st->fault_waits },
 		{ "fault_strays_total", "Faults at addresses being unmapped.", st->fault_strays },
 		{ "fault_sigbus_total", "Faults answered with SIGBUS.", st->fault_sigbus },
 		{ "rescues_total", "Soft faults on pages whose write was in flight.", st->rescues },
@@ -131,8 +132,21 @@ budget(FILE *f, const struct up_stats *st)
 		single(f, counter[i].name, "counter", counter[i].help, counter[i].value);
 }
 
+/* One histogram of a metric: every `step`th bound. */
 static void
-faults(FILE *f, const struct up_stats *st)
+histogram(FILE *f, const char *name, const char *labels, const struct latency_steps *s,
+	  unsigned step)
+{
+	for (unsigned i = 0; i < LATENCY_STEPS; i += step)
+		fprintf(f, P "%s_bucket{%s,le=\"%.9g\"} %" PRIu64 "\n", name, labels,
+			(double)(UINT64_C(1) << (TALLY_SHIFT + i)) / 1e9, s->below[i]);
+	fprintf(f, P "%s_bucket{%s,le=\"+Inf\"} %" PRIu64 "\n", name, labels, s->count);
+	fprintf(f, P "%s_sum{%s} %.9g\n", name, labels, (double)s->sum / 1e9);
+	fprintf(f, P "%s_count{%s} %" PRIu64 "\n", name, labels, s->count);
+}
+
+static void
+faults(FILE *f, struct daemon *d, const struct up_stats *st)
 {
 	uint64_t n[UP_FAULT_KINDS];
 	struct session_counts total;
@@ -145,33 +159,22 @@ faults(FILE *f, const struct up_stats *st)
 	single(f, "fault_again_total", "counter", "Times that the kernel said EAGAIN.",
 	       total.again + st->fault_retries);
 	single(f, "fault_exists_total", "counter", "Times that the kernel said EEXIST.",
-	       total.exists);
-	single(f, "fault_deferred_total", "counter", "Faults that were put off.", total.deferred);
+	       total.exists + st->fault_exists);
+	single(f, "fault_deferred_total", "counter",
+	       "Faults that were put off: they met a busy page, or there was no room.",
+	       total.deferred + st->fault_waits);
 	single(f, "prefetched_pages_total", "counter", "Pages filled before they were asked for.",
 	       total.prefetched);
 
-	head(f, "fault_seconds", "summary",
-	     "From the fault's message to its answer, since the daemon began.");
+	head(f, "fault_seconds", "histogram",
+	     "From the fault's message to its answer, of the pager's own since the daemon began.");
 	for (unsigned i = 0; i < UP_FAULT_KINDS; i++) {
-		const struct up_latency *const l = &st->latency[i];
+		struct latency_steps steps;
+		char labels[32];
 
-		const struct {
-			const char *quantile;
-			uint64_t ns;
-		} q[] = {
-			{ "0.5", l->p50 }, { "0.99", l->p99 }, { "0.999", l->p999 }, { "1", l->max }
-		};
-
-		/* Of no faults at all a quantile is no number, and not 0 seconds. */
-		for (unsigned k = 0; k < sizeof(q) / sizeof(q[0]); k++)
-			if (l->count != 0)
-				fprintf(f, P "fault_seconds{kind=\"%s\",quantile=\"%s\"} %.9g\n",
-					fault_names[i], q[k].quantile, (double)q[k].ns / 1e9);
-			else
-				fprintf(f, P "fault_seconds{kind=\"%s\",quantile=\"%s\"} NaN\n",
-					fault_names[i], q[k].quantile);
-		fprintf(f, P "fault_seconds_count{kind=\"%s\"} %" PRIu64 "\n", fault_names[i],
-			l->count);
+		stats_latency(d->rt, i, NULL, &steps);
+		snprintf(labels, sizeof(labels), "kind=\"%s\"", fault_names[i]);
+		histogram(f, "fault_seconds", labels, &steps, 1);
 	}
 }
 
@@ -189,6 +192,29 @@ of_clients(FILE *f, const char *name, const char *type, const char *help, size_t
 		fprintf(f, P "%s{", name);
 		client_labels(f, s);
 		fprintf(f, "} %" PRIu64 "\n", value);
+	}
+}
+
+static void
+client_latency(FILE *f, const struct session *s)
+{
+	char *labels = NULL;
+	size_t len;
+
+	for (unsigned k = 0; k < UP_FAULT_KINDS && s->ops->latency != NULL; k++) {
+		struct latency_steps steps = { .count = 0 };
+		FILE *l;
+
+		if (!s->ops->latency(s, k, &steps) || steps.count == 0)
+			continue;
+		l = open_memstream(&labels, &len);
+		if (l == NULL)
+			return;
+		client_labels(l, s);
+		fprintf(l, ",kind_of_fault=\"%s\"", fault_names[k]);
+		if (fclose(l) == 0)
+			histogram(f, "client_fault_seconds", labels, &steps, 2);
+		free(labels);
 	}
 }
 
@@ -231,17 +257,10 @@ clients(FILE *f)
 				c.faults[k]);
 		}
 	}
-	head(f, "client_fault_seconds", "gauge",
-	     "Latency of faults of a client, quantiles since it came.");
-	for (const struct session *s = session_first(); s != NULL; s = s->next) {
-		session_counts(s, &c);
-		for (unsigned q = 0; q < 2; q++) {
-			fputs(P "client_fault_seconds{", f);
-			client_labels(f, s);
-			fprintf(f, ",q=\"%s\"} %.9g\n", q == 0 ? "0.5" : "0.99",
-				(double)(q == 0 ? c.p50_ns : c.p99_ns) / 1e9);
-		}
-	}
+	head(f, "client_fault_seconds", "histogram",
+	     "The same of a client, since it came; kinds that there have been.");
+	for (const struct session *s = session_first(); s != NULL; s = s->next)
+		client_latency(f, s);
 }
 
 char *
@@ -262,7 +281,7 @@ metrics_text(struct daemon *d, size_t *len)
 	fprintf(f, P "uptime_seconds %.3f\n", (double)(monotonic_ns() - d->since) / 1e9);
 	single(f, "draining", "gauge", "1: no new clients are taken.", d->state != STATE_SERVING);
 	budget(f, &st);
-	faults(f, &st);
+	faults(f, d, &st);
 	clients(f);
 	if (fclose(f) != 0) {
 		free(text);

@@ -10,18 +10,20 @@
  * The socket is the runtime's from the moment it is accepted; here is only who it is, and what the operator wants of it.
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "adopt.h"
 #include "childmsg.h"
 #include "daemon.h"
+#include "guardian.h"
 #include "listen.h"
 #include "log.h"
 #include "serve.h"
+#include "served.h"
 
-#define STRIP 64u
-#define MAP_RANGES 256u
 #define OBJECTS_MAX 4096u
 
 struct native {
@@ -30,7 +32,7 @@ struct native {
 	struct session_counts last; /* once it has gone it is not asked any more */
 };
 
-/* Clients that the keeper says are gone, and the loop has not heard of. */
+/* A client that the keeper says is gone, and the loop has not heard of.  There is one to spare for each that there is. */
 struct gone {
 	struct gone *next;
 	uint64_t id;
@@ -41,7 +43,8 @@ static struct {
 	bool started;
 	uv_async_t wake;
 	uv_mutex_t lock;
-	struct gone *gone; /* (lock) */
+	struct gone *gone;  /* (lock) */
+	struct gone *spare; /* (lock) */
 } native;
 
 /* --- what is asked of a session --- */
@@ -50,79 +53,15 @@ static void
 counts(const struct session *s, struct session_counts *c)
 {
 	struct native *const n = (struct native *)(uintptr_t)s;
-	struct serve_info info;
 
-	if (serve_info(native.d->rt, n->id, &info) == 0) {
-		n->last.mapped = info.mapped;
-		n->last.resident = info.resident;
-		n->last.swapped = info.swapped;
-		memcpy(n->last.faults, info.faults, sizeof(n->last.faults));
-	} else {
-		n->last.mapped = n->last.resident = n->last.swapped = 0;
-	}
+	served_counts(native.d->rt, n->id, &n->last);
 	*c = n->last;
-}
-
-/* A digit for each 64th of the range: how much of it is in memory.  *resident: pages of it. */
-static int
-draw(uint64_t id, const struct serve_range *r, char strip[STRIP + 1], uint64_t *resident)
-{
-	const size_t npages = r->length / UP_PAGE_SIZE;
-	const unsigned cells = npages < STRIP ? (unsigned)npages : STRIP;
-	uint64_t in[STRIP] = { 0 }, of[STRIP] = { 0 };
-
-	*resident = 0;
-	for (size_t at = 0, n; at < npages; at += n) {
-		unsigned char vec[SERVE_RESIDENCY_MAX];
-
-		n = npages - at < sizeof(vec) ? npages - at : sizeof(vec);
-		if (serve_residency(native.d->rt, id, r->start + at * UP_PAGE_SIZE, n, vec) < 0)
-			return -1;
-		for (size_t i = 0; i < n; i++) {
-			const size_t cell = (at + i) * cells / npages;
-
-			const bool there = (vec[i] & UP_PAGE_MAPPED) != 0;
-
-			of[cell]++;
-			in[cell] += there;
-			*resident += there;
-		}
-	}
-	for (unsigned i = 0; i < cells; i++)
-		strip[i] = (char)('0' + in[i] * 9 / of[i]);
-	strip[cells] = '\0';
-	return 0;
 }
 
 static json_t *
 map(const struct session *s)
 {
-	const struct native *const n = (const struct native *)s;
-	json_t *const list = json_array();
-	struct serve_range range[16];
-	uintptr_t from = 0;
-	int got;
-
-	while (list != NULL && json_array_size(list) < MAP_RANGES &&
-	       (got = serve_ranges(native.d->rt, n->id, from, range, 16)) > 0) {
-		for (int i = 0; i < got; i++) {
-			char strip[STRIP + 1];
-			uint64_t resident;
-
-			from = range[i].start + range[i].length;
-			if (draw(n->id, &range[i], strip, &resident) < 0)
-				continue;
-			json_array_append_new(
-				list, json_pack("{s:I, s:I, s:i, s:I, s:s, s:I, s:b}", "start",
-						(json_int_t)range[i].start, "length",
-						(json_int_t)range[i].length, "page_size",
-						(int)UP_PAGE_SIZE, "resident",
-						(json_int_t)resident * UP_PAGE_SIZE, "strip", strip,
-						"object", (json_int_t)range[i].object, "shared",
-						(int)range[i].shared));
-		}
-	}
-	return list;
+	return served_map(native.d->rt, ((const struct native *)s)->id);
 }
 
 static int64_t
@@ -140,14 +79,16 @@ end(struct session *s)
 static int
 limit(struct session *s, uint64_t bytes)
 {
-	const struct native *const n = (const struct native *)s;
-	struct serve_info info;
-	int r = serve_info(native.d->rt, n->id, &info);
-
-	return r < 0 ? r : serve_quota(native.d->rt, n->id, bytes, info.minimum);
+	return served_limit(native.d->rt, ((struct native *)s)->id, bytes);
 }
 
-static const struct session_ops ops = { "native", counts, map, evict, end, limit };
+static bool
+latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *steps)
+{
+	return serve_latency(native.d->rt, ((const struct native *)s)->id, kind, steps) == 0;
+}
+
+static const struct session_ops ops = { "native", counts, map, evict, end, limit, latency };
 
 /* --- coming and going --- */
 
@@ -163,17 +104,42 @@ find(uint64_t id)
 	return NULL;
 }
 
-/* The keeper's thread. */
-static void
-ended(void *ctx, uint64_t id)
+static bool
+put_spare(void)
 {
 	struct gone *const g = malloc(sizeof(*g));
 
-	(void)ctx;
 	if (g == NULL)
-		return; /* it is shown as a client that has nothing */
-	g->id = id;
+		return false;
 	uv_mutex_lock(&native.lock);
+	g->next = native.spare;
+	native.spare = g;
+	uv_mutex_unlock(&native.lock);
+	return true;
+}
+
+/* => the lock is held */
+static struct gone *
+take_spare(void)
+{
+	struct gone *const g = native.spare;
+
+	native.spare = g->next;
+	return g;
+}
+
+/* The keeper's thread. */
+static void
+ended(void *ctx, uint64_t id, bool guest)
+{
+	struct gone *g;
+
+	(void)ctx;
+	if (guest)
+		return; /* those have sessions of their own */
+	uv_mutex_lock(&native.lock);
+	g = take_spare();
+	g->id = id;
 	g->next = native.gone;
 	native.gone = g;
 	uv_mutex_unlock(&native.lock);
@@ -234,22 +200,94 @@ native_quotas(struct daemon *d)
 	}
 }
 
+void
+native_audit(struct daemon *d)
+{
+	if (native.started)
+		serve_audit(d->rt);
+}
+
+/* All but what is the runtime's. */
 static int
-start(struct daemon *d)
+prepare(struct daemon *d)
 {
 	int r;
 
-	if (native.started)
-		return 0;
 	native.d = d;
 	r = uv_async_init(&d->loop, &native.wake, on_ended);
 	if (r == 0)
 		r = uv_mutex_init(&native.lock);
 	if (r == 0)
+		uv_unref((uv_handle_t *)&native.wake);
+	return r;
+}
+
+int
+native_start(struct daemon *d)
+{
+	int r;
+
+	if (native.started)
+		return 0;
+	r = prepare(d);
+	if (r == 0)
 		r = serve_start(d->rt, ended, NULL);
 	if (r < 0)
 		return r;
-	uv_unref((uv_handle_t *)&native.wake);
+	native.started = true;
+	native_quotas(d);
+	return 0;
+}
+
+/* One that the last daemon has served. */
+static void
+returned(void *ctx, uint64_t id, const struct serve_info *info, const char *group)
+{
+	struct native *const n = calloc(1, sizeof(*n));
+
+	(void)ctx;
+	if (n == NULL || !put_spare()) {
+		log_error("out of memory");
+		_exit(EXIT_FAILURE); /* the guardian ends, and clients are told by that */
+	}
+	n->id = id;
+	n->session.ops = &ops;
+	n->session.pid = info->pid;
+	n->session.uid = info->uid;
+	n->session.gid = info->gid;
+	snprintf(n->session.group, sizeof(n->session.group), "%s", group);
+	session_come(&n->session);
+}
+
+static void
+settled(void *unused)
+{
+	(void)unused;
+	kept_settle();
+}
+
+int
+native_create(struct daemon *d, const struct up_config *uc)
+{
+	const struct adopt_from from = { .take = kept_take,
+					 .settled = settled,
+					 .client = returned };
+	bool adopted = false;
+	int r = prepare(d);
+
+	if (r == 0)
+		r = store_create(&d->store, uc->memory_limit, kept_keeper(), kept_pidfd());
+	if (r == 0)
+		r = adopt_create(&d->rt, uc, d->store, &from, ended, NULL, &adopted);
+	if (r < 0 && adopted) {
+		log_error("the clients of the last daemon can not be taken over: %s", strerror(-r));
+		/* With what it has left as it is; the guardian tries again some times, unless that is hopeless. */
+		if (r != -EPROTO)
+			raise(SIGKILL);
+		_exit(EXIT_FAILURE);
+	}
+	if (r < 0)
+		return r;
 	native.started = true;
 	native_quotas(d);
 	return 0;
@@ -262,7 +300,7 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 	char why[MSG_TEXT];
 	int r = session_admit(peer, why, sizeof(why));
 
-	if (r == 0 && (r = start(d)) < 0)
+	if (r == 0 && (r = native_start(d)) < 0)
 		snprintf(why, sizeof(why), "native clients can not be served here: %s",
 			 strerror(-r));
 	if (r < 0) {
@@ -270,7 +308,8 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 		return;
 	}
 	n = calloc(1, sizeof(*n));
-	if (n == NULL) {
+	if (n == NULL || !put_spare()) {
+		free(n);
 		refuse(fd, -ENOMEM, "out of memory");
 		return;
 	}
@@ -284,11 +323,17 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 			 &(struct serve_limits){
 				 .regions = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
 				 .objects = OBJECTS_MAX,
+				 .fds = (unsigned)config_n(&d->cfg, KEY_LIMIT_FDS),
 				 .mapped = UINT64_MAX / 2,
+				 .inflight = config_n(&d->cfg, KEY_LIMIT_INFLIGHT),
 				 .group = n->session.group },
 			 &n->id);
 	if (r < 0) {
 		log_warning("client %u: %s", n->session.id, strerror(-r));
+		uv_mutex_lock(&native.lock);
+		struct gone *const g = take_spare();
+		uv_mutex_unlock(&native.lock);
+		free(g);
 		session_gone(&n->session);
 		free(n);
 	}

@@ -14,6 +14,7 @@
 #define UP_DAEMON_SESSION_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -28,7 +29,10 @@ struct session_counts {
 	uint64_t prefetched;		    /* pages filled before they were asked for */
 	uint64_t lost;			    /* pages that are SIGBUS */
 	uint64_t p50_ns, p99_ns; /* of faults, from the message to the wake-up; 0: none yet */
+	struct up_latency latency[UP_FAULT_KINDS]; /* the same of each kind */
 };
+
+struct latency_steps;
 
 struct session_ops {
 	const char *kind; /* "native", "firecracker", "criu", "handoff" */
@@ -44,6 +48,9 @@ struct session_ops {
 	void (*end)(struct session *s);
 	/* The most memory that it may have, bytes.  0, or -errno; NULL: there is no such limit for it. */
 	int (*limit)(struct session *s, uint64_t bytes);
+	/* How long its faults of a kind took.  False: it is gone.  NULL: nobody knows. */
+	bool (*latency)(const struct session *s, enum up_fault_kind kind,
+			struct latency_steps *steps);
 };
 
 /* Embedded first. */

@@ -63,15 +63,18 @@ session_counts(const struct session *s, struct session_counts *c)
 }
 
 static void
-add_counters(struct session_counts *to, const struct session_counts *c)
+add_counters(struct session_counts *to, const struct session *s, const struct session_counts *c)
 {
 	for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
 		to->faults[i] += c->faults[i];
+	to->prefetched += c->prefetched;
+	to->lost += c->lost;
+	/* As with its faults, the runtime counts its own. */
+	if (in_runtime(s))
+		return;
 	to->again += c->again;
 	to->exists += c->exists;
 	to->deferred += c->deferred;
-	to->prefetched += c->prefetched;
-	to->lost += c->lost;
 }
 
 static uint64_t
@@ -92,7 +95,7 @@ sessions_totals(struct session_counts *total)
 	*total = reg.retired;
 	for (const struct session *s = reg.first; s != NULL; s = s->next) {
 		session_counts(s, &c);
-		add_counters(total, &c);
+		add_counters(total, s, &c);
 		total->mapped += c.mapped;
 		total->resident += c.resident;
 		total->swapped += c.swapped;
@@ -261,7 +264,7 @@ session_gone(struct session *s)
 	if (*p == NULL)
 		return;
 	session_counts(s, &c);
-	add_counters(&reg.retired, &c);
+	add_counters(&reg.retired, s, &c);
 	if (!in_runtime(s))
 		for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
 			reg.retired_faults[i] += c.faults[i];

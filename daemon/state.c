@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "guardian.h"
 #include "listen.h"
 #include "sessions.h"
 
@@ -39,12 +40,12 @@ faults_json(const uint64_t faults[UP_FAULT_KINDS])
 }
 
 static json_t *
-latency_json(const struct up_stats *st)
+latency_json(const struct up_latency latency[UP_FAULT_KINDS])
 {
 	json_t *const j = json_object();
 
 	for (unsigned i = 0; i < UP_FAULT_KINDS; i++) {
-		const struct up_latency *const l = &st->latency[i];
+		const struct up_latency *const l = &latency[i];
 
 		json_object_set_new(j, fault_names[i],
 				    json_pack("{s:I, s:I, s:I, s:I, s:I}", "count",
@@ -128,38 +129,57 @@ state_status(struct daemon *d)
 	sessions_faults(&st, faults);
 	sessions_totals(&total);
 	sessions_history(&now, 1);
-	return json_pack("{s:s, s:i, s:f, s:s, s:i,"
-			 " s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I},"
-			 " s:{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I},"
-			 " s:o, s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}, s:o,"
-			 " s:{s:f, s:f, s:f, s:f}, s:{s:I, s:I, s:I, s:I}, s:o, s:o, s:o}",
-			 "version", up_version(), "pid", (int)getpid(), "uptime",
-			 (double)(monotonic_ns() - d->since) / 1e9, "state", states[d->state],
-			 "clients", (int)session_number(), "budget", "limit", number(st.limit),
-			 "used", number(st.used), "used_max", number(st.used_max), "resident",
-			 number(st.resident), "staged", number(st.staged), "free",
-			 number(st.free_frames), "metadata", number(st.metadata), "compressed",
-			 number(st.compressed), "compressed_pool", number(st.compressed_pool),
-			 "wired", number(st.wired), "swap", "path", text(d->swap), "swapped",
-			 number(st.swapped), "reserve_max", number(st.reserve_max), "reserve_used",
-			 number(st.reserve_used), "reserve_free", number(st.reserve_free), "reads",
-			 number(st.swap_reads), "writes", number(st.swap_writes), "read_bytes",
-			 number(st.swap_read_bytes), "write_bytes", number(st.swap_write_bytes),
-			 "read_errors", number(st.swap_read_errors), "write_errors",
-			 number(st.swap_write_errors), "checksum_errors",
-			 number(st.checksum_errors), "bad_slots", number(st.bad_slots), "faults",
-			 faults_json(faults), "fault_counts", "waits", number(st.fault_waits),
-			 "retries", number(st.fault_retries), "strays", number(st.fault_strays),
-			 "sigbus", number(st.fault_sigbus + total.lost), "again",
-			 number(total.again), "exists", number(total.exists), "deferred",
-			 number(total.deferred), "prefetched", number(total.prefetched), "latency",
-			 latency_json(&st), "rate", "faults", now.faults, "major", now.major,
-			 "swap_read", now.swap_read, "swap_write", now.swap_write, "limits",
-			 "clients", number(config_n(&d->cfg, KEY_LIMIT_CLIENTS)), "regions",
-			 number(config_n(&d->cfg, KEY_LIMIT_REGIONS)), "fds",
-			 number(config_n(&d->cfg, KEY_LIMIT_FDS)), "inflight",
-			 number(config_n(&d->cfg, KEY_LIMIT_INFLIGHT)), "groups", groups_json(d),
-			 "listeners", listeners_json(), "history", history_json());
+	return json_pack(
+		"{s:s, s:i, s:f, s:s, s:i,"
+		" s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I},"
+		" s:{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I},"
+		" s:o, s:{s:I, s:I, s:I, s:I, s:I, s:I}, s:o,"
+		" s:{s:f, s:f, s:f, s:f}, s:{s:I, s:I, s:I, s:I}, s:o, s:o, s:o}",
+		"version", up_version(), "pid", (int)(kept_any() ? getppid() : getpid()), "uptime",
+		(double)(monotonic_ns() - d->since) / 1e9, "state", states[d->state], "clients",
+		(int)session_number(), "budget", "limit", number(st.limit), "limit_max",
+		number(st.limit_max), "used", number(st.used), "used_max", number(st.used_max),
+		"resident", number(st.resident), "staged", number(st.staged), "free",
+		number(st.free_frames), "metadata", number(st.metadata), "compressed",
+		number(st.compressed), "compressed_pool", number(st.compressed_pool), "wired",
+		number(st.wired), "swap", "path", text(d->swap), "swapped", number(st.swapped),
+		"reserve_max", number(st.reserve_max), "reserve_used", number(st.reserve_used),
+		"reserve_free", number(st.reserve_free), "reads", number(st.swap_reads), "writes",
+		number(st.swap_writes), "read_bytes", number(st.swap_read_bytes), "write_bytes",
+		number(st.swap_write_bytes), "read_errors", number(st.swap_read_errors),
+		"write_errors", number(st.swap_write_errors), "checksum_errors",
+		number(st.checksum_errors), "bad_slots", number(st.bad_slots), "faults",
+		faults_json(faults), "fault_counts", "strays", number(st.fault_strays), "sigbus",
+		number(st.fault_sigbus + total.lost), "again",
+		number(total.again + st.fault_retries), "exists",
+		number(total.exists + st.fault_exists), "deferred",
+		number(total.deferred + st.fault_waits), "prefetched", number(total.prefetched),
+		"latency", latency_json(st.latency), "rate", "faults", now.faults, "major",
+		now.major, "swap_read", now.swap_read, "swap_write", now.swap_write, "limits",
+		"clients", number(config_n(&d->cfg, KEY_LIMIT_CLIENTS)), "regions",
+		number(config_n(&d->cfg, KEY_LIMIT_REGIONS)), "fds",
+		number(config_n(&d->cfg, KEY_LIMIT_FDS)), "inflight",
+		number(config_n(&d->cfg, KEY_LIMIT_INFLIGHT)), "groups", groups_json(d),
+		"listeners", listeners_json(), "history", history_json());
+}
+
+/* Kinds that it has had; in a client's small histogram the longest is no better known than the others. */
+static json_t *
+client_latency_json(const struct session_counts *c)
+{
+	json_t *const j = json_object();
+
+	for (unsigned i = 0; i < UP_FAULT_KINDS; i++) {
+		const struct up_latency *const l = &c->latency[i];
+
+		if (l->count != 0)
+			json_object_set_new(j, fault_names[i],
+					    json_pack("{s:I, s:I, s:I, s:I}", "count",
+						      number(l->count), "p50_ns", number(l->p50),
+						      "p99_ns", number(l->p99), "p999_ns",
+						      number(l->p999)));
+	}
+	return j;
 }
 
 json_t *
@@ -169,7 +189,7 @@ state_client(const struct session *s)
 
 	session_counts(s, &c);
 	return json_pack(
-		"{s:i, s:i, s:I, s:I, s:o, s:s, s:s, s:f, s:I, s:I, s:I, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I}",
+		"{s:i, s:i, s:I, s:I, s:o, s:s, s:s, s:f, s:I, s:I, s:I, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}",
 		"id", (int)s->id, "pid", (int)s->pid, "uid", (json_int_t)s->uid, "gid",
 		(json_int_t)s->gid, "name", text(s->name), "group", s->group, "kind", s->ops->kind,
 		"age", (double)(monotonic_ns() - s->since) / 1e9, "mapped", number(c.mapped),
@@ -177,7 +197,7 @@ state_client(const struct session *s)
 		faults_json(c.faults), "rate", s->rate, "again", number(c.again), "exists",
 		number(c.exists), "deferred", number(c.deferred), "prefetched",
 		number(c.prefetched), "lost", number(c.lost), "p50_ns", number(c.p50_ns), "p99_ns",
-		number(c.p99_ns));
+		number(c.p99_ns), "latency", client_latency_json(&c));
 }
 
 json_t *

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""daemon_demo.py BUILD: one daemon, three clients, one of which is killed.  `./dev demo daemon` builds, and runs this.
+"""daemon_demo.py BUILD: one daemon, three clients, one of which is killed, and then the daemon.  `./dev demo daemon` builds, and runs this.
 
 A uffd-pagerd of its own, in a directory of its own, with a budget of 64 MiB, pages for
 
@@ -8,7 +8,8 @@ A uffd-pagerd of its own, in a directory of its own, with a budget of 64 MiB, pa
     microVM    a client as Firecracker is one: 32 MiB restored from a snapshot
     victim     as native, 96 MiB; in the middle of its work it gets SIGKILL
 
-What the victim had has to be given back within a second, and the other two must not notice.  In the end SIGTERM: nothing may be left behind.
+What the victim had has to be given back within a second, and the other two must not notice.  Then it is the daemon that gets SIGKILL, twice, while
+native works, which must not notice either.  In the end SIGTERM: nothing may be left behind.
 Every wait has a deadline.  Exit status: 0 all of that is so, 1 it is not, 2 bad usage, 77 this machine does not allow userfaultfd or io_uring.
 """
 import json
@@ -174,6 +175,15 @@ class Demo:
         resident, theirs = self.in_memory()
         print(f'   In memory are {resident / MIB:.1f} MiB; native, who is left, has {theirs / MIB:.1f} of them.')
 
+        say('SIGKILL for the daemon, twice, while native works.')
+        for times in (1, 2):
+            self.kill_daemon(times)
+            self.alive('native')
+            self.alive('microVM')
+        wait_for('native is served', lambda: self.clients().get(self.started['native'].pid))
+        print('$ uffd-pager status')
+        show(self.ask('status'))
+
         say('The others go on, and verify every byte.')
         self.alive('microVM')
         self.ended('native', WORK)
@@ -194,6 +204,19 @@ class Demo:
         self.started['daemon'].send_signal(signal.SIGTERM)
         self.ended('daemon', DEADLINE)
         self.nothing_left()
+
+    def kill_daemon(self, times):
+        """The guardian, which was started, has one child."""
+        guardian = self.started['daemon'].pid
+        with open(f'/proc/{guardian}/task/{guardian}/children', encoding='ascii') as f:
+            pid = int(f.read().split()[0])
+        killed = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        line = wait_for('the next daemon', lambda: self.alive('daemon') and re.findall(r're-attached.*', self.log('daemon'))[times - 1:])[0]
+        wait_for('it serves', lambda: self.log('daemon').count('serving: a budget') > times)
+        print(f'   Process {pid} was killed; {(time.monotonic() - killed) * 1000:.0f} ms later the next one serves.  It says: {line}')
+        if not line.endswith('lost 0'):
+            raise Wrong('pages were lost')
 
     def nothing_left(self):
         left = [f'{d}/{name}' for d in (self.run, self.state) if os.path.isdir(d) for name in os.listdir(d)]
@@ -239,7 +262,7 @@ def main():
     finally:
         demo.clean()
     if status == 0:
-        print('\nPASS: two clients with every byte right in 64 MiB, one killed and its memory given back, nothing left behind')
+        print('\nPASS: two clients with every byte right in 64 MiB, one killed and its memory given back, the daemon killed twice, nothing left behind')
     else:
         print('\nFAIL')
     return status

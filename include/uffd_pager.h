@@ -87,10 +87,10 @@ typedef void (*up_log_fn)(void *ctx, enum up_log_level level, const char *line);
  * up_config.feature_mask: kernel features to leave alone even when they are there, to run
  * as on an older kernel.
  */
-#define UP_MASK_MOVE (UINT64_C(1) << 0)		 /* UFFDIO_MOVE, Linux 6.8 */
-#define UP_MASK_POISON (UINT64_C(1) << 1)	 /* UFFDIO_POISON, Linux 6.6 */
-#define UP_MASK_ODIRECT (UINT64_C(1) << 2)	 /* O_DIRECT on the swap file */
-#define UP_MASK_DEV_UFFD (UINT64_C(1) << 3)	 /* /dev/userfaultfd, Linux 6.1 */
+#define UP_MASK_MOVE (UINT64_C(1) << 0)	    /* UFFDIO_MOVE, Linux 6.8 */
+#define UP_MASK_POISON (UINT64_C(1) << 1)   /* UFFDIO_POISON, Linux 6.6 */
+#define UP_MASK_ODIRECT (UINT64_C(1) << 2)  /* O_DIRECT on the swap file, and on files of objects */
+#define UP_MASK_DEV_UFFD (UINT64_C(1) << 3) /* /dev/userfaultfd, Linux 6.1 */
 #define UP_MASK_KERNEL_FAULTS (UINT64_C(1) << 4) /* faults from inside system calls */
 #define UP_MASK_RING_FLAGS (UINT64_C(1) << 5)	 /* io_uring set-up flags, Linux 6.1 */
 #define UP_MASK_SHARED (UINT64_C(1) << 6)	 /* write-protection of shared memory, Linux 5.19 */
@@ -222,14 +222,28 @@ struct up_config {
 	uint64_t compress_limit;
 
 	/*
-	 * UP_DELIVER_INLINE: how long a thread that waits for a page from the swap looks for it before it goes to sleep, microseconds, at
-	 * most 1,000,000; 0: 200.  It saves what waking up takes, and costs the CPU meanwhile: it stops by itself while others want the
+	 * UP_DELIVER_INLINE: how long a thread that waits for a page from the swap, or from a file past the page cache, looks for it
+	 * before it goes to sleep, microseconds, at most 1,000,000; 0: 200.  It saves what waking up takes, and costs the CPU meanwhile: it stops by itself while others want the
 	 * CPU, while more threads wait than there are CPUs, and where reads take longer than this.  UP_NO_IO_POLL: never.  Linux 5.19, and
 	 * a swap file that takes O_DIRECT; otherwise never.
 	 */
 	uint64_t io_poll_us;
 
-	uint64_t reserved[8]; /* must be zero */
+	/*
+	 * What up_runtime_set_limit() may raise memory_limit to, bytes; 0: no more than it is at first.  It costs address space, and of the
+	 * limit some bytes for each MiB of it.
+	 */
+	uint64_t memory_limit_max;
+
+	/*
+	 * up_runtime_connect() only: the daemon is gone for good (its guardian too, or nobody has served for the guardian's away_timeout).  Called once, in a
+	 * thread of the library's; touches of pages that are not in memory wait until it has returned, 5 s at most, and are SIGBUS from then on.  It must not
+	 * touch such pages itself, nor destroy the runtime.  In a forked child it is not called.  NULL: nobody is told but by SIGBUS.
+	 */
+	void (*pager_lost)(void *ctx);
+	void *pager_lost_ctx; /* handed to pager_lost */
+
+	uint64_t reserved[5]; /* must be zero */
 };
 #define UP_NO_IO_POLL UINT64_MAX
 
@@ -261,12 +275,29 @@ UP_API void up_runtime_destroy(struct up_runtime *rt);
 UP_API int up_handle_sigbus(const void *info, void *context);
 
 /*
+ * Change up_config.memory_limit, to between UP_MEMORY_LIMIT_MIN and memory_limit_max, bytes; rounded down to whole pages.  wire_limit and
+ * compress_limit stay what they were, or are the same share of it as by default.  Once this has returned 0, the new limit holds.
+ *
+ * To make it less takes as long as what is above it takes to be paged out, at most `timeout_ms` milliseconds (0: up_config.fault_timeout_ms).  Threads go
+ * on meanwhile, and find less room already.  It is not to be called by functions of the program that the library waits for: those of custom pagers.
+ *
+ * On failure the limit is what it was, but some of what was paged out for it may still be.
+ * -EINVAL     out of range.
+ * -EBUSY      what has been promised does not fit: wired pages, metadata of reserved regions, minima of a daemon's clients.
+ * -ETIMEDOUT  not enough could be paged out: pinned for I/O, or the swap is slow, full or fails.
+ * -ENOTSUP    a daemon is the pager.
+ */
+UP_API int up_runtime_set_limit(struct up_runtime *rt, size_t bytes, unsigned timeout_ms);
+
+/*
  * The same, with a daemon (uffd-pagerd) as the pager, to whose socket at `path` this connects: one budget and one swap for all its clients.  Of
  * `cfg`, which may be NULL, log and log_ctx are used, and feature_mask; the rest is the daemon's to say.
  *
  * All calls work on it but those of custom pagers, heaps, up_wire(), up_remap(), up_map_dump() and up_trace_print(), which are -ENOTSUP.  An object with a
  * name is found by other programs of the same user as well.  up_stats_get() tells of this program's part.  A call for which the
  * daemon can not be reached any more is -ENOTCONN: what is in memory stays there, and can be unmapped; touching a page that is not raises SIGBUS.
+ * If it is killed, and its guardian starts another one, calls and faults wait until that serves, and go on; up_object_remove() may then say -ENOENT of what it has
+ * just removed, and creating an object with a name may find one that somebody else has made.
  *
  * -EINVAL, what connect() says, -ENOTCONN: the daemon does not take us, -EPROTONOSUPPORT: it speaks another version; -EPERM, -ENOSYS as above.
  */
@@ -514,7 +545,11 @@ UP_API int up_object_remove(struct up_runtime *rt, const char *name);
 
 /*
  * A regular file from `offset` (a multiple of the page size) on, `size` bytes; 0: to its end.  Pages beyond the end of the file
- * are SIGBUS.  Transfers go through the kernel's page cache.  The file is opened once more through `fd`, so that its flags (O_APPEND,
+ * are SIGBUS.  What of the file is in the kernel's page cache is read and written there; the rest goes past it (O_DIRECT), where kernel (Linux 6.5)
+ * and file system know how, and else through it.  Either way what somebody else has written or stored into a mapping of the file is what a page-in
+ * reads, and what has been written back is what he sees; two who write to the same page at the same time overwrite each other's, and may
+ * be told so by fsync() and up_sync() (EIO).  So no memory but the runtime's is used for the file; who wants the kernel to cache it beside has it read in before
+ * (POSIX_FADV_WILLNEED), or creates the runtime with UP_MASK_ODIRECT.  The file is opened once more through `fd`, so that its flags (O_APPEND,
  * O_DIRECT) are the caller's own business; where that is not allowed, it is duplicated, and may have neither of them (-EACCES; set later,
  * O_APPEND is an error of write-back).  If it is not open for writing, UP_SHARED with
  * PROT_WRITE is -EACCES.  `flags`: 0.  -EBADF, and other errors of fstat().
@@ -717,13 +752,13 @@ struct up_stats {
 	uint64_t bad_slots;	  /* retired for good */
 
 	/* levels, bytes */
-	uint64_t limit;	      /* up_config.memory_limit */
+	uint64_t limit; /* up_config.memory_limit, or what up_runtime_set_limit() has made of it */
 	uint64_t resident;    /* in page tables of the program */
 	uint64_t staged;      /* in memory, unmapped, content intact */
 	uint64_t free_frames; /* in memory, without content */
 	uint64_t metadata;    /* the library's own */
 	uint64_t used;	      /* the four above and I/O buffers; never above limit */
-	uint64_t used_max;    /* highest `used` ever */
+	uint64_t used_max;    /* highest `used` since the limit was last changed */
 	uint64_t swapped;     /* out of memory, content in swap */
 	uint64_t lost;	      /* unreadable */
 
@@ -752,6 +787,8 @@ struct up_stats {
 	uint64_t pages_compressed, pages_decompressed, pages_written_back;
 	uint64_t compressed;	  /* what is in it, decompressed */
 	uint64_t compressed_pool; /* what that takes of the limit, part of `used` */
+	uint64_t fault_exists;	  /* pages that were to be installed, and were there already */
+	uint64_t limit_max;	  /* up_config.memory_limit_max, or memory_limit */
 };
 
 /*

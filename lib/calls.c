@@ -13,9 +13,9 @@
 
 /* --- prefault --- */
 
-/* 0, or why the range can not be brought in. */
-static int
-check_prefault(struct up_runtime *rt, const char *call, uintptr_t start, uintptr_t end, bool write)
+int
+check_prefault(struct up_runtime *rt, struct map *m, const char *call, uintptr_t start,
+	       uintptr_t end, bool write)
 {
 	struct pager *p = &rt->p;
 	const size_t fits = frames_mappable(p);
@@ -23,8 +23,8 @@ check_prefault(struct up_runtime *rt, const char *call, uintptr_t start, uintptr
 	bool covered;
 
 	pthread_rwlock_rdlock(&p->map.lock);
-	covered = map_covers(&p->map, start, end);
-	for (const struct map_entry *e = map_first_from(&p->map, start);
+	covered = map_covers(m, start, end);
+	for (const struct map_entry *e = map_first_from(m, start);
 	     e != NULL && e->start < end && denied == 0; e = e->next) {
 		if ((e->prot & (write ? PROT_WRITE : PROT_READ | PROT_WRITE)) == 0)
 			denied = MAX(e->start, start);
@@ -129,7 +129,7 @@ up_prefault(struct up_runtime *rt, void *addr, size_t length, int write)
 	if (r < 0)
 		return r;
 	signals_hold(&old);
-	r = check_prefault(rt, "up_prefault", start, end, d.write);
+	r = check_prefault(rt, &rt->p.map, "up_prefault", start, end, d.write);
 	if (r == 0)
 		r = demand_failed(rt, "up_prefault", &d, demand_range(&rt->p, &d));
 	if (r == 0)

@@ -53,6 +53,8 @@ msg_send_by(int sock, const struct msg *m, const int fd[], size_t nfd, uint64_t 
 				continue;
 			return -ETIMEDOUT;
 		}
+		if (n < 0 && (errno == EPIPE || errno == ECONNRESET))
+			return -ENOTCONN;
 		return n < 0 ? -errno : -EIO;
 	}
 }
@@ -96,6 +98,19 @@ msg_receive(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, pid_t *pi
 		close(fd[i]);
 	*nfd = 0;
 	return n == 0 ? -ENOTCONN : -EPROTO;
+}
+
+void
+msg_drain(int sock)
+{
+	int fd[MSG_REGIONS];
+	struct msg m;
+	size_t nfd;
+
+	while (msg_receive(sock, &m, fd, &nfd, NULL) == 0) {
+		for (size_t i = 0; i < nfd; i++)
+			close(fd[i]);
+	}
 }
 
 int

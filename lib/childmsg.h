@@ -19,6 +19,9 @@
  *	CALL, descriptors ------------>
  *	              <--------------- RETURN, descriptors	of the same serial
  *
+ * A RETURN or REGION of serial 0 and -ERESTART: the pager was killed, and there is another one.  What has been asked and not answered
+ * was done or was not, and is asked again.
+ *
  * CALL_MAP and CALL_CLONE are answered with REGION messages, of what is to be mapped (inaccessible) and registered; then
  * CALL_MAPPED does it, or CALL_CANCEL does not.  Integers are of the machine: both sides are on it.
  *
@@ -27,6 +30,8 @@
 #ifndef UP_CHILDMSG_H
 #define UP_CHILDMSG_H
 
+#include <errno.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
 
@@ -37,7 +42,8 @@
 #define ANSWER_MS 30000 /* the pager answers within that */
 
 #define PROTOCOL_VERSION 1u
-#define MSG_TEXT 256u /* with its end */
+#define RESTARTS_MAX 8u /* of the pager, during one call */
+#define MSG_TEXT 256u	/* with its end */
 #define MSG_BYTES 1024u
 
 enum msg_type {
@@ -71,6 +77,7 @@ enum call_op {
 	CALL_UNREF,    /* object */
 	CALL_INFO,     /* object.  => bytes: struct up_object_stats */
 	CALL_STATS,    /* => bytes: struct up_stats */
+	CALL_PREFAULT, /* addr, length, flags: 1, to be written: reads are begun.  -ENOMEM: more than can be in memory at a time */
 };
 
 /* 0 is no object. */
@@ -95,7 +102,16 @@ struct msg {
 	};
 };
 
-/* 0 or -errno; -ETIMEDOUT: the other side does not read.  `nfd` descriptors go with it. */
+static inline bool
+msg_is_restart(const struct msg *m, enum msg_type type)
+{
+	return m->type == (uint32_t)type && m->serial == 0 && m->status == -ERESTART;
+}
+
+/*
+ * 0 or -errno; -ETIMEDOUT: the other side does not read; -ENOTCONN: it is over.  `nfd` descriptors go
+ * with it.
+ */
 int msg_send(int sock, const struct msg *m, const int fd[], size_t nfd);
 /* The same by a time (now_ns()): for one of several, whose reader is to be waited for once and not each time. */
 int msg_send_by(int sock, const struct msg *m, const int fd[], size_t nfd, uint64_t end);
@@ -104,6 +120,8 @@ int msg_send_by(int sock, const struct msg *m, const int fd[], size_t nfd, uint6
  * are the caller's.  *pid: the sender's, if asked for.
  */
 int msg_receive(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, pid_t *pid);
+/* Nothing that is there now is the answer to what is about to be asked. */
+void msg_drain(int sock);
 /* The same, once there is one, within `ms`. */
 int msg_await(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, int ms);
 

@@ -5,6 +5,7 @@
 #ifndef UP_CLIENT_H
 #define UP_CLIENT_H
 
+#include "childmsg.h"
 #include "cow.h"
 #include "keeper.h"
 #include "serve.h"
@@ -17,19 +18,82 @@ struct client {
 	gid_t gid;		    /* (c) */
 	char name[64];		    /* (k) */
 	bool connected;		    /* (k) it speaks our version */
-	struct object **object;	    /* (k) by their numbers, less 1; each with a handle */
-	unsigned nobject, nheld;    /* (k) */
-	struct account *account;    /* (c) */
-	struct part *pending;	    /* (m) */
+	struct wired_array
+		object; /* (k) struct object *, by their numbers, less 1; each with a handle */
+	unsigned nheld; /* (k) */
+	struct account *account; /* (c) */
+	struct part *pending;	 /* (m) */
 	size_t npending;
 	struct wired_array pending_mem;
+	struct guest *
+		guest; /* (c) once it has a space: of one that does not know of us (guest.c); NULL */
 };
+
+/* Who may open a named object: as of a file with mode 0600, its owner and root. */
+struct owner {
+	struct owner *next;
+	uid_t uid;
+	struct object *object; /* whose name it is; NULL: it is still to be made */
+	char name[MSG_TEXT];
+};
+
+/*
+ * Where an object of a client has its pages from.  The descriptor is the source's, and kept (store.h) as "file" with the object's id.
+ */
+struct served_file {
+	struct served_file *next;
+	const struct object *object;
+	uint32_t op; /* CALL_CREATE_FILE or _DEVICE */
+	uint32_t flags;
+	uint64_t offset, length;
+};
+
+struct group {
+	struct group *next;
+	struct account *account; /* which has the name */
+};
+
+struct server {
+	pthread_mutex_t lock;
+	struct zone client_zone, owner_zone, file_zone;
+	struct owner *owners;	   /* (lock) */
+	struct served_file *files; /* (lock) */
+	struct group *groups;	   /* (lock) never removed */
+	void (*ended)(void *ctx, uint64_t id, bool guest);
+	void *ctx;
+};
+
+/* Of that process, with a reference of its own to an account.  0, or -ENOMEM. */
+int client_create(struct up_runtime *rt, const struct serve_limits *limits, pid_t pid, uid_t uid,
+		  gid_t gid, const char *name, struct client **out);
+/* Its space, in the list; sock is the space's.  0; -EAGAIN: there are too many; -ENOMEM.  => map.change is held */
+int client_space(struct pager *p, struct client *c, int sock, struct space **out);
+/* NULL: it has gone.  => map.change or map.lock is held */
+struct space *client_find(struct pager *p, uint64_t id);
+/* 0, or why the client can not have [addr, addr + length) as well.  => map.change is held */
+int client_room(const struct space *sp, uint64_t addr, uint64_t length, size_t regions);
+
+/* guest.c.  guests_stop(): nothing is done for guests any more; before the keeper stops.  guests_free(): when no guest is left. */
+void guests_stop(struct up_runtime *rt);
+void guests_free(struct up_runtime *rt);
+void guest_free(struct guest *g);
 
 /* A message of a client.  < 0: it is to go.  Descriptors that are left in fd[] are the caller's. */
 int client_heard(struct forks *f, struct space *sp, int fd[], size_t *nfd);
 void client_end(struct pager *p, struct space *sp);
+void client_write_back(struct pager *p, struct map *m, uintptr_t start, uintptr_t end);
 void client_free(struct up_runtime *rt, struct client *c, uint64_t id);
 void server_free(struct up_runtime *rt);
+/* An object with a source goes. */
+void server_forget(struct up_runtime *rt, const struct object *o);
+/* Limits and minima of a new account are those of an old one.  => as for account_create().  NULL: no memory */
+struct account *server_account(struct up_runtime *rt, const char *group, size_t limit,
+			       size_t minimum);
+/* A client without anything, but with room for so many objects; NULL: no memory.  client_discard() or an end of its space takes it back. */
+struct client *client_alloc(struct up_runtime *rt, const struct serve_limits *limits);
+void client_discard(struct up_runtime *rt, struct client *c);
+/* True if what clients and groups were promised fits such a limit.  => map.change is held */
+bool clients_fit(struct up_runtime *rt, size_t limit);
 /* Take pages from whoever has more than it may.  True: to be done again soon. */
 bool clients_reduce(struct up_runtime *rt);
 

@@ -345,6 +345,10 @@ hear_regions(struct ticket *of, struct ticket **ticket)
 		if (r < 0 && r != -EPROTO)
 			return r;
 		left = m.left;
+		if (r == 0 && msg_is_restart(&m, MSG_REGION)) {
+			close_all(fd, nfd);
+			return -ERESTART;
+		}
 		if (m.type != MSG_REGION || m.serial != of->serial) {
 			close_all(fd, nfd);
 			left = 1;
@@ -358,9 +362,9 @@ hear_regions(struct ticket *of, struct ticket **ticket)
 	return error;
 }
 
-/* Of a runtime that serves us.  NULL: the child gets nothing. */
-static struct ticket *
-prepare_client(struct ticket *of)
+/* *out NULL: the child gets nothing.  -ERESTART: the daemon was killed over it, and there is another one. */
+static int
+prepare_once(struct ticket *of, struct ticket **out)
 {
 	struct msg m = { .type = MSG_FORK, .serial = ++of->serial };
 	struct ticket *t = NULL;
@@ -369,7 +373,8 @@ prepare_client(struct ticket *of)
 
 	r = still_open(of) ? make_sockets(sock, &inode) : -EBADF;
 	if (r < 0)
-		goto fail;
+		return r;
+	msg_drain(of->sock);
 	r = msg_send(of->sock, &m, &sock[0], 1);
 	close(sock[0]);
 	if (r == 0) {
@@ -384,16 +389,28 @@ prepare_client(struct ticket *of)
 		t->sock = sock[1];
 		t->inode = inode;
 		t->of = of;
-		return t;
+		*out = t;
+		return 0;
 	}
 	close(sock[1]);
 	if (t != NULL)
 		ticket_free(t);
-fail:
+	return r;
+}
+
+/* Of a runtime that serves us.  NULL: the child gets nothing. */
+static struct ticket *
+prepare_client(struct ticket *of)
+{
+	struct ticket *t = NULL;
+	int r = -ERESTART;
+
+	for (unsigned tries = 0; r == -ERESTART && tries < RESTARTS_MAX; tries++)
+		r = prepare_once(of, &t);
 	if (r < 0)
 		log_line(&of->rt->p.log, UP_LOG_WARNING, "fork: the child gets no paged memory: %s",
 			 strerrorname_np(-r));
-	return NULL;
+	return t;
 }
 
 static void
@@ -531,15 +548,18 @@ map_region(const struct ticket *t, const struct region *rg)
 static int
 hello(struct ticket *t)
 {
-	struct msg m = { .type = MSG_HELLO };
 	int fd[MSG_REGIONS], r;
 	size_t nfd = 0;
+	struct msg m;
 
-	r = msg_send(t->sock, &m, &t->uffd, 1);
-	if (r == 0)
-		r = msg_await(t->sock, &m, fd, &nfd, ANSWER_MS);
-	if (r < 0)
-		return r;
+	do {
+		m = (struct msg){ .type = MSG_HELLO };
+		r = msg_send(t->sock, &m, &t->uffd, 1);
+		if (r == 0)
+			r = msg_await(t->sock, &m, fd, &nfd, ANSWER_MS);
+		if (r < 0)
+			return r;
+	} while (nfd == 0 && msg_is_restart(&m, MSG_REGION)); /* it may have got lost */
 	if (m.type == MSG_ACK && nfd == 1) {
 		t->pager = fd[0];
 		return 0;
@@ -583,7 +603,7 @@ adopt(struct ticket *t)
 
 	if (r == 0)
 		r = watcher_start(&(struct watched){ t->sock, t->uffd, t->pager, &t->n, t->r, NULL,
-						     0 },
+						     0, NULL },
 				  (char *)t + t->half - WATCHER_BYTES);
 	t->watched = r == 0;
 	for (size_t i = 0; i < t->n && r == 0; i++) {

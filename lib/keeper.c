@@ -14,6 +14,7 @@
 #include "keeper.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -24,6 +25,7 @@
 #include <unistd.h>
 
 #include "client.h"
+#include "store.h"
 
 #define KEEPER_STACK ((size_t)256 << 10)
 #define KEEPER_OVERHEAD ((size_t)64 << 10) /* charged to the limit: touched stack, this struct */
@@ -46,6 +48,10 @@ keeper_end(struct pager *p, struct space *sp)
 {
 	const int sock = sp->sock;
 
+	sp->attached = false;
+	stores_in_order();
+	store_drop(p->store, "space", sp->id, "uffd");
+	store_drop(p->store, "space", sp->id, "sock");
 	p->pmap->ops->space_detach(p->pmap, sp->shard);
 	if (sp->client != NULL)
 		client_end(p, sp);
@@ -65,6 +71,7 @@ end_child(struct forks *f, struct space *sp)
 	sigset_t old;
 
 	change_begin(p, &old);
+	client_write_back(p, &sp->map, 0, UINTPTR_MAX);
 	keeper_end(p, sp);
 	change_end(p, &old);
 	if (c != NULL)
@@ -155,6 +162,7 @@ fork_of_child(struct forks *f, struct space *parent, int sock)
 		close(sock);
 		return;
 	}
+	store_keep(p->store, "space", sp->id, "sock", sock);
 	sp->uid = parent->uid;
 	sp->account = parent->account != NULL ? account_ref(parent->account) : NULL;
 	end = now_ns() + (uint64_t)FORK_MS * 1000000;
@@ -171,7 +179,7 @@ fork_of_child(struct forks *f, struct space *parent, int sock)
 	}
 	chain_thaw(p);
 	/* Killed meanwhile: what it had forked is as it has to be, or was not forked and ends as all children do. */
-	if (r < 0 && r != -ENOTCONN && r != -EPIPE) {
+	if (r < 0 && r != -ENOTCONN) {
 		if (r != -ECANCELED)
 			log_line(
 				&p->log, UP_LOG_WARNING,
@@ -182,11 +190,30 @@ fork_of_child(struct forks *f, struct space *parent, int sock)
 	change_end(p, &old);
 }
 
+int
+keeper_attach(struct forks *f, struct space *sp, int uffd, pid_t pid)
+{
+	const struct msg ack = { .type = MSG_ACK };
+	struct pager *p = &f->rt->p;
+	int r;
+
+	/* Before anybody can rely on it. */
+	store_keep(p->store, "space", sp->id, "uffd", uffd);
+	store_keep(p->store, "space", sp->id, "sock", sp->sock);
+	r = p->pmap->ops->space_attach(p->pmap, sp->shard, uffd, pid);
+	if (r < 0)
+		return r;
+	atomic_store(&sp->pid, (int)pid);
+	stores_in_order();
+	sp->attached = true;
+	return msg_send(sp->sock, &ack, &f->pidfd, 1);
+}
+
 static void
 heard(struct forks *f, struct space *sp)
 {
-	struct pager *p = &f->rt->p;
 	int fd[MSG_REGIONS], r;
+	struct pager *p = &f->rt->p;
 	pid_t pid = 0;
 	size_t nfd;
 
@@ -197,25 +224,20 @@ heard(struct forks *f, struct space *sp)
 		r = client_heard(f, sp, fd, &nfd);
 	} else if (r == 0 && f->msg.type == MSG_HELLO && nfd == 1 && !sp->attached) {
 		nfd = 0;
-		r = p->pmap->ops->space_attach(p->pmap, sp->shard, fd[0], pid);
-		if (r == 0) {
-			const struct msg ack = { .type = MSG_ACK };
-
-			sp->attached = true;
-			atomic_store(&sp->pid, (int)pid);
-			r = msg_send(sp->sock, &ack, &f->pidfd, 1);
-		}
+		r = keeper_attach(f, sp, fd[0], pid);
 	} else if (r == 0 && f->msg.type == MSG_FORK && nfd == 1 && sp->attached) {
 		nfd = 0;
 		fork_of_child(f, sp, fd[0]);
-	} else if (r == 0 && f->msg.type != MSG_FORKED) { /* that may come too late */
+	} else if (r == 0 && f->msg.type != MSG_FORKED &&
+		   (f->msg.type != MSG_HELLO || !sp->attached)) {
+		/* Those may come too late: a predecessor had waited for the one and has had the other. */
 		r = -EPROTO;
 	}
 	for (size_t i = 0; i < nfd; i++)
 		close(fd[i]);
 	if (r == 0)
 		return;
-	if (r != -ENOTCONN && r != -EPIPE)
+	if (r != -ENOTCONN)
 		log_line(&p->log, UP_LOG_ERROR, "a message of %s %d: %s",
 			 sp->client != NULL ? "client" : "the forked child",
 			 sp->client != NULL ? (int)sp->client->pid : atomic_load(&sp->pid),
@@ -273,7 +295,9 @@ start_thread(struct forks *f)
 	sigset_t all, old;
 	int r;
 
-	f->pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
+	/* As long as there may be a successor, watchers have nothing to do. */
+	f->pidfd = f->rt->p.store != NULL ? fcntl(f->rt->p.store->pidfd, F_DUPFD_CLOEXEC, 0)
+					  : (int)syscall(SYS_pidfd_open, getpid(), 0);
 	if (f->pidfd < 0)
 		return -errno;
 	f->kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -56,6 +56,11 @@ void keeper_kick(struct forks *f);
  * that there is no room.  Waits for a second at most.  => map.change is not held
  */
 void keeper_catch_up(struct forks *f);
+/*
+ * The process `pid` runs there from now on, and is told so.  => map.change is not held.  < 0: the space is to end.  The descriptor is not the
+ * caller's any more in any case.
+ */
+int keeper_attach(struct forks *f, struct space *sp, int uffd, pid_t pid);
 /* Nobody runs there, any more or yet.  => map.change is held */
 void keeper_end(struct pager *p, struct space *sp);
 /* What there is to map of an entry of a space; the descriptor is not the caller's. */

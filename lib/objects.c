@@ -174,10 +174,9 @@ up_object_remove(struct up_runtime *rt, const char *name)
 
 /* --- with a source --- */
 
-/* The object for a source, which is destroyed if there can be none. */
-static int
-create(struct up_runtime *rt, const char *call, struct source *src, bool readonly,
-       struct up_object **out)
+int
+object_create_source(struct up_runtime *rt, const char *call, struct source *src, bool readonly,
+		     struct up_object **out)
 {
 	const uint64_t npages = (src->bytes + PAGE_MASK) >> PAGE_SHIFT;
 	struct object *o;
@@ -217,7 +216,7 @@ up_object_create_file(struct up_runtime *rt, int fd, uint64_t offset, uint64_t s
 	if ((offset & PAGE_MASK) || offset > INT64_MAX || size > INT64_MAX - offset)
 		return bad(rt, "up_object_create_file: offset %llu, size %llu",
 			   (unsigned long long)offset, (unsigned long long)size);
-	r = vnode_file(fd, offset, size, &readonly, &src);
+	r = vnode_file(fd, offset, size, (rt->mask & UP_MASK_ODIRECT) == 0, &readonly, &src);
 	if (r < 0) {
 		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_create_file: descriptor %d: %s%s", fd,
 			 r == -EINVAL	? "not a regular file open for reading, or empty: "
@@ -226,7 +225,7 @@ up_object_create_file(struct up_runtime *rt, int fd, uint64_t offset, uint64_t s
 			 strerrorname_np(-r));
 		return r;
 	}
-	return create(rt, "up_object_create_file", src, readonly, obj);
+	return object_create_source(rt, "up_object_create_file", src, readonly, obj);
 }
 
 int
@@ -249,7 +248,7 @@ up_object_create_device(struct up_runtime *rt, int fd, unsigned flags, struct up
 			 strerrorname_np(-r));
 		return r;
 	}
-	return create(rt, "up_object_create_device", src, readonly, obj);
+	return object_create_source(rt, "up_object_create_device", src, readonly, obj);
 }
 
 int
@@ -274,7 +273,7 @@ up_object_create_custom(struct up_runtime *rt, uint64_t size, const struct up_pa
 		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_create_custom: out of memory");
 		return r;
 	}
-	return create(rt, "up_object_create_custom", src, ops->page_out == NULL, obj);
+	return object_create_source(rt, "up_object_create_custom", src, ops->page_out == NULL, obj);
 }
 
 /* One entry's part of the range.  => map.change is held. */

@@ -18,13 +18,18 @@
 #include "remote.h"
 
 #include <fcntl.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "childmsg.h"
@@ -33,7 +38,9 @@
 
 #define REGIONS_MAX 65536u /* of a client, as vm.max_map_count has it */
 #define CONNECT_MS 5000
+#define CONNECT_TRIES 8u
 #define SERIAL_CALL 0x80000000u /* forks have the others */
+#define RESTARTS_MAX 8u		/* of the daemon, during one call */
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22 /* Linux 5.14 */
@@ -42,17 +49,25 @@
 
 struct remote {
 	pthread_mutex_t lock;
-	uint32_t serial; /* (lock) */
-	int sock;	 /* (c) */
-	int uffd;	 /* (c) */
-	int pager;	 /* (c) a pidfd of the daemon's process */
-	bool broken;	 /* (lock) the daemon is gone, or has answered what it may not */
+	uint32_t serial;   /* (lock) */
+	int sock;	   /* (c) */
+	int uffd;	   /* (c) */
+	int pager;	   /* (c) a pidfd of the daemon's process */
+	unsigned restarts; /* (lock) calls over which the daemon was killed */
+	bool again;	   /* (c) should the daemon be killed over it, we connect again */
+	bool broken;	   /* (lock) the daemon is gone, or has answered what it may not */
 	struct ticket *ticket;
 	uint64_t limit;	       /* (c) the daemon's */
 	atomic_size_t nregion; /* (lock) to change */
 	struct region *region; /* REGIONS_MAX of them; length 0: free */
 	char *watcher;
 	atomic_bool over; /* we have hung up */
+	/* up_config.pager_lost */
+	void (*lost)(void *ctx); /* (c) NULL: there is no herald */
+	void *lost_ctx;		 /* (c) */
+	pthread_t herald;
+	int stop; /* (c) eventfd: it is to end */
+	_Atomic uint32_t told;
 };
 
 /* The pointer that the program has is to this, and one more. */
@@ -102,7 +117,7 @@ static int
 lost(struct remote *re, int r)
 {
 	re->broken = true;
-	return r == -ENOTCONN || r == -EPIPE || r == -ECONNRESET ? -ENOTCONN : r;
+	return r;
 }
 
 static int
@@ -113,6 +128,7 @@ ask(struct remote *re, const struct call *q, int fd)
 
 	if (re->broken)
 		return -ENOTCONN;
+	msg_drain(re->sock);
 	r = msg_send(re->sock, &m, &fd, fd >= 0);
 	return r < 0 ? lost(re, r) : 0;
 }
@@ -126,17 +142,18 @@ hear(struct remote *re, struct msg *m, int fd[MSG_REGIONS], size_t *nfd)
 
 		if (r < 0)
 			return lost(re, r);
-		if (m->serial == (SERIAL_CALL | re->serial) &&
-		    (m->type == MSG_RETURN || m->type == MSG_REGION))
+		if ((m->serial == (SERIAL_CALL | re->serial) &&
+		     (m->type == MSG_RETURN || m->type == MSG_REGION)) ||
+		    msg_is_restart(m, MSG_RETURN))
 			return 0;
 		for (size_t i = 0; i < *nfd; i++)
 			close(fd[i]);
 	}
 }
 
-/* One that is answered by RETURN alone. */
+/* The same, once. */
 static int
-request(struct remote *re, const struct call *q, int with, struct msg *answer)
+request_once(struct remote *re, const struct call *q, int with, struct msg *answer)
 {
 	int fd[MSG_REGIONS], r;
 	size_t nfd;
@@ -150,7 +167,23 @@ request(struct remote *re, const struct call *q, int with, struct msg *answer)
 		close(fd[i]);
 	if (answer->type != MSG_RETURN || nfd > 0)
 		return lost(re, -EPROTO);
+	if (answer->status == -ERESTART)
+		re->restarts++;
 	return answer->status > 0 ? lost(re, -EPROTO) : answer->status;
+}
+
+/*
+ * One that is answered by RETURN alone.  -ERESTART: the daemon was killed over it, and there is another one; it was done or it was
+ * not, and doing it again does no harm, unless what is done is to be done once.
+ */
+static int
+request(struct remote *re, const struct call *q, int with, struct msg *answer)
+{
+	int r = -ERESTART;
+
+	for (unsigned tries = 0; r == -ERESTART && tries < RESTARTS_MAX; tries++)
+		r = request_once(re, q, with, answer);
+	return r == -ERESTART ? -EAGAIN : r;
 }
 
 /* --- what is mapped.  => the lock is held --- */
@@ -202,6 +235,30 @@ region_cut(struct remote *re, uint64_t va, uint64_t len)
 				region_add(re, &tail);
 		}
 	}
+}
+
+/*
+ * Unmap what is on record of the range, and nothing else: what lies between is the program's.  0, or why something is still mapped: it stays
+ * on record.
+ */
+static int
+region_unmap(struct remote *re, uint64_t va, uint64_t len)
+{
+	int r = 0;
+
+	/* What is cut off goes to a free place, or behind the last; it is outside of the range. */
+	for (size_t i = 0; i < atomic_load(&re->nregion); i++) {
+		const struct region rg = re->region[i];
+		const uint64_t from = MAX(rg.va, va), to = MIN(rg.va + rg.len, va + len);
+
+		if (rg.len == 0 || from >= to)
+			continue;
+		if (munmap((void *)(uintptr_t)from, to - from) < 0)
+			r = -errno;
+		else
+			region_cut(re, from, to - from);
+	}
+	return r;
 }
 
 /* Map what one message tells, at addresses that are reserved, inaccessible. */
@@ -279,7 +336,7 @@ map_answer(struct remote *re, uint64_t va, uint64_t len)
 		error = -EPROTO;
 	if (error < 0)
 		q.op = CALL_CANCEL;
-	r = request(re, &q, -1, &m);
+	r = request_once(re, &q, -1, &m);
 	if (error < 0 || r < 0)
 		region_cut(re, va, len);
 	return error < 0 ? error : r;
@@ -306,6 +363,41 @@ reserve(struct up_runtime *rt, const char *call, void *hint, bool fixed, size_t 
 			 strerrorname_np(-r));
 	*va = (uintptr_t)p;
 	return r;
+}
+
+/* The daemon was killed over what is mapped there, or not: so that it is not, and the addresses are reserved as before. */
+static int
+start_again(struct remote *re, uint64_t va, uint64_t len)
+{
+	const struct call undo = { .op = CALL_UNMAP, .addr = va, .length = len };
+	struct msg m;
+	int r;
+
+	re->restarts++;
+	if (mmap((void *)(uintptr_t)va, len, PROT_NONE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+		return -errno;
+	r = request(re, &undo, -1, &m);
+	return r == -ENOMEM ? 0 : r;
+}
+
+/* CALL_MAP or CALL_CLONE and all that follows, at addresses that are reserved. */
+static int
+map_call(struct remote *re, const struct call *q, uint64_t va, uint64_t len)
+{
+	int r;
+
+	for (unsigned tries = 0; tries < RESTARTS_MAX; tries++) {
+		r = ask(re, q, -1);
+		if (r == 0)
+			r = map_answer(re, va, len);
+		if (r != -ERESTART)
+			return r;
+		r = start_again(re, va, len);
+		if (r < 0)
+			return r;
+	}
+	return -EAGAIN;
 }
 
 /* Writable memory can be read: the kernel knows no other. */
@@ -358,9 +450,7 @@ remote_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned 
 	if (r == 0) {
 		q.addr = va;
 		q.object = obj != NULL ? remote_object(obj)->id : 0;
-		r = ask(re, &q, -1);
-		if (r == 0)
-			r = map_answer(re, va, length);
+		r = map_call(re, &q, va, length);
 		if (r == 0 && real_prot(prot) != PROT_NONE &&
 		    mprotect((void *)va, length, real_prot(prot)) < 0) {
 			struct msg m;
@@ -402,6 +492,7 @@ int
 remote_unmap(struct up_runtime *rt, void *addr, size_t length)
 {
 	struct call q = { .op = CALL_UNMAP, .addr = (uintptr_t)addr, .length = length };
+	unsigned restarts;
 	struct msg m;
 	sigset_t old;
 	int r = check_range(rt, "up_unmap", (uintptr_t)addr, length);
@@ -410,24 +501,45 @@ remote_unmap(struct up_runtime *rt, void *addr, size_t length)
 		r = begin(rt, "up_unmap", &old);
 	if (r < 0)
 		return r;
+	restarts = rt->remote->restarts;
 	r = request(rt->remote, &q, -1, &m);
+	if (r == -ENOMEM && restarts != rt->remote->restarts)
+		r = 0; /* it was done */
 	/* Without a daemon there is nobody to ask, and what is mapped can go. */
-	if (r == 0 || r == -ENOTCONN) {
-		r = munmap(addr, length) < 0 ? -errno : 0;
-		region_cut(rt->remote, q.addr, length);
+	if (r < 0 && !rt->remote->broken) {
+		end(rt, &old);
+		return failed(rt, "up_unmap", r);
 	}
+	r = region_unmap(rt->remote, q.addr, length);
 	end(rt, &old);
-	return failed(rt, "up_unmap", r);
+	if (r < 0)
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_unmap: %s", strerrorname_np(-r));
+	return r;
 }
 
 int
 remote_protect(struct up_runtime *rt, void *addr, size_t length, int prot)
 {
-	struct call q = { .op = CALL_PROTECT, .prot = prot };
-	int r = range_call(rt, "up_protect", &q, addr, length);
+	struct call q = {
+		.op = CALL_PROTECT, .prot = prot, .addr = (uintptr_t)addr, .length = length
+	};
+	struct msg m;
+	sigset_t old;
+	int r = check_range(rt, "up_protect", (uintptr_t)addr, length);
 
-	if (r == 0 && mprotect(addr, length, real_prot(prot)) < 0)
+	if (r == 0)
+		r = begin(rt, "up_protect", &old);
+	if (r < 0)
+		return r;
+	r = request(rt->remote, &q, -1, &m);
+	/* Under the lock: another thread may be about to unmap the range, and map something else there. */
+	if (r == 0 && mprotect(addr, length, real_prot(prot)) < 0) {
 		r = -errno;
+		log_line(&rt->p.log, UP_LOG_ERROR, "up_protect: %s", strerrorname_np(-r));
+	} else {
+		failed(rt, "up_protect", r);
+	}
+	end(rt, &old);
 	return r;
 }
 
@@ -455,14 +567,13 @@ remote_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags)
 	return range_call(rt, "up_sync", &q, addr, length);
 }
 
-/* Without the lock: it waits for pages. */
+/* What the daemon has begun to read, or has not, is touched here.  Without the lock: it waits for pages. */
 int
 remote_prefault(struct up_runtime *rt, void *addr, size_t length, int write)
 {
-	int r = check_range(rt, "up_prefault", (uintptr_t)addr, length);
+	struct call q = { .op = CALL_PREFAULT, .flags = write != 0 };
+	int r = range_call(rt, "up_prefault", &q, addr, length);
 
-	if (r == 0)
-		r = check_process(rt, "up_prefault");
 	if (r < 0)
 		return r;
 	if (madvise(addr, length, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0)
@@ -529,9 +640,7 @@ remote_clone(struct up_runtime *rt, void *addr, size_t length, void **copy)
 			.op = CALL_CLONE, .addr = (uintptr_t)addr, .length = length, .offset = va
 		};
 
-		r = ask(re, &q, -1);
-		if (r == 0)
-			r = map_answer(re, va, length);
+		r = map_call(re, &q, va, length);
 		for (size_t i = 0; r == 0 && i < atomic_load(&re->nregion); i++) {
 			rg = &re->region[i];
 			if (rg->len > 0 && rg->va >= va && rg->va < va + length &&
@@ -575,7 +684,16 @@ object_call(struct up_runtime *rt, const char *call, const struct call *q, int f
 		return -ENOMEM;
 	r = begin(rt, call, &old);
 	if (r == 0) {
+		const unsigned restarts = rt->remote->restarts;
+
 		r = request(rt->remote, q, fd, &m);
+		/* It has been made, and the answer got lost. */
+		if (r == -EEXIST && restarts != rt->remote->restarts && q->op == CALL_CREATE_ANON) {
+			struct call there = *q;
+
+			there.op = CALL_OPEN;
+			r = request(rt->remote, &there, -1, &m);
+		}
 		end(rt, &old);
 	}
 	if (failed(rt, call, r) < 0) {
@@ -758,6 +876,13 @@ connect_to(struct up_runtime *rt, const char *path)
 	return fd;
 }
 
+/* A hang-up is not worth a word to the program before the last of our tries. */
+static bool
+is_last_try(const struct remote *re, int r)
+{
+	return r != -ENOTCONN || !re->again;
+}
+
 /* Who we are, and what the daemon can do.  0 or -errno and a log line. */
 static int
 introduce(struct up_runtime *rt, uint64_t *features)
@@ -776,12 +901,12 @@ introduce(struct up_runtime *rt, uint64_t *features)
 	if (r == 0 && (m.type != MSG_RETURN || m.status > 0))
 		r = -EPROTO;
 	if (r < 0) {
-		log_line(
-			&rt->p.log, UP_LOG_ERROR, "up_runtime_connect: %s",
-			r == -ENOTCONN
-				? "the daemon has hung up: it has as many clients as it takes, or does "
-				  "not speak this version of the protocol"
-				: strerrorname_np(-r));
+		if (is_last_try(re, r))
+			log_line(&rt->p.log, UP_LOG_ERROR, "up_runtime_connect: %s",
+				 r == -ENOTCONN
+					 ? "the daemon has hung up: it has as many clients as it "
+					   "takes, or does not speak this version of the protocol"
+					 : strerrorname_np(-r));
 		return r;
 	}
 	if (m.status < 0) {
@@ -814,8 +939,10 @@ hello(struct up_runtime *rt)
 		close(fd[i]);
 	if (r == 0)
 		r = -EPROTO;
-	log_line(&rt->p.log, UP_LOG_ERROR, "up_runtime_connect: the daemon does not serve us: %s",
-		 strerrorname_np(-r));
+	if (is_last_try(re, r))
+		log_line(&rt->p.log, UP_LOG_ERROR,
+			 "up_runtime_connect: the daemon does not serve us: %s",
+			 strerrorname_np(-r));
 	return r;
 }
 
@@ -836,8 +963,60 @@ remote_free(struct up_runtime *rt)
 	munmap(rt, REMOTE_BYTES + TABLE_BYTES);
 }
 
-int
-up_runtime_connect(struct up_runtime **out, const char *path, const struct up_config *cfg)
+/* Tells the program, and then the watcher that it may go on. */
+static void *
+herald(void *arg)
+{
+	struct remote *re = arg;
+	struct pollfd pf[3] = { { .fd = re->stop, .events = POLLIN },
+				{ .fd = re->sock },
+				{ .fd = re->pager, .events = POLLIN } };
+
+	while (poll(pf, 3, -1) < 0 && errno == EINTR)
+		;
+	/* A descriptor that the program has closed says nothing. */
+	if (pf[0].revents != 0 || ((pf[1].revents | pf[2].revents) & ~POLLNVAL) == 0)
+		return NULL;
+	re->lost(re->lost_ctx);
+	atomic_store(&re->told, 1);
+	syscall(SYS_futex, &re->told, FUTEX_WAKE, 1, NULL, NULL, 0);
+	return NULL;
+}
+
+static int
+herald_start(struct remote *re)
+{
+	sigset_t old;
+	int r;
+
+	if (re->lost == NULL)
+		return 0;
+	re->stop = eventfd(0, EFD_CLOEXEC);
+	if (re->stop < 0)
+		return -errno;
+	signals_hold(&old);
+	r = pthread_create(&re->herald, NULL, herald, re);
+	signals_release(&old);
+	if (r != 0)
+		close(re->stop);
+	return -r;
+}
+
+static void
+herald_stop(struct remote *re)
+{
+	const uint64_t one = 1;
+
+	if (re->lost == NULL)
+		return;
+	if (write(re->stop, &one, sizeof one) < 0)
+		assert(errno == EAGAIN);
+	pthread_join(re->herald, NULL);
+	close(re->stop);
+}
+
+static int
+connect_once(struct up_runtime **out, const char *path, const struct up_config *cfg, bool again)
 {
 	static const uint64_t none[sizeof cfg->reserved / sizeof cfg->reserved[0]];
 	struct up_runtime *rt;
@@ -845,9 +1024,6 @@ up_runtime_connect(struct up_runtime **out, const char *path, const struct up_co
 	uint64_t features = 0;
 	int r;
 
-	if (out == NULL || path == NULL)
-		return -EINVAL;
-	*out = NULL;
 	/* The runtime, and behind it the table that the watcher reads. */
 	rt = mmap(NULL, REMOTE_BYTES + TABLE_BYTES + WATCHER_BYTES, PROT_READ | PROT_WRITE,
 		  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -856,8 +1032,12 @@ up_runtime_connect(struct up_runtime **out, const char *path, const struct up_co
 	re = (struct remote *)(void *)(rt + 1);
 	rt->remote = re;
 	rt->pid = getpid();
-	if (cfg != NULL)
+	re->again = again;
+	if (cfg != NULL) {
 		rt->p.log = (struct logger){ .fn = cfg->log, .ctx = cfg->log_ctx };
+		re->lost = cfg->pager_lost;
+		re->lost_ctx = cfg->pager_lost_ctx;
+	}
 	re->region = (struct region *)(void *)((char *)rt + REMOTE_BYTES);
 	re->watcher = (char *)rt + REMOTE_BYTES + TABLE_BYTES;
 	re->sock = re->uffd = re->pager = -1;
@@ -878,9 +1058,15 @@ up_runtime_connect(struct up_runtime **out, const char *path, const struct up_co
 	r = client_add(rt, re->sock, features, &re->lock, &re->ticket);
 	if (r < 0)
 		goto free;
-	r = watcher_start(&(struct watched){ re->sock, re->uffd, re->pager, &re->nregion,
-					     re->region, &re->over, 0 },
-			  re->watcher);
+	r = herald_start(re);
+	if (r == 0) {
+		r = watcher_start(&(struct watched){ re->sock, re->uffd, re->pager, &re->nregion,
+						     re->region, &re->over, 0,
+						     re->lost != NULL ? &re->told : NULL },
+				  re->watcher);
+		if (r < 0)
+			herald_stop(re);
+	}
 	if (r < 0) {
 		client_remove(re->ticket);
 		goto free;
@@ -890,6 +1076,24 @@ up_runtime_connect(struct up_runtime **out, const char *path, const struct up_co
 free:
 	munmap(re->watcher, WATCHER_BYTES);
 	remote_free(rt);
+	return r;
+}
+
+int
+up_runtime_connect(struct up_runtime **out, const char *path, const struct up_config *cfg)
+{
+	const struct timespec nap = { .tv_nsec = 50000000 };
+	int r = -ENOTCONN;
+
+	if (out == NULL || path == NULL)
+		return -EINVAL;
+	*out = NULL;
+	/* It may have been killed over it. */
+	for (unsigned tries = 0; r == -ENOTCONN && tries < CONNECT_TRIES; tries++) {
+		if (tries > 0)
+			nanosleep(&nap, NULL);
+		r = connect_once(out, path, cfg, tries + 1 < CONNECT_TRIES);
+	}
 	return r;
 }
 
@@ -905,6 +1109,7 @@ remote_destroy(struct up_runtime *rt)
 
 	if (rt->pid != getpid())
 		return;
+	herald_stop(re);
 	signals_hold(&old);
 	pthread_mutex_lock(&re->lock);
 	for (size_t i = 0; i < atomic_load(&re->nregion); i++) {

@@ -20,6 +20,7 @@
 #include "remote.h"
 #include "runtime.h"
 #include "sigbus.h"
+#include "store.h"
 #include "sysmem.h"
 
 #define STACK_SIZE ((size_t)256 << 10)
@@ -153,9 +154,16 @@ check_config(const struct up_config *cfg, const struct logger *log)
 			 cfg->memory_limit, UP_MEMORY_LIMIT_MIN);
 		return -EINVAL;
 	}
-	if (cfg->memory_limit / PAGE_SIZE > UINT32_MAX / 2) {
-		log_line(log, UP_LOG_ERROR, "up_runtime_create: memory_limit %zu is above 8 TiB",
-			 cfg->memory_limit);
+	if (MAX(cfg->memory_limit, cfg->memory_limit_max) / PAGE_SIZE > UINT32_MAX / 2) {
+		log_line(log, UP_LOG_ERROR,
+			 "up_runtime_create: memory_limit %zu, memory_limit_max %llu: above 8 TiB",
+			 cfg->memory_limit, (unsigned long long)cfg->memory_limit_max);
+		return -EINVAL;
+	}
+	if (cfg->memory_limit_max != 0 && cfg->memory_limit_max < cfg->memory_limit) {
+		log_line(log, UP_LOG_ERROR,
+			 "up_runtime_create: memory_limit_max %llu is below memory_limit %zu",
+			 (unsigned long long)cfg->memory_limit_max, cfg->memory_limit);
 		return -EINVAL;
 	}
 	if (cfg->service_threads > MAX_SERVICES) {
@@ -373,6 +381,15 @@ free_services(struct pager *p)
 	}
 }
 
+size_t
+runtime_nstage(size_t memory_limit)
+{
+	/* A quarter more addresses than frames: runs of neighbours stay easy to find. */
+	const size_t n = memory_limit / PAGE_SIZE;
+
+	return round_up(n + n / 4 + (size_t)4 * CLUSTER_MAX, 64);
+}
+
 int
 runtime_create(struct up_runtime **out, const struct up_config *cfg, const struct backend *b)
 {
@@ -405,8 +422,9 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 		rt->mask |= PMAP_INTHREAD;
 	p->log = (struct logger){ .fn = cfg->log, .ctx = cfg->log_ctx };
 	rt->memory_limit = choose_limit(cfg->memory_limit, &p->log);
-	rt->wire_limit = cfg->wire_limit != 0 ? (size_t)MIN(cfg->wire_limit, rt->memory_limit)
-					      : rt->memory_limit / 2;
+	rt->memory_most = MAX(rt->memory_limit, cfg->memory_limit_max);
+	rt->wire_wanted = cfg->wire_limit;
+	rt->wire_limit = limit_of_wired(rt, rt->memory_limit);
 	p->fault_timeout =
 		(uint64_t)(cfg->fault_timeout_ms != 0 ? cfg->fault_timeout_ms : 30000) * 1000000;
 	polling_init(&p->polling, cfg->io_poll_us == UP_NO_IO_POLL ? 0
@@ -415,10 +433,12 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	p->workers.mask = cfg->feature_mask;
 	p->nservices = cfg->service_threads != 0 ? cfg->service_threads
 						 : default_services(rt->memory_limit);
+	p->store = b->store;
 	p->idle = b->idle;
 	p->idle_ctx = b->ctx;
 	p->worker_engine = b->worker_engine;
 	p->worker_ctx = b->ctx;
+	pthread_mutex_init(&rt->limit_lock, NULL);
 	pthread_mutex_init(&rt->start_lock, NULL);
 	pthread_cond_init(&rt->start_cond, NULL);
 	pthread_mutex_init(&rt->held.lock, NULL);
@@ -433,19 +453,18 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 		goto free_rt;
 	}
 
-	/* A quarter more addresses than frames: runs of neighbours stay easy to find. */
-	nstage = rt->memory_limit / PAGE_SIZE;
-	nstage = round_up(nstage + nstage / 4 + (size_t)4 * CLUSTER_MAX, 64);
+	nstage = runtime_nstage(rt->memory_most);
 	r = b->pmap_create(b->ctx, &p->pmap, (frame_t)nstage, p->nservices, rt->mask, &p->log);
 	if (r < 0)
 		goto free_rt;
 	budget_init(&p->budget, rt->memory_limit - p->pmap->headroom);
-	r = arena_init(&p->arena, b->memory, p, &p->budget, rt->memory_limit);
+	r = arena_init(&p->arena, b->memory, p, &p->budget, rt->memory_most);
 	if (r < 0)
 		goto free_pmap;
-	r = heaps_init(&rt->heaps, &p->arena, rt->memory_limit / 2);
+	r = heaps_init(&rt->heaps, &p->arena, rt->memory_most / 2);
 	if (r < 0)
 		goto fini_arena;
+	arena_sub_limit(&rt->heaps.arena, rt->memory_limit / 2);
 	zone_init(&p->space_zone, &p->arena, "space", sizeof(struct space), NULL, NULL);
 	zone_init(&p->place_zone, &p->arena, "place", MAX(p->pmap->place_size, 16), NULL, NULL);
 	p->pmap->places = &p->place_zone;
@@ -467,14 +486,16 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	if (r < 0)
 		goto free_services;
 	resv_init(&p->resv_swap, p->swap.nslots, p->swap.fixed ? NULL : grow_swap, p);
-	r = pager_init(p);
+	r = pager_init(p, rt->memory_most - p->pmap->headroom);
 	if (r < 0) {
 		log_line(&p->log, UP_LOG_ERROR, "no memory for the runtime within memory_limit %zu",
 			 rt->memory_limit);
 		goto close_swap;
 	}
+	if (p->store != NULL)
+		p->zones.relink = &p->store->root->relink;
 	if (p->tier.kind != UP_COMPRESS_NONE) {
-		r = tier_init(p, (size_t)cfg->compress_limit);
+		r = tier_init(p, (size_t)cfg->compress_limit, rt->memory_most - p->pmap->headroom);
 		if (r < 0) {
 			log_line(&p->log, UP_LOG_ERROR,
 				 "memory_limit %zu is too small for compression", rt->memory_limit);
@@ -536,6 +557,7 @@ free_rt:
 	pthread_mutex_destroy(&rt->held.lock);
 	pthread_cond_destroy(&rt->start_cond);
 	pthread_mutex_destroy(&rt->start_lock);
+	pthread_mutex_destroy(&rt->limit_lock);
 	free(rt);
 	return r;
 }
@@ -707,6 +729,18 @@ entry_free(struct pager *p, struct map_entry *e)
 	resv_give(&p->resv_meta, meta_per_entry(p));
 }
 
+/* What a successor would need of it. */
+static void
+let_go_of(struct pager *p, const struct object *o)
+{
+	if (p->store == NULL)
+		return;
+	if (o->pool != 0 && o->apart)
+		store_drop(p->store, "object", o->id, NULL);
+	if (o->source != NULL)
+		server_forget(container_of(p, struct up_runtime, p), o);
+}
+
 /* One of a chain.  Returns its backing object if that was its last reference, or NULL. */
 static struct object *
 release_one(struct object *o)
@@ -721,6 +755,7 @@ release_one(struct object *o)
 		pthread_rwlock_unlock(&p->map.lock);
 	}
 	range_free(p, o, 0, npages, o->pool, PMAP_POOL, true);
+	let_go_of(p, o);
 	if (o->pool != 0)
 		p->pmap->ops->pool_destroy(p->pmap, o->pool);
 	resv_give(&p->resv_swap, o->reserved);
@@ -947,6 +982,11 @@ object_pool(struct up_runtime *rt, const char *call, struct object *o)
 			 (unsigned long long)o->npages, strerrorname_np(-r));
 		return r;
 	}
+	if (p->store != NULL && o->apart) {
+		uint64_t at;
+
+		store_keep(p->store, "object", o->id, NULL, pmap_uffd_pool_fd(p->pmap, pool, &at));
+	}
 	pthread_rwlock_wrlock(&p->map.lock);
 	o->pool = pool;
 	pthread_rwlock_unlock(&p->map.lock);
@@ -965,6 +1005,8 @@ object_unpool(struct pager *p, struct object *o)
 	o->pool = 0;
 	atomic_store(&o->unrecorded, false); /* the marks went with the places */
 	pthread_rwlock_unlock(&p->map.lock);
+	if (p->store != NULL && o->apart)
+		store_drop(p->store, "object", o->id, NULL);
 	p->pmap->ops->pool_destroy(p->pmap, pool);
 }
 
@@ -1616,9 +1658,7 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 
 	switch (advice) {
 	case UP_ADVICE_WILLNEED:
-		/* In another process it touches them itself. */
-		if (ours(p, e))
-			range_willneed(p, e->shard, start, end);
+		range_willneed(p, e->shard, start, end);
 		break;
 	case UP_ADVICE_DONTNEED:
 		if (e->object->source != NULL) {
@@ -1881,7 +1921,9 @@ up_runtime_destroy(struct up_runtime *rt)
 	if (rt == NULL || foreign(rt))
 		return;
 	p = &rt->p;
+	guests_stop(rt);
 	forks_stop(rt);
+	guests_free(rt);
 	server_free(rt);
 	/* What the program has done itself is put right while there are services. */
 	change_begin(p, &old);
@@ -1926,9 +1968,7 @@ up_runtime_destroy(struct up_runtime *rt)
 
 		if (n == 0)
 			break;
-		p->pmap->ops->frame_drop(p->pmap, f, n);
-		hole_give(&p->frames, f, n);
-		budget_uncharge(&p->budget, n * PAGE_SIZE);
+		frames_drop(p, f, n);
 	}
 	if (p->foreign != NULL)
 		foreign_fini(p->foreign);
@@ -1951,6 +1991,7 @@ up_runtime_destroy(struct up_runtime *rt)
 	pthread_mutex_destroy(&rt->held.lock);
 	pthread_cond_destroy(&rt->start_cond);
 	pthread_mutex_destroy(&rt->start_lock);
+	pthread_mutex_destroy(&rt->limit_lock);
 	free(rt);
 }
 

@@ -19,16 +19,21 @@
 struct up_runtime {
 	struct pager p;
 	const struct backend *backend; /* (c) */
-	size_t memory_limit;	       /* (c) as configured */
-	size_t wire_limit;	       /* (c) */
-	bool overcommit;	       /* (c) */
-	pid_t pid;		       /* (c) the process that created it */
-	uint64_t mask;		       /* (c) features not to use */
+	pthread_mutex_t
+		limit_lock; /* up_runtime_set_limit(), one at a time: outside of all others */
+	atomic_size_t memory_limit; /* (limit_lock) to change; as configured, or set since */
+	size_t memory_most;	    /* (c) that it can come to be */
+	size_t wire_limit;	    /* (map.change) */
+	uint64_t wire_wanted;	    /* (c) as configured; 0: half of the limit */
+	bool overcommit;	    /* (c) */
+	pid_t pid;		    /* (c) the process that created it */
+	uint64_t mask;		    /* (c) features not to use */
 	bool swap_open;
 	struct log_held held; /* lines of threads that serve their own faults */
 	struct heaps heaps;
 	struct forks *forks;   /* fork.c; NULL: no child is to get anything */
 	struct server *server; /* serve.c; NULL: no other program is served */
+	struct guests *guests; /* guest.c; NULL: none has come yet */
 	struct remote *
 		remote; /* (c) remote.c: the pager is in another process, and of all this only pid and p.log are used; NULL: it is here */
 	struct foreign foreign; /* p.foreign points here, if it is used */
@@ -56,6 +61,7 @@ struct backend {
 	/* NULL: services run in threads.  Else nobody runs them, and this is called instead of sleeping. */
 	void (*idle)(void *ctx);
 	uint64_t hash_seed;	 /* 0: random */
+	struct store *store;	 /* NULL: memory ends with the process */
 	enum policy_kind policy; /* of replacement; 0: the default */
 };
 
@@ -77,6 +83,9 @@ void move_end(struct pager *p, const sigset_t *old);
  */
 bool change_again(struct pager *p, int r, unsigned tries);
 
+/* What may be wired within such a limit. */
+size_t limit_of_wired(const struct up_runtime *rt, size_t limit);
+
 /* A caller's mistake: what is wrong, as a log line, and the result. */
 #define bad(rt, ...) (log_line(&(rt)->p.log, UP_LOG_ERROR, __VA_ARGS__), -EINVAL)
 /* 0, or -EINVAL and a log line: why [addr, addr + length) is no range. */
@@ -87,6 +96,9 @@ int check_call(struct up_runtime *rt, const char *call, uintptr_t addr, size_t l
 int check_covered(struct up_runtime *rt, struct map *m, const char *call, uintptr_t start,
 		  uintptr_t end);
 
+/* 0, or why the range can not be brought in, all of it at a time, and a log line: -ENOMEM, -EACCES.  => map.lock is not held */
+int check_prefault(struct up_runtime *rt, struct map *m, const char *call, uintptr_t start,
+		   uintptr_t end, bool write);
 /* A map entry out of the metadata's share of the limit, or NULL. */
 struct map_entry *entry_alloc(struct pager *p);
 void entry_free(struct pager *p, struct map_entry *e);
@@ -97,6 +109,10 @@ void entry_free(struct pager *p, struct map_entry *e);
  */
 int object_create(struct up_runtime *rt, const char *call, uint64_t npages, uint64_t nswap,
 		  bool noreserve, struct object **out);
+
+/* The object for a source, which is destroyed if there can be none.  The reference, and a handle, are the program's.  => map.change is not held */
+int object_create_source(struct up_runtime *rt, const char *call, struct source *src, bool readonly,
+			 struct up_object **out);
 
 /* An anonymous object that outlives its mappings; the reference is the program's.  => map.change is held */
 int object_create_handle(struct up_runtime *rt, const char *call, uint64_t npages, unsigned flags,
@@ -124,6 +140,8 @@ object_copy_client(struct object *copy, const struct object *from)
 		copy->account = account_ref(from->account);
 }
 
+/* From here on faults of spaces are counted, for each.  0 or -ENOMEM.  => map.change is held */
+int space_tallies(struct pager *p);
 /* One that is empty, and in no list; and into that.  NULL: no room.  => map.change is held */
 struct space *space_make(struct pager *p);
 void space_link(struct pager *p, struct space *sp);
@@ -234,6 +252,10 @@ int discard_shared(struct pager *p, struct map_entry *e, uintptr_t start, uintpt
 bool wired_take(struct pager *p, uint64_t n);
 void wired_give(struct pager *p, uint64_t n);
 
+/* stats.c: how long faults of a kind took, of all that the runtime serves.  Either may be NULL.  => no lock is held */
+void stats_latency(struct up_runtime *rt, enum up_fault_kind kind, struct up_latency *l,
+		   struct latency_steps *steps);
+
 /* Pages of swap that there can be, and those promised to mapped regions and objects. */
 void swap_promised(struct pager *p, uint64_t *max, uint64_t *used);
 
@@ -246,6 +268,8 @@ void signals_release(const sigset_t *old);
 
 /* The one that up_runtime_create() takes: for a benchmark to copy and to change the policy in. */
 const struct backend *runtime_backend(void);
+/* Frames that there are addresses for. */
+size_t runtime_nstage(size_t memory_limit);
 /* up_runtime_create() on another foundation; `b` must outlive the runtime. */
 int runtime_create(struct up_runtime **out, const struct up_config *cfg, const struct backend *b);
 

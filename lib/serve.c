@@ -20,66 +20,47 @@
 #include "client.h"
 #include "cow.h"
 #include "keeper.h"
+#include "pager/source.h"
 #include "serve.h"
+#include "store.h"
 
 #define ADDRESS_END ((uint64_t)1 << 47)
-#define OBJECTS_STEP 64u
 #define PAUSE_MIN 10000000u /* ns, after nothing could be taken from an account; doubling */
 #define PAUSE_MAX 1000000000u
 #define NAMES_MAX 256u /* of objects of one user, which outlive those who made them */
 
-/* Who may open a named object: as of a file with mode 0600, its owner and root. */
-struct owner {
-	struct owner *next;
-	uid_t uid;
-	char name[];
-};
+/* What an account with this limit is brought down to once it is full, pages. */
+static size_t
+account_room(const struct pager *p, size_t limit)
+{
+	const size_t room = MAX(limit / 8, (size_t)RUN_MAX * p->nservices * 2);
 
-struct group {
-	struct group *next;
-	struct account *account;
-	char name[32];
-};
-
-struct server {
-	pthread_mutex_t lock;
-	struct owner *owners; /* (lock) */
-	struct group *groups; /* (lock) never removed */
-	void (*ended)(void *ctx, uint64_t id);
-	void *ctx;
-};
+	return limit > room ? limit - room : 0;
+}
 
 /* --- objects --- */
 
 static struct object *
 held(const struct client *c, uint64_t id)
 {
-	return id > 0 && id <= c->nobject ? c->object[id - 1] : NULL;
+	return id > 0 && id <= c->object.n ? ((struct object **)c->object.base)[id - 1] : NULL;
 }
 
 /* The reference is the client's from here on, or given back.  Its number, 0: it has as many as it gets. */
 static uint64_t
 hold(struct client *c, struct object *o)
 {
-	unsigned i = 0;
+	struct object **table = c->object.base;
+	size_t i = 0;
 
-	while (i < c->nobject && c->object[i] != NULL)
+	while (i < c->object.n && table[i] != NULL)
 		i++;
-	if (i == c->nobject && i < c->limits.objects) {
-		const unsigned n = MIN(c->nobject + OBJECTS_STEP, c->limits.objects);
-		struct object **more = realloc(c->object, n * sizeof(struct object *));
-
-		if (more != NULL) {
-			memset(more + i, 0, (n - i) * sizeof(struct object *));
-			c->object = more;
-			c->nobject = n;
-		}
-	}
-	if (i == c->nobject) {
+	if (i == c->object.max ||
+	    (i == c->object.n && wired_array_grow_wait(&c->object, i + 1) < 0)) {
 		up_object_unref((struct up_object *)o);
 		return 0;
 	}
-	c->object[i] = o;
+	table[i] = o;
 	c->nheld++;
 	return i + 1;
 }
@@ -91,7 +72,7 @@ unhold(struct client *c, uint64_t id)
 
 	if (o == NULL)
 		return;
-	c->object[id - 1] = NULL;
+	((struct object **)c->object.base)[id - 1] = NULL;
 	c->nheld--;
 	up_object_unref((struct up_object *)o);
 }
@@ -145,16 +126,25 @@ add_owner(struct server *sv, const struct client *c, const char *name)
 	pthread_mutex_unlock(&sv->lock);
 	if (n >= NAMES_MAX)
 		return -EDQUOT;
-	o = malloc(sizeof *o + strlen(name) + 1);
+	o = zone_alloc(&sv->owner_zone, ZONE_WAIT);
 	if (o == NULL)
 		return -ENOMEM;
 	o->uid = c->uid;
-	strcpy(o->name, name);
+	o->object = NULL;
+	snprintf(o->name, sizeof o->name, "%s", name);
 	pthread_mutex_lock(&sv->lock);
 	o->next = sv->owners;
 	sv->owners = o;
 	pthread_mutex_unlock(&sv->lock);
 	return 0;
+}
+
+static void
+set_owned(struct server *sv, const char *name, struct object *o)
+{
+	pthread_mutex_lock(&sv->lock);
+	(*find_owner(sv, name))->object = o;
+	pthread_mutex_unlock(&sv->lock);
 }
 
 static void
@@ -168,10 +158,80 @@ remove_owner(struct server *sv, const char *name)
 	if (o != NULL)
 		*link = o->next;
 	pthread_mutex_unlock(&sv->lock);
-	free(o);
+	zone_free(&sv->owner_zone, o);
+}
+
+/* --- files --- */
+
+/* From what the object was made, for a successor. */
+static int
+add_file(struct up_runtime *rt, const struct object *o, const struct call *q, int fd)
+{
+	struct server *sv = rt->server;
+	struct served_file *f;
+
+	if (rt->p.store == NULL)
+		return 0;
+	f = zone_alloc(&sv->file_zone, ZONE_WAIT);
+	if (f == NULL)
+		return -ENOMEM;
+	f->op = q->op;
+	f->flags = q->flags;
+	f->offset = q->offset;
+	/* As long as it is now: what is added to the file later is not in the object. */
+	f->length = q->op == CALL_CREATE_FILE ? o->source->bytes : q->length;
+	f->object = o;
+	store_keep(rt->p.store, "file", o->id, NULL, fd);
+	pthread_mutex_lock(&sv->lock);
+	f->next = sv->files;
+	sv->files = f;
+	pthread_mutex_unlock(&sv->lock);
+	return 0;
+}
+
+void
+server_forget(struct up_runtime *rt, const struct object *o)
+{
+	struct server *sv = rt->server;
+	struct served_file **link, *f;
+
+	if (sv == NULL)
+		return;
+	pthread_mutex_lock(&sv->lock);
+	for (link = &sv->files; *link != NULL && (*link)->object != o; link = &(*link)->next)
+		;
+	f = *link;
+	if (f != NULL)
+		*link = f->next;
+	pthread_mutex_unlock(&sv->lock);
+	if (f == NULL)
+		return;
+	f->object = NULL;
+	store_drop(rt->p.store, "file", o->id, NULL);
+	zone_free(&sv->file_zone, f);
 }
 
 /* --- calls --- */
+
+/* True if so many descriptors more may be held for the client.  => map.change is held */
+static bool
+has_fds(const struct pager *p, const struct client *c, size_t more)
+{
+	size_t n = 2 + more; /* its socket and its userfaultfd */
+
+	if (c->limits.fds == 0)
+		return true;
+	for (const struct object *o = p->objects; o != NULL; o = o->next) {
+		if (o->account == c->account)
+			n += (o->pool != 0) + (o->source != NULL);
+	}
+	if (n <= c->limits.fds)
+		return true;
+	log_line(&p->log, UP_LOG_WARNING,
+		 "client %s, process %d: refused: %zu descriptors, and %u are allowed", c->name,
+		 (int)c->pid, n, c->limits.fds);
+	return false;
+}
 
 static bool
 valid_range(uint64_t addr, uint64_t length)
@@ -216,9 +276,8 @@ prepare_entry(struct pager *p, const struct space *sp, struct part *part, uintpt
 	return 0;
 }
 
-/* 0, or why the client can not have [addr, addr + length) as well. */
-static int
-check_room(const struct space *sp, uint64_t addr, uint64_t length, size_t regions)
+int
+client_room(const struct space *sp, uint64_t addr, uint64_t length, size_t regions)
 {
 	const struct client *c = sp->client;
 	struct map *m = (struct map *)(uintptr_t)&sp->map;
@@ -252,13 +311,15 @@ call_map(struct up_runtime *rt, struct space *sp, const struct call *q)
 	unsigned flags = q->flags & ~(unsigned)UP_FIXED;
 	struct object *o = held(c, q->object), *mapped;
 	uint64_t first = q->offset >> PAGE_SHIFT;
-	int r = check_room(sp, q->addr, q->length, 1);
+	int r = client_room(sp, q->addr, q->length, 1);
 
 	if (r == 0 && q->object != 0 && o == NULL)
 		r = -EBADF;
 	/* Each is in a pool: that it may be mapped in several places costs nothing. */
 	if (flags & UP_SHARED)
 		flags |= UP_MULTI;
+	if (r == 0 && (o == NULL || o->pool == 0) && !has_fds(p, c, 1))
+		r = -EMFILE;
 	if (r == 0)
 		r = check_map(rt, NULL, q->length, q->prot, flags, o, q->offset);
 	if (r < 0)
@@ -297,7 +358,9 @@ call_clone(struct up_runtime *rt, struct space *sp, const struct call *q)
 	     e = e->next)
 		n++;
 	if (r == 0)
-		r = check_room(sp, to, q->length, n);
+		r = client_room(sp, to, q->length, n);
+	if (r == 0 && !has_fds(p, c, n))
+		r = -EMFILE;
 	if (r == 0)
 		r = pend(p, c, n);
 	e = map_first_from(&sp->map, start);
@@ -334,7 +397,7 @@ call_mapped(struct up_runtime *rt, struct space *sp)
 	struct pager *p = &rt->p;
 	bool parts = false;
 	size_t placed = 0;
-	int r = c->npending > 0 ? 0 : -EINVAL;
+	int r = c->npending > 0 ? 0 : -ERESTART; /* a predecessor had prepared it, if anybody has */
 
 	for (size_t i = 0; i < c->npending; i++)
 		parts |= c->pending[i].from != NULL;
@@ -383,12 +446,50 @@ call_inherit(struct up_runtime *rt, struct space *sp, const struct call *q)
 	     r == 0 && e != NULL && e->start < end; e = e->next) {
 		if (how == UP_INHERIT_COPY && e->object->source != NULL)
 			r = -ENOTSUP;
+		/* Of what is private there is one mapping, and its pages are promised to that. */
+		if (how == UP_INHERIT_SHARE && (e->flags & UP_SHARED) == 0)
+			r = -ENOTSUP;
 	}
 	if (r == 0)
 		r = spare_alloc(&rt->p, &sp->map, start, end, spare);
 	if (r == 0)
 		entries_set(&rt->p, &sp->map, start, end, spare, set_inherit, &how);
 	return r;
+}
+
+/* The client touches the pages itself: here it is said whether they can all be in memory, and reads are begun. */
+static int
+call_prefault(struct up_runtime *rt, struct space *sp, const struct call *q)
+{
+	const uintptr_t start = q->addr, end = start + q->length;
+	const size_t limit = atomic_load(&sp->account->limit);
+	int r;
+
+	if (q->flags > 1)
+		return -EINVAL;
+	r = check_prefault(rt, &sp->map, "up_prefault", start, end, q->flags != 0);
+	if (r < 0)
+		return r;
+	/* What an account is given back to when it is full; what it has more it would lose to the rest of the range. */
+	if (limit != 0 && q->length >> PAGE_SHIFT > account_room(&rt->p, limit))
+		return -ENOMEM;
+	return advise_range(rt, &sp->map, start, end, UP_ADVICE_WILLNEED);
+}
+
+/*
+ * What has been written to files goes there first: once it is mapped no more, a successor would not know of it.  What fails is tried
+ * again, and told, as it is unmapped.  => map.change is held
+ */
+void
+client_write_back(struct pager *p, struct map *m, uintptr_t start, uintptr_t end)
+{
+	struct up_runtime *rt = container_of(p, struct up_runtime, p);
+
+	for (const struct map_entry *e = p->store != NULL ? map_first_from(m, start) : NULL;
+	     e != NULL && e->start < end; e = e->next) {
+		if (e->object->source != NULL)
+			(void)sync_entries(rt, m, MAX(start, e->start), MIN(end, e->end), 0);
+	}
 }
 
 /* Calls on what the client has mapped. */
@@ -402,6 +503,7 @@ call_range(struct up_runtime *rt, struct space *sp, const struct call *q, struct
 		return -EINVAL;
 	switch (q->op) {
 	case CALL_UNMAP:
+		client_write_back(&rt->p, &sp->map, start, end);
 		return unmap_range(&rt->p, &sp->map, "up_unmap", start, end);
 	case CALL_PROTECT:
 		if (q->prot & ~(PROT_READ | PROT_WRITE))
@@ -411,6 +513,8 @@ call_range(struct up_runtime *rt, struct space *sp, const struct call *q, struct
 		if (q->flags > UP_ADVICE_COLD)
 			return -EINVAL;
 		return advise_range(rt, &sp->map, start, end, (enum up_advice)q->flags);
+	case CALL_PREFAULT:
+		return call_prefault(rt, sp, q);
 	case CALL_INHERIT:
 		return call_inherit(rt, sp, q);
 	case CALL_SYNC:
@@ -425,6 +529,19 @@ call_range(struct up_runtime *rt, struct space *sp, const struct call *q, struct
 			map_residency(&rt->p, &sp->map, start, end, answer->bytes);
 		return r;
 	}
+}
+
+/* => map.change is not held */
+static bool
+may_open(struct up_runtime *rt, const struct client *c)
+{
+	sigset_t old;
+	bool ok;
+
+	change_begin(&rt->p, &old);
+	ok = has_fds(&rt->p, c, 1);
+	change_end(&rt->p, &old);
+	return ok;
 }
 
 /* A new object, or one that has a name.  => map.change is not held, as for all calls on objects */
@@ -451,12 +568,18 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 		r = up_object_create_named(rt, q->text, q->length, q->flags, &o);
 		if (r < 0)
 			remove_owner(sv, q->text);
+		else
+			set_owned(sv, q->text, (struct object *)o);
 		break;
 	case CALL_CREATE_FILE:
-		r = up_object_create_file(rt, fd, q->offset, q->length, q->flags, &o);
-		break;
 	case CALL_CREATE_DEVICE:
-		r = up_object_create_device(rt, fd, q->flags, &o);
+		if (!may_open(rt, c))
+			return -EMFILE;
+		r = q->op == CALL_CREATE_FILE
+			    ? up_object_create_file(rt, fd, q->offset, q->length, q->flags, &o)
+			    : up_object_create_device(rt, fd, q->flags, &o);
+		if (r == 0 && (r = add_file(rt, (struct object *)o, q, fd)) < 0)
+			up_object_unref(o);
 		break;
 	case CALL_OPEN:
 		r = check_owner(sv, c, q->text);
@@ -476,22 +599,26 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 		own(c, (struct object *)o);
 	else if (((struct object *)o)->pool == 0)
 		((struct object *)o)->apart = true;
+	/* It counts what is in its file all the same. */
+	if (q->op == CALL_CREATE_ANON && q->text[0] != '\0')
+		((struct object *)o)->account = account_create(&rt->p.zones, NULL);
 	r = up_object_info(o, &info, sizeof info);
 	answer->length = info.size;
 	answer->object = hold(c, (struct object *)o);
 	return answer->object == 0 ? -EDQUOT : r;
 }
 
-static uint64_t
-space_faults(struct pager *p, const struct space *sp, unsigned kind)
+static const struct space_tally *
+tally_of(const struct pager *p, const struct space *sp)
 {
-	return atomic_load(&p->space_faults[sp->shard - PMAP_POOL - 1][kind]);
+	return atomic_load(&p->tally) + (sp->shard - PMAP_POOL - 1);
 }
 
 static int
 call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 {
-	struct up_stats st = { .limit = rt->memory_limit };
+	struct up_stats st = { .limit = rt->memory_limit, .limit_max = rt->memory_most };
+	const struct space_tally *const tally = tally_of(&rt->p, sp);
 
 	static_assert(sizeof st <= MSG_BYTES, "up_stats fits a message");
 	pthread_rwlock_rdlock(&rt->p.map.lock);
@@ -500,8 +627,13 @@ call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 	pthread_rwlock_unlock(&rt->p.map.lock);
 	st.objects = sp->client->nheld;
 	st.resident = atomic_load(&sp->client->account->mapped) << PAGE_SHIFT;
-	for (unsigned k = 0; k < UP_FAULT_KINDS; k++)
-		st.faults[k] = space_faults(&rt->p, sp, k);
+	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
+		tally_sum(&tally->latency[k], 1, &st.latency[k]);
+		st.faults[k] = st.latency[k].count;
+	}
+	st.fault_retries = atomic_load(&tally->again);
+	st.fault_exists = atomic_load(&tally->exists);
+	st.fault_waits = atomic_load(&tally->deferred);
 	memcpy(answer->bytes, &st, sizeof st);
 	return 0;
 }
@@ -563,6 +695,7 @@ call(struct forks *f, struct space *sp, int fd)
 	case CALL_UNMAP:
 	case CALL_PROTECT:
 	case CALL_ADVISE:
+	case CALL_PREFAULT:
 	case CALL_INHERIT:
 	case CALL_SYNC:
 	case CALL_RESIDENCY:
@@ -586,6 +719,9 @@ call(struct forks *f, struct space *sp, int fd)
 			break;
 		case CALL_REMOVE:
 			r = check_owner(rt->server, c, q.text);
+			/* First: the object may go with its name. */
+			if (r == 0)
+				set_owned(rt->server, q.text, NULL);
 			if (r == 0)
 				r = up_object_remove(rt, q.text);
 			if (r == 0)
@@ -611,7 +747,8 @@ call(struct forks *f, struct space *sp, int fd)
 		}
 	}
 	answer.status = r;
-	return msg_send(sp->sock, &answer, NULL, 0);
+	/* One at a time: whose queue is full does not read, and is not waited for. */
+	return msg_send_by(sp->sock, &answer, NULL, 0, 0);
 }
 
 static int
@@ -641,7 +778,6 @@ welcome(struct forks *f, struct space *sp)
 int
 client_heard(struct forks *f, struct space *sp, int fd[], size_t *nfd)
 {
-	struct pager *p = &f->rt->p;
 	int r = -EPROTO;
 
 	switch (f->msg.type) {
@@ -653,14 +789,7 @@ client_heard(struct forks *f, struct space *sp, int fd[], size_t *nfd)
 		if (!sp->client->connected || sp->attached || *nfd != 1)
 			break;
 		*nfd = 0;
-		r = p->pmap->ops->space_attach(p->pmap, sp->shard, fd[0], sp->client->pid);
-		if (r == 0) {
-			const struct msg ack = { .type = MSG_ACK };
-
-			sp->attached = true;
-			atomic_store(&sp->pid, (int)sp->client->pid);
-			r = msg_send(sp->sock, &ack, &f->pidfd, 1);
-		}
+		r = keeper_attach(f, sp, fd[0], sp->client->pid);
 		break;
 	case MSG_CALL:
 		if (sp->attached && *nfd <= 1)
@@ -674,9 +803,8 @@ client_heard(struct forks *f, struct space *sp, int fd[], size_t *nfd)
 
 /* --- quotas --- */
 
-/* => map.change or map.lock is held */
-static struct space *
-find(struct pager *p, uint64_t id)
+struct space *
+client_find(struct pager *p, uint64_t id)
 {
 	struct space *sp = p->spaces;
 
@@ -695,8 +823,7 @@ over(void *forks)
 static bool
 reduce(struct pager *p, struct account *a, bool *full)
 {
-	const size_t limit = atomic_load(&a->limit), margin = (size_t)RUN_MAX * p->nservices;
-	const size_t room = MAX(limit / 8, margin * 2);
+	const size_t limit = atomic_load(&a->limit);
 
 	if (!atomic_load(&a->over))
 		return false;
@@ -705,7 +832,7 @@ reduce(struct pager *p, struct account *a, bool *full)
 		return false;
 	}
 	atomic_store(&a->over, false);
-	if (limit != 0 && account_reduce(p, a, limit > room ? limit - room : 0) == 0 &&
+	if (limit != 0 && account_reduce(p, a, account_room(p, limit)) == 0 &&
 	    account_is_full(p, a)) {
 		/* Pinned, all of it, or on its way: looking for something else takes time that all clients wait for. */
 		a->pause = MIN(MAX(a->pause * 2, PAUSE_MIN), PAUSE_MAX);
@@ -762,12 +889,12 @@ pages_of(uint64_t bytes)
 	return (size_t)MIN(bytes >> PAGE_SHIFT, SIZE_MAX / 2);
 }
 
-/* All that clients and groups may keep, at most half of memory.  => map.change is held */
-static bool
-minimum_fits(struct up_runtime *rt, const struct account *of, size_t minimum)
+/* All that clients and groups may keep, pages; `of` aside.  => map.change is held */
+static size_t
+minima(struct up_runtime *rt, const struct account *of)
 {
 	struct pager *p = &rt->p;
-	size_t sum = minimum;
+	size_t sum = 0;
 
 	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
 		if (sp->client != NULL && sp->client->account != of)
@@ -779,7 +906,14 @@ minimum_fits(struct up_runtime *rt, const struct account *of, size_t minimum)
 			sum += atomic_load(&g->account->minimum);
 	}
 	pthread_mutex_unlock(&rt->server->lock);
-	return sum <= rt->memory_limit / PAGE_SIZE / 2;
+	return sum;
+}
+
+/* At most half of memory. */
+bool
+clients_fit(struct up_runtime *rt, size_t limit)
+{
+	return rt->server == NULL || minima(rt, NULL) <= limit / PAGE_SIZE / 2;
 }
 
 /* => map.change is held */
@@ -792,7 +926,7 @@ set_quota(struct up_runtime *rt, struct account *a, uint64_t limit, uint64_t min
 		return -EINVAL;
 	if (limit != 0 && minimum > limit)
 		return -EINVAL;
-	if (!minimum_fits(rt, a, pages_of(minimum)))
+	if (minima(rt, a) + pages_of(minimum) > rt->memory_limit / PAGE_SIZE / 2)
 		return -ENOSPC;
 	atomic_store(&a->limit, pages_of(limit));
 	atomic_store(&a->minimum, pages_of(minimum));
@@ -809,7 +943,7 @@ serve_quota(struct up_runtime *rt, uint64_t id, uint64_t limit, uint64_t minimum
 	int r = -ENOENT;
 
 	change_begin(&rt->p, &old);
-	sp = find(&rt->p, id);
+	sp = client_find(&rt->p, id);
 	if (sp != NULL)
 		r = set_quota(rt, sp->client->account, limit, minimum);
 	change_end(&rt->p, &old);
@@ -817,34 +951,36 @@ serve_quota(struct up_runtime *rt, uint64_t id, uint64_t limit, uint64_t minimum
 	return r;
 }
 
+/* => no lock is held, as anything may be asked to make room */
 static struct account *
-group_account(struct server *sv, const char *name)
+group_account(struct up_runtime *rt, const char *name)
 {
-	struct group *g;
+	struct server *sv = rt->server;
+	struct account *fresh = account_create(&rt->p.zones, NULL);
+	struct group *g, *more = calloc(1, sizeof *more);
 
 	pthread_mutex_lock(&sv->lock);
-	for (g = sv->groups; g != NULL && strcmp(g->name, name) != 0; g = g->next)
+	for (g = sv->groups; g != NULL && strcmp(g->account->name, name) != 0; g = g->next)
 		;
-	if (g == NULL && (g = calloc(1, sizeof *g)) != NULL) {
-		g->account = account_create(NULL);
-		if (g->account == NULL) {
-			free(g);
-			g = NULL;
-		}
-	}
-	if (g != NULL && g->name[0] == '\0') {
-		snprintf(g->name, sizeof g->name, "%s", name);
+	if (g == NULL && more != NULL && fresh != NULL) {
+		g = more;
+		more = NULL;
+		g->account = fresh;
+		fresh = NULL;
+		snprintf(g->account->name, sizeof g->account->name, "%s", name);
 		g->next = sv->groups;
 		sv->groups = g;
 	}
 	pthread_mutex_unlock(&sv->lock);
+	free(more);
+	account_unref(fresh);
 	return g != NULL ? g->account : NULL;
 }
 
 int
 serve_group_quota(struct up_runtime *rt, const char *group, uint64_t limit, uint64_t minimum)
 {
-	struct account *a = group_account(rt->server, group);
+	struct account *a = group_account(rt, group);
 	sigset_t old;
 	int r;
 
@@ -865,7 +1001,7 @@ serve_evict(struct up_runtime *rt, uint64_t id, uint64_t bytes)
 	int64_t gone = -ENOENT;
 
 	change_begin(&rt->p, &old);
-	sp = find(&rt->p, id);
+	sp = client_find(&rt->p, id);
 	if (sp != NULL) {
 		struct account *a = sp->client->account;
 		const size_t has = atomic_load(&a->mapped);
@@ -880,9 +1016,10 @@ serve_evict(struct up_runtime *rt, uint64_t id, uint64_t bytes)
 /* --- the daemon's side --- */
 
 int
-serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id), void *ctx)
+serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id, bool guest), void *ctx)
 {
 	struct server *sv;
+	sigset_t old;
 	int r;
 
 	if (rt->p.pmap->ops->pool_create == NULL) {
@@ -895,11 +1032,20 @@ serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id), void *
 	if (sv == NULL)
 		return -ENOMEM;
 	pthread_mutex_init(&sv->lock, NULL);
+	zone_init(&sv->client_zone, &rt->p.arena, "client", sizeof(struct client), NULL, NULL);
+	zone_init(&sv->owner_zone, &rt->p.arena, "owner", sizeof(struct owner), NULL, NULL);
+	zone_init(&sv->file_zone, &rt->p.arena, "file", sizeof(struct served_file), NULL, NULL);
 	sv->ended = ended;
 	sv->ctx = ctx;
-	rt->p.space_faults = calloc(SPACES_MAX, sizeof *rt->p.space_faults);
-	r = rt->p.space_faults != NULL ? forks_start(rt) : -ENOMEM;
+	change_begin(&rt->p, &old);
+	r = space_tallies(&rt->p);
+	change_end(&rt->p, &old);
+	if (r == 0)
+		r = forks_start(rt);
 	if (r < 0) {
+		zone_fini(&sv->file_zone);
+		zone_fini(&sv->owner_zone);
+		zone_fini(&sv->client_zone);
 		pthread_mutex_destroy(&sv->lock);
 		free(sv);
 		return r;
@@ -921,8 +1067,11 @@ server_free(struct up_runtime *rt)
 		struct owner *o = sv->owners;
 
 		sv->owners = o->next;
-		free(o);
+		zone_free(&sv->owner_zone, o);
 	}
+	zone_fini(&sv->file_zone);
+	zone_fini(&sv->owner_zone);
+	zone_fini(&sv->client_zone);
 	pthread_mutex_destroy(&sv->lock);
 	while (sv->groups != NULL) {
 		struct group *g = sv->groups;
@@ -934,62 +1083,125 @@ server_free(struct up_runtime *rt)
 	free(sv);
 	rt->server = NULL;
 	rt->p.over = NULL;
-	free(rt->p.space_faults);
-	rt->p.space_faults = NULL;
+}
+
+struct account *
+server_account(struct up_runtime *rt, const char *group, size_t limit, size_t minimum)
+{
+	const bool has = group != NULL && group[0] != '\0';
+	struct account *of = has ? group_account(rt, group) : NULL;
+	struct account *a = has && of == NULL ? NULL : account_create(&rt->p.zones, of);
+
+	if (a != NULL) {
+		atomic_store(&a->limit, limit);
+		atomic_store(&a->minimum, minimum);
+	}
+	return a;
+}
+
+struct client *
+client_alloc(struct up_runtime *rt, const struct serve_limits *limits)
+{
+	struct client *c = zone_alloc(&rt->server->client_zone, ZONE_WAIT);
+
+	if (c == NULL)
+		return NULL;
+	memset(c, 0, sizeof *c);
+	c->limits = *limits;
+	c->limits.group = NULL;
+	if (wired_array_init(&c->object, &rt->p.arena, sizeof(struct object *), limits->objects) <
+	    0) {
+		zone_free(&rt->server->client_zone, c);
+		return NULL;
+	}
+	return c;
+}
+
+void
+client_discard(struct up_runtime *rt, struct client *c)
+{
+	guest_free(c->guest);
+	wired_array_fini(&c->object);
+	account_unref(c->account);
+	zone_free(&rt->server->client_zone, c);
+}
+
+int
+client_create(struct up_runtime *rt, const struct serve_limits *limits, pid_t pid, uid_t uid,
+	      gid_t gid, const char *name, struct client **out)
+{
+	struct client *c = client_alloc(rt, limits);
+
+	if (c == NULL)
+		return -ENOMEM;
+	c->pid = pid;
+	c->uid = uid;
+	c->gid = gid;
+	snprintf(c->name, sizeof c->name, "%s", name);
+	c->account = server_account(rt, limits->group, 0, 0);
+	if (c->account == NULL) {
+		client_discard(rt, c);
+		return -ENOMEM;
+	}
+	if (limits->inflight != 0)
+		atomic_store(&c->account->reads_max,
+			     (unsigned)MAX(MIN(limits->inflight >> PAGE_SHIFT, UINT32_MAX / 2), 1));
+	*out = c;
+	return 0;
+}
+
+int
+client_space(struct pager *p, struct client *c, int sock, struct space **out)
+{
+	size_t nclients = 0;
+	struct space *sp;
+
+	for (const struct space *s = p->spaces; s != NULL; s = s->next)
+		nclients++;
+	if (nclients >= CHILDREN_MAX)
+		return -EAGAIN;
+	sp = space_make(p);
+	if (sp == NULL)
+		return -ENOMEM;
+	sp->sock = sock;
+	sp->client = c;
+	sp->account = account_ref(c->account);
+	sp->uid = c->uid;
+	space_link(p, sp);
+	*out = sp;
+	return 0;
 }
 
 int
 serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits, uint64_t *id)
 {
 	struct pager *p = &rt->p;
-	struct client *c = calloc(1, sizeof *c);
 	struct ucred cred = { .pid = 0 };
 	socklen_t len = sizeof cred;
-	struct space *sp = NULL;
-	size_t nclients = 0;
+	struct client *c = NULL;
+	struct space *sp;
+	char name[16];
 	sigset_t old;
 	int r = 0;
 
-	if (c == NULL) {
-		close(sock);
-		return -ENOMEM;
-	}
 	if (getsockopt(sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
 		r = -errno;
-	c->limits = *limits;
-	c->pid = cred.pid;
-	c->uid = cred.uid;
-	c->gid = cred.gid;
-	snprintf(c->name, sizeof c->name, "%d", (int)cred.pid);
-	c->account = account_create(limits->group != NULL && limits->group[0] != '\0'
-					    ? group_account(rt->server, limits->group)
-					    : NULL);
-	if (c->account == NULL)
-		r = -ENOMEM;
-	change_begin(p, &old);
-	for (const struct space *s = p->spaces; s != NULL; s = s->next)
-		nclients++;
-	if (r == 0 && nclients >= CHILDREN_MAX)
-		r = -EAGAIN;
+	snprintf(name, sizeof name, "%d", (int)cred.pid);
+	if (r == 0)
+		r = client_create(rt, limits, cred.pid, cred.uid, cred.gid, name, &c);
 	if (r == 0) {
-		sp = space_make(p);
-		r = sp != NULL ? 0 : -ENOMEM;
+		change_begin(p, &old);
+		r = client_space(p, c, sock, &sp);
+		if (r == 0)
+			*id = sp->id;
+		change_end(p, &old);
 	}
-	if (r == 0) {
-		sp->sock = sock;
-		sp->client = c;
-		sp->account = account_ref(c->account);
-		sp->uid = c->uid;
-		*id = sp->id;
-		space_link(p, sp);
-	}
-	change_end(p, &old);
 	if (r == 0) {
 		keeper_kick(rt->forks);
 		return 0;
 	}
-	account_unref(c->account);
-	free(c);
+	if (c != NULL)
+		client_discard(rt, c);
 	close(sock);
 	return r;
 }
@@ -1005,15 +1217,16 @@ client_end(struct pager *p, struct space *sp)
 void
 client_free(struct up_runtime *rt, struct client *c, uint64_t id)
 {
-	for (unsigned i = 0; i < c->nobject; i++)
+	bool guest;
+
+	for (size_t i = 0; i < c->object.n; i++)
 		unhold(c, i + 1);
-	free(c->object);
 	/* Its children, should there be any, are held to its limit: else that would be who forks and goes.  What it was promised ends. */
 	atomic_store(&c->account->minimum, 0);
-	account_unref(c->account);
-	free(c);
+	guest = c->guest != NULL;
+	client_discard(rt, c);
 	if (rt->server != NULL && rt->server->ended != NULL)
-		rt->server->ended(rt->server->ctx, id);
+		rt->server->ended(rt->server->ctx, id, guest);
 }
 
 int
@@ -1024,7 +1237,7 @@ serve_end(struct up_runtime *rt, uint64_t id)
 
 	/* Its keeper hears the end of the file. */
 	pthread_rwlock_rdlock(&p->map.lock);
-	sp = find(p, id);
+	sp = client_find(p, id);
 	if (sp != NULL)
 		shutdown(sp->sock, SHUT_RDWR);
 	pthread_rwlock_unlock(&p->map.lock);
@@ -1040,11 +1253,25 @@ written(const struct space *sp)
 
 	for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next) {
 		/* Pieces of one object lie side by side, as a rule. */
-		if (e->object != before && e->object->account != NULL)
+		if (e->object != before && e->object->account != NULL &&
+		    e->object->account == sp->account)
 			n += object_count(e->object);
 		before = e->object;
 	}
 	return n;
+}
+
+static void
+serve_tally(const struct space_tally *t, struct serve_info *info)
+{
+	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
+		tally_sum(&t->latency[k], 1, &info->latency[k]);
+		info->faults[k] = info->latency[k].count;
+	}
+	tally_sum(t->latency, UP_FAULT_KINDS, &info->all);
+	info->again = atomic_load(&t->again);
+	info->exists = atomic_load(&t->exists);
+	info->deferred = atomic_load(&t->deferred);
 }
 
 int
@@ -1054,7 +1281,7 @@ serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info)
 	const struct space *sp;
 
 	pthread_rwlock_rdlock(&p->map.lock);
-	sp = find(p, id);
+	sp = client_find(p, id);
 	if (sp != NULL) {
 		const struct client *c = sp->client;
 
@@ -1074,8 +1301,7 @@ serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info)
 		info->swapped = written(sp) << PAGE_SHIFT;
 		info->swapped -= MIN(info->swapped, info->resident);
 		memcpy(info->name, c->name, sizeof info->name);
-		for (unsigned k = 0; k < UP_FAULT_KINDS; k++)
-			info->faults[k] = space_faults(p, sp, k);
+		serve_tally(tally_of(p, sp), info);
 	}
 	pthread_rwlock_unlock(&p->map.lock);
 	return sp != NULL ? 0 : -ENOENT;
@@ -1090,7 +1316,7 @@ serve_ranges(struct up_runtime *rt, uint64_t id, uintptr_t from, struct serve_ra
 	size_t i = 0;
 
 	pthread_rwlock_rdlock(&p->map.lock);
-	sp = find(p, id);
+	sp = client_find(p, id);
 	for (const struct map_entry *e = sp != NULL ? map_first_from(&sp->map, from) : NULL;
 	     e != NULL && i < n; e = e->next, i++)
 		range[i] = (struct serve_range){
@@ -1114,7 +1340,7 @@ serve_residency(struct up_runtime *rt, uint64_t id, uintptr_t va, size_t npages,
 	int r = -ENOENT;
 
 	change_begin(p, &old);
-	sp = find(p, id);
+	sp = client_find(p, id);
 	if (sp != NULL)
 		r = npages > 0 && map_covers(&sp->map, va, va + (npages << PAGE_SHIFT)) ? 0
 											: -ENOMEM;
@@ -1122,4 +1348,19 @@ serve_residency(struct up_runtime *rt, uint64_t id, uintptr_t va, size_t npages,
 		map_residency(p, &sp->map, va, va + (npages << PAGE_SHIFT), vec);
 	change_end(p, &old);
 	return r;
+}
+
+int
+serve_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,
+	      struct latency_steps *steps)
+{
+	struct pager *p = &rt->p;
+	const struct space *sp;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	sp = client_find(p, id);
+	if (sp != NULL)
+		tally_steps(&tally_of(p, sp)->latency[kind], steps);
+	pthread_rwlock_unlock(&p->map.lock);
+	return sp != NULL ? 0 : -ENOENT;
 }

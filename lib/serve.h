@@ -19,9 +19,13 @@
 #include "uffd_pager.h"
 
 struct serve_limits {
-	unsigned regions;  /* map entries */
-	unsigned objects;  /* that it holds at a time */
-	uint64_t mapped;   /* bytes */
+	unsigned regions; /* map entries */
+	unsigned objects; /* that it holds at a time */
+	unsigned
+		fds; /* descriptors that are held for it: a file for each object that is mapped, or comes from one; 0: any */
+	uint64_t mapped; /* bytes */
+	uint64_t
+		inflight; /* bytes that are read for it ahead of what it waits for, at a time; 0: any */
 	const char *group; /* "" or NULL: none */
 };
 
@@ -35,6 +39,9 @@ struct serve_info {
 	uint64_t mapped; /* bytes */
 	uint64_t regions, objects;
 	uint64_t faults[UP_FAULT_KINDS];
+	struct up_latency latency[UP_FAULT_KINDS], all; /* of those, within a quarter */
+	uint64_t again, exists,
+		deferred; /* EAGAIN of the kernel; pages that were there already; faults that had to wait */
 	uint64_t
 		resident; /* bytes that it has in memory, where it can touch them; objects with names are nobody's */
 	uint64_t
@@ -52,9 +59,11 @@ struct serve_range {
 };
 
 /*
- * From here on there may be clients.  ended() is called by the keeper's thread, with no lock held, when one is gone.  0 or -errno.
+ * From here on there may be clients.  ended() is called by the keeper's thread, with no lock held, when one is gone; guest: of those in guest.h.
+ * 0 or -errno.
  */
-int serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id), void *ctx);
+int serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id, bool guest),
+		void *ctx);
 /*
  * A connected SOCK_SEQPACKET, which is the runtime's from here on, also on failure.  Any thread.  0; -EAGAIN: there are too many clients; -ENOMEM.
  */
@@ -71,8 +80,18 @@ int serve_quota(struct up_runtime *rt, uint64_t id, uint64_t limit, uint64_t min
 int serve_group_quota(struct up_runtime *rt, const char *group, uint64_t limit, uint64_t minimum);
 /* Take up to so many bytes out of its reach.  How many, or -ENOENT. */
 int64_t serve_evict(struct up_runtime *rt, uint64_t id, uint64_t bytes);
+/*
+ * Look whether clients have put memory into the files of their pools themselves, where the budget does not see it: by write(), fallocate(), or another
+ * mapping.  Who is found to twice in a row is disconnected, with a log line.  To be called once a second or so; if calls of
+ * clients take long just then, it is left out.  Any thread.
+ */
+void serve_audit(struct up_runtime *rt);
 /* Any thread.  -ENOENT. */
 int serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info);
+/* How long its faults of a kind took.  -ENOENT. */
+struct latency_steps;
+int serve_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,
+		  struct latency_steps *steps);
 /* Its ranges, at most n, from `from` on; how many, or -ENOENT. */
 int serve_ranges(struct up_runtime *rt, uint64_t id, uintptr_t from, struct serve_range range[],
 		 size_t n);

@@ -157,6 +157,39 @@ space_place(struct pager *p, const char *call, const struct map_entry *e)
 	return r;
 }
 
+/* Room for what is counted of so many spaces.  It stays, so it is promised for good.  => map.change is held */
+static int
+tallies_reach(struct pager *p, size_t n)
+{
+	struct wired_array *t = &p->tallies;
+	int r;
+
+	if (n <= t->n)
+		return 0;
+	if (!resv_try(&p->resv_meta, (n - t->n) * t->item))
+		return -ENOMEM;
+	n -= t->n;
+	r = wired_array_grow_wait(t, t->n + n);
+	if (r < 0)
+		resv_give(&p->resv_meta, n * t->item);
+	return r;
+}
+
+int
+space_tallies(struct pager *p)
+{
+	struct wired_array *t = &p->tallies;
+	int r = 0;
+
+	if (t->base == NULL)
+		r = wired_array_init(t, &p->arena, sizeof(struct space_tally), SPACES_MAX);
+	if (r == 0)
+		r = tallies_reach(p, MAX(p->space_at.n, (size_t)1));
+	if (r == 0)
+		atomic_store_explicit(&p->tally, t->base, memory_order_release);
+	return r;
+}
+
 /* Make the table of spaces reach to `i`.  => map.change is held */
 static int
 table_reach(struct pager *p, size_t i)
@@ -168,12 +201,28 @@ table_reach(struct pager *p, size_t i)
 		r = wired_array_init(t, &p->arena, sizeof(struct space *), SPACES_MAX);
 	if (r == 0 && i >= t->n)
 		r = wired_array_grow_wait(t, i + 1);
+	if (r == 0 && atomic_load(&p->tally) != NULL)
+		r = tallies_reach(p, i + 1);
 	if (r == 0) {
 		pthread_rwlock_wrlock(&p->map.lock);
 		p->nspace_at = t->n;
 		pthread_rwlock_unlock(&p->map.lock);
 	}
 	return r;
+}
+
+/* Whose it was is gone; what is counted for him yet is lost on his successor. */
+static void
+tally_reset(struct space_tally *t)
+{
+	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
+		for (unsigned i = 0; i < TALLY_BUCKETS; i++)
+			atomic_store(&t->latency[k].bucket[i], 0);
+		atomic_store(&t->latency[k].sum, 0);
+	}
+	atomic_store(&t->again, 0);
+	atomic_store(&t->exists, 0);
+	atomic_store(&t->deferred, 0);
 }
 
 struct space *
@@ -204,8 +253,8 @@ space_make(struct pager *p)
 	}
 	map_init(&sp->map, &p->map_zones);
 	sp->id = ++p->next_serial;
-	for (unsigned k = 0; k < UP_FAULT_KINDS && p->space_faults != NULL; k++)
-		atomic_store(&p->space_faults[sp->shard - PMAP_POOL - 1][k], 0);
+	if (atomic_load(&p->tally) != NULL)
+		tally_reset(atomic_load(&p->tally) + (sp->shard - PMAP_POOL - 1));
 	return sp;
 }
 

@@ -34,6 +34,7 @@ fill_levels(struct up_runtime *rt, struct up_stats *st)
 		     << PAGE_SHIFT;
 	pthread_mutex_unlock(&p->pages.lock);
 	st->limit = rt->memory_limit;
+	st->limit_max = rt->memory_most;
 	st->free_frames = (uint64_t)frames_nfree(&p->frames) << PAGE_SHIFT;
 	st->metadata = arena_bytes(&p->arena) + p->overhead;
 	st->used = atomic_load(&p->budget.used);
@@ -54,6 +55,23 @@ fill_reserve(struct pager *p, struct up_stats *st)
 	st->reserve_free = (max > used ? max - used : 0) << PAGE_SHIFT;
 }
 
+void
+stats_latency(struct up_runtime *rt, enum up_fault_kind kind, struct up_latency *l,
+	      struct latency_steps *steps)
+{
+	struct histogram *h[MAX_SERVICES + 1];
+	struct pager *p = &rt->p;
+	unsigned n = 0;
+
+	/* All workers have the same. */
+	for (unsigned i = 0; i <= p->nservices && pager_server(p, i) != NULL; i++)
+		h[n++] = &pager_server(p, i)->latency[kind];
+	if (l != NULL)
+		histogram_sum(h, n, l);
+	if (steps != NULL)
+		histogram_steps(h, n, steps);
+}
+
 static void
 fill_stats(struct up_runtime *rt, struct up_stats *st)
 {
@@ -61,17 +79,12 @@ fill_stats(struct up_runtime *rt, struct up_stats *st)
 
 	memset(st, 0, sizeof *st);
 	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
-		struct histogram *h[MAX_SERVICES + 1];
-		unsigned n = 0;
-
 		st->faults[k] = pager_total(p, C_FAULT + k);
-		/* All workers have the same. */
-		for (unsigned i = 0; i <= p->nservices && pager_server(p, i) != NULL; i++)
-			h[n++] = &pager_server(p, i)->latency[k];
-		histogram_sum(h, n, &st->latency[k]);
+		stats_latency(rt, k, &st->latency[k], NULL);
 	}
 	st->fault_waits = pager_total(p, C_WAIT);
 	st->fault_retries = pager_total(p, C_RETRY);
+	st->fault_exists = atomic_load_explicit(&p->nexists, memory_order_relaxed);
 	st->fault_strays = pager_total(p, C_STRAY);
 	st->fault_sigbus = pager_total(p, C_SIGBUS);
 	st->rescues = pager_total(p, C_RESCUE);

@@ -28,6 +28,7 @@
 #include "pmap/uffd_abi.h"
 
 #define OVER_NS 50000000 /* how soon it sees that it is to end */
+#define TOLD_NS UINT64_C(5000000000)
 #define TLS_BYTES ((size_t)4 << 10)
 #define STACK_BYTES (WATCHER_BYTES - TLS_BYTES)
 
@@ -151,6 +152,20 @@ watch_alone(const struct watched *w)
 	}
 }
 
+/* The program comes first: it may want to save something, or to end. */
+static PLAIN void
+watch_told(const struct watched *w)
+{
+	struct timespec ts;
+
+	ts.tv_sec = 0;
+	ts.tv_nsec = OVER_NS;
+	for (unsigned i = 0; i < TOLD_NS / OVER_NS && atomic_load(w->told) == 0 &&
+			     (w->over == NULL || !atomic_load(w->over));
+	     i++)
+		call(SYS_futex, (long)w->told, FUTEX_WAIT, 0, (long)&ts, 0);
+}
+
 static PLAIN int
 watch(void *arg)
 {
@@ -165,6 +180,8 @@ watch(void *arg)
 	pf[1].events = POLLIN;
 	while (call(SYS_ppoll, (long)pf, 2, 0, 0, 0) <= 0)
 		;
+	if (w->told != NULL)
+		watch_told(w);
 	if (w->over == NULL || !atomic_load(w->over))
 		watch_alone(w);
 	return 0;

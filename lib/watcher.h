@@ -30,6 +30,8 @@ struct watched {
 	const atomic_bool *
 		over; /* the connection has been ended by us: then so does the thread.  NULL: never */
 	int tid;      /* its own; 0 when it has ended */
+	const _Atomic uint32_t *
+		told; /* a futex: not 0 once the program has been told, which is waited for; NULL: it is not told */
 };
 
 /* Memory that it needs: pages of the caller's that stay. */

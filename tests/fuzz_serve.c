@@ -39,10 +39,11 @@ static sem_t gone;
 static int file;
 
 static void
-ended(void *ctx, uint64_t id)
+ended(void *ctx, uint64_t id, bool guest)
 {
 	(void)ctx;
 	(void)id;
+	(void)guest;
 	sem_post(&gone);
 }
 

@@ -199,6 +199,7 @@ rig_create(struct rig *r)
 {
 	const struct up_config cfg = {
 		.memory_limit = r->cfg.memory,
+		.memory_limit_max = r->cfg.memory_most,
 		.swap_size = r->cfg.swap_slots * PAGE_SIZE,
 		.service_threads = r->cfg.services,
 		.feature_mask = r->cfg.mask,

@@ -22,10 +22,11 @@
 #define RIG_PATIENCE 200000u
 
 struct rig_config {
-	size_t memory;	   /* limit; 0: 2 MiB */
-	size_t swap_slots; /* 0: 65536; the swap has a fixed size */
-	unsigned services; /* 0: 1 */
-	uint64_t mask;	   /* UP_MASK_MOVE */
+	size_t memory;	    /* limit; 0: 2 MiB */
+	size_t memory_most; /* up_config.memory_limit_max */
+	size_t swap_slots;  /* 0: 65536; the swap has a fixed size */
+	unsigned services;  /* 0: 1 */
+	uint64_t mask;	    /* UP_MASK_MOVE */
 	uint64_t seed;
 	unsigned flags; /* up_config.flags */
 	unsigned fault_timeout_ms;

@@ -324,7 +324,7 @@ hold_frames(bool clean)
 		for (size_t i = 0; i < n; i++)
 			scene_held[scene_nheld++] = first + (frame_t)i;
 	}
-	while (clean && page_count_locked(&r->p->pages, Q_CLEAN) > 0) {
+	while (clean && page_count(&r->p->pages, Q_CLEAN) > 0) {
 		n = frames_obtain(r->p, CLUSTER_MAX, scene_held + scene_nheld);
 		cr_assert(gt(sz, n, 0));
 		scene_nheld += n;

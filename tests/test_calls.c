@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "delivery.h"
+#include "real.h"
 #include "uffd_pager.h"
 
 #define RW (PROT_READ | PROT_WRITE)
@@ -32,31 +33,6 @@ TestSuite(calls, .timeout = 110);
 /* --- rig --- */
 
 static struct up_runtime *rt;
-static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
-static char logged[16384];
-static unsigned nlogged;
-
-static void
-collect(void *ctx, enum up_log_level level, const char *line)
-{
-	size_t len;
-
-	(void)ctx;
-	pthread_mutex_lock(&log_lock);
-	len = strlen(logged);
-	snprintf(logged + len, sizeof logged - len, "%d: %s\n", (int)level, line);
-	nlogged += level == UP_LOG_ERROR;
-	pthread_mutex_unlock(&log_lock);
-}
-
-static void
-log_clear(void)
-{
-	pthread_mutex_lock(&log_lock);
-	logged[0] = '\0';
-	nlogged = 0;
-	pthread_mutex_unlock(&log_lock);
-}
 
 static _Thread_local volatile long own_faults;
 
@@ -75,15 +51,11 @@ static void
 start_with(struct up_config cfg)
 {
 	struct sigaction sa = { .sa_sigaction = own_bus, .sa_flags = SA_SIGINFO };
-	int r;
 
 	cfg.log = collect;
 	cfg.delivery = test_delivery();
 	cfg.compression = test_compression();
-	r = up_runtime_create(&rt, &cfg);
-	if (r == -EPERM || r == -ENOSYS)
-		cr_skip_test("no userfaultfd or io_uring here: %s", logged);
-	cr_assert(r == 0, "create: %s: %s", strerrorname_np(-r), logged);
+	rt = real_start(&cfg);
 	if (cfg.delivery == UP_DELIVER_INLINE) {
 		sigfillset(&sa.sa_mask);
 		sigaction(SIGBUS, &sa, NULL);
@@ -110,19 +82,7 @@ map(size_t len, unsigned flags)
 static struct up_stats
 stats(void)
 {
-	struct up_stats st;
-
-	cr_assert(up_stats_get(rt, &st, sizeof st) == 0);
-	return st;
-}
-
-static double
-seconds(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+	return real_stats(rt);
 }
 
 static _Atomic uint64_t *
@@ -253,7 +213,8 @@ refused(const char *what, int r, int want, const char *text)
 	cr_expect(r == want, "%s: %s instead of %s", what, r < 0 ? strerrorname_np(-r) : "success",
 		  strerrorname_np(-want));
 	cr_expect(strstr(logged, text) != NULL, "%s: \"%s\" is not in: %s", what, text, logged);
-	cr_expect(nlogged == 1, "%s: %u lines: %s", what, nlogged, logged);
+	cr_expect(nlogged[UP_LOG_ERROR] == 1, "%s: %u lines: %s", what, nlogged[UP_LOG_ERROR],
+		  logged);
 	log_clear();
 }
 #define REFUSED(call, want, text) refused(#call, (call), (want), (text))
@@ -292,7 +253,7 @@ Test(calls, prefault_costs_the_faults_that_touching_does_not)
 	cr_assert(up_prefault(rt, p, N * PAGE, 1) == 0, "%s", logged);
 	cr_assert(cost_of_touching(p, N) == 0);
 	check_fill(p, N);
-	cr_assert(nlogged == 0, "%s", logged);
+	cr_assert(nlogged[UP_LOG_ERROR] == 0, "%s", logged);
 	up_runtime_destroy(rt);
 }
 
@@ -423,7 +384,7 @@ Test(calls, prefault_and_calls_that_change_mappings_go_on_side_by_side)
 	}
 	atomic_store(&stop, true);
 	pthread_join(t, NULL);
-	cr_assert(done > 0 && nlogged == 0, "%u: %s", done, logged);
+	cr_assert(done > 0 && nlogged[UP_LOG_ERROR] == 0, "%u: %s", done, logged);
 	check_fill(p, N);
 	up_runtime_destroy(rt);
 }
@@ -505,7 +466,7 @@ Test(calls, wired_pages_never_fault_whatever_else_goes_on)
 	cr_assert(count_bits(p + N * PAGE, N, UP_PAGE_MAPPED) >= N / 2);
 	check_fill(p, 2 * N);
 	cr_assert(up_unmap(rt, p, 2 * N * PAGE) == 0 && stats().wired == 0);
-	cr_assert(nlogged == 0, "%s", logged);
+	cr_assert(nlogged[UP_LOG_ERROR] == 0, "%s", logged);
 	up_runtime_destroy(rt);
 }
 
@@ -726,7 +687,7 @@ Test(calls, a_dump_agrees_with_the_kernel_and_may_go_through_paged_memory)
 
 	cr_assert(up_object_info(o, &info, sizeof info) == 0);
 	cr_assert(info.size == 4 * MiB && info.resident == 0 && info.refs == 2);
-	cr_assert(nlogged == 0, "%s", logged);
+	cr_assert(nlogged[UP_LOG_ERROR] == 0, "%s", logged);
 	up_object_unref(o);
 	up_runtime_destroy(rt);
 }
@@ -790,7 +751,7 @@ Test(calls, a_dump_shows_a_forked_child_and_what_it_has)
 	}
 	check_fill(p, 16);
 	close(out[0]);
-	cr_assert(nlogged == 0, "%s", logged);
+	cr_assert(nlogged[UP_LOG_ERROR] == 0, "%s", logged);
 	up_runtime_destroy(rt);
 }
 

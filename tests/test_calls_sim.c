@@ -483,8 +483,8 @@ Test(wire, costs_pageout_not_a_look)
 	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
 	va = map_random(300);
 	cr_assert(zero(int, wire(va, 300)));
-	cr_assert(zero(sz, page_count_locked(&r->p->pages, Q_ACTIVE)));
-	cr_assert(eq(sz, page_count_locked(&r->p->pages, Q_WIRED), 300));
+	cr_assert(zero(sz, page_count(&r->p->pages, Q_ACTIVE)));
+	cr_assert(eq(sz, page_count(&r->p->pages, Q_WIRED), 300));
 	other = map_random(64);
 	put_pages(other, 64, 1);
 	seen();
@@ -548,7 +548,7 @@ Test(wire, ends_with_the_mapping)
 	unmap(PAGE(30), 30);
 	WIRED(0);
 	cr_assert(zero(u64, meta_promised()));
-	cr_assert(zero(sz, page_count_locked(&r->p->pages, Q_WIRED)));
+	cr_assert(zero(sz, page_count(&r->p->pages, Q_WIRED)));
 	va = map_random(60); /* and a runtime goes away with what is wired */
 	cr_assert(zero(int, wire(va, 60)));
 	over();
@@ -665,7 +665,7 @@ static void
 lose_on_the_way(void *ctx)
 {
 	rig_step(ctx);
-	if (page_count_locked(&r->p->pages, Q_WIRED) > 0 && where(lose_va) == MAPPED) {
+	if (page_count(&r->p->pages, Q_WIRED) > 0 && where(lose_va) == MAPPED) {
 		struct anon *an = anon_at(lose_va);
 		struct page *pg = page_of(lose_va);
 
@@ -692,7 +692,7 @@ Test(wire, that_fails_half_way_is_undone)
 	cr_assert(eq(int, wire(va, 1000), -EIO));
 	r->p->idle = r->backend.idle;
 	WIRED(10);
-	cr_assert(eq(sz, page_count_locked(&r->p->pages, Q_WIRED), 10));
+	cr_assert(eq(sz, page_count(&r->p->pages, Q_WIRED), 10));
 	pager_check(r->p);
 	cr_assert(eq(uint, times(PAGE(10)), 1));
 	cr_assert(zero(uint, times(PAGE(20))));

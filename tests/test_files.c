@@ -13,11 +13,14 @@
 #include <string.h>
 #include <sys/fsuid.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "delivery.h"
+#include "pager/source.h"
+#include "real.h"
 #include "stress.h"
 #include "uffd_pager.h"
 
@@ -29,20 +32,6 @@ TestSuite(files, .timeout = 60);
 
 static struct up_runtime *rt;
 static uint64_t without; /* UP_MASK_* for start() */
-static char logged[8192];
-static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static void
-collect(void *ctx, enum up_log_level level, const char *line)
-{
-	size_t len;
-
-	(void)ctx;
-	pthread_mutex_lock(&log_lock);
-	len = strlen(logged);
-	snprintf(logged + len, sizeof logged - len, "%d: %s\n", (int)level, line);
-	pthread_mutex_unlock(&log_lock);
-}
 
 static void
 start(size_t memory)
@@ -53,11 +42,8 @@ start(size_t memory)
 				       .delivery = test_delivery(),
 				       .compression = test_compression(),
 				       .log = collect };
-	const int r = up_runtime_create(&rt, &cfg);
 
-	if (r == -EPERM || r == -ENOSYS)
-		cr_skip_test("no userfaultfd or io_uring here: %s", logged);
-	cr_assert(zero(int, r), "%s", logged);
+	rt = real_start(&cfg);
 	touch_init();
 }
 
@@ -72,6 +58,35 @@ page_of(size_t page, uint64_t *w)
 {
 	for (unsigned i = 0; i < PAGE / 8; i++)
 		w[i] = word_of(page, i);
+}
+
+static bool
+	cold; /* files begin with nothing in the page cache: they are read and written past it */
+
+/* What the page cache has of a file is on the disk, and forgotten. */
+static void
+uncache(int fd)
+{
+	cr_assert(zero(int, fdatasync(fd)));
+	cr_assert(zero(int, posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED)));
+}
+
+/* Pages of a file that are in the page cache. */
+static size_t
+cached(int fd, size_t bytes)
+{
+	unsigned char *vec = malloc(bytes / PAGE);
+	void *p = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fd, 0);
+	size_t n = 0;
+
+	cr_assert(ne(ptr, p, MAP_FAILED));
+	cr_assert(ne(ptr, vec, NULL));
+	cr_assert(zero(int, mincore(p, bytes, vec)));
+	for (size_t i = 0; i < bytes / PAGE; i++)
+		n += vec[i] & 1;
+	munmap(p, bytes);
+	free(vec);
+	return n;
 }
 
 /* A nameless file of `bytes`, filled. */
@@ -90,6 +105,8 @@ file_of(size_t bytes)
 		page_of(at / PAGE, w);
 		cr_assert(eq(sz, (size_t)pwrite(fd, w, n, (off_t)at), n));
 	}
+	if (cold)
+		uncache(fd);
 	return fd;
 }
 
@@ -133,10 +150,7 @@ check_file(int fd, size_t page, size_t content)
 static struct up_stats
 stats(void)
 {
-	struct up_stats st;
-
-	cr_assert(zero(int, up_stats_get(rt, &st, sizeof st)));
-	return st;
+	return real_stats(rt);
 }
 
 Test(files, a_file_four_times_the_budget_is_read_and_never_written)
@@ -337,7 +351,8 @@ Test(files, files_on_kernels_that_can_do_less)
 	}
 }
 
-Test(files, the_tail_is_zeros_and_beyond_the_end_is_SIGBUS)
+static void
+tail(void)
 {
 	const size_t bytes = 5 * PAGE + 1000;
 	const int fd = file_of(bytes);
@@ -369,7 +384,13 @@ Test(files, the_tail_is_zeros_and_beyond_the_end_is_SIGBUS)
 	close(fd);
 }
 
-Test(files, a_file_that_is_truncated_underneath_is_SIGBUS_and_never_zeros)
+Test(files, the_tail_is_zeros_and_beyond_the_end_is_SIGBUS)
+{
+	tail();
+}
+
+static void
+truncated(void)
 {
 	const int fd = file_of(64 * PAGE);
 	struct up_object *obj;
@@ -390,8 +411,14 @@ Test(files, a_file_that_is_truncated_underneath_is_SIGBUS_and_never_zeros)
 	close(fd);
 }
 
+Test(files, a_file_that_is_truncated_underneath_is_SIGBUS_and_never_zeros)
+{
+	truncated();
+}
+
 /* Pages that go back in one request, half of which the file does not have any more: the other half must arrive, to the last byte. */
-Test(files, what_is_in_front_of_a_truncated_end_is_written_back)
+static void
+truncated_dirty(void)
 {
 	const int fd = file_of(64 * PAGE);
 	struct up_object *obj;
@@ -421,8 +448,14 @@ Test(files, what_is_in_front_of_a_truncated_end_is_written_back)
 	close(fd);
 }
 
+Test(files, what_is_in_front_of_a_truncated_end_is_written_back)
+{
+	truncated_dirty();
+}
+
 /* As msync() and MADV_DONTNEED: what was cut off is nobody's failure. */
-Test(files, sync_and_discard_do_not_mind_a_truncated_end)
+static void
+truncated_synced(void)
 {
 	const int fd = file_of(16 * PAGE);
 	struct up_object *obj;
@@ -444,6 +477,11 @@ Test(files, sync_and_discard_do_not_mind_a_truncated_end)
 	up_object_unref(obj);
 	up_runtime_destroy(rt);
 	close(fd);
+}
+
+Test(files, sync_and_discard_do_not_mind_a_truncated_end)
+{
+	truncated_synced();
 }
 
 Test(files, a_file_that_can_only_be_read_is_mapped_for_reading)
@@ -858,5 +896,253 @@ Test(files, invalidate_sees_what_somebody_else_wrote)
 	check(priv, 5, 77);
 	up_object_unref(obj);
 	up_runtime_destroy(rt);
+	close(fd);
+}
+
+Test(files, the_same_of_files_that_are_in_nobodys_page_cache)
+{
+	cold = true;
+	written_shared();
+	written_private();
+	tail();
+	truncated();
+	truncated_dirty();
+	truncated_synced();
+}
+
+/* Skips the test where files are not read and written past the page cache. */
+static void
+need_direct(struct up_object *obj, int fd, size_t bytes)
+{
+	struct source *src = ((struct object *)obj)->source;
+	struct swap_io io = { 0 };
+
+	if (cached(fd, bytes) > 0)
+		cr_skip_test("the file system keeps what it is told to forget");
+	cr_assert(zero(int, src->ops->aim(src, 0, 1, false, &io)));
+	if (!io.direct)
+		cr_skip_test("no cachestat() or no O_DIRECT here");
+}
+
+/* An object over a file that is not in the page cache, of a runtime of 2 MiB. */
+static int
+cold_object(size_t bytes, struct up_object **obj)
+{
+	int fd;
+
+	cold = true;
+	fd = file_of(bytes);
+	start(2 * MiB);
+	*obj = object_of(fd, 0, 0);
+	return fd;
+}
+
+Test(files, a_file_that_is_not_in_the_page_cache_stays_out_of_it)
+{
+	const size_t n = 8 * MiB / PAGE;
+	struct up_object *obj;
+	const int fd = cold_object(8 * MiB, &obj);
+	uint64_t *p;
+
+	need_direct(obj, fd, 8 * MiB);
+	p = map(obj, 8 * MiB, UP_SHARED, RW);
+	for (size_t i = 0; i < n; i++)
+		check(p, i, i);
+	for (size_t i = 0; i < n; i++)
+		page_of(5000 + i, p + i * (PAGE / 8));
+	cr_assert(zero(int, up_sync(rt, p, 8 * MiB, 0)), "%s", logged);
+	cr_assert(zero(sz, cached(fd, 8 * MiB)));
+	cr_assert(zero(int, up_unmap(rt, p, 8 * MiB)), "%s", logged);
+	for (size_t i = 0; i < n; i++)
+		check_file(fd, i, 5000 + i);
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+/*
+ * Somebody else has a part of the file mapped and stores there: what he has stored is read, without his fsync(), and what is written back is in his
+ * mapping, of which the page cache has every other page.
+ */
+Test(files, who_has_the_file_mapped_sees_and_is_seen)
+{
+	const size_t n = 2048;
+	struct up_object *obj;
+	const int fd = cold_object(n * PAGE, &obj);
+	uint64_t *p, *his;
+
+	his = mmap(NULL, n * PAGE, RW, MAP_SHARED, fd, 0);
+	cr_assert(ne(ptr, his, MAP_FAILED));
+	cr_assert(zero(int, madvise(his, n * PAGE, MADV_RANDOM)));
+	for (size_t i = 0; i < n; i += 2)
+		page_of(10000 + i, his + i * (PAGE / 8));
+	p = map(obj, n * PAGE, UP_SHARED, RW);
+	for (size_t i = 0; i < n; i++)
+		check(p, i, i % 2 ? i : 10000 + i);
+	for (size_t i = 0; i < n; i++)
+		page_of(20000 + i, p + i * (PAGE / 8));
+	cr_assert(zero(int, up_sync(rt, p, n * PAGE, 0)), "%s", logged);
+	for (size_t i = 0; i < n; i++)
+		check(his, i, 20000 + i);
+	/* And the other way round. */
+	for (size_t i = 0; i < n; i += 3)
+		page_of(30000 + i, his + i * (PAGE / 8));
+	cr_assert(zero(int, up_sync(rt, p, n * PAGE, UP_SYNC_INVALIDATE)), "%s", logged);
+	for (size_t i = 0; i < n; i++)
+		check(p, i, i % 3 ? 20000 + i : 30000 + i);
+	munmap(his, n * PAGE);
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+/* Pages that came for a load are guarded, so that nobody need look whether they have changed: but whoever stores is seen. */
+Test(files, a_store_after_a_load_is_written_back)
+{
+	const size_t n = 8 * MiB / PAGE;
+	struct up_object *obj;
+	const int fd = cold_object(8 * MiB, &obj);
+	uint64_t *p;
+
+	p = map(obj, 8 * MiB, UP_SHARED, RW);
+	cr_assert(zero(int, up_advise(rt, p, 8 * MiB, UP_ADVICE_RANDOM)));
+	for (unsigned turn = 0; turn < 3; turn++) {
+		for (size_t k = 0; k < n; k++) {
+			const size_t i = k * 797 % n, was = turn == 0 ? i : turn * 10000 + i;
+
+			check(p, i, i % 4 == 1 ? was : i);
+			if (i % 4 == 1)
+				page_of((turn + 1) * 10000 + i, p + i * (PAGE / 8));
+		}
+		cr_assert(zero(int, up_sync(rt, p, 8 * MiB, 0)), "%s", logged);
+		for (size_t i = 0; i < n; i++)
+			check_file(fd, i, i % 4 == 1 ? (turn + 1) * 10000 + i : i);
+		uncache(fd);
+	}
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+/* --- a source of which transfers go astray --- */
+
+static int (*true_aim)(struct source *src, uint64_t index, unsigned n, bool write,
+		       struct swap_io *io);
+static bool crooked_reads, crooked_writes; /* at no multiple of a sector */
+static uint64_t full_first, full_end;	   /* pages that are written to a device that is full */
+static int full_fd;
+
+static int
+astray(struct source *src, uint64_t index, unsigned n, bool write, struct swap_io *io)
+{
+	const int r = true_aim(src, index, n, write, io);
+
+	if (r == 0 && io->direct && (write ? crooked_writes : crooked_reads))
+		io->offset += 8;
+	if (r == 0 && write && index < full_end && index + n > full_first)
+		io->fd = full_fd;
+	return r;
+}
+
+static void
+lead_astray(struct up_object *obj, struct source_ops *ops)
+{
+	struct source *src = ((struct object *)obj)->source;
+
+	*ops = *src->ops;
+	true_aim = ops->aim;
+	ops->aim = astray;
+	src->ops = ops;
+}
+
+static void
+refused_direct(bool reads, bool writes)
+{
+	static struct source_ops ops;
+	const size_t n = 8 * MiB / PAGE;
+	_Alignas(4096) char buf[PAGE];
+	struct up_object *obj;
+	const int fd = cold_object(8 * MiB, &obj);
+	char name[64];
+	uint64_t *p;
+	int direct;
+
+	need_direct(obj, fd, 8 * MiB);
+	snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+	direct = open(name, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	cr_assert(ge(int, direct, 0));
+	if (pread(direct, buf, PAGE, 8) >= 0 || errno != EINVAL)
+		cr_skip_test("this file system transfers anything by O_DIRECT");
+	close(direct);
+	lead_astray(obj, &ops);
+	crooked_reads = reads;
+	crooked_writes = writes;
+	p = map(obj, 8 * MiB, UP_SHARED, RW);
+	for (size_t i = 0; i < n; i++)
+		check(p, i * 37 % n, i * 37 % n);
+	for (size_t i = 0; i < n; i++)
+		page_of(5000 + i, p + i * (PAGE / 8));
+	cr_assert(zero(int, up_sync(rt, p, 8 * MiB, 0)), "%s", logged);
+	for (size_t i = 0; i < n; i++)
+		check_file(fd, i, 5000 + i);
+	for (size_t i = 0; i < n; i++)
+		check(p, i, 5000 + i);
+	cr_assert(zero(u64, stats().source_errors), "%s", logged);
+	cr_assert(gt(sz, cached(fd, 8 * MiB), 0), "nothing went through the page cache");
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
+Test(files, what_O_DIRECT_refuses_goes_through_the_page_cache)
+{
+	refused_direct(true, false);
+	refused_direct(false, true);
+	refused_direct(true, true);
+}
+
+Test(files, of_a_cluster_that_fails_only_what_can_not_be_written_is_kept)
+{
+	static struct source_ops ops;
+	const size_t n = 256;
+	struct up_object *obj;
+	uint64_t *p, w[PAGE / 8];
+	int fd;
+
+	cold = true;
+	fd = file_of(n * PAGE);
+	start(8 * MiB);
+	obj = object_of(fd, 0, 0);
+	full_fd = open("/dev/full", O_RDWR | O_CLOEXEC);
+	cr_assert(ge(int, full_fd, 0));
+	lead_astray(obj, &ops);
+	full_first = 100;
+	full_end = 103;
+	p = map(obj, n * PAGE, UP_SHARED, RW);
+	/* Neighbours, and some that have none. */
+	for (size_t i = 0; i < n; i++) {
+		if (i < 200 || i % 2)
+			page_of(5000 + i, p + i * (PAGE / 8));
+	}
+	cr_assert(eq(int, up_sync(rt, p, n * PAGE, 0), -ENOSPC), "%s", logged);
+	for (size_t i = 0; i < n; i++)
+		check_file(fd, i, (i < 200 || i % 2) && (i < 100 || i >= 103) ? 5000 + i : i);
+	full_end = 0;
+	cr_assert(zero(int, up_sync(rt, p, n * PAGE, 0)), "%s", logged);
+	for (size_t i = 100; i < 103; i++)
+		check_file(fd, i, 5000 + i);
+	/* It is told once, and what is the same again is still written: nobody knows what the file has. */
+	full_end = 103;
+	page_of(7000, p + 101 * (PAGE / 8));
+	cr_assert(eq(int, up_sync(rt, p, n * PAGE, 0), -ENOSPC), "%s", logged);
+	page_of(1, w);
+	cr_assert(eq(sz, (size_t)pwrite(fd, w, PAGE, 101 * (off_t)PAGE), PAGE));
+	page_of(5101, p + 101 * (PAGE / 8));
+	full_end = 0;
+	cr_assert(zero(int, up_sync(rt, p, n * PAGE, 0)), "%s", logged);
+	check_file(fd, 101, 5101);
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(full_fd);
 	close(fd);
 }

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "fill.h"
+#include "logged.h"
 #include "pmap/uffd_abi.h"
 #include "vmm.h"
 
@@ -33,34 +34,9 @@ static char dir[] = "/tmp/test_fill.XXXXXX", path[64], record_path[80];
 static struct memfile *source;
 static struct fill *fill;
 static struct vmm v;
-static char logged[8192];
-static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_bool stopped, gone;
 
-static void
-on_log(void *ctx, enum up_log_level level, const char *line)
-{
-	size_t len;
-
-	(void)ctx;
-	pthread_mutex_lock(&log_lock);
-	len = strlen(logged);
-	snprintf(logged + len, sizeof logged - len, "%d: %s\n", (int)level, line);
-	pthread_mutex_unlock(&log_lock);
-}
-
-static const struct logger logger = { .fn = on_log };
-
-static bool
-has_logged(const char *text)
-{
-	bool r;
-
-	pthread_mutex_lock(&log_lock);
-	r = strstr(logged, text) != NULL;
-	pthread_mutex_unlock(&log_lock);
-	return r;
-}
+static const struct logger logger = { .fn = collect };
 
 static void
 on_notify(void *ctx, enum fill_event ev)
@@ -316,7 +292,7 @@ Test(fill, children_that_have_ended_hold_nothing, .fini = down)
 	up(N, ALL_EVENTS);
 	descriptors = vmm_descriptors();
 	for (unsigned i = 0; i < FILL_SPACES_MAX + 20; i++)
-		cr_assert(zero(i64, vmm_do(&v, VMM_FORK, i, 1, 0)), "child %u: %s", i, logged);
+		cr_assert(zero(i64, vmm_do(&v, VMM_FORK, i % N, 1, 0)), "child %u: %s", i, logged);
 	VERIFIES(0, N);
 	cr_assert(le(uint, vmm_descriptors(), descriptors + 3));
 	cr_assert(le(sz, ranges(), 3));
@@ -417,9 +393,10 @@ Test(fill, what_makes_no_sense_is_refused, .fini = down)
 	file(N);
 	vmm_start(&v, &cfg);
 	filler(false, 0);
-	r[0] = (struct fill_range){ v.address, 16 * VMM_PAGE, 0, PAGE_SIZE, source };
-	r[1] = (struct fill_range){ v.address + 15 * VMM_PAGE, 16 * VMM_PAGE, 0, PAGE_SIZE,
-				    source };
+	r[0] = (struct fill_range){ v.address, 16 * VMM_PAGE, 0, PAGE_SIZE, source, false };
+	r[1] = (struct fill_range){
+		v.address + 15 * VMM_PAGE, 16 * VMM_PAGE, 0, PAGE_SIZE, source, false
+	};
 	cr_assert(eq(int, fill_add(fill, v.uffd, r, 2, 0), -EINVAL), "they overlap");
 	cr_assert(eq(int, fill_add(fill, v.uffd, r, 0, 0), -EINVAL), "nothing");
 	r[0].offset = (N - 15) * VMM_PAGE;

@@ -21,6 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "door.h"
 #include "firecracker.h"
 #include "firecracker_wire.h"
 #include "pmap/uffd_abi.h"
@@ -211,76 +212,18 @@ Test(firecracker, in_words_too_many_regions_are_refused)
 
 static char dir[] = "/tmp/test_firecracker.XXXXXX", path[64], record_path[80], sock[80];
 static struct memfile *source;
-static uv_loop_t loop;
-static uv_poll_t listener;
-static int listen_fd = -1;
-static unsigned come, left;
-static char logged[65536];
-static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct firecracker_config config;
 
-static void
-on_log(void *ctx, enum up_log_level level, const char *line)
+static int
+open_session(uv_loop_t *loop, int connection, struct session **out)
 {
-	size_t len;
-
-	(void)ctx;
-	pthread_mutex_lock(&log_lock);
-	len = strlen(logged);
-	snprintf(logged + len, sizeof logged - len, "%d: %s\n", (int)level, line);
-	pthread_mutex_unlock(&log_lock);
-}
-
-static bool
-has_logged(void *text)
-{
-	bool r;
-
-	pthread_mutex_lock(&log_lock);
-	r = strstr(logged, text) != NULL;
-	pthread_mutex_unlock(&log_lock);
-	return r;
-}
-
-static void
-logs(const char *text)
-{
-	vmm_until(has_logged, (void *)(uintptr_t)text, VMM_DEADLINE_MS, text);
-}
-
-static void
-on_session_gone(void *ctx, struct session *s)
-{
-	(void)ctx;
-	(void)s;
-	left++;
-}
-
-static void
-on_connection(uv_poll_t *p, int status, int events)
-{
-	const int fd = accept4(listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	struct session *s;
-
-	(void)p;
-	(void)status;
-	(void)events;
-	cr_assert(ge(int, fd, 0));
-	cr_assert(zero(int, firecracker_open(&loop, fd, &config, &s)));
-	come++;
-}
-
-static void
-turn(void)
-{
-	uv_run(&loop, UV_RUN_NOWAIT);
+	return firecracker_open(loop, connection, &config, out);
 }
 
 static void
 up_n(uint64_t npages)
 {
-	struct sockaddr_un sun = { .sun_family = AF_UNIX };
-	const struct logger log = { .fn = on_log };
+	const struct logger log = { .fn = collect };
 
 	cr_assert(mkdtemp(dir) != NULL);
 	snprintf(path, sizeof path, "%s/memfile", dir);
@@ -292,35 +235,15 @@ up_n(uint64_t npages)
 		.source = source,
 		.log = log,
 		.record_seconds = 100,
-		.gone = on_session_gone,
+		.gone = door_gone,
 	};
-	cr_assert(zero(int, uv_loop_init(&loop)));
-	strcpy(sun.sun_path, sock);
-	listen_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	cr_assert(zero(int, bind(listen_fd, (struct sockaddr *)&sun, sizeof sun)));
-	cr_assert(zero(int, listen(listen_fd, 16)));
-	cr_assert(zero(int, uv_poll_init(&loop, &listener, listen_fd)));
-	cr_assert(zero(int, uv_poll_start(&listener, UV_READABLE, on_connection)));
-	vmm_pump = turn;
+	door_open(sock, open_session);
 }
 
 static void
 up(void)
 {
 	up_n(N);
-}
-
-static bool
-all_left(void *arg)
-{
-	(void)arg;
-	return left == come && session_first() == NULL;
-}
-
-static void
-all_are_gone(unsigned ms)
-{
-	vmm_until(all_left, NULL, ms, "all sessions gone");
 }
 
 /* The test has ended its clients. */
@@ -331,11 +254,8 @@ down(void)
 		next = s->next;
 		s->ops->end(s);
 	}
-	all_are_gone(VMM_DEADLINE_MS);
-	uv_close((uv_handle_t *)&listener, NULL);
-	uv_run(&loop, UV_RUN_DEFAULT);
-	cr_assert(zero(int, uv_loop_close(&loop)));
-	close(listen_fd);
+	door_empty(VMM_DEADLINE_MS);
+	door_close();
 	memfile_unref(source);
 	unlink(path);
 	unlink(record_path);
@@ -412,15 +332,6 @@ shakes_hands(struct vmm *v, enum version version)
 
 #define VERIFIES(v, first, n) cr_assert(zero(i64, vmm_do(v, VMM_VERIFY, first, n, 0)), "%s", logged)
 
-static struct session_counts
-counts(const struct session *s)
-{
-	struct session_counts c;
-
-	s->ops->counts(s, &c);
-	return c;
-}
-
 struct want {
 	enum up_fault_kind kind;
 	uint64_t n;
@@ -431,7 +342,7 @@ has_served(void *arg)
 {
 	const struct want *w = arg;
 
-	return session_first() != NULL && counts(session_first()).faults[w->kind] == w->n;
+	return session_first() != NULL && door_counts().faults[w->kind] == w->n;
 }
 
 /* A fault is counted after who waited has gone on. */
@@ -456,7 +367,7 @@ speaks(enum version version)
 	cr_assert(eq(i64, session_first()->ops->evict(session_first(), 4096), -ENOTSUP));
 	cr_assert(eq(int, session_first()->pid, v.pid));
 	vmm_stop(&v);
-	all_are_gone(1000);
+	door_empty(1000);
 }
 
 Test(firecracker, version_1_6_is_served, .init = up, .fini = down)
@@ -545,7 +456,7 @@ Test(firecracker, two_handshakes_in_one_write, .init = up, .fini = down)
 	logs("no file descriptor came with it");
 	VERIFIES(&v, 0, N);
 	vmm_stop(&v);
-	all_are_gone(1000);
+	door_empty(1000);
 }
 
 Test(firecracker, two_handshakes_on_one_connection, .init = up, .fini = down)
@@ -559,7 +470,7 @@ Test(firecracker, two_handshakes_on_one_connection, .init = up, .fini = down)
 	cr_assert(zero(i64, sends(&v, text, VMM_UFFD, 1)));
 	VERIFIES(&v, 0, N);
 	vmm_stop(&v);
-	all_are_gone(1000);
+	door_empty(1000);
 }
 
 static void
@@ -578,7 +489,7 @@ is_refused(const char *text, unsigned descriptors, const char *reason)
 	sends(&v, text, descriptors, 0);
 	logs(reason);
 	/* Refused is closed, while the client lives. */
-	all_are_gone(1000);
+	door_empty(1000);
 	vmm_stop(&v);
 	cr_assert(le(uint, vmm_descriptors(), before + 4), "descriptors are left");
 }
@@ -638,7 +549,7 @@ Test(firecracker, half_a_handshake_is_refused_in_time, .init = up, .fini = down)
 	connects(&v);
 	sends(&v, "[{\"base_host", VMM_UFFD, 0);
 	logs("refused: nothing, or half a handshake");
-	all_are_gone(1000);
+	door_empty(1000);
 	vmm_stop(&v);
 }
 
@@ -651,7 +562,7 @@ Test(firecracker, half_a_handshake_and_the_end, .init = up, .fini = down)
 	sends(&v, "[{\"base_host", VMM_UFFD, 0);
 	cr_assert(zero(i64, vmm_do(&v, VMM_HANG_UP, 0, 0, 0)));
 	logs("half a handshake");
-	all_are_gone(1000);
+	door_empty(1000);
 	vmm_stop(&v);
 }
 
@@ -665,9 +576,9 @@ Test(firecracker, who_hangs_up_is_served_until_it_is_gone, .init = up, .fini = d
 	/* We hold the last reference, too. */
 	cr_assert(zero(i64, vmm_do(&v, VMM_CLOSE_UFFD, 0, 0, 0)));
 	VERIFIES(&v, 0, N);
-	cr_assert(zero(uint, left));
+	cr_assert(zero(uint, door_left));
 	vmm_stop(&v);
-	all_are_gone(1000);
+	door_empty(1000);
 }
 
 Test(firecracker, removed_pages_are_zeros, .init = up, .fini = down)
@@ -704,11 +615,11 @@ Test(firecracker, machines_of_one_file_go_on_while_one_is_killed, .init = up, .f
 	for (unsigned i = 1; i < VMS; i++)
 		cr_assert(zero(i64, vmm_answer(&v[i])), "machine %u\n%s", i, logged);
 	vmm_stop(&v[0]);
-	vmm_until(has_logged, (void *)(uintptr_t) ": gone", 1000, "gone");
+	logs_within(": gone", 1000);
 	cr_assert(zero(i64, vmm_do(&v[1], VMM_VERIFY, 0, N, 0)));
 	for (unsigned i = 1; i < VMS; i++)
 		vmm_stop(&v[i]);
-	all_are_gone(1000);
+	door_empty(1000);
 	/* Those of the connections between test and children are closed, too. */
 	cr_assert(eq(uint, vmm_threads(), threads));
 	cr_assert(eq(uint, vmm_descriptors(), descriptors - VMS));
@@ -743,7 +654,7 @@ Test(firecracker, who_is_ended_gets_sigbus, .init = up, .fini = down)
 	shakes_hands(&v, V1_12);
 	VERIFIES(&v, 0, 10);
 	session_first()->ops->end(session_first());
-	all_are_gone(1000);
+	door_empty(1000);
 	cr_assert(eq(i64, vmm_do(&v, VMM_VERIFY, 0, N, 0), SIGBUSES(N - 10)));
 	vmm_stop(&v);
 }
@@ -806,9 +717,9 @@ restore(double *ms, uint64_t *prefetched)
 	begin(&v, &cfg);
 	shakes_hands(&v, V1_12);
 	*ms = ms_of(&v, VMM_VERIFY, WS_TOUCHED);
-	c = counts(session_first());
+	c = door_counts();
 	vmm_stop(&v);
-	all_are_gone(2000);
+	door_empty(2000);
 	*prefetched = c.prefetched;
 	return c.faults[UP_FAULT_MAJOR];
 }

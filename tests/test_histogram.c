@@ -159,3 +159,70 @@ Test(histogram, a_reader_beside_the_writer_sees_ordered_percentiles_and_counts_t
 	cr_assert(eq(u64, last, LIVE_VALUES));
 	cr_assert(zero(int, pthread_join(t, NULL)));
 }
+
+/* Below 2^bits, of any magnitude. */
+static uint64_t
+duration(uint64_t *seed, unsigned bits)
+{
+	const uint64_t v = rnd(seed);
+
+	return v >> (64 - 1 - rnd(seed) % bits);
+}
+
+Test(histogram, steps_are_exact_at_powers_of_two)
+{
+	static struct tally tally;
+	struct histogram *const all[] = { &hist[0] };
+	uint64_t want[LATENCY_STEPS] = { 0 }, sum = 0, seed = 7;
+	struct latency_steps of_hist, of_tally;
+	const unsigned n = 100000;
+
+	for (unsigned i = 0; i < n; i++) {
+		/* The edges, and all between. */
+		const uint64_t at = UINT64_C(1) << (TALLY_SHIFT + i % LATENCY_STEPS);
+		const uint64_t ns = i % 4 == 0	 ? at - 1
+				    : i % 4 == 1 ? at
+				    : i % 4 == 2 ? at + at / 2 - 1
+						 : duration(&seed, 40);
+
+		histogram_add(&hist[0], ns);
+		tally_add(&tally, ns);
+		sum += ns;
+		for (unsigned s = 0; s < LATENCY_STEPS; s++)
+			want[s] += ns < UINT64_C(1) << (TALLY_SHIFT + s);
+	}
+	histogram_steps(all, 1, &of_hist);
+	tally_steps(&tally, &of_tally);
+	for (unsigned s = 0; s < LATENCY_STEPS; s++) {
+		cr_assert(eq(u64, of_hist.below[s], want[s]), "step %u", s);
+		cr_assert(eq(u64, of_tally.below[s], want[s]), "step %u", s);
+	}
+	cr_assert(eq(u64, of_hist.count, n));
+	cr_assert(eq(u64, of_tally.count, n));
+	cr_assert(eq(u64, of_hist.sum, sum));
+	cr_assert(eq(u64, of_tally.sum, sum));
+}
+
+Test(histogram, a_tally_knows_percentiles_within_a_quarter)
+{
+	enum { N = 20000 };
+	static struct tally tally[2];
+	static uint64_t v[N];
+	struct up_latency l;
+	uint64_t seed = 11;
+
+	tally_sum(tally, 2, &l);
+	cr_assert(eq(u64, l.count, 0));
+	cr_assert(eq(u64, l.p50, 0));
+	for (unsigned i = 0; i < N; i++) {
+		v[i] = MIN(MAX(duration(&seed, 34), 1024u), (UINT64_C(1) << 34) - 1);
+		tally_add(&tally[i % 2], v[i]);
+	}
+	qsort(v, N, sizeof v[0], by_value);
+	tally_sum(tally, 2, &l);
+	cr_assert(eq(u64, l.count, N));
+	cr_assert(le(u64, llabs((long long)(l.p50 - exact(v, N, 500))), exact(v, N, 500) / 4));
+	cr_assert(le(u64, llabs((long long)(l.p99 - exact(v, N, 990))), exact(v, N, 990) / 4));
+	cr_assert(le(u64, llabs((long long)(l.p999 - exact(v, N, 999))), exact(v, N, 999) / 4));
+	cr_assert(le(u64, llabs((long long)(l.max - v[N - 1])), v[N - 1] / 4));
+}

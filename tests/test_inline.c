@@ -23,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "real.h"
 #include "stress.h"
 #include "uffd_pager.h"
 
@@ -35,48 +36,14 @@
 TestSuite(inline_, .timeout = STRESS_SANITIZED ? 200 : 60);
 
 static struct up_runtime *rt;
-static char logged[8192];
-static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static void
-collect(void *ctx, enum up_log_level level, const char *line)
-{
-	size_t len;
-
-	(void)ctx;
-	if (level > UP_LOG_WARNING)
-		return;
-	pthread_mutex_lock(&log_lock);
-	len = strlen(logged);
-	snprintf(logged + len, sizeof logged - len, "%s\n", line);
-	pthread_mutex_unlock(&log_lock);
-}
-
-static bool
-was_logged(const char *text)
-{
-	bool is;
-
-	pthread_mutex_lock(&log_lock);
-	is = strstr(logged, text) != NULL;
-	pthread_mutex_unlock(&log_lock);
-	return is;
-}
 
 static struct up_runtime *
 create_with(struct up_config cfg)
 {
-	struct up_runtime *made;
-	int r;
-
 	cfg.service_threads = 1;
 	cfg.delivery = UP_DELIVER_INLINE;
 	cfg.log = collect;
-	r = up_runtime_create(&made, &cfg);
-	if (r == -EPERM || r == -ENOSYS)
-		cr_skip_test("no userfaultfd or io_uring here: %s", logged);
-	cr_assert(r == 0, "create: %s: %s", strerrorname_np(-r), logged);
-	return made;
+	return real_start(&cfg);
 }
 
 static struct up_runtime *
@@ -123,15 +90,6 @@ stats_of(struct up_runtime *of)
 
 	cr_assert(up_stats_get(of, &st, sizeof st) == 0);
 	return st;
-}
-
-static double
-seconds(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
 /* --- faults --- */
@@ -522,7 +480,7 @@ Test(inline_, a_page_that_is_lost_raises_sigbus_in_who_touches_it)
 	}
 	cr_assert(lost > 100, "only %zu pages were in swap", lost);
 	cr_assert(stats_of(rt).lost == lost * PAGE && stats_of(rt).checksum_errors >= lost);
-	while (!was_logged("checksum mismatch"))
+	while (!has_logged("checksum mismatch"))
 		cr_assert(seconds() < until, "no line in the log");
 	up_runtime_destroy(rt);
 	unlink(path);
@@ -640,9 +598,9 @@ Test(inline_, a_handler_that_is_installed_later_hands_on_what_is_ours)
 	fill(p, 900);
 	check(p, 900);
 	cr_assert(touch(beyond_the_end()) == SIGBUS);
-	cr_assert(!was_logged("up_handle_sigbus"));
+	cr_assert(!has_logged("up_handle_sigbus"));
 	second = create(2 * MiB, NULL);
-	cr_assert(was_logged("up_handle_sigbus"), "%s", logged);
+	cr_assert(has_logged("up_handle_sigbus"), "%s", logged);
 	q = map_in(second, 900);
 	fill(q, 900);
 	check(p, 900);
@@ -1076,7 +1034,7 @@ Test(inline_, there_are_as_many_as_there_are_slots_and_no_more)
 	if (r == -EPERM || r == -ENOSYS)
 		cr_skip_test("no userfaultfd or io_uring here: %s", logged);
 	cr_assert(n == 64 && r == -EUSERS, "%u, then %s", n, strerrorname_np(-r));
-	cr_assert(was_logged("there can be 64 runtimes"), "%s", logged);
+	cr_assert(has_logged("there can be 64 runtimes"), "%s", logged);
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t *p = map_in(many[i], 2);
 
@@ -1172,7 +1130,7 @@ Test(inline_, a_runtime_is_destroyed_while_threads_read_for_themselves)
 		join_all(t, 3);
 		atomic_store(&broken_disk, false);
 	}
-	cr_assert(was_logged("read error"), "%s", logged);
+	cr_assert(has_logged("read error"), "%s", logged);
 }
 
 /* --- log lines --- */

@@ -887,7 +887,7 @@ static void
 pages_up(void)
 {
 	up();
-	cr_assert(zero(int, pages_init(&pages, &heap.arena, NPAGES, NPAGES, POLICY_SFIFO)));
+	cr_assert(zero(int, pages_init(&pages, &heap.arena, NPAGES, NPAGES, NPAGES, POLICY_SFIFO)));
 	some_anon = new_anon();
 	some_leaf = zone_alloc(&zones.leaf, ZONE_NOWAIT);
 	cr_assert(some_leaf != NULL);
@@ -941,7 +941,7 @@ expect_queue(enum page_queue q, unsigned n, struct page *const want[])
 	const enum policy_queue of[] = { PQ_MAIN, PQ_STAGED, PQ_CLEAN, PQ_AHEAD, PQ_WIRED };
 	pageno_t no = pages.policy.queue[of[q]].head;
 
-	cr_assert(eq(sz, page_count_locked(&pages, q), n));
+	cr_assert(eq(sz, page_count(&pages, q), n));
 	for (unsigned i = 0; i < n; i++) {
 		cr_assert(eq(u32, no, page_no(&pages, want[i])), "place %u in queue %d", i, (int)q);
 		no = page_at(&pages, no)->node.next;
@@ -1554,7 +1554,8 @@ Test(resv_asserts, what_was_not_promised_is_not_given_back, .signal = SIGABRT)
 #endif
 Test(page, what_is_mapped_counts_for_the_account_and_its_group)
 {
-	struct account *group = account_create(NULL), *a = account_create(group);
+	struct account *group = account_create(&zones, NULL);
+	struct account *a = account_create(&zones, group);
 	struct page *pg;
 
 	some_object.account = a;

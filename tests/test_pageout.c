@@ -1312,3 +1312,29 @@ Test(pageout, every_page_that_left_can_be_accounted_for)
 	       .pages_out = N, .clean_skips = N / 3 * 2, .zero_skips = N / 3);
 	over();
 }
+
+Test(pageout, a_limit_that_can_not_be_reached_in_time_stays_what_it_was)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20, .memory_most = 6 << 20 });
+	va = rig_map(r, 1000 * PAGE_SIZE);
+	for (size_t i = 0; i < 700; i++)
+		put_page(va + i * PAGE_SIZE, i);
+	sim_fail_rate(&r->f, SIM_WRITE, -EIO, 1000);
+	cr_assert(eq(int, up_runtime_set_limit(r->rt, 2 << 20, 100), -ETIMEDOUT));
+	cr_assert(rig_logged(r, "bytes are still in use"));
+	cr_assert(eq(u64, rig_stats(r).limit, 4 << 20));
+	sim_fail_rate(&r->f, SIM_WRITE, -EIO, 0);
+	for (size_t i = 0; i < 700; i++)
+		check_page(va + i * PAGE_SIZE, i);
+	cr_assert(zero(int, up_runtime_set_limit(r->rt, 2 << 20, 1000)));
+	cr_assert(le(u64, rig_stats(r).used, 2 << 20));
+	cr_assert(zero(int, up_runtime_set_limit(r->rt, 6 << 20, 1000)));
+	for (size_t i = 0; i < 1000; i++)
+		put_page(va + i * PAGE_SIZE, i + 1);
+	cr_assert(gt(u64, rig_stats(r).resident, 900 * PAGE_SIZE));
+	for (size_t i = 0; i < 1000; i++)
+		check_page(va + i * PAGE_SIZE, i + 1);
+	over();
+}

@@ -52,6 +52,22 @@ Test(ghost, the_distance_is_how_many_others_left_meanwhile)
 	ghost_down();
 }
 
+Test(ghost, one_that_has_grown_remembers_more_from_then_on)
+{
+	unsigned known = 0;
+
+	ghost_init(&ghost, calloc(1, ghost_bytes(8000)), 1000);
+	for (uint64_t key = 0; key < 1000; key++)
+		ghost_add(&ghost, key);
+	ghost_resize(&ghost, 8000);
+	for (uint64_t key = 1000; key < 5000; key++)
+		ghost_add(&ghost, key);
+	for (uint64_t key = 1000; key < 5000; key++)
+		known += ghost_take(&ghost, key) != GHOST_UNKNOWN;
+	cr_assert(gt(uint, known, 3900), "%u of 4000", known);
+	ghost_down();
+}
+
 Test(ghost, who_has_come_back_is_forgotten)
 {
 	ghost_up(1000);

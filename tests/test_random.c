@@ -138,6 +138,7 @@ struct world {
 	uint64_t serial; /* every word written is different */
 	bool pools;	 /* this kernel has them */
 	uint64_t ops, verified, sigbus, nforks, nmulti;
+	uint64_t nlimits;
 };
 
 static bool verbose;
@@ -1683,6 +1684,27 @@ check_budget(struct world *w)
 		     pages, st.metadata, w->r->cfg.memory);
 }
 
+/* A limit of any size that there can be; what comes of it may be that it stays. */
+static void
+op_limit(struct world *w)
+{
+	struct rig_config *cfg = &w->r->cfg;
+	const size_t limit =
+		UP_MEMORY_LIMIT_MIN + below(w, cfg->memory_most - UP_MEMORY_LIMIT_MIN + 1);
+	const int r = up_runtime_set_limit(w->r->rt, limit, 1 + (unsigned)below(w, 200));
+	const struct up_stats st = rig_stats(w->r);
+
+	if (r == 0)
+		cfg->memory = limit & ~PAGE_MASK;
+	else if (r != -EBUSY && r != -ETIMEDOUT)
+		fail(w, "up_runtime_set_limit: error %d", -r);
+	if (st.limit != cfg->memory || st.used > st.limit || st.used_max > st.limit)
+		fail(w, "limit %zu: %" PRIu64 " is used, at most %" PRIu64 ", of %" PRIu64,
+		     cfg->memory, st.used, st.used_max, st.limit);
+	w->nlimits += r == 0;
+	check_budget(w);
+}
+
 /* --- a round --- */
 
 static void
@@ -1763,8 +1785,10 @@ operate(struct world *w)
 
 		if (c->sp != NULL)
 			child_end(w, c);
-	} else if (what < 950) {
+	} else if (what < 949) {
 		op_let_go(w);
+	} else if (what < 950) {
+		op_limit(w);
 	} else if (what < 960) {
 		op_unmap(w, rg);
 	} else if (what < 970) {
@@ -1818,6 +1842,7 @@ play(struct world *w)
 	w->pools = w->seed % 16 != 5;
 	const struct rig_config cfg = {
 		.memory = UP_MEMORY_LIMIT_MIN + (w->seed % 3) * ((size_t)512 << 10),
+		.memory_most = UP_MEMORY_LIMIT_MIN + ((size_t)2 << 20),
 		.swap_slots = 4096,
 		.services = 1 + w->seed % 3,
 		.seed = w->seed,
@@ -1901,7 +1926,7 @@ int
 main(int argc, char **argv)
 {
 	uint64_t seconds = 5, seed = now_ns(), rounds = UINT64_MAX, n = 0, ops = 0, verified = 0,
-		 sigbus = 0, ncancelled = 0, nforks = 0, nmulti = 0;
+		 sigbus = 0, ncancelled = 0, nforks = 0, nmulti = 0, nlimits = 0;
 	uint64_t end;
 
 	for (int i = 1; i < argc; i++) {
@@ -1932,11 +1957,12 @@ main(int argc, char **argv)
 		ncancelled += w.ncancelled;
 		nforks += w.nforks;
 		nmulti += w.nmulti;
+		nlimits += w.nlimits;
 	}
 	printf("random: %" PRIu64 " rounds from seed %" PRIu64 ": %" PRIu64 " operations, %" PRIu64
 	       " touches verified, %" PRIu64 " SIGBUS on a lying disk, %" PRIu64
 	       " requests cancelled, %" PRIu64 " mappings in several places, %" PRIu64
-	       " forks; no mismatch, no leak\n",
-	       n, seed, ops, verified, sigbus, ncancelled, nmulti, nforks);
+	       " forks, %" PRIu64 " other limits; no mismatch, no leak\n",
+	       n, seed, ops, verified, sigbus, ncancelled, nmulti, nforks, nlimits);
 	return 0;
 }

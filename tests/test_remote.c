@@ -76,10 +76,11 @@ collect(void *ctx, enum up_log_level level, const char *line)
 /* --- the daemon --- */
 
 static void
-gone(void *ctx, uint64_t id)
+gone(void *ctx, uint64_t id, bool guest)
 {
 	(void)ctx;
 	(void)id;
+	(void)guest;
 	atomic_fetch_add(&shared->ended, 1);
 }
 
@@ -97,7 +98,7 @@ daemon_run(int listener)
 	const struct up_config cfg = { .memory_limit = daemon_limit,
 				       .service_threads = 2,
 				       .log = grumble };
-	uint64_t id[64] = { 0 };
+	uint64_t id[64] = { 0 }, audited = 0;
 	struct up_runtime *served;
 	unsigned n = 0;
 	int r;
@@ -130,6 +131,10 @@ daemon_run(int listener)
 			if (sock >= 0 && serve_accept(served, sock, &limits, &id[n % 64]) == 0)
 				n++;
 			atomic_store(&shared->accepted, n);
+		}
+		if (now_ns() - audited > 50000000) {
+			audited = now_ns();
+			serve_audit(served);
 		}
 		if (atomic_load(&shared->ask) == 0)
 			continue;
@@ -317,6 +322,11 @@ Test(remote, memory_four_times_the_budget_comes_back)
 	cr_assert(eq(u64, st.limit, daemon_limit));
 	cr_assert(gt(u64, st.faults[UP_FAULT_ZERO], 0));
 	cr_assert(gt(u64, st.faults[UP_FAULT_MAJOR], 0));
+	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
+		cr_assert(eq(u64, st.latency[k].count, st.faults[k]));
+		cr_assert(eq(int, st.latency[k].p50 > 0, st.faults[k] > 0));
+		cr_assert(le(u64, st.latency[k].p50, st.latency[k].p99));
+	}
 	cr_assert(eq(int, up_unmap(rt, p, npages * PAGE_SIZE), 0));
 	cr_assert(eq(int, touch(p), SIGSEGV));
 	daemon_ask(1);
@@ -355,6 +365,86 @@ Test(remote, a_part_is_unmapped_protected_and_discarded)
 	up_runtime_destroy(rt);
 	wait_ended(1);
 	daemon_ask(2);
+}
+
+/* How many of the pages are in memory, where they can be touched. */
+static size_t
+there(struct up_runtime *in, const uint64_t *p, size_t npages)
+{
+	unsigned char vec[4096];
+	size_t n = 0;
+
+	cr_assert(npages <= sizeof vec && up_residency(in, p, npages * PAGE_SIZE, vec) == 0, "%s",
+		  logged);
+	for (size_t i = 0; i < npages; i++)
+		n += (vec[i] & UP_PAGE_MAPPED) != 0;
+	return n;
+}
+
+static uint64_t
+major_faults(struct up_runtime *of)
+{
+	struct up_stats st;
+
+	cr_assert(eq(int, up_stats_get(of, &st, sizeof st), 0));
+	return st.faults[UP_FAULT_MAJOR];
+}
+
+/* Pages of a client that are in swap, and nothing else that is in memory. */
+static uint64_t *
+swapped_out(size_t npages)
+{
+	uint64_t *p, *other;
+
+	rt = must_connect();
+	p = must_map(rt, npages, UP_PRIVATE, NULL, 0);
+	fill(p, npages, 5);
+	other = must_map(rt, 4096, UP_PRIVATE, NULL, 0);
+	fill(other, 4096, 6);
+	cr_assert(eq(int, up_unmap(rt, other, 4096 * PAGE_SIZE), 0));
+	cr_assert(lt(sz, there(rt, p, npages), npages / 4));
+	return p;
+}
+
+Test(remote, what_will_be_needed_comes_in_by_itself)
+{
+	uint64_t *const p = swapped_out(512);
+	const double until = seconds() + DEADLINE;
+	uint64_t before;
+
+	cr_assert(eq(int, up_advise(rt, p, 512 * PAGE_SIZE, UP_ADVICE_WILLNEED), 0));
+	while (there(rt, p, 512) < 512) {
+		cr_assert(seconds() < until, "%zu of 512 pages are there", there(rt, p, 512));
+		nap();
+	}
+	before = major_faults(rt);
+	cr_assert(eq(sz, wrong(p, 512, 5), 0));
+	cr_assert(eq(u64, major_faults(rt), before));
+	/* Of what is not mapped, or never was touched, nothing comes. */
+	cr_assert(eq(int, up_advise(rt, p, 513 * PAGE_SIZE, UP_ADVICE_WILLNEED), -ENOMEM));
+	up_runtime_destroy(rt);
+}
+
+Test(remote, a_range_is_brought_in_or_refused)
+{
+	uint64_t *const p = swapped_out(512);
+	uint64_t *big, before;
+
+	cr_assert(eq(int, up_prefault(rt, p, 512 * PAGE_SIZE, 0), 0));
+	before = major_faults(rt);
+	cr_assert(eq(sz, wrong(p, 512, 5), 0));
+	cr_assert(eq(u64, major_faults(rt), before));
+	cr_assert(eq(int, up_prefault(rt, p, 512 * PAGE_SIZE, 1), 0));
+	fill(p, 512, 7);
+	cr_assert(eq(int, up_protect(rt, p, 256 * PAGE_SIZE, PROT_READ), 0));
+	cr_assert(eq(int, up_prefault(rt, p, 512 * PAGE_SIZE, 1), -EACCES));
+	cr_assert(eq(int, up_prefault(rt, p, 512 * PAGE_SIZE, 0), 0));
+	cr_assert(eq(int, up_prefault(rt, p, 513 * PAGE_SIZE, 0), -ENOMEM));
+	/* More than fits into the budget of 8 MiB. */
+	big = must_map(rt, 2048, UP_PRIVATE, NULL, 0);
+	cr_assert(eq(int, up_prefault(rt, big, 2048 * PAGE_SIZE, 1), -ENOMEM));
+	cr_assert(eq(sz, wrong(p, 512, 7), 0));
+	up_runtime_destroy(rt);
 }
 
 Test(remote, an_object_with_a_name_is_shared_and_outlives_who_made_it)
@@ -604,6 +694,46 @@ Test(remote, a_daemon_that_is_killed_leaves_no_zeros)
 	up_runtime_destroy(rt);
 }
 
+static atomic_int lost_calls, lost_over;
+
+static void
+on_lost(void *ctx)
+{
+	(void)ctx;
+	atomic_fetch_add(&lost_calls, 1);
+	poll(NULL, 0, 300);
+	atomic_store(&lost_over, 1);
+}
+
+Test(remote, a_program_is_told_before_it_gets_sigbus)
+{
+	const size_t npages = 2 * daemon_limit / PAGE_SIZE;
+	const struct up_config cfg = { .log = collect, .pager_lost = on_lost };
+	struct up_runtime *unheard;
+	size_t i = 0;
+	uint64_t *p;
+
+	/* Nothing is lost when one hangs up himself. */
+	cr_assert(eq(int, up_runtime_connect(&unheard, path, &cfg), 0));
+	up_runtime_destroy(unheard);
+	wait_ended(1);
+	cr_assert(eq(int, atomic_load(&lost_calls), 0));
+
+	cr_assert(eq(int, up_runtime_connect(&rt, path, &cfg), 0));
+	p = must_map(rt, npages, UP_PRIVATE, NULL, 0);
+	fill(p, npages, 31);
+	kill(daemon_pid, SIGKILL);
+	waitpid(daemon_pid, NULL, 0);
+	daemon_pid = 0;
+	while (i < npages && touch(p + i * WORDS) == 0)
+		i++;
+	cr_assert(lt(sz, i, npages));
+	/* The first SIGBUS came after it had returned. */
+	cr_assert(eq(int, atomic_load(&lost_over), 1));
+	cr_assert(eq(int, atomic_load(&lost_calls), 1));
+	up_runtime_destroy(rt);
+}
+
 Test(remote, clients_that_are_killed_leave_nothing_behind)
 {
 	uint64_t *p;
@@ -817,7 +947,7 @@ Test(remote, no_number_that_a_client_sends_is_believed)
 	cr_assert(eq(uint, m.type, MSG_REGION));
 	q.op = CALL_MAPPED;
 	cr_assert(eq(int, raw_call(fd, &q, &m), 0));
-	cr_assert(eq(int, raw_call(fd, &q, &m), -EINVAL));
+	cr_assert(eq(int, raw_call(fd, &q, &m), -ERESTART));
 	q = good;
 	cr_assert(eq(int, raw_call(fd, &q, &m), -EEXIST));
 	q.length = limits.mapped + 4096;
@@ -1115,6 +1245,148 @@ Test(remote, who_does_not_come_back_from_a_fork_stops_the_others_once)
 	daemon_ask(2);
 }
 
+static void
+set_up_few_fds(void)
+{
+	limits.fds = 10;
+	daemon_start();
+}
+
+TestSuite(fds, .init = set_up_few_fds, .fini = tear_down, .timeout = 60);
+
+Test(fds, descriptors_of_a_client_are_limited)
+{
+	uint64_t *p[9];
+	void *more;
+	size_t n;
+
+	rt = must_connect();
+	for (n = 0; n < 8; n++)
+		p[n] = must_map(rt, 10, UP_PRIVATE, NULL, 0);
+	cr_assert(eq(int, up_map(rt, NULL, PAGE_SIZE, RW, UP_PRIVATE, NULL, 0, &more), -EMFILE));
+	cr_assert(ne(ptr, strstr(logged, "EMFILE"), NULL));
+	cr_assert(eq(int, up_clone(rt, p[0], 10 * PAGE_SIZE, &more), -EMFILE));
+	fill(p[0], 10, 1);
+	cr_assert(eq(int, up_unmap(rt, p[7], 10 * PAGE_SIZE), 0));
+	p[8] = must_map(rt, 10, UP_PRIVATE, NULL, 0);
+	cr_assert(eq(sz, wrong(p[0], 10, 1), 0));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+static void
+set_up_little_in_flight(void)
+{
+	limits.inflight = 4 * PAGE_SIZE;
+	daemon_start();
+}
+
+TestSuite(inflight, .init = set_up_little_in_flight, .fini = tear_down, .timeout = 60);
+
+/* A stream of 64 pages a fault is one of 4, or a few more if a read ends in time. */
+Test(inflight, no_more_is_read_ahead_than_that)
+{
+	const size_t npages = 8192;
+	struct up_stats before, after;
+	uint64_t *p, faults = 0;
+
+	rt = must_connect();
+	p = must_map(rt, npages, UP_PRIVATE, NULL, 0);
+	fill(p, npages, 1);
+	cr_assert(eq(int, up_stats_get(rt, &before, sizeof before), 0));
+	cr_assert(eq(sz, wrong(p, npages, 1), 0));
+	cr_assert(eq(int, up_stats_get(rt, &after, sizeof after), 0));
+	for (unsigned k = 0; k < UP_FAULT_KINDS; k++)
+		faults += after.faults[k] - before.faults[k];
+	cr_assert(ge(u64, faults, npages / 16));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* Memory of a pool's file behind the pager's back: by a mapping that is not registered. */
+static void
+put_behind_its_back(uint64_t *p, size_t npages)
+{
+	uint64_t *again = mremap(p, 0, npages * PAGE_SIZE, MREMAP_MAYMOVE);
+
+	cr_assert(again != MAP_FAILED, "%s", strerror(errno));
+	for (size_t i = 0; i < npages; i++)
+		again[i * WORDS] = i;
+	cr_assert(eq(int, munmap(again, npages * PAGE_SIZE), 0));
+}
+
+Test(remote, who_puts_memory_into_its_files_itself_is_disconnected)
+{
+	struct up_runtime *other;
+	uint64_t *p, *q;
+
+	rt = must_connect();
+	other = must_connect();
+	p = must_map(rt, 8192, UP_PRIVATE, NULL, 0);
+	q = must_map(other, 4096, UP_PRIVATE, NULL, 0);
+	/* Who does not is left alone, however much it moves. */
+	for (unsigned round = 0; round < 3; round++) {
+		fill(q, 4096, round);
+		cr_assert(eq(sz, wrong(q, 4096, round), 0));
+	}
+	cr_assert(eq(uint, atomic_load(&shared->ended), 0));
+	put_behind_its_back(p, 8192);
+	wait_ended(1);
+	cr_assert(eq(sz, wrong(q, 4096, 2), 0));
+	fill(q, 4096, 9);
+	cr_assert(eq(sz, wrong(q, 4096, 9), 0));
+	up_runtime_destroy(rt);
+	up_runtime_destroy(other);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+Test(remote, nor_into_those_of_objects_with_a_name)
+{
+	struct up_object *o;
+	uint64_t *p;
+
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_named(rt, "hoard", 8192 * PAGE_SIZE, 0, &o), 0));
+	p = must_map(rt, 8192, UP_SHARED, o, 0);
+	fill(p, 8192, 1);
+	cr_assert(eq(sz, wrong(p, 8192, 1), 0));
+	cr_assert(eq(uint, atomic_load(&shared->ended), 0));
+	put_behind_its_back(p, 8192);
+	wait_ended(1);
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	daemon_ask(2);
+}
+
+/* Without a daemon nobody knows what was mapped but we do. */
+Test(remote, without_a_daemon_only_what_is_its_own_is_unmapped)
+{
+	uint64_t *p, *mine;
+
+	rt = must_connect();
+	p = must_map(rt, 30, UP_PRIVATE, NULL, 0);
+	fill(p, 30, 1);
+	cr_assert(eq(int, up_unmap(rt, p + 10 * WORDS, 10 * PAGE_SIZE), 0));
+	mine = mmap(p + 10 * WORDS, 10 * PAGE_SIZE, RW,
+		    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	cr_assert(eq(ptr, mine, p + 10 * WORDS));
+	fill(mine, 10, 2);
+	cr_assert(eq(int, up_unmap(rt, p + 5 * WORDS, 10 * PAGE_SIZE), 0));
+	cr_assert(eq(sz, wrong(mine, 10, 2), 0));
+	kill(daemon_pid, SIGKILL);
+	waitpid(daemon_pid, NULL, 0);
+	daemon_pid = 0;
+	cr_assert(eq(int, up_unmap(rt, p, 30 * PAGE_SIZE), 0));
+	cr_assert(eq(sz, wrong(mine, 10, 2), 0));
+	cr_assert(eq(int, touch(p), SIGSEGV));
+	cr_assert(eq(int, touch(p + 25 * WORDS), SIGSEGV));
+	up_runtime_destroy(rt);
+	cr_assert(eq(sz, wrong(mine, 10, 2), 0));
+}
+
 /* --- quotas --- */
 
 static int
@@ -1169,6 +1441,30 @@ Test(quota, a_client_never_has_more_than_its_limit)
 	up_runtime_destroy(rt);
 	up_runtime_destroy(other);
 	wait_ended(2);
+	daemon_ask(2);
+}
+
+Test(quota, what_is_asked_for_ahead_is_no_more_than_that)
+{
+	uint64_t *p;
+
+	rt = must_connect();
+	cr_assert(eq(int, quota(0, 8 * MiB, 0), 0));
+	p = must_map(rt, 4096, UP_PRIVATE, NULL, 0);
+	fill(p, 4096, 1);
+	for (unsigned i = 0; i < 16; i++) {
+		cr_assert(eq(int, up_advise(rt, p, 4096 * PAGE_SIZE, UP_ADVICE_WILLNEED), 0));
+		for (size_t at = 0; at < 4096; at += 64)
+			cr_assert(eq(u64, p[at * WORDS + i], 1 + at * WORDS + i));
+	}
+	/* Of all of it together there is no hope; of a part there is. */
+	cr_assert(eq(int, up_prefault(rt, p, 4096 * PAGE_SIZE, 1), -ENOMEM));
+	cr_assert(eq(int, up_prefault(rt, p, 512 * PAGE_SIZE, 1), 0));
+	cr_assert(eq(sz, wrong(p, 4096, 1), 0));
+	daemon_ask(1);
+	cr_assert(le(u64, atomic_load(&shared->most[0]), 8 * MiB));
+	up_runtime_destroy(rt);
+	wait_ended(1);
 	daemon_ask(2);
 }
 

@@ -317,3 +317,17 @@ Test(runmap, giving_back_a_free_item_is_caught, .signal = SIGABRT)
 	runmap_give(&map, 63, 2);
 }
 #endif
+
+Test(runmap, one_item_can_be_claimed_once)
+{
+	up(256);
+	cr_assert(zero(int, runmap_grow(&map, 128, true)));
+	cr_assert(runmap_claim(&map, 77));
+	cr_assert(not(runmap_claim(&map, 77)));
+	cr_assert(not(runmap_claim(&map, 128)));
+	cr_assert(eq(sz, map.nfree, 127));
+	runmap_check(&map);
+	runmap_give(&map, 77, 1);
+	cr_assert(runmap_claim(&map, 77));
+	down();
+}

@@ -27,7 +27,7 @@ all_out(enum up_advice advice)
 static size_t
 ahead(void)
 {
-	return page_count_locked(&r->p->pages, Q_AHEAD);
+	return page_count(&r->p->pages, Q_AHEAD);
 }
 
 static uint64_t

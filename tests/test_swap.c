@@ -2117,3 +2117,56 @@ Test(uring, two_engines_share_an_area)
 	swap_area_close(&s);
 	free(memory);
 }
+
+/* --- what a process that was killed has left --- */
+
+Test(swap, a_file_is_reopened_with_what_is_in_it)
+{
+	struct swap_area before, after;
+	char out[PAGE_SIZE], in[PAGE_SIZE];
+	slot_t first;
+
+	rig_up();
+	cr_assert(zero(int, swap_area_open(&before, &heap.arena, path, 0, 0, 0, &logger)));
+	cr_assert(zero(int, swap_area_grow(&before, 128)));
+	cr_assert(eq(sz, swap_alloc(&before, 3, &first), 3));
+	memset(out, 0x5a, sizeof out);
+	/* Not through its own descriptor, which may be O_DIRECT. */
+	cr_assert(eq(int, fcntl(before.fd, F_SETFL, 0), 0));
+	cr_assert(eq(sz, (size_t)pwrite(before.fd, out, sizeof out, (off_t)first << PAGE_SHIFT),
+		     sizeof out));
+	/* As it is when its process is gone: no close of ours, but that of the lock. */
+	close(before.fd);
+
+	cr_assert(zero(int, swap_area_reopen(&after, &heap.arena, path, 0, 0, 0, &logger)));
+	cr_assert(ge(sz, after.nslots, 128));
+	cr_assert(swap_claim(&after, first));
+	cr_assert(not(swap_claim(&after, first)));
+	cr_assert(not(swap_claim(&after, (slot_t)after.nslots)));
+	cr_assert(eq(sz, after.nused, 1));
+	cr_assert(eq(int, fcntl(after.fd, F_SETFL, 0), 0));
+	cr_assert(eq(sz, (size_t)pread(after.fd, in, sizeof in, (off_t)first << PAGE_SHIFT),
+		     sizeof in));
+	cr_assert(zero(int, memcmp(in, out, sizeof in)));
+	/* What is not claimed is handed out, and what is claimed is not. */
+	for (slot_t slot; swap_alloc(&after, 1, &slot) == 1;)
+		cr_assert(ne(u32, slot, first));
+	swap_free(&after, 0, after.nslots);
+	swap_area_close(&after);
+	runmap_fini(&before.slots);
+	rig_down();
+}
+
+Test(swap, a_file_that_somebody_still_has_is_waited_for)
+{
+	struct swap_area before, after;
+	const uint64_t t0 = now_ns();
+
+	rig_up();
+	cr_assert(zero(int, swap_area_open(&before, &heap.arena, path, 0, 0, 0, &logger)));
+	cr_assert(eq(int, swap_area_reopen(&after, &heap.arena, path, 0, 0, 0, &logger), -EBUSY));
+	cr_assert(ge(u64, now_ns() - t0, (uint64_t)4000000000));
+	cr_assert(logged("is locked"));
+	swap_area_close(&before);
+	rig_down();
+}

@@ -492,6 +492,27 @@ reclaim(void *ctx, size_t bytes)
 	return 0;
 }
 
+Test(zone, a_budget_above_a_new_limit_grants_nothing_until_it_is_below)
+{
+	struct budget b;
+
+	budget_init(&b, 10 * PAGE_SIZE);
+	cr_assert(budget_charge(&b, 8 * PAGE_SIZE));
+	budget_set_limit(&b, 6 * PAGE_SIZE);
+	cr_assert(not(budget_charge(&b, 1)));
+	budget_uncharge(&b, 2 * PAGE_SIZE);
+	cr_assert(not(budget_charge(&b, 1)));
+	budget_uncharge(&b, PAGE_SIZE);
+	cr_assert(budget_charge(&b, PAGE_SIZE));
+	cr_assert(not(budget_charge(&b, 1)));
+	cr_assert(eq(sz, atomic_load(&b.used_max), 8 * PAGE_SIZE));
+	budget_forget_max(&b);
+	cr_assert(eq(sz, atomic_load(&b.used_max), 6 * PAGE_SIZE));
+	budget_set_limit(&b, 20 * PAGE_SIZE);
+	cr_assert(budget_charge(&b, 14 * PAGE_SIZE));
+	budget_uncharge(&b, 20 * PAGE_SIZE);
+}
+
 Test(zone, a_sub_arena_has_no_more_than_its_limit_and_its_parent_counts_it)
 {
 	struct arena sub, subsub;

@@ -912,3 +912,26 @@ Test(zpool, freeing_twice_is_a_broken_invariant, .signal = SIGABRT)
 	zpool_free(&pool, h.ref);
 	zpool_free(&pool, h.ref);
 }
+
+Test(zpool, has_no_more_entries_than_it_is_told_or_than_it_had)
+{
+	struct held h[1000];
+	unsigned n;
+
+	up(64 * MIB, MIB);
+	cr_assert(eq(sz, zpool_set_entries(&pool, 200), 200));
+	for (n = 0; n < 1000 && put(&h[n], ZPAGE_SAME, n) == 0; n++)
+		;
+	cr_assert(eq(uint, n, 200));
+	/* The table does not shrink. */
+	cr_assert(eq(sz, zpool_set_entries(&pool, 100), 200));
+	drop(&h[--n]);
+	cr_assert(zero(int, put(&h[n], ZPAGE_SAME, n)));
+	cr_assert(eq(int, put(&h[n + 1], ZPAGE_SAME, n), -ENOSPC));
+	cr_assert(eq(sz, zpool_set_entries(&pool, 300), 300));
+	while (++n < 1000 && put(&h[n], ZPAGE_SAME, n) == 0)
+		;
+	cr_assert(eq(uint, n, 300));
+	cr_assert(eq(sz, zpool_set_entries(&pool, SIZE_MAX), 1 << 20));
+	down();
+}

@@ -53,6 +53,21 @@ Test(ztune, starts_between_its_bounds)
 	cr_assert(eq(sz, tune.target, 2 * MIB));
 }
 
+Test(ztune, other_bounds_leave_the_target_where_it_was_but_for_the_top)
+{
+	ztune_init(&tune, MIB, 33 * MIB, 33 * MIB);
+	ztune_resize(&tune, MIB, 65 * MIB);
+	cr_assert(eq(sz, tune.target, 65 * MIB));
+	ztune_init(&tune, MIB, 33 * MIB, 16 * MIB);
+	ztune_resize(&tune, MIB, 65 * MIB);
+	cr_assert(eq(sz, tune.target, 16 * MIB));
+	ztune_resize(&tune, MIB, 8 * MIB);
+	cr_assert(eq(sz, tune.target, 8 * MIB));
+	ztune_init(&tune, MIB, 33 * MIB, MIB);
+	ztune_resize(&tune, 2 * MIB, 33 * MIB);
+	cr_assert(eq(sz, tune.target, 2 * MIB));
+}
+
 Test(ztune, with_hardly_an_event_nothing_changes)
 {
 	up(16 * MIB);

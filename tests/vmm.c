@@ -26,6 +26,7 @@
 
 #define HUGE_PAGES "/proc/sys/vm/nr_hugepages"
 #define THREADS_MAX 16
+#define CONTROL 3 /* the child's descriptor */
 
 void (*vmm_pump)(void);
 
@@ -56,6 +57,7 @@ static struct {
 	unsigned char *base;
 	uint64_t npages;
 	int uffd, memfd, connection;
+	uint32_t *version; /* a page: how often VMM_RANDOM has written it */
 } me;
 
 static _Thread_local sigjmp_buf away;
@@ -122,6 +124,7 @@ struct job {
 	pthread_t thread;
 	uint64_t first, n, step;
 	int64_t r;
+	bool removes;
 };
 
 static void *
@@ -144,6 +147,83 @@ threads(uint64_t first, uint64_t n, unsigned count)
 	for (unsigned i = 0; i < count; i++) {
 		job[i] = (struct job){ .first = first, .n = n, .step = 2 * i + 1 };
 		if (pthread_create(&job[i].thread, NULL, work, &job[i]) != 0)
+			return -1;
+	}
+	for (unsigned i = 0; i < count; i++) {
+		pthread_join(job[i].thread, NULL);
+		r += job[i].r;
+	}
+	return r;
+}
+
+static uint64_t
+versioned(uint64_t page, uint32_t version, unsigned i)
+{
+	return version == 0 ? 0 : vmm_word(page, i) + version * UINT64_C(0xd1342543de82ef95);
+}
+
+/* As verify_one(), of what VMM_RANDOM writes; `write` is the version that comes after. */
+static int64_t
+look(uint64_t page, bool write)
+{
+	volatile uint64_t *w = (volatile uint64_t *)(void *)(me.base + page * VMM_PAGE);
+	int64_t r = 0;
+
+	guarded = 1;
+	if (sigsetjmp(away, 1) != 0) {
+		guarded = 0;
+		return INT64_C(1) << 32;
+	}
+	for (unsigned i = 0; i < VMM_PAGE / 8 && r == 0; i++)
+		r = w[i] != versioned(page, me.version[page], i);
+	if (write) {
+		const uint32_t next = me.version[page] + 1;
+
+		for (unsigned i = 0; i < VMM_PAGE / 8; i++)
+			w[i] = versioned(page, next, i);
+		me.version[page] = next;
+	}
+	guarded = 0;
+	return r;
+}
+
+/* Pages first, first + step...: nobody else writes them. */
+static void *
+scribble(void *arg)
+{
+	struct job *j = arg;
+	const uint64_t own = (me.npages - j->first + j->step - 1) / j->step;
+	uint64_t seed = j->r;
+
+	j->r = 0;
+	for (uint64_t i = 0; i < j->n; i++) {
+		seed = seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+		j->r += look(j->first + (seed >> 33) % own * j->step, (seed & (1 << 20)) != 0);
+		if (j->removes && (seed >> 21) % 8 == 0) {
+			const uint64_t page = j->first + (seed >> 34) % own * j->step;
+
+			if (madvise(me.base + page * VMM_PAGE, VMM_PAGE, MADV_REMOVE) < 0)
+				j->r++;
+			me.version[page] = 0;
+		}
+	}
+	return NULL;
+}
+
+static int64_t
+scribbles(uint64_t seed, uint64_t rounds, uint64_t arg)
+{
+	const unsigned count = (unsigned)(arg & ~VMM_REMOVING);
+	struct job job[THREADS_MAX] = { 0 };
+	int64_t r = 0;
+
+	for (unsigned i = 0; i < count; i++) {
+		job[i] = (struct job){ .first = i,
+				       .n = rounds,
+				       .step = count,
+				       .r = (int64_t)(seed + i),
+				       .removes = (arg & VMM_REMOVING) != 0 };
+		if (pthread_create(&job[i].thread, NULL, scribble, &job[i]) != 0)
 			return -1;
 	}
 	for (unsigned i = 0; i < count; i++) {
@@ -228,14 +308,24 @@ time_touches(uint64_t first, uint64_t n)
 }
 
 static int64_t
-in_child(uint64_t first, uint64_t n)
+zeros(uint64_t first, uint64_t n)
+{
+	int64_t r = 0;
+
+	for (uint64_t i = 0; i < n; i++)
+		r += !all(me.base + (first + i) * VMM_PAGE, 0);
+	return r;
+}
+
+static int64_t
+in_child(uint64_t first, uint64_t n, bool are_zeros)
 {
 	const pid_t pid = fork();
 	int status;
 
 	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		_exit(verify(first, n) == 0 ? 0 : 1);
+		_exit((are_zeros ? zeros(first, n) : verify(first, n)) == 0 ? 0 : 1);
 	}
 	if (pid < 0 || waitpid(pid, &status, 0) != pid)
 		return -1;
@@ -359,6 +449,62 @@ send_all(const char *text, size_t len, unsigned which, size_t piece)
 	return 0;
 }
 
+static int
+protect(void *base, size_t len, bool guard)
+{
+	struct uffdio_register reg = {
+		.range = { .start = (uintptr_t)base, .len = len },
+		.mode = UFFDIO_REGISTER_MODE_MISSING | (guard ? UFFDIO_REGISTER_MODE_WP : 0),
+	};
+
+	return ioctl(me.uffd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+}
+
+/* Where to count from: all pages are zeros. */
+static int
+count_versions(uint64_t npages)
+{
+	me.version = mmap(NULL, npages * sizeof me.version[0], PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	return me.version == MAP_FAILED ? errno : 0;
+}
+
+static int64_t
+more(uint64_t npages, bool own)
+{
+	const size_t len = npages * VMM_PAGE, old = me.npages * VMM_PAGE;
+	const int fd = own ? memfd_create("more", MFD_CLOEXEC) : me.memfd;
+	void *p;
+	int r;
+
+	if (fd < 0 || ftruncate(fd, (off_t)(own ? len : old + len)) < 0)
+		return -errno;
+	p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)(own ? 0 : old));
+	if (p == MAP_FAILED)
+		return -errno;
+	r = protect(p, len, true);
+	if (r == 0)
+		r = -count_versions(npages);
+	if (r < 0)
+		return r;
+	me.base = p;
+	me.npages = npages;
+	return (int64_t)(uintptr_t)p;
+}
+
+static int64_t
+answer_byte(int ms)
+{
+	struct pollfd pf = { .fd = me.connection, .events = POLLIN };
+	unsigned char byte;
+	ssize_t n;
+
+	if (poll(&pf, 1, ms) == 0)
+		return -ETIMEDOUT;
+	n = read(me.connection, &byte, 1);
+	return n == 1 ? byte : n == 0 ? -ENODATA : -errno;
+}
+
 static char text[VMM_TEXT_MAX];
 
 static bool
@@ -385,9 +531,7 @@ obey(const struct vmm_command *c)
 	case VMM_VERIFY:
 		return verify(c->first, c->n);
 	case VMM_ZEROS:
-		for (uint64_t i = 0; i < c->n; i++)
-			r += !all(at + i * VMM_PAGE, 0);
-		return r;
+		return zeros(c->first, c->n);
 	case VMM_THREADS:
 		return threads(c->first, c->n, (unsigned)c->arg);
 	case VMM_REMOVE:
@@ -404,7 +548,16 @@ obey(const struct vmm_command *c)
 	case VMM_MOVE:
 		return move();
 	case VMM_FORK:
-		return in_child(c->first, c->n);
+		return in_child(c->first, c->n, c->arg != 0);
+	case VMM_WIPE:
+		return madvise(at, len, MADV_WIPEONFORK) < 0 ? -errno : 0;
+	case VMM_BECOME_CHILD:
+		r = fork();
+		if (r != 0)
+			_exit(r < 0);
+		return getpid();
+	case VMM_REGISTER:
+		return protect(me.base, len, me.memfd >= 0);
 	case VMM_STORM:
 		return storm(c->arg);
 	case VMM_CONNECT:
@@ -421,6 +574,23 @@ obey(const struct vmm_command *c)
 		return time_touches(c->first, c->n);
 	case VMM_KVM:
 		return kvm(c->n);
+	case VMM_RANDOM:
+		return scribbles(c->first, c->n, c->arg);
+	case VMM_CHECK:
+		for (uint64_t i = 0; i < c->n; i++)
+			r += look(c->first + i, false);
+		return r;
+	case VMM_PUNCH:
+		return madvise(at, len, MADV_REMOVE) < 0 ? -errno : 0;
+	case VMM_AGAIN:
+		return mmap(NULL, me.npages * VMM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED,
+			    me.memfd, 0) == MAP_FAILED
+			       ? -errno
+			       : 0;
+	case VMM_MORE:
+		return more(c->n, c->arg != 0);
+	case VMM_ANSWER:
+		return answer_byte((int)c->arg);
 	}
 	return -ENOSYS;
 }
@@ -430,7 +600,6 @@ static int
 make_memory(const struct vmm_config *cfg)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = cfg->features };
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	const size_t len = cfg->npages * VMM_PAGE;
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS | (cfg->huge ? MAP_HUGETLB : 0);
 
@@ -444,16 +613,21 @@ make_memory(const struct vmm_config *cfg)
 		if (me.memfd < 0 || ftruncate(me.memfd, (off_t)len) < 0)
 			return errno;
 		flags = MAP_SHARED;
-		reg.mode |= UFFDIO_REGISTER_MODE_WP;
 	}
 	me.base = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, me.memfd, 0);
 	if (me.base == MAP_FAILED)
 		return cfg->huge ? 1000 : errno;
 	if (!cfg->huge)
 		madvise(me.base, len, MADV_NOHUGEPAGE);
-	reg.range.start = (uintptr_t)me.base;
-	reg.range.len = len;
-	return ioctl(me.uffd, UFFDIO_REGISTER, &reg) < 0 ? errno : 0;
+	for (uint64_t page = 0; page < cfg->before; page++) {
+		uint64_t *w = (uint64_t *)(void *)(me.base + page * VMM_PAGE);
+
+		for (unsigned i = 0; i < VMM_PAGE / 8; i++)
+			w[i] = vmm_word(page, i);
+	}
+	if (count_versions(me.npages) != 0)
+		return errno;
+	return cfg->late ? 0 : -protect(me.base, len, cfg->memfd && !cfg->unguarded);
 }
 
 struct hello {
@@ -565,6 +739,41 @@ reserve_huge(const struct vmm_config *cfg)
 	huge_pages(was + n);
 }
 
+#define VMM_ENV "UP_TEST_VMM"
+
+static char *
+asan_options(void)
+{
+	static char set[512];
+	const char *const is = getenv("ASAN_OPTIONS");
+
+	snprintf(set, sizeof set, "ASAN_OPTIONS=%s", is != NULL ? is : "");
+	return set;
+}
+
+/*
+ * In the process that vmm_start() makes: the same program anew, which is a monitor before it is a test.  Without exec() it would be a fork of a process
+ * with threads, whose allocator may be locked for ever: AddressSanitizer's does not follow a fork (up to LLVM 16).
+ */
+__attribute__((constructor)) static void
+become_vmm(void)
+{
+	const char *const set = getenv(VMM_ENV);
+	struct vmm_config cfg;
+
+	if (set == NULL || strlen(set) != 2 * sizeof cfg)
+		return;
+	for (size_t i = 0; i < sizeof cfg; i++) {
+		unsigned byte;
+
+		if (sscanf(set + 2 * i, "%2x", &byte) != 1)
+			_exit(1);
+		((unsigned char *)&cfg)[i] = (unsigned char)byte;
+	}
+	fcntl(CONTROL, F_SETFD, FD_CLOEXEC);
+	child_main(CONTROL, &cfg);
+}
+
 void
 vmm_start(struct vmm *v, const struct vmm_config *cfg)
 {
@@ -580,17 +789,25 @@ vmm_start(struct vmm *v, const struct vmm_config *cfg)
 		.msg_control = &control,
 		.msg_controllen = sizeof control,
 	};
+	char set[sizeof VMM_ENV + 2 * sizeof *cfg + 2] = VMM_ENV "=";
+	char *env[] = { set, asan_options(), NULL };
 	int pair[2];
 
 	if (cfg->huge)
 		reserve_huge(cfg);
 	*v = (struct vmm){ .uffd = -1, .memfd = -1, .npages = cfg->npages };
 	cr_assert(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+	for (size_t i = 0; i < sizeof *cfg; i++)
+		snprintf(set + strlen(set), sizeof set - strlen(set), "%02x",
+			 ((const unsigned char *)cfg)[i]);
 	v->pid = fork();
 	cr_assert(v->pid >= 0);
 	if (v->pid == 0) {
-		close(pair[0]);
-		child_main(pair[1], cfg);
+		/* Nothing else: userfaultfds of others, that the test has, would never be closed. */
+		if (dup2(pair[1], CONTROL) == CONTROL && close_range(CONTROL + 1, ~0u, 0) == 0)
+			execve("/proc/self/exe", (char *[]){ (char *)(uintptr_t) "vmm", NULL },
+			       env);
+		_exit(1);
 	}
 	close(pair[1]);
 	v->control = pair[0];

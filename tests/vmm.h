@@ -29,16 +29,27 @@ enum vmm_op {
 	VMM_WRITE,   /* all bytes of the pages are `arg` */
 	VMM_WRITTEN, /* how many have a byte that is not `arg` */
 	VMM_UNMAP,
-	VMM_MOVE,  /* mremap() to where there is nothing; from now on that is where its memory is */
-	VMM_FORK,  /* VERIFY by a child of its own */
+	VMM_MOVE, /* mremap() to where there is nothing; from now on that is where its memory is */
+	VMM_FORK, /* VERIFY by a child of its own; with `arg` ZEROS */
+	VMM_WIPE, /* madvise(WIPEONFORK) */
+	VMM_BECOME_CHILD, /* a child does from now on what it is told, and the process ends: vmm.pid is its number */
+	VMM_REGISTER, /* see vmm_config.late */
 	VMM_STORM, /* VERIFY of the first half by threads, while the second half is removed over and over, and looked at; `arg` rounds */
 	VMM_CONNECT, /* to the text that follows */
 	VMM_SEND, /* the text that follows (n bytes), `arg` at a time, with descriptors: `first` */
 	VMM_HANG_UP,
 	VMM_CLOSE_UFFD, /* its own copy */
 	VMM_TIME, /* a touch of each of the pages: the median, and the 99th percentile << 32, ns */
-	VMM_KVM,  /* a guest reads all pages: the sum; -errno: there is no KVM */
+	VMM_RANDOM, /* `n` times each of `arg` threads looks at a page of its own, and may write it; `first` is the seed: how many were wrong | SIGBUS << 32 */
+	VMM_CHECK, /* how many pages of [first, first + n) are not as VMM_RANDOM has left them | SIGBUS << 32 */
+	VMM_PUNCH, /* madvise(REMOVE) */
+	VMM_AGAIN, /* another mapping of its memfd; 0 or -errno */
+	VMM_MORE, /* `n` pages more, behind a memfd of their own if `arg`, registered: their address, and from now on that is where its memory is */
+	VMM_ANSWER, /* one byte of the connection, within `arg` ms: it, -ENODATA: the end, -ETIMEDOUT */
+	VMM_KVM, /* a guest reads all pages: the sum; -errno: there is no KVM */
 };
+
+#define VMM_REMOVING 256u /* for VMM_RANDOM, with `arg`: and may remove another */
 
 /* For VMM_SEND: which descriptors go along. */
 #define VMM_UFFD 1u
@@ -50,6 +61,10 @@ struct vmm_config {
 	uint64_t npages; /* of 4 KiB */
 	uint64_t features;
 	bool huge, memfd;
+	bool late;	/* its memory is registered by VMM_REGISTER */
+	bool unguarded; /* with memfd: registered without write-protection */
+	uint64_t
+		before; /* with memfd: pages that are there before it is registered, as the file of vmm_make_file() has them */
 };
 
 struct vmm {

@@ -269,12 +269,18 @@ sum_of_faults(const json_t *client)
 	return n;
 }
 
+/* Of those that take time. */
+static const char *const kind_name[] = { "zero", "soft", "major", "wp" };
+#define NKINDS 4
+
 static void
 draw_clients(const struct look *l, FILE *out, json_t *clients, const char *eol, int rows)
 {
 	const size_t n = json_array_size(clients);
 	const int bar = l->columns >= 110 ? 16 : l->columns >= 96 ? 8 : 0;
-	const int fixed = 71 + (bar > 0 ? bar + 3 : 0),
+	/* Where there is room for it, 99 % of each kind of fault. */
+	const bool kinds = l->columns >= 130;
+	const int fixed = 71 + (bar > 0 ? bar + 3 : 0) + (kinds ? 8 * NKINDS : 0),
 		  width = l->columns - fixed > 10 ? l->columns - fixed : 10;
 	json_t **const sorted = calloc(n + 1, sizeof(json_t *));
 	int shown = 0;
@@ -284,9 +290,12 @@ draw_clients(const struct look *l, FILE *out, json_t *clients, const char *eol, 
 	for (size_t i = 0; i < n; i++)
 		sorted[i] = json_array_get(clients, i);
 	qsort(sorted, n, sizeof(json_t *), by_rate);
-	fprintf(out, "%s%8s %-*.*s %-8.8s %6s %6s %*s%6s %8s %7s %7s %4s%s%s", ink(l, REVERSE),
-		"PROCESS", width, width, "NAME", "KIND", "MEMORY", "MAPPED", bar > 0 ? bar + 3 : 0,
-		"", "SWAP", "FAULTS/s", "50%", "99%", "AGE", ink(l, PLAIN), eol);
+	fprintf(out, "%s%8s %-*.*s %-8.8s %6s %6s %*s%6s %8s %7s %7s", ink(l, REVERSE), "PROCESS",
+		width, width, "NAME", "KIND", "MEMORY", "MAPPED", bar > 0 ? bar + 3 : 0, "", "SWAP",
+		"FAULTS/s", "50%", "99%");
+	for (size_t k = 0; kinds && k < NKINDS; k++)
+		fprintf(out, " %7s", kind_name[k]);
+	fprintf(out, " %4s%s%s", "AGE", ink(l, PLAIN), eol);
 	for (size_t i = 0; i < n; i++) {
 		const json_t *const c = sorted[i];
 		const bool lost = get_number(c, "lost") > 0;
@@ -307,10 +316,15 @@ draw_clients(const struct look *l, FILE *out, json_t *clients, const char *eol, 
 			      (size_t)bar, CYAN);
 			fputc(' ', out);
 		}
-		fprintf(out, "%6s %8s %7s %7s %4s%s", bytes_text(get_number(c, "swapped")),
+		fprintf(out, "%6s %8s %7s %7s", bytes_text(get_number(c, "swapped")),
 			rate > 0 || sum_of_faults(c) > 0 ? count_text(rate) : "-",
-			time_text(get_number(c, "p50_ns")), time_text(get_number(c, "p99_ns")),
-			age_text(get_number(c, "age")), eol);
+			time_text(get_number(c, "p50_ns")), time_text(get_number(c, "p99_ns")));
+		for (size_t k = 0; kinds && k < NKINDS; k++)
+			fprintf(out, " %7s",
+				time_text(get_number(json_object_get(json_object_get(c, "latency"),
+								     kind_name[k]),
+						     "p99_ns")));
+		fprintf(out, " %4s%s", age_text(get_number(c, "age")), eol);
 	}
 	if (n == 0)
 		fprintf(out, "%s%8s no clients at present%s%s", ink(l, DIM), "", ink(l, PLAIN),

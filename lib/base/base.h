@@ -102,10 +102,27 @@ struct logger {
  */
 extern _Thread_local bool log_hold __attribute__((tls_model("initial-exec")));
 
+/* True if there are any. */
+static inline bool
+log_waits(const struct logger *log)
+{
+	return log->held != NULL && atomic_load(&log->held->n) > 0;
+}
+
 void log_flush(const struct logger *log);
 
 /* One line through the callback; takes no lock, but to hold it, and allocates nothing. */
 void log_line(const struct logger *log, enum up_log_level level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+
+/*
+ * What is stored before is there before what is stored after, to whoever looks at this memory once the process has been killed (adopt.h): its
+ * threads stopped between two instructions, so only the compiler has to keep the order.
+ */
+static inline void
+stores_in_order(void)
+{
+	atomic_signal_fence(memory_order_seq_cst);
+}
 
 #endif

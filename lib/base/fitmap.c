@@ -73,6 +73,7 @@ set_bits(struct fitmap *m, size_t first, size_t n, bool free)
 		const uint64_t mask = mask_of(at, len);
 
 		assert((words[w] & mask) == (free ? 0 : mask));
+		(void)free;
 		words[w] ^= mask;
 		first += len;
 		n -= len;

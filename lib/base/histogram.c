@@ -45,6 +45,7 @@ histogram_add(struct histogram *h, uint64_t ns)
 	uint64_t max = atomic_load_explicit(&h->max, memory_order_relaxed);
 
 	atomic_fetch_add_explicit(&h->bucket[bucket_of(ns)], 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&h->sum, ns, memory_order_relaxed);
 	while (ns > max && !atomic_compare_exchange_weak_explicit(
 				   &h->max, &max, ns, memory_order_relaxed, memory_order_relaxed))
 		;
@@ -88,5 +89,84 @@ histogram_sum(struct histogram *const h[], unsigned n, struct up_latency *out)
 				break;
 			*result[next] = MIN(bucket_value(i), out->max);
 		}
+	}
+}
+
+void
+histogram_steps(struct histogram *const h[], unsigned n, struct latency_steps *out)
+{
+	memset(out, 0, sizeof *out);
+	for (unsigned i = 0, step = 0; i < HIST_BUCKETS; i++) {
+		/* Its value is in the middle: those of a bucket are all below a power of two, or none. */
+		while (step < LATENCY_STEPS && bucket_value(i) >> (TALLY_SHIFT + step) != 0)
+			out->below[step++] = out->count;
+		out->count += bucket_sum(h, n, i);
+	}
+	for (unsigned k = 0; k < n; k++)
+		out->sum += atomic_load_explicit(&h[k]->sum, memory_order_relaxed);
+}
+
+/*
+ *	value	less	1 .. 1.5  .. 2	.. 3	.. 4	...	.. 2^24	more	times 1024 ns
+ *	bucket	0	1	  2	3	4	...	48	49
+ */
+void
+tally_add(struct tally *t, uint64_t ns)
+{
+	const uint64_t v = ns >> (TALLY_SHIFT - 1);
+	unsigned i = 0;
+
+	if (v >= 2) {
+		const unsigned e = 63 - (unsigned)__builtin_clzll(v);
+
+		i = MIN((e - 1) * 2 + (unsigned)(v >> (e - 1) & 1) + 1, TALLY_BUCKETS - 1u);
+	}
+	atomic_fetch_add_explicit(&t->bucket[i], 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&t->sum, ns, memory_order_relaxed);
+}
+
+/* The middle of bucket i. */
+static uint64_t
+tally_value(unsigned i)
+{
+	const uint64_t half = UINT64_C(1) << (TALLY_SHIFT - 1);
+
+	if (i == 0)
+		return half;
+	i--;
+	/* From 2 or 3 quarters of the next power of two on, a quarter of it long. */
+	return ((2 + i % 2) * half + half / 2) << i / 2;
+}
+
+void
+tally_steps(const struct tally *t, struct latency_steps *out)
+{
+	*out = (struct latency_steps){ .sum = atomic_load_explicit(&t->sum, memory_order_relaxed) };
+	for (unsigned i = 0; i < TALLY_BUCKETS; i++) {
+		out->count += atomic_load_explicit(&t->bucket[i], memory_order_relaxed);
+		if (i % 2 == 0)
+			out->below[i / 2] = out->count;
+	}
+}
+
+void
+tally_sum(const struct tally t[], unsigned n, struct up_latency *out)
+{
+	static const uint64_t permille[] = { 500, 990, 999, 1000 };
+	uint64_t *const result[] = { &out->p50, &out->p99, &out->p999, &out->max };
+	uint64_t bucket[TALLY_BUCKETS] = { 0 }, seen = 0;
+	unsigned next = 0;
+
+	memset(out, 0, sizeof *out);
+	for (unsigned i = 0; i < TALLY_BUCKETS; i++) {
+		for (unsigned k = 0; k < n; k++)
+			bucket[i] += atomic_load_explicit(&t[k].bucket[i], memory_order_relaxed);
+		out->count += bucket[i];
+	}
+	for (unsigned i = 0; i < TALLY_BUCKETS && out->count > 0; i++) {
+		seen += bucket[i];
+		while (next < ARRAY_SIZE(permille) &&
+		       seen >= (out->count * permille[next] + 999) / 1000)
+			*result[next++] = tally_value(i);
 	}
 }

@@ -17,12 +17,35 @@
 struct histogram {
 	_Atomic uint64_t bucket[HIST_BUCKETS]; /* 32 bits would wrap within hours */
 	_Atomic uint64_t max;
+	_Atomic uint64_t sum; /* ns */
+};
+
+/* The same in 400 bytes, for each of many: two parts a doubling, from 1 us to 17 s; less counts as the first, more as the last. */
+#define TALLY_SHIFT 10
+#define TALLY_BUCKETS (24 * 2 + 2)
+struct tally {
+	_Atomic uint64_t bucket[TALLY_BUCKETS];
+	_Atomic uint64_t sum; /* ns */
+};
+
+/* Cumulative, as monitoring wants it: how many took less than 1 << (TALLY_SHIFT + i) ns; and all. */
+#define LATENCY_STEPS 25
+struct latency_steps {
+	uint64_t below[LATENCY_STEPS];
+	uint64_t count, sum;
 };
 
 /* Any thread. */
 void histogram_add(struct histogram *h, uint64_t ns);
 
+void tally_add(struct tally *t, uint64_t ns);
+
 /* Percentiles of the sum of `n` histograms; all zero when there are no values.  Any thread. */
 void histogram_sum(struct histogram *const h[], unsigned n, struct up_latency *out);
+/* The same in steps.  What is added meanwhile may be in `sum` and not in `count` yet; those below a step are never more than those below the next. */
+void histogram_steps(struct histogram *const h[], unsigned n, struct latency_steps *out);
+void tally_steps(const struct tally *t, struct latency_steps *out);
+/* How many there are, and percentiles, within a quarter of the true value where there are buckets for it; so is max. */
+void tally_sum(const struct tally t[], unsigned n, struct up_latency *out);
 
 #endif

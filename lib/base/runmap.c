@@ -40,19 +40,28 @@ bit_set(uint64_t *map, size_t i, bool on)
 		map[i / WORD_BITS] &= ~bit;
 }
 
-/* Replace word w, with its summaries and the count of free items. */
+/* One writer, who has the owner's lock; readers need none. */
 static void
-word_set(struct runmap *m, size_t w, uint64_t to)
+set_nfree(struct runmap *m, size_t n)
 {
-	uint64_t *words = m->words.base;
+	atomic_store_explicit(&m->nfree, n, memory_order_relaxed);
+}
 
-	m->nfree -= (size_t)__builtin_popcountll(words[w]);
-	m->nfree += (size_t)__builtin_popcountll(to);
-	m->nfull -= words[w] == ~(uint64_t)0;
-	m->nfull += to == ~(uint64_t)0;
-	words[w] = to;
-	bit_set(m->any.base, w, to != 0);
+/* Replace word w, with its summaries and the count of free items, of which there are `more` (modulo 2^64) then. */
+static void
+word_set(struct runmap *m, size_t w, uint64_t to, size_t more)
+{
+	uint64_t *word = (uint64_t *)m->words.base + w;
+	const uint64_t was = *word;
+
+	*word = to;
+	set_nfree(m, runmap_nfree(m) + more);
+	if ((was == 0) != (to == 0))
+		bit_set(m->any.base, w, to != 0);
+	if ((was == ~(uint64_t)0) == (to == ~(uint64_t)0))
+		return;
 	bit_set(m->full.base, w, to == ~(uint64_t)0);
+	m->nfull += to == ~(uint64_t)0 ? 1 : SIZE_MAX;
 }
 
 /*
@@ -122,7 +131,7 @@ take_from(struct runmap *m, size_t w, size_t len)
 
 	assert(starts != 0);
 	at = (size_t)__builtin_ctzll(starts);
-	word_set(m, w, x & ~(low_bits(len) << at));
+	word_set(m, w, x & ~(low_bits(len) << at), -len);
 	return w * WORD_BITS + at;
 }
 
@@ -201,7 +210,8 @@ runmap_fini(struct runmap *m)
 	wired_array_fini(&m->full);
 	wired_array_fini(&m->any);
 	wired_array_fini(&m->words);
-	m->n = m->nfree = m->nfull = m->cursor = m->single = 0;
+	set_nfree(m, 0);
+	m->n = m->nfull = m->cursor = m->single = 0;
 }
 
 int
@@ -217,7 +227,7 @@ runmap_grow(struct runmap *m, size_t n, bool free)
 	/* New words are zero, so taken, and their summaries with them. */
 	if (free)
 		for (size_t w = m->n / WORD_BITS; w < nwords; w++)
-			word_set(m, w, ~(uint64_t)0);
+			word_set(m, w, ~(uint64_t)0, WORD_BITS);
 	m->n = MAX(m->n, n);
 	return 0;
 }
@@ -228,7 +238,7 @@ runmap_take(struct runmap *m, size_t want, size_t *first)
 	size_t w, len = 1;
 
 	assert(want >= 1 && want <= WORD_BITS);
-	if (m->nfree == 0)
+	if (runmap_nfree(m) == 0)
 		return 0;
 	if (want == 1) {
 		w = find_single(m);
@@ -238,6 +248,18 @@ runmap_take(struct runmap *m, size_t want, size_t *first)
 	}
 	*first = take_from(m, w, len);
 	return len;
+}
+
+bool
+runmap_claim(struct runmap *m, size_t i)
+{
+	const size_t w = i / WORD_BITS;
+
+	if (i >= m->n || !runmap_is_free(m, i))
+		return false;
+	word_set(m, w, ((const uint64_t *)m->words.base)[w] & ~((uint64_t)1 << i % WORD_BITS),
+		 -(size_t)1);
+	return true;
 }
 
 void
@@ -254,7 +276,7 @@ runmap_give(struct runmap *m, size_t first, size_t n)
 		len = MIN(n, WORD_BITS - at);
 		mask = low_bits(len) << at;
 		assert((words[w] & mask) == 0);
-		word_set(m, w, words[w] | mask);
+		word_set(m, w, words[w] | mask, len);
 	}
 }
 
@@ -281,7 +303,7 @@ runmap_check(const struct runmap *m)
 		assert(bit_get(m->any.base, w) == (words[w] != 0));
 		assert(bit_get(m->full.base, w) == (words[w] == ~(uint64_t)0));
 	}
-	assert(nfree == m->nfree && nfull == m->nfull);
+	assert(nfree == runmap_nfree(m) && nfull == m->nfull);
 #else
 	(void)m;
 #endif

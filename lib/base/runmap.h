@@ -13,7 +13,7 @@
  * Alternative looked at: FreeBSD's blist (radix tree of bitmaps).  It finds longer runs in
  * O(log n), which a cluster of 64 never needs.
  *
- * No lock: the owner has one.  Memory: 1 bit an item plus 2/64, from a wired array each.
+ * No lock: the owner has one, for all but runmap_nfree().  Memory: 1 bit an item plus 2/64, from a wired array each.
  */
 #ifndef UP_RUNMAP_H
 #define UP_RUNMAP_H
@@ -26,10 +26,10 @@ struct runmap {
 	struct wired_array any;	  /* bit per word: has a free item */
 	struct wired_array full;  /* bit per word: all 64 free */
 	size_t n;		  /* items managed; a multiple of 64 */
-	size_t nfree;
-	size_t nfull;  /* words that are free throughout */
-	size_t cursor; /* word where the next search for a run starts */
-	size_t single; /* word where the next search for one item starts */
+	atomic_size_t nfree;	  /* runmap_nfree() */
+	size_t nfull;		  /* words that are free throughout */
+	size_t cursor;		  /* word where the next search for a run starts */
+	size_t single;		  /* word where the next search for one item starts */
 };
 
 /* An empty map that may grow up to `max` items.  0 or -ENOMEM. */
@@ -55,8 +55,18 @@ int runmap_grow(struct runmap *m, size_t n, bool free);
  */
 size_t runmap_take(struct runmap *m, size_t want, size_t *first);
 
+/* Take item i; false: it is taken, or there is none of that number. */
+bool runmap_claim(struct runmap *m, size_t i);
+
 /* Give back [first, first + n); may cross words.  Asserts that they were taken. */
 void runmap_give(struct runmap *m, size_t first, size_t n);
+
+/* How many items are free: exact with the owner's lock held; without, a moment's. */
+static inline size_t
+runmap_nfree(const struct runmap *m)
+{
+	return atomic_load_explicit(&m->nfree, memory_order_relaxed);
+}
 
 /* True if item i is free. */
 bool runmap_is_free(const struct runmap *m, size_t i);

@@ -112,6 +112,7 @@ chain_part(struct object *o, struct object *b)
 	b->named = o->named;
 	atomic_store(&b->chained, atomic_load(&o->chained));
 	atomic_store(&o->chained, true);
+	relink_begin(o, NULL, b, 0, b, o->root, o->backing, o->backing_offset);
 	object_take_tree(b, o);
 	if (o->backing != NULL) {
 		const uint64_t offset = o->backing_offset;
@@ -119,6 +120,7 @@ chain_part(struct object *o, struct object *b)
 		object_shadow(b, object_unshadow(o), offset);
 	}
 	object_shadow(o, b, 0);
+	relink_end(o);
 }
 
 /* --- letting go --- */
@@ -130,6 +132,7 @@ drop(struct pager *p, struct leaf *leaf, unsigned at, struct anon *an)
 	const bool lost = atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_LOST;
 	bool noreserve;
 
+	anon_forget(an);
 	release_content(p, an);
 	pthread_mutex_lock(&leaf->lock);
 	noreserve = leaf->noreserve;
@@ -399,28 +402,28 @@ join(struct pager *p, struct object *b)
 {
 	struct object *o = b->shadows;
 	const uint64_t offset = o->backing_offset;
+	bool take;
 	int r;
 
 	assert(b->nshadows == 1 && atomic_load(&b->handles) == 0);
 	chain_freeze(p);
-	if (offset == 0 && o->npages == b->npages && object_count(o) < object_count(b) &&
-	    has_leaves(p, b, o)) {
-		r = merge(p, o, b, 0, true);
-		assert(r == 0);
-		pthread_rwlock_wrlock(&p->map.lock);
-		object_take_tree(o, b);
-		pthread_rwlock_unlock(&p->map.lock);
-	} else {
-		r = merge(p, b, o, offset, false);
-	}
+	take = offset == 0 && o->npages == b->npages && object_count(o) < object_count(b) &&
+	       has_leaves(p, b, o);
+	r = take ? merge(p, o, b, 0, true) : merge(p, b, o, offset, false);
+	assert(!take || r == 0);
 	if (r == 0) {
 		pthread_rwlock_wrlock(&p->map.lock);
+		relink_begin(o, take ? b->root : o->root, b->backing, b->backing_offset + offset, b,
+			     take ? NULL : b->root, NULL, 0);
+		if (take)
+			object_take_tree(o, b);
 		object_unshadow(o);
 		if (b->backing != NULL) {
 			const uint64_t further = b->backing_offset;
 
 			object_shadow(o, object_unshadow(b), further + offset);
 		}
+		relink_end(o);
 		atomic_store(&o->chained, o->backing != NULL && o->backing->source == NULL);
 		pthread_rwlock_unlock(&p->map.lock);
 		/* Nothing is in between any more: no need to say so page by page. */

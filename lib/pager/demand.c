@@ -133,7 +133,7 @@ read_ahead(struct service *s, struct demand *d)
 	d->ahead = MAX(d->ahead, d->va);
 	for (unsigned i = 0; i < CLUSTER_MAX && d->ahead < stop; i++) {
 		if (!requests_spare(s) || frames_available(s->p) < 2 * CLUSTER_MAX ||
-		    !pagein_ahead(s, &d->ahead, stop, FOR_CALL))
+		    !pagein_ahead(s, s->id, &d->ahead, stop, FOR_CALL))
 			break;
 	}
 }

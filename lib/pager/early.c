@@ -117,7 +117,8 @@ early_serve(struct service *s)
 		while (at < end) {
 			const bool room = frames_available(p) >= 2 * CLUSTER_MAX;
 
-			if (room && requests_spare(s) && pagein_ahead(s, &at, end, FOR_STREAM))
+			if (room && requests_spare(s) &&
+			    pagein_ahead(s, s->id, &at, end, FOR_STREAM))
 				continue;
 			/*
 			 * Go on when there are frames, or a read completes.  If neither is to be expected, or it is the source that takes no

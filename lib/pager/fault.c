@@ -64,7 +64,8 @@ struct fault {
 	unsigned back;	/* pages unpacked for it */
 	bool hurry;	/* V_ROOM: there is some, but not as much as a stream wants */
 	uint64_t t0;
-	uint64_t serial; /* of the entry found; 0: none */
+	uint64_t serial;	 /* of the entry found; 0: none */
+	struct map_entry *known; /* step 1 has been done, and map.lock is locked */
 	struct {
 		const struct source *of; /* NULL: it has not been asked */
 		uint64_t index, nwrites; /* about which page, and before which write */
@@ -83,13 +84,53 @@ struct fault {
 	unsigned run_max;  /* pages from here to the end of entry or leaf */
 };
 
-/* A fault of a process that may not be ours. */
-static void
-space_count(struct pager *p, unsigned space, enum up_fault_kind kind)
+/* What it begins with.  The rest is found on the way: nobody clears two cache lines in vain. */
+static inline void
+fault_begin(struct fault *f, struct service *s, unsigned space, uintptr_t addr, bool write,
+	    uint64_t t0)
 {
-	if (space > PMAP_POOL && p->space_faults != NULL)
-		atomic_fetch_add_explicit(&p->space_faults[space - PMAP_POOL - 1][kind], 1,
-					  memory_order_relaxed);
+	f->s = s;
+	f->p = s->p;
+	f->addr = addr;
+	f->space = space;
+	f->write = write;
+	f->wp = f->grown = f->asked = f->early = false;
+	f->waitq = 0;
+	f->ahead = f->got = f->back = 0;
+	f->hurry = false;
+	f->t0 = t0;
+	f->known = NULL;
+	f->hint.of = NULL;
+}
+
+/* Of a process that is not ours: what is counted of its faults.  NULL: nothing. */
+static struct space_tally *
+tally_of(struct pager *p, unsigned space)
+{
+	struct space_tally *t;
+
+	if (space <= PMAP_POOL)
+		return NULL;
+	t = atomic_load_explicit(&p->tally, memory_order_acquire);
+	return t != NULL ? t + (space - PMAP_POOL - 1) : NULL;
+}
+
+static void
+tally_again(struct pager *p, unsigned space)
+{
+	struct space_tally *t = tally_of(p, space);
+
+	if (t != NULL)
+		atomic_fetch_add_explicit(&t->again, 1, memory_order_relaxed);
+}
+
+static void
+tally_deferred(struct pager *p, unsigned space)
+{
+	struct space_tally *t = tally_of(p, space);
+
+	if (t != NULL)
+		atomic_fetch_add_explicit(&t->deferred, 1, memory_order_relaxed);
 }
 
 PROBE_ONCE void
@@ -98,9 +139,11 @@ fault_answered(struct service *s, unsigned space, enum up_fault_kind kind, uintp
 {
 	const uint64_t now = now_ns();
 	const uint64_t ns = now > t0 ? now - t0 : 0;
+	struct space_tally *tally = tally_of(s->p, space);
 
 	count(s, C_FAULT + kind, 1);
-	space_count(s->p, space, kind);
+	if (tally != NULL)
+		tally_add(&tally->latency[kind], ns);
 	histogram_add(&s->latency[kind], ns);
 	PROBE3(fault__end, va, kind, ns);
 	trace_add(&s->trace, now, (enum trace_kind)(TRACE_FAULT_MINOR + kind), va, 1);
@@ -173,6 +216,24 @@ mapped(struct pager *p, struct page *const pg[], unsigned n)
 	pthread_mutex_unlock(&p->pages.lock);
 }
 
+/*
+ * What is there is what the program sees and may have written to: it wins.  Our frame goes, and its charge stands for the page that
+ * we had not counted.  => busy, in TRANSIT; MAPPED on return
+ */
+static void
+enter_exists(struct pager *p, struct page *pg)
+{
+	p->pmap->ops->frame_drop(p->pmap, pg->frame, 1);
+	hole_give(&p->frames, pg->frame, 1);
+	if (pg->slot != SLOT_NONE) {
+		swap_free(&p->swap, pg->slot, 1);
+		pg->slot = SLOT_NONE;
+	}
+	mapped(p, &pg, 1);
+	p->pmap->ops->wake(p->pmap, pg->shard, pg->va, 1);
+	atomic_fetch_add_explicit(&p->nexists, 1, memory_order_relaxed);
+}
+
 int
 enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done)
 {
@@ -188,20 +249,7 @@ enter_pages(struct pager *p, struct page *const pg[], unsigned n, unsigned *done
 		mapped(p, pg + i, (unsigned)got);
 		i += (unsigned)got;
 		if (r == -EEXIST) {
-			/*
-			 * What is there is what the program sees and may have written to: it wins.  Our frame
-			 * goes, and its charge stands for the page that we had not counted.
-			 */
-			struct page *there = pg[i];
-
-			p->pmap->ops->frame_drop(p->pmap, there->frame, 1);
-			hole_give(&p->frames, there->frame, 1);
-			if (there->slot != SLOT_NONE) {
-				swap_free(&p->swap, there->slot, 1);
-				there->slot = SLOT_NONE;
-			}
-			mapped(p, pg + i, 1);
-			p->pmap->ops->wake(p->pmap, there->shard, there->va, 1);
+			enter_exists(p, pg[i]);
 			i++;
 		} else if (r < 0) {
 			*done = i;
@@ -286,10 +334,12 @@ zero_install(struct pager *p, struct page *const pg[], unsigned n, int *err)
 			if (r == -EEXIST) {
 				/* As in enter_pages(): it is the program's page; count it. */
 				ops->wake(p->pmap, pg[i + k]->shard, pg[i + k]->va, 1);
+				atomic_fetch_add_explicit(&p->nexists, 1, memory_order_relaxed);
 				k++;
 				r = 0;
 			}
-			budget_uncharge(&p->budget, (got - k) * PAGE_SIZE);
+			if (k < got)
+				budget_uncharge(&p->budget, (got - k) * PAGE_SIZE);
 			mapped(p, pg + i, (unsigned)k);
 			i += (unsigned)k;
 			if (r == -ENOMEM && frames_nfree(&p->frames) == 0)
@@ -355,16 +405,16 @@ go_ahead(struct fault *f, struct ra_stream *stream)
 
 /*
  * A stream is to have `want` pages at once, and there are few frames: to wait until pageout has made as many is better than to go on
- * page by page.  If it does not, so be it, for some time.
+ * page by page.  If it does not, so be it, for some time.  => a run of more than TOO_FAST
  */
+#define TOO_FAST (CLUSTER_MAX / 2)
 static bool
 too_fast(struct fault *f, unsigned want)
 {
 	struct pager *p = f->p;
 	uint64_t now;
 
-	if (want <= CLUSTER_MAX / 2 || f->asked ||
-	    frames_available(p) >= want + (size_t)2 * CLUSTER_MAX)
+	if (f->asked || frames_available(p) >= want + (size_t)2 * CLUSTER_MAX)
 		return false;
 	now = now_ns();
 	if (now < atomic_load_explicit(&p->no_hurry, memory_order_relaxed))
@@ -418,7 +468,7 @@ fault_zero(struct fault *f)
 
 	/* Of a neighbour in a shadow we do not know what shows through there. */
 	want = window(f, f->object->backing != NULL ? 1 : most, &stream);
-	if (too_fast(f, want)) {
+	if (want > TOO_FAST && too_fast(f, want)) {
 		readahead_done(stream, f->index, 0);
 		pthread_mutex_unlock(&f->leaf->lock);
 		pthread_rwlock_unlock(&p->map.lock);
@@ -465,7 +515,8 @@ fault_zero(struct fault *f)
 	done = zero_install(p, pg, n, &err);
 	for (unsigned i = 0; i < done; i++)
 		page_unbusy(p, pg[i]->anon, f->shard, pg[i]->va);
-	unmake(p, pg + done, n - done);
+	if (done < n)
+		unmake(p, pg + done, n - done);
 	if (done == 0)
 		return err == -ENOMEM ? V_ROOM : V_AGAIN;
 	count(f->s, C_ZEROAHEAD, done - 1);
@@ -489,16 +540,33 @@ fault_mapped_named(struct fault *f, struct anon *an)
 		return V_AGAIN;
 	}
 	if (r == -ENOENT) {
+		anon_forget(an);
 		release_content(p, an);
 		leaf_forget(p, leaf, at);
 		anon_gone(p, an, f->shard, f->va);
 		count(f->s, C_FOREIGN, 1);
 		return V_REPEAT;
 	}
-	p->pmap->ops->wake(p->pmap, f->shard, f->va, 1);
+	/* What the fault is for is not always known: it may be guarded. */
+	if (lends(p) && f->shard < p->pmap->nshards)
+		p->pmap->ops->allow(p->pmap, f->shard, f->va);
+	else
+		p->pmap->ops->wake(p->pmap, f->shard, f->va, 1);
+	pg->same = false;
 	page_unbusy(p, an, f->shard, f->va);
 	fault_answered(f->s, f->space, UP_FAULT_MINOR, f->va, f->t0);
 	return V_DONE;
+}
+
+/* What is missing to whoever touched it is there. */
+static void
+fault_exists(struct fault *f)
+{
+	struct space_tally *t = tally_of(f->p, f->space);
+
+	atomic_fetch_add_explicit(&f->p->nexists, 1, memory_order_relaxed);
+	if (t != NULL)
+		atomic_fetch_add_explicit(&t->exists, 1, memory_order_relaxed);
 }
 
 /*
@@ -518,10 +586,13 @@ fault_mapped(struct fault *f, struct anon *an)
 
 	if (wp && pg->same)
 		lend_written(pg);
-	if (!wp && pg->leaf->named)
+	if (!wp && pg->leaf->named && !f->object->guest)
 		return fault_mapped_named(f, an);
-	if (!wp)
+	if (!wp) {
 		r = p->pmap->ops->zero(p->pmap, f->shard, f->va, 1, &done);
+		if (r == -EEXIST)
+			fault_exists(f);
+	}
 	if (r == -EEXIST && lends(p) && f->shard < p->pmap->nshards)
 		/* Guarded; or it was, and somebody has tried in vain to take it out. */
 		p->pmap->ops->allow(p->pmap, f->shard, f->va);
@@ -589,6 +660,9 @@ fault_rescue(struct fault *f, struct anon *an, struct page *pg)
 	}
 	/* Nobody takes the old frame away: it is the write's, and then this busy anon's. */
 	memcpy(pmap_frame(p->pmap, frame), pmap_frame(p->pmap, pg->frame), PAGE_SIZE);
+	/* The write that it is rescued from may fail, and its hash is that of what is written. */
+	copy->alone = pg->leaf->sourced;
+	stores_in_order();
 	copy->frame = frame;
 
 	pthread_mutex_lock(&p->pages.lock);
@@ -606,8 +680,8 @@ fault_rescue(struct fault *f, struct anon *an, struct page *pg)
 	page_dequeue_locked(&p->pages, pg);
 	policy_touched(&p->pages.policy, page_no(&p->pages, pg));
 	pthread_mutex_unlock(&p->pages.lock);
-	frame_give(&p->frames, frame, 1);
 	copy->frame = FRAME_NONE;
+	frame_give(&p->frames, frame, 1);
 	page_free(&p->pages, copy);
 	return fault_soft(f, an, pg);
 }
@@ -651,6 +725,49 @@ unstage(struct pager *p, struct page *const pg[], unsigned n, unsigned touched)
 	return hits;
 }
 
+/*
+ * One page alone is busy on its queue until it is in its region, so that this is locked once.  Not so a run: who needs a frame would meet nothing but busy
+ * pages.
+ * => the anon is busy, its page STAGED; the anon is released on return.
+ */
+static enum verdict
+fault_staged_alone(struct fault *f, struct anon *an, struct page *pg)
+{
+	struct pager *p = f->p;
+	const frame_t frame = pg->frame;
+	size_t got = 0;
+	bool ahead;
+	int r;
+
+	pg->va = f->va;
+	pg->shard = (uint8_t)f->shard;
+	r = p->pmap->ops->enter(p->pmap, pg->shard, pg->va, frame, 1, &got);
+	if (r < 0) {
+		/* It is there already, or has to wait. */
+		ahead = unstage(p, &pg, 1, 0) > 0;
+		if (r == -EEXIST)
+			enter_exists(p, pg);
+		else
+			page_enqueue(&p->pages, pg, Q_INACTIVE, PAGE_STAGED);
+	} else {
+		hole_give(&p->frames, frame, 1);
+		pthread_mutex_lock(&p->pages.lock);
+		pg->frame = FRAME_NONE;
+		pg->same = false;
+		ahead = page_use_locked(&p->pages, pg);
+		pthread_mutex_unlock(&p->pages.lock);
+	}
+	if (ahead) {
+		count(f->s, C_AHEAD_HITS, 1);
+		leaf_credit(pg->leaf, 1);
+	}
+	page_unbusy(p, an, f->shard, f->va);
+	if (r < 0 && r != -EEXIST)
+		return r == -ENOMEM ? V_ROOM : V_AGAIN;
+	fault_answered(f->s, f->space, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->va, f->t0);
+	return V_DONE;
+}
+
 /* How many pages there are from the one at fault back to the beginning of entry or leaf. */
 static unsigned
 pages_in_front(const struct fault *f)
@@ -692,6 +809,10 @@ fault_staged(struct fault *f, struct anon *an)
 		go_ahead(f, stream);
 	}
 	pthread_mutex_unlock(&f->leaf->lock);
+	if (n == 1) {
+		pthread_rwlock_unlock(&p->map.lock);
+		return fault_staged_alone(f, an, *pg);
+	}
 	touched = back ? n - 1 : 0;
 	hits = unstage(p, pg, n, touched);
 	if (hits > 0) {
@@ -800,7 +921,7 @@ fault_swap(struct fault *f)
 	int r;
 
 	want = window(f, CLUSTER_MAX, &stream);
-	if (too_fast(f, want)) {
+	if (want > TOO_FAST && too_fast(f, want)) {
 		struct anon *an = leaf_anon(f->leaf, f->at);
 
 		readahead_done(stream, f->index, 0);
@@ -1200,6 +1321,10 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 		}
 	}
 	want = source_window(f, src, index, source->asks, &before, &stream);
+	if (account_share(f->object->account, want + before) < want + before) {
+		before = 0;
+		want = account_share(f->object->account, want);
+	}
 	for (n = 0; n < want; n++) {
 		if (n > 0 &&
 		    (f->leaf->slot[f->at + n] != 0 || (!own && object_has(src, index + n))))
@@ -1241,6 +1366,8 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	if (req != NULL) {
 		pthread_rwlock_unlock(&p->map.lock);
 		req->early = f->early;
+		req->guard = own && n + b == 1 && !f->early && !f->asked && !f->write &&
+			     lend_guarded(f->object);
 		n = source_in(f->s, req, source, index - b, pg - b, n + b, b, f->t0);
 		f->got = n > b ? n - b : 0;
 		return n > 0 ? V_IO : V_ROOM;
@@ -1322,7 +1449,7 @@ fault_beneath(struct fault *f)
  * a message that came twice does, who asks for it, and who touches it in a place of a pool that was made later.
  * => map and leaf are locked, and nothing is there.  False: not now.
  */
-static bool
+static inline bool
 unrecord(struct fault *f)
 {
 	struct pager *p = f->p;
@@ -1358,9 +1485,11 @@ met_busy(struct fault *f, struct anon *an)
 		readahead_done(stream, f->index, 0);
 		go_ahead(f, stream);
 	}
-	if (f->s->worker && !loose && p->idle == NULL) {
+	/* A page of a source's own is released by its anon, address or not; a thread of ours needs no wake-up by address. */
+	if (f->s->worker && (!loose || f->object->source != NULL) && p->idle == NULL) {
 		q = anon_sleep_begin(&p->waitqs, an);
 		asked = q >= 0;
+		loose = false;
 	} else {
 		const uint8_t bits = anon_want(an);
 
@@ -1402,13 +1531,16 @@ static enum verdict
 fault_resolve(struct fault *f)
 {
 	struct pager *p = f->p;
-	struct map_entry *e;
+	struct map_entry *e = f->known;
 	struct place place;
 	struct anon *an;
 	bool denied;
 
-	pthread_rwlock_rdlock(&p->map.lock);
-	e = space_lookup(p, f->space, f->addr);
+	f->known = NULL;
+	if (e == NULL) {
+		pthread_rwlock_rdlock(&p->map.lock);
+		e = space_lookup(p, f->space, f->addr);
+	}
 	if (e == NULL) {
 		pthread_rwlock_unlock(&p->map.lock);
 		return V_STRAY;
@@ -1428,7 +1560,9 @@ fault_resolve(struct fault *f)
 		pthread_rwlock_unlock(&p->map.lock);
 		return V_QUOTA;
 	}
-	f->leaf = leaf_for(p, f->object, f->index, &denied);
+	f->leaf = object_leaf(f->object, f->index, NULL);
+	if (f->leaf == NULL)
+		f->leaf = leaf_for(p, f->object, f->index, &denied);
 	if (f->leaf == NULL) {
 		int r = -EAGAIN;
 
@@ -1533,46 +1667,46 @@ static void
 handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uint64_t t0,
        bool first)
 {
-	struct fault f = {
-		.s = s,
-		.p = s->p,
-		.addr = va,
-		.space = space,
-		.write = write,
-		.wp = wp,
-		.t0 = t0,
-	};
+	struct fault f;
+	enum verdict v;
 
-	switch (resolve(&f)) {
+	fault_begin(&f, s, space, va, write, t0);
+	f.wp = wp;
+	s->space = space;
+	v = resolve(&f);
+	s->space = 0;
+	switch (v) {
 	case V_REPEAT:
 	case V_HINT:
 	case V_GROW:
 	case V_FULL:
 	case V_DONE:
 	case V_SIGBUS:
-		break;
 	case V_IO:
-		/* Of a pool it is not known then who waits. */
-		space_count(s->p, space, UP_FAULT_MAJOR);
 		break;
 	case V_BUSY:
 		count(s, C_WAIT, 1);
+		tally_deferred(s->p, space);
 		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 0);
 		break;
 	case V_BUSY_LOOSE:
 	case V_ROOM:
 		count(s, C_WAIT, first); /* however often it is tried again */
+		if (first)
+			tally_deferred(s->p, space);
 		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 1);
 		park(s, &f);
 		break;
 	case V_AGAIN:
 		count(s, C_RETRY, 1);
+		tally_again(s->p, space);
 		trace_add(&s->trace, t0, TRACE_FAULT_RETRY, va, 0);
 		park(s, &f);
 		break;
 	case V_QUOTA:
 		/* Not parked: what is makes room at others' cost.  Whoever reduces the account wakes all that it has. */
 		count(s, C_WAIT, 1);
+		tally_deferred(s->p, space);
 		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 2);
 		p_over(s->p);
 		break;
@@ -1607,19 +1741,15 @@ fault_again(struct service *s, unsigned shard, uintptr_t va, uint64_t t0)
 }
 
 enum fault_next
-fault_serve(struct service *s, struct parked *pk, int *waitq)
+fault_serve(struct service *s, struct parked *pk, struct map_entry *e, int *waitq)
 {
 	const bool first = pk->serial == 0;
-	struct fault f = {
-		.s = s,
-		.p = s->p,
-		.addr = pk->va,
-		.space = pk->space,
-		.write = pk->write,
-		.t0 = pk->t0,
-	};
-	const enum verdict v = resolve(&f);
+	struct fault f;
+	enum verdict v;
 
+	fault_begin(&f, s, pk->space, pk->va, pk->write, pk->t0);
+	f.known = e;
+	v = resolve(&f);
 	pk->serial = f.serial;
 	pk->hurry = f.hurry;
 	pk->busy = f.back;
@@ -1662,17 +1792,11 @@ fault_serve(struct service *s, struct parked *pk, int *waitq)
 int
 fault_ask(struct service *s, uintptr_t va, bool write, unsigned n)
 {
-	struct fault f = {
-		.s = s,
-		.p = s->p,
-		.addr = va,
-		.space = s->id,
-		.write = write,
-		.asked = true,
-		.ahead = n,
-		.t0 = now_ns(),
-	};
+	struct fault f;
 
+	fault_begin(&f, s, s->id, va, write, now_ns());
+	f.asked = true;
+	f.ahead = n;
 	switch (resolve(&f)) {
 	case V_ROOM:
 	case V_AGAIN:
@@ -1693,18 +1817,13 @@ fault_ask(struct service *s, uintptr_t va, bool write, unsigned n)
 bool
 fault_early(struct service *s, uintptr_t va, unsigned n, unsigned *got)
 {
-	struct fault f = {
-		.s = s,
-		.p = s->p,
-		.addr = va,
-		.space = s->id,
-		.asked = true,
-		.early = true,
-		.ahead = n,
-		.t0 = now_ns(),
-	};
-	const enum verdict v = resolve(&f);
+	struct fault f;
+	enum verdict v;
 
+	fault_begin(&f, s, s->id, va, false, now_ns());
+	f.asked = f.early = true;
+	f.ahead = n;
+	v = resolve(&f);
 	*got = MAX(f.got, 1);
 	return v != V_ROOM && v != V_AGAIN && v != V_QUOTA;
 }
@@ -1833,8 +1952,7 @@ lose(struct service *s, const struct parked *pk, bool empty, const char *why)
 		release_content(p, an);
 		if (leaf->noreserve)
 			resv_give(&p->resv_swap, 1);
-		an->loc = UINT32_MAX;
-		atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
+		anon_set(an, ANON_LOST, UINT32_MAX);
 		atomic_fetch_add(&p->nlost, 1);
 	}
 	log_line(&p->log, UP_LOG_ERROR, "fault at %#lx%s", (unsigned long)pk->va, why);

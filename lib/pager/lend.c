@@ -38,6 +38,12 @@ trade(struct pager *p)
 	return true;
 }
 
+bool
+frames_trade(struct pager *p, size_t bytes)
+{
+	return budget_charge(&p->budget, bytes) || (trade(p) && budget_charge(&p->budget, bytes));
+}
+
 unsigned
 lend_run(struct pager *p, struct page *const pg[], unsigned n, bool guard)
 {
@@ -47,10 +53,9 @@ lend_run(struct pager *p, struct page *const pg[], unsigned n, bool guard)
 	if (!lends(p) || pg[0]->va == 0 || pg[0]->shard >= p->pmap->nshards ||
 	    atomic_load(&p->starved) > 0)
 		return 0;
-	/* A change of what others see too is for its leaf to know. */
-	guard = guard && !pg[0]->leaf->named && !pg[0]->leaf->sourced;
-	if (!budget_charge(&p->budget, n * PAGE_SIZE) &&
-	    (!trade(p) || !budget_charge(&p->budget, n * PAGE_SIZE)))
+	/* Of a source's own pages, or of nobody's: what a private mapping makes of one is for its leaf to know. */
+	guard = guard && pg[0]->leaf->named == pg[0]->leaf->sourced;
+	if (!frames_trade(p, n * PAGE_SIZE))
 		return 0;
 	p->pmap->ops->lend(p->pmap, pg[0]->shard, pg[0]->va, pg[0]->frame, n, guard, &done);
 	budget_uncharge(&p->budget, (n - done) * PAGE_SIZE);

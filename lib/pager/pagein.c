@@ -66,11 +66,13 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	struct pager *p = s->p;
 	struct anon *an[CLUSTER_MAX] = { NULL };
 	frame_t f[CLUSTER_MAX];
+	struct account *const account = leaf->object->account;
 	struct request *req;
 	unsigned n, nf, npages = 0;
 	slot_t slot;
 
 	*got = 0;
+	want = account_share(account, want);
 	an[0] = leaf_anon(leaf, at);
 	n = collect(p, leaf, at, MIN(want, CLUSTER_MAX), shard, va, 1, an);
 	pthread_mutex_unlock(&leaf->lock);
@@ -108,12 +110,14 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	}
 
 	req->n = n;
+	request_count(req, account);
 	req->source = NULL;
 	req->demanded = why == FOR_FAULT || why == FOR_LOAD;
 	req->guard = why == FOR_LOAD;
 	req->early = why == FOR_STREAM;
 	req->retried = false;
 	req->t0 = t0;
+	req->space = s->space;
 	request_fill(p, req, SWAP_READ, slot);
 	req->io.urgent = req->demanded;
 	count(s, C_READS, 1);
@@ -147,8 +151,7 @@ lost(struct service *s, struct page *pg, bool waited_for)
 	if (pg->leaf->noreserve)
 		resv_give(&p->resv_swap, 1);
 	count(s, C_BAD_SLOTS, 1);
-	an->loc = UINT32_MAX;
-	atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
+	anon_set(an, ANON_LOST, UINT32_MAX);
 	atomic_fetch_sub(&p->nswapped, 1);
 	atomic_fetch_add(&p->nlost, 1);
 	frame_give(&p->frames, pg->frame, 1);
@@ -225,8 +228,7 @@ in_core(struct pager *p, struct page *const pg[], unsigned n, enum pagein_for wh
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
 
-		an->loc = page_no(&p->pages, pg[i]);
-		atomic_store_explicit(&an->kind, ANON_CORE, memory_order_relaxed);
+		anon_set(an, ANON_CORE, page_no(&p->pages, pg[i]));
 		atomic_fetch_sub(&p->nswapped, 1);
 	}
 	pthread_mutex_lock(&p->pages.lock);
@@ -288,8 +290,7 @@ lost_zip(struct service *s, struct anon *an, struct leaf *leaf, uintptr_t va)
 	log_line(&p->log, UP_LOG_ERROR,
 		 "page at %#lx: damaged in the compressed pool, content lost", (unsigned long)va);
 	zpool_free(&p->tier.pool, an->loc);
-	an->loc = UINT32_MAX;
-	atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
+	anon_set(an, ANON_LOST, UINT32_MAX);
 	atomic_fetch_sub(&p->tier.nzipped, 1);
 	atomic_fetch_add(&p->nlost, 1);
 	if (leaf->noreserve)
@@ -486,7 +487,7 @@ pagein_done(struct service *s, struct request *req)
 			if (r < 0)
 				fault_again(s, shard0, va0, req->t0);
 			else if (va0 != 0)
-				fault_answered(s, 0, UP_FAULT_MAJOR, va0, req->t0);
+				fault_answered(s, req->space, UP_FAULT_MAJOR, va0, req->t0);
 			ngood = 0;
 		}
 	}
@@ -517,9 +518,10 @@ out_of_memory(const struct anon *an, enum pagein_for why)
 }
 
 bool
-pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end, enum pagein_for why)
+pagein_ahead(struct service *s, unsigned space, uintptr_t *va, uintptr_t end, enum pagein_for why)
 {
 	struct pager *p = s->p;
+	struct map *m;
 	struct map_entry *e;
 	struct place place;
 	struct leaf *leaf;
@@ -529,7 +531,8 @@ pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end, enum pagein_for wh
 	bool ok = true;
 
 	pthread_rwlock_rdlock(&p->map.lock);
-	e = map_first_from(&p->map, *va);
+	m = space_map(p, space);
+	e = m != NULL ? map_first_from(m, *va) : NULL;
 	if (e == NULL || e->start >= end || p->frozen) {
 		pthread_rwlock_unlock(&p->map.lock);
 		*va = end;
@@ -537,11 +540,16 @@ pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end, enum pagein_for wh
 	}
 	*va = MAX(*va, e->start);
 	end = MIN(end, e->end);
-	if (atomic_load(entry_unrecorded(e))) {
-		/* A page may be poisoned where nothing says so: only a fault looks after that. */
+	/* A page may be poisoned where nothing says so: only a fault looks after that.  And whose account is full gets no more on advice. */
+	if (atomic_load(entry_unrecorded(e)) || account_turns_away(p, e->object->account)) {
 		pthread_rwlock_unlock(&p->map.lock);
 		*va = end;
 		return true;
+	}
+	/* What is on its way is not counted yet: one read at a time. */
+	if (s->nreads > 0 && account_is_limited(e->object->account)) {
+		pthread_rwlock_unlock(&p->map.lock);
+		return false;
 	}
 	index = e->offset + ((*va - e->start) >> PAGE_SHIFT);
 	place = entry_place(e, *va);
@@ -602,13 +610,14 @@ pagein_commands(struct service *s)
 		return;
 	for (unsigned budget = 256; budget > 0; budget--) {
 		uintptr_t va, end;
+		unsigned space;
 
-		if (!todo_first(s, &s->willneed, &va, &end))
+		if (!todo_first(s, &s->willneed, &space, &va, &end))
 			return;
 		/* Advice must not push others out: it takes free room only, and is forgotten when there is none. */
 		if (frames_available(p) < CLUSTER_MAX)
 			va = end;
-		else if (!requests_spare(s) || !pagein_ahead(s, &va, end, FOR_CALL))
+		else if (!requests_spare(s) || !pagein_ahead(s, space, &va, end, FOR_CALL))
 			return; /* go on when a read completes */
 		todo_go_on(s, &s->willneed, va, va >= end);
 	}

@@ -109,14 +109,10 @@ frames_available(struct pager *p)
 {
 	const size_t used = atomic_load_explicit(&p->budget.used, memory_order_relaxed);
 	size_t room = p->budget.limit > used ? (p->budget.limit - used) >> PAGE_SHIFT : 0;
-	size_t clean;
 
 	if (system_short(p))
 		room = 0;
-	pthread_mutex_lock(&p->pages.lock);
-	clean = page_count_locked(&p->pages, Q_CLEAN);
-	pthread_mutex_unlock(&p->pages.lock);
-	return frames_nfree(&p->frames) + room + clean;
+	return frames_nfree(&p->frames) + room + page_count(&p->pages, Q_CLEAN);
 }
 
 void
@@ -193,13 +189,9 @@ ahead_trim(struct service *s)
 	struct pager *p = s->p;
 	const size_t most = MAX(frames_most(p) / 8, 2 * CLUSTER_MAX);
 	struct page *pg[CLUSTER_MAX];
-	size_t ahead;
 	unsigned n;
 
-	pthread_mutex_lock(&p->pages.lock);
-	ahead = page_count_locked(&p->pages, Q_AHEAD);
-	pthread_mutex_unlock(&p->pages.lock);
-	if (ahead <= most)
+	if (page_count(&p->pages, Q_AHEAD) <= most)
 		return;
 	n = take_victims(p, Q_AHEAD, CLUSTER_MAX, pg);
 	wasted(p, pg, n);
@@ -234,8 +226,7 @@ reclaim(struct pager *p, unsigned want)
 			forget_copy(p, pg[i]);
 			continue;
 		}
-		an->loc = pg[i]->slot;
-		atomic_store_explicit(&an->kind, ANON_SWAP, memory_order_relaxed);
+		anon_set(an, ANON_SWAP, pg[i]->slot);
 		atomic_fetch_add(&p->nswapped, 1);
 		tier_left(p, an);
 		atomic_fetch_add_explicit(&p->nreclaimed, 1, memory_order_relaxed);
@@ -305,6 +296,34 @@ frames_release(struct pager *p, const frame_t f[], unsigned n)
 		frame_give(&p->frames, f[i], 1);
 }
 
+void
+frames_drop(struct pager *p, frame_t first, size_t n)
+{
+	p->pmap->ops->frame_drop(p->pmap, first, n);
+	hole_give(&p->frames, first, n);
+	budget_uncharge(&p->budget, n * PAGE_SIZE);
+}
+
+size_t
+frames_give_up(struct pager *p, size_t most)
+{
+	const size_t clean = page_count(&p->pages, Q_CLEAN) + page_count(&p->pages, Q_AHEAD);
+	size_t done = 0, n;
+
+	most = MIN(most, MAX((frames_nfree(&p->frames) + clean) / 2, (size_t)16));
+	while (done < most) {
+		frame_t first;
+
+		n = frame_take(&p->frames, MIN(most - done, CLUSTER_MAX), &first);
+		if (n > 0)
+			frames_drop(p, first, n);
+		else if (reclaim(p, CLUSTER_MAX) == 0)
+			break;
+		done += n;
+	}
+	return done;
+}
+
 /* Metadata needs room: give the memory of free frames back.  True if it did. */
 bool
 frames_shrink(struct pager *p)
@@ -324,9 +343,7 @@ frames_shrink(struct pager *p)
 		/* One that is there: making one and dropping it would gain nothing. */
 		if (frames_get(p, 1, false, &f) == 0)
 			break;
-		p->pmap->ops->frame_drop(p->pmap, f, 1);
-		hole_give(&p->frames, f, 1);
-		budget_uncharge(&p->budget, PAGE_SIZE);
+		frames_drop(p, f, 1);
 		left--;
 		any = true;
 	}
@@ -354,6 +371,24 @@ sort_by_va(struct page *pg[], unsigned n)
 		for (; j > 0 && pg[j - 1]->va - base > key->va - base; j--)
 			pg[j] = pg[j - 1];
 		pg[j] = key;
+	}
+}
+
+/* The same of pages that are staged, with their hashes: neighbours go back to their source in one request. */
+static void
+sort_sourced(struct page *pg[], uint64_t hash[], unsigned n)
+{
+	for (unsigned i = 1; i < n; i++) {
+		struct page *key = pg[i];
+		const uint64_t h = hash[i];
+		unsigned j = i;
+
+		for (; j > 0 && pg[j - 1]->va > key->va; j--) {
+			pg[j] = pg[j - 1];
+			hash[j] = hash[j - 1];
+		}
+		pg[j] = key;
+		hash[j] = h;
 	}
 }
 
@@ -394,9 +429,14 @@ stage_run(struct service *s, struct page *pg[], unsigned n)
 	/* There are more addresses than the budget has frames: a hole is always to be had. */
 	nhole = hole_take(&p->frames, n, &hole);
 	assert(nhole > 0);
-	for (unsigned i = 0; i < nhole; i++)
+	for (unsigned i = 0; i < nhole; i++) {
 		pg[i]->same = false;
+		pg[i]->frame = hole + i; /* before: adopt.h */
+	}
+	stores_in_order();
 	r = p->pmap->ops->remove(p->pmap, pg[0]->shard, pg[0]->va, hole, nhole, &done);
+	for (unsigned i = (unsigned)done; i < nhole; i++)
+		pg[i]->frame = FRAME_NONE;
 	hole_give(&p->frames, hole + (frame_t)done, nhole - done);
 	PROBE3(pageout__stage, pg[0]->va, done, r);
 	for (unsigned i = 0; i < done; i++) {
@@ -404,7 +444,6 @@ stage_run(struct service *s, struct page *pg[], unsigned n)
 		an = pg[i]->anon;
 		shard = pg[i]->shard;
 		va = pg[i]->va;
-		pg[i]->frame = hole + i;
 		page_enqueue(&p->pages, pg[i], Q_INACTIVE, PAGE_STAGED);
 		page_unbusy(p, an, shard, va);
 	}
@@ -470,11 +509,29 @@ account_is_full(const struct pager *p, const struct account *a)
 }
 
 bool
+account_is_limited(const struct account *a)
+{
+	while (a != NULL && atomic_load_explicit(&a->limit, memory_order_relaxed) == 0)
+		a = a->group;
+	return a != NULL;
+}
+
+bool
+account_turns_away(const struct pager *p, const struct account *a)
+{
+	while (a != NULL && !account_is_full(p, a))
+		a = a->group;
+	return a != NULL;
+}
+
+bool
 account_is_kept(const struct account *a)
 {
 	for (; a != NULL; a = a->group) {
-		if (atomic_load_explicit(&a->mapped, memory_order_relaxed) <=
-		    atomic_load_explicit(&a->minimum, memory_order_relaxed))
+		const size_t minimum = atomic_load_explicit(&a->minimum, memory_order_relaxed);
+
+		if (minimum > 0 &&
+		    atomic_load_explicit(&a->mapped, memory_order_relaxed) <= minimum)
 			return true;
 	}
 	return false;
@@ -521,6 +578,7 @@ size_t
 account_reduce(struct pager *p, struct account *a, size_t target)
 {
 	const size_t before = atomic_load(&a->mapped);
+	size_t after;
 	uint64_t first = 0;
 
 	for (unsigned rounds = 0; atomic_load(&a->mapped) > target;) {
@@ -554,7 +612,8 @@ account_reduce(struct pager *p, struct account *a, size_t target)
 			a->index = 0;
 		}
 	}
-	return before - MIN(before, atomic_load(&a->mapped));
+	after = atomic_load(&a->mapped);
+	return before - MIN(before, after);
 }
 
 /* Those that others may not push out stay.  Returns how many are left in pg[]. */
@@ -751,7 +810,7 @@ launder(struct service *s, bool *stuck)
 {
 	struct pager *p = s->p;
 	struct page *dirty[CLUSTER_MAX], *sourced[CLUSTER_MAX];
-	uint64_t hash[CLUSTER_MAX];
+	uint64_t hash[CLUSTER_MAX], shash[CLUSTER_MAX]; /* of dirty[], of sourced[] */
 	unsigned ndirty = 0, nsourced = 0, clean = 0, out = 0, back = 0;
 	const bool roomy = tier_has_room(p);
 
@@ -782,6 +841,7 @@ launder(struct service *s, bool *stuck)
 			}
 			if (copy && (an->hash != h || pg[i]->alone)) {
 				if (pg[i]->leaf->sourced) {
+					shash[nsourced] = h;
 					sourced[nsourced++] = pg[i];
 					continue;
 				}
@@ -831,8 +891,9 @@ launder(struct service *s, bool *stuck)
 			break;
 		out += n;
 	}
+	sort_sourced(sourced, shash, nsourced);
 	for (unsigned i = 0, n; i < nsourced; i += n) {
-		n = source_out(s, sourced + i, nsourced - i);
+		n = source_out(s, sourced + i, shash + i, nsourced - i);
 		back += n;
 		if (n == 0) {
 			struct anon *an = sourced[i]->anon;
@@ -979,14 +1040,19 @@ bool
 pageout_step(struct service *s)
 {
 	struct pager *p = s->p;
-	size_t available, active, inactive, high;
+	size_t available =
+		frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed);
+	const size_t high = high_watermark(p);
 	bool progress = false, stuck = false;
+	size_t active, inactive;
 
+	/* As a rule there is room, and no lock to take. */
+	if (available >= high / 2 && s->nparked == 0 &&
+	    !atomic_load_explicit(&p->pageout_on, memory_order_relaxed) &&
+	    atomic_load(&p->starved) == 0)
+		return false;
 	if (pthread_mutex_trylock(&p->pageout_lock) != 0)
 		return false;
-	available =
-		frames_available(p) + atomic_load_explicit(&p->laundering, memory_order_relaxed);
-	high = high_watermark(p);
 	/* There is room for it: another has gone, or it was the system that had none to give. */
 	if (atomic_load(&p->budget.used) + atomic_load(&p->starved) <= p->budget.limit)
 		atomic_store(&p->starved, 0);
@@ -1008,10 +1074,8 @@ pageout_step(struct service *s)
 
 	if (atomic_load_explicit(&p->pageout_on, memory_order_relaxed) ||
 	    atomic_load(&p->starved) > 0) {
-		pthread_mutex_lock(&p->pages.lock);
-		inactive = page_count_locked(&p->pages, Q_INACTIVE);
-		active = page_count_locked(&p->pages, Q_ACTIVE);
-		pthread_mutex_unlock(&p->pages.lock);
+		inactive = page_count(&p->pages, Q_INACTIVE);
+		active = page_count(&p->pages, Q_ACTIVE);
 		if (inactive < inactive_target(p) + CLUSTER_MAX &&
 		    active > (system_short(p) ? ACTIVE_MIN : 0))
 			progress |= deactivate(s, (unsigned)MIN(active - ACTIVE_MIN, CLUSTER_MAX));

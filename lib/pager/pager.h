@@ -14,6 +14,7 @@
  *	demand.c     a caller that waits until a range is in the page table
  *	worker.c     a thread that serves its own fault
  *	tier.c       the compressed pool between frames and swap
+ *	writeback.c  a caller that waits until a range is in its source
  *
  * Everything here runs unchanged over the simulated kernel: a test builds a struct pager with
  * the sim backends and calls service_step() itself instead of starting threads.
@@ -118,8 +119,18 @@ struct workers {
 	atomic_uint room; /* a futex: frames or budget have become free so often */
 };
 
+/* Of one space: its faults. */
+struct space_tally {
+	struct tally latency[UP_FAULT_KINDS];
+	_Atomic uint64_t again;	   /* the kernel said EAGAIN */
+	_Atomic uint64_t exists;   /* the page was there: EEXIST */
+	_Atomic uint64_t deferred; /* put off: busy, no room, or its account was full */
+};
+
 struct pager {
 	struct logger log;
+	struct store *
+		store; /* (c) all that is known lies in there (store.h); NULL: it ends with the process */
 	struct budget budget;
 	struct arena arena;
 	struct object_zones zones;
@@ -133,6 +144,7 @@ struct pager {
 	struct polling polling; /* for reads of it */
 	struct resv resv_swap;	/* pages */
 	struct resv resv_meta;	/* bytes */
+	size_t meta_fixed; /* (c) metadata that there was before anything was promised, ghosts aside */
 	struct object *objects; /* (map.change) all of them */
 	struct tier tier;
 	unsigned nheld; /* (pages.lock) requests of which pages may be taken: source_cancel() */
@@ -150,6 +162,7 @@ struct pager {
 	atomic_size_t nwired;	     /* pages of wired entries; (map.change) to change */
 	_Atomic uint64_t nwasted;    /* pages read ahead of a stream that did not come by */
 	_Atomic uint64_t nreclaimed; /* pages that left memory with a copy in swap, ever */
+	_Atomic uint64_t nexists;    /* pages that were to be installed, and were there */
 	atomic_size_t laundering;    /* pages whose write is in flight */
 
 	/* pageout */
@@ -178,8 +191,9 @@ struct pager {
 	/* Some account is `over`: a thread that can wait is to take pages from it.  NULL: there are no accounts. */
 	void (*over)(void *ctx);
 	void *over_ctx;
-	/* Faults of other processes, by shard from PMAP_POOL + 1 on; NULL: nobody wants to know. */
-	_Atomic uint64_t (*space_faults)[UP_FAULT_KINDS];
+	/* What faults of other processes came to, by shard from PMAP_POOL + 1 on; NULL: nobody wants to know. */
+	_Atomic(struct space_tally *) tally;
+	struct wired_array tallies; /* (map.change) to grow */
 	struct zone space_zone;
 	struct zone place_zone; /* what the pmap remembers of pools and where they are mapped */
 
@@ -215,22 +229,26 @@ struct request {
 	struct service *service; /* (c) */
 	struct source *source;	 /* with which it is, a reference; NULL: swap */
 	uint64_t index;		 /* of page[0] there */
-	bool held;	/* (pages.lock) a pager of the program has it: its pages may be taken */
-	bool started;	/* (pages.lock) and may be told that nobody wants it */
+	struct account *
+		account; /* pagein: who is counted for it, a reference, with `counted` pages; NULL: nobody */
+	uint64_t t0;	/* when its fault was read, ns */
+	frame_t *frame; /* (c) [CLUSTER_MAX]; NULL: a read, or there is no pool */
 	unsigned nlive; /* (pages.lock) pages that have not been taken */
-	atomic_bool cancelling; /* it is being told: the request stays until it has been */
-	int status;		/* custom pagers: how it ended */
-	atomic_bool handed_out; /* custom pagers: up_request_complete() is still to come */
+	int status;	/* custom pagers: how it ended */
 	enum request_kind kind;
 	unsigned n;
-	unsigned want; /* pagein from a source: which page has a thread waiting */
-	bool demanded; /* pagein from swap: page[0] has one */
-	bool guard;    /* pagein from swap: and it only reads, as far as we know */
-	bool early;    /* pagein for a stream: nobody has, and what it brings stays staged */
-	bool retried;  /* pagein: failed once already */
-	uint64_t t0;   /* when its fault was read, ns */
+	unsigned want;	/* pagein from a source: which page has a thread waiting */
+	unsigned space; /* whose fault that was, a shard; 0: one of ours */
+	bool held;	/* (pages.lock) a pager of the program has it: its pages may be taken */
+	bool started;	/* (pages.lock) and may be told that nobody wants it */
+	atomic_bool cancelling; /* it is being told: the request stays until it has been */
+	atomic_bool handed_out; /* custom pagers: up_request_complete() is still to come */
+	bool demanded;		/* pagein from swap: page[0] has one */
+	bool guard;		/* pagein from swap: and it only reads, as far as we know */
+	bool early;   /* pagein for a stream: nobody has, and what it brings stays staged */
+	bool retried; /* pagein: failed once already */
 	bool back; /* written back from the compressed pool: no pages, but anons and these frames */
-	frame_t *frame; /* (c) [CLUSTER_MAX]; NULL: a read, or there is no pool */
+	uint8_t counted;
 	union {
 		struct page *page[CLUSTER_MAX];
 		struct anon *anon[CLUSTER_MAX]; /* if back */
@@ -269,10 +287,12 @@ struct demand {
 /* Ranges that callers leave to a service, oldest first; all (cmd_lock).  The service may look whether there are any without it: a kick follows. */
 struct todo {
 	atomic_uint n;
+	uint16_t space[CMD_MAX]; /* whose addresses these are: shards */
 	struct {
 		uintptr_t va, end;
 	} range[CMD_MAX];
 };
+_Static_assert(PMAP_POOL + SPACES_MAX <= UINT16_MAX, "a shard fits");
 
 /* What streams want to be read, oldest first; all (cmd_lock). */
 struct early {
@@ -302,6 +322,7 @@ struct service {
 	struct histogram *latency; /* (c) one a kind */
 	struct trace trace;
 
+	unsigned space;		/* whose fault it is at, a shard; 0: one of ours, or none */
 	struct pmap_fault *msg; /* (c) FAULT_BATCH */
 	struct parked *parked;	/* (c) PARKED_MAX */
 	unsigned nparked;
@@ -390,23 +411,35 @@ struct space {
 	atomic_int pid; /* for people; 0: the child has not said yet that it is there */
 };
 
-/* The entry at an address of a space, ours or a child's; NULL: none.  => map.lock */
-static inline struct map_entry *
-space_lookup(struct pager *p, unsigned shard, uintptr_t va)
+/* The map of a space, ours or a child's; NULL: it is gone.  => map.lock */
+static inline struct map *
+space_map(struct pager *p, unsigned shard)
 {
 	const size_t i = shard - PMAP_POOL - 1;
 	struct space *sp;
 
 	if (shard < p->nservices)
-		return map_lookup(&p->map, va);
+		return &p->map;
 	sp = i < p->nspace_at ? ((struct space **)p->space_at.base)[i] : NULL;
-	return sp != NULL ? map_lookup(&sp->map, va) : NULL;
+	return sp != NULL ? &sp->map : NULL;
+}
+
+/* The entry at an address of it; NULL: none.  => map.lock */
+static inline struct map_entry *
+space_lookup(struct pager *p, unsigned shard, uintptr_t va)
+{
+	struct map *m = space_map(p, shard);
+
+	return m != NULL ? map_lookup(m, va) : NULL;
 }
 
 /* --- accounts, in pageout.c --- */
 
 /* It may not have the pages of one more fault of each service. */
 bool account_is_full(const struct pager *p, const struct account *a);
+/* It, or a group that it is in, has a limit; and the same as above, of either.  NULL is fine. */
+bool account_is_limited(const struct account *a);
+bool account_turns_away(const struct pager *p, const struct account *a);
 /* Others may not push out what it has. */
 bool account_is_kept(const struct account *a);
 /* Take pages out until it has so many, or nothing more can be taken: how many went.  => map.change is held */
@@ -432,6 +465,7 @@ int fault_ask(struct service *s, uintptr_t va, bool write, unsigned n);
 bool fault_early(struct service *s, uintptr_t va, unsigned n, unsigned *got);
 /*
  * One attempt of a worker at its own fault.  The serial of *pk is 0 the first time.
+ * => `e` is the entry, and map.lock is locked for reading; it is not on return.  NULL: it is not locked, and `e` has to be found.
  *
  *	SERVED	it is, or will be when the worker's I/O is done: touch it again
  *	BUSY	somebody has the page: anon_sleep() in *waitq, which has begun, then touch it again; -1: in a single-threaded test
@@ -450,7 +484,7 @@ enum fault_next {
 	FAULT_ASK,
 	FAULT_STRAY
 };
-enum fault_next fault_serve(struct service *s, struct parked *pk, int *waitq);
+enum fault_next fault_serve(struct service *s, struct parked *pk, struct map_entry *e, int *waitq);
 /* True if that has gone on for too long, and the page is lost now. */
 bool fault_time_out(struct service *s, const struct parked *pk);
 /* A service that was asked had nothing to promise for it: true if the page is lost now. */
@@ -593,9 +627,9 @@ unsigned source_in(struct service *s, struct request *req, struct source *src, u
 unsigned source_zeros(struct service *s, struct page *const pg[], unsigned n, int *err);
 /*
  * Start to write dirty pages of a source's own object back.  => busy, in TRANSIT, with frames; neighbours.  Returns how many are
- * under way (from the front).
+ * under way (from the front).  hash[]: of what the frames hold; NULL: it is to be taken.
  */
-unsigned source_out(struct service *s, struct page *const pg[], unsigned n);
+unsigned source_out(struct service *s, struct page *const pg[], const uint64_t hash[], unsigned n);
 /* A custom pager that never completes its requests must not keep all of them from everyone else. */
 bool source_may_start(const struct service *s, const struct source *src, bool write);
 /* A request that has req->source is done. */
@@ -663,7 +697,8 @@ int pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, 
  * Start reading what is out of memory at *va, or pass it by; *va: where to go on.  False: no room now.
  * FOR_CALL: what is in swap; FOR_STREAM: what a source has, too.
  */
-bool pagein_ahead(struct service *s, uintptr_t *va, uintptr_t end, enum pagein_for why);
+bool pagein_ahead(struct service *s, unsigned space, uintptr_t *va, uintptr_t end,
+		  enum pagein_for why);
 /* Go on with what streams want, and then with will-need ranges, as far as there is room. */
 void pagein_commands(struct service *s);
 /* True if busy pages that were read for this are to stay staged: nobody has come by for one of them. */
@@ -693,6 +728,8 @@ bool lend_page(struct pager *p, struct page *pg, bool guard);
 unsigned lend_run(struct pager *p, struct page *const pg[], unsigned n, bool guard);
 /* Whether a page of this object that comes alone, for a load, is to be guarded. */
 bool lend_guarded(struct object *o);
+/* Charge that much to the budget, if need be in exchange for free or clean frames.  False: neither is there. */
+bool frames_trade(struct pager *p, size_t bytes);
 /* A guarded page has been written to.  => busy */
 void lend_written(struct page *pg);
 /* A mapped page may be written.  => busy */
@@ -742,6 +779,10 @@ void pager_starved(struct pager *p, size_t bytes);
 void ahead_trim(struct service *s);
 /* Turn free and clean frames into budget for metadata.  True if it did. */
 bool frames_shrink(struct pager *p);
+/* Give the memory of frames that are the caller's back, and their room in the budget; they lie side by side. */
+void frames_drop(struct pager *p, frame_t first, size_t n);
+/* The same of free and clean frames, but only half of what there is, since faults need some too; at most `most`.  Returns how many. */
+size_t frames_give_up(struct pager *p, size_t most);
 /* The same as frames_obtain(), but only of frames that are there: none is made. */
 unsigned frames_there(struct pager *p, unsigned want, frame_t f[]);
 /* Pages that can be in page tables together at present, pageout taking none of them out again at once. */
@@ -841,7 +882,7 @@ void range_discard(struct pager *p, unsigned shard, uintptr_t va, uint64_t n);
 /* UP_PAGE_* of each page. */
 void range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		     unsigned shard, unsigned char *vec);
-/* Ask the service of a shard to bring a range in. */
+/* Ask a service to bring a range of a space in. */
 void range_willneed(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end);
 
 /* --- demand.c --- */
@@ -861,9 +902,11 @@ void demand_end(struct service *s);
 
 /* --- service.c --- */
 
-/* Everything but threads and engines.  p->pmap, p->swap and p->arena are set up. 0 or -errno. */
-int pager_init(struct pager *p);
+/* Everything but threads and engines; the budget may come to be `most`.  p->pmap, p->swap and p->arena are set up. 0 or -errno. */
+int pager_init(struct pager *p, size_t most);
 void pager_fini(struct pager *p);
+/* Metadata that can be promised with a budget of `limit`, bytes. */
+uint64_t pager_meta_max(struct pager *p, size_t limit);
 /* Memory for service `id`; its engine is still to be made.  NULL when the budget has no room. */
 struct service *service_alloc(struct pager *p, unsigned id);
 void service_free(struct service *s);
@@ -879,9 +922,15 @@ void services_kick(struct pager *p, const struct service *except);
 /* A caller waits for frames: start pageout, and get everyone going. */
 void services_press(struct pager *p);
 /* Leave a range to a service, and kick it.  False: there are too many already. */
-bool todo_put(struct service *s, struct todo *t, uintptr_t va, uintptr_t end);
+bool todo_put(struct service *s, struct todo *t, unsigned space, uintptr_t va, uintptr_t end);
 /* The oldest; false: there is none. */
-bool todo_first(struct service *s, struct todo *t, uintptr_t *va, uintptr_t *end);
+bool todo_look(struct service *s, struct todo *t, unsigned *space, uintptr_t *va, uintptr_t *end);
+static inline bool
+todo_first(struct service *s, struct todo *t, unsigned *space, uintptr_t *va, uintptr_t *end)
+{
+	return atomic_load_explicit(&t->n, memory_order_relaxed) > 0 &&
+	       todo_look(s, t, space, va, end);
+}
 /* It has been dealt with up to va; `over`: all of it. */
 void todo_go_on(struct service *s, struct todo *t, uintptr_t va, bool over);
 /* Requests that are done. */
@@ -897,9 +946,14 @@ void request_fill(struct pager *p, struct request *req, enum swap_op op, slot_t 
 /* The same in these frames, whatever they are for. */
 void request_fill_frames(struct pager *p, struct request *req, const frame_t f[], enum swap_op op,
 			 slot_t first);
+/* The same of an I/O that is nobody's request; its owner is the caller's to say. */
+void swap_io_fill(struct pager *p, struct swap_io *io, const frame_t f[], unsigned n,
+		  enum swap_op op, slot_t first);
 /* The sum of a counter over all that serve. */
 uint64_t pager_total(struct pager *p, unsigned c);
 void request_submit(struct service *s, struct request *req);
+/* A page-in is about to be started: its pages count for the account, which may be NULL, until request_put(). */
+void request_count(struct request *req, struct account *a);
 void request_put(struct service *s, struct request *req);
 
 /* Assert every drawing in the library.  Nothing is in flight and nobody else uses the pager. */

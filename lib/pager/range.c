@@ -228,6 +228,7 @@ range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintpt
 		if (va != 0)
 			discard_batch(p, &b, base, shard);
 		for (unsigned i = 0; i < b.n; i++) {
+			anon_forget(b.anon[i]);
 			release_content(p, b.anon[i]);
 			leaf_forget(p, b.leaf, b.at[i]);
 			anon_gone(p, b.anon[i], shard,
@@ -321,11 +322,12 @@ copy_out(struct pager *p, struct page *pg)
 		frame_give(&p->frames, f, 1);
 		return r;
 	}
+	pg->frame = f;
+	stores_in_order();
 	/* It goes with its region; an event about it would be about what has been copied. */
 	if (p->foreign == NULL)
 		range_discard(p, pg->shard, pg->va, 1);
 	budget_uncharge(&p->budget, PAGE_SIZE);
-	pg->frame = f;
 	return 0;
 }
 
@@ -348,11 +350,12 @@ keep_page(struct pager *p, struct page *pg)
 		while (hole_take(&p->frames, 1, &hole) == 0)
 			range_doze(p);
 		pg->same = false;
+		pg->frame = hole; /* before: adopt.h */
+		stores_in_order();
 		r = p->pmap->ops->remove(p->pmap, pg->shard, pg->va, hole, 1, &done);
-		if (r == 0) {
-			pg->frame = hole;
+		if (r == 0)
 			break;
-		}
+		pg->frame = FRAME_NONE;
 		hole_give(&p->frames, hole, 1);
 		if (r == -EBUSY || ++tries > 100)
 			r = copy_out(p, pg);
@@ -394,9 +397,13 @@ keep_live(struct pager *p, struct page *pg)
 		r = -EAGAIN;
 		if (hole_take(&p->frames, 1, &hole) > 0) {
 			pg->same = false;
+			pg->frame = hole; /* before: adopt.h */
+			stores_in_order();
 			r = p->pmap->ops->remove(p->pmap, pg->shard, pg->va, hole, 1, &done);
-			if (r < 0)
+			if (r < 0) {
+				pg->frame = FRAME_NONE;
 				hole_give(&p->frames, hole, 1);
+			}
 		}
 		if (r == 0 || r == -ENOENT || tries == LIVE_TRIES)
 			break;
@@ -404,10 +411,8 @@ keep_live(struct pager *p, struct page *pg)
 	}
 	if (r == -ENOENT)
 		return r;
-	if (r == 0) {
-		pg->frame = hole;
+	if (r == 0)
 		pg->va = 0;
-	}
 	pthread_mutex_lock(&p->pages.lock);
 	if (r == 0)
 		page_enqueue_locked(&p->pages, pg, Q_INACTIVE, PAGE_STAGED);
@@ -430,14 +435,18 @@ keep_run(struct pager *p, struct page *const pg[], unsigned n)
 	nhole = p->taking ? 0 : hole_take(&p->frames, n, &hole);
 	if (nhole == 0)
 		return 0;
-	for (unsigned i = 0; i < nhole; i++)
+	for (unsigned i = 0; i < nhole; i++) {
 		pg[i]->same = false;
+		pg[i]->frame = hole + i; /* before: adopt.h */
+	}
+	stores_in_order();
 	p->pmap->ops->remove(p->pmap, pg[0]->shard, pg[0]->va, hole, nhole, &done);
+	for (unsigned i = (unsigned)done; i < nhole; i++)
+		pg[i]->frame = FRAME_NONE;
 	hole_give(&p->frames, hole + (frame_t)done, nhole - done);
 	pthread_mutex_lock(&p->pages.lock);
 	for (unsigned i = 0; i < done; i++) {
 		page_dequeue_locked(&p->pages, pg[i]);
-		pg[i]->frame = hole + i;
 		pg[i]->va = 0;
 		page_enqueue_locked(&p->pages, pg[i], Q_INACTIVE, PAGE_STAGED);
 	}
@@ -474,8 +483,7 @@ keep_nothing(struct pager *p, const struct batch *b, unsigned i, struct page *pg
 	if (p->losing) {
 		if (b->leaf->noreserve)
 			resv_give(&p->resv_swap, 1);
-		an->loc = UINT32_MAX;
-		atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
+		anon_set(an, ANON_LOST, UINT32_MAX);
 		atomic_fetch_add(&p->nlost, 1);
 		page_unbusy(p, an, 0, 0);
 		return;
@@ -560,11 +568,14 @@ range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool l
 			const uintptr_t old_va = run > 0 ? pg[0]->va : 0;
 			int r = 0;
 
-			/* Whoever waits there is woken by the unmap that follows, or is parked. */
+			/* Whoever waits there is woken by the unmap that follows, or is parked; of what stays where it is (account_reduce()) nobody else wakes him. */
 			for (unsigned k = 0; k < kept; k++, i++) {
+				const uintptr_t at_va = to != 0 ? new_va(&b, i, first, to) : 0;
+
 				if (to != 0)
-					readdress(p, b.anon[i], new_va(&b, i, first, to), shard);
-				anon_unbusy(&p->waitqs, b.anon[i]);
+					readdress(p, b.anon[i], at_va, shard);
+				if (anon_unbusy(&p->waitqs, b.anon[i]) && live && to != 0)
+					p->pmap->ops->wake(p->pmap, shard, at_va, 1);
 			}
 			if (kept > 0)
 				continue;
@@ -576,9 +587,14 @@ range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool l
 			if (r == -ENOENT) {
 				keep_nothing(p, &b, i, pg[0]);
 			} else {
+				const uintptr_t at_va = to != 0 ? new_va(&b, i, first, to) : 0;
+
 				if (to != 0)
-					readdress(p, b.anon[i], new_va(&b, i, first, to), shard);
-				page_unbusy(p, b.anon[i], old_shard, old_va);
+					readdress(p, b.anon[i], at_va, shard);
+				if (live && to != 0) /* also of what was not mapped */
+					page_unbusy(p, b.anon[i], shard, at_va);
+				else
+					page_unbusy(p, b.anon[i], old_shard, old_va);
 			}
 			if (r < 0 && r != -ENOENT)
 				failed = r;
@@ -618,6 +634,7 @@ range_give_back(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 			/* The mark of a lost one is still in the page table. */
 			if (!anon_in_core(b.anon[i]))
 				range_discard(p, shard, page, 1);
+			anon_forget(b.anon[i]);
 			release_content(p, b.anon[i]);
 			leaf_forget(p, b.leaf, b.at[i]);
 			anon_gone(p, b.anon[i], shard, page);
@@ -661,6 +678,7 @@ refresh(struct pager *p, const struct batch *b, unsigned i)
 		page_unbusy(p, an, shard, va);
 		return true;
 	}
+	anon_forget(an);
 	release_content(p, an);
 	leaf_forget(p, b->leaf, b->at[i]);
 	anon_gone(p, an, shard, va);
@@ -828,8 +846,9 @@ range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 void
 range_willneed(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end)
 {
-	struct service *s = p->service[shard];
+	/* Who serves the faults of other processes takes turns: any of them will do. */
+	struct service *s = p->service[shard % p->nservices];
 
 	/* One too many is advice not taken. */
-	todo_put(s, &s->willneed, va, end);
+	todo_put(s, &s->willneed, shard, va, end);
 }

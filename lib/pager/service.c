@@ -39,6 +39,14 @@ request_get(struct service *s, enum request_kind kind)
 	return req;
 }
 
+void
+request_count(struct request *req, struct account *a)
+{
+	assert(req->account == NULL);
+	req->counted = (uint8_t)req->n; /* CLUSTER_MAX at most */
+	req->account = account_reading(a, req->n);
+}
+
 static void
 request_free(struct service *s, struct request *req)
 {
@@ -52,6 +60,8 @@ void
 request_put(struct service *s, struct request *req)
 {
 	s->nreads -= req->kind == REQ_PAGEIN;
+	account_read(req->account, req->counted);
+	req->account = NULL;
 	request_free(s, req);
 }
 
@@ -75,23 +85,30 @@ void
 request_fill_frames(struct pager *p, struct request *req, const frame_t f[], enum swap_op op,
 		    slot_t first)
 {
+	swap_io_fill(p, &req->io, f, req->n, op, first);
+	req->io.owner = req;
+}
+
+void
+swap_io_fill(struct pager *p, struct swap_io *io, const frame_t f[], unsigned n, enum swap_op op,
+	     slot_t first)
+{
 	unsigned niov = 0;
 
-	for (unsigned i = 0; i < req->n; i++) {
+	for (unsigned i = 0; i < n; i++) {
 		if (i > 0 && f[i] == f[i - 1] + 1) {
-			req->io.iov[niov - 1].iov_len += PAGE_SIZE;
+			io->iov[niov - 1].iov_len += PAGE_SIZE;
 			continue;
 		}
-		req->io.iov[niov].iov_base = pmap_frame(p->pmap, f[i]);
-		req->io.iov[niov].iov_len = PAGE_SIZE;
+		io->iov[niov].iov_base = pmap_frame(p->pmap, f[i]);
+		io->iov[niov].iov_len = PAGE_SIZE;
 		niov++;
 	}
-	req->io.elsewhere = req->io.ends = req->io.urgent = false;
-	req->io.op = op;
-	req->io.slot = first;
-	req->io.n = req->n;
-	req->io.niov = niov;
-	req->io.owner = req;
+	io->elsewhere = io->direct = io->ends = io->urgent = false;
+	io->op = op;
+	io->slot = first;
+	io->n = n;
+	io->niov = niov;
 }
 
 void
@@ -177,13 +194,14 @@ service_free(struct service *s)
 }
 
 bool
-todo_put(struct service *s, struct todo *t, uintptr_t va, uintptr_t end)
+todo_put(struct service *s, struct todo *t, unsigned space, uintptr_t va, uintptr_t end)
 {
 	bool taken;
 
 	pthread_mutex_lock(&s->cmd_lock);
 	taken = t->n < CMD_MAX;
 	if (taken) {
+		t->space[t->n] = (uint16_t)space;
 		t->range[t->n].va = va;
 		t->range[t->n++].end = end;
 	}
@@ -194,15 +212,14 @@ todo_put(struct service *s, struct todo *t, uintptr_t va, uintptr_t end)
 }
 
 bool
-todo_first(struct service *s, struct todo *t, uintptr_t *va, uintptr_t *end)
+todo_look(struct service *s, struct todo *t, unsigned *space, uintptr_t *va, uintptr_t *end)
 {
 	bool any;
 
-	if (atomic_load_explicit(&t->n, memory_order_relaxed) == 0)
-		return false;
 	pthread_mutex_lock(&s->cmd_lock);
 	any = t->n > 0;
 	if (any) {
+		*space = t->space[0];
 		*va = t->range[0].va;
 		*end = t->range[0].end;
 	}
@@ -219,8 +236,10 @@ todo_go_on(struct service *s, struct todo *t, uintptr_t va, bool over)
 	t->range[0].va = va;
 	if (over) {
 		t->n--;
-		for (unsigned i = 0; i < t->n; i++)
+		for (unsigned i = 0; i < t->n; i++) {
 			t->range[i] = t->range[i + 1];
+			t->space[i] = t->space[i + 1];
+		}
 	}
 	pthread_mutex_unlock(&s->cmd_lock);
 }
@@ -319,7 +338,8 @@ service_step(struct service *s, int64_t timeout_ns)
 	demand_serve(s);
 	if (pageout_step(s))
 		s->more = true;
-	log_flush(&s->p->log);
+	if (log_waits(&s->p->log))
+		log_flush(&s->p->log);
 	source_bury(s->p);
 }
 
@@ -343,11 +363,23 @@ service_run(struct service *s)
 
 /* --- the pager --- */
 
+uint64_t
+pager_meta_max(struct pager *p, size_t limit)
+{
+	const struct wired_array *table = &p->pages.table;
+	/* That of pages grows as they come, and stays. */
+	const size_t fixed = p->meta_fixed + p->pages.ghosts.committed +
+			     MAX(limit / PAGE_SIZE * sizeof(struct page), table->committed) +
+			     FRAMES_MIN * PAGE_SIZE + 8 * SLAB_SIZE;
+
+	return limit > fixed ? limit - fixed : 0;
+}
+
 int
-pager_init(struct pager *p)
+pager_init(struct pager *p, size_t most)
 {
 	static const _Alignas(64) char zeros[PAGE_SIZE];
-	size_t max_pages, fixed;
+	size_t max_pages;
 	int r;
 
 	p->zero_hash = hash_page(p->hash_seed, zeros);
@@ -360,9 +392,9 @@ pager_init(struct pager *p)
 	atomic_store(&p->written, true);
 
 	/* Orphans and rescues aside, a page has a frame; so this many always suffice. */
-	max_pages = p->budget.limit / PAGE_SIZE +
-		    ((size_t)MAX_SERVICES * NWRITES + WORKERS_MAX) * CLUSTER_MAX;
-	r = pages_init(&p->pages, &p->arena, max_pages, p->budget.limit / PAGE_SIZE, p->policy);
+	max_pages = most / PAGE_SIZE + ((size_t)MAX_SERVICES * NWRITES + WORKERS_MAX) * CLUSTER_MAX;
+	r = pages_init(&p->pages, &p->arena, max_pages, p->budget.limit / PAGE_SIZE,
+		       most / PAGE_SIZE, p->policy);
 	if (r < 0)
 		goto fini_map;
 	r = frames_init(&p->frames, &p->arena, p->pmap->nstage);
@@ -370,9 +402,8 @@ pager_init(struct pager *p)
 		goto fini_pages;
 
 	/* What metadata may grow to: the limit less what is there now, the page table and a working set. */
-	fixed = arena_bytes(&p->arena) + p->budget.limit / PAGE_SIZE * sizeof(struct page) +
-		FRAMES_MIN * PAGE_SIZE + 8 * SLAB_SIZE;
-	resv_init(&p->resv_meta, p->budget.limit > fixed ? p->budget.limit - fixed : 0, NULL, NULL);
+	p->meta_fixed = arena_bytes(&p->arena) - p->pages.ghosts.committed;
+	resv_init(&p->resv_meta, pager_meta_max(p, p->budget.limit), NULL, NULL);
 	return 0;
 
 fini_pages:
@@ -390,6 +421,7 @@ void
 pager_fini(struct pager *p)
 {
 	tier_fini(p);
+	resv_give(&p->resv_meta, p->tallies.n * p->tallies.item);
 	resv_fini(&p->resv_meta);
 	frames_fini(&p->frames);
 	pages_fini(&p->pages);
@@ -398,6 +430,8 @@ pager_fini(struct pager *p)
 	map_fini(&p->map);
 	if (p->space_at.base != NULL)
 		wired_array_fini(&p->space_at);
+	if (p->tallies.base != NULL)
+		wired_array_fini(&p->tallies);
 	map_zones_fini(&p->map_zones);
 	object_zones_fini(&p->zones);
 }
@@ -462,7 +496,7 @@ is_wired(struct pager *p, const struct page *pg)
 static void
 check_wired(struct pager *p)
 {
-	size_t n = 0, wired = page_count_locked(&p->pages, Q_WIRED);
+	size_t n = 0, wired = page_count(&p->pages, Q_WIRED);
 	uint64_t foreign = 0;
 	bool pools = false;
 
@@ -531,7 +565,7 @@ pager_check(struct pager *p)
 	check_wired(p);
 
 	/* Every physical page is charged once. */
-	assert(frames_nfree(&p->frames) + staged + p->frames.holes.nfree == p->frames.n);
+	assert(frames_nfree(&p->frames) + staged + runmap_nfree(&p->frames.holes) == p->frames.n);
 	assert(atomic_load(&p->budget.used) ==
 	       p->overhead + arena_bytes(&p->arena) + tier_bytes(p) +
 		       ((frames_nfree(&p->frames) + staged + mapped) << PAGE_SHIFT));

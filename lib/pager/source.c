@@ -227,6 +227,7 @@ start_in(struct service *s, struct request *req)
 	int r;
 
 	request_fill(s->p, req, SWAP_READ, 0);
+	req->io.urgent = !req->early;
 	count(s, C_SOURCE_INS, 1);
 	PROBE3(source__read, req->page[0]->va, req->index, req->n);
 	trace_add(&s->trace, req->t0, TRACE_SWAP_READ, req->page[0]->va, req->n);
@@ -289,8 +290,10 @@ source_in(struct service *s, struct request *req, struct source *src, uint64_t i
 	}
 	req->want = want - first;
 	req->n = nf;
+	request_count(req, pg[first]->leaf->object->account);
 	req->retried = false;
 	req->t0 = t0;
+	req->space = s->space;
 	source_ref(src);
 	req->source = src;
 	req->index = index;
@@ -310,8 +313,7 @@ lost(struct service *s, struct page *pg)
 
 	if (pg->leaf->noreserve)
 		resv_give(&p->resv_swap, 1);
-	an->loc = UINT32_MAX;
-	atomic_store_explicit(&an->kind, ANON_LOST, memory_order_relaxed);
+	anon_set(an, ANON_LOST, UINT32_MAX);
 	atomic_fetch_add(&p->nlost, 1);
 	frame_give(&p->frames, pg->frame, 1);
 	pg->frame = FRAME_NONE;
@@ -324,10 +326,10 @@ lost(struct service *s, struct page *pg)
 
 /*
  * Install busy pages in TRANSIT whose frames hold what the source has.  Returns the verdict on the first.
- * As install() of pagein.c.
+ * As install() of pagein.c.  lend: it is one page, and may be lent; guarded FOR_LOAD.
  */
 static int
-install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for why)
+install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for why, bool lend)
 {
 	const bool early = pagein_stays(s, why, pg, n);
 	struct pager *p = s->p;
@@ -343,12 +345,14 @@ install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for 
 	pthread_mutex_lock(&p->pages.lock);
 	for (unsigned i = 0; i < n; i++) {
 		policy_refault(&p->pages.policy, page_no(&p->pages, pg[i]), page_key(pg[i]),
-			       why == FOR_FAULT);
+			       why == FOR_FAULT || why == FOR_LOAD);
 		if (early)
 			page_enqueue_locked(&p->pages, pg[i], Q_AHEAD, PAGE_STAGED);
 	}
 	pthread_mutex_unlock(&p->pages.lock);
-	if (!early)
+	if (lend)
+		done = lend_page(p, pg[0], why == FOR_LOAD) ? 1 : 0;
+	if (!early && done == 0)
 		r = enter_pages(p, pg, n, &done);
 	for (unsigned i = 0; i < n; i++) {
 		struct anon *an = pg[i]->anon;
@@ -428,13 +432,14 @@ in_done(struct service *s, struct request *req)
 		log_line(&p->log, UP_LOG_ERROR, "page at %#lx: past the end of the %s; SIGBUS",
 			 (unsigned long)va, src->ops->name);
 		lost(s, waited);
-	} else if (demanded && install(s, &waited, 1, FOR_FAULT) == 0) {
-		fault_answered(s, 0, UP_FAULT_MAJOR, va, req->t0);
+	} else if (demanded &&
+		   install(s, &waited, 1, req->guard ? FOR_LOAD : FOR_FAULT, asked == 1) == 0) {
+		fault_answered(s, req->space, UP_FAULT_MAJOR, va, req->t0);
 	} else if (demanded) {
 		fault_again(s, shard, va, req->t0);
 	}
 	if (nrest > 0)
-		install(s, rest, nrest, req->early ? FOR_STREAM : FOR_CALL);
+		install(s, rest, nrest, req->early ? FOR_STREAM : FOR_CALL, false);
 	count(s, C_READAHEAD, nrest);
 	finish(s, req);
 }
@@ -456,9 +461,9 @@ source_zeros(struct service *s, struct page *const pg[], unsigned n, int *err)
 		pg[i]->frame = f[i];
 		memset(pmap_frame(p->pmap, f[i]), 0, PAGE_SIZE);
 	}
-	*err = install(s, pg, 1, FOR_FAULT);
+	*err = install(s, pg, 1, FOR_FAULT, false);
 	if (nf > 1)
-		install(s, pg + 1, nf - 1, FOR_CALL);
+		install(s, pg + 1, nf - 1, FOR_CALL, false);
 	return nf;
 }
 
@@ -494,6 +499,7 @@ forget(struct pager *p, struct page *pg)
 	const unsigned at = pg->index, shard = pg->shard;
 	const uintptr_t va = pg->va;
 
+	anon_forget(an);
 	release_content(p, an);
 	leaf_forget(p, leaf, at);
 	anon_gone(p, an, shard, va);
@@ -538,7 +544,7 @@ out_done(struct service *s, struct request *req)
 }
 
 unsigned
-source_out(struct service *s, struct page *const pg[], unsigned n)
+source_out(struct service *s, struct page *const pg[], const uint64_t hash[], unsigned n)
 {
 	struct pager *p = s->p;
 	struct leaf *leaf = pg[0]->leaf;
@@ -567,7 +573,9 @@ source_out(struct service *s, struct page *const pg[], unsigned n)
 	req->t0 = now_ns();
 	for (unsigned i = 0; i < run; i++) {
 		req->page[i] = pg[i];
-		pg[i]->anon->hash = hash_page(p->hash_seed, pmap_frame(p->pmap, pg[i]->frame));
+		pg[i]->anon->hash =
+			hash != NULL ? hash[i]
+				     : hash_page(p->hash_seed, pmap_frame(p->pmap, pg[i]->frame));
 	}
 	request_fill(p, req, SWAP_WRITE, 0);
 	atomic_fetch_add(&p->laundering, run);
@@ -593,9 +601,29 @@ source_out(struct service *s, struct page *const pg[], unsigned n)
 	return run;
 }
 
+/* The way that it took is closed: the same once more by another one.  True if it is under way. */
+static bool
+another_way(struct service *s, struct request *req)
+{
+	struct source *src = req->source;
+	const bool write = req->kind == REQ_PAGEOUT;
+	int r;
+
+	if (req->io.result == 0 || src->ops->refused == NULL || !src->ops->refused(src, &req->io))
+		return false;
+	request_fill(s->p, req, write ? SWAP_WRITE : SWAP_READ, 0);
+	req->io.urgent = !write && !req->early;
+	r = src->ops->start(s, src, req, write);
+	if (r < 0)
+		req->io.result = r;
+	return r == 0; /* and then it may be over already */
+}
+
 void
 source_done(struct service *s, struct request *req)
 {
+	if (another_way(s, req))
+		return;
 	if (req->kind == REQ_PAGEIN)
 		in_done(s, req);
 	else
@@ -603,6 +631,19 @@ source_done(struct service *s, struct request *req)
 }
 
 /* --- up_sync() --- */
+
+int
+source_look(struct pager *p, const struct page *pg, void *copy)
+{
+	int r = p->pmap->ops->read(p->pmap, pg->va, copy);
+
+	/* While the program unmaps or moves something itself. */
+	for (unsigned tries = 0; r == -EAGAIN && tries < 5000; tries++) {
+		range_doze(p);
+		r = p->pmap->ops->read(p->pmap, pg->va, copy);
+	}
+	return r;
+}
 
 int
 source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index)
@@ -617,16 +658,12 @@ source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index)
 	if (!anon_in_core(an))
 		return 0;
 	pg = page_at(&p->pages, an->loc);
-	if (pg->state == PAGE_MAPPED) {
-		r = p->pmap->ops->read(p->pmap, pg->va, copy);
-		/* While the program unmaps or moves something itself. */
-		for (unsigned tries = 0; r == -EAGAIN && tries < 5000; tries++) {
-			range_doze(p);
-			r = p->pmap->ops->read(p->pmap, pg->va, copy);
-		}
-	} else {
+	if (pg->same && !pg->alone)
+		return 0;
+	if (pg->state == PAGE_MAPPED)
+		r = source_look(p, pg, copy);
+	else
 		content = pmap_frame(p->pmap, pg->frame);
-	}
 	if (r < 0)
 		return r == -ENOENT || r == -ESTALE ? 0 : r; /* the program has discarded it */
 	h = hash_page(p->hash_seed, content);
@@ -660,19 +697,9 @@ int
 source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool wait)
 {
 	struct source *src = o->source;
-	uint64_t at = first;
-	struct batch b;
-	int error = 0, none = 0, r;
+	const int error = writeback(p, o, first, n);
+	int none = 0;
 
-	while (range_batch(p, o, &at, first + n, READS_PASS, &b)) {
-		for (unsigned i = 0; i < b.n; i++) {
-			r = source_write(p, o, b.anon[i], b.leaf->base + b.at[i]);
-			if (error == 0)
-				error = r;
-			/* Those of named objects are loose: who waits for one is parked. */
-			page_unbusy(p, b.anon[i], 0, 0);
-		}
-	}
 	if (wait)
 		return source_settle(src, error);
 	atomic_compare_exchange_strong(&src->error, &none, error);
@@ -696,6 +723,8 @@ take_changed(struct pager *p, struct page *pg)
 	bool wired;
 	int r = 0;
 
+	if (pg->same && !pg->alone)
+		return -ENOENT;
 	if (state == PAGE_MAPPED)
 		r = p->pmap->ops->read(p->pmap, pg->va, copy);
 	else
@@ -713,11 +742,12 @@ take_changed(struct pager *p, struct page *pg)
 		return 0;
 	r = -EAGAIN;
 	if (hole_take(&p->frames, 1, &hole) > 0) {
+		pg->frame = hole; /* before: adopt.h */
+		stores_in_order();
 		r = p->pmap->ops->remove(p->pmap, pg->shard, pg->va, hole, 1, &done);
-		if (r == 0) {
-			pg->frame = hole;
+		if (r == 0)
 			return 0;
-		}
+		pg->frame = FRAME_NONE;
 		hole_give(&p->frames, hole, 1);
 	}
 	page_enqueue(&p->pages, pg, Q_ACTIVE, PAGE_MAPPED);
@@ -731,7 +761,7 @@ push_pages(struct service *s, struct page *const pg[], unsigned n)
 	struct pager *p = s->p;
 	unsigned out = 0, got;
 
-	while (out < n && (got = source_out(s, pg + out, n - out)) > 0)
+	while (out < n && (got = source_out(s, pg + out, NULL, n - out)) > 0)
 		out += got;
 	for (unsigned i = out; i < n; i++) {
 		struct anon *an = pg[i]->anon;
@@ -844,8 +874,9 @@ source_commands(struct service *s)
 	s->push_waits = false;
 	for (unsigned turns = 64; turns > 0 && ok; turns--) {
 		uintptr_t va, end;
+		unsigned space;
 
-		if (!todo_first(s, &s->push, &va, &end))
+		if (!todo_first(s, &s->push, &space, &va, &end))
 			return;
 		ok = push(s, &va, end);
 		todo_go_on(s, &s->push, va, va >= end && ok);
@@ -861,5 +892,5 @@ source_push(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end)
 {
 	struct service *s = p->service[shard];
 
-	return todo_put(s, &s->push, va, end);
+	return todo_put(s, &s->push, shard, va, end);
 }

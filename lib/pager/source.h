@@ -25,6 +25,13 @@ struct source_ops {
 	 * 0: source_done() follows.  -errno: it does not; it failed.
 	 */
 	int (*start)(struct service *s, struct source *src, struct request *req, bool write);
+	/*
+	 * Say where whole pages are to be transferred from or to: fd, offset, direct and ends of `io`.  0; 1: not by a request, some of
+	 * it is less than a page; SOURCE_CUT_OFF or -errno.  Any thread.  NULL: what start() does is no transfer.
+	 */
+	int (*aim)(struct source *src, uint64_t index, unsigned n, bool write, struct swap_io *io);
+	/* A transfer that was aimed has failed: true if it is to be aimed again, which will be elsewhere.  NULL: never. */
+	bool (*refused)(struct source *src, const struct swap_io *io);
 	/* Write now; threads of the program. */
 	int (*write)(struct source *src, uint64_t index, void *page, size_t len);
 	/* Make what was written durable; NULL: nothing to do. */
@@ -59,6 +66,11 @@ struct source {
 
 /* The pager has completed a page-in: what has not been taken of it is the service's again.  By the service. */
 void source_let_go(struct pager *p, struct request *req);
+
+/* The content of a busy, mapped page of this object.  0; -ENOENT, -ESTALE: the program has discarded it; or why it can not be had.  User threads. */
+int source_look(struct pager *p, const struct page *pg, void *copy);
+/* Write what has changed of object pages [first, first + n), and wait for that: 0, or the first error.  => map.change held; user threads */
+int writeback(struct pager *p, struct object *o, uint64_t first, uint64_t n);
 
 /* Bytes of n pages from `index` on that exist. */
 static inline size_t

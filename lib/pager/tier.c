@@ -85,29 +85,50 @@ kept(const struct tier *t)
 	return most - MAX(most / MARGIN, MIN(most / 4, MARGIN_MIN));
 }
 
+/* What the pool may have of so much. */
+static size_t
+pool_of(const struct tier *t, size_t limit)
+{
+	return round_up(t->wanted != 0 ? MIN(t->wanted, limit) : limit / 3 * 2, ZSEG_SIZE);
+}
+
+static size_t
+entries_of(size_t pool)
+{
+	return MIN(pool / PAGE_SIZE * ENTRIES_PER_PAGE, UINT32_MAX / 2);
+}
+
+/* Its tables never shrink, and must not take what regions were promised.  Its pages may go, to the last. */
+static size_t
+tables_of(const struct tier *t, size_t entries)
+{
+	return round_up(entries * ENTRY_BYTES + t->pool.max / ZSEG_SIZE * SEG_BYTES +
+				ghost_bytes(t->nghosts) + (size_t)4 * SLAB_SIZE,
+			PAGE_SIZE);
+}
+
 int
-tier_init(struct pager *p, size_t max)
+tier_init(struct pager *p, size_t wanted, size_t most)
 {
 	struct tier *t = &p->tier;
 	const size_t limit = p->budget.limit;
-	size_t entries;
+	size_t max, top;
 	int r = -ENOMEM;
 
-	max = round_up(max != 0 ? MIN(max, limit) : limit / 3 * 2, ZSEG_SIZE);
+	t->wanted = wanted;
 	t->nghosts = MIN(limit / PAGE_SIZE, GHOSTS_MAX);
-	entries = MIN(max / PAGE_SIZE * ENTRIES_PER_PAGE, UINT32_MAX / 2);
-	/* Its tables never shrink, and must not take what regions were promised.  Its pages may go, to the last. */
-	t->tables = round_up(entries * ENTRY_BYTES + max / ZSEG_SIZE * SEG_BYTES +
-				     ghost_bytes(t->nghosts) + (size_t)4 * SLAB_SIZE,
-			     PAGE_SIZE);
-	if (!resv_try(&p->resv_meta, t->tables))
-		goto none;
-	r = zpool_init(&t->pool, &p->arena, max, entries);
+	max = pool_of(t, limit);
+	top = MAX(pool_of(t, most), max);
+	r = zpool_init(&t->pool, &p->arena, top, entries_of(top));
 	if (r < 0)
-		goto give;
+		goto none;
+	t->tables = tables_of(t, zpool_set_entries(&t->pool, entries_of(max)));
+	r = -ENOMEM;
+	if (!resv_try(&p->resv_meta, t->tables))
+		goto fini_pool;
 	r = wired_array_init(&t->ghosts, &p->arena, 1, ghost_bytes(t->nghosts));
 	if (r < 0)
-		goto fini_pool;
+		goto give;
 	r = wired_array_grow(&t->ghosts, ghost_bytes(t->nghosts));
 	if (r < 0)
 		goto fini_ghosts;
@@ -122,13 +143,41 @@ tier_init(struct pager *p, size_t max)
 
 fini_ghosts:
 	wired_array_fini(&t->ghosts);
-fini_pool:
-	zpool_fini(&t->pool);
 give:
 	resv_give(&p->resv_meta, t->tables);
+fini_pool:
+	zpool_fini(&t->pool);
 none:
 	t->kind = UP_COMPRESS_NONE;
 	return r;
+}
+
+bool
+tier_resize(struct pager *p, size_t limit)
+{
+	struct tier *t = &p->tier;
+	size_t max, tables;
+	bool ok = true;
+
+	if (t->kind == UP_COMPRESS_NONE)
+		return true;
+	pthread_mutex_lock(&p->pageout_lock);
+	max = MIN(pool_of(t, limit), t->pool.max);
+	tables = tables_of(t, entries_of(max));
+	if (tables > t->tables)
+		ok = resv_try(&p->resv_meta, tables - t->tables);
+	if (ok) {
+		/* As many entries as there have been stay. */
+		tables = tables_of(t, zpool_set_entries(&t->pool, entries_of(max)));
+		if (tables < t->tables)
+			resv_give(&p->resv_meta, t->tables - tables);
+		t->tables = tables;
+		ztune_resize(&t->tune, MIN(POOL_MIN, max / 8), max);
+		t->cap = MIN(t->cap, max);
+		zpool_set_limit(&t->pool, allowed(t));
+	}
+	pthread_mutex_unlock(&p->pageout_lock);
+	return ok;
 }
 
 void
@@ -192,9 +241,7 @@ make_room(struct pager *p)
 	n = frame_take(&p->frames, ZPOOL_STEP, &first);
 	if (n == 0)
 		return false;
-	p->pmap->ops->frame_drop(p->pmap, first, n);
-	hole_give(&p->frames, first, n);
-	budget_uncharge(&p->budget, n * PAGE_SIZE);
+	frames_drop(p, first, n);
 	return true;
 }
 
@@ -228,8 +275,7 @@ tier_store(struct service *s, struct page *pg, uint64_t hash)
 	policy_evicted(&p->pages.policy, page_no(&p->pages, pg), page_key(pg));
 	pthread_mutex_unlock(&p->pages.lock);
 	an->hash = hash;
-	an->loc = ref;
-	atomic_store_explicit(&an->kind, ANON_ZIP, memory_order_relaxed);
+	anon_set(an, ANON_ZIP, ref);
 	atomic_fetch_add(&t->nzipped, 1);
 	atomic_fetch_add_explicit(&p->nreclaimed, 1, memory_order_relaxed);
 	count(s, C_ZIPPED, 1);
@@ -337,8 +383,7 @@ tier_written(struct service *s, struct request *req)
 
 		if (ok) {
 			zpool_free(&t->pool, an->loc);
-			an->loc = slot;
-			atomic_store_explicit(&an->kind, ANON_SWAP, memory_order_relaxed);
+			anon_set(an, ANON_SWAP, slot);
 			atomic_fetch_sub(&t->nzipped, 1);
 			atomic_fetch_add(&p->nswapped, 1);
 			atomic_fetch_add_explicit(&t->nback, 1, memory_order_relaxed);
@@ -433,9 +478,7 @@ tier_tune(struct pager *p)
 	/* What it had to give it may have again, little by little, once nobody waits. */
 	if (atomic_load(&p->starved) == 0)
 		t->cap = MIN(t->cap + t->tune.max / ZTUNE_STEPS, t->tune.max);
-	pthread_mutex_lock(&p->pages.lock);
-	staged = page_count_locked(&p->pages, Q_INACTIVE);
-	pthread_mutex_unlock(&p->pages.lock);
+	staged = page_count(&p->pages, Q_INACTIVE);
 	zpool_stats(&t->pool, &st);
 	at = (struct ztune_counts){
 		.hits = st.count.hits,

@@ -46,7 +46,8 @@ struct tier {
 	atomic_bool short_of;	/* something has, in this interval of tuning */
 	struct wired_array ghosts;
 	size_t nghosts; /* (c) */
-	size_t tables;	/* (c) bytes promised for what it keeps for good */
+	size_t tables;	/* (pageout_lock) bytes promised for what it keeps for good */
+	size_t wanted;	/* (c) of the pool, as configured; 0: as much as seems good */
 	/* (pageout_lock) */
 	struct ztune tune;
 	size_t cap;	/* bytes; less than tune.target after metadata was short, */
@@ -55,8 +56,16 @@ struct tier {
 	struct ztune_counts before;
 };
 
-/* max: bytes; 0: two thirds of the limit.  0 or -ENOMEM; nothing is left then.  => p->tier.kind is set, the arena and the budget are there */
-int tier_init(struct pager *p, size_t max);
+/*
+ * wanted: bytes; 0: two thirds of the limit, which may come to be `most`.  0 or -ENOMEM; nothing is left then.
+ * => p->tier.kind is set, the arena and the budget are there
+ */
+int tier_init(struct pager *p, size_t wanted, size_t most);
+/*
+ * The limit is about to be this.  Of what may not be, pageout writes back.  False: what it keeps for good has no room beside what is promised; as before.
+ * => pageout_lock is not held
+ */
+bool tier_resize(struct pager *p, size_t limit);
 void tier_fini(struct pager *p);
 /*
  * What a thread needs to compress and to write back, with requests write[0 .. n): bytes of the budget for as long as it lives; and to give it that

@@ -141,7 +141,7 @@ put(struct pager *p, const struct worker *w)
 static void
 put_back(struct pager *p, const struct worker *w)
 {
-	if (p->log.held != NULL && atomic_load(&p->log.held->n) > 0)
+	if (log_waits(&p->log))
 		p->service[0]->io->ops->kick(p->service[0]->io);
 	put(p, w);
 }
@@ -216,34 +216,47 @@ stopped(struct pager *p)
 	return atomic_load(&p->workers.stop);
 }
 
+/* One that nobody has; NULL: there is none, or the runtime goes.  Never waits. */
+static struct worker *
+get_idle(struct pager *p)
+{
+	struct workers *ws = &p->workers;
+	uint64_t idle = atomic_load(&ws->idle);
+
+	while (idle != 0) {
+		const uint64_t bit = idle & -idle;
+		struct worker *w;
+
+		if (!atomic_compare_exchange_weak(&ws->idle, &idle, idle & ~bit))
+			continue;
+		w = ws->worker[__builtin_ctzll(bit)];
+		/* Who has one has not seen `stop`, and is waited for. */
+		if (!stopped(p))
+			return w;
+		put(p, w);
+		return NULL;
+	}
+	return NULL;
+}
+
 /* NULL: the runtime goes. */
 static struct worker *
 get(struct pager *p)
 {
 	struct workers *ws = &p->workers;
 
-	/* Who has one has not seen `stop`, and is waited for. */
 	while (!stopped(p)) {
-		uint64_t idle = atomic_load(&ws->idle);
-		struct worker *w;
+		struct worker *w = get_idle(p);
 
-		while (idle != 0) {
-			const uint64_t bit = idle & -idle;
-
-			if (!atomic_compare_exchange_weak(&ws->idle, &idle, idle & ~bit))
-				continue;
-			w = ws->worker[__builtin_ctzll(bit)];
-			if (!stopped(p))
-				return w;
-			put(p, w);
-			return NULL;
-		}
+		if (w != NULL)
+			return w;
 		pthread_mutex_lock(&ws->lock);
 		w = stopped(p) ? NULL : make(p);
 		pthread_mutex_unlock(&ws->lock);
 		if (w != NULL)
 			return w;
-		nap(p, NAP_MIN);
+		if (!stopped(p))
+			nap(p, NAP_MIN);
 	}
 	return NULL;
 }
@@ -364,12 +377,13 @@ ours(struct pager *p, uintptr_t va)
 
 /*
  * One look, with a worker, and what of it can be done at once.  The caller has none while it waits for anything: what it waits for
- * may need one.
+ * may need one.  `e`: as fault_serve() has it.
  */
 static enum fault_next
-attempt(struct pager *p, struct worker *w, struct parked *pk, unsigned room, int *waitq)
+attempt(struct pager *p, struct worker *w, struct parked *pk, struct map_entry *e, unsigned room,
+	int *waitq)
 {
-	const enum fault_next next = fault_serve(&w->s, pk, waitq);
+	const enum fault_next next = fault_serve(&w->s, pk, e, waitq);
 
 	/* The wait queue is locked, and innermost: nothing may be locked inside. */
 	if (next == FAULT_BUSY)
@@ -415,24 +429,37 @@ worker_serve(struct pager *p, uintptr_t va, bool write)
 	struct parked pk = { .va = va, .t0 = now_ns(), .write = write };
 	enum served served = SERVED;
 	uint64_t ns = NAP_MIN;
+	struct map_entry *e;
 	bool over = false;
 
-	if (!ours(p, va))
+	/* Nobody waits for a worker who is not to be served here: looked up before, and not again if one is to be had at once. */
+	pthread_rwlock_rdlock(&p->map.lock);
+	e = map_lookup(&p->map, va);
+	if (e == NULL) {
+		pthread_rwlock_unlock(&p->map.lock);
 		return SERVED_NOT_OURS;
+	}
 	PROBE2(fault__inline, va, write);
 	while (!over) {
 		const unsigned room = atomic_load(&p->workers.room);
-		struct worker *w = get(p);
+		struct worker *w = get_idle(p);
 		enum fault_next next;
 		bool full = false;
 		int waitq = -1;
 
 		if (w == NULL) {
+			if (e != NULL)
+				pthread_rwlock_unlock(&p->map.lock);
+			e = NULL;
+			w = get(p);
+		}
+		if (w == NULL) {
 			/* The runtime goes: whoever touches its regions faults until they are unmapped, and then gets SIGSEGV. */
 			nap(p, NAP_MAX);
 			return ours(p, va) ? SERVED : SERVED_NOT_OURS;
 		}
-		next = attempt(p, w, &pk, room, &waitq);
+		next = attempt(p, w, &pk, e, room, &waitq);
+		e = NULL;
 		if (next == FAULT_BUSY)
 			put(p, w);
 		else

@@ -211,6 +211,8 @@ struct pmap_ops {
 	 * the pool, so that the next call tells where it has been touched in between.  Any thread.
 	 */
 	unsigned (*pool_referenced)(struct pmap *, uintptr_t page);
+	/* Pages that the file of a pool has, whoever put them there; 0 if the file is not its own alone.  May be NULL. */
+	size_t (*pool_pages)(struct pmap *, uintptr_t pool);
 	/* Enter what is in the pool into the page table of one place.  Best effort; it may be in any space. */
 	void (*pool_populate)(struct pmap *, unsigned shard, uintptr_t va, size_t len, bool write);
 
@@ -284,6 +286,9 @@ pmap_frame(const struct pmap *pm, frame_t f)
  */
 int pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t mask,
 		     const struct logger *log);
+/* The same with the staging area in a file in memory, of nstage + 1 pages, which is the caller's; what is in it are frames.  Pages are copied. */
+int pmap_uffd_create_on(struct pmap **pm, int stage, frame_t nstage, unsigned nshards,
+			uint64_t mask, const struct logger *log);
 /* The descriptor of a shard, to poll. */
 int pmap_uffd_fd(struct pmap *pm, unsigned shard);
 /* One more to poll, readable while a space near that shard has faults; -1 without UP_MASK_SHARED. */
@@ -296,8 +301,42 @@ int pmap_uffd_more_fd(struct pmap *pm, unsigned shard);
  */
 int pmap_uffd_pool_fd(struct pmap *pm, uintptr_t page, uint64_t *offset);
 int pmap_uffd_child_open(const struct pmap *pm);
+/*
+ * For a successor.  A pool in a file that was one's before, with all that is in it; 0 or -errno, and the descriptor is the backend's.  The next
+ * page of a pool from `page` on that is in its file, and how many follow it: false, none.
+ */
+int pmap_uffd_pool_adopt(struct pmap *pm, int fd, size_t npages, uintptr_t *pool);
+bool pmap_uffd_pool_next(struct pmap *pm, uintptr_t *page, uintptr_t end, size_t *n);
 /* UFFD_FEATURE_* for the same in a program that has none of this; and there, with that answer: a descriptor or a negative errno. */
 uint64_t pmap_uffd_client_features(const struct pmap *pm);
+
+/*
+ * Guests: spaces of programs whose memory was a file of their own before they came.  Their pools are parts of such files, which are neither cut nor
+ * grown, and out of which only pages are punched that have been taken out.
+ *
+ * adopt: a pool of the npages of `fd` (shared memory; it stays the caller's) from `offset` bytes on; goes by pool_destroy.
+ * adopted: whether a part of that range of a file is in such a pool.
+ * guest: as space_attach, of what the guest registered itself; it may tell of removals, for which `told` is an eventfd (removal.h).  -EOPNOTSUPP:
+ * its writes can not be stopped (WP_ASYNC).  No fault is read before guest_serve.
+ * guard: writes to the range can be stopped from here on, however it was registered.
+ * guest_leave: it is to go on without us; nothing is put in or taken out any more, and what is not in its files is SIGBUS, unless nothing ever was (`untouched`).
+ * space_detach does the same.
+ */
+int pmap_uffd_adopt(struct pmap *pm, unsigned shard, int fd, uint64_t offset, size_t npages,
+		    uintptr_t *pool);
+bool pmap_uffd_adopted(struct pmap *pm, dev_t dev, ino_t ino, uint64_t offset, uint64_t len);
+int pmap_uffd_guest(struct pmap *pm, unsigned shard, int fd, pid_t pid, int told);
+int pmap_uffd_guest_serve(struct pmap *pm, unsigned shard);
+void pmap_uffd_guest_leave(struct pmap *pm, unsigned shard, bool untouched);
+int pmap_uffd_guard(struct pmap *pm, unsigned shard, uintptr_t va, size_t len);
+/*
+ * What the guest has removed: to have its records put right.  *over: that has been done a while ago, and what is in the file now is the guest's.  1; 0: there is
+ * nothing, -EAGAIN: not yet.  One thread.
+ */
+int pmap_uffd_removal(struct pmap *pm, unsigned shard, uintptr_t *va, size_t *len, bool *over);
+void pmap_uffd_removal_done(struct pmap *pm, unsigned shard, bool over);
+/* The first of n pages from *page on that are in the file, and how many in a row; 0: none. */
+size_t pmap_uffd_data(struct pmap *pm, uintptr_t *page, size_t n);
 int pmap_uffd_client_open(uint64_t features, uint64_t mask, const struct logger *log);
 
 #endif

@@ -37,20 +37,27 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "pmap/removal.h"
 #include "pmap/uffd.h"
 #include "vm/zone.h"
 
 #define POOL_NAME "uffd-pager-pool"
 #define SHMEM_HUGE "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+
+/* What a process that is served must not have asked to be told of; nor of removals, but for guests. */
+#define EVENTS_REFUSED \
+	(UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP)
 
 /* Of this process; all others are shards of spaces. */
 #define OURS 0u
@@ -68,6 +75,8 @@ struct pool {
 	struct span span; /* first */
 	int file;	  /* (c) */
 	bool apart;	  /* (c) the file is its own */
+	unsigned guest;	  /* (c) the file is a guest's, of that shard; 0: ours */
+	bool left;	  /* its guest goes on without us: nothing is done to the file any more */
 	off_t base;	  /* (c) of its first page in the file */
 	struct place *places;
 	size_t poison_from, poison_to; /* (poison) outside of it no page is poisoned */
@@ -81,10 +90,15 @@ struct place {
 	struct place *prev, *next;
 };
 
+static void guest_leave(struct uffd_pmap *u, unsigned shard, bool untouched);
+static unsigned guest_faults(struct uffd_pmap *u, unsigned shard, struct pmap_fault *buf,
+			     unsigned max);
+
 struct space {
 	unsigned near;
-	int fd;	   /* -1: nobody runs there */
-	int pidfd; /* without UFFDIO_POISON; or -1 */
+	int fd;			   /* -1: nobody runs there */
+	int pidfd;		   /* without UFFDIO_POISON; or -1 */
+	struct removals *removals; /* of one that tells of them; NULL */
 };
 
 /* --- the tree --- */
@@ -282,6 +296,13 @@ each_part(struct uffd_pmap *u, const struct pool *pool, size_t first, size_t n,
 
 /* --- what is done at a place --- */
 
+/* How often to try what the kernel refuses while a process waits for a message to be read. */
+static unsigned
+tries_of(const struct space *sp)
+{
+	return sp != NULL && sp->removals != NULL ? GUEST_TRIES : FOREIGN_TRIES;
+}
+
 /*
  * Set or take away write-protection.  Addresses that are mapped no longer, or whose process is gone, have nobody
  * who writes there.
@@ -289,14 +310,15 @@ each_part(struct uffd_pmap *u, const struct pool *pool, size_t first, size_t n,
  * => 0, or -EAGAIN: it may not be everywhere.
  */
 static int
-part_protect(const struct part *part, uint64_t mode)
+part_protect(const struct uffd_pmap *u, const struct part *part, uint64_t mode)
 {
-	const bool ours = part->place->span.space == OURS;
-	int r = uffd_write_protect(part->fd, part->va, part->n, mode, ours);
+	const unsigned most =
+		part->place->span.space == OURS ? 0 : tries_of(space_of(u, part->place->shard));
+	int r = uffd_write_protect(part->fd, part->va, part->n, mode, most);
 
 	for (size_t i = 0; i < part->n && r == -ENOENT && part->n > 1; i++) {
 		const int one =
-			uffd_write_protect(part->fd, part->va + (i << PAGE_SHIFT), 1, mode, ours);
+			uffd_write_protect(part->fd, part->va + (i << PAGE_SHIFT), 1, mode, most);
 
 		if (one < 0 && one != -ENOENT)
 			r = one;
@@ -311,16 +333,14 @@ part_protect(const struct part *part, uint64_t mode)
 static int
 stop_writers(struct uffd_pmap *u, const struct part *part)
 {
-	(void)u;
-	return part_protect(part, UFFDIO_WRITEPROTECT_MODE_WP);
+	return part_protect(u, part, UFFDIO_WRITEPROTECT_MODE_WP);
 }
 
 /* Everybody writes again; who waits for that is awake. */
 static int
 allow_writers(struct uffd_pmap *u, const struct part *part)
 {
-	(void)u;
-	part_protect(part, 0);
+	part_protect(u, part, 0);
 	return 0;
 }
 
@@ -328,8 +348,7 @@ allow_writers(struct uffd_pmap *u, const struct part *part)
 static int
 clear_markers(struct uffd_pmap *u, const struct part *part)
 {
-	(void)u;
-	part_protect(part, UFFDIO_WRITEPROTECT_MODE_DONTWAKE);
+	part_protect(u, part, UFFDIO_WRITEPROTECT_MODE_DONTWAKE);
 	return 0;
 }
 
@@ -359,6 +378,32 @@ pool_run(const struct uffd_pmap *u, uintptr_t va, size_t *n, size_t *first)
 	return pool;
 }
 
+/*
+ * Whether nothing may be put into the file there, or if `out` taken out of it: its guest goes on without us, or has just removed it.
+ * => the lock is held.
+ */
+static bool
+held_back(const struct uffd_pmap *u, const struct pool *pool, size_t first, size_t n, bool out)
+{
+	const struct space *sp;
+
+	if (pool->guest == 0)
+		return false;
+	sp = space_of(u, pool->guest);
+	if (pool->left || sp == NULL)
+		return true;
+	for (const struct place *pl = pool->places; pl != NULL && sp->removals != NULL;
+	     pl = pl->next) {
+		struct part part;
+
+		if (part_of(u, pl, first, n, &part) &&
+		    removals_forbid(sp->removals, part.va, part.va + (part.n << PAGE_SHIFT), out,
+				    now_ns()))
+			return true;
+	}
+	return false;
+}
+
 /* Of page i of a pool in the file. */
 static off_t
 offset_of(const struct pool *pool, size_t i)
@@ -369,6 +414,8 @@ offset_of(const struct pool *pool, size_t i)
 static int
 punch(const struct pool *pool, size_t first, size_t n)
 {
+	if (pool->left)
+		return 0;
 	while (fallocate(pool->file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			 offset_of(pool, first), (off_t)(n << PAGE_SHIFT)) < 0)
 		if (errno != EINTR)
@@ -390,6 +437,10 @@ pool_zero(struct uffd_pmap *u, uintptr_t va, size_t n, size_t *done)
 
 		if (pool == NULL) {
 			r = -ENOENT;
+			break;
+		}
+		if (held_back(u, pool, first, run, false)) {
+			r = -EAGAIN;
 			break;
 		}
 		r = uffd_install_zeros(u, u->stage_fd, at, run, &k);
@@ -415,6 +466,10 @@ pool_enter(struct uffd_pmap *u, uintptr_t va, frame_t frame, size_t n, size_t *d
 
 		if (pool == NULL) {
 			r = -ENOENT;
+			break;
+		}
+		if (held_back(u, pool, first, run, false)) {
+			r = -EAGAIN;
 			break;
 		}
 		run = uffd_copy_begin(u, run);
@@ -519,6 +574,10 @@ pool_remove(struct uffd_pmap *u, uintptr_t va, frame_t hole, size_t n, size_t *d
 
 		if (pool == NULL) {
 			r = -ENOENT;
+			break;
+		}
+		if (held_back(u, pool, first, run, true)) {
+			r = -EAGAIN;
 			break;
 		}
 		r = take_out(u, pool, first, hole + (frame_t)*done, run, &k);
@@ -768,22 +827,16 @@ file_apart(size_t len)
 	return r;
 }
 
-int
-pool_create(struct pmap *pm, size_t npages, bool apart, uintptr_t *pool)
+/* A pool in its part of a file, which is closed on failure if it is `apart`. */
+static int
+pool_make(struct uffd_pmap *u, struct backing file, size_t npages, bool apart, unsigned guest,
+	  uintptr_t *pool)
 {
-	struct uffd_pmap *u = to_uffd(pm);
 	struct pool *p = record_new(u);
-	struct backing file = { .fd = u->pools.file };
-	int r;
+	int r = -ENOMEM;
 
 	if (p == NULL)
-		return -ENOMEM;
-	if (apart)
-		file.fd = r = file_apart(npages << PAGE_SHIFT);
-	else
-		r = (file.offset = file_extend(u, npages << PAGE_SHIFT)) < 0 ? (int)file.offset : 0;
-	if (r < 0)
-		goto free_record;
+		goto close_file;
 	/*
 	 * Inaccessible: COPY does not mind, and a program that touches addresses which it has unmapped may find that
 	 * the alias has them now.
@@ -791,11 +844,12 @@ pool_create(struct pmap *pm, size_t npages, bool apart, uintptr_t *pool)
 	r = uffd_region_map(&file, u->stage_fd, 0, false, npages << PAGE_SHIFT, PROT_NONE,
 			    UFFDIO_REGISTER_MODE_MISSING, pool);
 	if (r < 0)
-		goto close_file;
+		goto free_record;
 	*p = (struct pool){
 		.span = { .start = *pool, .end = *pool + (npages << PAGE_SHIFT), .is_pool = true },
 		.file = file.fd,
 		.apart = apart,
+		.guest = guest,
 		.base = file.offset,
 	};
 	pthread_rwlock_wrlock(&u->pools.lock);
@@ -803,12 +857,57 @@ pool_create(struct pmap *pm, size_t npages, bool apart, uintptr_t *pool)
 	atomic_fetch_add(&u->pools.npools, 1);
 	pthread_rwlock_unlock(&u->pools.lock);
 	return 0;
+free_record:
+	record_free(u, p);
 close_file:
 	if (apart)
 		close(file.fd);
-free_record:
-	record_free(u, p);
 	return r;
+}
+
+int
+pool_create(struct pmap *pm, size_t npages, bool apart, uintptr_t *pool)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	struct backing file = { .fd = u->pools.file };
+	int r;
+
+	if (apart)
+		file.fd = r = file_apart(npages << PAGE_SHIFT);
+	else
+		r = (file.offset = file_extend(u, npages << PAGE_SHIFT)) < 0 ? (int)file.offset : 0;
+	return r < 0 ? r : pool_make(u, file, npages, apart, 0, pool);
+}
+
+int
+pmap_uffd_pool_adopt(struct pmap *pm, int fd, size_t npages, uintptr_t *pool)
+{
+	const struct backing file = { .fd = fd };
+	struct stat st;
+
+	if (fstat(fd, &st) < 0 || st.st_size < 0 ||
+	    (uint64_t)st.st_size != (uint64_t)npages << PAGE_SHIFT) {
+		close(fd);
+		return -EINVAL;
+	}
+	return pool_make(to_uffd(pm), file, npages, true, 0, pool);
+}
+
+bool
+pmap_uffd_pool_next(struct pmap *pm, uintptr_t *page, uintptr_t end, size_t *n)
+{
+	uint64_t offset;
+	const int fd = pmap_uffd_pool_fd(pm, *page, &offset);
+	const off_t stop = (off_t)(offset + (end - *page));
+	off_t data, hole;
+
+	data = lseek(fd, (off_t)offset, SEEK_DATA);
+	if (data < 0 || data >= stop)
+		return false;
+	hole = lseek(fd, data, SEEK_HOLE);
+	*page += (uintptr_t)(data - (off_t)offset);
+	*n = (size_t)(MIN(hole, stop) - data) >> PAGE_SHIFT;
+	return true;
 }
 
 void
@@ -823,12 +922,29 @@ pool_destroy(struct pmap *pm, uintptr_t va)
 	span_remove(&u->pools, &pool->span);
 	atomic_fetch_sub(&u->pools.npools, 1);
 	pthread_rwlock_unlock(&u->pools.lock);
-	/* A child that has not gone yet may still hold the file; it shall not hold the memory. */
-	punch(pool, 0, (pool->span.end - pool->span.start) >> PAGE_SHIFT);
+	/* A child that has not gone yet may still hold the file; it shall not hold the memory.  A guest's is its own. */
+	if (pool->guest == 0)
+		punch(pool, 0, (pool->span.end - pool->span.start) >> PAGE_SHIFT);
 	munmap((void *)pool->span.start, pool->span.end - pool->span.start);
 	if (pool->apart)
 		close(pool->file);
 	record_free(u, pool);
+}
+
+size_t
+pool_pages(struct pmap *pm, uintptr_t va)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	struct stat st = { .st_blocks = 0 };
+	const struct pool *pool;
+
+	pthread_rwlock_rdlock(&u->pools.lock);
+	pool = pool_at(u, va);
+	/* A guest's file has other things in it. */
+	if (pool != NULL && pool->apart && pool->guest == 0 && fstat(pool->file, &st) < 0)
+		st.st_blocks = 0;
+	pthread_rwlock_unlock(&u->pools.lock);
+	return (size_t)st.st_blocks / (PAGE_SIZE / 512);
 }
 
 int
@@ -1055,6 +1171,36 @@ pool_populate(struct pmap *pm, unsigned shard, uintptr_t va, size_t len, bool wr
 	}
 }
 
+/* What its process has asked for; false: it is no userfaultfd.  Without /proc nobody can tell: none. */
+static bool
+uffd_features(int fd, unsigned *features)
+{
+	static const char is[] = "anon_inode:[userfaultfd]";
+	char proc[sizeof "/proc/self/fdinfo/" + 11], text[512];
+	const char *api;
+	ssize_t n;
+	int info;
+
+	*features = 0;
+	snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
+	n = readlink(proc, text, sizeof text);
+	if (n < 0)
+		return errno == ENOENT;
+	if (n != (ssize_t)sizeof is - 1 || memcmp(text, is, sizeof is - 1) != 0)
+		return false;
+	snprintf(proc, sizeof proc, "/proc/self/fdinfo/%d", fd);
+	info = open(proc, O_RDONLY | O_CLOEXEC);
+	n = info >= 0 ? read(info, text, sizeof text - 1) : -1;
+	if (info >= 0)
+		close(info);
+	if (n < 0)
+		return false;
+	text[n] = '\0';
+	/* "API:\taa:features of it:all features" */
+	api = strstr(text, "API:");
+	return api != NULL && sscanf(api, "API: %*x:%x", features) == 1;
+}
+
 /* --- spaces --- */
 
 int
@@ -1099,45 +1245,30 @@ space_destroy(struct pmap *pm, unsigned shard)
 
 /*
  * What comes from another process may be anything.  One that tells of events will not do either: as long as one of them waits to be read the
- * kernel refuses to protect, whoever protects tries again, and that may be who was to read it.
+ * kernel refuses to protect, whoever protects tries again, and that may be who was to read it.  (Of a guest, who protects gives up before long.)
  */
 static bool
-can_serve(int fd)
+can_serve(int fd, unsigned refused)
 {
-	static const char is[] = "anon_inode:[userfaultfd]";
-	const unsigned events = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
-				UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
-	char proc[sizeof "/proc/self/fdinfo/" + 11], text[512];
-	const char *api;
-	unsigned features = 0;
-	ssize_t n;
-	int info;
+	unsigned features;
 
-	snprintf(proc, sizeof proc, "/proc/self/fd/%d", fd);
-	n = readlink(proc, text, sizeof text);
-	if (n < 0)
-		return errno == ENOENT; /* there is no /proc */
-	if (n != (ssize_t)sizeof is - 1 || memcmp(text, is, sizeof is - 1) != 0)
-		return false;
-	snprintf(proc, sizeof proc, "/proc/self/fdinfo/%d", fd);
-	info = open(proc, O_RDONLY | O_CLOEXEC);
-	n = info >= 0 ? read(info, text, sizeof text - 1) : -1;
-	if (info >= 0)
-		close(info);
-	if (n < 0)
-		return false;
-	text[n] = '\0';
-	/* "API:\taa:features of it:all features" */
-	api = strstr(text, "API:");
-	return api != NULL && sscanf(api, "API: %*x:%x", &features) == 1 &&
-	       (features & events) == 0;
+	return uffd_features(fd, &features) && (features & refused) == 0;
 }
 
-int
-space_attach(struct pmap *pm, unsigned shard, int fd, pid_t pid)
+/* Its faults are read from here on.  => the lock is held for writing */
+static int
+listen_to(struct uffd_pmap *u, const struct space *sp, int fd, unsigned shard)
 {
-	struct uffd_pmap *u = to_uffd(pm);
 	struct epoll_event ev = { .events = EPOLLIN, .data.u32 = shard };
+
+	return epoll_ctl(u->pools.epoll[sp->near], EPOLL_CTL_ADD, fd, &ev) < 0 ? -errno : 0;
+}
+
+/* `removals` is the space's from here on, as fd is.  `quiet`: listen_to() is the caller's. */
+static int
+attach(struct uffd_pmap *u, unsigned shard, int fd, pid_t pid, unsigned refused,
+       struct removals *removals, bool quiet)
+{
 	const int flags = fcntl(fd, F_GETFL);
 	struct space *sp;
 	int pidfd = -1, r = 0;
@@ -1145,22 +1276,24 @@ space_attach(struct pmap *pm, unsigned shard, int fd, pid_t pid)
 	/* One that blocks is never readable to poll(). */
 	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0)
 		r = -errno;
-	if (r == 0 && !can_serve(fd))
+	if (r == 0 && !can_serve(fd, refused))
 		r = -EPERM;
 	if (r == 0 && !has(u, UP_MASK_POISON) && (pidfd = (int)syscall(SYS_pidfd_open, pid, 0)) < 0)
 		r = -errno; /* it could not be told of a lost page */
 	pthread_rwlock_wrlock(&u->pools.lock);
 	sp = space_of(u, shard);
 	assert(sp != NULL && sp->fd < 0);
-	if (r == 0 && epoll_ctl(u->pools.epoll[sp->near], EPOLL_CTL_ADD, fd, &ev) < 0)
-		r = -errno;
+	if (r == 0 && !quiet)
+		r = listen_to(u, sp, fd, shard);
 	if (r == 0) {
 		sp->fd = fd;
 		sp->pidfd = pidfd;
+		sp->removals = removals;
 		atomic_fetch_add(&u->pools.nattached, 1);
 	}
 	pthread_rwlock_unlock(&u->pools.lock);
 	if (r < 0) {
+		removals_destroy(removals);
 		close(fd);
 		if (pidfd >= 0)
 			close(pidfd);
@@ -1168,25 +1301,37 @@ space_attach(struct pmap *pm, unsigned shard, int fd, pid_t pid)
 	return r;
 }
 
+int
+space_attach(struct pmap *pm, unsigned shard, int fd, pid_t pid)
+{
+	return attach(to_uffd(pm), shard, fd, pid, UFFD_FEATURE_EVENT_REMOVE | EVENTS_REFUSED, NULL,
+		      false);
+}
+
 void
 space_detach(struct pmap *pm, unsigned shard)
 {
 	struct uffd_pmap *u = to_uffd(pm);
+	struct removals *removals;
 	struct space *sp;
 	int fd, pidfd;
 
+	guest_leave(u, shard, false);
 	pthread_rwlock_wrlock(&u->pools.lock);
 	sp = space_of(u, shard);
 	assert(sp != NULL);
 	fd = sp->fd;
 	pidfd = sp->pidfd;
+	removals = sp->removals;
 	sp->fd = sp->pidfd = -1;
+	sp->removals = NULL;
 	if (fd >= 0) {
 		/* Closing would not do it, if that process has it too. */
 		epoll_ctl(u->pools.epoll[sp->near], EPOLL_CTL_DEL, fd, NULL);
 		atomic_fetch_sub(&u->pools.nattached, 1);
 	}
 	pthread_rwlock_unlock(&u->pools.lock);
+	removals_destroy(removals);
 	if (fd >= 0)
 		close(fd);
 	if (pidfd >= 0)
@@ -1202,20 +1347,25 @@ space_allow(struct pmap *pm, unsigned shard, uintptr_t va)
 	pthread_rwlock_rdlock(&u->pools.lock);
 	sp = space_of(u, shard);
 	if (sp != NULL && sp->fd >= 0)
-		(void)uffd_write_protect(sp->fd, va, 1, 0, false); /* which wakes */
+		(void)uffd_write_protect(sp->fd, va, 1, 0, tries_of(sp)); /* which wakes */
 	pthread_rwlock_unlock(&u->pools.lock);
+}
+
+/* => the lock is held; NULL is fine */
+static void
+wake_locked(const struct space *sp, uintptr_t va, size_t len)
+{
+	struct uffdio_range range = { .start = va, .len = len };
+
+	if (sp != NULL && sp->fd >= 0)
+		ioctl(sp->fd, UFFDIO_WAKE, &range);
 }
 
 void
 space_wake(struct uffd_pmap *u, unsigned shard, uintptr_t va, size_t n)
 {
-	struct uffdio_range range = { .start = va, .len = n << PAGE_SHIFT };
-	const struct space *sp;
-
 	pthread_rwlock_rdlock(&u->pools.lock);
-	sp = space_of(u, shard);
-	if (sp != NULL && sp->fd >= 0)
-		ioctl(sp->fd, UFFDIO_WAKE, &range);
+	wake_locked(space_of(u, shard), va, n << PAGE_SHIFT);
 	pthread_rwlock_unlock(&u->pools.lock);
 }
 
@@ -1243,6 +1393,7 @@ put_right(int epoll, int fd)
 unsigned
 space_faults(struct uffd_pmap *u, unsigned near, struct pmap_fault *buf, unsigned max)
 {
+	unsigned telling[16], ntelling = 0;
 	unsigned n = 0, before;
 
 	pthread_rwlock_rdlock(&u->pools.lock);
@@ -1258,13 +1409,300 @@ space_faults(struct uffd_pmap *u, unsigned near, struct pmap_fault *buf, unsigne
 			if (sp != NULL && sp->fd >= 0 && (ev[i].events & (EPOLLERR | EPOLLHUP)))
 				put_right(u->pools.epoll[near], sp->fd);
 			/* Its turn comes again, and everybody's in this list has come before. */
-			if (sp != NULL && sp->fd >= 0)
+			if (sp != NULL && sp->removals != NULL && before == 0)
+				telling[ntelling++] = ev[i].data.u32;
+			else if (sp != NULL && sp->fd >= 0 && sp->removals == NULL)
 				n += uffd_read_faults(sp->fd, ev[i].data.u32, buf + n,
-						      MAX(1, (max - n) / (unsigned)(got - i)));
+						      MAX(1, (max - n) / (unsigned)(got - i)),
+						      NULL);
 		}
 	} while (n > before); /* an error is always "ready" and gives nothing */
 	pthread_rwlock_unlock(&u->pools.lock);
+	for (unsigned i = 0; i < ntelling && n < max; i++)
+		n += guest_faults(u, telling[i], buf + n, MAX(1, (max - n) / (ntelling - i)));
 	return n;
+}
+
+/* --- guests: programs whose memory was a file of their own before they came --- */
+
+/*
+ * Messages of a guest that tells of removals.  Whoever removes goes on as soon as that has been read: nobody may be half-way into or out of
+ * one of its pools then.
+ */
+static unsigned
+guest_faults(struct uffd_pmap *u, unsigned shard, struct pmap_fault *buf, unsigned max)
+{
+	const struct space *sp;
+	unsigned n = 0;
+
+	pthread_rwlock_wrlock(&u->pools.lock);
+	sp = space_of(u, shard);
+	if (sp != NULL && sp->fd >= 0 && sp->removals != NULL)
+		n = uffd_read_faults(sp->fd, shard, buf, max, sp->removals);
+	pthread_rwlock_unlock(&u->pools.lock);
+	return n;
+}
+
+int
+pmap_uffd_adopt(struct pmap *pm, unsigned shard, int fd, uint64_t offset, size_t npages,
+		uintptr_t *pool)
+{
+	const struct backing file = { .fd = fcntl(fd, F_DUPFD_CLOEXEC, 0),
+				      .offset = (off_t)offset };
+
+	return file.fd < 0 ? -errno : pool_make(to_uffd(pm), file, npages, true, shard, pool);
+}
+
+int
+pmap_uffd_guest(struct pmap *pm, unsigned shard, int fd, pid_t pid, int told)
+{
+	struct removals *removals = NULL;
+	unsigned features;
+	int r = 0;
+
+	if (!uffd_features(fd, &features))
+		r = -EPERM;
+	else if (features & UFFD_FEATURE_WP_ASYNC)
+		r = -EOPNOTSUPP;
+	else if ((features & UFFD_FEATURE_EVENT_REMOVE) &&
+		 (removals = removals_create(told)) == NULL)
+		r = -ENOMEM;
+	if (r < 0) {
+		close(fd);
+		return r;
+	}
+	return attach(to_uffd(pm), shard, fd, pid, EVENTS_REFUSED, removals, true);
+}
+
+int
+pmap_uffd_guest_serve(struct pmap *pm, unsigned shard)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	const struct space *sp;
+	int r;
+
+	pthread_rwlock_wrlock(&u->pools.lock);
+	sp = space_of(u, shard);
+	r = listen_to(u, sp, sp->fd, shard);
+	pthread_rwlock_unlock(&u->pools.lock);
+	return r;
+}
+
+bool
+pmap_uffd_adopted(struct pmap *pm, dev_t dev, ino_t ino, uint64_t offset, uint64_t len)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	bool found = false;
+	struct span *s;
+
+	pthread_rwlock_rdlock(&u->pools.lock);
+	for (uintptr_t va = 0; !found && (s = span_above(&u->pools, OURS, va)) != NULL;
+	     va = s->end) {
+		const struct pool *pool = (struct pool *)s;
+		struct stat st;
+
+		found = s->is_pool && pool->guest != 0 && fstat(pool->file, &st) == 0 &&
+			st.st_dev == dev && st.st_ino == ino &&
+			(uint64_t)pool->base < offset + len &&
+			offset < (uint64_t)pool->base + (s->end - s->start);
+	}
+	pthread_rwlock_unlock(&u->pools.lock);
+	return found;
+}
+
+int
+pmap_uffd_guard(struct pmap *pm, unsigned shard, uintptr_t va, size_t len)
+{
+	struct uffdio_register reg = {
+		.range = { .start = va, .len = len },
+		.mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP,
+	};
+	struct uffd_pmap *u = to_uffd(pm);
+	const struct space *sp;
+	int r = -ESRCH;
+
+	pthread_rwlock_rdlock(&u->pools.lock);
+	sp = space_of(u, shard);
+	/* Again, if it was registered without: who has the descriptor may do that, in whatever process it is. */
+	if (sp != NULL && sp->fd >= 0)
+		r = ioctl(sp->fd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
+	pthread_rwlock_unlock(&u->pools.lock);
+	return r;
+}
+
+int
+pmap_uffd_removal(struct pmap *pm, unsigned shard, uintptr_t *va, size_t *len, bool *over)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	const struct space *sp;
+	struct removal next;
+	int r = 0;
+
+	pthread_rwlock_rdlock(&u->pools.lock);
+	sp = space_of(u, shard);
+	if (sp != NULL && sp->removals != NULL)
+		r = removals_next(sp->removals, now_ns(), &next, over);
+	pthread_rwlock_unlock(&u->pools.lock);
+	if (r > 0) {
+		*va = next.start;
+		*len = next.end - next.start;
+	}
+	return r;
+}
+
+void
+pmap_uffd_removal_done(struct pmap *pm, unsigned shard, bool over)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	const struct space *sp;
+
+	pthread_rwlock_wrlock(&u->pools.lock);
+	sp = space_of(u, shard);
+	if (sp != NULL && sp->removals != NULL)
+		removals_done(sp->removals, over);
+	pthread_rwlock_unlock(&u->pools.lock);
+}
+
+size_t
+pmap_uffd_data(struct pmap *pm, uintptr_t *page, size_t n)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	struct pool *pool;
+	size_t first, there = 0;
+	off_t data, hole;
+
+	pthread_rwlock_rdlock(&u->pools.lock);
+	pool = pool_run(u, *page, &n, &first);
+	if (pool != NULL) {
+		const off_t end = offset_of(pool, first + n);
+
+		data = lseek(pool->file, offset_of(pool, first), SEEK_DATA);
+		hole = data >= 0 && data < end ? lseek(pool->file, data, SEEK_HOLE) : -1;
+		if (hole > data) {
+			*page += (uintptr_t)(data - offset_of(pool, first));
+			there = (size_t)(MIN(hole, end) - data) >> PAGE_SHIFT;
+		}
+	}
+	pthread_rwlock_unlock(&u->pools.lock);
+	return there;
+}
+
+/*
+ * What is missing at one place is SIGBUS, page by page where it has to be.
+ *
+ * => 0; -ESRCH: nobody is there any more; other errors: it can not be done.
+ */
+static int
+poison_run(struct uffd_pmap *u, const struct place *pl, size_t first, size_t n)
+{
+	unsigned again = 0;
+	struct part part;
+
+	while (n > 0 && part_of(u, pl, first, n, &part)) {
+		struct uffdio_poison p = { .range = { .start = part.va,
+						      .len = part.n << PAGE_SHIFT } };
+		struct pmap_fault msg[16];
+		size_t done = 0;
+
+		if (ioctl(part.fd, UFFDIO_POISON, &p) == 0)
+			done = part.n;
+		else if (p.updated > 0)
+			done = (size_t)p.updated >> PAGE_SHIFT;
+		else if (errno == EEXIST)
+			done = 1;
+		else if (errno != EAGAIN || ++again == FOREIGN_TRIES)
+			return -errno;
+		/* It waits for a message to be read, and whoever else reads them waits for us.  All of them fault anew at the end. */
+		else
+			uffd_read_faults(part.fd, pl->shard, msg, ARRAY_SIZE(msg), NULL);
+		n -= MIN(n, part.first + done - first);
+		first = part.first + done;
+	}
+	return 0;
+}
+
+/* The holes of a place.  As poison_run(). */
+static int
+poison_holes(struct uffd_pmap *u, const struct place *pl)
+{
+	const struct pool *pool = pl->pool;
+	const off_t end =
+		offset_of(pool, pl->first + ((pl->span.end - pl->span.start) >> PAGE_SHIFT));
+	int r = 0;
+
+	for (off_t hole, data = offset_of(pool, pl->first); r == 0 && data < end;) {
+		hole = lseek(pool->file, data, SEEK_HOLE);
+		if (hole < 0 || hole >= end)
+			break;
+		data = lseek(pool->file, hole, SEEK_DATA);
+		if (data < 0 || data > end)
+			data = end;
+		r = poison_run(u, pl, (size_t)(hole - pool->base) >> PAGE_SHIFT,
+			       (size_t)(data - hole) >> PAGE_SHIFT);
+	}
+	return r;
+}
+
+/* Nobody in the process waits for a message to be read any more, and none will be sent. */
+static void
+let_go(const struct space *sp, unsigned shard)
+{
+	struct pmap_fault msg[16];
+
+	for (unsigned tries = 0; sp->fd >= 0 && tries < FOREIGN_TRIES; tries++) {
+		struct uffdio_poison none = { .mode = 0 };
+
+		uffd_read_faults(sp->fd, shard, msg, ARRAY_SIZE(msg), NULL);
+		/* That comes first, before what is wrong with the range. */
+		if (ioctl(sp->fd, UFFDIO_POISON, &none) == 0 || errno != EAGAIN)
+			return;
+		sched_yield();
+	}
+}
+
+/*
+ * A guest goes on without us, or is gone: what is in its file stays, what is not is SIGBUS, never zeros.  From the moment on at which its pools are
+ * `left` nothing gets in or out.
+ */
+static void
+guest_leave(struct uffd_pmap *u, unsigned shard, bool untouched)
+{
+	struct span *s;
+	bool any = false;
+
+	pthread_rwlock_wrlock(&u->pools.lock);
+	for (uintptr_t va = 0; (s = span_above(&u->pools, shard, va)) != NULL; va = s->end) {
+		struct pool *pool = ((struct place *)s)->pool;
+
+		any |= pool->guest == shard && !pool->left;
+		pool->left |= pool->guest == shard;
+	}
+	pthread_rwlock_unlock(&u->pools.lock);
+	if (!any || untouched)
+		return;
+	pthread_rwlock_rdlock(&u->pools.lock);
+	for (uintptr_t va = 0; (s = span_above(&u->pools, shard, va)) != NULL; va = s->end) {
+		const struct place *pl = (struct place *)s;
+		struct uffdio_range range = { .start = s->start, .len = s->end - s->start };
+		const int fd = place_fd(u, pl), r = fd >= 0 ? poison_holes(u, pl) : -ESRCH;
+
+		if (r == -ESRCH)
+			break;
+		/* If that can not be, who touches it waits for somebody else: better than zeros. */
+		if (r == 0)
+			ioctl(fd, UFFDIO_UNREGISTER, &range);
+	}
+	let_go(space_of(u, shard), shard);
+	/* Who faulted meanwhile may be left behind otherwise. */
+	for (uintptr_t va = 0; (s = span_above(&u->pools, shard, va)) != NULL; va = s->end)
+		wake_locked(space_of(u, shard), s->start, s->end - s->start);
+	pthread_rwlock_unlock(&u->pools.lock);
+}
+
+void
+pmap_uffd_guest_leave(struct pmap *pm, unsigned shard, bool untouched)
+{
+	guest_leave(to_uffd(pm), shard, untouched);
 }
 
 /* --- set-up --- */

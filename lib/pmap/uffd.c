@@ -43,6 +43,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "pmap/removal.h"
 #include "pmap/track.h"
 #include "pmap/uffd.h"
 
@@ -52,8 +53,6 @@
  * are free and waits for one at most: alone it copies whole clusters, a third cheaper per page than
  * chunks, and several callers proceed side by side.
  */
-#define FOREIGN_TRIES \
-	1000 /* calls on a userfaultfd of another process that may end in EAGAIN in a row */
 #define COPY_CHUNK 16
 #define COPY_TICKETS (CLUSTER_MAX / COPY_CHUNK)
 
@@ -164,10 +163,14 @@ uffd_drop_pages(uintptr_t va, size_t n)
 void
 uffd_frame_drop(struct pmap *pm, frame_t first, size_t n)
 {
+	struct uffd_pmap *u = to_uffd(pm);
 	int r = 0;
 
-	if (n > 0)
-		r = uffd_drop_pages(frame_va(to_uffd(pm), first, n), n);
+	if (n > 0 && u->stage_file.fd >= 0)
+		r = fallocate(u->stage_file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			      (off_t)first << PAGE_SHIFT, (off_t)(n << PAGE_SHIFT));
+	else if (n > 0)
+		r = uffd_drop_pages(frame_va(u, first, n), n);
 	assert(r == 0);
 	(void)r;
 }
@@ -244,7 +247,7 @@ uffd_wake(struct pmap *pm, unsigned shard, uintptr_t va, size_t n)
 }
 
 int
-uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode, bool ours)
+uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode, unsigned most)
 {
 	struct uffdio_writeprotect wp = {
 		.range = { .start = va, .len = n << PAGE_SHIFT },
@@ -259,7 +262,7 @@ uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode, bool ours)
 	 * affair, and so is a page of its own that is stuck.
 	 */
 	while (ioctl(fd, UFFDIO_WRITEPROTECT, &wp) < 0) {
-		if (errno != EAGAIN || (!ours && ++tries == FOREIGN_TRIES))
+		if (errno != EAGAIN || (most != 0 && ++tries == most))
 			return -errno;
 		sched_yield();
 	}
@@ -270,7 +273,7 @@ uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode, bool ours)
 static int
 write_protect(int fd, uintptr_t va, size_t n, bool on)
 {
-	return uffd_write_protect(fd, va, n, on ? UFFDIO_WRITEPROTECT_MODE_WP : 0, true);
+	return uffd_write_protect(fd, va, n, on ? UFFDIO_WRITEPROTECT_MODE_WP : 0, 0);
 }
 
 /* Whatever of the range is still there is writable again, and who waited for that is awake. */
@@ -950,12 +953,13 @@ read_foreign(int fd, void *buf, size_t len)
 }
 
 unsigned
-uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max)
+uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max,
+		 struct removals *removals)
 {
 	struct uffd_msg msg[16];
 	unsigned n = 0;
 
-	while (n < max) {
+	while (n < max && (removals == NULL || removals_room(removals, ARRAY_SIZE(msg)))) {
 		const size_t want = MIN(max - n, (unsigned)ARRAY_SIZE(msg)) * sizeof msg[0];
 		const ssize_t got =
 			shard > PMAP_POOL ? read_foreign(fd, msg, want) : read(fd, msg, want);
@@ -969,6 +973,9 @@ uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max)
 
 			/* We ask for no event; what another process opened may have. */
 			assert(shard > PMAP_POOL || msg[i].event == UFFD_EVENT_PAGEFAULT);
+			if (msg[i].event == UFFD_EVENT_REMOVE && removals != NULL)
+				removals_add(removals, (uintptr_t)msg[i].arg.remove.start,
+					     (uintptr_t)msg[i].arg.remove.end, now_ns());
 			if (msg[i].event != UFFD_EVENT_PAGEFAULT)
 				continue;
 			buf[n++] = (struct pmap_fault){
@@ -990,11 +997,11 @@ uffd_faults(struct pmap *pm, unsigned shard, struct pmap_fault *buf, unsigned ma
 {
 	struct uffd_pmap *u = to_uffd(pm);
 	const bool spaces = atomic_load(&u->pools.nattached) > 0;
-	unsigned n = uffd_read_faults(u->fd[shard], shard, buf, spaces ? max - max / 4 : max);
+	unsigned n = uffd_read_faults(u->fd[shard], shard, buf, spaces ? max - max / 4 : max, NULL);
 
 	if (spaces) {
 		n += space_faults(u, shard, buf + n, max - n);
-		n += uffd_read_faults(u->fd[shard], shard, buf + n, max - n);
+		n += uffd_read_faults(u->fd[shard], shard, buf + n, max - n, NULL);
 	}
 	return n;
 }
@@ -1057,6 +1064,7 @@ static const struct pmap_ops uffd_ops = {
 	.pool_destroy = pool_destroy,
 	.pool_map = pool_map,
 	.pool_referenced = pool_referenced,
+	.pool_pages = pool_pages,
 	.pool_populate = pool_populate,
 	.space_create = space_create,
 	.space_destroy = space_destroy,
@@ -1281,7 +1289,7 @@ uffd_set_up(struct uffd_pmap *u, const struct logger *log)
 	if (zeros == MAP_FAILED)
 		return -errno;
 	u->zeros = zeros;
-	r = uffd_region_map(&anonymous, u->stage_fd, 0, false,
+	r = uffd_region_map(&u->stage_file, u->stage_fd, 0, false,
 			    ((size_t)u->pmap.nstage + 1) << PAGE_SHIFT, PROT_READ | PROT_WRITE,
 			    UFFDIO_REGISTER_MODE_MISSING, &stage);
 	if (r < 0)
@@ -1291,7 +1299,8 @@ uffd_set_up(struct uffd_pmap *u, const struct logger *log)
 	/* The kernel's page of zeros will do here: it is never written, and costs no memory. */
 	u->occupied = stage + ((size_t)u->pmap.nstage << PAGE_SHIFT);
 	zero.range.start = u->occupied;
-	if (ioctl(u->stage_fd, UFFDIO_ZEROPAGE, &zero) < 0)
+	if (ioctl(u->stage_fd, UFFDIO_ZEROPAGE, &zero) < 0 &&
+	    (errno != EEXIST || u->stage_file.fd < 0))
 		return -errno;
 	return has(u, PMAP_TRACK) ? track_create(u) : 0;
 }
@@ -1315,6 +1324,13 @@ int
 pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t mask,
 		 const struct logger *log)
 {
+	return pmap_uffd_create_on(pm, anonymous.fd, nstage, nshards, mask, log);
+}
+
+int
+pmap_uffd_create_on(struct pmap **pm, int stage, frame_t nstage, unsigned nshards, uint64_t mask,
+		    const struct logger *log)
+{
 	struct uffd_pmap *u;
 	struct utsname un;
 	struct door door = { 0 };
@@ -1322,6 +1338,9 @@ pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t ma
 	int r;
 
 	*pm = NULL;
+	/* Neither moves what is in files, nor drops it. */
+	if (stage >= 0)
+		mask |= UP_MASK_MOVE | UP_MASK_VECTOR;
 	assert(nstage > 0 && nshards > 0 && nshards < PMAP_POOL);
 	if (uname(&un) < 0)
 		return -errno;
@@ -1338,6 +1357,7 @@ pmap_uffd_create(struct pmap **pm, frame_t nstage, unsigned nshards, uint64_t ma
 	u->ops = uffd_ops;
 	u->pmap.ops = &u->ops;
 	u->door = door;
+	u->stage_file = (struct backing){ .fd = stage };
 	u->pmap.nstage = nstage;
 	u->pmap.nshards = nshards;
 	u->pmap.headroom = CLUSTER_MAX * PAGE_SIZE;

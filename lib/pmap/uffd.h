@@ -17,6 +17,9 @@
 
 /* Calls in a row that may end in EAGAIN without a page done before the caller hears of it. */
 #define EAGAIN_MAX 3
+/* The same of calls on a userfaultfd of another process; and of a guest that tells of removals, for which it may be this thread that is to read of one. */
+#define FOREIGN_TRIES 1000
+#define GUEST_TRIES 1
 
 /* A way to open a userfaultfd. */
 struct door {
@@ -43,19 +46,26 @@ struct pools {
 	int *epoll;			 /* (c) one a shard of this process */
 };
 
+/* What uffd_region_map() maps: fd -1 is private anonymous memory, else that file, shared. */
+struct backing {
+	int fd;
+	off_t offset;
+};
+
 struct uffd_pmap {
 	struct pmap pmap;
-	struct pmap_ops ops; /* (c) without those of pools, if there is no shared memory */
-	struct door door;    /* (c) how all of them were opened */
-	uint64_t api;	     /* (c) UFFD_FEATURE_*: with what */
-	int stage_fd;	     /* (c) */
-	int mem_fd;	     /* (c) /proc/self/mem, or -1 */
-	int self_fd;	     /* (c) a pidfd of this process, or -1; with UP_MASK_VECTOR */
-	int pagemap_fd;	     /* (c) /proc/self/pagemap, or -1 */
-	int maps_fd;	     /* (c) /proc/self/maps, or -1; without UFFDIO_POISON only */
-	int lost_fd;	     /* (c) empty file, or -1; without UFFDIO_POISON only */
-	char *zeros;	     /* (c) CLUSTER_MAX pages, read-only */
-	uintptr_t occupied;  /* (c) address behind the frames where a page is, always */
+	struct pmap_ops ops;	   /* (c) without those of pools, if there is no shared memory */
+	struct door door;	   /* (c) how all of them were opened */
+	uint64_t api;		   /* (c) UFFD_FEATURE_*: with what */
+	int stage_fd;		   /* (c) */
+	struct backing stage_file; /* (c) whose descriptor is not ours; or anonymous */
+	int mem_fd;		   /* (c) /proc/self/mem, or -1 */
+	int self_fd;		   /* (c) a pidfd of this process, or -1; with UP_MASK_VECTOR */
+	int pagemap_fd;		   /* (c) /proc/self/pagemap, or -1 */
+	int maps_fd;		   /* (c) /proc/self/maps, or -1; without UFFDIO_POISON only */
+	int lost_fd;		   /* (c) empty file, or -1; without UFFDIO_POISON only */
+	char *zeros;		   /* (c) CLUSTER_MAX pages, read-only */
+	uintptr_t occupied;	   /* (c) address behind the frames where a page is, always */
 	sem_t copies;
 	pthread_mutex_t vmas;
 	atomic_bool lost_mapped; /* lost_fd was mapped somewhere, once */
@@ -102,16 +112,10 @@ int uffd_frame_new(struct pmap *pm, frame_t first, size_t n, size_t *done);
 void uffd_frame_drop(struct pmap *pm, frame_t first, size_t n);
 int uffd_drop_pages(uintptr_t va, size_t n);
 
-/* UFFDIO_WRITEPROTECT, `mode` being its.  0, -ENOENT, -ENOMEM; of another process -ESRCH: it is gone, and -EAGAIN. */
-int uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode, bool ours);
+/* UFFDIO_WRITEPROTECT, `mode` being its.  0, -ENOENT, -ENOMEM; of another process -ESRCH: it is gone; -EAGAIN after `most` tries, 0: never. */
+int uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode, unsigned most);
 size_t uffd_copy_begin(struct uffd_pmap *u, size_t n);
 void uffd_copy_end(struct uffd_pmap *u, size_t n);
-
-/* What uffd_region_map() maps: fd -1 is private anonymous memory, else that file, shared. */
-struct backing {
-	int fd;
-	off_t offset;
-};
 
 int uffd_register(int fd, uintptr_t va, size_t len, uint64_t mode);
 int uffd_region_map(const struct backing *b, int fd, uintptr_t hint, bool fixed, size_t len,
@@ -121,8 +125,13 @@ int uffd_region_map(const struct backing *b, int fd, uintptr_t hint, bool fixed,
 int uffd_lose(struct uffd_pmap *u, uintptr_t va);
 int uffd_find_lost(struct uffd_pmap *u, const struct backing *b, int fd, uintptr_t va, size_t n);
 
-/* Up to `max` messages of one descriptor, as of that shard.  Anything but a fault is left out. */
-unsigned uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max);
+/*
+ * Up to `max` messages of one descriptor, as of that shard.  Anything but a fault is left out; removals go to `removals`, if it is not NULL, as long
+ * as there is room.
+ */
+struct removals;
+unsigned uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max,
+			  struct removals *removals);
 
 int uffd_open(const struct door *door, uint64_t features);
 
@@ -160,6 +169,7 @@ void pool_destroy(struct pmap *pm, uintptr_t va);
 int pool_map(struct pmap *pm, uintptr_t page, uintptr_t hint, bool fixed, size_t len, int prot,
 	     unsigned shard, uintptr_t *va);
 unsigned pool_referenced(struct pmap *pm, uintptr_t page);
+size_t pool_pages(struct pmap *pm, uintptr_t va);
 void pool_populate(struct pmap *pm, unsigned shard, uintptr_t va, size_t len, bool write);
 int space_create(struct pmap *pm, unsigned near, unsigned *shard);
 void space_destroy(struct pmap *pm, unsigned shard);

@@ -27,6 +27,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "swap/swap.h"
@@ -38,6 +39,7 @@
 #define WORD ((size_t)64)
 #define GROW_MAX (SLOTS_MAX / WORD * WORD)
 
+#define REOPEN_TRIES 1000 /* 5 s */
 /* The least that a file grows by: 16 MiB, so that a fallocate() is rare. */
 #define GROW_STEP (((size_t)16 << 20) >> PAGE_SHIFT)
 
@@ -48,6 +50,7 @@ struct source {
 	bool created;	  /* by this open, at `name` */
 	bool borrowed;	  /* the open file description is the caller's too */
 	bool device;
+	bool kept;	/* with what a predecessor has written */
 	uint64_t bytes; /* of the device */
 };
 
@@ -299,7 +302,7 @@ file_warnings(struct swap_area *s, const struct source *src)
 		log_line(s->log, UP_LOG_WARNING,
 			 "swap: %s is in memory (tmpfs): pages written there still use it up",
 			 src->name);
-	if (fstat(s->fd, &st) < 0)
+	if (src->kept || fstat(s->fd, &st) < 0)
 		return;
 	if ((st.st_mode & (S_IRWXG | S_IRWXO)) != 0)
 		log_line(s->log, UP_LOG_WARNING,
@@ -321,13 +324,13 @@ file_limit(void)
 	return lim.rlim_cur;
 }
 
-/* Empty the file, then see whether space can be allocated in it.  Leaves one page. */
+/* Empty the file (if it is not kept), then see whether space can be allocated in it.  Leaves one page. */
 static int
 file_first_page(struct swap_area *s, const struct source *src)
 {
 	int r;
 
-	if (ftruncate(s->fd, 0) < 0)
+	if (!src->kept && ftruncate(s->fd, 0) < 0)
 		goto fail;
 	errno = ENOSPC;
 	if (file_limit() < PAGE_SIZE)
@@ -341,7 +344,7 @@ file_first_page(struct swap_area *s, const struct source *src)
 			 "swap: %s: its file system can not allocate space ahead: "
 			 "when it runs full, writes fail",
 			 src->name);
-		r = ftruncate(s->fd, (off_t)PAGE_SIZE);
+		r = src->kept ? 0 : ftruncate(s->fd, (off_t)PAGE_SIZE);
 	}
 	if (r == 0)
 		return 0;
@@ -351,13 +354,15 @@ fail:
 	return r;
 }
 
-/* Write and read `len` bytes of the first page, the way that the descriptor is set to now. */
+/* Write and read `len` bytes of the first page, the way that the descriptor is set to now; what is kept is read only. */
 static bool
-first_page_works(int fd, size_t len)
+first_page_works(int fd, size_t len, bool kept)
 {
 	static const char mark[] = "uffd-pager swap";
 	_Alignas(4096) char out[PAGE_SIZE] = { 0 }, in[PAGE_SIZE];
 
+	if (kept)
+		return pread(fd, in, len, 0) == (ssize_t)len;
 	memcpy(out, mark, sizeof mark);
 	return pwrite(fd, out, len, 0) == (ssize_t)len && pread(fd, in, len, 0) == (ssize_t)len &&
 	       memcmp(in, out, len) == 0;
@@ -365,20 +370,20 @@ first_page_works(int fd, size_t len)
 
 /* Try O_DIRECT.  On failure the descriptor is as before. */
 static bool
-odirect_works(int fd, bool borrowed)
+odirect_works(int fd, const struct source *src)
 {
 	const int flags = fcntl(fd, F_GETFL);
 
 	if (flags < 0)
 		return false;
 	/* A borrowed description has the flags that it has. */
-	if (borrowed && (flags & O_DIRECT) == 0)
+	if (src->borrowed && (flags & O_DIRECT) == 0)
 		return false;
-	if (!borrowed && fcntl(fd, F_SETFL, flags | O_DIRECT) < 0)
+	if (!src->borrowed && fcntl(fd, F_SETFL, flags | O_DIRECT) < 0)
 		return false;
-	if (first_page_works(fd, PAGE_SIZE))
+	if (first_page_works(fd, PAGE_SIZE, src->kept))
 		return true;
-	if (!borrowed)
+	if (!src->borrowed)
 		(void)fcntl(fd, F_SETFL, flags);
 	return false;
 }
@@ -516,6 +521,17 @@ fixed_size(const struct swap_area *s, const struct source *src, uint64_t size, s
 	return 0;
 }
 
+/* What a file that is kept has grown to. */
+static size_t
+kept_slots(const struct swap_area *s)
+{
+	struct stat st;
+
+	if (fstat(s->fd, &st) < 0)
+		return 0;
+	return (size_t)MIN((uint64_t)st.st_size >> PAGE_SHIFT, (uint64_t)GROW_MAX) / WORD * WORD;
+}
+
 static void
 area_report(const struct swap_area *s, const struct source *src, uint64_t mask)
 {
@@ -564,13 +580,13 @@ area_take(struct swap_area *s, struct arena *arena, struct source *src, uint64_t
 			return r;
 	}
 	if ((mask & UP_MASK_ODIRECT) == 0)
-		s->odirect = odirect_works(s->fd, src->borrowed);
-	if (!s->odirect && !first_page_works(s->fd, 512)) {
+		s->odirect = odirect_works(s->fd, src);
+	if (!s->odirect && !first_page_works(s->fd, 512, src->kept)) {
 		log_line(s->log, UP_LOG_ERROR, "swap: %s does not keep what is written to it",
 			 src->name);
 		return -EINVAL;
 	}
-	if (!src->device && ftruncate(s->fd, 0) < 0)
+	if (!src->device && !src->kept && ftruncate(s->fd, 0) < 0)
 		return -errno;
 
 	r = runmap_init(&s->slots, arena, s->fixed ? round_up(nslots, WORD) : GROW_MAX);
@@ -578,8 +594,10 @@ area_take(struct swap_area *s, struct arena *arena, struct source *src, uint64_t
 		log_line(s->log, UP_LOG_ERROR, "swap: no address space for its map");
 		return r;
 	}
-	if (s->fixed) {
-		r = src->device ? 0 : file_size(s, 0, nslots);
+	if (src->kept && !s->fixed)
+		nslots = kept_slots(s);
+	if (s->fixed || src->kept) {
+		r = src->device || src->kept ? 0 : file_size(s, 0, nslots);
 		if (r == 0)
 			r = slots_add(s, nslots);
 		if (r < 0) {
@@ -607,12 +625,12 @@ area_drop(struct swap_area *s)
 	pthread_mutex_destroy(&s->grow_lock);
 }
 
-int
-swap_area_open(struct swap_area *s, struct arena *arena, const char *path, int fd, uint64_t size,
-	       uint64_t mask, const struct logger *log)
+static int
+area_open(struct swap_area *s, struct arena *arena, const char *path, int fd, uint64_t size,
+	  uint64_t mask, bool kept, const struct logger *log)
 {
 	char number[sizeof "descriptor " + 11];
-	struct source src = { .name = path };
+	struct source src = { .name = path, .kept = kept };
 	struct stat st;
 	int r;
 
@@ -645,6 +663,46 @@ swap_area_open(struct swap_area *s, struct arena *arena, const char *path, int f
 	}
 	area_report(s, &src, mask);
 	return 0;
+}
+
+int
+swap_area_open(struct swap_area *s, struct arena *arena, const char *path, int fd, uint64_t size,
+	       uint64_t mask, const struct logger *log)
+{
+	return area_open(s, arena, path, fd, size, mask, false, log);
+}
+
+/*
+ * The predecessor's io_uring outlives it for a moment, until what was under way has ended, and has the file open until then.  So to have it
+ * for ourselves is also to know that nothing of that is written any more.
+ */
+int
+swap_area_reopen(struct swap_area *s, struct arena *arena, const char *path, int fd, uint64_t size,
+		 uint64_t mask, const struct logger *log)
+{
+	static const struct logger quiet;
+	const struct timespec nap = { .tv_nsec = 5000000 };
+	int r = -EBUSY;
+
+	for (unsigned tries = 0; r == -EBUSY && tries < REOPEN_TRIES; tries++) {
+		if (tries > 0)
+			nanosleep(&nap, NULL);
+		r = area_open(s, arena, path, fd, size, mask, true,
+			      tries + 1 < REOPEN_TRIES ? &quiet : log);
+	}
+	if (r == 0) {
+		s->log = log;
+		log_line(log, UP_LOG_INFO, "swap: as the last process has left it");
+	}
+	return r;
+}
+
+bool
+swap_area_nameless(const struct swap_area *s)
+{
+	struct stat st;
+
+	return fstat(s->fd, &st) == 0 && st.st_nlink == 0;
 }
 
 void
@@ -684,6 +742,18 @@ swap_free(struct swap_area *s, slot_t first, size_t n)
 	pthread_mutex_unlock(&s->lock);
 }
 
+bool
+swap_claim(struct swap_area *s, slot_t slot)
+{
+	bool was;
+
+	pthread_mutex_lock(&s->lock);
+	was = slot < s->nslots && runmap_claim(&s->slots, slot);
+	s->nused += was;
+	pthread_mutex_unlock(&s->lock);
+	return was;
+}
+
 void
 swap_retire(struct swap_area *s, slot_t slot)
 {
@@ -701,6 +771,6 @@ swap_area_check(struct swap_area *s)
 	pthread_mutex_lock(&s->lock);
 	runmap_check(&s->slots);
 	assert(s->slots.n == round_up(s->nslots, WORD));
-	assert(s->slots.nfree == s->nslots - s->nused - s->nbad);
+	assert(runmap_nfree(&s->slots) == s->nslots - s->nused - s->nbad);
 	pthread_mutex_unlock(&s->lock);
 }

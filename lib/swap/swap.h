@@ -70,6 +70,16 @@ struct swap_area {
  */
 int swap_area_open(struct swap_area *s, struct arena *arena, const char *path, int fd,
 		   uint64_t size, uint64_t mask, const struct logger *log);
+/*
+ * The same of an area that a process which was killed has left, with all that is in it: swap_claim() says which slots are used.  A file by its path, or if it has
+ * none by a descriptor.
+ */
+int swap_area_reopen(struct swap_area *s, struct arena *arena, const char *path, int fd,
+		     uint64_t size, uint64_t mask, const struct logger *log);
+/* A slot that was used.  False: it is in use again already, or there is none of that number. */
+bool swap_claim(struct swap_area *s, slot_t slot);
+/* True if nobody could open it again by a name. */
+bool swap_area_nameless(const struct swap_area *s);
 /* Every slot is forgotten.  Not while anybody uses the area. */
 void swap_area_close(struct swap_area *s);
 
@@ -102,11 +112,12 @@ struct swap_io {
 	unsigned niov;		       /* iov[0 .. niov) cover exactly n pages, in slot order */
 	struct iovec iov[CLUSTER_MAX]; /* page aligned, whole pages; the engine changes it */
 	bool elsewhere;		       /* not the swap area: `fd` at `offset`, slot means nothing */
-	bool ends;		       /* reading: it may end early, at the end of a file */
-	bool urgent;		       /* a thread waits for it, and nothing else */
-	int fd;			       /* if elsewhere; the engine does not keep it */
-	uint64_t offset;	       /* if elsewhere, bytes */
-	void *owner;		       /* the caller's */
+	bool direct;	 /* if elsewhere: past the page cache, nobody has to block for it */
+	bool ends;	 /* reading: it may end early, at the end of a file */
+	bool urgent;	 /* a thread waits for it, and nothing else */
+	int fd;		 /* if elsewhere; the engine does not keep it */
+	uint64_t offset; /* if elsewhere, bytes */
+	void *owner;	 /* the caller's */
 
 	/* valid once reaped */
 	int result;  /* 0 or -errno */
@@ -212,7 +223,7 @@ struct io_uring_engine {
 
 /*
  * The same for threads that serve their own faults: it belongs to one at a time, whichever, is never kicked, watches nothing, and polls for requests that
- * are urgent as `pl`, which it keeps, says.  No malloc(), no log line: to be called also in a signal handler.  Requests that go elsewhere are done in wait(), as a blocking engine does.
+ * are urgent as `pl`, which it keeps, says.  No malloc(), no log line: to be called also in a signal handler.  Requests that go elsewhere, and not direct, are done in wait(), as a blocking engine does.
  * 0 or -errno; -EOPNOTSUPP: nothing is gained by it here (before Linux 5.19, an area in the page cache, no polling).
  */
 int io_engine_uring_init(struct io_uring_engine *u, const struct swap_area *area, unsigned depth,

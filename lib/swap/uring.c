@@ -97,8 +97,8 @@ uring_submit(struct io_engine *e, struct swap_io *io)
 		return -EBUSY;
 	e->inflight++;
 	swap_io_begin(io);
-	if (u->lent && io->elsewhere) {
-		/* Through the page cache, perhaps: what is not there would be read by a thread of the kernel's. */
+	if (u->lent && io->elsewhere && !io->direct) {
+		/* Through the page cache: what is not there would be read by a thread of the kernel's. */
 		*u->aside_last = io;
 		u->aside_last = &io->next;
 		return 0;

@@ -600,8 +600,8 @@ grow_entries(struct zpool *zp)
 	size_t n = round_up((from + 1) * sizeof(struct zentry), PAGE_SIZE) / sizeof(struct zentry);
 	int r;
 
-	n = MIN(n, zp->entries.max);
-	if (n == from)
+	n = MIN(n, zp->max_entries);
+	if (n <= from)
 		return -ENOSPC;
 	pthread_mutex_unlock(&zp->lock);
 	r = wired_array_grow(&zp->entries, n);
@@ -766,6 +766,7 @@ zpool_init(struct zpool *zp, struct arena *arena, size_t max_bytes, size_t max_e
 		.arena = arena,
 		.max = nsegs * ZSEG_SIZE,
 		.limit = max_bytes,
+		.max_entries = max_entries,
 		.free = ZREF_NONE,
 		.oldest = ZREF_NONE,
 		.young = ZREF_NONE,
@@ -1018,6 +1019,18 @@ zpool_set_limit(struct zpool *zp, size_t bytes)
 	pthread_mutex_lock(&zp->lock);
 	zp->limit = MIN(bytes, zp->max);
 	pthread_mutex_unlock(&zp->lock);
+}
+
+size_t
+zpool_set_entries(struct zpool *zp, size_t n)
+{
+	/* Not while the table grows. */
+	pthread_mutex_lock(&zp->grow_lock);
+	pthread_mutex_lock(&zp->lock);
+	n = zp->max_entries = MAX(MIN(n, zp->entries.max), zp->nentries);
+	pthread_mutex_unlock(&zp->lock);
+	pthread_mutex_unlock(&zp->grow_lock);
+	return n;
 }
 
 size_t

@@ -73,6 +73,7 @@ struct zpool {
 	struct arena *arena; /* (c) of metadata; its ops and its budget are the pool's too */
 	char *base;	     /* (c) segment i is at base + i * ZSEG_SIZE; reserved */
 	size_t max;	     /* (c) bytes reserved */
+	size_t max_entries; /* (lock) as many as there may be; reserved for as many as there may ever be */
 	pthread_mutex_t grow_lock;
 	pthread_mutex_t lock;
 
@@ -159,6 +160,8 @@ size_t zpool_oldest(struct zpool *zp, size_t want, size_t look, zpool_claim_fn *
 
 /* From now on this is the limit, at most what was reserved.  What is above it stays: the caller writes back, see zpool_excess(), and shrinks. */
 void zpool_set_limit(struct zpool *zp, size_t bytes);
+/* From now on there are at most so many entries, and no more than were reserved; or as many as there have been at a time.  Returns which. */
+size_t zpool_set_entries(struct zpool *zp, size_t n);
 /* By how much what is live, with the share of dead that is tolerated, is above `bytes`: so much has to be written back for a pool of that size. */
 size_t zpool_excess(struct zpool *zp, size_t bytes);
 /*

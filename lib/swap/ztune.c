@@ -39,6 +39,15 @@ ztune_init(struct ztune *t, size_t min, size_t max, size_t start)
 	*t = (struct ztune){ .min = min, .max = max, .target = MAX(min, MIN(max, start)) };
 }
 
+void
+ztune_resize(struct ztune *t, size_t min, size_t max)
+{
+	assert(min <= max);
+	t->target = t->target == t->max ? max : MAX(min, MIN(max, t->target));
+	t->min = min;
+	t->max = max;
+}
+
 static enum ztune_verdict
 verdict(const struct ztune *t, const struct ztune_state *s)
 {

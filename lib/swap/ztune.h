@@ -61,7 +61,7 @@ struct ztune_state {
 enum ztune_verdict { ZTUNE_KEEP, ZTUNE_GROW, ZTUNE_SHRINK };
 
 struct ztune {
-	size_t min, max;	 /* (c) bytes */
+	size_t min, max;	 /* bytes */
 	size_t target;		 /* what zpool_set_limit() is to be told */
 	struct ztune_counts sum; /* faded, in 256ths */
 };
@@ -70,6 +70,8 @@ struct ztune {
  * start is brought between min and max.  min is not 0, for what is never stored is never missed: some 64 pages, say, to find out with.
  */
 void ztune_init(struct ztune *t, size_t min, size_t max, size_t start);
+/* The target stays as close to what it was as these allow; one that was at the top stays there. */
+void ztune_resize(struct ztune *t, size_t min, size_t max);
 /* An interval is over.  t->target is where it should be now; KEEP: where it was. */
 enum ztune_verdict ztune_step(struct ztune *t, const struct ztune_counts *c,
 			      const struct ztune_state *s);

@@ -43,6 +43,8 @@ enum anon_kind { ANON_CORE, ANON_SWAP, ANON_LOST, ANON_COPY, ANON_ZIP, ANON_KIND
 #define ANON_BUSY 1u
 #define ANON_WANTED 2u
 #define ANON_LOOSE 4u /* busy, and the holder does not know by what address it is waited for */
+#define ANON_GOING \
+	8u /* busy, and the holder forgets the content: what is known of it may be somebody else's already (adopt.h) */
 
 struct anon {
 	uint64_t
@@ -59,6 +61,23 @@ anon_in_core(const struct anon *an)
 	const uint8_t kind = atomic_load_explicit(&an->kind, memory_order_relaxed);
 
 	return kind == ANON_CORE || kind == ANON_COPY;
+}
+
+/* Where the content is from here on.  The loc first: what a successor makes of either without the other (adopt.h) is right.  => busy */
+static inline void
+anon_set(struct anon *an, enum anon_kind kind, uint32_t loc)
+{
+	an->loc = loc;
+	stores_in_order();
+	atomic_store_explicit(&an->kind, (uint8_t)kind, memory_order_relaxed);
+}
+
+/* It is about to be freed, as soon as its content is.  => busy */
+static inline void
+anon_forget(struct anon *an)
+{
+	atomic_fetch_or_explicit(&an->bits, ANON_GOING, memory_order_relaxed);
+	stores_in_order();
 }
 
 /* Sleeping places for user threads that meet a busy anon, shared by hash of its address. */

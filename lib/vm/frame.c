@@ -32,7 +32,7 @@ fini_free:
 void
 frames_fini(struct frames *f)
 {
-	assert(f->free.nfree + f->holes.nfree == f->n);
+	assert(runmap_nfree(&f->free) + runmap_nfree(&f->holes) == f->n);
 	runmap_fini(&f->holes);
 	runmap_fini(&f->free);
 	pthread_mutex_destroy(&f->lock);
@@ -84,15 +84,15 @@ hole_give(struct frames *f, frame_t first, size_t n)
 	give(f, &f->holes, first, n);
 }
 
-size_t
-frames_nfree(struct frames *f)
+bool
+frame_claim(struct frames *f, frame_t frame)
 {
-	size_t n;
+	bool was;
 
 	pthread_mutex_lock(&f->lock);
-	n = f->free.nfree;
+	was = runmap_claim(&f->holes, frame);
 	pthread_mutex_unlock(&f->lock);
-	return n;
+	return was;
 }
 
 void

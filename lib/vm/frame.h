@@ -40,7 +40,15 @@ void frame_give(struct frames *f, frame_t first, size_t n);
 size_t hole_take(struct frames *f, size_t want, frame_t *first);
 void hole_give(struct frames *f, frame_t first, size_t n);
 
-size_t frames_nfree(struct frames *f);
+/* Of a predecessor's staging area: it has content.  False: somebody has it, or there is none of that number. */
+bool frame_claim(struct frames *f, frame_t frame);
+
+/* Free frames, at this moment. */
+static inline size_t
+frames_nfree(const struct frames *f)
+{
+	return runmap_nfree(&f->free);
+}
 void frames_check(struct frames *f);
 
 #endif

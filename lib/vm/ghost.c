@@ -17,12 +17,19 @@ ghost_bytes(size_t n)
 }
 
 void
-ghost_init(struct ghost *g, void *mem, size_t n)
+ghost_resize(struct ghost *g, size_t n)
 {
-	*g = (struct ghost){ .entry = mem,
-			     .nbuckets = (uint32_t)(round_up(MAX(n, 1), GHOST_WAYS) / GHOST_WAYS) };
+	g->nbuckets = (uint32_t)(round_up(MAX(n, 1), GHOST_WAYS) / GHOST_WAYS);
+	g->shift = 0;
 	while ((n >> g->shift) > RESOLUTION)
 		g->shift++;
+}
+
+void
+ghost_init(struct ghost *g, void *mem, size_t n)
+{
+	*g = (struct ghost){ .entry = mem };
+	ghost_resize(g, n);
 }
 
 /* splitmix64's finaliser: keys are addresses or small numbers, and buckets want all bits. */

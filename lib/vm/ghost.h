@@ -27,9 +27,9 @@
 struct ghost {
 	uint32_t *
 		entry; /* (c) nbuckets * GHOST_WAYS of them, 0: empty; NULL: nothing is remembered */
-	uint32_t nbuckets; /* (c) */
-	unsigned shift;	   /* (c) a stamp counts 1 << shift evictions */
-	uint64_t clock;	   /* evictions so far */
+	uint32_t nbuckets;
+	unsigned shift; /* a stamp counts 1 << shift evictions */
+	uint64_t clock; /* evictions so far */
 };
 
 /* What ghost_init() needs for `n` entries, bytes. */
@@ -37,6 +37,12 @@ size_t ghost_bytes(size_t n);
 
 /* mem: ghost_bytes(n) of zeros, aligned to 4, the caller's for as long as `g` is used; NULL for none. */
 void ghost_init(struct ghost *g, void *mem, size_t n);
+
+/*
+ * The memory is ghost_bytes(n) from here on, with zeros behind what it was.  What is remembered is in the wrong place then: forgotten, or once
+ * in a while a wrong hint.
+ */
+void ghost_resize(struct ghost *g, size_t n);
 
 /*
  * A page was evicted.  Any key will do that is the same when the page comes back, and that no other page

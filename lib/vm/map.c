@@ -332,7 +332,6 @@ entry_pages(const struct map_entry *e)
 static void
 entry_link(struct map *m, struct map_entry *e, struct map_entry *prev, struct map_entry *next)
 {
-	assert(prev == NULL || prev->end <= e->start);
 	assert(next == NULL || e->end <= next->start);
 
 	e->prev = prev;
@@ -340,6 +339,7 @@ entry_link(struct map *m, struct map_entry *e, struct map_entry *prev, struct ma
 	e->linked = true;
 	e->loose = !tree_insert(m, e);
 	m->nloose += e->loose;
+	stores_in_order();
 	if (prev != NULL)
 		prev->next = e;
 	else
@@ -477,6 +477,7 @@ map_insert(struct map *m, struct map_entry *e)
 
 	assert(e->start < e->end && ((e->start | e->end) & PAGE_MASK) == 0);
 	assert(!e->linked);
+	/* Whoever looks from outside (adopt.h) finds it by the thread, whole. */
 	if ((prev != NULL && prev->end > e->start) || (next != NULL && next->start < e->end))
 		return -EEXIST;
 	entry_link(m, e, prev, next);
@@ -541,9 +542,11 @@ clip_at(struct map *m, uintptr_t at, struct map_entry **spare)
 	if (upper->object != NULL)
 		object_ref(upper->object);
 
-	e->end = at;
 	m->pages -= entry_pages(upper); /* which linking it adds again */
+	/* In this order there is never an address that is in none: adopt.h. */
 	entry_link(m, upper, e, e->next);
+	stores_in_order();
+	e->end = at;
 }
 
 void
@@ -577,10 +580,12 @@ map_join(struct map *m, uintptr_t start, uintptr_t end)
 			e = upper;
 			continue;
 		}
-		map_remove(m, upper);
 		if (atomic_load(&upper->unrecorded))
 			atomic_store(&e->unrecorded, true);
-		map_extend(m, e, upper->end);
+		m->pages += entry_pages(upper);
+		e->end = upper->end; /* as in clip_at() */
+		stores_in_order();
+		map_remove(m, upper);
 		upper->next = gone;
 		gone = upper;
 	}

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "vm/object.h"
@@ -40,15 +39,18 @@ object_dtor(void *item)
 void
 object_zones_init(struct object_zones *z, struct arena *a)
 {
+	z->relink = NULL;
 	zone_init(&z->object, a, "object", sizeof(struct object), object_ctor, object_dtor);
 	zone_init(&z->node, a, "node", sizeof(struct node), NULL, NULL);
 	zone_init(&z->leaf, a, "leaf", sizeof(struct leaf), leaf_ctor, leaf_dtor);
 	zone_init(&z->anon, a, "anon", sizeof(struct anon), NULL, NULL);
+	zone_init(&z->account, a, "account", sizeof(struct account), NULL, NULL);
 }
 
 void
 object_zones_fini(struct object_zones *z)
 {
+	zone_fini(&z->account);
 	zone_fini(&z->anon);
 	zone_fini(&z->leaf);
 	zone_fini(&z->node);
@@ -58,6 +60,7 @@ object_zones_fini(struct object_zones *z)
 void
 object_zones_trim(struct object_zones *z)
 {
+	zone_trim(&z->account);
 	zone_trim(&z->anon);
 	zone_trim(&z->leaf);
 	zone_trim(&z->node);
@@ -67,6 +70,7 @@ object_zones_trim(struct object_zones *z)
 void
 object_zones_check(struct object_zones *z)
 {
+	zone_check(&z->account);
 	zone_check(&z->anon);
 	zone_check(&z->leaf);
 	zone_check(&z->node);
@@ -138,13 +142,15 @@ object_free(struct object *o)
 }
 
 struct account *
-account_create(struct account *group)
+account_create(struct object_zones *z, struct account *group)
 {
-	struct account *a = calloc(1, sizeof *a);
+	struct account *a = zone_alloc(&z->account, ZONE_WAIT);
 
 	if (a == NULL)
 		return NULL;
+	memset(a, 0, sizeof *a);
 	atomic_init(&a->refs, 1);
+	a->zone = &z->account;
 	a->group = group != NULL ? account_ref(group) : NULL;
 	return a;
 }
@@ -163,7 +169,38 @@ account_unref(struct account *a)
 		return;
 	assert(atomic_load(&a->mapped) == 0);
 	account_unref(a->group);
-	free(a);
+	zone_free(a->zone, a);
+}
+
+unsigned
+account_share(const struct account *a, unsigned want)
+{
+	for (; a != NULL && want > 1; a = a->group) {
+		const unsigned most = atomic_load_explicit(&a->reads_max, memory_order_relaxed);
+		const unsigned now = atomic_load_explicit(&a->reads, memory_order_relaxed);
+
+		if (most != 0)
+			want = MIN(want, MAX(most - MIN(most, now), 1u));
+	}
+	return want;
+}
+
+struct account *
+account_reading(struct account *a, unsigned n)
+{
+	if (a == NULL || atomic_load_explicit(&a->reads_max, memory_order_relaxed) == 0)
+		return NULL;
+	atomic_fetch_add_explicit(&a->reads, n, memory_order_relaxed);
+	return account_ref(a);
+}
+
+void
+account_read(struct account *a, unsigned n)
+{
+	if (a == NULL)
+		return;
+	atomic_fetch_sub_explicit(&a->reads, n, memory_order_relaxed);
+	account_unref(a);
 }
 
 int
@@ -231,6 +268,7 @@ create_locked(struct object *o, uint64_t index, bool *created)
 			if (n == NULL)
 				return NULL;
 			memset(n, 0, sizeof *n);
+			stores_in_order();
 			*link = n;
 		}
 		link = &((struct node *)*link)->child[child_of(index, level)];
@@ -247,6 +285,7 @@ create_locked(struct object *o, uint64_t index, bool *created)
 	l->base = index & ~(uint64_t)(LEAF_SLOTS - 1);
 	l->nused = 0;
 	memset(l->slot, 0, sizeof l->slot);
+	stores_in_order();
 	*link = l;
 	*created = true;
 	return l;
@@ -334,8 +373,9 @@ prune(struct object *o, void **link, unsigned level, uint64_t base, uint64_t fir
 		empty = l->nused == 0;
 		pthread_mutex_unlock(&l->lock);
 		if (empty) {
-			zone_free(&o->zones->leaf, l);
 			*link = NULL;
+			stores_in_order();
+			zone_free(&o->zones->leaf, l);
 		}
 		return empty;
 	}
@@ -349,8 +389,11 @@ prune(struct object *o, void **link, unsigned level, uint64_t base, uint64_t fir
 			empty = false;
 	}
 	if (empty) {
-		zone_free(&o->zones->node, *link);
+		void *gone = *link;
+
 		*link = NULL;
+		stores_in_order();
+		zone_free(&o->zones->node, gone);
 	}
 	return freed;
 }
@@ -432,6 +475,36 @@ object_take_tree(struct object *to, struct object *from)
 	pthread_rwlock_wrlock(&to->lock);
 	to->root = root;
 	pthread_rwlock_unlock(&to->lock);
+}
+
+void
+relink_begin(const struct object *a, void *a_root, struct object *a_backing, uint64_t a_offset,
+	     const struct object *b, void *b_root, struct object *b_backing, uint64_t b_offset)
+{
+	struct relink *re = a->zones->relink;
+
+	if (re == NULL)
+		return;
+	assert(re->n == 0);
+	re->to[0].object = a;
+	re->to[0].root = a_root;
+	re->to[0].backing = a_backing;
+	re->to[0].offset = a_offset;
+	re->to[1].object = b;
+	re->to[1].root = b_root;
+	re->to[1].backing = b_backing;
+	re->to[1].offset = b_offset;
+	stores_in_order();
+	re->n = b != NULL ? 2 : 1;
+	stores_in_order();
+}
+
+void
+relink_end(const struct object *a)
+{
+	stores_in_order();
+	if (a->zones->relink != NULL)
+		a->zones->relink->n = 0;
 }
 
 static uint64_t

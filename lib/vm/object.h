@@ -79,9 +79,24 @@ struct node {
 	void *child[LEAF_SLOTS];
 };
 
+/*
+ * What becomes of objects whose trees and backing objects change hands, noted before the first step and until the last: for whoever
+ * finds this memory after a crash in between (adopt.h).
+ */
+struct relink {
+	unsigned n; /* 0: nothing changes now */
+	struct {
+		const struct object *object;
+		void *root;
+		struct object *backing;
+		uint64_t offset;
+	} to[2];
+};
+
 /* What objects are made of; one per runtime. */
 struct object_zones {
-	struct zone object, node, leaf, anon;
+	struct relink *relink; /* (c) NULL: nobody is going to look */
+	struct zone object, node, leaf, anon, account;
 };
 
 /*
@@ -92,20 +107,31 @@ struct object_zones {
  */
 struct account {
 	atomic_uint refs;	/* (a) objects, and whoever has made it */
+	struct zone *zone;	/* (c) */
+	char name[32];		/* (c) of a group; else "" */
 	struct account *group;	/* (c) counts as well; NULL: none */
 	atomic_size_t mapped;	/* (p) pages */
 	atomic_size_t limit;	/* (a) pages; 0: none */
 	atomic_size_t minimum;	/* (a) pages that others do not push out */
 	atomic_bool over;	/* (a) somebody waits for it to have less */
+	atomic_uint reads;	/* (a) pages that are being read in, as far as that is limited */
+	atomic_uint reads_max;	/* (a) of those, but for one that somebody waits for; 0: any */
 	uint64_t object, index; /* (m) where to go on when it is to have less: object id and page */
 	uint64_t again, pause;	/* (m) not before then, ns; and for how long the last time */
+	size_t files;		/* (m) audit.c: pages that the files of its pools have */
+	unsigned strikes;	/* (m) the same: how often in a row those were too many */
 };
 
-/* One reference, the caller's.  NULL: no memory.  The group gets one more. */
-struct account *account_create(struct account *group);
+/* One reference, the caller's, who holds no lock.  NULL: no memory.  The group, or NULL, gets one more. */
+struct account *account_create(struct object_zones *z, struct account *group);
 struct account *account_ref(struct account *a);
 /* NULL is fine. */
 void account_unref(struct account *a);
+/* How many of `want` pages may be read in now: one in any case.  NULL: all. */
+unsigned account_share(const struct account *a, unsigned want);
+/* So many are being read in; account_read() follows.  NULL: nobody counts. */
+struct account *account_reading(struct account *a, unsigned n);
+void account_read(struct account *a, unsigned n);
 
 struct object {
 	pthread_rwlock_t lock;
@@ -119,8 +145,9 @@ struct object {
 	uintptr_t pool;		    /* (m) its pages are there while MAPPED; 0: in one region */
 	atomic_bool unrecorded;	    /* (a) of one in a pool: as that of a map entry, in any place */
 	bool roams;		    /* (c) may be unmapped and mapped elsewhere with its pages */
-	bool apart;	   /* (c) its pool is for another process, which may see no other */
-	bool loose;	   /* (m) its pages may be staged without an address to wake */
+	bool apart; /* (c) its pool is for another process, which may see no other */
+	bool guest; /* (c) its pool is a file of another process: pages may go from it by themselves, and are zeros then */
+	bool loose; /* (m) its pages may be staged without an address to wake */
 	bool noreserve;	   /* (c) pages are promised when first touched, not when mapped */
 	bool readonly;	   /* (c) a snapshot */
 	bool parting;	   /* map->change: a clone that is being made has it already (cow.c) */
@@ -186,6 +213,12 @@ void object_take_tree(struct object *to, struct object *from);
 /* Slots in use, marks included; a snapshot. */
 uint64_t object_count(struct object *o);
 
+/* See struct relink.  => map.lock is held for writing; relink_end() follows.  b NULL: one object only. */
+void relink_begin(const struct object *a, void *a_root, struct object *a_backing, uint64_t a_offset,
+		  const struct object *b, void *b_root, struct object *b_backing,
+		  uint64_t b_offset);
+void relink_end(const struct object *a);
+
 /* Become a shadow of `backing`, whose reference passes to `o`; stop being one, and the reference is the caller's. */
 void object_shadow(struct object *o, struct object *backing, uint64_t offset);
 struct object *object_unshadow(struct object *o);
@@ -207,6 +240,7 @@ leaf_set_anon(struct leaf *l, unsigned i, struct anon *an)
 	assert((l->slot[i] & SLOT_ANON) == 0);
 	if (l->slot[i] == 0)
 		l->nused++;
+	stores_in_order(); /* what an anon is, before it is somebody's */
 	l->slot[i] = (uintptr_t)an | SLOT_ANON | (l->sourced ? SLOT_NAMED : 0);
 }
 

@@ -2,7 +2,8 @@
 #include "vm/page.h"
 
 int
-pages_init(struct pages *ps, struct arena *arena, size_t max, size_t frames, enum policy_kind kind)
+pages_init(struct pages *ps, struct arena *arena, size_t max, size_t frames, size_t most,
+	   enum policy_kind kind)
 {
 	const size_t nghosts = policy_ghost_bytes(kind, frames) / sizeof(uint32_t);
 	int r;
@@ -12,7 +13,8 @@ pages_init(struct pages *ps, struct arena *arena, size_t max, size_t frames, enu
 	if (r < 0)
 		return r;
 	if (nghosts > 0) {
-		r = wired_array_init(&ps->ghosts, arena, sizeof(uint32_t), nghosts);
+		r = wired_array_init(&ps->ghosts, arena, sizeof(uint32_t),
+				     policy_ghost_bytes(kind, most) / sizeof(uint32_t));
 		if (r < 0)
 			goto fini_table;
 		r = wired_array_grow(&ps->ghosts, nghosts);
@@ -45,6 +47,17 @@ pages_fini(struct pages *ps)
 	pthread_mutex_destroy(&ps->lock);
 }
 
+void
+pages_resize(struct pages *ps, size_t frames)
+{
+	if (ps->ghosts.base != NULL)
+		(void)wired_array_grow(&ps->ghosts,
+				       MIN(ghost_bytes(frames) / sizeof(uint32_t), ps->ghosts.max));
+	pthread_mutex_lock(&ps->lock);
+	policy_resize(&ps->policy, frames, ps->ghosts.n);
+	pthread_mutex_unlock(&ps->lock);
+}
+
 /* => ps->lock is held. */
 static bool
 grow_locked(struct pages *ps)
@@ -72,6 +85,8 @@ page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index)
 
 	pthread_mutex_lock(&ps->lock);
 	if (ps->free != PAGE_NONE || grow_locked(ps)) {
+		const uintptr_t word = leaf->slot[index];
+
 		pg = page_at(ps, ps->free);
 		ps->free = pg->node.next;
 		*pg = (struct page){ .anon = an,
@@ -79,7 +94,10 @@ page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index)
 				     .index = (uint16_t)index,
 				     .frame = FRAME_NONE,
 				     .slot = UINT32_MAX,
-				     .state = PAGE_FREE };
+				     .state = PAGE_FREE,
+				     .raw = word == 0		? PAGE_RAW_EMPTY
+					    : word == SLOT_BASE ? PAGE_RAW_MARKED
+								: PAGE_RAW_NOT };
 		policy_insert(&ps->policy, page_no(ps, pg));
 		page_set_state_locked(ps, pg, PAGE_TRANSIT);
 	}
@@ -120,18 +138,29 @@ charge(struct account *a, bool more)
 	}
 }
 
+static inline void
+set_state(struct pages *ps, struct page *pg, enum page_state state)
+{
+	const enum page_state was = atomic_load_explicit(&pg->state, memory_order_relaxed);
+
+	assert(ps->count[was] > 0);
+	ps->count[was]--;
+	ps->count[state]++;
+	if ((was == PAGE_MAPPED) != (state == PAGE_MAPPED)) {
+		struct account *account = pg->leaf->object->account;
+
+		if (named(pg))
+			ps->mapped_named += state == PAGE_MAPPED ? 1 : SIZE_MAX;
+		if (account != NULL)
+			charge(account, state == PAGE_MAPPED);
+	}
+	atomic_store_explicit(&pg->state, (uint8_t)state, memory_order_relaxed);
+}
+
 void
 page_set_state_locked(struct pages *ps, struct page *pg, enum page_state state)
 {
-	assert(ps->count[pg->state] > 0);
-	ps->count[pg->state]--;
-	ps->count[state]++;
-	ps->mapped_named -= pg->state == PAGE_MAPPED && named(pg);
-	ps->mapped_named += state == PAGE_MAPPED && named(pg);
-	if ((pg->state == PAGE_MAPPED) != (state == PAGE_MAPPED) &&
-	    pg->leaf->object->account != NULL)
-		charge(pg->leaf->object->account, state == PAGE_MAPPED);
-	atomic_store_explicit(&pg->state, (uint8_t)state, memory_order_relaxed);
+	set_state(ps, pg, state);
 }
 
 /* The states that each queue holds; see the drawing. */
@@ -141,7 +170,7 @@ belongs(enum page_queue q, enum page_state state)
 	return state == (q == Q_ACTIVE || q == Q_WIRED ? PAGE_MAPPED : PAGE_STAGED);
 }
 
-static void
+static inline void
 enter_queue(struct pages *ps, struct page *pg, enum page_queue q, enum page_state state)
 {
 	assert(page_queue_locked(pg) == Q_NONE && pg->anon != NULL && belongs(q, state));
@@ -149,7 +178,9 @@ enter_queue(struct pages *ps, struct page *pg, enum page_queue q, enum page_stat
 	assert((q != Q_CLEAN && q != Q_AHEAD) || pg->slot != UINT32_MAX ||
 	       pg->anon->kind == ANON_COPY);
 	(void)q;
-	page_set_state_locked(ps, pg, state);
+	pg->raw = PAGE_RAW_NOT;
+	stores_in_order();
+	set_state(ps, pg, state);
 }
 
 void
@@ -179,7 +210,22 @@ void
 page_dequeue_locked(struct pages *ps, struct page *pg)
 {
 	policy_take(&ps->policy, page_no(ps, pg));
-	page_set_state_locked(ps, pg, PAGE_TRANSIT);
+	set_state(ps, pg, PAGE_TRANSIT);
+}
+
+bool
+page_use_locked(struct pages *ps, struct page *pg)
+{
+	const pageno_t no = page_no(ps, pg);
+	const bool ahead = pg->node.queue == PQ_AHEAD;
+
+	assert(pg->frame == FRAME_NONE && pg->raw == PAGE_RAW_NOT);
+	policy_take(&ps->policy, no);
+	if (!ahead)
+		policy_touched(&ps->policy, no);
+	set_state(ps, pg, PAGE_MAPPED);
+	policy_put(&ps->policy, no, POLICY_MAPPED);
+	return ahead;
 }
 
 static bool
@@ -198,7 +244,7 @@ page_victims_locked(struct pages *ps, enum page_queue q, unsigned max, struct pa
 	n = policy_victims(&ps->policy, (enum policy_place)q, max, not_busy, ps, no);
 	for (unsigned i = 0; i < n; i++) {
 		victim[i] = page_at(ps, no[i]);
-		page_set_state_locked(ps, victim[i], PAGE_TRANSIT);
+		set_state(ps, victim[i], PAGE_TRANSIT);
 	}
 	return n;
 }
@@ -219,7 +265,8 @@ pages_check(struct pages *ps)
 		assert((q != Q_NONE) == (pg->state == PAGE_MAPPED || pg->state == PAGE_STAGED));
 		assert(pg->state != PAGE_LAUNDRY || pg->frame != FRAME_NONE);
 		assert(!pg->same || pg->state == PAGE_FREE ||
-		       (pg->state != PAGE_LAUNDRY && pg->slot != UINT32_MAX));
+		       (pg->state != PAGE_LAUNDRY &&
+			(pg->slot != UINT32_MAX || pg->leaf->sourced)));
 		if (q == Q_NONE)
 			continue;
 		assert(belongs(q, pg->state));

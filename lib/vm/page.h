@@ -74,9 +74,12 @@ struct page {
 	uint8_t shard;		 /* (b) of the region */
 	/* (q) and (b) to change, either to read.  Atomic, since a finished write only has (q). */
 	_Atomic uint8_t state;
-	bool alone; /* (b) its cluster could not be written: write it on its own */
-	bool same; /* (b) certainly what its slot has: lent and guarded (pmap.h), or recalled since */
+	bool alone : 1; /* (b) its cluster could not be written: write it on its own */
+	bool same : 1; /* (b) certainly what its slot or its source has: lent and guarded (pmap.h), or recalled since */
+	uint8_t raw : 2; /* (b) PAGE_RAW_*: it has not been in place yet, and nobody has seen it */
 };
+/* What the slot was before, and is again if this comes to nothing: empty, marked. */
+enum { PAGE_RAW_NOT, PAGE_RAW_EMPTY, PAGE_RAW_MARKED };
 _Static_assert(sizeof(struct page) == 48, "docs/architecture.md says so");
 
 struct pages {
@@ -89,9 +92,11 @@ struct pages {
 	size_t mapped_named;	   /* (q) those of MAPPED that are what a source has, or had */
 };
 
-/* Room for `max` pages, of which `frames` are in memory at most.  0 or -ENOMEM. */
-int pages_init(struct pages *ps, struct arena *arena, size_t max, size_t frames,
+/* Room for `max` pages, of which `frames` are in memory at most, or up to `most` if it is resized.  0 or -ENOMEM. */
+int pages_init(struct pages *ps, struct arena *arena, size_t max, size_t frames, size_t most,
 	       enum policy_kind kind);
+/* From here on `frames` are.  One thread at a time.  If the budget has no room, fewer of those that left are remembered than could be. */
+void pages_resize(struct pages *ps, size_t frames);
 /* Asserts that every page was freed. */
 void pages_fini(struct pages *ps);
 
@@ -131,9 +136,9 @@ page_queue_locked(const struct page *pg)
 	}
 }
 
-/* Pages on a queue. => the queue lock is held */
+/* Pages on a queue: exact with the queue lock held; without, a moment's. */
 static inline size_t
-page_count_locked(const struct pages *ps, enum page_queue q)
+page_count(const struct pages *ps, enum page_queue q)
 {
 	return policy_count(&ps->policy, (enum policy_place)q);
 }
@@ -151,6 +156,11 @@ void page_enqueue_head_locked(struct pages *ps, struct page *pg, enum page_queue
 /* Off its queue; state becomes TRANSIT. */
 void page_dequeue_locked(struct pages *ps, struct page *pg);
 void page_set_state_locked(struct pages *ps, struct page *pg, enum page_state state);
+/*
+ * A page that was touched while it was STAGED, busy and on its queue all the time, is in its region: to ACTIVE.  True if it was read ahead and this is
+ * its first use.
+ */
+bool page_use_locked(struct pages *ps, struct page *pg);
 
 /* Without: the same, one page. */
 void page_enqueue(struct pages *ps, struct page *pg, enum page_queue q, enum page_state state);

@@ -38,6 +38,14 @@ policy_init(struct policy *p, const struct policy_config *cfg)
 	ghost_init(&p->ghost, p->ops->ghosts ? cfg->ghost : NULL, cfg->frames);
 }
 
+void
+policy_resize(struct policy *p, size_t frames, size_t nghosts)
+{
+	p->frames = frames;
+	if (p->ghost.entry != NULL)
+		ghost_resize(&p->ghost, nghosts);
+}
+
 /* --- queues --- */
 
 #define TURN(p, ago) (((p)->turn - (ago)) & 3)
@@ -66,6 +74,13 @@ kept_gone(struct policy *p, struct policy_node *nd)
 	nd->count = 0;
 }
 
+/* One more page on a queue, or, with SIZE_MAX, one less.  Not a locked instruction: writers have the lock. */
+static void
+add(struct policy *p, enum policy_queue q, size_t n)
+{
+	atomic_store_explicit(&p->queue[q].n, policy_length(p, q) + n, memory_order_relaxed);
+}
+
 static void
 link_tail(struct policy *p, pageno_t no, enum policy_queue q)
 {
@@ -80,7 +95,7 @@ link_tail(struct policy *p, pageno_t no, enum policy_queue q)
 	else
 		policy_node(p, nd->prev)->next = no;
 	p->queue[q].tail = no;
-	p->queue[q].n++;
+	add(p, q, 1);
 	if (q == PQ_KEPT)
 		nd->count = TURN(p, 0);
 }
@@ -99,7 +114,7 @@ link_head(struct policy *p, pageno_t no, enum policy_queue q)
 	else
 		policy_node(p, nd->next)->prev = no;
 	p->queue[q].head = no;
-	p->queue[q].n++;
+	add(p, q, 1);
 	if (q == PQ_KEPT)
 		kept_first(p, nd);
 }
@@ -121,7 +136,7 @@ policy_take(struct policy *p, pageno_t no)
 		policy_node(p, nd->next)->prev = nd->prev;
 	nd->next = nd->prev = PAGE_NONE;
 	nd->queue = PQ_NONE;
-	p->queue[q].n--;
+	add(p, q, SIZE_MAX);
 	if (q == PQ_KEPT)
 		kept_gone(p, nd);
 }
@@ -287,9 +302,9 @@ kept_age(struct policy *p, pageno_t at[])
 		p->kept_over ==
 		0) { /* so that there are three ages at most, and the count has two bits of them */
 		p->kept_over = p->kept_before;
-		p->kept_before = p->queue[PQ_KEPT].n - p->kept_over;
+		p->kept_before = policy_length(p, PQ_KEPT) - p->kept_over;
 		p->turn++;
-		p->turn_left = p->queue[PQ_FRESH].n + p->queue[PQ_MAIN].n;
+		p->turn_left = policy_length(p, PQ_FRESH) + policy_length(p, PQ_MAIN);
 	}
 	if (p->kept_over == 0)
 		return;
@@ -338,7 +353,7 @@ policy_victims(struct policy *p, enum policy_place from, unsigned max, policy_ta
 		}
 		policy_take(p, no);
 		victim[n++] = no;
-		if ((q == PQ_FRESH || q == PQ_MAIN) && p->queue[PQ_KEPT].n > 0)
+		if ((q == PQ_FRESH || q == PQ_MAIN) && policy_length(p, PQ_KEPT) > 0)
 			kept_age(p, at);
 	}
 	return n;
@@ -367,10 +382,10 @@ policy_check(const struct policy *p)
 			prev = no;
 			n++;
 		}
-		assert(p->queue[q].tail == prev && p->queue[q].n == n);
+		assert(p->queue[q].tail == prev && policy_length(p, q) == n);
 		(void)n;
 		(void)prev;
 	}
-	assert(p->queue[PQ_NONE].n == 0);
+	assert(policy_length(p, PQ_NONE) == 0);
 	ghost_check(&p->ghost);
 }

@@ -40,7 +40,7 @@
  * Alternative looked at: policies as callbacks inside pageout.c, each with its own lists.  The order of
  * locks and the busy pages would have to be right in each of them; here they are in neither.
  *
- * No locks: the owner's (pages.lock) is held for every call.  Nothing is allocated: nodes and ghosts live in
+ * No locks: the owner's (pages.lock) is held for every call but policy_count().  Nothing is allocated: nodes and ghosts live in
  * memory that the owner gives.  All but policy_victims() take constant time.
  */
 #ifndef UP_POLICY_H
@@ -112,10 +112,10 @@ struct policy {
 	const struct policy_ops *ops; /* (c) */
 	char *nodes;		      /* (c) */
 	size_t stride;		      /* (c) */
-	size_t frames;		      /* (c) as configured */
+	size_t frames;		      /* as configured, or resized */
 	struct {
 		pageno_t head, tail; /* oldest, youngest */
-		size_t n;
+		atomic_size_t n;     /* (lock) to change */
 	} queue[PQ_COUNT];
 	/* Of KEPT, from its head: pages that are to be like others now; those from the turn before; the rest came in this one. */
 	size_t kept_over, kept_before;
@@ -143,6 +143,8 @@ struct policy_config {
 size_t policy_ghost_bytes(enum policy_kind kind, size_t frames);
 /* No failure.  What the config points to is the owner's, and in use from here on. */
 void policy_init(struct policy *p, const struct policy_config *cfg);
+/* Memory holds so many pages from here on; nghosts: what is there for ghosts now, in entries, no less than before; 0 if they are not wanted. */
+void policy_resize(struct policy *p, size_t frames, size_t nghosts);
 const char *policy_name(enum policy_kind kind);
 
 static inline struct policy_node *
@@ -151,22 +153,28 @@ policy_node(const struct policy *p, pageno_t no)
 	return (struct policy_node *)(p->nodes + (size_t)no * p->stride);
 }
 
-/* Pages at a place. */
+/* Pages on a queue, and at a place: with the lock held exactly; without, a moment's. */
+static inline size_t
+policy_length(const struct policy *p, enum policy_queue q)
+{
+	return atomic_load_explicit(&p->queue[q].n, memory_order_relaxed);
+}
+
 static inline size_t
 policy_count(const struct policy *p, enum policy_place place)
 {
 	switch (place) {
 	case POLICY_STAGED:
-		return p->queue[PQ_STAGED].n;
+		return policy_length(p, PQ_STAGED);
 	case POLICY_CLEAN:
-		return p->queue[PQ_CLEAN].n;
+		return policy_length(p, PQ_CLEAN);
 	case POLICY_AHEAD:
-		return p->queue[PQ_AHEAD].n;
+		return policy_length(p, PQ_AHEAD);
 	case POLICY_WIRED:
-		return p->queue[PQ_WIRED].n;
+		return policy_length(p, PQ_WIRED);
 	default:
-		return p->queue[PQ_COLD].n + p->queue[PQ_FRESH].n + p->queue[PQ_MAIN].n +
-		       p->queue[PQ_KEPT].n;
+		return policy_length(p, PQ_COLD) + policy_length(p, PQ_FRESH) +
+		       policy_length(p, PQ_MAIN) + policy_length(p, PQ_KEPT);
 	}
 }
 

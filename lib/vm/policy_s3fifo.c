@@ -44,8 +44,8 @@
 static inline size_t
 in_memory(const struct policy *p)
 {
-	return policy_count(p, POLICY_MAPPED) + p->queue[PQ_STAGED].n + p->queue[PQ_CLEAN].n +
-	       p->queue[PQ_AHEAD].n;
+	return policy_count(p, POLICY_MAPPED) + policy_length(p, PQ_STAGED) +
+	       policy_length(p, PQ_CLEAN) + policy_length(p, PQ_AHEAD);
 }
 
 static void
@@ -85,7 +85,7 @@ s3_remember(const struct policy *p, const struct policy_node *nd)
 static enum policy_queue
 s3_choose(const struct policy *p)
 {
-	return p->queue[PQ_FRESH].n > in_memory(p) / FRESH_PART ? PQ_FRESH : PQ_MAIN;
+	return policy_length(p, PQ_FRESH) > in_memory(p) / FRESH_PART ? PQ_FRESH : PQ_MAIN;
 }
 
 static bool

@@ -35,7 +35,7 @@ sfifo_refault(struct policy *p, struct policy_node *nd, uint32_t distance)
 {
 	nd->home = PQ_MAIN;
 	/* GHOST_UNKNOWN is farther than any. */
-	if (p->ops->ghosts && distance <= p->queue[PQ_MAIN].n)
+	if (p->ops->ghosts && distance <= policy_length(p, PQ_MAIN))
 		nd->count = 1;
 }
 

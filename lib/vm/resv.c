@@ -60,6 +60,19 @@ resv_give(struct resv *r, uint64_t n)
 	pthread_mutex_unlock(&r->lock);
 }
 
+bool
+resv_set(struct resv *r, uint64_t max)
+{
+	bool ok;
+
+	pthread_mutex_lock(&r->lock);
+	ok = r->used <= max;
+	if (ok)
+		r->max = max;
+	pthread_mutex_unlock(&r->lock);
+	return ok;
+}
+
 void
 resv_shrink(struct resv *r, uint64_t n)
 {

@@ -34,6 +34,8 @@ int resv_take(struct resv *r, uint64_t n);
 bool resv_try(struct resv *r, uint64_t n);
 void resv_give(struct resv *r, uint64_t n);
 
+/* From here on so much can be promised: true; or it is less than what is, and nothing changed. */
+bool resv_set(struct resv *r, uint64_t max);
 /* Something promised is gone for good (a bad slot); used may exceed max afterwards. */
 void resv_shrink(struct resv *r, uint64_t n);
 

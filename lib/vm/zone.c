@@ -78,25 +78,42 @@ struct slab {
 void
 budget_init(struct budget *b, size_t limit)
 {
-	b->limit = limit;
+	atomic_init(&b->limit, limit);
 	atomic_init(&b->used, 0);
 	atomic_init(&b->used_max, 0);
+}
+
+void
+budget_set_limit(struct budget *b, size_t limit)
+{
+	atomic_store(&b->limit, limit);
+}
+
+void
+budget_forget_max(struct budget *b)
+{
+	atomic_store(&b->used_max, atomic_load(&b->used));
 }
 
 bool
 budget_charge(struct budget *b, size_t bytes)
 {
 	size_t used = atomic_load_explicit(&b->used, memory_order_relaxed);
-	size_t max;
+	size_t max, limit;
 
 	do {
-		assert(used <= b->limit);
-		if (bytes > b->limit - used)
+		limit = atomic_load_explicit(&b->limit, memory_order_relaxed);
+		if (used > limit || bytes > limit - used)
 			return false;
 	} while (!atomic_compare_exchange_weak(&b->used, &used, used + bytes));
+	used += bytes;
+	/* It may have become lower meanwhile: who lowered it has seen this charge, or is seen here. */
+	if (used > atomic_load(&b->limit)) {
+		atomic_fetch_sub(&b->used, bytes);
+		return false;
+	}
 
 	/* Each level that `used` ever had is offered here, by whoever brought it about. */
-	used += bytes;
 	max = atomic_load_explicit(&b->used_max, memory_order_relaxed);
 	while (used > max && !atomic_compare_exchange_weak(&b->used_max, &max, used))
 		;
@@ -135,7 +152,9 @@ arena_charge(struct arena *a, size_t bytes)
 		return 0;
 	}
 	do {
-		if (bytes > a->limit - used)
+		const size_t limit = atomic_load_explicit(&a->limit, memory_order_relaxed);
+
+		if (used > limit || bytes > limit - used)
 			return -ENOMEM;
 	} while (!atomic_compare_exchange_weak(&a->committed, &used, used + bytes));
 	r = arena_charge(a->parent, bytes);
@@ -297,13 +316,19 @@ release:
 }
 
 int
-arena_sub_init(struct arena *a, struct arena *parent, size_t limit)
+arena_sub_init(struct arena *a, struct arena *parent, size_t max)
 {
-	const int r = arena_init(a, parent->ops, parent->ctx, parent->budget, limit);
+	const int r = arena_init(a, parent->ops, parent->ctx, parent->budget, max);
 
 	a->parent = parent;
-	a->limit = limit;
+	arena_sub_limit(a, max);
 	return r;
+}
+
+void
+arena_sub_limit(struct arena *a, size_t limit)
+{
+	atomic_store(&a->limit, limit);
 }
 
 void
@@ -744,4 +769,21 @@ zone_check(struct zone *z)
 #else
 	(void)z;
 #endif
+}
+
+size_t
+zone_find_items(const struct zone *like, const void *slab, uint64_t zone_then, const void *item[],
+		size_t max)
+{
+	const struct slab *const s = slab;
+	size_t n = 0;
+
+	if ((uint64_t)(uintptr_t)s->zone != zone_then || s->ncarved > like->slab_items)
+		return 0;
+	for (unsigned i = 0; i < s->ncarved && n < max; i++) {
+		if ((s->map[i / 64] >> i % 64 & 1) == 0)
+			item[n++] =
+				(const char *)slab + like->slab_first + (size_t)i * like->item_size;
+	}
+	return n;
 }

@@ -33,12 +33,18 @@
 
 /* The memory limit.  Every frame and every byte of metadata is charged before it exists. */
 struct budget {
-	size_t limit; /* constant */
+	atomic_size_t limit; /* one thread at a time changes it */
 	atomic_size_t used;
-	atomic_size_t used_max; /* highest `used` ever */
+	atomic_size_t used_max; /* highest `used` since the limit last changed */
 };
 
 void budget_init(struct budget *b, size_t limit);
+/*
+ * From here on this is the limit.  What is above it stays: once `used` has been seen at or below it, it never is above it again.
+ */
+void budget_set_limit(struct budget *b, size_t limit);
+/* Statistics begin anew. */
+void budget_forget_max(struct budget *b);
 /* True and counted, or false and nothing happened. */
 bool budget_charge(struct budget *b, size_t bytes);
 void budget_uncharge(struct budget *b, size_t bytes);
@@ -75,7 +81,7 @@ struct arena {
 	void *ctx;		     /* (c) */
 	struct budget *budget;	     /* (c) */
 	struct arena *parent;	     /* (c) NULL: it is no sub-arena */
-	size_t limit;		     /* (c) of a sub-arena: bytes */
+	atomic_size_t limit;	     /* (a) of a sub-arena: bytes */
 	pthread_mutex_t lock;
 	char *base;		 /* (c) slabs [0, nslabs) from here */
 	size_t nslabs;		 /* (c) reserved */
@@ -91,10 +97,11 @@ struct arena {
 int arena_init(struct arena *a, const struct arena_ops *ops, void *ctx, struct budget *b,
 	       size_t max);
 /*
- * The same out of `parent`, at most `limit` bytes of it.  Allocations beyond that fail at once: nothing can be reclaimed for them.
- * It goes before its parent does.
+ * The same out of `parent`, at most `max` bytes of it, or what arena_sub_limit() says later; what is above that stays.  Allocations
+ * beyond it fail at once: nothing can be reclaimed for them.  It goes before its parent does.
  */
-int arena_sub_init(struct arena *a, struct arena *parent, size_t limit);
+int arena_sub_init(struct arena *a, struct arena *parent, size_t max);
+void arena_sub_limit(struct arena *a, size_t limit);
 /* Asserts that everything was given back. */
 void arena_fini(struct arena *a);
 /* Bytes charged at present. */
@@ -147,6 +154,13 @@ void zone_free(struct zone *z, void *item);
 /* A zone keeps one empty slab, so that an item going to and fro costs no commit; give it back. */
 void zone_trim(struct zone *z);
 size_t zone_count(struct zone *z);
+/*
+ * For a successor: the items that were out of a slab of the same zone in a process that is no more, whose zone was at that address there.  At most
+ * `max` of them into item[]; 0: it is no such slab.  SLAB_SIZE bytes from `slab` on can be read, whatever they are.
+ */
+size_t zone_find_items(const struct zone *like, const void *slab, uint64_t zone_then,
+		       const void *item[], size_t max);
+#define SLAB_ITEMS_MAX (SLAB_SIZE / 16)
 /* Assert that slabs, free counts and nitems agree. */
 void zone_check(struct zone *z);
 

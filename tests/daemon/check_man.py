@@ -44,8 +44,12 @@ def main(pagerd, pager, directory):
     for flag in ('check-config', 'print-config', 'config', 'version', 'help'):
         if not re.search(rf'\bFl Fl {flag}\b', daemon):
             wrong.append(f'uffd-pagerd(8): no --{flag}')
-    if 'firecracker' not in daemon:
-        wrong.append('uffd-pagerd(8): no verb firecracker')
+    for verb in ('firecracker', 'criu'):
+        if not re.search(rf'^\.Cm {verb}$', daemon, re.M):
+            wrong.append(f'uffd-pagerd(8): no verb {verb}')
+    for flag in re.findall(r'--([a-z]+-[a-z-]+)', output(pagerd, 'criu', '--help')):
+        if flag != 'lazy-pages' and not re.search(rf'Fl Fl {flag}\b', daemon):
+            wrong.append(f'uffd-pagerd(8): no --{flag} of criu')
     usage = output(pager, '--help')
     verbs = set(re.findall(r'(?:Usage:|or:)\s+uffd-pager \[OPTION\.\.\.\] (\w+)', usage))
     found = set(re.findall(r'^\.It Cm (\w+)', tool, re.M))

@@ -6,7 +6,7 @@
  * says, a line at a time, becomes so, and is answered "ok":
  *
  *	name TEXT, group TEXT
- *	mapped|resident|swapped|zero|major|lost|p99 N	what counts() tells; the regions are made up of it
+ *	mapped|resident|swapped|zero|major|lost|p99|again|deferred N	what counts() tells; the regions are made up of it
  *	stubborn					it does not end when it is told to
  */
 #include <errno.h>
@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/histogram.h"
 #include "daemon.h"
 #include "listen.h"
 #include "log.h"
@@ -100,7 +101,20 @@ end(struct session *s)
 		leave(p);
 }
 
-static const struct session_ops ops = { "test", counts, map, evict, end, limit };
+/* All of them took as long as one in a hundred. */
+static bool
+latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *steps)
+{
+	const struct session_counts *const c = &((const struct puppet *)s)->counts;
+
+	steps->count = c->faults[kind];
+	steps->sum = steps->count * c->p99_ns;
+	for (unsigned i = 0; i < LATENCY_STEPS; i++)
+		steps->below[i] = c->p99_ns < UINT64_C(1) << (TALLY_SHIFT + i) ? steps->count : 0;
+	return true;
+}
+
+static const struct session_ops ops = { "test", counts, map, evict, end, limit, latency };
 
 static void
 obey(struct puppet *p, char *line)
@@ -115,7 +129,9 @@ obey(struct puppet *p, char *line)
 		      { "zero", &c->faults[UP_FAULT_ZERO] },
 		      { "major", &c->faults[UP_FAULT_MAJOR] },
 		      { "lost", &c->lost },
-		      { "p99", &c->p99_ns } };
+		      { "p99", &c->p99_ns },
+		      { "again", &c->again },
+		      { "deferred", &c->deferred } };
 	char *value = strchr(line, ' ');
 
 	if (value != NULL)
@@ -131,6 +147,9 @@ obey(struct puppet *p, char *line)
 			if (strcmp(line, words[i].word) == 0)
 				*words[i].n = strtoull(value, NULL, 10);
 	c->p50_ns = c->p99_ns / 4;
+	c->latency[UP_FAULT_MAJOR] = (struct up_latency){ .count = c->faults[UP_FAULT_MAJOR],
+							  .p50 = c->p50_ns,
+							  .p99 = c->p99_ns };
 }
 
 static void

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * sessions_stub.c: a registry for programs that are not the whole daemon.
+ * registry.c: a registry for programs that are not the whole daemon.
  */
 #include <fcntl.h>
 #include <stdio.h>

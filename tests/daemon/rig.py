@@ -92,6 +92,11 @@ class Daemon:
     def path(self, name):
         return f'{self.run}/{name}'
 
+    def served_by(self):
+        """The daemon itself: the guardian's only child."""
+        with open(f'/proc/{self.process.pid}/task/{self.process.pid}/children', encoding='ascii') as f:
+            return int(f.read().split()[0])
+
     def signal(self, sig):
         self.process.send_signal(sig)
 

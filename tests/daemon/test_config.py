@@ -126,6 +126,7 @@ class Config(unittest.TestCase):
         self.refused('[group a]\nminimum = 60%\n[group b]\nminimum = 41%\n', '101% of the budget')
         self.refused('[group a]\nminimum = 2G\nlimit = 1G\n', '[group a]: its minimum is above its limit')
         self.refused('[listen a]\ntype = native\n', '[listen a] has no path')
+        self.refused('[listen a]\ntype = criu\npath = a.sock\n', '[listen a] has no source')
         self.refused('[listen a]\npath = /x\ngroup = none-such\n', 'there is no [group none-such]')
 
     def test_bad_usage_is_2(self):

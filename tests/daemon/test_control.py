@@ -4,7 +4,9 @@
 import json
 import os
 import random
+import signal
 import socket
+import tempfile
 import time
 import unittest
 
@@ -50,9 +52,24 @@ class Verbs(unittest.TestCase):
             self.assertEqual(d.ask('limit')['limit'], 64 * MIB)
             self.assertEqual(d.ask('limit', client='vm-1', bytes=MIB)['limit'], MIB)
             self.assertEqual(d.ask('limit', client='vm-1', bytes=1)['errno'], 'EINVAL')
-            refused = d.ask('limit', bytes=128 * MIB)
-            self.assertEqual((refused['ok'], refused['errno']), (False, 'ENOTSUP'))
-            self.assertIn('restart', refused['error'])
+
+    def test_a_restore_by_criu_is_a_client(self):
+        with tempfile.TemporaryDirectory() as images:
+            config = f'[listen restores]\ntype = criu\npath = lazy-pages.socket\nsource = {images}\n'
+            with open(images + '/inventory.img', 'wb') as f:
+                f.write(b'\x16\x31\x31\x58\x02\0\0\0\x08\x02')
+            # One task, number 5; it has no memory: a zombie.
+            with open(images + '/pstree.img', 'wb') as f:
+                f.write(b'\x19CVT00\x27P\x02\0\0\0\x08\x05')
+            with Daemon(config=config) as d, socket.socket(socket.AF_UNIX) as s:
+                s.connect(d.path('lazy-pages.socket'))
+                (c,) = rig.wait_for('a client', lambda: d.ask('clients')['clients'])
+                self.assertEqual((c['kind'], c['pid'], c['mapped']), ('criu', os.getpid(), 0))
+                self.assertEqual(d.ask('map', client='#1')['client']['map'], [])
+                self.assertEqual(d.ask('evict', client='#1', bytes=MIB)['errno'], 'ENOTSUP')
+                s.sendall((-5).to_bytes(4, 'little', signed=True) + b'FTSR')
+                rig.wait_for('gone', lambda: not d.ask('clients')['clients'])
+                d.wait_log('nothing is missing any more')
 
     def test_trace(self):
         with Daemon() as d:
@@ -101,6 +118,58 @@ class Verbs(unittest.TestCase):
             d.puppet('short', major=500).close()
             rig.wait_for('gone', lambda: d.ask('status')['status']['clients'] == 0)
             self.assertEqual(d.ask('status')['status']['faults']['major'], 500)
+
+
+class Budget(unittest.TestCase):
+    def test_it_goes_up_and_down(self):
+        with Daemon('--memory', '64M', '--memory-max', '96M') as d:
+            for mib in (16, 96, 8, 64):
+                self.assertEqual(d.ask('limit', bytes=mib * MIB + 1), {'ok': True, 'limit': mib * MIB})
+                self.assertEqual(d.ask('limit')['limit'], mib * MIB)
+                budget = d.ask('status')['status']['budget']
+                self.assertEqual((budget['limit'], budget['limit_max']), (mib * MIB, 96 * MIB))
+                self.assertLessEqual(budget['used_max'], mib * MIB)
+            self.assertIn('the budget is 8 MiB now, was 96 MiB', d.log())
+            for bad in (97 * MIB, 1 << 20, 0):
+                self.assertEqual(d.ask('limit', bytes=bad)['errno'], 'EINVAL')
+            self.assertEqual(d.ask('limit')['limit'], 64 * MIB)
+
+    def test_groups_follow(self):
+        users = f'users = {os.getuid()}'
+        with Daemon(config=f'[daemon]\nmemory = 64M\n[group a]\n{users}\nlimit = 50%\nminimum = 40%\n') as d:
+            self.assertTrue(d.ask('limit', bytes=32 * MIB)['ok'])
+            group = d.ask('status')['status']['groups'][0]
+            self.assertEqual((group['limit'], group['minimum']), (16 * MIB, 32 * MIB * 40 // 100))
+
+    def test_what_is_said_meanwhile_is_answered_in_order(self):
+        with Daemon('--memory', '64M') as d, d.connect() as s:
+            s.sendall(b'{"verb":"limit","bytes":33554432}\n{"verb":"limit"}\n{"verb":"limit","bytes":16777216}\n')
+            s.shutdown(socket.SHUT_WR)
+            answers = [json.loads(rig.read_line(s) or 'null')]
+            self.assertEqual(answers[0], {'ok': True, 'limit': 32 * MIB})
+        with Daemon('--memory', '64M') as d, d.connect() as s:
+            s.sendall(b'{"verb":"limit","bytes":33554432}\n{"verb":"limit"}\n{"verb":"limit","bytes":16777216}\n')
+            self.assertEqual([json.loads(rig.read_line(s))['limit'] for _ in range(3)], [32 * MIB, 32 * MIB, 16 * MIB])
+
+    def test_who_asks_and_goes_has_asked_all_the_same(self):
+        with Daemon('--memory', '64M') as d:
+            with d.connect() as s:
+                s.sendall(b'{"verb":"limit","bytes":16777216}\n')
+            d.wait_log('the budget is 16 MiB now')
+            self.assertTrue(alive(d))
+
+    def test_a_reload_changes_it(self):
+        with Daemon(config='[daemon]\nmemory = 64M\nmemory_max = 96M\n') as d:
+            d.configure('[daemon]\nmemory = 80M\nmemory_max = 96M\n')
+            d.signal(signal.SIGHUP)
+            d.wait_log('the budget is 80 MiB now, was 64 MiB')
+            self.assertEqual(d.ask('limit')['limit'], 80 * MIB)
+            # More than there are addresses for: refused, and once more when it is asked for once more.
+            for n in (1, 2):
+                d.configure('[daemon]\nmemory = 128M\nmemory_max = 128M\n')
+                d.signal(signal.SIGHUP)
+                rig.wait_for('a refusal', lambda n=n: d.log().count('the budget stays 80 MiB, 128 MiB: Invalid argument') == n)
+            self.assertEqual(d.ask('limit')['limit'], 80 * MIB)
 
 
 class Junk(unittest.TestCase):
@@ -232,7 +301,7 @@ class Junk(unittest.TestCase):
 
     @staticmethod
     def memory(d):
-        with open(f'/proc/{d.process.pid}/statm', encoding='ascii') as f:
+        with open(f'/proc/{d.served_by()}/statm', encoding='ascii') as f:
             return int(f.read().split()[1]) * 4096
 
 

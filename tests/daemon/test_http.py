@@ -73,6 +73,32 @@ def parse_metrics(text):
     return samples, types
 
 
+def check_histograms(samples, types):
+    """Every histogram has all of its parts, cumulative and in order; ValueError."""
+    found = {}
+    for (name, labels), value in samples.items():
+        family = re.sub(r'_(count|sum|bucket)$', '', name)
+        if types.get(family) != 'histogram':
+            continue
+        part = name[len(family) + 1:]
+        rest = tuple((k, v) for k, v in labels if k != 'le')
+        h = found.setdefault((family, rest), {'bucket': []})
+        if part == 'bucket':
+            h['bucket'].append((float(dict(labels)['le']), value))
+        elif part in ('sum', 'count'):
+            h[part] = value
+        else:
+            raise ValueError(f'{name} of a histogram')
+    for key, h in found.items():
+        bounds = [b for b, _ in h['bucket']]
+        counts = [n for _, n in h['bucket']]
+        if bounds != sorted(set(bounds)) or bounds[-1] != float('inf') or counts != sorted(counts):
+            raise ValueError(f'{key}: {h}')
+        if h['count'] != counts[-1] or h['sum'] < 0 or (h['count'] == 0) != (h['sum'] == 0):
+            raise ValueError(f'{key}: {h}')
+    return found
+
+
 class Http(unittest.TestCase):
     def get(self, d, path, method='GET', headers='', where=None):
         if where is None:
@@ -93,7 +119,7 @@ class Http(unittest.TestCase):
 
     def test_metrics_are_what_prometheus_reads(self):
         with Daemon('--memory', '64M', config=PUPPETS) as d:
-            d.puppet('a "quoted\\name"', mapped=8192, resident=4096, major=3, zero=2, p99=1500)
+            d.puppet('a "quoted\\name"', mapped=8192, resident=4096, major=3, zero=2, p99=1500, again=5, deferred=7)
             d.puppet('b')
             status, head, body = self.get(d, '/metrics')
             self.assertEqual(status, 200)
@@ -109,14 +135,31 @@ class Http(unittest.TestCase):
             self.assertEqual(one('faults_total', kind='major'), 3)
             self.assertEqual(one('client_faults_total', client='1', kind_of_fault='zero'), 2)
             self.assertEqual(one('client_resident_bytes', client='1', name='a \\"quoted\\\\name\\"'), 4096)
-            self.assertEqual(one('client_fault_seconds', client='1', q='0.99'), 1.5e-6)
+            self.assertEqual(one('client_fault_seconds_count', client='1', kind_of_fault='major'), 3)
+            self.assertAlmostEqual(one('client_fault_seconds_sum', client='1', kind_of_fault='major'), 4.5e-6)
+            self.assertEqual(one('client_fault_seconds_bucket', client='1', kind_of_fault='major', le='1.024e-06'), 0)
+            self.assertEqual(one('client_fault_seconds_bucket', client='1', kind_of_fault='major', le='4.096e-06'), 3)
+            self.assertNotIn('client="2",', ''.join(re.findall('^uffd_pager_client_fault_seconds.*$', body, re.M)))
             self.assertEqual(one('fault_seconds_count', kind='soft'), 0)
-            self.assertEqual(types['uffd_pager_fault_seconds'], 'summary')
+            self.assertEqual(types['uffd_pager_fault_seconds'], 'histogram')
+            self.assertEqual((one('fault_again_total'), one('client_again_total', client='1')), (5, 5))
+            check_histograms(samples, types)
+            promtool = shutil.which('promtool')
+            if promtool is not None:
+                run = subprocess.run([promtool, 'check', 'metrics'], input=body, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                     timeout=rig.DEADLINE, check=False)
+                self.assertEqual((run.returncode, run.stdout), (0, ''))
 
     def test_the_parser_is_strict(self):
         for bad in ('x 1\n', '# HELP x y\n# TYPE x gauge\nx\n', '# HELP x y\n# TYPE x gauge\nx{a="b} 1\n', '# HELP x y\n# TYPE x gauge\nx 1',
                     '# HELP x y\n# TYPE x gauge\nx 1\nx 1\n', '# HELP x y\n# TYPE x counter\nx 1\n', '# HELP x y\n# TYPE x gauge\nx{a="\n"} 1\n'):
             self.assertRaises((ValueError, IndexError), parse_metrics, bad)
+
+    def test_histograms_are_looked_at(self):
+        text = ('# HELP x y\n# TYPE x histogram\nx_bucket{le="1"} %d\nx_bucket{le="2"} %d\nx_bucket{le="+Inf"} %d\nx_sum 9\nx_count %d\n')
+        self.assertEqual(len(check_histograms(*parse_metrics(text % (1, 2, 3, 3)))), 1)
+        for bad in ((3, 2, 3, 3), (1, 2, 3, 4), (1, 2, 1, 1)):
+            self.assertRaises(ValueError, check_histograms, *parse_metrics(text % bad))
 
     def test_healthz_says_when_it_drains(self):
         with Daemon(config=PUPPETS) as d:
@@ -135,6 +178,10 @@ class Http(unittest.TestCase):
             state = json.loads(body)
             self.assertEqual(state['status']['clients'], 1)
             self.assertEqual(len(state['clients'][0]['map']), 2)
+            self.assertEqual(state['clients'][0]['latency'], {})
+            d.puppet('b', major=9, p99=8000)
+            latency = json.loads(self.get(d, '/state.json')[2])['clients'][1]['latency']
+            self.assertEqual(latency, {'major': {'count': 9, 'p50_ns': 2000, 'p99_ns': 8000, 'p999_ns': 0}})
             status, head, body = self.get(d, '/')
             self.assertEqual(status, 200)
             self.assertIn('Content-Security-Policy', head)

@@ -74,11 +74,8 @@ class Starting(unittest.TestCase):
             for flags, says in ((['--run-dir', '/proc/x'], '/proc/x'), (['--run-dir', d.dir + '/' + 'y' * 120], 'longer than'),
                                 (['--run-dir', d.dir + '/c', '--socket-group', 'no-such-group'], "no group 'no-such-group'"),
                                 (['--run-dir', d.dir + '/c', '--metrics-listen', '0.0.0.0:0'], 'not the loopback'),
-                                (['--run-dir', d.dir + '/c', '--metrics-listen', 'x'], 'ADDRESS:PORT'),
-                                (['--run-dir', d.dir + '/c', '--listen-type', 'a=criu', '--listen-path', 'a=a.sock'], 'does not speak')):
+                                (['--run-dir', d.dir + '/c', '--metrics-listen', 'x'], 'ADDRESS:PORT')):
                 status, _, err = rig.run_pagerd('--state-dir', d.dir + '/cs', *flags)
-                if 'does not speak' in says and status == 0:
-                    continue
                 self.assertEqual(status, 1, flags)
                 self.assertIn(says, err)
                 if os.path.isdir(d.dir + '/c'):
@@ -163,7 +160,7 @@ class Starting(unittest.TestCase):
     def test_the_daemon_sleeps_when_nothing_happens(self):
         with Daemon() as d:
             def ticks():
-                with open(f'/proc/{d.process.pid}/stat', encoding='ascii') as f:
+                with open(f'/proc/{d.served_by()}/stat', encoding='ascii') as f:
                     fields = f.read().rsplit(')', 1)[1].split()
                 return int(fields[11]) + int(fields[12])
             before = ticks()
@@ -175,12 +172,12 @@ class Reloading(unittest.TestCase):
     def test_limits_are_reloaded_and_the_rest_is_told(self):
         with Daemon(config='[limits]\nclients = 7\n' + PUPPETS) as d:
             d.puppet('a')
-            d.configure('[daemon]\nmemory = 128M\n[limits]\nclients = 1\n[group all]\nusers = ' + str(os.getuid()) +
+            d.configure('[daemon]\ncompression = lz4\n[limits]\nclients = 1\n[group all]\nusers = ' + str(os.getuid()) +
                         '\nlimit = 1M\n' + PUPPETS)
             d.signal(signal.SIGHUP)
             d.wait_log('reload: done')
             self.assertIn('reload: limits.clients is 1 now, was 7', d.log())
-            self.assertIn('reload: daemon.memory stays auto: 128M takes a restart', d.log())
+            self.assertIn('reload: daemon.compression stays none: lz4 takes a restart', d.log())
             status = d.ask('status')['status']
             self.assertEqual(status['limits']['clients'], 1)
             self.assertEqual(status['groups'], [{'name': 'all', 'limit': 1 << 20, 'minimum': 0, 'clients': 1, 'resident': 0}])
@@ -280,7 +277,7 @@ class Ending(unittest.TestCase):
     def test_no_descriptors_are_left(self):
         with Daemon(config=PUPPETS) as d:
             def fds():
-                return len(os.listdir(f'/proc/{d.process.pid}/fd'))
+                return len(os.listdir(f'/proc/{d.served_by()}/fd'))
             d.ask('status')
             before = rig.wait_for('quiet', fds)
             for i in range(50):
@@ -295,14 +292,15 @@ class Ending(unittest.TestCase):
     def test_no_descriptors_left_is_no_end(self):
         with Daemon() as d:
             import resource
-            used = len(os.listdir(f'/proc/{d.process.pid}/fd'))
-            soft = resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE)
-            resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE, (used + 4, soft[1]))
+            pid = d.served_by()
+            used = len(os.listdir(f'/proc/{pid}/fd'))
+            soft = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 4, soft[1]))
             kept = [d.connect() for _ in range(12)]
             d.wait_log('a connection was refused')
             for s in kept:
                 s.close()
-            resource.prlimit(d.process.pid, resource.RLIMIT_NOFILE, soft)
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, soft)
             rig.wait_for('an answer', lambda: self.answers(d))
 
     @staticmethod

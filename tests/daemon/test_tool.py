@@ -39,14 +39,15 @@ class Words(unittest.TestCase):
             d.tool('trace')
             for words in (['status'], ['clients'], ['top'], ['map', 'vm-1'], ['map'], ['evict', '#1', '1'], ['limit'], ['trace', '-n', '3']):
                 self.assertTrue(json.loads(d.tool('--json', *words))['ok'])
-            self.assertEqual(json.loads(d.tool('--json', 'limit', '1G', status=1))['errno'], 'ENOTSUP')
+            self.assertEqual(d.tool('limit', '32M'), '32M\n')
+            self.assertEqual(json.loads(d.tool('--json', 'limit', '999G', status=1))['errno'], 'EINVAL')
             self.assertIn('draining', d.tool('drain'))
             self.assertIn('serving again', d.tool('drain', '--cancel'))
 
     def test_exit_statuses(self):
         with Daemon() as d:
             self.assertIn("there is no client 'nobody'", d.tool('map', 'nobody', status=1))
-            self.assertIn('restart', d.tool('limit', '1G', status=1))
+            self.assertIn('above memory_max', d.tool('limit', '999G', status=1))
             for words in ([], ['bogus'], ['evict'], ['evict', 'x'], ['evict', 'x', 'y'], ['status', 'x'], ['limit', 'a', 'b', 'c'],
                           ['--delay', '0', 'top'], ['--lines', 'x', 'trace'], ['evict', 'x', '9999999999T'], ['a', 'b', 'c', 'd', 'e']):
                 d.tool(*words, status=2)

@@ -1,0 +1,479 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * criu.c: a connection of `criu restore --lazy-pages`, from its first byte until the last page is there.
+ *
+ *	i32 PID, then a byte with a userfaultfd		a task; its memory is registered afterwards
+ *	i32 -PID					a zombie
+ *	"FTSR"						all is restored, and runs
+ *
+ *	           images read             "FTSR"                 nothing missing, or no process left
+ *	LOADING ---------------> RESTORING -----> TRANSFERRING ---.
+ *	   |                        |  end of the connection,      \
+ *	   | they are refused       |  or nonsense                  v
+ *	   |                        '---------> FAILED ---------> CLOSING: threads told to stop, handles closed --> freed
+ *	   '-----------------------------------------------------^    no process left, or some time later
+ *
+ * There is no answer in this protocol: who is refused finds the connection closed, which fails the restore, and the reason is in our log.
+ *
+ * CRIU tells us which task it is by its number, that of the images; which process that is now we do not know, nor need to.  And each task
+ * closes its own copy of the userfaultfd: ours is the only one.  So it is closed when no page is missing any more, or those that are
+ * have been poisoned, and before only if the restore has failed and its tasks have not gone of themselves.  (If this process is killed the
+ * kernel closes them, and what was missing reads as zeros.  See docs/architecture.md.)
+ */
+#include "criu.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "criu_image.h"
+#include "descriptors.h"
+#include "handles.h"
+#include "pmap/uffd_abi.h"
+
+#define READS_MAX 64 /* until others have their turn */
+
+/* Without one of those what the program does itself would give it old content, or zeros. */
+#define FEATURES                                                                          \
+	(UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | \
+	 UFFD_FEATURE_EVENT_UNMAP)
+
+enum phase { LOADING, RESTORING, TRANSFERRING, FAILED, CLOSING };
+
+struct criu {
+	struct session s;
+	struct criu_config cfg;
+	char dir[PATH_MAX];
+	struct handles uv; /* the timer is for looks */
+	uv_work_t work;
+	int connection;
+	enum phase phase;
+	bool transferred;	    /* it has been TRANSFERRING */
+	bool dropped;		    /* pages were not waited for */
+	bool complete;		    /* see criu_complete() */
+	uint64_t failed_at;	    /* ns */
+	int loaded;		    /* what the work has said */
+	struct criu_images *images; /* from then on */
+	struct fill *fill;	    /* from then on */
+	char word[4];		    /* as much of it as has come */
+	size_t have;
+	struct criu_task *task; /* whose userfaultfd comes next */
+	unsigned tasks, zombies;
+	uint64_t bytes;
+};
+
+static struct criu *
+of(const struct session *s)
+{
+	return container_of((struct session *)(uintptr_t)s, struct criu, s);
+}
+
+static const char *
+name_of(const struct criu *c, char buf[80])
+{
+	snprintf(buf, 80, "%.60s[%d]", c->s.name[0] != '\0' ? c->s.name : "criu", (int)c->s.pid);
+	return buf;
+}
+
+static void __attribute__((format(printf, 3, 4)))
+say(const struct criu *c, enum up_log_level level, const char *fmt, ...)
+{
+	char line[PATH_MAX + 200], name[80];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(line, sizeof line, fmt, ap);
+	va_end(ap);
+	log_line(&c->cfg.log, level, "%s: %s", name_of(c, name), line);
+}
+
+/* --- the end --- */
+
+/* Handles, work and threads are at their end. */
+static void
+bury(void *owner)
+{
+	struct criu *c = owner;
+	struct session_counts n = { 0 };
+
+	if (c->fill != NULL)
+		fill_counts(c->fill, &n);
+	c->complete = c->transferred && !c->dropped && n.lost == 0;
+	if (c->transferred)
+		say(c, c->complete ? UP_LOG_INFO : UP_LOG_WARNING,
+		    "%s: %llu pages because they were asked for, %llu before, %llu of zeros, %llu lost",
+		    c->complete ? "nothing is missing any more" : "ended",
+		    (unsigned long long)n.faults[UP_FAULT_MAJOR], (unsigned long long)n.prefetched,
+		    (unsigned long long)n.faults[UP_FAULT_ZERO], (unsigned long long)n.lost);
+	fill_destroy(c->fill);
+	c->fill = NULL;
+	criu_images_free(c->images);
+	if (c->connection >= 0)
+		close(c->connection);
+	session_gone(&c->s);
+	if (c->cfg.gone != NULL)
+		c->cfg.gone(c->cfg.ctx, &c->s);
+	free(c);
+}
+
+/* CRIU is told that it need not go on, if it still is there. */
+static void
+hang_up(struct criu *c)
+{
+	uv_poll_stop(&c->uv.socket);
+	shutdown(c->connection, SHUT_RDWR);
+}
+
+void
+criu_end(struct session *s, enum fill_end how, unsigned ms)
+{
+	struct criu *c = of(s);
+	const bool first = c->phase != CLOSING;
+
+	c->phase = CLOSING;
+	if (first) {
+		hang_up(c);
+		uv_timer_stop(&c->uv.timer);
+	}
+	if (c->fill != NULL) {
+		if (how != FILL_END_FILL)
+			c->dropped = true;
+		fill_stop(c->fill, how, ms);
+	} else if (first) {
+		handles_close(&c->uv);
+	}
+}
+
+/* Nobody misses anything. */
+static void
+over(struct criu *c)
+{
+	const bool dropped = c->dropped;
+
+	criu_end(&c->s, FILL_END_DROP, 0);
+	c->dropped = dropped;
+}
+
+static void
+on_look(uv_timer_t *t)
+{
+	struct criu *c = handles_owner(t);
+
+	if (!fill_alive(c->fill))
+		over(c);
+	else if (c->phase == FAILED &&
+		 now_ns() - c->failed_at > c->cfg.grace_ms * UINT64_C(1000000))
+		criu_end(&c->s, FILL_END_POISON, 0);
+}
+
+/* It does not get any further.  Tasks are there perhaps, until CRIU has killed them: they are served. */
+static void
+fail(struct criu *c, const char *why)
+{
+	say(c, UP_LOG_ERROR, "the restore has failed: %s", why);
+	c->phase = FAILED;
+	c->failed_at = now_ns();
+	if (!fill_alive(c->fill)) {
+		criu_end(&c->s, FILL_END_DROP, 0);
+		return;
+	}
+	hang_up(c);
+	uv_timer_start(&c->uv.timer, on_look, CRIU_LOOK_MS, CRIU_LOOK_MS);
+}
+
+/* The filler has found out something. */
+static void
+heard(void *owner)
+{
+	struct criu *c = owner;
+
+	if ((c->phase == TRANSFERRING || c->phase == FAILED) && !fill_alive(c->fill))
+		over(c);
+}
+
+/* --- what it says --- */
+
+/* NULL: it is what it should be. */
+static const char *
+take_task(struct criu *c, int fd)
+{
+	struct criu_task *t = c->task;
+	struct foreign_info info;
+	int r;
+
+	c->task = NULL;
+	if (foreign_info(fd, &info) < 0) {
+		close(fd);
+		return "a file descriptor that is no userfaultfd";
+	}
+	if ((info.features & FEATURES) != FEATURES) {
+		close(fd);
+		return "a userfaultfd that does not tell of fork(), mremap(), munmap() and madvise(): CRIU lacks a capability";
+	}
+	r = fill_add(c->fill, fd, t->range, t->n, FILL_OUTSIDE_ZERO | FILL_SOLE);
+	if (r < 0) {
+		close(fd);
+		say(c, UP_LOG_ERROR, "task %u can not be served: %s", t->pid, strerror(-r));
+		return "a task that can not be served";
+	}
+	c->tasks++;
+	c->bytes += t->bytes;
+	criu_task_finish(t);
+	return NULL;
+}
+
+static const char *
+take_word(struct criu *c, int32_t word)
+{
+	struct criu_task *t;
+
+	if (word == CRIU_FINISHED) {
+		if (c->tasks + c->zombies < c->images->n)
+			say(c, UP_LOG_WARNING, "%u tasks have come, the images have %zu",
+			    c->tasks + c->zombies, c->images->n);
+		say(c, UP_LOG_INFO, "restored: %u task%s, %llu MiB to come later, from %s",
+		    c->tasks, c->tasks == 1 ? "" : "s", (unsigned long long)(c->bytes >> 20),
+		    c->dir);
+		c->phase = TRANSFERRING;
+		c->transferred = true;
+		hang_up(c);
+		uv_timer_start(&c->uv.timer, on_look, CRIU_LOOK_MS, CRIU_LOOK_MS);
+		if (c->tasks > 0)
+			fill_transfer(c->fill);
+		else
+			over(c);
+		return NULL;
+	}
+	if (word == 0 || word == INT32_MIN)
+		return "something that is no number of a task";
+	t = criu_images_task(c->images, (uint32_t)(word < 0 ? -word : word));
+	if (t == NULL)
+		return "a task that the images do not have";
+	if (t->come)
+		return "a task for the second time";
+	if (word > 0 && !t->images)
+		return "a task whose memory the images do not have";
+	t->come = true;
+	if (word > 0)
+		c->task = t;
+	else
+		c->zombies++;
+	return NULL;
+}
+
+#define NO_TASK "a file descriptor that belongs to no task"
+
+/* The descriptor is used up. */
+static const char *
+take(struct criu *c, const char *data, size_t len, int fd)
+{
+	int32_t word;
+
+	if (c->task != NULL)
+		return fd >= 0 ? take_task(c, fd) : "a task without its userfaultfd";
+	if (fd >= 0) {
+		close(fd);
+		return NO_TASK;
+	}
+	memcpy(c->word + c->have, data, len);
+	c->have += len;
+	if (c->have < sizeof c->word)
+		return NULL;
+	c->have = 0;
+	memcpy(&word, c->word, sizeof word);
+	return take_word(c, word);
+}
+
+/* No more than what is wanted next, so that a descriptor is known by its place.  True: again. */
+static bool
+receive(struct criu *c)
+{
+	char data[sizeof c->word];
+	const size_t room = c->task != NULL ? 1 : sizeof c->word - c->have;
+	const char *wrong;
+	unsigned nfds = 0;
+	int fd = -1;
+	const ssize_t n = descriptors_receive(c->connection, data, room, &fd, &nfds, 1);
+
+	if (n == -EAGAIN || n == -EINTR)
+		return n == -EINTR;
+	if (n == -E2BIG || n == -EMFILE) {
+		if (nfds > 0)
+			close(fd);
+		wrong = n == -EMFILE	  ? descriptors_why(-EMFILE)
+			: c->task == NULL ? NO_TASK
+					  : "more than one file descriptor";
+	} else if (n <= 0) {
+		fail(c, "CRIU has hung up before it was done");
+		return false;
+	} else {
+		wrong = take(c, data, (size_t)n, fd);
+	}
+	if (wrong == NULL)
+		return c->phase == RESTORING;
+	say(c, UP_LOG_ERROR, "refused: %s", wrong);
+	fail(c, "it has been refused");
+	return false;
+}
+
+static void
+on_socket(uv_poll_t *h, int status, int events)
+{
+	struct criu *c = handles_owner(h);
+
+	(void)events;
+	if (status < 0) {
+		fail(c, "the connection is broken");
+		return;
+	}
+	for (unsigned i = 0; i < READS_MAX && receive(c); i++)
+		;
+}
+
+/* --- operations --- */
+
+static void
+counts(const struct session *s, struct session_counts *n)
+{
+	const struct criu *c = of(s);
+
+	if (c->fill != NULL)
+		fill_counts(c->fill, n);
+	else
+		memset(n, 0, sizeof *n);
+}
+
+static json_t *
+map(const struct session *s)
+{
+	const struct criu *c = of(s);
+
+	return c->fill != NULL ? fill_map(c->fill) : json_array();
+}
+
+static int64_t
+evict(struct session *s, uint64_t bytes)
+{
+	(void)s;
+	(void)bytes;
+	return -ENOTSUP;
+}
+
+/* What is restored gets what it misses; what is not is not wanted any more. */
+static void
+end(struct session *s)
+{
+	const struct criu *c = of(s);
+
+	criu_end(s, c->transferred ? FILL_END_FILL : FILL_END_POISON, c->cfg.end_ms);
+}
+
+static const struct session_ops ops = {
+	.kind = "criu",
+	.counts = counts,
+	.map = map,
+	.evict = evict,
+	.end = end,
+};
+
+bool
+criu_complete(const struct session *s)
+{
+	return of(s)->complete;
+}
+
+/* --- the beginning --- */
+
+/* In a thread of the pool. */
+static void
+load(uv_work_t *w)
+{
+	struct criu *c = w->data;
+
+	c->loaded = criu_images_load(&c->images, c->dir, &c->cfg.log);
+}
+
+static void
+after_load(uv_work_t *w, int status)
+{
+	struct criu *c = w->data;
+	char name[80];
+	const struct fill_config cfg = {
+		.name = name_of(c, name),
+		.log = c->cfg.log,
+		.notify = handles_notify,
+		.ctx = &c->uv,
+		.pidfd = -1,
+		.transfer = true,
+		.call_mask = c->cfg.call_mask,
+	};
+	int r = status < 0 ? status : c->loaded;
+
+	if (c->phase == LOADING && r == 0)
+		r = fill_create(&c->fill, &cfg);
+	if (c->phase == LOADING && r == 0) {
+		c->phase = RESTORING;
+		r = uv_poll_start(&c->uv.socket, UV_READABLE, on_socket);
+	}
+	if (r < 0 && c->phase != CLOSING) {
+		say(c, UP_LOG_ERROR, "refused: its images can not be served: %s", strerror(-r));
+		criu_end(&c->s, FILL_END_DROP, 0);
+	}
+	handles_drop(&c->uv);
+}
+
+int
+criu_open(uv_loop_t *loop, int connection, const struct criu_config *cfg, struct session **out)
+{
+	struct criu *c = calloc(1, sizeof *c);
+	struct ucred cred = { 0 };
+	socklen_t len = sizeof cred;
+	int r = 0;
+
+	*out = NULL;
+	if (c == NULL)
+		return -ENOMEM;
+	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
+		r = -errno;
+	else if ((size_t)snprintf(c->dir, sizeof c->dir, "%s", cfg->dir) >= sizeof c->dir)
+		r = -ENAMETOOLONG;
+	if (r < 0) {
+		free(c);
+		return r;
+	}
+	c->cfg = *cfg;
+	c->cfg.dir = c->dir;
+	if (c->cfg.end_ms == 0)
+		c->cfg.end_ms = CRIU_END_MS;
+	if (c->cfg.grace_ms == 0)
+		c->cfg.grace_ms = CRIU_GRACE_MS;
+	c->connection = -1;
+	c->s.ops = &ops;
+	c->s.pid = cred.pid;
+	c->s.uid = cred.uid;
+	c->s.gid = cred.gid;
+	session_come(&c->s);
+	c->uv.heard = heard;
+	c->uv.closed = bury;
+	r = handles_open(&c->uv, loop, connection, c);
+	if (r == 0) {
+		c->work.data = c;
+		r = uv_queue_work(loop, &c->work, load, after_load);
+	}
+	if (r < 0) {
+		/* It goes of itself, later. */
+		c->cfg.gone = NULL;
+		c->phase = CLOSING;
+		handles_close(&c->uv);
+		return r;
+	}
+	handles_hold(&c->uv); /* the work */
+	c->connection = connection;
+	*out = &c->s;
+	return 0;
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "descriptors.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#ifndef SO_PEERPIDFD /* Linux 6.5 */
+#define SO_PEERPIDFD 77
+#endif
+
+/* Those of a message that has been received. */
+static int
+take(struct msghdr *msg, int fd[], unsigned *n, unsigned max)
+{
+	int r = 0;
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL; c = CMSG_NXTHDR(msg, c)) {
+		const unsigned char *data = CMSG_DATA(c);
+		size_t count;
+
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		for (size_t i = 0; i < count; i++) {
+			int one;
+
+			memcpy(&one, data + i * sizeof one, sizeof one);
+			if (*n < max) {
+				fd[(*n)++] = one;
+			} else {
+				close(one);
+				r = -E2BIG;
+			}
+		}
+	}
+	return msg->msg_flags & MSG_CTRUNC ? -EMFILE : r;
+}
+
+ssize_t
+descriptors_receive(int connection, void *data, size_t size, int fd[], unsigned *n, unsigned max)
+{
+	union {
+		struct cmsghdr align;
+		char space[CMSG_SPACE(DESCRIPTORS_MAX * sizeof(int))];
+	} control;
+	struct iovec iov = { data, size };
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof control,
+	};
+	const ssize_t len = recvmsg(connection, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	int r;
+
+	if (len < 0)
+		return -errno;
+	r = take(&msg, fd, n, max);
+	return r < 0 ? r : len;
+}
+
+const char *
+descriptors_why(int r)
+{
+	return r == -E2BIG ? "too many file descriptors"
+			   : "its file descriptors could not be received, a limit of ours";
+}
+
+int
+descriptors_peer(int connection, pid_t pid)
+{
+	socklen_t len = sizeof(int);
+	int fd = -1;
+
+	if (getsockopt(connection, SOL_SOCKET, SO_PEERPIDFD, &fd, &len) == 0 && fd >= 0) {
+		fcntl(fd, F_SETFD, FD_CLOEXEC);
+		return fd;
+	}
+	if (pid <= 0)
+		return -ESRCH;
+	fd = (int)syscall(SYS_pidfd_open, pid, 0);
+	return fd < 0 ? -errno : fd;
+}

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * descriptors.h (private): file descriptors that come over a Unix socket.
+ */
+#ifndef UP_DAEMON_DESCRIPTORS_H
+#define UP_DAEMON_DESCRIPTORS_H
+
+#include <sys/socket.h>
+#include <sys/types.h>
+
+#define DESCRIPTORS_MAX 16u
+
+/*
+ * Bytes that are there, up to `size`, and what comes along with them, behind the *n that there are in fd[].  0: the other end has closed it.  Not blocking: -EAGAIN,
+ * -EINTR.  -E2BIG: more descriptors than `max` (<= DESCRIPTORS_MAX) in all, and the rest is closed; -EMFILE: some could not be received.
+ */
+ssize_t descriptors_receive(int connection, void *data, size_t size, int fd[], unsigned *n,
+			    unsigned max);
+/* -E2BIG, -EMFILE in words. */
+const char *descriptors_why(int r);
+
+/* A pidfd of who is at the other end, whose pid is `pid`; the caller's.  A negative errno. */
+int descriptors_peer(int connection, pid_t pid);
+
+#endif

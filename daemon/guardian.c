@@ -1,0 +1,510 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "guardian.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "daemon.h"
+#include "log.h"
+
+/* The daemon's end of the socket, in its environment. */
+#define SOCKET_ENV "UFFD_PAGERD_GUARDIAN"
+#define BUCKETS 4096u
+#define EXEC_TRIES 100u /* 2 s */
+#define CRASHES_MAX 5u	/* in a row, each */
+#define CRASH_MS 10000u /* within so long of the one before */
+
+enum kept_type {
+	KEPT_KEEP = 1, /* a name and its descriptor, either way */
+	KEPT_DROP,
+	KEPT_ALL,    /* to a daemon: that was all of them */
+	KEPT_SERVES, /* from a daemon */
+};
+
+struct kept_msg {
+	uint32_t type;
+	char name[STORE_NAME_MAX];
+};
+
+/* A descriptor that is kept. */
+struct kept {
+	struct kept *next; /* of its bucket */
+	int fd;
+	char name[STORE_NAME_MAX];
+};
+
+/* --- names and descriptors, on either side --- */
+
+struct table {
+	struct kept *bucket[BUCKETS];
+};
+
+static struct kept **
+find(struct table *t, const char *name)
+{
+	uint32_t h =
+		2166136261u; /* FNV-1a: there is nobody to guard against, names are the daemon's */
+	struct kept **link;
+
+	for (const char *c = name; *c != '\0'; c++)
+		h = (h ^ (unsigned char)*c) * 16777619u;
+	for (link = &t->bucket[h % BUCKETS]; *link != NULL && strcmp((*link)->name, name) != 0;
+	     link = &(*link)->next)
+		;
+	return link;
+}
+
+/* What was there is closed.  The descriptor is the table's. */
+static int
+put(struct table *t, const char *name, int fd)
+{
+	struct kept **const link = find(t, name), *k = *link;
+
+	if (k == NULL) {
+		k = calloc(1, sizeof(*k));
+		if (k == NULL) {
+			close(fd);
+			return -ENOMEM;
+		}
+		snprintf(k->name, sizeof(k->name), "%s", name);
+		*link = k;
+	} else {
+		close(k->fd);
+	}
+	k->fd = fd;
+	return 0;
+}
+
+/* -1: there is none.  The caller's. */
+static int
+cut(struct table *t, const char *name)
+{
+	struct kept **const link = find(t, name), *const k = *link;
+	int fd;
+
+	if (k == NULL)
+		return -1;
+	fd = k->fd;
+	*link = k->next;
+	free(k);
+	return fd;
+}
+
+/* --- messages --- */
+
+static int
+tell(int sock, enum kept_type type, const char *name, int fd)
+{
+	struct kept_msg m = { .type = type };
+	struct iovec iov = { &m, sizeof(m) };
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control = { .bytes = { 0 } };
+	struct msghdr h = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t n;
+
+	snprintf(m.name, sizeof(m.name), "%s", name);
+	if (fd >= 0) {
+		h.msg_control = control.bytes;
+		h.msg_controllen = sizeof(control.bytes);
+		*CMSG_FIRSTHDR(&h) = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(int)),
+						       .cmsg_level = SOL_SOCKET,
+						       .cmsg_type = SCM_RIGHTS };
+		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&h)), &fd, sizeof(fd));
+	}
+	do {
+		n = sendmsg(sock, &h, MSG_NOSIGNAL);
+	} while (n < 0 && errno == EINTR);
+	return n == (ssize_t)sizeof(m) ? 0 : n < 0 ? -errno : -EPROTO;
+}
+
+/* 0; -ENOTCONN: that was all; *fd: the caller's, or -1. */
+static int
+hear(int sock, struct kept_msg *m, int *fd, int flags)
+{
+	struct iovec iov = { m, sizeof(*m) };
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct msghdr h = { .msg_iov = &iov,
+			    .msg_iovlen = 1,
+			    .msg_control = control.bytes,
+			    .msg_controllen = sizeof(control.bytes) };
+	ssize_t n;
+
+	*fd = -1;
+	do {
+		n = recvmsg(sock, &h, flags | MSG_CMSG_CLOEXEC);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	if (CMSG_FIRSTHDR(&h) != NULL && CMSG_FIRSTHDR(&h)->cmsg_type == SCM_RIGHTS)
+		memcpy(fd, CMSG_DATA(CMSG_FIRSTHDR(&h)), sizeof(*fd));
+	if (n == 0)
+		return -ENOTCONN;
+	if (n != (ssize_t)sizeof(*m) || (h.msg_flags & MSG_CTRUNC)) {
+		if (*fd >= 0)
+			close(*fd);
+		*fd = -1;
+		return -EPROTO;
+	}
+	m->name[sizeof(m->name) - 1] = '\0';
+	return 0;
+}
+
+/* --- the guardian --- */
+
+static struct {
+	struct table table;
+	char exe[PATH_MAX];
+	char **argv;
+	sigset_t before; /* the signals that were blocked */
+	pid_t self, child;
+	int sock, signal;    /* signal: of which the last one died */
+	bool serves, ending; /* ending: it has been told to */
+	uint64_t since;	     /* when there was a daemon last, ns */
+} guard = { .sock = -1 };
+
+/* In the child: it is a daemon, in the file that is there now. */
+static void
+become_daemon(int sock)
+{
+	char text[16];
+
+	/* Whoever is told that the guardian is gone must not find somebody who serves. */
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != guard.self) /* it went before that */
+		_exit(EXIT_FAILURE);
+	/* A terminal's ^C is for the guardian, who hands it on. */
+	setpgid(0, 0);
+	fcntl(sock, F_SETFD, 0);
+	snprintf(text, sizeof(text), "%d", sock);
+	setenv(SOCKET_ENV, text, 1);
+	/* What systemd said to us is meant for the daemon. */
+	snprintf(text, sizeof(text), "%d", (int)getpid());
+	if (getenv("LISTEN_PID") != NULL)
+		setenv("LISTEN_PID", text, 1);
+	if (getenv("WATCHDOG_PID") != NULL)
+		setenv("WATCHDOG_PID", text, 1);
+	sigprocmask(SIG_SETMASK, &guard.before, NULL);
+	/* Where a new version is just being put. */
+	for (unsigned tries = 0; tries < EXEC_TRIES; tries++) {
+		execv(guard.exe, guard.argv);
+		if (errno != EACCES && errno != ETXTBSY && errno != ENOENT)
+			break;
+		usleep(20000);
+	}
+	fprintf(stderr, "uffd-pagerd: %s: %s\n", guard.exe, strerror(errno));
+	_exit(EXIT_FAILURE);
+}
+
+/* A daemon, and all that is kept to it.  0 or -errno. */
+static int
+start(void)
+{
+	int pair[2], r = 0;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		return -errno;
+	guard.serves = false;
+	guard.child = fork();
+	if (guard.child == 0)
+		become_daemon(pair[1]);
+	if (guard.child < 0)
+		r = -errno;
+	close(pair[1]);
+	guard.sock = pair[0];
+	for (unsigned b = 0; b < BUCKETS && r == 0; b++)
+		for (const struct kept *k = guard.table.bucket[b]; k != NULL && r == 0; k = k->next)
+			r = tell(guard.sock, KEPT_KEEP, k->name, k->fd);
+	if (r == 0)
+		r = tell(guard.sock, KEPT_ALL, "", -1);
+	/* It has died of something meanwhile: that is seen in due time. */
+	return r == -EPIPE || r == -ECONNRESET ? 0 : r;
+}
+
+/* False: there is nothing more to hear, or now. */
+static bool
+listen_to(int flags)
+{
+	struct kept_msg m;
+	int fd, r = hear(guard.sock, &m, &fd, flags);
+
+	if (r < 0) {
+		if (r == -EPROTO)
+			log_error("guardian: the daemon says what it may not");
+		return r == -EPROTO;
+	}
+	if (m.type == KEPT_KEEP && fd >= 0) {
+		if (put(&guard.table, m.name, fd) < 0)
+			log_error("guardian: out of memory: %s is not kept", m.name);
+		return true;
+	}
+	if (m.type == KEPT_DROP) {
+		const int old = cut(&guard.table, m.name);
+
+		if (old >= 0)
+			close(old);
+	}
+	guard.serves |= m.type == KEPT_SERVES;
+	if (fd >= 0)
+		close(fd);
+	return true;
+}
+
+/* What a daemon of ours that has ended had still to say, and what it ended with.  -1: it was killed. */
+static int
+bury(void)
+{
+	int status;
+
+	while (waitpid(guard.child, &status, 0) < 0 && errno == EINTR)
+		;
+	while (listen_to(MSG_DONTWAIT))
+		;
+	close(guard.sock);
+	guard.sock = -1;
+	guard.child = -1;
+	if (WIFEXITED(status))
+		return WEXITSTATUS(status);
+	guard.signal = WTERMSIG(status);
+	log_error("guardian: the daemon was killed: %s", strsignal(guard.signal));
+	return -1;
+}
+
+/* The exit status; what is handed on, or done with it, when a signal has come.  -1: go on. */
+static void
+on_signal(int sig)
+{
+	if (sig == SIGUSR2) {
+		log_info("guardian: starting %s anew", guard.exe);
+		kill(guard.child, SIGKILL);
+	} else if (sig != SIGCHLD) {
+		guard.ending |= sig == SIGTERM || sig == SIGINT;
+		kill(guard.child, sig);
+	}
+}
+
+/* Wait until the daemon ends: with what, or -1.  away_ns: so long it may take until it serves. */
+static int
+watch(int signals, uint64_t away_ns)
+{
+	const int pidfd = (int)syscall(SYS_pidfd_open, guard.child, 0);
+
+	for (;;) {
+		struct pollfd pf[3] = { { .fd = pidfd, .events = POLLIN },
+					{ .fd = signals, .events = POLLIN },
+					{ .fd = guard.sock, .events = POLLIN } };
+		struct signalfd_siginfo si;
+		int ms = -1;
+
+		if (!guard.serves && guard.since != 0) {
+			const uint64_t now = monotonic_ns();
+
+			ms = now < guard.since + away_ns
+				     ? (int)((guard.since + away_ns - now) / 1000000) + 1
+				     : 0;
+		}
+		if (poll(pf, 3, ms) == 0 && ms >= 0) {
+			log_error("guardian: nobody has served for away_timeout");
+			kill(guard.child, SIGKILL);
+			bury();
+			return EXIT_FAILURE;
+		}
+		if (pf[1].revents != 0 && read(signals, &si, sizeof(si)) == (ssize_t)sizeof(si))
+			on_signal((int)si.ssi_signo);
+		if (pf[2].revents != 0 && !listen_to(MSG_DONTWAIT) && (pf[2].revents & POLLHUP))
+			pf[0].revents = POLLIN; /* it has closed it, so it ends */
+		if (guard.serves)
+			guard.since = 0;
+		if (pf[0].revents != 0) {
+			const int status = bury();
+
+			if (pidfd >= 0)
+				close(pidfd);
+			return status;
+		}
+	}
+}
+
+int
+guardian_run(char **argv, uint64_t away_ms)
+{
+	unsigned crashes = 0;
+	uint64_t last = 0;
+	struct rlimit lim;
+	sigset_t set;
+	int signals, status;
+	ssize_t n;
+
+	n = readlink("/proc/self/exe", guard.exe, sizeof(guard.exe) - 1);
+	if (n <= 0)
+		return -1;
+	guard.exe[n] = '\0';
+	guard.argv = argv;
+	guard.self = getpid();
+	if (getrlimit(RLIMIT_NOFILE, &lim) == 0) {
+		lim.rlim_cur = lim.rlim_max;
+		(void)setrlimit(RLIMIT_NOFILE, &lim);
+	}
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGUSR2);
+	sigaddset(&set, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &set, &guard.before);
+	signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (signals < 0) {
+		sigprocmask(SIG_SETMASK, &guard.before, NULL);
+		return -1;
+	}
+	prctl(PR_SET_NAME, "uffd-guardian");
+	for (;;) {
+		const int r = start();
+
+		if (r < 0) {
+			log_error("guardian: no daemon can be started: %s", strerror(-r));
+			exit(EXIT_FAILURE);
+		}
+		status = watch(signals, away_ms * 1000000);
+		if (status >= 0)
+			exit(status);
+		if (guard.ending)
+			exit(EXIT_FAILURE);
+		guard.since = monotonic_ns();
+		/* One that is killed while it serves may be as often as somebody likes. */
+		if (guard.serves && guard.signal == SIGKILL)
+			continue;
+		crashes = last != 0 && guard.since - last < CRASH_MS * UINT64_C(1000000)
+				  ? crashes + 1
+				  : 1;
+		last = guard.since;
+		if (crashes >= CRASHES_MAX) {
+			log_error("guardian: %u crashes in a row, each within %u s: giving up",
+				  crashes, CRASH_MS / 1000);
+			exit(EXIT_FAILURE);
+		}
+	}
+}
+
+/* --- in a daemon --- */
+
+static struct {
+	int sock, pidfd;
+	pthread_mutex_t lock; /* one message at a time */
+	struct table before;  /* of a predecessor; the loop's thread */
+} kept = { .sock = -1, .pidfd = -1, .lock = PTHREAD_MUTEX_INITIALIZER };
+
+bool
+kept_open(void)
+{
+	const char *const text = getenv(SOCKET_ENV);
+	struct kept_msg m;
+	int fd, r;
+
+	if (text == NULL)
+		return false;
+	kept.sock = atoi(text);
+	unsetenv(SOCKET_ENV);
+	fcntl(kept.sock, F_SETFD, FD_CLOEXEC);
+	kept.pidfd = (int)syscall(SYS_pidfd_open, getppid(), 0);
+	while ((r = hear(kept.sock, &m, &fd, 0)) == 0 && m.type == KEPT_KEEP)
+		if (fd >= 0 && put(&kept.before, m.name, fd) < 0)
+			r = -ENOMEM;
+	if (r == 0 && m.type == KEPT_ALL && kept.pidfd >= 0)
+		return true;
+	log_error("the guardian does not say what it keeps: %s", strerror(r < 0 ? -r : EPROTO));
+	_exit(EXIT_FAILURE);
+}
+
+bool
+kept_any(void)
+{
+	return kept.sock >= 0;
+}
+
+int
+kept_pidfd(void)
+{
+	return kept.pidfd;
+}
+
+int
+kept_take(void *unused, const char *name)
+{
+	(void)unused;
+	return cut(&kept.before, name);
+}
+
+static void
+say(enum kept_type type, const char *name, int fd)
+{
+	int r;
+
+	pthread_mutex_lock(&kept.lock);
+	r = tell(kept.sock, type, name, fd);
+	pthread_mutex_unlock(&kept.lock);
+	/* If it is gone, so are we in a moment. */
+	if (r < 0 && r != -EPIPE)
+		log_error("the guardian does not take %s: %s", name, strerror(-r));
+}
+
+static void
+keep(void *unused, const char *name, int fd)
+{
+	(void)unused;
+	say(KEPT_KEEP, name, fd);
+}
+
+static void
+drop(void *unused, const char *name)
+{
+	(void)unused;
+	say(KEPT_DROP, name, -1);
+}
+
+const struct store_keeper *
+kept_keeper(void)
+{
+	static const struct store_keeper k = { .keep = keep, .drop = drop };
+
+	return &k;
+}
+
+void
+kept_settle(void)
+{
+	for (unsigned b = 0; b < BUCKETS; b++) {
+		struct kept *k;
+
+		while ((k = kept.before.bucket[b]) != NULL) {
+			kept.before.bucket[b] = k->next;
+			drop(NULL, k->name);
+			close(k->fd);
+			free(k);
+		}
+	}
+}
+
+void
+kept_serves(void)
+{
+	kept_settle();
+	say(KEPT_SERVES, "", -1);
+}

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * guardian.h (private): the process that outlives the daemon.
+ *
+ *	guardian ---fork, exec---> daemon                 serves; tells which descriptors a successor needs: kept_keep()
+ *	   |                          | killed: SIGKILL, a crash, the kernel's out-of-memory killer, an upgrade
+ *	   +------fork, exec-------> the next one         is given all of them: kept_take(); clients go on
+ *	   |                          | exits
+ *	   +--- exits as it did
+ *
+ * It does nothing else: one thread, no library but libc, and nothing in memory that a client can have an influence on but names.  What clients
+ * watch is its pidfd.  Should it be killed itself, or the daemon be away for longer than `away_timeout`, all descriptors go with it, and
+ * clients are told by that: what they miss is SIGBUS.  The daemon does not outlive it.
+ *
+ * SIGTERM, SIGINT and SIGHUP are handed on.  SIGUSR2: kill the daemon and start the file that is there now, which is an upgrade.
+ */
+#ifndef UP_DAEMON_GUARDIAN_H
+#define UP_DAEMON_GUARDIAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "store.h"
+
+/* In the process that was started: become the guardian, and return only in a daemon.  away_ms: how long there may be none.  -1: there can be none. */
+int guardian_run(char **argv, uint64_t away_ms);
+
+/* --- in a daemon --- */
+
+/* First: hear what is kept.  False, as kept_any() later: there is no guardian, and the rest of this must not be called. */
+bool kept_open(void);
+bool kept_any(void);
+/* What a predecessor had under that name, and from now on the caller's; -1: nothing. */
+int kept_take(void *unused, const char *name);
+/* All that nobody has taken is not kept any more. */
+void kept_settle(void);
+/* The same, and clients are served from now on: away_timeout begins anew with the next death. */
+void kept_serves(void);
+/* The guardian's. */
+int kept_pidfd(void);
+/* For store_create(). */
+const struct store_keeper *kept_keeper(void);
+
+#endif

@@ -1,0 +1,495 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * survivor.c: a program that knows what its memory has to be, whatever becomes of the daemon that has it.
+ *
+ *	survivor SOCKET PAGES SECONDS SEED THREADS
+ *	survivor SOCKET write|compare|remove NAME PAGES SEED	the same with one object that has a name, once
+ *	survivor SOCKET cloned PAGES				and with a clone: "ready", a line, and it compares
+ *
+ * Each thread has a part of a region, of a shared object, of a file if its number is odd, and of ordinary memory in which it notes a version a page; what a page has to be
+ * follows from its number and version.  At random: write, read and compare, discard, clone (and compare the clone, then and later), unmap and map
+ * again, fork a child that compares and writes what it has got, count in a few pages as fast as can be, write a file and unmap it.  Prints what it did; exit status 0: all of it was as it had to be, 1: it
+ * was not, 2: a call failed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "uffd_pager.h"
+
+#define WORDS (UP_PAGE_SIZE / sizeof(uint64_t))
+#define CHILD_MS 30000
+#define HOT_PAGES 64u
+#define HOT_STORES 2000u
+#define FILE_PAGES 64u
+#define STAGED_MIN 64u
+#define STAGED_TRIES 1500u /* 30 s */
+
+static struct up_runtime *rt;
+static const char *dir; /* for files */
+static size_t npages;	/* of a part */
+static uint64_t seed;
+static atomic_bool over;
+static atomic_uint_fast64_t checked, wrote, clones, forks, maps;
+static pthread_rwlock_t forking =
+	PTHREAD_RWLOCK_INITIALIZER; /* a fork finds nobody in the middle of a page */
+
+struct part {
+	pthread_t thread;
+	unsigned number;
+	char *region, *shared;
+	struct up_object *object;
+	int file;		 /* that the object is of; -1: of none */
+	uint32_t *version;	 /* of 2 * npages: the region's, and the shared object's */
+	uint64_t *hot, *counted; /* HOT_PAGES more, with a counter each, and what they have to be */
+	uint64_t random;
+};
+
+static void
+logged(void *ctx, enum up_log_level level, const char *line)
+{
+	(void)ctx;
+	if (level <= UP_LOG_WARNING)
+		fprintf(stderr, "survivor %d: %s\n", (int)getpid(), line);
+}
+
+static uint64_t
+mix(uint64_t x)
+{
+	x += UINT64_C(0x9e3779b97f4a7c15);
+	x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+	x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+	return x ^ (x >> 31);
+}
+
+static uint64_t
+rnd(struct part *p)
+{
+	return p->random = mix(p->random);
+}
+
+static void
+fill(char *page, uint64_t number, uint32_t version)
+{
+	uint64_t *const w = (uint64_t *)(void *)page, x = mix(seed ^ number << 32 ^ version);
+
+	for (size_t i = 0; i < WORDS; i++)
+		w[i] = x += i;
+}
+
+static void
+compare(const char *what, const char *page, uint64_t number, uint32_t version)
+{
+	const uint64_t *const w = (const uint64_t *)(const void *)page;
+	uint64_t x = version != 0 ? mix(seed ^ number << 32 ^ version) : 0;
+
+	for (size_t i = 0; i < WORDS; i++) {
+		const uint64_t want = version != 0 ? x += i : 0;
+
+		if (w[i] != want) {
+			fprintf(stderr,
+				"survivor %d: %s, page %" PRIu64
+				" at %p, version %u, word %zu: %016" PRIx64 ", not %016" PRIx64
+				"\n",
+				(int)getpid(), what, number, (const void *)page, version, i, w[i],
+				want);
+			_exit(1);
+		}
+	}
+	atomic_fetch_add_explicit(&checked, 1, memory_order_relaxed);
+}
+
+static void
+need(const char *call, int r)
+{
+	if (r >= 0)
+		return;
+	fprintf(stderr, "survivor %d: %s: %s\n", (int)getpid(), call, strerror(-r));
+	_exit(2);
+}
+
+static char *
+page_of(const struct part *p, size_t i)
+{
+	return i < npages ? p->region + i * UP_PAGE_SIZE : p->shared + (i - npages) * UP_PAGE_SIZE;
+}
+
+static uint64_t
+number_of(const struct part *p, size_t i)
+{
+	return (uint64_t)p->number * npages * 2 + i;
+}
+
+static void
+write_page(struct part *p, size_t i)
+{
+	pthread_rwlock_rdlock(&forking);
+	p->version[i]++;
+	fill(page_of(p, i), number_of(p, i), p->version[i]);
+	pthread_rwlock_unlock(&forking);
+	atomic_fetch_add_explicit(&wrote, 1, memory_order_relaxed);
+}
+
+static void
+discard(struct part *p, size_t i, size_t n)
+{
+	need("up_advise", up_advise(rt, page_of(p, i), n * UP_PAGE_SIZE, UP_ADVICE_DONTNEED));
+	if (i < npages || p->file < 0)
+		memset(&p->version[i], 0, n * sizeof(p->version[0]));
+}
+
+static void
+clone_some(struct part *p, size_t i, size_t n)
+{
+	uint32_t *const then = malloc(n * sizeof(*then));
+	void *copy;
+
+	if (then == NULL)
+		need("malloc", -ENOMEM);
+	memcpy(then, &p->version[i], n * sizeof(*then));
+	need("up_clone", up_clone(rt, page_of(p, i), n * UP_PAGE_SIZE, &copy));
+	for (unsigned k = 0; k < 16; k++)
+		write_page(p, i + rnd(p) % n);
+	for (size_t k = 0; k < n; k++)
+		compare("clone", (char *)copy + k * UP_PAGE_SIZE, number_of(p, i + k), then[k]);
+	need("up_unmap", up_unmap(rt, copy, n * UP_PAGE_SIZE));
+	free(then);
+	atomic_fetch_add(&clones, 1);
+}
+
+/* As many stores as can be to a few pages: one of them falls into whatever instant the daemon is killed in, and taken over. */
+static void
+count_hot(struct part *p)
+{
+	for (unsigned k = 0; k < HOT_STORES; k++) {
+		const size_t i = rnd(p) % HOT_PAGES;
+		volatile uint64_t *const at = p->hot + i * WORDS;
+
+		if (*at != p->counted[i]) {
+			fprintf(stderr, "survivor %d: hot page %zu: %" PRIu64 ", not %" PRIu64 "\n",
+				(int)getpid(), i, *at, p->counted[i]);
+			_exit(1);
+		}
+		*at = ++p->counted[i];
+	}
+}
+
+/* What is written to a file through a mapping is in the file once that is unmapped, also if nobody else knows the object any more. */
+static void
+write_a_file(struct part *p)
+{
+	const int fd = open(dir, O_TMPFILE | O_RDWR, 0600);
+	struct up_object *o;
+	uint64_t word;
+	void *at;
+
+	if (fd < 0 || ftruncate(fd, (off_t)(FILE_PAGES * UP_PAGE_SIZE)) < 0)
+		need("a file", -errno);
+	need("up_object_create_file",
+	     up_object_create_file(rt, fd, 0, FILE_PAGES * UP_PAGE_SIZE, 0, &o));
+	need("up_map", up_map(rt, NULL, FILE_PAGES * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
+			      UP_SHARED, o, 0, &at));
+	up_object_unref(o);
+	for (size_t i = 0; i < FILE_PAGES; i++)
+		((uint64_t *)at)[i * WORDS] = p->random + i;
+	need("up_unmap", up_unmap(rt, at, FILE_PAGES * UP_PAGE_SIZE));
+	for (size_t i = 0; i < FILE_PAGES; i++) {
+		if (pread(fd, &word, sizeof(word), (off_t)(i * UP_PAGE_SIZE)) !=
+		    (ssize_t)sizeof(word))
+			need("pread", -errno);
+		if (word != p->random + i) {
+			fprintf(stderr,
+				"survivor %d: page %zu of a file after up_unmap(): %016" PRIx64
+				", not %016" PRIx64 "\n",
+				(int)getpid(), i, word, p->random + i);
+			_exit(1);
+		}
+	}
+	close(fd);
+}
+
+/* The shared object in another place; what is in it stays. */
+static void
+map_again(struct part *p)
+{
+	void *at;
+
+	need("up_unmap", up_unmap(rt, p->shared, npages * UP_PAGE_SIZE));
+	need("up_map", up_map(rt, NULL, npages * UP_PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED,
+			      p->object, 0, &at));
+	p->shared = at;
+	atomic_fetch_add(&maps, 1);
+}
+
+static void
+fork_one(struct part *p)
+{
+	struct timespec nap = { .tv_nsec = 2000000 };
+	int status = 0;
+	pid_t child;
+
+	pthread_rwlock_wrlock(&forking);
+	child = fork();
+	if (child == 0) {
+		for (unsigned k = 0; k < 64; k++) {
+			const size_t i = rnd(p) % npages;
+
+			compare("child", page_of(p, i), number_of(p, i), p->version[i]);
+			fill(page_of(p, i), number_of(p, i), ++p->version[i]);
+		}
+		nanosleep(&nap, NULL);
+		for (size_t i = 0; i < npages; i++)
+			compare("child", page_of(p, i), number_of(p, i), p->version[i]);
+		_exit(0);
+	}
+	pthread_rwlock_unlock(&forking);
+	need("fork", child);
+	for (unsigned ms = 0; waitpid(child, &status, WNOHANG) == 0; ms += 2) {
+		if (ms >= CHILD_MS) {
+			fprintf(stderr, "survivor: child %d has not ended within %d ms\n",
+				(int)child, CHILD_MS);
+			_exit(1);
+		}
+		nanosleep(&nap, NULL);
+	}
+	/* SIGSEGV: the daemon was killed in the middle of the fork, and the child has nothing. */
+	if (status != 0 && !(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV)) {
+		fprintf(stderr, "survivor: child %d: status %#x\n", (int)child, (unsigned)status);
+		_exit(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS ? 2 : 1); /* it was told */
+	}
+	atomic_fetch_add(&forks, status == 0);
+}
+
+static void *
+live(void *arg)
+{
+	struct part *const p = arg;
+	const bool forker = p->number == 0;
+
+	while (!atomic_load(&over)) {
+		const size_t i = rnd(p) % (2 * npages);
+		const size_t left = i < npages ? npages - i : 2 * npages - i;
+		const unsigned what = rnd(p) % 1000;
+
+		if (what < 450)
+			write_page(p, i);
+		else if (what < 980)
+			compare("page", page_of(p, i), number_of(p, i), p->version[i]);
+		else if (what < 990)
+			discard(p, i, rnd(p) % (left < 64 ? left : 64) + 1);
+		else if (what < 995 && i < npages)
+			clone_some(p, i, rnd(p) % (left < 256 ? left : 256) + 1);
+		else if (what < 997)
+			map_again(p);
+		else if (forker && what < 998)
+			fork_one(p);
+		else if (what == 998)
+			write_a_file(p);
+		if (what % 8 == 0)
+			count_hot(p);
+	}
+	for (size_t i = 0; i < 2 * npages; i++)
+		compare("page at the end", page_of(p, i), number_of(p, i), p->version[i]);
+	return NULL;
+}
+
+/* Shared with a file: what is discarded of it is in there. */
+static void
+file_object(struct part *p)
+{
+	const int fd = open(dir, O_TMPFILE | O_RDWR, 0600);
+
+	if (fd < 0 || ftruncate(fd, (off_t)(npages * UP_PAGE_SIZE)) < 0)
+		need("a file", -errno);
+	need("up_object_create_file",
+	     up_object_create_file(rt, fd, 0, npages * UP_PAGE_SIZE, 0, &p->object));
+	p->file = fd;
+}
+
+/* What a file has once it was asked for. */
+static void
+compare_file(const struct part *p)
+{
+	static char page[UP_PAGE_SIZE];
+
+	need("up_sync", up_sync(rt, p->shared, npages * UP_PAGE_SIZE, 0));
+	for (size_t i = 0; i < npages; i++) {
+		if (pread(p->file, page, sizeof(page), (off_t)(i * UP_PAGE_SIZE)) !=
+		    (ssize_t)sizeof(page))
+			need("pread", -errno);
+		compare("file", page, number_of(p, npages + i), p->version[npages + i]);
+	}
+}
+
+/*
+ * Pages that were staged when they were cloned, and are written since: two pages have known the same address then.  The daemon is killed between
+ * "ready" and the line that it reads.
+ */
+static int
+cloned(char **argv)
+{
+	const struct up_config cfg = { .log = logged };
+	const struct timespec nap = { .tv_nsec = 20000000 };
+	const size_t n = strtoull(argv[3], NULL, 0);
+	unsigned char *const in = malloc(n);
+	uint32_t *const version = calloc(n, sizeof(*version));
+	size_t staged = 0;
+	void *at, *copy;
+
+	if (in == NULL || version == NULL)
+		need("malloc", -ENOMEM);
+	need("up_runtime_connect", up_runtime_connect(&rt, argv[1], &cfg));
+	need("up_map",
+	     up_map(rt, NULL, n * UP_PAGE_SIZE, PROT_READ | PROT_WRITE, UP_PRIVATE, NULL, 0, &at));
+	for (size_t i = 0; i < n; i++)
+		fill((char *)at + i * UP_PAGE_SIZE, i, version[i] = 1);
+	for (unsigned tries = 0; staged < STAGED_MIN; tries++) {
+		if (tries == STAGED_TRIES)
+			need("staged pages", -ETIMEDOUT);
+		nanosleep(&nap, NULL);
+		need("up_residency", up_residency(rt, at, n * UP_PAGE_SIZE, in));
+		staged = 0;
+		for (size_t i = 0; i < n; i++)
+			staged += (in[i] & UP_PAGE_STAGED) != 0;
+	}
+	need("up_clone", up_clone(rt, at, n * UP_PAGE_SIZE, &copy));
+	for (size_t i = 0, written = 0; i < n && written < STAGED_MIN; i++) {
+		if (in[i] & UP_PAGE_STAGED) {
+			fill((char *)at + i * UP_PAGE_SIZE, i, ++version[i]);
+			written++;
+		}
+	}
+	puts("ready");
+	fflush(stdout);
+	(void)getchar();
+	for (size_t i = 0; i < n; i++) {
+		compare("original", (char *)at + i * UP_PAGE_SIZE, i, version[i]);
+		compare("clone", (char *)copy + i * UP_PAGE_SIZE, i, 1);
+	}
+	up_runtime_destroy(rt);
+	free(version);
+	free(in);
+	return 0;
+}
+
+/* An object with a name, of one program after the other. */
+static int
+once(char **argv)
+{
+	const struct up_config cfg = { .log = logged };
+	const char *const what = argv[2], *const name = argv[3];
+	const size_t n = strtoull(argv[4], NULL, 0);
+	struct up_object *o;
+	void *at;
+
+	seed = strtoull(argv[5], NULL, 0);
+	need("up_runtime_connect", up_runtime_connect(&rt, argv[1], &cfg));
+	if (strcmp(what, "write") == 0)
+		need("up_object_create_named",
+		     up_object_create_named(rt, name, n * UP_PAGE_SIZE, 0, &o));
+	else
+		need("up_object_open", up_object_open(rt, name, &o));
+	need("up_map",
+	     up_map(rt, NULL, n * UP_PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED, o, 0, &at));
+	for (size_t i = 0; i < n; i++) {
+		char *const page = (char *)at + i * UP_PAGE_SIZE;
+
+		if (strcmp(what, "write") == 0)
+			fill(page, i, 1);
+		else
+			compare("named page", page, i, 1);
+	}
+	if (strcmp(what, "remove") == 0)
+		need("up_object_remove", up_object_remove(rt, name));
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	return 0;
+}
+
+int
+main(int argc, char **argv)
+{
+	const struct up_config cfg = { .log = logged };
+	unsigned nthreads;
+	struct part *part;
+	int r;
+
+	if (argc == 6 && strtoull(argv[2], NULL, 0) == 0)
+		return once(argv);
+	if (argc == 4 && strcmp(argv[2], "cloned") == 0)
+		return cloned(argv);
+	if (argc != 6) {
+		fputs("usage: survivor SOCKET PAGES SECONDS SEED THREADS\n"
+		      "       survivor SOCKET write|compare|remove NAME PAGES SEED\n"
+		      "       survivor SOCKET cloned PAGES\n",
+		      stderr);
+		return 2;
+	}
+	nthreads = (unsigned)atoi(argv[5]);
+	npages = strtoull(argv[2], NULL, 0) / nthreads / 2;
+	seed = strtoull(argv[4], NULL, 0);
+	dir = getenv("TMPDIR") != NULL ? getenv("TMPDIR") : "/var/tmp";
+	r = up_runtime_connect(&rt, argv[1], &cfg);
+	need("up_runtime_connect", r);
+	part = calloc(nthreads, sizeof(*part));
+	for (unsigned t = 0; t < nthreads; t++) {
+		struct part *const p = &part[t];
+		void *at;
+
+		p->number = t;
+		p->file = -1;
+		p->random = mix(seed + t);
+		p->version = calloc(2 * npages, sizeof(p->version[0]));
+		p->counted = calloc(HOT_PAGES, sizeof(p->counted[0]));
+		need("up_map", up_map(rt, NULL, HOT_PAGES * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
+				      UP_PRIVATE, NULL, 0, &at));
+		p->hot = at;
+		need("up_map", up_map(rt, NULL, npages * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
+				      UP_PRIVATE, NULL, 0, &at));
+		p->region = at;
+		need("up_inherit", up_inherit(rt, at, npages * UP_PAGE_SIZE, UP_INHERIT_COPY));
+		if (t % 2 == 1)
+			file_object(p);
+		else
+			need("up_object_create_anon",
+			     up_object_create_anon(rt, npages * UP_PAGE_SIZE, 0, &p->object));
+		need("up_map", up_map(rt, NULL, npages * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
+				      UP_SHARED, p->object, 0, &at));
+		p->shared = at;
+	}
+	for (unsigned t = 0; t < nthreads; t++)
+		if (pthread_create(&part[t].thread, NULL, live, &part[t]) != 0)
+			return 2;
+	sleep((unsigned)atoi(argv[3]));
+	atomic_store(&over, true);
+	for (unsigned t = 0; t < nthreads; t++) {
+		pthread_join(part[t].thread, NULL);
+		if (part[t].file >= 0)
+			compare_file(&part[t]);
+	}
+	for (unsigned t = 0; t < nthreads; t++) {
+		up_object_unref(part[t].object);
+		free(part[t].version);
+		free(part[t].counted);
+	}
+	free(part);
+	printf("wrote %" PRIuFAST64 ", compared %" PRIuFAST64 ", clones %" PRIuFAST64
+	       ", forks %" PRIuFAST64 ", maps %" PRIuFAST64 "\n",
+	       atomic_load(&wrote), atomic_load(&checked), atomic_load(&clones),
+	       atomic_load(&forks), atomic_load(&maps));
+	up_runtime_destroy(rt);
+	return 0;
+}

@@ -1,0 +1,188 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-2-Clause
+"""The daemon is killed, and its clients do not notice.  Arguments: UFFD-PAGERD UFFD-PAGER SURVIVOR [SECONDS [SEED]]."""
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+import rig
+from rig import Daemon, wait_for
+
+# SIGBUS is what a survivor may end of: its sanitizer shall not make a report of it.
+os.environ['ASAN_OPTIONS'] = ':'.join(filter(None, (os.environ.get('ASAN_OPTIONS'), 'handle_sigbus=0', 'handle_segv=0')))
+
+SURVIVOR = os.path.abspath(sys.argv[3])
+SECONDS = int(sys.argv[4]) if len(sys.argv) > 4 else 6
+SEED = int(sys.argv[5]) if len(sys.argv) > 5 else random.randrange(1 << 30)
+MEMORY = '48M' if rig.SANITIZED else '24M'
+
+
+def clients(d):
+    return d.ask('status')['status']['clients']
+
+
+def start(d, pages, seconds, seed, threads=2):
+    return subprocess.Popen([SURVIVOR, d.path('pager.sock'), str(pages), str(seconds), str(seed), str(threads)],
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def kill_daemon(d, times):
+    """Kill it; the next one serves when this returns."""
+    os.kill(d.served_by(), signal.SIGKILL)
+    wait_for('the next daemon', lambda: d.log().count('serving: a budget') == times + 1 or d.process.poll() is not None)
+    if d.process.poll() is not None:
+        raise AssertionError('the guardian has ended:\n' + d.log())
+
+
+def finish(d, programs):
+    for p in programs:
+        try:
+            out, _ = p.communicate(timeout=rig.DEADLINE)
+        except subprocess.TimeoutExpired:
+            p.kill()
+            raise AssertionError(f'a client hangs:\n{p.communicate()[0]}\n{d.log()}') from None
+        if p.returncode != 0:
+            raise AssertionError(f'seed {SEED}: exit status {p.returncode}\n{out}\n{d.log()}')
+        print(out.strip())
+
+
+class Survive(unittest.TestCase):
+    def test_clients_go_on_with_every_byte_when_it_is_killed_at_any_moment(self):
+        rnd = random.Random(SEED)
+        print(f'seed {SEED}')
+        with Daemon('--memory', MEMORY, '--log-level', 'info') as d:
+            programs = [start(d, 6144, SECONDS, SEED + i) for i in range(3)]
+            end = time.monotonic() + SECONDS - 1
+            times = 0
+            time.sleep(0.3)
+            while time.monotonic() < end:
+                times += 1
+                kill_daemon(d, times)
+                time.sleep(rnd.random() * rnd.choice((0.01, 0.1, 0.4)))
+            finish(d, programs)
+            wait_for('all are gone', lambda: clients(d) == 0)
+            log = d.log()
+            self.assertNotIn('can not be taken over', log)
+            print(f'killed {times} times')
+            for line in log.splitlines():
+                if 're-attached' in line:
+                    self.assertIn('lost 0', line)
+
+    def test_clients_go_on_with_every_byte_when_it_is_killed_at_any_call(self):
+        print(f'seed {SEED}')
+        killed = tempfile.NamedTemporaryFile(prefix='killed.')
+        with Daemon('--memory', MEMORY, '--log-level', 'info', env={'UFFD_PAGERD_ASSASSIN': f'{SEED}:{killed.name}'}) as d:
+            programs = [start(d, 6144, SECONDS, SEED + i) for i in range(3)]
+            time.sleep(SECONDS)
+            with open(killed.name, encoding='ascii') as f:
+                times = f.readlines()
+            killed.close()
+            finish(d, programs)
+            print(f'killed {len(times)} times, {sum(line.startswith("early") for line in times)} of them before it served')
+            self.assertGreater(len(times), 0)
+            self.assertNotIn('can not be taken over', d.log())
+            for line in d.log().splitlines():
+                if 're-attached' in line:
+                    self.assertIn('lost 0', line)
+            wait_for('all are gone', lambda: clients(d) == 0)
+
+    def test_an_upgrade_is_not_noticed(self):
+        with Daemon('--memory', MEMORY) as d:
+            program = start(d, 4096, 3, SEED)
+            for times in range(1, 6):
+                time.sleep(0.3)
+                before = d.served_by()
+                d.signal(signal.SIGUSR2)
+                self.wait_served(d, times)
+                self.assertNotEqual(d.served_by(), before)
+            finish(d, [program])
+
+    def test_sixty_clients_are_back_within_two_seconds(self):
+        with Daemon('--memory', MEMORY) as d:
+            programs = [start(d, 64, 4, SEED + i, threads=1) for i in range(60)]
+            # One that has not said hello yet has nothing, and comes again.
+            wait_for('all are there', lambda: sum(c['mapped'] > 0 for c in d.ask('clients')['clients']) == 60)
+            t0 = time.monotonic()
+            kill_daemon(d, 1)
+            took = time.monotonic() - t0
+            self.assertEqual(clients(d), 60)
+            if not rig.SANITIZED:
+                self.assertLess(took, 2)
+            print(f'{took * 1000:.0f} ms')
+            finish(d, programs)
+
+    def test_a_page_is_not_taken_for_one_that_had_its_address_before(self):
+        with Daemon('--memory', '16M') as d:
+            p = subprocess.Popen([SURVIVOR, d.path('pager.sock'), 'cloned', '3400'], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT, text=True)
+            late = threading.Timer(rig.DEADLINE, p.kill)
+            late.start()
+            self.assertEqual(p.stdout.readline(), 'ready\n')
+            kill_daemon(d, 1)
+            out, _ = p.communicate('\n')
+            late.cancel()
+            self.assertEqual(p.returncode, 0, out + d.log())
+
+    def test_what_has_a_name_is_still_there(self):
+        with Daemon('--memory', MEMORY) as d:
+            def run(*words):
+                r = subprocess.run([SURVIVOR, d.path('pager.sock'), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   timeout=rig.DEADLINE, text=True, check=False)
+                self.assertEqual(r.returncode, 0, r.stdout + d.log())
+            run('write', 'a name', '5000', str(SEED))
+            kill_daemon(d, 1)
+            run('compare', 'a name', '5000', str(SEED))
+            run('remove', 'a name', '5000', str(SEED))
+            kill_daemon(d, 2)
+            self.assertIn('in swap 0', [line for line in d.log().splitlines() if 're-attached' in line][-1])
+
+    def test_without_a_guardian_nobody_waits_for_ever(self):
+        d = Daemon('--memory', MEMORY)
+        try:
+            program = start(d, 6144, 20, SEED)
+            wait_for('it is there', lambda: clients(d) == 1)
+            time.sleep(0.5)
+            d.signal(signal.SIGKILL)
+            self.told(program)
+        finally:
+            d.clean()
+
+    def test_a_daemon_that_does_not_come_back_is_not_waited_for_for_ever(self):
+        copy = tempfile.mkdtemp(prefix='uffd-pagerd.', dir=os.environ.get('TMPDIR', '/var/tmp'))
+        before = rig.PAGERD
+        rig.PAGERD = shutil.copy(rig.PAGERD, copy)
+        try:
+            d = Daemon('--memory', MEMORY, '--away-timeout', '500ms')
+            try:
+                program = start(d, 6144, 20, SEED)
+                wait_for('it is there', lambda: clients(d) == 1)
+                os.unlink(rig.PAGERD)
+                os.kill(d.served_by(), signal.SIGKILL)
+                self.assertEqual(d.wait(), 1)
+                self.assertIn('nobody has served', d.log())
+                self.told(program)
+            finally:
+                d.clean()
+        finally:
+            rig.PAGERD = before
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def told(self, program):
+        """A call that says so, or SIGBUS; other bytes (1) never."""
+        out, _ = program.communicate(timeout=rig.DEADLINE)
+        self.assertIn(program.returncode, (2, -signal.SIGBUS), out)
+
+    @staticmethod
+    def wait_served(d, times):
+        wait_for('the next daemon', lambda: d.log().count('serving: a budget') == times + 1)
+
+
+if __name__ == '__main__':
+    rig.main()
