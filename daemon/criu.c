@@ -16,9 +16,9 @@
  * There is no answer in this protocol: who is refused finds the connection closed, which fails the restore, and the reason is in our log.
  *
  * CRIU tells us which task it is by its number, that of the images; which process that is now we do not know, nor need to.  And each task
- * closes its own copy of the userfaultfd: ours is the only one.  So it is closed when no page is missing any more, or those that are
- * have been poisoned, and before only if the restore has failed and its tasks have not gone of themselves.  (If this process is killed the
- * kernel closes them, and what was missing reads as zeros.  See docs/architecture.md.)
+ * closes its own copy of the userfaultfd: ours is the only one, but for the guardian's.  So it is closed when no page is missing any more, or those that are
+ * have been poisoned, and before only if the restore has failed and its tasks have not gone of themselves.  (If this process is killed, and there is
+ * no guardian, the kernel closes them, and what was missing reads as zeros.  See docs/architecture.md.)
  */
 #include "criu.h"
 
@@ -92,7 +92,25 @@ say(const struct criu *c, enum up_log_level level, const char *fmt, ...)
 	log_line(&c->cfg.log, level, "%s: %s", name_of(c, name), line);
 }
 
+/* And for a successor. */
+static void
+set_phase(struct criu *c, enum phase phase)
+{
+	c->phase = phase;
+	if (c->fill != NULL)
+		fill_about(c->fill)->phase = (uint32_t)phase;
+}
+
 /* --- the end --- */
+
+/* It goes of itself, later, and nobody is to hear of it. */
+static void
+abandon(struct criu *c)
+{
+	c->cfg.gone = NULL;
+	c->phase = CLOSING;
+	handles_close(&c->uv);
+}
 
 /* Handles, work and threads are at their end. */
 static void
@@ -135,7 +153,7 @@ criu_end(struct session *s, enum fill_end how, unsigned ms)
 	struct criu *c = of(s);
 	const bool first = c->phase != CLOSING;
 
-	c->phase = CLOSING;
+	set_phase(c, CLOSING);
 	if (first) {
 		hang_up(c);
 		uv_timer_stop(&c->uv.timer);
@@ -176,7 +194,7 @@ static void
 fail(struct criu *c, const char *why)
 {
 	say(c, UP_LOG_ERROR, "the restore has failed: %s", why);
-	c->phase = FAILED;
+	set_phase(c, FAILED);
 	c->failed_at = now_ns();
 	if (!fill_alive(c->fill)) {
 		criu_end(&c->s, FILL_END_DROP, 0);
@@ -227,28 +245,36 @@ take_task(struct criu *c, int fd)
 	return NULL;
 }
 
+static void
+transfer(struct criu *c)
+{
+	set_phase(c, TRANSFERRING);
+	c->transferred = true;
+	hang_up(c);
+	uv_timer_start(&c->uv.timer, on_look, CRIU_LOOK_MS, CRIU_LOOK_MS);
+	if (c->tasks > 0)
+		fill_transfer(c->fill);
+	else
+		over(c);
+}
+
 static const char *
 take_word(struct criu *c, int32_t word)
 {
 	struct criu_task *t;
 
 	if (word == CRIU_FINISHED) {
-		if (c->tasks + c->zombies < c->images->n)
+		if (c->images != NULL && c->tasks + c->zombies < c->images->n)
 			say(c, UP_LOG_WARNING, "%u tasks have come, the images have %zu",
 			    c->tasks + c->zombies, c->images->n);
 		say(c, UP_LOG_INFO, "restored: %u task%s, %llu MiB to come later, from %s",
 		    c->tasks, c->tasks == 1 ? "" : "s", (unsigned long long)(c->bytes >> 20),
 		    c->dir);
-		c->phase = TRANSFERRING;
-		c->transferred = true;
-		hang_up(c);
-		uv_timer_start(&c->uv.timer, on_look, CRIU_LOOK_MS, CRIU_LOOK_MS);
-		if (c->tasks > 0)
-			fill_transfer(c->fill);
-		else
-			over(c);
+		transfer(c);
 		return NULL;
 	}
+	if (c->images == NULL)
+		return "a task after the daemon was killed: the restore has to begin anew";
 	if (word == 0 || word == INT32_MIN)
 		return "something that is no number of a task";
 	t = criu_images_task(c->images, (uint32_t)(word < 0 ? -word : word));
@@ -321,6 +347,20 @@ receive(struct criu *c)
 	return false;
 }
 
+/* What has been read, and acted upon in part, a successor can not know. */
+static bool
+receive_noted(struct criu *c)
+{
+	bool more;
+
+	fill_about(c->fill)->between = false;
+	stores_in_order();
+	more = receive(c);
+	stores_in_order();
+	fill_about(c->fill)->between = c->have == 0 && c->task == NULL;
+	return more;
+}
+
 static void
 on_socket(uv_poll_t *h, int status, int events)
 {
@@ -331,7 +371,7 @@ on_socket(uv_poll_t *h, int status, int events)
 		fail(c, "the connection is broken");
 		return;
 	}
-	for (unsigned i = 0; i < READS_MAX && receive(c); i++)
+	for (unsigned i = 0; i < READS_MAX && receive_noted(c); i++)
 		;
 }
 
@@ -398,10 +438,10 @@ load(uv_work_t *w)
 	c->loaded = criu_images_load(&c->images, c->dir, &c->cfg.log);
 }
 
-static void
-after_load(uv_work_t *w, int status)
+/* id: of what a predecessor has had; 0: nothing. */
+static int
+make_fill(struct criu *c, uint64_t id)
 {
-	struct criu *c = w->data;
 	char name[80];
 	const struct fill_config cfg = {
 		.name = name_of(c, name),
@@ -411,13 +451,32 @@ after_load(uv_work_t *w, int status)
 		.pidfd = -1,
 		.transfer = true,
 		.call_mask = c->cfg.call_mask,
+		.keeper = c->cfg.keeper,
+		.holder = c->cfg.holder,
+		.id = id,
+		.socket = c->connection,
 	};
+	struct fill_about *about;
+	const int r = fill_create(&c->fill, &cfg);
+
+	if (r < 0)
+		return r;
+	about = fill_about(c->fill);
+	about_session(about, &c->s);
+	snprintf(about->text, sizeof about->text, "%s", c->dir);
+	return 0;
+}
+
+static void
+after_load(uv_work_t *w, int status)
+{
+	struct criu *c = w->data;
 	int r = status < 0 ? status : c->loaded;
 
 	if (c->phase == LOADING && r == 0)
-		r = fill_create(&c->fill, &cfg);
+		r = make_fill(c, 0);
 	if (c->phase == LOADING && r == 0) {
-		c->phase = RESTORING;
+		set_phase(c, RESTORING);
 		r = uv_poll_start(&c->uv.socket, UV_READABLE, on_socket);
 	}
 	if (r < 0 && c->phase != CLOSING) {
@@ -427,24 +486,20 @@ after_load(uv_work_t *w, int status)
 	handles_drop(&c->uv);
 }
 
-int
-criu_open(uv_loop_t *loop, int connection, const struct criu_config *cfg, struct session **out)
+/* Its handles are there.  Otherwise a negative errno: the connection is the caller's, and the session goes of itself, later. */
+static int
+make(struct criu **out, uv_loop_t *loop, int connection, const struct criu_config *cfg,
+     const struct session *who)
 {
 	struct criu *c = calloc(1, sizeof *c);
-	struct ucred cred = { 0 };
-	socklen_t len = sizeof cred;
-	int r = 0;
+	int r;
 
 	*out = NULL;
 	if (c == NULL)
 		return -ENOMEM;
-	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
-		r = -errno;
-	else if ((size_t)snprintf(c->dir, sizeof c->dir, "%s", cfg->dir) >= sizeof c->dir)
-		r = -ENAMETOOLONG;
-	if (r < 0) {
+	if ((size_t)snprintf(c->dir, sizeof c->dir, "%s", cfg->dir) >= sizeof c->dir) {
 		free(c);
-		return r;
+		return -ENAMETOOLONG;
 	}
 	c->cfg = *cfg;
 	c->cfg.dir = c->dir;
@@ -453,27 +508,91 @@ criu_open(uv_loop_t *loop, int connection, const struct criu_config *cfg, struct
 	if (c->cfg.grace_ms == 0)
 		c->cfg.grace_ms = CRIU_GRACE_MS;
 	c->connection = -1;
+	c->s = *who;
 	c->s.ops = &ops;
-	c->s.pid = cred.pid;
-	c->s.uid = cred.uid;
-	c->s.gid = cred.gid;
 	session_come(&c->s);
 	c->uv.heard = heard;
 	c->uv.closed = bury;
 	r = handles_open(&c->uv, loop, connection, c);
-	if (r == 0) {
-		c->work.data = c;
-		r = uv_queue_work(loop, &c->work, load, after_load);
-	}
+	if (r < 0)
+		abandon(c);
+	else
+		*out = c;
+	return r;
+}
+
+int
+criu_open(uv_loop_t *loop, int connection, const struct criu_config *cfg, struct session **out)
+{
+	struct ucred cred = { 0 };
+	socklen_t len = sizeof cred;
+	struct criu *c;
+	int r;
+
+	*out = NULL;
+	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
+		return -errno;
+	r = make(&c, loop, connection, cfg,
+		 &(struct session){ .pid = cred.pid, .uid = cred.uid, .gid = cred.gid });
+	if (r < 0)
+		return r;
+	c->work.data = c;
+	r = uv_queue_work(loop, &c->work, load, after_load);
 	if (r < 0) {
-		/* It goes of itself, later. */
-		c->cfg.gone = NULL;
-		c->phase = CLOSING;
-		handles_close(&c->uv);
+		abandon(c);
 		return r;
 	}
 	handles_hold(&c->uv); /* the work */
 	c->connection = connection;
 	*out = &c->s;
+	return 0;
+}
+
+int
+criu_resume(uv_loop_t *loop, const struct criu_config *cfg, struct fill_heir *h)
+{
+	const struct fill_about *about = &h->note->about;
+	struct criu_config mine = *cfg;
+	struct session who;
+	struct criu *c;
+	int r;
+
+	mine.dir = about->text;
+	about_whom(about, &who);
+	r = make(&c, loop, h->socket, &mine, &who);
+	if (r < 0)
+		return r;
+	c->connection = h->socket;
+	r = make_fill(c, h->id);
+	if (r < 0) {
+		c->connection = -1;
+		abandon(c);
+		return r;
+	}
+	h->socket = -1;
+	c->tasks = fill_resume(c->fill, h);
+	say(c, UP_LOG_INFO, "%u space%s of the last daemon's: %llu pages are missing", c->tasks,
+	    c->tasks == 1 ? "" : "s", (unsigned long long)fill_missing(c->fill));
+	switch ((enum phase)about->phase) {
+	case TRANSFERRING:
+		transfer(c);
+		break;
+	case CLOSING:
+		c->transferred = true;
+		criu_end(&c->s, FILL_END_FILL, c->cfg.end_ms);
+		break;
+	case RESTORING:
+		/* All of its tasks may have come already: then all that it has still to say is that. */
+		if (about->between) {
+			set_phase(c, RESTORING);
+			r = uv_poll_start(&c->uv.socket, UV_READABLE, on_socket);
+			if (r == 0)
+				break;
+		}
+		/* fall through */
+	default:
+		fail(c, "the daemon was killed");
+		break;
+	}
 	return 0;
 }

@@ -28,6 +28,9 @@ struct criu_config {
 	void *ctx;
 	unsigned end_ms, grace_ms; /* 0: CRIU_END_MS, CRIU_GRACE_MS */
 	uint64_t call_mask;	   /* tests: FILL_NO_... */
+	/* As in struct fill_config: what a successor of this process needs. */
+	const struct store_keeper *keeper;
+	uint64_t holder;
 };
 
 /*
@@ -35,6 +38,12 @@ struct criu_config {
  * is still the caller's.  The images are read in a thread of the loop's pool.  The loop's thread.
  */
 int criu_open(uv_loop_t *loop, int connection, const struct criu_config *cfg, struct session **out);
+
+/*
+ * The session that a predecessor has had, which has been killed: h->note->about.kind is "criu".  0: what was kept for it is used up; otherwise it is the
+ * caller's, and what the tasks miss waits.  A restore that was under way is served, and fails, if the predecessor was in the middle of a word of CRIU's.
+ */
+int criu_resume(uv_loop_t *loop, const struct criu_config *cfg, struct fill_heir *h);
 
 /* End it as the operation `end` does, but with what is missing dealt with in another way.  Does not wait. */
 void criu_end(struct session *s, enum fill_end how, unsigned ms);

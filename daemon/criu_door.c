@@ -10,13 +10,14 @@
 
 #include "criu.h"
 #include "daemon.h"
+#include "heirs.h"
 #include "listen.h"
 #include "log.h"
 
 void
 criu_accept(struct daemon *d, const struct listener *l, int fd, const struct peer *peer)
 {
-	const struct criu_config cfg = {
+	struct criu_config cfg = {
 		.dir = l->source,
 		.log = { .fn = log_library },
 	};
@@ -28,6 +29,7 @@ criu_accept(struct daemon *d, const struct listener *l, int fd, const struct pee
 		close(fd); /* which has said why; the protocol has no words for it */
 		return;
 	}
+	cfg.keeper = heirs_keeper(&cfg.holder);
 	r = criu_open(&d->loop, fd, &cfg, &s);
 	if (r < 0) {
 		log_warning("%s: process %d is refused: %s", l->path, (int)peer->pid, strerror(-r));

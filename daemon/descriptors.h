@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * descriptors.h (private): file descriptors that come over a Unix socket.
+ * descriptors.h (private): file descriptors that come, and go, over a Unix socket.
  */
 #ifndef UP_DAEMON_DESCRIPTORS_H
 #define UP_DAEMON_DESCRIPTORS_H
@@ -18,6 +18,11 @@ ssize_t descriptors_receive(int connection, void *data, size_t size, int fd[], u
 			    unsigned max);
 /* -E2BIG, -EMFILE in words. */
 const char *descriptors_why(int r);
+
+/*
+ * All bytes, as one message, and a descriptor along with them unless that is -1.  0 or a negative errno.  Nothing but system calls.
+ */
+int descriptors_send(int connection, const void *data, size_t len, int fd);
 
 /* A pidfd of who is at the other end, whose pid is `pid`; the caller's.  A negative errno. */
 int descriptors_peer(int connection, pid_t pid);

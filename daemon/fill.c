@@ -22,8 +22,8 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include "fill_record.h"
 #include "fill_space.h"
-#include "pmap/uffd_abi.h"
 
 #define STACK ((size_t)256 << 10)
 #define PARK_MS 1	/* until parked faults are tried again */
@@ -141,7 +141,8 @@ fspace_link(struct fill *f, struct space *sp)
 		/* A child lives since it was told of. */
 		if (!sp->child)
 			atomic_fetch_add(&f->living, 1);
-		fill_count_mapped(f, mapped);
+		sp->linked = true;
+		fspace_count_mapped(sp, mapped);
 		atomic_fetch_add(&f->resident, (uint64_t)filled);
 		pthread_cond_broadcast(&f->cond);
 	}
@@ -197,8 +198,10 @@ link_born(struct fill *f)
 		if (r < 0) {
 			fill_orphan(f, r);
 			/* If not, it stays open, and who touches a page waits. */
-			if (fspace_settle(sp))
+			if (fspace_settle(sp)) {
+				record_drop(sp);
 				close(sp->uffd);
+			}
 			fspace_free(sp);
 			if (atomic_fetch_sub(&f->living, 1) == 1)
 				f->cfg.notify(f->cfg.ctx, FILL_GONE);
@@ -322,6 +325,8 @@ init(struct fill *f)
 	pthread_cond_init(&f->cond, &attr);
 	pthread_condattr_destroy(&attr);
 	f->door = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (note_make(f) < 0)
+		return -ENOMEM;
 	f->epoll = epoll_create1(EPOLL_CLOEXEC);
 	f->clock = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	if (f->door < 0 || f->clock < 0 || f->epoll < 0 ||
@@ -351,15 +356,19 @@ fini(struct fill *f)
 
 	while ((sp = f->born) != NULL) {
 		f->born = sp->next;
+		record_drop(sp);
 		close(sp->uffd);
 		fspace_free(sp);
 	}
 	while ((sp = f->spaces) != NULL) {
 		f->spaces = sp->next;
-		if (sp->uffd >= 0)
+		if (sp->uffd >= 0) {
+			record_drop(sp);
 			close(sp->uffd);
+		}
 		fspace_free(sp);
 	}
+	note_free(f);
 	if (f->epoll >= 0)
 		close(f->epoll);
 	if (f->door >= 0)
@@ -390,6 +399,9 @@ stop(struct fill *f)
 	pthread_mutex_unlock(&f->lock);
 }
 
+/* The loop's. */
+static uint64_t last_id;
+
 int
 fill_create(struct fill **out, const struct fill_config *cfg)
 {
@@ -401,8 +413,11 @@ fill_create(struct fill **out, const struct fill_config *cfg)
 		return -ENOMEM;
 	f->cfg = *cfg;
 	f->log = cfg->log;
-	f->epoll = f->door = f->clock = -1;
-
+	f->epoll = f->door = f->clock = f->note_fd = -1;
+	if (cfg->id > last_id)
+		last_id = cfg->id;
+	if (cfg->id == 0)
+		f->cfg.id = ++last_id;
 	f->no_poison = cfg->call_mask & FILL_NO_POISON;
 	snprintf(f->name, sizeof f->name, "%s", cfg->name);
 	if (cfg->working_set != NULL)
@@ -487,7 +502,7 @@ fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, uns
 		if ((pages += range[i].len / range[i].page_size) > FILL_PAGES_MAX)
 			return -E2BIG;
 	}
-	r = fspace_make(f, uffd, flags, pages, &sp);
+	r = fspace_make(f, uffd, flags, pages, n, 0, &sp);
 	if (r < 0)
 		return r;
 	pages = 0;
@@ -503,9 +518,13 @@ fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, uns
 		if (sp->range[i].r.start - sp->range[i - 1].r.start < sp->range[i - 1].r.len)
 			r = -EINVAL;
 	}
-	if (r == 0)
+	if (r == 0) {
+		note_keep(f);
+		record_commit(sp);
 		r = fspace_link(f, sp);
+	}
 	if (r < 0) {
+		record_drop(sp);
 		fspace_free(sp);
 		return r;
 	}
@@ -516,6 +535,49 @@ fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, uns
 	pthread_cond_broadcast(&f->cond);
 	pthread_mutex_unlock(&f->lock);
 	return 0;
+}
+
+struct fill_about *
+fill_about(struct fill *f)
+{
+	return &f->note->about;
+}
+
+unsigned
+fill_resume(struct fill *f, const struct fill_heir *h)
+{
+	struct space *all, *sp;
+	unsigned n = 0;
+
+	assert(f->cfg.id == h->id);
+	atomic_store(&f->note->spaces, atomic_load(&h->note->spaces));
+	f->note->about = h->note->about;
+	all = fspaces_again(f, h);
+	note_keep(f);
+	while ((sp = all) != NULL) {
+		int r;
+
+		all = sp->next;
+		sp->next = NULL;
+		/* Faults that have been read are nobody's. */
+		sp->wake_all = true;
+		record_commit(sp);
+		if (sp->child)
+			atomic_fetch_add(&f->living, 1);
+		r = fspace_link(f, sp);
+		if (r < 0) {
+			log_line(&f->log, UP_LOG_ERROR, "%s: it can not be served, and waits: %s",
+				 f->name, strerror(-r));
+			if (sp->child)
+				atomic_fetch_sub(&f->living, 1);
+			close(sp->uffd);
+			fspace_free(sp);
+			continue;
+		}
+		n++;
+	}
+	fill_knock(f);
+	return n;
 }
 
 void

@@ -5,6 +5,7 @@
  *	firecracker.c, criu.c		their protocols: what is where
  *	fill.c				a filler per client, and its threads
  *	fill_space.c			its address spaces: ranges, the state of each page
+ *	fill_record.c			and what a successor of this process is to know of it
  *	fill_fault.c, fill_event.c	what the kernel tells, and what is done about it
  *	fill_bring.c, fill_aide.c	pages that nobody waits for; those of the working set
  *	fill_transfer.c			all of them, until there is nothing left to do
@@ -20,12 +21,15 @@
 #define UP_DAEMON_FILL_H
 
 #include <jansson.h>
+#include <limits.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "base/base.h"
 #include "memfile.h"
 #include "session.h"
+#include "store.h"
 
 #define FILL_HUGE ((uint64_t)2 << 20)
 #define FILL_SPACES_MAX 1024u		   /* of one client */
@@ -64,7 +68,15 @@ struct fill_config {
 	int pidfd; /* where SIGBUS goes if there is no UFFDIO_POISON; -1; the caller's, who keeps it open */
 	struct memfile *working_set; /* whose working set is recorded and prefetched; NULL: none */
 	unsigned record_ms;
-	bool transfer; /* there is to be a thread for fill_transfer(); not with a working set */
+	/*
+	 * Who keeps what a successor of this process needs (store.h); NULL: there will be none.  What it keeps it keeps until the filler is destroyed, or
+	 * a space lets go of its userfaultfd.
+	 */
+	const struct store_keeper *keeper;
+	uint64_t holder; /* with it: by what a successor is to know this process's (holder.h) */
+	uint64_t id;	 /* of what a predecessor has had: fill_heir.id; 0: a new one */
+	int socket;	 /* kept with it, if there is a keeper; -1; the caller's */
+	bool transfer;	 /* there is to be a thread for fill_transfer(); not with a working set */
 	uint64_t call_mask; /* tests: calls that are not there, FILL_NO_... */
 };
 
@@ -77,6 +89,47 @@ enum fill_end {
 	FILL_END_FILL,	 /* filled as long as that takes, a while at most; then SIGBUS */
 };
 
+/* What a successor is to know of a session; the protocol's. */
+struct fill_about {
+	char kind[16]; /* session_ops.kind */
+	int32_t pid;
+	uint32_t uid, gid;
+	uint32_t phase;
+	bool between; /* nothing has been read of the connection but what is in here, or in spaces */
+	char name[64], group[32];
+	char text[PATH_MAX];
+	uint64_t source; /* memfile.number */
+};
+
+/* Who it is: kind, process, name and group.  And back, with the rest of *s zero. */
+void about_session(struct fill_about *about, const struct session *s);
+void about_whom(const struct fill_about *about, struct session *s);
+
+/* A filler's, in memory that it shares with a successor. */
+struct fill_note {
+	char magic[8];
+	uint32_t version, sizes;
+	_Atomic uint64_t spaces; /* that it has had */
+	struct fill_about about;
+};
+
+/* What a predecessor that was killed has left. */
+struct fill_heir {
+	uint64_t id;
+	const struct fill_note *note;
+	int socket; /* -1: none; whose takes it sets it to that */
+	/* A descriptor that was kept, and from then on the caller's; -1: there is none. */
+	int (*take)(void *ctx, const char *name);
+	/* The same of one that was not, by its number in the predecessor that had this holder; negative: it is gone. */
+	int (*fetch)(void *ctx, uint64_t holder, int number);
+	void *ctx;
+};
+
+/* 0; -ENOENT: nothing was kept under that id; -EPROTO: it is another version's. */
+int fill_heir_open(struct fill_heir *h, uint64_t id, int (*take)(void *ctx, const char *name),
+		   int (*fetch)(void *ctx, uint64_t holder, int number), void *ctx);
+void fill_heir_close(struct fill_heir *h);
+
 /* 0 or a negative errno. */
 int fill_create(struct fill **out, const struct fill_config *cfg);
 
@@ -86,6 +139,15 @@ int fill_create(struct fill **out, const struct fill_config *cfg);
  * No range at all: with FILL_OUTSIDE_ZERO only.
  */
 int fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, unsigned flags);
+
+/* The caller's to write, at any time.  What there is with the first space is kept. */
+struct fill_about *fill_about(struct fill *f);
+
+/*
+ * All spaces of a predecessor, by one whose cfg.id is h->id: served from now on.  How many.  What can not be served any more is logged as an
+ * error; whoever keeps it goes on with it, so that who misses a page waits.  Before anything else is added.
+ */
+unsigned fill_resume(struct fill *f, const struct fill_heir *h);
 
 /*
  * From now on pages are filled that nobody has asked for, while nobody does; and a space that misses none any more, children's included,
@@ -112,6 +174,9 @@ uint64_t fill_missing(struct fill *f);
 
 /* --- fill_call.c --- */
 
+/* Below it nothing is mapped (vm.mmap_min_addr).  There hardly anything is, and to unprotect it changes nothing. */
+#define FOREIGN_LOWEST UINT64_C(65536)
+
 struct foreign_info {
 	uint64_t features;
 	unsigned pending, total; /* threads that wait: faults not read yet, all */
@@ -128,7 +193,7 @@ int foreign_copy(int fd, uint64_t to, const void *from, uint64_t len, bool prote
 int foreign_zero(int fd, uint64_t to, uint64_t len, uint64_t *done);
 int foreign_poison(int fd, uint64_t to, uint64_t len, uint64_t *done);
 int foreign_unprotect(int fd, uint64_t at, uint64_t len);
-void foreign_wake(int fd, uint64_t at, uint64_t len);
+int foreign_wake(int fd, uint64_t at, uint64_t len);
 void foreign_unregister(int fd, uint64_t at, uint64_t len);
 
 /* False: the process is gone. */

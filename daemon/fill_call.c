@@ -11,9 +11,6 @@
 #include "fill.h"
 #include "pmap/uffd_abi.h"
 
-/* Below it nothing is mapped (vm.mmap_min_addr).  There hardly anything is, and to unprotect it changes nothing. */
-#define LOWEST 65536u
-
 int
 foreign_info(int fd, struct foreign_info *info)
 {
@@ -95,12 +92,12 @@ foreign_unprotect(int fd, uint64_t at, uint64_t len)
 	return ioctl(fd, UFFDIO_WRITEPROTECT, &wp) == 0 ? 0 : -errno;
 }
 
-void
+int
 foreign_wake(int fd, uint64_t at, uint64_t len)
 {
 	struct uffdio_range range = { at, len };
 
-	ioctl(fd, UFFDIO_WAKE, &range);
+	return ioctl(fd, UFFDIO_WAKE, &range) == 0 ? 0 : -errno;
 }
 
 void
@@ -118,10 +115,10 @@ foreign_alive(int fd)
 {
 	static const char page[2 * PAGE_SIZE];
 	uint64_t done;
-	int err = foreign_unprotect(fd, LOWEST, PAGE_SIZE);
+	int err = foreign_unprotect(fd, FOREIGN_LOWEST, PAGE_SIZE);
 
 	/* Before Linux 5.7. */
 	if (err == -EINVAL || err == -ENOTTY)
-		err = foreign_copy(fd, LOWEST, page, PAGE_SIZE, false, &done);
+		err = foreign_copy(fd, FOREIGN_LOWEST, page, PAGE_SIZE, false, &done);
 	return err != -ESRCH;
 }

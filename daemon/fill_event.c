@@ -7,10 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "fill_record.h"
 #include "fill_space.h"
-#include "pmap/uffd_abi.h"
-
-#define MSGS 64 /* of one read */
 
 /* Pages that only partly belong to it stay as they are: the kernel throws out whole ones. */
 static void
@@ -39,7 +37,7 @@ forget(struct space *sp, uint64_t start, uint64_t end)
 	while (i < sp->n && sp->range[i].r.start < end) {
 		const struct range *r = &sp->range[i];
 
-		fill_count_mapped(sp->f, -(int64_t)r->r.len);
+		fspace_count_mapped(sp, -(int64_t)r->r.len);
 		fspace_set(sp, r, r->r.start, r->r.len, MISSING);
 		range_drop(sp, i);
 	}
@@ -50,7 +48,7 @@ forget(struct space *sp, uint64_t start, uint64_t end)
 static void
 lose_track(struct space *sp, const char *call)
 {
-	sp->broken = true;
+	sp->broken = sp->rec->broken = true;
 	log_line(
 		&sp->f->log, UP_LOG_ERROR,
 		"%s: no memory, or too many ranges, to follow its %s: SIGBUS where it has no pages yet",
@@ -127,7 +125,7 @@ on_remap(struct space *sp, uint64_t from, uint64_t to, uint64_t len)
 	return;
 unref:
 	for (; i < n; i++) {
-		fill_count_mapped(sp->f, -(int64_t)moved[i].r.len);
+		fspace_count_mapped(sp, -(int64_t)moved[i].r.len);
 		memfile_unref(moved[i].r.source);
 	}
 	free(moved);
@@ -142,18 +140,28 @@ fill_orphan(struct fill *f, int r)
 		 strerror(-r));
 }
 
+int
+fspace_child(const struct space *parent, int uffd, struct space **out)
+{
+	int r = fspace_make(parent->f, uffd, parent->flags, parent->pages, parent->n, 0, out);
+
+	if (r < 0)
+		return r;
+	r = fspace_inherit(*out, parent);
+	if (r < 0)
+		fspace_free(*out);
+	return r;
+}
+
 static void
 on_fork(struct space *parent, int uffd)
 {
 	struct fill *f = parent->f;
 	struct space *sp;
-	int r;
+	const int r = fspace_child(parent, uffd, &sp);
 
-	r = fspace_make(f, uffd, parent->flags, parent->pages, &sp);
-	if (r < 0)
-		goto fail;
-	r = fspace_inherit(sp, parent);
 	if (r == 0) {
+		record_born(sp, parent);
 		/* Linked by link_born(): f->lock comes before the parent's, which is held. */
 		sp->next = f->born;
 		f->born = sp;
@@ -161,14 +169,12 @@ on_fork(struct space *parent, int uffd)
 		atomic_fetch_add(&f->living, 1);
 		return;
 	}
-	fspace_free(sp);
-fail:
 	/* Its userfaultfd is not closed: it would read zeros.  Its threads wait. */
 	fill_orphan(f, r);
 }
 
-static void
-event(struct space *sp, const struct uffd_msg *m)
+void
+fspace_replay(struct space *sp, const struct uffd_msg *m)
 {
 	switch (m->event) {
 	case UFFD_EVENT_REMOVE:
@@ -180,8 +186,29 @@ event(struct space *sp, const struct uffd_msg *m)
 	case UFFD_EVENT_REMAP:
 		on_remap(sp, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
 		break;
+	default:
+		break;
+	}
+}
+
+/* Number i of the batch. */
+static void
+event(struct space *sp, unsigned i)
+{
+	const struct uffd_msg *m = &sp->rec->batch[i];
+
+	switch (m->event) {
+	case UFFD_EVENT_REMOVE:
+		fspace_replay(sp, m);
+		break;
+	case UFFD_EVENT_UNMAP:
+	case UFFD_EVENT_REMAP:
+		fspace_replay(sp, m);
+		record_log(sp, i);
+		break;
 	case UFFD_EVENT_FORK:
 		on_fork(sp, (int)m->arg.fork.ufd);
+		record_forked(sp, i);
 		break;
 	default:
 		log_line(&sp->f->log, UP_LOG_WARNING, "%s: unknown event %u", sp->f->name,
@@ -196,22 +223,22 @@ event(struct space *sp, const struct uffd_msg *m)
 size_t
 fspace_drain(struct space *sp, struct fault fault[FAULTS], bool *more)
 {
-	struct uffd_msg msg[MSGS];
 	size_t n = 0;
 
 	*more = false;
 	pthread_rwlock_wrlock(&sp->lock);
 	while (n <= FAULTS - MSGS) {
-		const ssize_t len = read(sp->uffd, msg, sizeof msg);
-		const size_t count = len > 0 ? (size_t)len / sizeof msg[0] : 0;
+		const unsigned count = record_read(sp);
 		const uint64_t now = now_ns();
 
-		for (size_t i = 0; i < count; i++) {
-			if (msg[i].event == UFFD_EVENT_PAGEFAULT)
-				fault[n++] = (struct fault){ msg[i].arg.pagefault.address,
-							     msg[i].arg.pagefault.flags, now };
+		for (unsigned i = 0; i < count; i++) {
+			const struct uffd_msg *m = &sp->rec->batch[i];
+
+			if (m->event == UFFD_EVENT_PAGEFAULT)
+				fault[n++] = (struct fault){ m->arg.pagefault.address,
+							     m->arg.pagefault.flags, now };
 			else
-				event(sp, &msg[i]);
+				event(sp, i);
 		}
 		if (count > 0)
 			sp->f->busy = true;

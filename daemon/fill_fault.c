@@ -9,8 +9,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "fill_record.h"
 #include "fill_space.h"
-#include "pmap/uffd_abi.h"
 
 /* --- one page --- */
 
@@ -88,7 +88,7 @@ lose(struct space *sp, const struct range *r, uint64_t at, uint64_t len, const c
 	}
 	if (err < 0) {
 		f->no_poison = true;
-		sp->kept = true;
+		sp->kept = sp->rec->kept = true;
 		if (asked)
 			signal_client(f);
 	}
@@ -273,8 +273,11 @@ fspace_park(struct space *sp, const struct fault *fault)
 void
 fspace_wake(struct space *sp)
 {
-	for (size_t i = 0; i < sp->n; i++)
-		foreign_wake(sp->uffd, sp->range[i].r.start, sp->range[i].r.len);
+	/* All there is, since somebody may wait where we have no range: how much that is depends on the machine. */
+	for (unsigned bits = 57; bits >= 38; bits--)
+		if (foreign_wake(sp->uffd, FOREIGN_LOWEST,
+				 (UINT64_C(1) << bits) - 2 * FOREIGN_LOWEST) == 0)
+			return;
 }
 
 /* Those that had to wait, once. */
@@ -315,7 +318,7 @@ fspace_attend(struct space *sp)
 
 		if (!sp->f->ticking)
 			fill_tick(sp->f, true);
-		if (sp->nparked > 0)
+		if (sp->nparked > 0 || sp->wake_all)
 			fspace_serve_parked(sp);
 		for (size_t i = 0; i < n && sp->uffd >= 0; i++) {
 			switch (fspace_serve(sp, &fault[i])) {

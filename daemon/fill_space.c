@@ -9,8 +9,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "fill_record.h"
 #include "fill_space.h"
-#include "pmap/uffd_abi.h"
 
 #define LOW 0x5555555555555555u /* the lower bit of each */
 
@@ -54,7 +54,8 @@ fspace_set(struct space *sp, const struct range *r, uint64_t start, uint64_t len
 	const int64_t more =
 		state_set(sp, range_page(r, start), len / r->r.page_size, s) * r->r.page_size;
 
-	atomic_fetch_add_explicit(&sp->f->resident, (uint64_t)more, memory_order_relaxed);
+	if (sp->linked)
+		atomic_fetch_add_explicit(&sp->f->resident, (uint64_t)more, memory_order_relaxed);
 }
 
 /* The first MISSING page in [start, end), and how far from there on they are; 0: none. */
@@ -151,9 +152,10 @@ fspace_find_again(struct space *sp, uint64_t address)
 }
 
 void
-fill_count_mapped(struct fill *f, int64_t more)
+fspace_count_mapped(struct space *sp, int64_t more)
 {
-	atomic_fetch_add_explicit(&f->mapped, (uint64_t)more, memory_order_relaxed);
+	if (sp->linked)
+		atomic_fetch_add_explicit(&sp->f->mapped, (uint64_t)more, memory_order_relaxed);
 }
 
 bool
@@ -229,12 +231,12 @@ fill_memory(size_t len, int prot)
 }
 
 int
-fspace_make(struct fill *f, int uffd, unsigned flags, uint64_t pages, struct space **out)
+fspace_make(struct fill *f, int uffd, unsigned flags, uint64_t pages, size_t ranges,
+	    uint64_t number, struct space **out)
 {
 	pthread_rwlockattr_t attr;
 	struct foreign_info info;
 	struct space *sp;
-	void *state;
 	int r;
 
 	*out = NULL;
@@ -257,13 +259,13 @@ fspace_make(struct fill *f, int uffd, unsigned flags, uint64_t pages, struct spa
 	sp->features = info.features;
 	sp->protect = flags & FILL_TRACKED && info.features & UFFD_FEATURE_WP_ASYNC;
 	sp->pages = pages;
-	state = fill_memory(round_up(pages / STATES_A_WORD * 8 + 8, PAGE_SIZE),
-			    PROT_READ | PROT_WRITE);
-	sp->state = state;
+	sp->rec_fd = -1;
+	sp->number = number != 0 ? number : note_next(f);
 	sp->parked = malloc(FILL_PARKED_MAX * sizeof *sp->parked);
-	if (state == NULL || sp->parked == NULL) {
+	r = sp->parked == NULL ? -ENOMEM : record_make(sp, ranges);
+	if (r < 0) {
 		fspace_free(sp);
-		return -ENOMEM;
+		return r;
 	}
 	*out = sp;
 	return 0;
@@ -299,10 +301,11 @@ fspace_close(struct space *sp)
 
 	if (sp->uffd < 0)
 		return;
+	record_drop(sp);
 	for (size_t i = 0; i < sp->n; i++) {
 		const struct range *r = &sp->range[i];
 
-		fill_count_mapped(f, -(int64_t)r->r.len);
+		fspace_count_mapped(sp, -(int64_t)r->r.len);
 		fspace_set(sp, r, r->r.start, r->r.len, MISSING);
 		memfile_unref(r->r.source);
 	}
@@ -337,9 +340,7 @@ fspace_free(struct space *sp)
 		return;
 	for (size_t i = 0; i < sp->n; i++)
 		memfile_unref(sp->range[i].r.source);
-	if (sp->state != NULL)
-		munmap((void *)(uintptr_t)sp->state,
-		       round_up(sp->pages / STATES_A_WORD * 8 + 8, PAGE_SIZE));
+	record_free(sp);
 	free(sp->range);
 	free(sp->parked);
 	pthread_rwlock_destroy(&sp->lock);

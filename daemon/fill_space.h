@@ -32,8 +32,10 @@
 
 #include "base/histogram.h"
 #include "fill.h"
+#include "pmap/uffd_abi.h"
 
 #define FAULTS 256 /* read before any is served */
+#define MSGS 64	   /* of one read() */
 #define STATES_A_WORD 32
 
 enum state { MISSING, FILLED, ZERO, LOST };
@@ -55,17 +57,22 @@ struct fault {
 };
 
 struct space {
-	struct fill *f;		 /* (c) */
-	struct space *next;	 /* (f) to change, then by the service thread */
-	pthread_rwlock_t lock;	 /* see above */
-	int uffd;		 /* (l) -1: the process is gone */
-	unsigned flags;		 /* (c) FILL_TRACKED... */
-	uint64_t features;	 /* (c) of its userfaultfd */
-	struct range *range;	 /* (l) by address */
-	size_t n, room;		 /* (l) */
-	size_t hit;		 /* (s) the last range that was looked for */
-	_Atomic uint64_t *state; /* (c), (a) */
+	struct fill *f;	       /* (c) */
+	struct space *next;    /* (f) to change, then by the service thread */
+	pthread_rwlock_t lock; /* see above */
+	int uffd;	       /* (l) -1: the process is gone */
+	unsigned flags;	       /* (c) FILL_TRACKED... */
+	uint64_t features;     /* (c) of its userfaultfd */
+	struct range *range;   /* (l) by address */
+	size_t n, room;	       /* (l) */
+	size_t hit;	       /* (s) the last range that was looked for */
+	struct record *rec;    /* (l), fill_record.h: what a successor needs of it */
+	int rec_fd;	 /* (l) its file; -1: it is private memory, as there will be no successor */
+	uint64_t number; /* (c) unlike that of any other of the filler's, from 1 on */
+	_Atomic uint64_t *state; /* (l), (a) in the record */
 	uint64_t pages;		 /* (c) states that there are */
+	unsigned nbatch;	 /* (l) messages of the batch in the record */
+	bool linked;		 /* (l) it is in the list, and counted */
 	atomic_bool protect;	 /* (a) copies are write-protected */
 	bool broken;		 /* (l) what is where is not known any more */
 	bool wake_all;		 /* (s) some faults could not be parked */
@@ -126,6 +133,11 @@ struct fill {
 	struct histogram *copied, *zeroed, *there; /* (a) latencies */
 	_Atomic uint64_t mapped, resident, again, exists, deferred, prefetched, lost, wp, rescues;
 	_Atomic uint64_t lost_told;
+
+	/* For a successor; without cfg.keeper it is private memory. */
+	struct fill_note *note; /* (c) */
+	int note_fd;		/* (c) */
+	bool note_kept;		/* the loop's */
 };
 
 /* --- fill_space.c --- */
@@ -162,7 +174,7 @@ size_t fspace_find_from(const struct space *sp, uint64_t address);
 const struct range *fspace_find(const struct space *sp, uint64_t address);
 const struct range *fspace_find_again(struct space *sp, uint64_t address);
 
-void fill_count_mapped(struct fill *f, int64_t more);
+void fspace_count_mapped(struct space *sp, int64_t more);
 
 /* False: no memory, or too many.  => write-locked, or not linked yet */
 bool range_insert(struct space *sp, size_t at, const struct range *r);
@@ -174,11 +186,18 @@ bool fspace_split(struct space *sp, uint64_t address);
 /* Memory of so many bytes, at whose first use all is there.  NULL: none. */
 void *fill_memory(size_t len, int prot);
 
-/* 0: uffd is the space's, which is in no list yet; otherwise it is the caller's. */
-int fspace_make(struct fill *f, int uffd, unsigned flags, uint64_t pages, struct space **out);
+/*
+ * 0: uffd is the space's, which is in no list yet; otherwise it is the caller's.  ranges: that it will begin with; number: 0 for a new
+ * one.
+ */
+int fspace_make(struct fill *f, int uffd, unsigned flags, uint64_t pages, size_t ranges,
+		uint64_t number, struct space **out);
 
 /* What a child has of its parent: the same, but where a child has zeros.  0 or -ENOMEM.  => both locked, or not linked yet */
 int fspace_inherit(struct space *sp, const struct space *parent);
+
+/* Both: 0, and uffd is the child's, which is in no list yet; otherwise it is the caller's. */
+int fspace_child(const struct space *parent, int uffd, struct space **out);
 
 /* Its process is gone, or nobody has a use for it any more.  => write-locked */
 void fspace_close(struct space *sp);
@@ -213,6 +232,12 @@ size_t fspace_drain(struct space *sp, struct fault fault[FAULTS], bool *more);
 
 /* A child can not be served: told. */
 void fill_orphan(struct fill *f, int r);
+
+/*
+ * For fill_record.c, of a space that is in no list yet: what has been acted upon before (ranges only), and what was read and not acted
+ * upon.
+ */
+void fspace_replay(struct space *sp, const struct uffd_msg *m);
 
 /* --- fill_bring.c --- */
 

@@ -286,8 +286,9 @@ check_descriptors(const int fd[], unsigned n)
 	return NULL;
 }
 
+/* id: of what a predecessor has had; 0: nothing. */
 static int
-make_fill(struct firecracker *fc)
+make_fill(struct firecracker *fc, uint64_t id)
 {
 	char name[80];
 	const struct fill_config cfg = {
@@ -299,9 +300,23 @@ make_fill(struct firecracker *fc)
 		.working_set = fc->cfg.working_set ? fc->cfg.source : NULL,
 		.record_ms = fc->cfg.record_seconds * 1000,
 		.call_mask = fc->cfg.call_mask,
+		.keeper = fc->cfg.keeper,
+		.holder = fc->cfg.holder,
+		.id = id,
+		.socket = fc->connection,
 	};
+	struct fill_about *about;
+	int r;
 
-	return fc->fill != NULL ? 0 : fill_create(&fc->fill, &cfg);
+	if (fc->fill != NULL)
+		return 0;
+	r = fill_create(&fc->fill, &cfg);
+	if (r < 0)
+		return r;
+	about = fill_about(fc->fill);
+	about_session(about, &fc->s);
+	about->source = fc->cfg.source->number;
+	return 0;
 }
 
 /*
@@ -395,7 +410,7 @@ serve(struct firecracker *fc, const int fd[], unsigned nfds, const struct fc_reg
 			.page_size = region[i].page_size,
 			.source = fc->cfg.source,
 		};
-	r = make_fill(fc);
+	r = make_fill(fc, 0);
 	if (r == 0)
 		r = fill_add(fc->fill, fd[0], range, (size_t)n, nfds == 2 ? FILL_TRACKED : 0);
 	free(range);
@@ -513,6 +528,22 @@ receive(struct firecracker *fc)
 	return r < 0 ? r : 1;
 }
 
+/* What has been read of an array that is not complete, a successor can not know. */
+static int
+receive_noted(struct firecracker *fc)
+{
+	int r;
+
+	if (fc->fill != NULL)
+		fill_about(fc->fill)->between = false;
+	stores_in_order();
+	r = receive(fc);
+	stores_in_order();
+	if (fc->fill != NULL)
+		fill_about(fc->fill)->between = fc->len == 0 && fc->nfds == 0 && !fc->deaf;
+	return r;
+}
+
 static void
 on_socket(uv_poll_t *h, int status, int events)
 {
@@ -526,7 +557,7 @@ on_socket(uv_poll_t *h, int status, int events)
 		return;
 	}
 	for (unsigned i = 0; i < READS_MAX && r == 1 && !fc->deaf; i++)
-		r = receive(fc);
+		r = receive_noted(fc);
 	if (r >= 0)
 		return;
 	/* What has been taken before is served on, but what it says is not understood any more. */
@@ -629,54 +660,110 @@ static const struct session_ops ops = {
 
 /* --- the beginning --- */
 
-int
-firecracker_open(uv_loop_t *loop, int connection, const struct firecracker_config *cfg,
-		 struct session **out)
+/* It goes of itself, later, and nobody is to hear of it. */
+static void
+abandon(struct firecracker *fc)
+{
+	fc->cfg.gone = NULL;
+	fc->closing = true;
+	handles_close(&fc->uv);
+}
+
+/* Its handles are there.  Otherwise a negative errno: the connection is the caller's, and the session goes of itself. */
+static int
+make(struct firecracker **out, uv_loop_t *loop, int connection,
+     const struct firecracker_config *cfg, const struct session *who)
 {
 	struct firecracker *fc = calloc(1, sizeof *fc);
-	struct ucred cred = { 0 };
-	socklen_t len = sizeof cred;
 	int r;
 
 	*out = NULL;
 	if (fc == NULL)
 		return -ENOMEM;
-	fc->connection = fc->pidfd = -1;
-	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0) {
-		r = -errno;
-		free(fc);
-		return r;
-	}
+	fc->connection = -1;
 	fc->cfg = *cfg;
 	if (fc->cfg.handshake_ms == 0)
 		fc->cfg.handshake_ms = FC_HANDSHAKE_MS;
 	memfile_ref(cfg->source);
-	snprintf(fc->s.group, sizeof fc->s.group, "%s", cfg->group != NULL ? cfg->group : "");
+	fc->s = *who;
 	fc->s.ops = &ops;
-	fc->s.pid = cred.pid;
-	fc->s.uid = cred.uid;
-	fc->s.gid = cred.gid;
-	fc->pidfd = descriptors_peer(connection, cred.pid);
+	fc->pidfd = descriptors_peer(connection, who->pid);
 	session_come(&fc->s);
 	/* The registry's word, by the user perhaps. */
 	snprintf(fc->group, sizeof fc->group, "%s", fc->s.group);
 	fc->uv.heard = heard;
 	fc->uv.closed = bury;
 	r = handles_open(&fc->uv, loop, connection, fc);
-	if (r == 0)
-		r = uv_poll_start(&fc->uv.socket, UV_READABLE, on_socket);
 	/* Without it there are looks. */
 	if (r == 0 && fc->pidfd >= 0)
 		handles_watch(&fc->uv, fc->pidfd, on_process);
+	if (r < 0)
+		abandon(fc);
+	else
+		*out = fc;
+	return r;
+}
+
+int
+firecracker_open(uv_loop_t *loop, int connection, const struct firecracker_config *cfg,
+		 struct session **out)
+{
+	struct ucred cred = { 0 };
+	socklen_t len = sizeof cred;
+	struct session who = { 0 };
+	struct firecracker *fc;
+	int r;
+
+	*out = NULL;
+	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
+		return -errno;
+	who.pid = cred.pid;
+	who.uid = cred.uid;
+	who.gid = cred.gid;
+	snprintf(who.group, sizeof who.group, "%s", cfg->group != NULL ? cfg->group : "");
+	r = make(&fc, loop, connection, cfg, &who);
+	if (r < 0)
+		return r;
+	r = uv_poll_start(&fc->uv.socket, UV_READABLE, on_socket);
 	if (r < 0) {
-		/* It goes of itself, later. */
-		fc->cfg.gone = NULL;
-		fc->closing = true;
-		handles_close(&fc->uv);
+		abandon(fc);
 		return r;
 	}
 	fc->connection = connection;
 	uv_timer_start(&fc->uv.timer, on_look, fc->cfg.handshake_ms, 0);
 	*out = &fc->s;
+	return 0;
+}
+
+int
+firecracker_resume(uv_loop_t *loop, const struct firecracker_config *cfg, struct fill_heir *h)
+{
+	const struct fill_about *about = &h->note->about;
+	struct firecracker_config mine = *cfg;
+	struct firecracker *fc;
+	struct session who;
+	unsigned n;
+	int r;
+
+	/* Its first seconds are over, and the record of those would be half of one. */
+	mine.working_set = false;
+	about_whom(about, &who);
+	r = make(&fc, loop, h->socket, &mine, &who);
+	if (r < 0)
+		return r;
+	fc->connection = h->socket;
+	r = make_fill(fc, h->id);
+	if (r < 0) {
+		fc->connection = -1;
+		abandon(fc);
+		return r;
+	}
+	h->socket = -1;
+	n = fill_resume(fc->fill, h);
+	say(fc, UP_LOG_INFO, "%u region set%s of the last daemon's: %llu pages are missing", n,
+	    n == 1 ? "" : "s", (unsigned long long)fill_missing(fc->fill));
+	if (!about->between || uv_poll_start(&fc->uv.socket, UV_READABLE, on_socket) < 0)
+		deaf(fc);
+	look(fc);
 	return 0;
 }

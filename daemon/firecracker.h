@@ -33,6 +33,9 @@ struct firecracker_config {
 	struct up_runtime *rt;
 	const char *group;    /* that they are in; copied.  "" or NULL: none */
 	unsigned regions_max; /* of one of them */
+	/* As in struct fill_config: what a successor of this process needs. */
+	const struct store_keeper *keeper;
+	uint64_t holder;
 };
 
 /*
@@ -41,6 +44,12 @@ struct firecracker_config {
  */
 int firecracker_open(uv_loop_t *loop, int connection, const struct firecracker_config *cfg,
 		     struct session **out);
+
+/*
+ * The session that a predecessor has had, which has been killed: h->note->about.kind is "firecracker".  cfg->source is that of the note.  0: what was kept
+ * for it is used up; otherwise it is the caller's, and what the machine misses waits.
+ */
+int firecracker_resume(uv_loop_t *loop, const struct firecracker_config *cfg, struct fill_heir *h);
 
 /* End it as the operation `end` does, but with what is missing dealt with in another way.  Does not wait. */
 void firecracker_end(struct session *s, enum fill_end how, unsigned ms);

@@ -9,6 +9,7 @@
 
 #include "daemon.h"
 #include "firecracker.h"
+#include "heirs.h"
 #include "listen.h"
 #include "log.h"
 
@@ -32,6 +33,7 @@ firecracker_accept(struct daemon *d, const struct listener *l, int fd, const str
 	}
 	if (native_start(d) == 0)
 		cfg.rt = d->rt;
+	cfg.keeper = heirs_keeper(&cfg.holder);
 	/* The same one for all that are restored from that file, as long as one of them is there. */
 	r = memfile_open(&cfg.source, l->source, &cfg.log);
 	if (r == 0) {

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "daemon.h"
+#include "descriptors.h"
 #include "log.h"
 
 /* The daemon's end of the socket, in its environment. */
@@ -109,27 +110,9 @@ static int
 tell(int sock, enum kept_type type, const char *name, int fd)
 {
 	struct kept_msg m = { .type = type };
-	struct iovec iov = { &m, sizeof(m) };
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = { .bytes = { 0 } };
-	struct msghdr h = { .msg_iov = &iov, .msg_iovlen = 1 };
-	ssize_t n;
 
 	snprintf(m.name, sizeof(m.name), "%s", name);
-	if (fd >= 0) {
-		h.msg_control = control.bytes;
-		h.msg_controllen = sizeof(control.bytes);
-		*CMSG_FIRSTHDR(&h) = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(int)),
-						       .cmsg_level = SOL_SOCKET,
-						       .cmsg_type = SCM_RIGHTS };
-		memcpy(CMSG_DATA(CMSG_FIRSTHDR(&h)), &fd, sizeof(fd));
-	}
-	do {
-		n = sendmsg(sock, &h, MSG_NOSIGNAL);
-	} while (n < 0 && errno == EINTR);
-	return n == (ssize_t)sizeof(m) ? 0 : n < 0 ? -errno : -EPROTO;
+	return descriptors_send(sock, &m, sizeof(m), fd);
 }
 
 /* 0; -ENOTCONN: that was all; *fd: the caller's, or -1. */
@@ -450,6 +433,23 @@ kept_take(void *unused, const char *name)
 {
 	(void)unused;
 	return cut(&kept.before, name);
+}
+
+bool
+kept_some(const char *begin, const char *end, char name[STORE_NAME_MAX])
+{
+	for (unsigned b = 0; b < BUCKETS; b++) {
+		for (const struct kept *k = kept.before.bucket[b]; k != NULL; k = k->next) {
+			const size_t n = strlen(k->name), tail = strlen(end);
+
+			if (strncmp(k->name, begin, strlen(begin)) == 0 && n >= tail &&
+			    strcmp(k->name + n - tail, end) == 0) {
+				memcpy(name, k->name, STORE_NAME_MAX);
+				return true;
+			}
+		}
+	}
+	return false;
 }
 
 static void

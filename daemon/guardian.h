@@ -32,6 +32,8 @@ bool kept_open(void);
 bool kept_any(void);
 /* What a predecessor had under that name, and from now on the caller's; -1: nothing. */
 int kept_take(void *unused, const char *name);
+/* Some name of those that nobody has taken yet, which begins and ends so.  False: there is none. */
+bool kept_some(const char *begin, const char *end, char name[STORE_NAME_MAX]);
 /* All that nobody has taken is not kept any more. */
 void kept_settle(void);
 /* The same, and clients are served from now on: away_timeout begins anew with the next death. */

@@ -23,6 +23,7 @@
 #include "control.h"
 #include "daemon.h"
 #include "guardian.h"
+#include "heirs.h"
 #include "http.h"
 #include "listen.h"
 #include "log.h"
@@ -630,9 +631,13 @@ run(void)
 	uv_timer_init(&d->loop, &second);
 	uv_timer_init(&d->loop, &drain);
 	sessions_init(d);
+	heirs_begin();
 	r = places(d);
 	if (r == 0)
 		r = open_sockets(d);
+	/* Some of them have nobody else who could make them wait. */
+	if (r == 0)
+		heirs_come(d);
 	if (r == 0)
 		r = create_runtime(d);
 	if (r == 0) {

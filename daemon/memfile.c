@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/hash.h"
 #include "pmap/uffd_abi.h"
 
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -20,6 +22,8 @@ destroy(struct memfile *s)
 {
 	if (s->map != NULL)
 		munmap(s->map, s->size);
+	if (s->keeper != NULL)
+		keeper_drop(s->keeper, "memfile", s->number, NULL);
 	if (s->fd >= 0)
 		close(s->fd);
 	pthread_mutex_destroy(&s->ws_lock);
@@ -28,11 +32,21 @@ destroy(struct memfile *s)
 	free(s);
 }
 
+/* Unlike that of any other file, as far as 64 bits go. */
+static uint64_t
+number_of(const struct memfile *s)
+{
+	const uint64_t id[] = { s->dev, s->id.inode, s->size, (uint64_t)s->id.mtime_s,
+				(uint64_t)s->id.mtime_ns };
+
+	return XXH3_64bits(id, sizeof id);
+}
+
 static struct memfile *
 create(const char *path, int fd, const struct stat *st)
 {
 	struct memfile *s = calloc(1, sizeof *s);
-	void *map;
+	void *map = NULL;
 
 	if (s == NULL)
 		return NULL;
@@ -52,12 +66,16 @@ create(const char *path, int fd, const struct stat *st)
 		s->ws_path = NULL;
 		goto fail;
 	}
-	map = mmap(NULL, s->size, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	/* One that a predecessor has had may have nothing any more. */
+	if (s->size > 0)
+		map = mmap(NULL, s->size, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, 0);
 	if (map == MAP_FAILED)
 		goto fail;
-	madvise(map, s->size, MADV_DONTFORK);
+	if (map != NULL)
+		madvise(map, s->size, MADV_DONTFORK);
 	s->map = map;
 	s->fd = fd;
+	s->number = number_of(s);
 	return s;
 fail:
 	destroy(s);
@@ -126,6 +144,70 @@ memfile_ref(struct memfile *s)
 	s->refs++;
 	pthread_mutex_unlock(&registry_lock);
 	return s;
+}
+
+void
+memfile_keep(struct memfile *s, const struct store_keeper *keeper)
+{
+	pthread_mutex_lock(&registry_lock);
+	if (s->keeper == NULL) {
+		s->keeper = keeper;
+		keeper_keep(keeper, "memfile", s->number, NULL, s->fd);
+	}
+	pthread_mutex_unlock(&registry_lock);
+}
+
+/* As `number`, of what a predecessor has had.  => registry_lock is held; the descriptor is used up */
+static int
+inherit(struct memfile **out, uint64_t number, const struct store_keeper *keeper, int fd)
+{
+	char link[40], path[PATH_MAX];
+	struct memfile *s;
+	struct stat st;
+	ssize_t n;
+	int r = 0;
+
+	if (fstat(fd, &st) < 0)
+		r = -errno;
+	else if (!S_ISREG(st.st_mode))
+		r = -EINVAL;
+	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+	n = readlink(link, path, sizeof path - 1);
+	path[MAX(n, 0)] = '\0';
+	s = r == 0 ? create(path, fd, &st) : NULL;
+	if (s == NULL) {
+		close(fd);
+		return r < 0 ? r : -ENOMEM;
+	}
+	s->number = number;
+	s->keeper = keeper;
+	s->next = registry;
+	registry = *out = s;
+	return 0;
+}
+
+int
+memfile_inherit(struct memfile **out, uint64_t number, const struct store_keeper *keeper,
+		int (*take)(void *ctx, const char *name), void *ctx)
+{
+	char name[STORE_NAME_MAX];
+	struct memfile *s;
+	int fd, r = 0;
+
+	*out = NULL;
+	store_name(name, "memfile", number, NULL);
+	pthread_mutex_lock(&registry_lock);
+	for (s = registry; s != NULL && s->number != number; s = s->next)
+		;
+	if (s != NULL) {
+		s->refs++;
+		*out = s;
+	} else {
+		fd = take(ctx, name);
+		r = fd < 0 ? -ENOENT : inherit(out, number, keeper, fd);
+	}
+	pthread_mutex_unlock(&registry_lock);
+	return r;
 }
 
 void

@@ -18,26 +18,38 @@
 #include <sys/types.h>
 
 #include "base/base.h"
+#include "store.h"
 #include "working_set.h"
 
 /* Keys: (c) constant, (r) the registry's lock, (a) atomic. */
 struct memfile {
-	struct memfile *next;	 /* (r) */
-	unsigned refs;		 /* (r) */
-	dev_t dev;		 /* (c) */
-	int fd;			 /* (c) */
-	char *map;		 /* (c) */
-	uint64_t size;		 /* (c) when it was opened */
-	struct file_identity id; /* (c) */
-	char *path;		 /* (c) by which it was first opened */
-	char *ws_path;		 /* (c) of its working set */
-	pthread_mutex_t ws_lock; /* who reads, joins and writes the record */
-	atomic_bool told;	 /* (a) that it is not what it was */
+	struct memfile *next;		   /* (r) */
+	unsigned refs;			   /* (r) */
+	dev_t dev;			   /* (c) */
+	int fd;				   /* (c) */
+	char *map;			   /* (c) */
+	uint64_t size;			   /* (c) when it was opened */
+	struct file_identity id;	   /* (c) */
+	char *path;			   /* (c) by which it was first opened */
+	char *ws_path;			   /* (c) of its working set */
+	pthread_mutex_t ws_lock;	   /* who reads, joins and writes the record */
+	atomic_bool told;		   /* (a) that it is not what it was */
+	uint64_t number;		   /* (c) by which a successor finds it */
+	const struct store_keeper *keeper; /* (r) who keeps its descriptor; NULL: nobody */
 };
 
 /* Regular, not empty.  A reference is the caller's: 0, or a negative errno, -EINVAL for what is no such file.  Any thread. */
 int memfile_open(struct memfile **out, const char *path, const struct logger *log);
 struct memfile *memfile_ref(struct memfile *s);
+
+/* It is needed by a successor of this process (store.h): its descriptor is kept as long as there is a reference. */
+void memfile_keep(struct memfile *s, const struct store_keeper *keeper);
+/*
+ * What a predecessor has had under that number, as it is now: it may have been cut short meanwhile.  -ENOENT: it was not kept;
+ * otherwise as memfile_open().
+ */
+int memfile_inherit(struct memfile **out, uint64_t number, const struct store_keeper *keeper,
+		    int (*take)(void *ctx, const char *name), void *ctx);
 void memfile_unref(struct memfile *s); /* or NULL */
 
 /* Bytes that there are now, as many as there were at most; 0 if that can't be told. */

@@ -246,23 +246,33 @@ store_name(char name[STORE_NAME_MAX], const char *kind, uint64_t id, const char 
 }
 
 void
-store_keep(const struct store *s, const char *kind, uint64_t id, const char *part, int fd)
+keeper_keep(const struct store_keeper *k, const char *kind, uint64_t id, const char *part, int fd)
 {
 	char name[STORE_NAME_MAX];
 
-	if (s == NULL)
-		return;
 	store_name(name, kind, id, part);
-	s->keeper->keep(s->keeper->ctx, name, fd);
+	k->keep(k->ctx, name, fd);
+}
+
+void
+keeper_drop(const struct store_keeper *k, const char *kind, uint64_t id, const char *part)
+{
+	char name[STORE_NAME_MAX];
+
+	store_name(name, kind, id, part);
+	k->drop(k->ctx, name);
+}
+
+void
+store_keep(const struct store *s, const char *kind, uint64_t id, const char *part, int fd)
+{
+	if (s != NULL)
+		keeper_keep(s->keeper, kind, id, part, fd);
 }
 
 void
 store_drop(const struct store *s, const char *kind, uint64_t id, const char *part)
 {
-	char name[STORE_NAME_MAX];
-
-	if (s == NULL)
-		return;
-	store_name(name, kind, id, part);
-	s->keeper->drop(s->keeper->ctx, name);
+	if (s != NULL)
+		keeper_drop(s->keeper, kind, id, part);
 }

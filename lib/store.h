@@ -92,8 +92,12 @@ void store_complete(struct store *s, const struct up_runtime *rt);
 /* The sum of sizes. */
 uint32_t store_sizes(void);
 
-void store_name(char name[STORE_NAME_MAX], const char *kind, uint64_t id, const char *part);
 /* Of one numbered thing: "object/7", "space/3/uffd" (part "uffd", or NULL). */
+void store_name(char name[STORE_NAME_MAX], const char *kind, uint64_t id, const char *part);
+void keeper_keep(const struct store_keeper *k, const char *kind, uint64_t id, const char *part,
+		 int fd);
+void keeper_drop(const struct store_keeper *k, const char *kind, uint64_t id, const char *part);
+/* The same by the one of a store, which may be NULL. */
 void store_keep(const struct store *s, const char *kind, uint64_t id, const char *part, int fd);
 void store_drop(const struct store *s, const char *kind, uint64_t id, const char *part);
 

@@ -233,19 +233,41 @@ scribbles(uint64_t seed, uint64_t rounds, uint64_t arg)
 	return r;
 }
 
+#define VERIFIERS 3
+
+/* All of them look at the first half. */
+static bool
+start_verifiers(struct job job[VERIFIERS])
+{
+	for (unsigned i = 0; i < VERIFIERS; i++) {
+		job[i] = (struct job){ .n = me.npages / 2, .step = 2 * i + 1 };
+		if (pthread_create(&job[i].thread, NULL, work, &job[i]) != 0)
+			return false;
+	}
+	return true;
+}
+
+static int64_t
+end_verifiers(struct job job[VERIFIERS])
+{
+	int64_t r = 0;
+
+	for (unsigned i = 0; i < VERIFIERS; i++) {
+		pthread_join(job[i].thread, NULL);
+		r += job[i].r;
+	}
+	return r;
+}
+
 static int64_t
 storm(uint64_t rounds)
 {
 	const uint64_t half = me.npages / 2;
-	struct job job[3] = { { .n = half, .step = 1 },
-			      { .n = half, .step = 3 },
-			      { .n = half, .step = 5 } };
+	struct job job[VERIFIERS];
 	int64_t r = 0;
 
-	for (unsigned i = 0; i < 3; i++) {
-		if (pthread_create(&job[i].thread, NULL, work, &job[i]) != 0)
-			return -1;
-	}
+	if (!start_verifiers(job))
+		return -1;
 	for (uint64_t k = 0; k < rounds; k++) {
 		const uint64_t n = 1 + k * 7 % 16, at = half + k * 13 % (half - n);
 
@@ -255,11 +277,65 @@ storm(uint64_t rounds)
 			r += !all(me.base + i * VMM_PAGE, 0);
 		memset(me.base + at * VMM_PAGE, 0xaa, VMM_PAGE);
 	}
-	for (unsigned i = 0; i < 3; i++) {
-		pthread_join(job[i].thread, NULL);
-		r += job[i].r;
+	return r + end_verifiers(job);
+}
+
+#define PIECE UINT64_C(8) /* pages that are moved together */
+
+/* A piece is moved away, looked at, and moved back. */
+static int64_t
+there_and_back(uint64_t first)
+{
+	const size_t len = PIECE * VMM_PAGE;
+	unsigned char *const at = me.base + first * VMM_PAGE;
+	unsigned char *to = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int64_t r = 0;
+
+	to = mremap(at, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+	if (to == MAP_FAILED)
+		return 1000;
+	for (uint64_t i = 0; i < PIECE; i += 3)
+		r += !same(to + i * VMM_PAGE, first + i);
+	return mremap(to, len, len, MREMAP_MAYMOVE | MREMAP_FIXED, at) == at ? r : 1000;
+}
+
+/* What a child of fork() sees of some pages, and what it sees once it has moved them. */
+static int64_t
+ask_child(uint64_t first)
+{
+	const pid_t pid = fork();
+	int status;
+
+	if (pid == 0) {
+		int64_t r = there_and_back(first);
+
+		for (uint64_t i = 0; i < PIECE; i++)
+			r += !same(me.base + (first + i) * VMM_PAGE, first + i);
+		_exit(r == 0 ? 0 : 1);
 	}
-	return r;
+	while (waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			return 1000;
+	return !WIFEXITED(status) || WEXITSTATUS(status) != 0;
+}
+
+static int64_t
+shuffle(uint64_t rounds)
+{
+	const uint64_t half = me.npages / 2;
+	struct job job[VERIFIERS];
+	int64_t r = 0;
+
+	if (!start_verifiers(job))
+		return -1;
+	for (uint64_t k = 0; k < rounds; k++) {
+		const uint64_t first = half + k * 37 % (half / PIECE) * PIECE;
+
+		r += there_and_back(first);
+		if (k % 16 == 0)
+			r += ask_child(half + k * 41 % (half / PIECE) * PIECE);
+	}
+	return r + end_verifiers(job);
 }
 
 static int64_t
@@ -560,6 +636,8 @@ obey(const struct vmm_command *c)
 		return protect(me.base, len, me.memfd >= 0);
 	case VMM_STORM:
 		return storm(c->arg);
+	case VMM_SHUFFLE:
+		return shuffle(c->arg);
 	case VMM_CONNECT:
 		return go_there(text, c->n);
 	case VMM_SEND:

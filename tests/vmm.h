@@ -35,6 +35,7 @@ enum vmm_op {
 	VMM_BECOME_CHILD, /* a child does from now on what it is told, and the process ends: vmm.pid is its number */
 	VMM_REGISTER, /* see vmm_config.late */
 	VMM_STORM, /* VERIFY of the first half by threads, while the second half is removed over and over, and looked at; `arg` rounds */
+	VMM_SHUFFLE, /* VERIFY of the first half by threads, while pieces of the second half are moved away and back, and children look at it; `arg` rounds */
 	VMM_CONNECT, /* to the text that follows */
 	VMM_SEND, /* the text that follows (n bytes), `arg` at a time, with descriptors: `first` */
 	VMM_HANG_UP,

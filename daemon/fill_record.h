@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * fill_record.h (private to fill*.c): what a successor of this process needs of a space, in a file in memory that somebody else keeps.
+ *
+ *	| struct record | ranges that it began with | log: events that changed ranges | a state of two bits for each page |
+ *
+ * The states are the space's own: there are no others.  Its ranges lie in private memory, so those that it began with are noted, and each event that
+ * changed them; once the log is full the space gets another record, which begins with what there is then.
+ *
+ * What the kernel has told it does not tell again.  So messages are read into the record, and a message is
+ *
+ *	there, `event` is not 0, and its place is `at.next` or behind:	read, and perhaps acted upon in part: it is acted upon once more.
+ *									REMOVE may be, any number of times
+ *	before `at.next`:						done.  What cannot be done twice is in the log, or counted, by
+ *									the same store
+ *
+ * A fault that was read is not noted: whoever waits is woken by the successor, and asks again.  A page that was copied, and not marked yet, is
+ * copied once more: EEXIST.
+ *
+ * A child that is forked is told by a message with its userfaultfd, which nobody else has before record_born().  So whoever holds all
+ * descriptors of this process (holder.h) is asked for it by its number, which is in the message.
+ */
+#ifndef UP_DAEMON_FILL_RECORD_H
+#define UP_DAEMON_FILL_RECORD_H
+
+#include "fill_space.h"
+
+struct record_range {
+	uint64_t start, len, offset, first;
+	uint64_t source; /* memfile.number */
+	uint32_t page_size, wiped;
+};
+
+struct record {
+	char magic[8];
+	uint32_t version, sizes;
+	uint64_t number; /* space.number */
+	uint64_t holder; /* fill_config.holder of the process that made it */
+	uint64_t parent,
+		fork; /* of which space it is the how manieth child, from 1 on; 0: of none */
+	uint64_t pages, nranges, room; /* room: in the log, messages */
+	uint32_t flags, ndue;
+	bool broken, kept, child;
+	struct unmap_due due[UNMAPS_DUE];
+	/* at.next, 8 bits; how many are in the log, 24; children, 32 */
+	_Atomic uint64_t at;
+	struct uffd_msg batch[MSGS];
+};
+
+/* Room for so many ranges, and states: all MISSING.  0 or a negative errno. */
+int record_make(struct space *sp, size_t ranges);
+void record_free(struct space *sp);
+
+/* A space is as it is now; it is kept from here on, if there may be a successor.  => write-locked, or in no list */
+void record_commit(struct space *sp);
+/* The same of a child.  => the parent is write-locked, and its message not done yet */
+void record_born(struct space *sp, const struct space *parent);
+/* Nobody needs it any more. */
+void record_drop(struct space *sp);
+
+/* What the kernel has to say, in rec->batch: how many messages.  => write-locked */
+unsigned record_read(struct space *sp);
+/* Number i of the batch has changed ranges, or made a child. */
+void record_log(struct space *sp, unsigned i);
+void record_forked(struct space *sp, unsigned i);
+
+/*
+ * All that a predecessor has left: in no list yet, and not committed.  NULL: nothing.  What can not be served is logged, and left to who
+ * keeps it.
+ */
+struct space *fspaces_again(struct fill *f, const struct fill_heir *h);
+
+/* The filler's own.  0 or a negative errno. */
+int note_make(struct fill *f);
+void note_free(struct fill *f);
+/* A number for a space. */
+uint64_t note_next(struct fill *f);
+/* With its first space. */
+void note_keep(struct fill *f);
+
+#endif

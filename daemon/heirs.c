@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "heirs.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "criu.h"
+#include "firecracker.h"
+#include "guardian.h"
+#include "holder.h"
+#include "log.h"
+
+/* This process's; 0: there is none yet. */
+static uint64_t own_holder;
+
+const struct store_keeper *
+heirs_keeper(uint64_t *holder)
+{
+	int r;
+
+	*holder = own_holder;
+	if (!kept_any())
+		return NULL;
+	if (own_holder != 0)
+		return kept_keeper();
+	own_holder = monotonic_ns();
+	r = holder_start(kept_keeper(), own_holder);
+	/* Then a child that is forked in the very instant of our end is lost. */
+	if (r < 0)
+		log_warning("there can be no holder of our descriptors: %s", strerror(-r));
+	*holder = own_holder;
+	return kept_keeper();
+}
+
+/* --- holders of predecessors --- */
+
+static struct old {
+	struct old *next;
+	uint64_t id;
+	int sock;
+} * olds;
+
+void
+heirs_begin(void)
+{
+	char name[STORE_NAME_MAX];
+
+	while (kept_some("holder/", "", name)) {
+		struct old *const o = malloc(sizeof(*o));
+		const int sock = kept_take(NULL, name);
+
+		if (o == NULL) {
+			holder_end(sock);
+			continue;
+		}
+		holder_alone(sock);
+		*o = (struct old){ olds, strtoull(name + strlen("holder/"), NULL, 10), sock };
+		olds = o;
+	}
+}
+
+static int
+fetch(void *unused, uint64_t holder, int number)
+{
+	const struct old *o = olds;
+
+	(void)unused;
+	while (o != NULL && o->id != holder)
+		o = o->next;
+	return o != NULL ? holder_ask(o->sock, number) : -ENOENT;
+}
+
+/* They have all that the last daemon had, and what it has let go of is gone once they are. */
+static void
+end_olds(void)
+{
+	struct old *o;
+
+	while ((o = olds) != NULL) {
+		olds = o->next;
+		holder_end(o->sock);
+		keeper_drop(kept_keeper(), "holder", o->id, NULL);
+		free(o);
+	}
+}
+
+/* --- sessions --- */
+
+static int
+resume_firecracker(struct daemon *d, struct fill_heir *h)
+{
+	struct firecracker_config cfg = {
+		.log = { .fn = log_library },
+		.regions_max = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
+	};
+	int r;
+
+	cfg.keeper = heirs_keeper(&cfg.holder);
+	r = memfile_inherit(&cfg.source, h->note->about.source, cfg.keeper, h->take, h->ctx);
+	if (r < 0)
+		return r;
+	r = firecracker_resume(&d->loop, &cfg, h);
+	memfile_unref(cfg.source);
+	return r;
+}
+
+static int
+resume_criu(struct daemon *d, struct fill_heir *h)
+{
+	struct criu_config cfg = { .log = { .fn = log_library } };
+
+	cfg.keeper = heirs_keeper(&cfg.holder);
+	return criu_resume(&d->loop, &cfg, h);
+}
+
+/* What nobody takes is not kept any more, and without its userfaultfd what it misses reads as zeros. */
+static void
+let_wait(uint64_t id)
+{
+	char begin[STORE_NAME_MAX], name[STORE_NAME_MAX];
+
+	snprintf(begin, sizeof(begin), "fill/%llu/", (unsigned long long)id);
+	while (kept_some(begin, "", name))
+		close(kept_take(NULL, name));
+}
+
+static void
+resume(struct daemon *d, uint64_t id)
+{
+	struct fill_heir h;
+	int r = fill_heir_open(&h, id, kept_take, fetch, NULL);
+
+	if (r == 0 && h.socket < 0)
+		r = -ENOENT;
+	if (r == 0 && strcmp(h.note->about.kind, "criu") == 0)
+		r = resume_criu(d, &h);
+	else if (r == 0 && strcmp(h.note->about.kind, "firecracker") == 0)
+		r = resume_firecracker(d, &h);
+	if (r < 0) {
+		log_error("a client of the last daemon can not be served any more, and waits: %s",
+			  strerror(-r));
+		let_wait(id);
+	}
+	fill_heir_close(&h);
+}
+
+void
+heirs_come(struct daemon *d)
+{
+	char name[STORE_NAME_MAX];
+
+	if (!kept_any())
+		return;
+	while (kept_some("fill/", "/note", name))
+		resume(d, strtoull(name + strlen("fill/"), NULL, 10));
+	end_olds();
+}
