@@ -217,12 +217,14 @@ serve(void)
 		_exit(16);
 	if (fill_create(&f, &cfg) < 0)
 		_exit(15);
-	if (v.uffd >= 0)
+	/* The first one does not transfer: it would be done before it is killed. */
+	if (v.uffd >= 0) {
 		begin(f);
-	else
+	} else {
 		go_on(f, &heir);
-	if (transfers)
-		fill_transfer(f);
+		if (transfers)
+			fill_transfer(f);
+	}
 	drop(NULL, "serves");
 	for (;;)
 		pause();
