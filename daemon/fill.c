@@ -399,9 +399,6 @@ stop(struct fill *f)
 	pthread_mutex_unlock(&f->lock);
 }
 
-/* The loop's. */
-static uint64_t last_id;
-
 int
 fill_create(struct fill **out, const struct fill_config *cfg)
 {
@@ -414,10 +411,7 @@ fill_create(struct fill **out, const struct fill_config *cfg)
 	f->cfg = *cfg;
 	f->log = cfg->log;
 	f->epoll = f->door = f->clock = f->note_fd = -1;
-	if (cfg->id > last_id)
-		last_id = cfg->id;
-	if (cfg->id == 0)
-		f->cfg.id = ++last_id;
+	f->cfg.id = note_id(cfg->id);
 	f->no_poison = cfg->call_mask & FILL_NO_POISON;
 	snprintf(f->name, sizeof f->name, "%s", cfg->name);
 	if (cfg->working_set != NULL)

@@ -299,6 +299,15 @@ record_forked(struct space *sp, unsigned i)
 
 /* --- the filler's note --- */
 
+uint64_t
+note_id(uint64_t id)
+{
+	static uint64_t last;
+
+	last = MAX(last + (id == 0), id);
+	return id != 0 ? id : last;
+}
+
 int
 note_make(struct fill *f)
 {
@@ -372,6 +381,8 @@ fill_heir_open(struct fill_heir *h, uint64_t id, int (*take)(void *ctx, const ch
 	struct stat st;
 	int fd;
 
+	/* If it can not be taken over it waits, under that name. */
+	note_id(id);
 	*h = (struct fill_heir){ .id = id, .socket = -1, .take = take, .fetch = fetch, .ctx = ctx };
 	store_name(name, "fill", id, "note");
 	fd = take(ctx, name);

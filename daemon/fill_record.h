@@ -70,6 +70,8 @@ void record_forked(struct space *sp, unsigned i);
  */
 struct space *fspaces_again(struct fill *f, const struct fill_heir *h);
 
+/* An id that is not 0 is taken, whether there will be a filler of it or not; for 0: one that is not.  The loop's thread. */
+uint64_t note_id(uint64_t id);
 /* The filler's own.  0 or a negative errno. */
 int note_make(struct fill *f);
 void note_free(struct fill *f);
