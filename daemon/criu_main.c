@@ -55,24 +55,25 @@ parse(int key, char *arg, struct argp_state *state)
 static void
 on_gone(void *ctx, struct session *s)
 {
-	struct restore *re = ctx;
+	struct restore *re = container_of((struct verb *)ctx, struct restore, v);
 
 	re->complete = criu_complete(s);
-	verb_gone(&re->v, s);
+	verb_gone(ctx, s);
 }
 
 static int
 open_client(struct verb *v, int fd)
 {
 	struct restore *re = container_of(v, struct restore, v);
-	const struct criu_config cfg = {
+	struct criu_config cfg = {
 		.dir = re->images,
 		.log = v->log,
-		.gone = on_gone,
-		.ctx = re,
+		.gone = v->gone,
+		.ctx = v,
 	};
 	struct session *s;
 
+	cfg.keeper = verb_keeper(&cfg.holder);
 	return criu_open(&v->loop, fd, &cfg, &s);
 }
 
@@ -101,6 +102,7 @@ criu_main(int argc, char **argv)
 			.once = true,
 			.open = open_client,
 			.end = criu_end,
+			.gone = on_gone,
 			.fd = -1,
 		},
 	};

@@ -64,16 +64,17 @@ static int
 open_client(struct verb *v, int fd)
 {
 	struct handler *h = container_of(v, struct handler, v);
-	const struct firecracker_config cfg = {
+	struct firecracker_config cfg = {
 		.source = h->source,
 		.log = v->log,
 		.working_set = !h->no_working_set,
 		.record_seconds = h->record_seconds,
-		.gone = verb_gone,
+		.gone = v->gone,
 		.ctx = v,
 	};
 	struct session *s;
 
+	cfg.keeper = verb_keeper(&cfg.holder);
 	return firecracker_open(&v->loop, fd, &cfg, &s);
 }
 
@@ -104,6 +105,7 @@ firecracker_main(int argc, char **argv)
 			.drain_ms = VERB_DRAIN_MS,
 			.open = open_client,
 			.end = firecracker_end,
+			.gone = verb_gone,
 			.fd = -1,
 		},
 	};

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "criu.h"
+#include "daemon.h"
 #include "firecracker.h"
 #include "guardian.h"
 #include "holder.h"
@@ -88,12 +89,20 @@ end_olds(void)
 
 /* --- sessions --- */
 
+/* What all of them have in common. */
+struct come {
+	uv_loop_t *loop;
+	void (*gone)(void *ctx, struct session *s);
+	void *ctx;
+};
+
 static int
-resume_firecracker(struct daemon *d, struct fill_heir *h)
+resume_firecracker(const struct come *c, struct fill_heir *h)
 {
 	struct firecracker_config cfg = {
 		.log = { .fn = log_library },
-		.regions_max = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
+		.gone = c->gone,
+		.ctx = c->ctx,
 	};
 	int r;
 
@@ -101,18 +110,22 @@ resume_firecracker(struct daemon *d, struct fill_heir *h)
 	r = memfile_inherit(&cfg.source, h->note->about.source, cfg.keeper, h->take, h->ctx);
 	if (r < 0)
 		return r;
-	r = firecracker_resume(&d->loop, &cfg, h);
+	r = firecracker_resume(c->loop, &cfg, h);
 	memfile_unref(cfg.source);
 	return r;
 }
 
 static int
-resume_criu(struct daemon *d, struct fill_heir *h)
+resume_criu(const struct come *c, struct fill_heir *h)
 {
-	struct criu_config cfg = { .log = { .fn = log_library } };
+	struct criu_config cfg = {
+		.log = { .fn = log_library },
+		.gone = c->gone,
+		.ctx = c->ctx,
+	};
 
 	cfg.keeper = heirs_keeper(&cfg.holder);
-	return criu_resume(&d->loop, &cfg, h);
+	return criu_resume(c->loop, &cfg, h);
 }
 
 /* What nobody takes is not kept any more, and without its userfaultfd what it misses reads as zeros. */
@@ -126,8 +139,8 @@ let_wait(uint64_t id)
 		close(kept_take(NULL, name));
 }
 
-static void
-resume(struct daemon *d, uint64_t id)
+static bool
+resume(const struct come *c, uint64_t id)
 {
 	struct fill_heir h;
 	int r = fill_heir_open(&h, id, kept_take, fetch, NULL);
@@ -135,25 +148,29 @@ resume(struct daemon *d, uint64_t id)
 	if (r == 0 && h.socket < 0)
 		r = -ENOENT;
 	if (r == 0 && strcmp(h.note->about.kind, "criu") == 0)
-		r = resume_criu(d, &h);
+		r = resume_criu(c, &h);
 	else if (r == 0 && strcmp(h.note->about.kind, "firecracker") == 0)
-		r = resume_firecracker(d, &h);
+		r = resume_firecracker(c, &h);
 	if (r < 0) {
 		log_error("a client of the last daemon can not be served any more, and waits: %s",
 			  strerror(-r));
 		let_wait(id);
 	}
 	fill_heir_close(&h);
+	return r == 0;
 }
 
-void
-heirs_come(struct daemon *d)
+unsigned
+heirs_come(uv_loop_t *loop, void (*gone)(void *ctx, struct session *s), void *ctx)
 {
+	const struct come c = { loop, gone, ctx };
 	char name[STORE_NAME_MAX];
+	unsigned n = 0;
 
 	if (!kept_any())
-		return;
+		return 0;
 	while (kept_some("fill/", "/note", name))
-		resume(d, strtoull(name + strlen("fill/"), NULL, 10));
+		n += resume(&c, strtoull(name + strlen("fill/"), NULL, 10));
 	end_olds();
+	return n;
 }

@@ -7,13 +7,19 @@
 #ifndef UP_DAEMON_HEIRS_H
 #define UP_DAEMON_HEIRS_H
 
-#include "daemon.h"
+#include <uv.h>
+
+#include "session.h"
+#include "store.h"
 
 /* Before anything else: what the last daemon had open and nobody needs is closed. */
 void heirs_begin(void);
 
-/* Those that the last daemon has left are served again.  Once, before anybody else comes.  Without a guardian there are none. */
-void heirs_come(struct daemon *d);
+/*
+ * Those that the last daemon has left are served again: how many.  Once, before anybody else comes.  Without a guardian there are none.  gone: session
+ * ends, as in struct criu_config; or NULL.
+ */
+unsigned heirs_come(uv_loop_t *loop, void (*gone)(void *ctx, struct session *s), void *ctx);
 
 /* For a new session: who keeps what it will leave, and *holder.  NULL: nobody does. */
 const struct store_keeper *heirs_keeper(uint64_t *holder);

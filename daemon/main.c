@@ -29,6 +29,7 @@
 #include "log.h"
 #include "notify.h"
 #include "sessions.h"
+#include "verb.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
@@ -637,7 +638,7 @@ run(void)
 		r = open_sockets(d);
 	/* Some of them have nobody else who could make them wait. */
 	if (r == 0)
-		heirs_come(d);
+		heirs_come(&d->loop, NULL, NULL);
 	if (r == 0)
 		r = create_runtime(d);
 	if (r == 0) {
@@ -680,6 +681,23 @@ static const struct {
 	{ "criu", criu_main },
 };
 
+/* What a verb serves outlives it as what the daemon does. */
+static void
+guard_verb(char **argv)
+{
+	static const struct verb_heirs heirs = { .begin = heirs_begin,
+						 .come = heirs_come,
+						 .keeper = heirs_keeper,
+						 .serves = kept_serves,
+						 .take = kept_take };
+
+	log_init("auto", LOG_INFO);
+	if (kept_open())
+		verb_heirs = &heirs;
+	else if (guardian_run(argv, VERB_AWAY_MS) < 0)
+		log_warning("there can be no guardian: %s", strerror(errno));
+}
+
 int
 main(int argc, char **argv)
 {
@@ -697,8 +715,10 @@ main(int argc, char **argv)
 	for (size_t i = 0; argc > 1 && i < sizeof(verbs) / sizeof(verbs[0]); i++) {
 		if (strcmp(argv[1], verbs[i].name) != 0)
 			continue;
-		if (verbs[i].main != NULL)
+		if (verbs[i].main != NULL) {
+			guard_verb(argv);
 			return verbs[i].main(argc - 1, argv + 1);
+		}
 		fprintf(stderr, "uffd-pagerd: this build does not speak the %s protocol\n",
 			argv[1]);
 		return EXIT_FAILED;

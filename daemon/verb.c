@@ -2,6 +2,7 @@
 #include "verb.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,6 +44,16 @@ verb_seconds(const char *text, unsigned max, unsigned *value)
 		return false;
 	*value = (unsigned)n;
 	return true;
+}
+
+/* --- over the death of this process --- */
+
+const struct verb_heirs *verb_heirs;
+
+const struct store_keeper *
+verb_keeper(uint64_t *holder)
+{
+	return verb_heirs != NULL ? verb_heirs->keeper(holder) : NULL;
 }
 
 /* --- the socket --- */
@@ -145,10 +156,53 @@ no_more(struct verb *v)
 	uv_close((uv_handle_t *)&v->listener, NULL);
 	uv_unref((uv_handle_t *)&v->term);
 	uv_unref((uv_handle_t *)&v->intr);
+	uv_unref((uv_handle_t *)&v->hup);
 	/* Who comes now is not to wait for an answer. */
 	remove_socket(v);
 	close(v->fd);
 	v->fd = -1;
+}
+
+#define BEGUN "verb/1/begun"
+
+/* The one client has come: should this process be killed, the next one is not to wait for another. */
+static void
+note_begun(void)
+{
+	uint64_t holder;
+	const struct store_keeper *k = verb_keeper(&holder);
+	const int fd = k != NULL ? open("/dev/null", O_RDONLY | O_CLOEXEC) : -1;
+
+	if (fd < 0)
+		return;
+	k->keep(k->ctx, BEGUN, fd);
+	close(fd);
+}
+
+/* 0, or all that there was to do has ended with the last process. */
+static int
+resume(struct verb *v)
+{
+	bool begun;
+	int fd;
+
+	if (verb_heirs == NULL)
+		return 0;
+	fd = verb_heirs->take(NULL, BEGUN);
+	begun = fd >= 0;
+	if (begun)
+		close(fd);
+	v->clients = verb_heirs->come(&v->loop, v->gone, v);
+	verb_heirs->serves();
+	if (v->once && v->clients > 0)
+		no_more(v);
+	else if (begun) {
+		log_line(
+			&v->log, UP_LOG_ERROR,
+			"the last process was killed when its client had just come, or had just gone");
+		return -ESRCH;
+	}
+	return 0;
 }
 
 static void
@@ -176,8 +230,10 @@ on_connection(uv_poll_t *p, int status, int events)
 		return;
 	}
 	v->clients++;
-	if (v->once)
+	if (v->once) {
+		note_begun();
 		no_more(v);
+	}
 }
 
 static void
@@ -186,7 +242,7 @@ close_one(uv_handle_t *handle, void *arg)
 	struct verb *v = arg;
 
 	if ((handle == (uv_handle_t *)&v->listener || handle == (uv_handle_t *)&v->term ||
-	     handle == (uv_handle_t *)&v->intr) &&
+	     handle == (uv_handle_t *)&v->intr || handle == (uv_handle_t *)&v->hup) &&
 	    !uv_is_closing(handle))
 		uv_close(handle, NULL);
 }
@@ -211,8 +267,11 @@ on_signal(uv_signal_t *sig, int signum)
 int
 verb_run(struct verb *v)
 {
-	int r = listen_on(v);
+	int r;
 
+	if (verb_heirs != NULL)
+		verb_heirs->begin();
+	r = listen_on(v);
 	if (r < 0)
 		goto socket;
 	r = uv_loop_init(&v->loop);
@@ -221,12 +280,17 @@ verb_run(struct verb *v)
 	uv_poll_init(&v->loop, &v->listener, v->fd);
 	uv_signal_init(&v->loop, &v->term);
 	uv_signal_init(&v->loop, &v->intr);
-	v->listener.data = v->term.data = v->intr.data = v;
+	uv_signal_init(&v->loop, &v->hup);
+	v->listener.data = v->term.data = v->intr.data = v->hup.data = v;
 	r = uv_poll_start(&v->listener, UV_READABLE, on_connection);
 	if (r == 0)
 		r = uv_signal_start(&v->term, on_signal, SIGTERM);
 	if (r == 0)
 		r = uv_signal_start(&v->intr, on_signal, SIGINT);
+	if (r == 0)
+		r = uv_signal_start(&v->hup, on_signal, SIGHUP);
+	if (r == 0)
+		r = resume(v);
 	if (r == 0) {
 		log_line(&v->log, UP_LOG_INFO, "serving %s on %s", v->what, v->socket_path);
 		uv_run(&v->loop, UV_RUN_DEFAULT);

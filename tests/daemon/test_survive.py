@@ -55,6 +55,40 @@ def finish(d, programs):
         print(out.strip())
 
 
+class Verb:
+    """uffd-pagerd with a word of one protocol."""
+
+    def __init__(self, *words):
+        self.where = words[-1]
+        self.logfile = tempfile.NamedTemporaryFile('r', prefix='verb.')
+        with open(self.logfile.name, 'w', encoding='utf-8') as log:
+            self.process = subprocess.Popen([rig.PAGERD, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def log(self):
+        with open(self.logfile.name, encoding='utf-8') as f:
+            return f.read()
+
+    def path(self, _name):
+        return self.where + '/lazy-pages.socket'
+
+    def kill(self, times):
+        """It; the next one serves when this returns, unless the last one had nothing more to do."""
+        with open(f'/proc/{self.process.pid}/task/{self.process.pid}/children', encoding='ascii') as f:
+            child = f.read().split()
+        if child:
+            os.kill(int(child[0]), signal.SIGKILL)
+        wait_for('the next one', lambda: self.log().count(': serving ') == times + 1 or self.process.poll() is not None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(rig.DEADLINE)
+        self.logfile.close()
+
+
 class Filled:
     """A client of filled.py."""
 
@@ -155,6 +189,22 @@ class Survive(unittest.TestCase):
                 self.assertNotIn('waits', d.log())
                 self.assertNotIn('reads as zeros', d.log())
                 wait_for('all are gone', lambda: clients(d) == 0)
+        finally:
+            shutil.rmtree(where, ignore_errors=True)
+
+    def test_a_verb_that_is_killed_goes_on(self):
+        """uffd-pagerd criu: it ends with 0, when all is there."""
+        where = tempfile.mkdtemp(prefix='filled.', dir=os.environ.get('TMPDIR', '/var/tmp'))
+        try:
+            subprocess.run([sys.executable, FILLED, 'make', where, str(SEED)], check=True, timeout=rig.DEADLINE)
+            with Verb('criu', '-D', where + '/images', '-W', where) as verb:
+                wait_for('its socket', lambda: os.path.exists(where + '/lazy-pages.socket'))
+                program = Filled(verb, 'criu', where)
+                program.is_there()
+                for times in range(1, 4):
+                    verb.kill(times)
+                program.finish()
+                self.assertEqual(verb.process.wait(rig.DEADLINE), 0, verb.log())
         finally:
             shutil.rmtree(where, ignore_errors=True)
 
