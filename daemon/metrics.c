@@ -231,6 +231,8 @@ clients(FILE *f)
 		  offsetof(struct session_counts, resident) },
 		{ "client_swapped_bytes", "gauge", "In swap, of a client.",
 		  offsetof(struct session_counts, swapped) },
+		{ "client_wired_bytes", "gauge", "Wired by a client.",
+		  offsetof(struct session_counts, wired) },
 		{ "client_again_total", "counter", "EAGAIN, of a client.",
 		  offsetof(struct session_counts, again) },
 		{ "client_exists_total", "counter", "EEXIST, of a client.",

@@ -14,12 +14,13 @@ served_counts(struct up_runtime *rt, uint64_t id, struct session_counts *c)
 	struct serve_info info;
 
 	if (serve_info(rt, id, &info) < 0) {
-		c->mapped = c->resident = c->swapped = 0;
+		c->mapped = c->resident = c->swapped = c->wired = 0;
 		return;
 	}
 	c->mapped = info.mapped;
 	c->resident = info.resident;
 	c->swapped = info.swapped;
+	c->wired = info.wired;
 	c->again = info.again;
 	c->exists = info.exists;
 	c->deferred = info.deferred;

@@ -23,11 +23,11 @@
 struct session;
 
 struct session_counts {
-	uint64_t mapped, resident, swapped; /* bytes */
-	uint64_t faults[UP_FAULT_KINDS];    /* served */
-	uint64_t again, exists, deferred;   /* EAGAIN, EEXIST, faults put off */
-	uint64_t prefetched;		    /* pages filled before they were asked for */
-	uint64_t lost;			    /* pages that are SIGBUS */
+	uint64_t mapped, resident, swapped, wired; /* bytes */
+	uint64_t faults[UP_FAULT_KINDS];	   /* served */
+	uint64_t again, exists, deferred;	   /* EAGAIN, EEXIST, faults put off */
+	uint64_t prefetched;			   /* pages filled before they were asked for */
+	uint64_t lost;				   /* pages that are SIGBUS */
 	uint64_t p50_ns, p99_ns; /* of faults, from the message to the wake-up; 0: none yet */
 	struct up_latency latency[UP_FAULT_KINDS]; /* the same of each kind */
 };

@@ -293,7 +293,7 @@ UP_API int up_runtime_set_limit(struct up_runtime *rt, size_t bytes, unsigned ti
  * The same, with a daemon (uffd-pagerd) as the pager, to whose socket at `path` this connects: one budget and one swap for all its clients.  Of
  * `cfg`, which may be NULL, log and log_ctx are used, and feature_mask; the rest is the daemon's to say.
  *
- * All calls work on it but those of custom pagers, heaps, up_wire(), up_remap(), up_map_dump() and up_trace_print(), which are -ENOTSUP.  An object with a
+ * All calls work on it but those of custom pagers, heaps, up_remap(), up_map_dump() and up_trace_print(), which are -ENOTSUP.  An object with a
  * name is found by other programs of the same user as well.  up_stats_get() tells of this program's part.  A call for which the
  * daemon can not be reached any more is -ENOTCONN: what is in memory stays there, and can be unmapped; touching a page that is not raises SIGBUS.
  * If it is killed, and its guardian starts another one, calls and faults wait until that serves, and go on; up_object_remove() may then say -ENOENT of what it has
@@ -434,6 +434,11 @@ UP_API int up_prefault(struct up_runtime *rt, void *addr, size_t length, int wri
  * Most of the range is brought in as by up_prefault(), while other calls go on; what is missing after
  * that, while calls that change mappings wait.  Protection may be changed afterwards, also to PROT_NONE.
  * Of a heap's memory: unwire before up_free(), or the pages can not be discarded and are not handed out again.
+ *
+ * With a daemon as the pager one program may wire a quarter of what the daemon can hold, that is an eighth of its memory_limit, and no more than
+ * half of what it is limited to itself or in its group; beyond that it is -EDQUOT.  All programs together may have half of memory_limit, and, with
+ * what some of them were promised as a minimum, three quarters: beyond that it is -ENOMEM.  If the daemon is killed and another one
+ * goes on, what is wired stays wired; of a range of which a page can not be had in memory then, it is not any more, and the daemon's log says so.
  *
  * Pages brought in by a call that failed may stay in memory, unwired.
  * -EINVAL  a bad range.                      -EAGAIN  no room could be made within fault_timeout_ms.

@@ -754,6 +754,29 @@ adopt_tree(struct adoption *a, struct heir *h, uint64_t then, unsigned level, ui
 
 /* --- clients --- */
 
+static void
+tell_unwired(const struct adoption *a, const struct returned *re, uintptr_t start, uintptr_t end,
+	     const char *why)
+{
+	log_line(&a->rt->p.log, UP_LOG_WARNING,
+		 "process %d: what it had wired at %#lx-%#lx is not wired any more: %s",
+		 atomic_load(&re->was->pid), (unsigned long)start, (unsigned long)end, why);
+}
+
+/* How often it is wired: its pages are counted from here on, and held once they are there (hold_wired()). */
+static unsigned
+wired_count(const struct adoption *a, const struct returned *re, const struct map_entry *was,
+	    uint64_t npages)
+{
+	const struct client *c = re->sp->client;
+	const unsigned n = c != NULL ? wire_noted(&c->wiring, was) : 0;
+
+	if (n == 0 || wired_take(&a->rt->p, npages))
+		return n;
+	tell_unwired(a, re, was->start, was->end, "there is no room for that");
+	return 0;
+}
+
 static int
 adopt_entry(struct adoption *a, struct returned *re, const struct map_entry *was, uintptr_t *floor)
 {
@@ -788,9 +811,12 @@ adopt_entry(struct adoption *a, struct returned *re, const struct map_entry *was
 		e->flags = was->flags;
 		e->shard = re->sp->shard;
 		e->serial = was->serial;
+		e->wired = wired_count(a, re, was, (end - start) >> PAGE_SHIFT);
 		a->max_serial = MAX(a->max_serial, was->serial);
 		r = space_place(p, "re-attach", e);
 		if (r < 0) {
+			if (e->wired > 0)
+				wired_give(p, (end - start) >> PAGE_SHIFT);
 			object_unref(o);
 			entry_free(p, e);
 		}
@@ -857,6 +883,7 @@ adopt_client(struct adoption *a, struct returned *re)
 	memcpy(c->name, was->name, sizeof c->name);
 	c->name[sizeof c->name - 1] = '\0';
 	c->connected = true;
+	c->wiring = was->wiring;
 	re->sp->client = c;
 	return adopt_handles(a, c, was);
 }
@@ -924,6 +951,11 @@ adopt_space(struct adoption *a, const void *item)
 	for (at = then_of(was->map.first); r == 0 && at != 0; at = then_of(e->next)) {
 		e = old(a, at, sizeof *e);
 		r = e == NULL || ++n > ENTRIES_MAX ? -EINVAL : adopt_entry(a, re, e, &floor);
+	}
+	/* What was under way is done now. */
+	if (re->sp->client != NULL && re->sp->client->wiring.doing != 0) {
+		re->sp->client->wiring.done = re->sp->client->wiring.doing;
+		re->sp->client->wiring.doing = 0;
 	}
 	if (r < 0) {
 		re->failed = true;
@@ -1001,6 +1033,23 @@ forget_files(struct adoption *a)
 }
 
 /* --- the switch --- */
+
+/* All pages are where they are: those that were wired are again. */
+static void
+hold_wired(struct adoption *a)
+{
+	struct pager *p = &a->rt->p;
+	sigset_t signals;
+
+	change_begin(p, &signals);
+	for (const struct returned *re = a->spaces; re != NULL; re = re->next) {
+		for (struct map_entry *e = re->sp->map.first; e != NULL; e = e->next) {
+			if (e->wired > 0 && !rewire_entry(p, &re->sp->map, e))
+				tell_unwired(a, re, e->start, e->end, "not all of it is in memory");
+		}
+	}
+	change_end(p, &signals);
+}
 
 /* I/O of the predecessor may still be under way: what it reads into goes, and what it writes to is not used. */
 static int
@@ -1144,6 +1193,8 @@ read_all(struct adoption *a)
 		r = quarantine(a);
 	for (const struct heir *h = a->heirs; h != NULL && r == 0; h = h->next)
 		drop_unclaimed(a, h);
+	if (r == 0)
+		hold_wired(a);
 	forget_files(a);
 	rt->p.next_object = MAX(rt->p.next_object, a->max_object);
 	rt->p.next_serial = MAX(rt->p.next_serial, a->max_serial);

@@ -157,20 +157,19 @@ wired_give(struct pager *p, uint64_t n)
 	resv_give(&p->resv_meta, n << PAGE_SHIFT);
 }
 
-/* 0, or why the range can not be wired; *more: its pages that are not wired yet.  => map.change is held. */
-static int
-check_wire(struct up_runtime *rt, uintptr_t start, uintptr_t end, uint64_t *more)
+int
+check_wire(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end, uint64_t *more)
 {
 	struct pager *p = &rt->p;
 	const uint64_t now = atomic_load(&p->nwired), most = rt->wire_limit >> PAGE_SHIFT;
 	int r;
 
 	*more = 0;
-	r = check_covered(rt, &rt->p.map, "up_wire", start, end);
+	r = check_covered(rt, m, "up_wire", start, end);
 	if (r < 0)
 		return r;
-	for (const struct map_entry *e = map_first_from(&p->map, start);
-	     e != NULL && e->start < end; e = e->next) {
+	for (const struct map_entry *e = map_first_from(m, start); e != NULL && e->start < end;
+	     e = e->next) {
 		const uintptr_t from = MAX(start, e->start), to = MIN(end, e->end);
 
 		if (e->prot == PROT_NONE) {
@@ -224,44 +223,140 @@ wired_leave(struct pager *p, const struct map_entry *e)
 
 /* Pages of [start, end) whose entries are not wired are on ACTIVE again.  => map.change is held. */
 static void
-unwire_pages(struct pager *p, uintptr_t start, uintptr_t end)
+unwire_pages(struct pager *p, struct map *m, uintptr_t start, uintptr_t end)
 {
-	for (struct map_entry *e = map_first_from(&p->map, start); e != NULL && e->start < end;
+	for (struct map_entry *e = map_first_from(m, start); e != NULL && e->start < end;
 	     e = e->next) {
 		if (e->wired == 0)
 			unwire_part(p, e, MAX(start, e->start), MIN(end, e->end));
 	}
 }
 
+/* Counts that change, one entry after the other. */
+struct wiring {
+	struct map *map;
+	struct wire_note *note; /* NULL: a successor does not have to know */
+	uint64_t less;		/* pages that are not wired any more */
+};
+
+/* An entry is about to be wired so often.  In one store, and before the entry is: adopt.h. */
 static void
-set_wired(struct map_entry *e, void *unused)
+note_down(struct wire_note *note, const struct map_entry *e, unsigned to)
 {
-	(void)unused;
-	e->wired++;
+	const unsigned next = note->which ^ 1;
+
+	note->slot[next].at = e->start;
+	note->slot[next].to = to;
+	stores_in_order();
+	note->which = next;
+	stores_in_order();
+	note->doing = note->token;
+	stores_in_order();
 }
 
-/* *less: pages that are not wired any more. */
 static void
-set_unwired(struct map_entry *e, void *less)
+set_count(struct wiring *w, struct map_entry *e, unsigned to)
 {
-	if (--e->wired == 0)
-		*(uint64_t *)less += (e->end - e->start) >> PAGE_SHIFT;
+	if (w->note != NULL)
+		note_down(w->note, e, to);
+	map_wire(w->map, e, to);
+	stores_in_order();
+}
+
+static void
+set_wired(struct map_entry *e, void *wiring)
+{
+	set_count(wiring, e, e->wired + 1);
+}
+
+static void
+set_unwired(struct map_entry *e, void *wiring)
+{
+	struct wiring *w = wiring;
+
+	if (e->wired == 1)
+		w->less += (e->end - e->start) >> PAGE_SHIFT;
+	set_count(w, e, e->wired - 1);
+}
+
+static void
+note_begin(struct wire_note *note, uint64_t token, uintptr_t start, uintptr_t end, bool more)
+{
+	if (note == NULL)
+		return;
+	note->start = start;
+	note->end = end;
+	note->more = more;
+	note->token = token;
+	stores_in_order();
+}
+
+static void
+note_end(struct wire_note *note)
+{
+	if (note == NULL)
+		return;
+	stores_in_order();
+	note->done = note->token;
+	stores_in_order();
+	note->doing = 0;
+}
+
+unsigned
+wire_noted(const struct wire_note *note, const struct map_entry *e)
+{
+	const uintptr_t at = note->slot[note->which & 1].at;
+
+	if (note->doing == 0 || note->doing == note->done || e->start < note->start ||
+	    e->start >= note->end || e->start < at)
+		return e->wired;
+	if (e->start == at)
+		return note->slot[note->which & 1].to;
+	if (note->more)
+		return MIN(e->wired, UINT_MAX - 1) + 1;
+	return MAX(e->wired, 1u) - 1;
+}
+
+bool
+rewire_entry(struct pager *p, struct map *m, struct map_entry *e)
+{
+	const uint64_t n = (e->end - e->start) >> PAGE_SHIFT;
+
+	if (demand_hold(p, m, e->start, e->end) == 0)
+		return true;
+	pthread_rwlock_wrlock(&p->map.lock);
+	map_wire(m, e, 0);
+	pthread_rwlock_unlock(&p->map.lock);
+	unwire_part(p, e, e->start, e->end);
+	wired_give(p, n);
+	return false;
 }
 
 /* => map.change is held, so nobody unmaps, protects or discards while the pages come. */
 static int
-wire(struct up_runtime *rt, uintptr_t start, uintptr_t end)
+bring(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end)
 {
 	struct demand d = { .va = start, .end = end, .wire = true };
+
+	/* Nobody waits for pages of another process here. */
+	return m == &rt->p.map ? demand_failed(rt, "up_wire", &d, demand_range(&rt->p, &d))
+			       : demand_hold(&rt->p, m, start, end);
+}
+
+int
+wire_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end,
+	     struct wire_note *note, uint64_t token)
+{
+	struct wiring w = { .map = m, .note = note };
 	struct map_entry *spare[2];
 	struct pager *p = &rt->p;
 	uint64_t more;
 	int r;
 
-	r = check_wire(rt, start, end, &more);
+	r = check_wire(rt, m, start, end, &more);
 	if (r < 0)
 		return r;
-	r = spare_alloc(p, &p->map, start, end, spare);
+	r = spare_alloc(p, m, start, end, spare);
 	if (r < 0)
 		return r;
 	if (!wired_take(p, more)) {
@@ -273,13 +368,15 @@ wire(struct up_runtime *rt, uintptr_t start, uintptr_t end)
 		r = -ENOMEM;
 		goto free_spare;
 	}
-	r = demand_failed(rt, "up_wire", &d, demand_range(p, &d));
+	r = bring(rt, m, start, end);
 	if (r < 0) {
-		unwire_pages(p, start, end);
+		unwire_pages(p, m, start, end);
 		wired_give(p, more);
 		goto free_spare;
 	}
-	entries_set(p, &p->map, start, end, spare, set_wired, NULL);
+	note_begin(note, token, start, end, true);
+	entries_set(p, m, start, end, spare, set_wired, &w);
+	note_end(note);
 	return 0;
 free_spare:
 	spare_free(p, spare);
@@ -297,14 +394,14 @@ up_wire(struct up_runtime *rt, void *addr, size_t length)
 	int r;
 
 	if (rt != NULL && rt->remote != NULL)
-		return remote_lacks(rt, "up_wire");
+		return remote_wire(rt, addr, length);
 	r = check_call(rt, "up_wire", start, length);
 	if (r < 0)
 		return r;
 	p = &rt->p;
 
 	change_begin(p, &old);
-	r = check_wire(rt, start, end, &more);
+	r = check_wire(rt, &p->map, start, end, &more);
 	change_end(p, &old);
 	if (r < 0)
 		return r;
@@ -319,7 +416,7 @@ up_wire(struct up_runtime *rt, void *addr, size_t length)
 	do {
 		/* Whatever stood in the way is done with by change_begin(). */
 		change_begin(p, &old);
-		r = wire(rt, start, end);
+		r = wire_entries(rt, &p->map, start, end, NULL, 0);
 		change_end(p, &old);
 	} while (r == -ECANCELED);
 	if (r == 0)
@@ -328,40 +425,47 @@ up_wire(struct up_runtime *rt, void *addr, size_t length)
 }
 
 int
-up_unwire(struct up_runtime *rt, void *addr, size_t length)
+unwire_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end,
+	       struct wire_note *note, uint64_t token)
 {
-	const uintptr_t start = (uintptr_t)addr, end = start + length;
+	struct wiring w = { .map = m, .note = note };
 	struct map_entry *spare[2], *e;
-	struct pager *p;
-	uint64_t less = 0;
-	sigset_t old;
+	struct pager *p = &rt->p;
 	int r;
 
-	if (rt != NULL && rt->remote != NULL)
-		return remote_lacks(rt, "up_unwire");
-	r = check_call(rt, "up_unwire", start, length);
-	if (r < 0)
-		return r;
-	p = &rt->p;
-
-	change_begin(p, &old);
-	r = check_covered(rt, &rt->p.map, "up_unwire", start, end);
-	for (e = map_first_from(&p->map, start); r == 0 && e != NULL && e->start < end;
-	     e = e->next) {
+	r = check_covered(rt, m, "up_unwire", start, end);
+	for (e = map_first_from(m, start); r == 0 && e != NULL && e->start < end; e = e->next) {
 		if (e->wired == 0)
 			r = bad(rt, "up_unwire: the page at %#lx is not wired",
 				(unsigned long)MAX(start, e->start));
 	}
+	if (r == 0)
+		r = spare_alloc(p, m, start, end, spare);
 	if (r < 0)
-		goto unlock;
-	r = spare_alloc(p, &p->map, start, end, spare);
+		return r;
+	note_begin(note, token, start, end, false);
+	entries_set(p, m, start, end, spare, set_unwired, &w);
+	note_end(note);
+	unwire_pages(p, m, start, end);
+	wired_give(p, w.less);
+	return 0;
+}
+
+int
+up_unwire(struct up_runtime *rt, void *addr, size_t length)
+{
+	const uintptr_t start = (uintptr_t)addr;
+	sigset_t old;
+	int r;
+
+	if (rt != NULL && rt->remote != NULL)
+		return remote_unwire(rt, addr, length);
+	r = check_call(rt, "up_unwire", start, length);
 	if (r < 0)
-		goto unlock;
-	entries_set(p, &p->map, start, end, spare, set_unwired, &less);
-	unwire_pages(p, start, end);
-	wired_give(p, less);
-unlock:
-	change_end(p, &old);
+		return r;
+	change_begin(&rt->p, &old);
+	r = unwire_entries(rt, &rt->p.map, start, start + length, NULL, 0);
+	change_end(&rt->p, &old);
 	return r;
 }
 

@@ -46,6 +46,9 @@
 #define MSG_TEXT 256u	/* with its end */
 #define MSG_BYTES 1024u
 
+#define WIRE_PAGES 512u /* one CALL_WIRE does at most */
+#define WIRE_LOOK 1u	/* only say whether all of the range may be wired, however long it is */
+
 enum msg_type {
 	MSG_HELLO = 1,
 	MSG_ACK,
@@ -78,6 +81,9 @@ enum call_op {
 	CALL_INFO,     /* object.  => bytes: struct up_object_stats */
 	CALL_STATS,    /* => bytes: struct up_stats */
 	CALL_PREFAULT, /* addr, length, flags: 1, to be written: reads are begun.  -ENOMEM: more than can be in memory at a time */
+	CALL_WIRE, /* addr, length, offset: a number that the last CALL_WIRE or _UNWIRE did not have, and not 0: the same again is done once.
+		    * flags: WIRE_LOOK.  -EINPROGRESS: not all of it is in memory, and reads are begun: touch it, and ask again */
+	CALL_UNWIRE, /* addr, length, offset: as for CALL_WIRE */
 };
 
 /* 0 is no object. */

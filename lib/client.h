@@ -25,6 +25,7 @@ struct client {
 	struct part *pending;	 /* (m) */
 	size_t npending;
 	struct wired_array pending_mem;
+	struct wire_note wiring; /* (m) */
 	struct guest *
 		guest; /* (c) once it has a space: of one that does not know of us (guest.c); NULL */
 };

@@ -39,6 +39,7 @@ int
 part_prepare(struct up_runtime *rt, const char *call, struct part *part)
 {
 	struct object *from = part->from;
+	const struct map_entry *e;
 	int r;
 
 	if (from->source != NULL) {
@@ -49,9 +50,8 @@ part_prepare(struct up_runtime *rt, const char *call, struct part *part)
 		return -ENOTSUP;
 	}
 	/* To part, its pages leave the page table, and what up_wire() promised is that they do not. */
-	for (const struct map_entry *e = map_first_from(&rt->p.map, 0); e != NULL; e = e->next) {
-		if (e->object != from || e->wired == 0)
-			continue;
+	e = wired_entry(&rt->p, from, 0, from->npages);
+	if (e != NULL) {
 		log_line(&rt->p.log, UP_LOG_ERROR, "%s: pages of the object are wired, at %#lx",
 			 call, (unsigned long)e->start);
 		return -EBUSY;

@@ -56,7 +56,7 @@ promises(struct up_runtime *rt, size_t limit)
 	if (atomic_load(&p->nwired) > limit_of_wired(rt, limit) >> PAGE_SHIFT)
 		return "more is wired";
 	if (!clients_fit(rt, limit))
-		return "clients were promised more than half of it";
+		return "clients were promised too much of it, or have it wired";
 	if (!tier_resize(p, budget))
 		return "the compressed tier keeps more for good";
 	if (!resv_set(&p->resv_meta, pager_meta_max(p, budget))) {

@@ -304,7 +304,7 @@ sync_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t en
 	int r, error = 0;
 
 	r = check_covered(rt, m, "up_sync", start, end);
-	if (r == 0 && (flags & UP_SYNC_INVALIDATE) && m == &p->map && is_wired(p, start, end)) {
+	if (r == 0 && (flags & UP_SYNC_INVALIDATE) && is_wired(p, m, start, end)) {
 		log_line(&p->log, UP_LOG_ERROR,
 			 "up_sync: part of %#lx-%#lx is wired, and can not be invalidated",
 			 (unsigned long)start, (unsigned long)end);

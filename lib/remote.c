@@ -41,6 +41,7 @@
 #define CONNECT_TRIES 8u
 #define SERIAL_CALL 0x80000000u /* forks have the others */
 #define RESTARTS_MAX 8u		/* of the daemon, during one call */
+#define WIRE_TRIES 64u		/* for a piece to be in memory, all of it at a time */
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22 /* Linux 5.14 */
@@ -53,6 +54,7 @@ struct remote {
 	int sock;	   /* (c) */
 	int uffd;	   /* (c) */
 	int pager;	   /* (c) a pidfd of the daemon's process */
+	uint64_t wirings;  /* (lock) numbers of CALL_WIRE and _UNWIRE */
 	unsigned restarts; /* (lock) calls over which the daemon was killed */
 	bool again;	   /* (c) should the daemon be killed over it, we connect again */
 	bool broken;	   /* (lock) the daemon is gone, or has answered what it may not */
@@ -568,14 +570,11 @@ remote_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags)
 }
 
 /* What the daemon has begun to read, or has not, is touched here.  Without the lock: it waits for pages. */
-int
-remote_prefault(struct up_runtime *rt, void *addr, size_t length, int write)
+static int
+populate(struct up_runtime *rt, const char *call, void *addr, size_t length, int write)
 {
-	struct call q = { .op = CALL_PREFAULT, .flags = write != 0 };
-	int r = range_call(rt, "up_prefault", &q, addr, length);
+	int r;
 
-	if (r < 0)
-		return r;
 	if (madvise(addr, length, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0)
 		return 0;
 	r = -errno;
@@ -584,8 +583,85 @@ remote_prefault(struct up_runtime *rt, void *addr, size_t length, int write)
 		r = -EACCES;
 	else if (r == -EFAULT)
 		r = -EIO;
-	log_line(&rt->p.log, UP_LOG_ERROR, "up_prefault: %s", strerrorname_np(-r));
+	log_line(&rt->p.log, UP_LOG_ERROR, "%s: %s", call, strerrorname_np(-r));
 	return r;
+}
+
+int
+remote_prefault(struct up_runtime *rt, void *addr, size_t length, int write)
+{
+	struct call q = { .op = CALL_PREFAULT, .flags = write != 0 };
+	const int r = range_call(rt, "up_prefault", &q, addr, length);
+
+	return r < 0 ? r : populate(rt, "up_prefault", addr, length, write);
+}
+
+/* Each has a number of its own, so that one which is asked twice, as the daemon was killed over it, is done once. */
+static int
+wire_call(struct up_runtime *rt, const char *call, enum call_op op, uint32_t flags, uintptr_t va,
+	  size_t length)
+{
+	struct call q = { .op = op, .flags = flags, .addr = va, .length = length };
+	struct msg m;
+	sigset_t old;
+	int r = begin(rt, call, &old);
+
+	if (r < 0)
+		return r;
+	q.offset = ++rt->remote->wirings;
+	r = request(rt->remote, &q, -1, &m);
+	end(rt, &old);
+	return r == -EINPROGRESS ? r : failed(rt, call, r);
+}
+
+/* A piece.  The daemon waits for nobody: what is missing is touched here. */
+static int
+wire_piece(struct up_runtime *rt, uintptr_t va, size_t length)
+{
+	int r = -EINPROGRESS;
+
+	for (unsigned tries = 0; r == -EINPROGRESS && tries < WIRE_TRIES; tries++) {
+		if (tries > 0) {
+			r = populate(rt, "up_wire", (void *)va, length, 0);
+			if (r < 0)
+				return r;
+		}
+		r = wire_call(rt, "up_wire", CALL_WIRE, 0, va, length);
+	}
+	if (r != -EINPROGRESS)
+		return r;
+	log_line(&rt->p.log, UP_LOG_ERROR, "up_wire: others need the room again and again");
+	return -EAGAIN;
+}
+
+int
+remote_wire(struct up_runtime *rt, void *addr, size_t length)
+{
+	const size_t most = (size_t)WIRE_PAGES << PAGE_SHIFT;
+	const uintptr_t start = (uintptr_t)addr;
+	size_t done = 0;
+	int r = check_range(rt, "up_wire", start, length);
+
+	if (r == 0)
+		r = wire_call(rt, "up_wire", CALL_WIRE, WIRE_LOOK, start, length);
+	while (r == 0 && done < length) {
+		const size_t n = MIN(length - done, most);
+
+		r = wire_piece(rt, start + done, n);
+		if (r == 0)
+			done += n;
+	}
+	if (r < 0 && done > 0)
+		wire_call(rt, "up_wire", CALL_UNWIRE, 0, start, done);
+	return r;
+}
+
+int
+remote_unwire(struct up_runtime *rt, void *addr, size_t length)
+{
+	const int r = check_range(rt, "up_unwire", (uintptr_t)addr, length);
+
+	return r < 0 ? r : wire_call(rt, "up_unwire", CALL_UNWIRE, 0, (uintptr_t)addr, length);
 }
 
 int

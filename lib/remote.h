@@ -24,6 +24,8 @@ int remote_protect(struct up_runtime *rt, void *addr, size_t length, int prot);
 int remote_advise(struct up_runtime *rt, void *addr, size_t length, enum up_advice advice);
 int remote_inherit(struct up_runtime *rt, void *addr, size_t length, enum up_inherit inherit);
 int remote_prefault(struct up_runtime *rt, void *addr, size_t length, int write);
+int remote_wire(struct up_runtime *rt, void *addr, size_t length);
+int remote_unwire(struct up_runtime *rt, void *addr, size_t length);
 int remote_residency(struct up_runtime *rt, const void *addr, size_t length, unsigned char *vec);
 int remote_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags);
 int remote_clone(struct up_runtime *rt, void *addr, size_t length, void **copy);

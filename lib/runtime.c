@@ -1684,32 +1684,43 @@ advise_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end
 	return r;
 }
 
-/* True if a wired entry maps one of these pages of an object. */
-static bool
-is_wired_elsewhere(struct pager *p, const struct object *o, uint64_t first, uint64_t n)
+static const struct map_entry *
+wired_entry_in(const struct map *m, const struct object *o, uint64_t first, uint64_t n)
 {
-	for (const struct map_entry *e = map_first_from(&p->map, 0); e != NULL; e = e->next) {
+	for (const struct map_entry *e = m->wired > 0 ? m->first : NULL; e != NULL; e = e->next) {
 		const uint64_t len = (e->end - e->start) >> PAGE_SHIFT;
 
 		if (e->object == o && e->wired > 0 && e->offset < first + n &&
 		    first < e->offset + len)
-			return true;
+			return e;
 	}
-	return false;
+	return NULL;
+}
+
+const struct map_entry *
+wired_entry(struct pager *p, const struct object *o, uint64_t first, uint64_t n)
+{
+	const struct map_entry *e = wired_entry_in(&p->map, o, first, n);
+
+	for (const struct space *sp = p->spaces; sp != NULL && e == NULL; sp = sp->next)
+		e = wired_entry_in(&sp->map, o, first, n);
+	return e;
 }
 
 bool
-is_wired(struct pager *p, uintptr_t start, uintptr_t end)
+is_wired(struct pager *p, struct map *m, uintptr_t start, uintptr_t end)
 {
-	for (const struct map_entry *e = map_first_from(&p->map, start);
-	     e != NULL && e->start < end; e = e->next) {
+	if (atomic_load(&p->nwired) == 0)
+		return false;
+	for (const struct map_entry *e = map_first_from(m, start); e != NULL && e->start < end;
+	     e = e->next) {
 		const uintptr_t from = MAX(start, e->start);
 
 		if (e->wired > 0)
 			return true;
 		if (e->object->pool != 0 &&
-		    is_wired_elsewhere(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
-				       (MIN(end, e->end) - from) >> PAGE_SHIFT))
+		    wired_entry(p, e->object, e->offset + ((from - e->start) >> PAGE_SHIFT),
+				(MIN(end, e->end) - from) >> PAGE_SHIFT) != NULL)
 			return true;
 	}
 	return false;
@@ -1723,7 +1734,7 @@ advise_range(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t en
 	int r;
 
 	r = check_covered(rt, m, "up_advise", start, end);
-	if (r == 0 && advice == UP_ADVICE_DONTNEED && m == &p->map && is_wired(p, start, end))
+	if (r == 0 && advice == UP_ADVICE_DONTNEED && is_wired(p, m, start, end))
 		r = bad(rt, "up_advise: part of %#lx-%#lx is wired, and can not be discarded",
 			(unsigned long)start, (unsigned long)end);
 	if (r == 0 && advice <= UP_ADVICE_RANDOM)

@@ -241,7 +241,10 @@ void map_residency(struct pager *p, struct map *m, uintptr_t start, uintptr_t en
 void object_info(struct pager *p, struct object *o, struct up_object_stats *st);
 
 /* True if a part of the range is wired, there or in another place that has the same pages.  => map.change is held. */
-bool is_wired(struct pager *p, uintptr_t start, uintptr_t end);
+bool is_wired(struct pager *p, struct map *m, uintptr_t start, uintptr_t end);
+/* An entry of any space that wires one of pages [first, first + n) of the object, or NULL.  => map.change is held. */
+const struct map_entry *wired_entry(struct pager *p, const struct object *o, uint64_t first,
+				    uint64_t n);
 /*
  * A part of a shared mapping of a source: written back if it has changed, and forgotten.  => map.change is held; none of it is wired.
  * 0, or the first error: what could not be written is kept.
@@ -251,6 +254,43 @@ int discard_shared(struct pager *p, struct map_entry *e, uintptr_t start, uintpt
 /* Pages that up_wire() may hold in memory, more or less by n: counted, and promised out of the limit. */
 bool wired_take(struct pager *p, uint64_t n);
 void wired_give(struct pager *p, uint64_t n);
+
+/*
+ * How far counts of a range have been changed, for who takes over from a process that was killed over it: up_wire() nests, so what was done must
+ * not be done again.
+ *
+ *	doing == 0, or done	nothing is under way
+ *	else			the entry at slot[which].at is wired slot[which].to times, those of [start, at) have their new counts,
+ *				those of (at, end) have the old ones
+ */
+struct wire_note {
+	uint64_t done; /* what the last call that has ended was known by; 0: there was none */
+	uint64_t doing, token;
+	uintptr_t start, end;
+	bool more; /* up_wire(), not up_unwire() */
+	unsigned which;
+	struct {
+		uintptr_t at;
+		unsigned to;
+	} slot[2];
+};
+/* What an entry's count was going to be. */
+unsigned wire_noted(const struct wire_note *note, const struct map_entry *e);
+
+/* 0, or why the range can not be wired and a log line; *more: its pages that are not wired yet.  => map.change is held */
+int check_wire(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end,
+	       uint64_t *more);
+/*
+ * The whole of up_wire() and up_unwire() on a range that is one.  A range of this process is waited for; of another map pages have to be
+ * there.  note: NULL, or where to write down how far it is, with a token that is not 0.
+ * => map.change is held.  -EINPROGRESS: of another map, and not all of it is there at the same time; the rest as in uffd_pager.h.
+ */
+int wire_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end,
+		 struct wire_note *note, uint64_t token);
+int unwire_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end,
+		   struct wire_note *note, uint64_t token);
+/* An entry's pages are to be held again, or, if they are not all there, it is not wired any more: false.  => map.change is held */
+bool rewire_entry(struct pager *p, struct map *m, struct map_entry *e);
 
 /* stats.c: how long faults of a kind took, of all that the runtime serves.  Either may be NULL.  => no lock is held */
 void stats_latency(struct up_runtime *rt, enum up_fault_kind kind, struct up_latency *l,

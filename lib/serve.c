@@ -399,8 +399,14 @@ call_mapped(struct up_runtime *rt, struct space *sp)
 	size_t placed = 0;
 	int r = c->npending > 0 ? 0 : -ERESTART; /* a predecessor had prepared it, if anybody has */
 
-	for (size_t i = 0; i < c->npending; i++)
-		parts |= c->pending[i].from != NULL;
+	for (size_t i = 0; i < c->npending; i++) {
+		const struct object *from = c->pending[i].from;
+
+		parts |= from != NULL;
+		/* Another client may have done that meanwhile. */
+		if (r == 0 && from != NULL && wired_entry(p, from, 0, from->npages) != NULL)
+			r = -EBUSY;
+	}
 	while (r == 0 && placed < c->npending) {
 		r = space_place(p, "up_map", c->pending[placed].entry);
 		placed += r == 0;
@@ -476,6 +482,108 @@ call_prefault(struct up_runtime *rt, struct space *sp, const struct call *q)
 	return advise_range(rt, &sp->map, start, end, UP_ADVICE_WILLNEED);
 }
 
+/* All that clients and groups may keep, pages; `of` aside.  => map.change is held */
+static size_t
+minima(struct up_runtime *rt, const struct account *of)
+{
+	struct pager *p = &rt->p;
+	size_t sum = 0;
+
+	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
+		if (sp->client != NULL && sp->client->account != of)
+			sum += atomic_load(&sp->client->account->minimum);
+	}
+	pthread_mutex_lock(&rt->server->lock);
+	for (const struct group *g = rt->server->groups; g != NULL; g = g->next) {
+		if (g->account != of)
+			sum += atomic_load(&g->account->minimum);
+	}
+	pthread_mutex_unlock(&rt->server->lock);
+	return sum;
+}
+
+/* Pages that are wired by whoever counts for the account.  => map.change is held */
+static uint64_t
+wired_of(const struct pager *p, const struct account *of)
+{
+	uint64_t n = 0;
+
+	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
+		const struct account *a = sp->account;
+
+		while (a != NULL && a != of)
+			a = a->group;
+		if (a != NULL)
+			n += sp->map.wired;
+	}
+	return n;
+}
+
+/* True if so much may be wired and promised, pages, within a limit: a quarter is left to page with. */
+static bool
+wired_fits(struct up_runtime *rt, uint64_t minimum, uint64_t wired, size_t limit)
+{
+	return minimum + wired + atomic_load(&rt->p.nwired) <= limit / PAGE_SIZE / 4 * 3;
+}
+
+/* 0, or why the client may not wire so many pages more.  => map.change is held */
+static int
+may_wire(struct up_runtime *rt, const struct space *sp, uint64_t more)
+{
+	const uint64_t most = (rt->wire_limit >> PAGE_SHIFT) / 4;
+	struct pager *p = &rt->p;
+
+	if (more == 0)
+		return 0;
+	if (sp->map.wired + more > most) {
+		log_line(&p->log, UP_LOG_WARNING,
+			 "client %s, process %d: refused: %llu pages wired, and one may have %llu",
+			 sp->client->name, (int)sp->client->pid,
+			 (unsigned long long)(sp->map.wired + more), (unsigned long long)most);
+		return -EDQUOT;
+	}
+	/* The rest is for what it has to page in and out; see account_room(). */
+	for (const struct account *a = sp->account; a != NULL; a = a->group) {
+		const size_t limit = atomic_load(&a->limit);
+
+		if (limit != 0 && wired_of(p, a) + more > limit / 2)
+			return -EDQUOT;
+	}
+	return wired_fits(rt, minima(rt, NULL), more, rt->memory_limit) ? 0 : -ENOMEM;
+}
+
+/*
+ * Nobody waits for pages here: whoever asks touches what is missing himself, and comes again.  So one call takes a piece, which
+ * stays there while the next one comes in.
+ */
+static int
+call_wire(struct up_runtime *rt, struct space *sp, const struct call *q)
+{
+	const uintptr_t start = q->addr, end = start + q->length;
+	struct client *c = sp->client;
+	uint64_t more;
+	int r;
+
+	if (q->offset == 0 || (q->flags & ~WIRE_LOOK) != 0)
+		return -EINVAL;
+	/* It was asked before, of a predecessor perhaps, and the answer got lost. */
+	if (q->offset == c->wiring.done)
+		return 0;
+	if (q->op == CALL_UNWIRE)
+		return unwire_entries(rt, &sp->map, start, end, &c->wiring, q->offset);
+	if ((q->flags & WIRE_LOOK) == 0 && q->length >> PAGE_SHIFT > WIRE_PAGES)
+		return -EINVAL;
+	r = check_wire(rt, &sp->map, start, end, &more);
+	if (r == 0)
+		r = may_wire(rt, sp, more);
+	if (r < 0 || (q->flags & WIRE_LOOK))
+		return r;
+	r = wire_entries(rt, &sp->map, start, end, &c->wiring, q->offset);
+	if (r == -EINPROGRESS)
+		range_willneed(&rt->p, sp->shard, start, end);
+	return r;
+}
+
 /*
  * What has been written to files goes there first: once it is mapped no more, a successor would not know of it.  What fails is tried
  * again, and told, as it is unmapped.  => map.change is held
@@ -515,6 +623,9 @@ call_range(struct up_runtime *rt, struct space *sp, const struct call *q, struct
 		return advise_range(rt, &sp->map, start, end, (enum up_advice)q->flags);
 	case CALL_PREFAULT:
 		return call_prefault(rt, sp, q);
+	case CALL_WIRE:
+	case CALL_UNWIRE:
+		return call_wire(rt, sp, q);
 	case CALL_INHERIT:
 		return call_inherit(rt, sp, q);
 	case CALL_SYNC:
@@ -624,6 +735,7 @@ call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 	pthread_rwlock_rdlock(&rt->p.map.lock);
 	st.mapped = sp->map.pages << PAGE_SHIFT;
 	st.entries = sp->map.n;
+	st.wired = sp->map.wired << PAGE_SHIFT;
 	pthread_rwlock_unlock(&rt->p.map.lock);
 	st.objects = sp->client->nheld;
 	st.resident = atomic_load(&sp->client->account->mapped) << PAGE_SHIFT;
@@ -696,6 +808,8 @@ call(struct forks *f, struct space *sp, int fd)
 	case CALL_PROTECT:
 	case CALL_ADVISE:
 	case CALL_PREFAULT:
+	case CALL_WIRE:
+	case CALL_UNWIRE:
 	case CALL_INHERIT:
 	case CALL_SYNC:
 	case CALL_RESIDENCY:
@@ -889,31 +1003,14 @@ pages_of(uint64_t bytes)
 	return (size_t)MIN(bytes >> PAGE_SHIFT, SIZE_MAX / 2);
 }
 
-/* All that clients and groups may keep, pages; `of` aside.  => map.change is held */
-static size_t
-minima(struct up_runtime *rt, const struct account *of)
-{
-	struct pager *p = &rt->p;
-	size_t sum = 0;
-
-	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
-		if (sp->client != NULL && sp->client->account != of)
-			sum += atomic_load(&sp->client->account->minimum);
-	}
-	pthread_mutex_lock(&rt->server->lock);
-	for (const struct group *g = rt->server->groups; g != NULL; g = g->next) {
-		if (g->account != of)
-			sum += atomic_load(&g->account->minimum);
-	}
-	pthread_mutex_unlock(&rt->server->lock);
-	return sum;
-}
-
-/* At most half of memory. */
+/* At most half of memory, and three quarters with what is wired. */
 bool
 clients_fit(struct up_runtime *rt, size_t limit)
 {
-	return rt->server == NULL || minima(rt, NULL) <= limit / PAGE_SIZE / 2;
+	const size_t promised = rt->server != NULL ? minima(rt, NULL) : 0;
+
+	return rt->server == NULL ||
+	       (promised <= limit / PAGE_SIZE / 2 && wired_fits(rt, promised, 0, limit));
 }
 
 /* => map.change is held */
@@ -926,8 +1023,12 @@ set_quota(struct up_runtime *rt, struct account *a, uint64_t limit, uint64_t min
 		return -EINVAL;
 	if (limit != 0 && minimum > limit)
 		return -EINVAL;
-	if (minima(rt, a) + pages_of(minimum) > rt->memory_limit / PAGE_SIZE / 2)
+	if (minima(rt, a) + pages_of(minimum) > rt->memory_limit / PAGE_SIZE / 2 ||
+	    (minimum > 0 &&
+	     !wired_fits(rt, minima(rt, a) + pages_of(minimum), 0, rt->memory_limit)))
 		return -ENOSPC;
+	if (limit != 0 && wired_of(&rt->p, a) > pages_of(limit) / 2)
+		return -EBUSY;
 	atomic_store(&a->limit, pages_of(limit));
 	atomic_store(&a->minimum, pages_of(minimum));
 	if (limit != 0 && account_is_full(&rt->p, a))
@@ -1297,6 +1398,7 @@ serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info)
 			.resident = atomic_load(&c->account->mapped) << PAGE_SHIFT,
 			.limit = atomic_load(&c->account->limit) << PAGE_SHIFT,
 			.minimum = atomic_load(&c->account->minimum) << PAGE_SHIFT,
+			.wired = sp->map.wired << PAGE_SHIFT,
 		};
 		info->swapped = written(sp) << PAGE_SHIFT;
 		info->swapped -= MIN(info->swapped, info->resident);

@@ -47,6 +47,7 @@ struct serve_info {
 	uint64_t
 		swapped; /* what it has written, and is in memory no more, or out of its reach; about, of objects that share pages */
 	uint64_t limit, minimum; /* bytes; 0: none */
+	uint64_t wired;		 /* bytes; part of what is resident */
 };
 
 /* A mapped range of a client. */
@@ -73,7 +74,8 @@ int serve_end(struct up_runtime *rt, uint64_t id);
 /*
  * The most that a client may have in memory, where it can touch it, and what others can not push out of that; bytes, 0: none.  What it has beyond its
  * limit is taken out of its reach, and stays in memory while nobody needs the room.  -EINVAL: a limit below four windows of read-ahead for
- * each service thread (1 MiB each), or below the minimum; -ENOSPC: half of memory at most can be promised.  Any thread.
+ * each service thread (1 MiB each), or below the minimum; -ENOSPC: half of memory at most can be promised, and three quarters together with what is wired;
+ * -EBUSY: the client has more than half of the new limit wired.  Any thread.
  */
 int serve_quota(struct up_runtime *rt, uint64_t id, uint64_t limit, uint64_t minimum);
 /* The same of all clients of a group together. */

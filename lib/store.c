@@ -143,6 +143,7 @@ store_sizes(void)
 		sizeof(struct owner),
 		offsetof(struct space, map),
 		offsetof(struct client, object),
+		offsetof(struct client, wiring),
 	};
 	uint32_t sum = 0;
 

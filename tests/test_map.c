@@ -706,7 +706,7 @@ Test(map, what_is_not_alike_is_not_joined, .init = rig_up, .fini = rig_down)
 	e[1]->advice = UP_ADVICE_RANDOM;
 	e[2]->inherit = UP_INHERIT_COPY;
 	e[3]->flags = UP_SHARED;
-	e[4]->wired = 1;
+	map_wire(&map, e[4], 1);
 	e[5]->shard = 1;
 	e[6]->serial = 7;
 	cr_assert(eq(uint, join(0, 100), 0));
@@ -731,7 +731,7 @@ Test(map, the_upper_half_of_a_clip_keeps_what_the_entry_is_and_forgets_its_strea
 	low->advice = UP_ADVICE_SEQUENTIAL;
 	low->flags = UP_PRIVATE;
 	low->shard = 3;
-	low->wired = 7;
+	map_wire(&map, low, 7);
 	cr_assert(zero(ptr, atomic_load(&low->streams)));
 	rs = map_streams(&map, low);
 	cr_assert(ne(ptr, rs, NULL));

@@ -447,6 +447,247 @@ Test(remote, a_range_is_brought_in_or_refused)
 	up_runtime_destroy(rt);
 }
 
+static int raw_client(void);
+static int raw_call(int fd, const struct call *q, struct msg *m);
+
+/* How many of the pages stay in memory. */
+static size_t
+held(struct up_runtime *in, const uint64_t *p, size_t npages)
+{
+	unsigned char vec[4096];
+	size_t n = 0;
+
+	cr_assert(npages <= sizeof vec && up_residency(in, p, npages * PAGE_SIZE, vec) == 0, "%s",
+		  logged);
+	for (size_t i = 0; i < npages; i++)
+		n += (vec[i] & UP_PAGE_WIRED) != 0 && (vec[i] & UP_PAGE_MAPPED) != 0;
+	return n;
+}
+
+static uint64_t
+wired_bytes(struct up_runtime *of)
+{
+	struct up_stats st;
+
+	cr_assert(eq(int, up_stats_get(of, &st, sizeof st), 0));
+	return st.wired;
+}
+
+/* Everything that is not wired goes out. */
+static void
+press(struct up_runtime *in)
+{
+	const size_t npages = 2 * daemon_limit / PAGE_SIZE;
+	uint64_t *const p = must_map(in, npages, UP_PRIVATE, NULL, 0);
+
+	fill(p, npages, 77);
+	cr_assert(eq(int, up_unmap(in, p, npages * PAGE_SIZE), 0));
+}
+
+Test(remote, wired_pages_stay_whatever_else_is_paged)
+{
+	struct up_stats before, after;
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, 512, UP_PRIVATE, NULL, 0);
+	fill(p, 512, 3);
+	press(rt);
+	cr_assert(lt(sz, there(rt, p, 512), 512));
+	cr_assert(eq(int, up_wire(rt, p + 100 * WORDS, 200 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(u64, wired_bytes(rt), 200 * PAGE_SIZE));
+	press(rt);
+	cr_assert(eq(sz, held(rt, p, 512), 200));
+	cr_assert(eq(sz, held(rt, p + 100 * WORDS, 200), 200));
+	cr_assert(eq(int, up_stats_get(rt, &before, sizeof before), 0));
+	cr_assert(eq(sz, wrong(p + 100 * WORDS, 200, 3 + 100 * WORDS), 0));
+	cr_assert(eq(int, up_stats_get(rt, &after, sizeof after), 0));
+	cr_assert(eq(u64, after.faults[UP_FAULT_MAJOR], before.faults[UP_FAULT_MAJOR]));
+	cr_assert(eq(u64, after.faults[UP_FAULT_SOFT], before.faults[UP_FAULT_SOFT]));
+	cr_assert(eq(int, up_unwire(rt, p + 100 * WORDS, 200 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(u64, wired_bytes(rt), 0));
+	cr_assert(eq(int, up_advise(rt, p, 512 * PAGE_SIZE, UP_ADVICE_COLD), 0));
+	press(rt);
+	cr_assert(lt(sz, there(rt, p + 100 * WORDS, 200), 200));
+	cr_assert(eq(sz, wrong(p, 512, 3), 0));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+Test(remote, wiring_nests_and_what_would_undo_it_is_refused)
+{
+	uint64_t *p;
+	void *copy;
+
+	rt = must_connect();
+	p = must_map(rt, 64, UP_PRIVATE, NULL, 0);
+	cr_assert(eq(int, up_wire(rt, p, 32 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(int, up_wire(rt, p + 16 * WORDS, 32 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(u64, wired_bytes(rt), 48 * PAGE_SIZE));
+	cr_assert(eq(int, up_unwire(rt, p, 64 * PAGE_SIZE), -EINVAL));
+	cr_assert(eq(int, up_unwire(rt, p, 32 * PAGE_SIZE), 0));
+	cr_assert(eq(u64, wired_bytes(rt), 32 * PAGE_SIZE));
+	cr_assert(eq(sz, held(rt, p + 16 * WORDS, 32), 32));
+	cr_assert(eq(int, up_advise(rt, p, 17 * PAGE_SIZE, UP_ADVICE_DONTNEED), -EINVAL));
+	cr_assert(eq(int, up_advise(rt, p, 16 * PAGE_SIZE, UP_ADVICE_DONTNEED), 0));
+	cr_assert(eq(int, up_clone(rt, p, 4 * PAGE_SIZE, &copy), -EBUSY));
+	cr_assert(eq(int, up_wire(rt, p, 65 * PAGE_SIZE), -ENOMEM));
+	cr_assert(eq(int, up_wire(rt, p, 100), -EINVAL));
+	cr_assert(eq(int, up_protect(rt, p, PAGE_SIZE, PROT_NONE), 0));
+	cr_assert(eq(int, up_wire(rt, p, 2 * PAGE_SIZE), -EACCES));
+	cr_assert(eq(int, up_unmap(rt, p + 32 * WORDS, 32 * PAGE_SIZE), 0));
+	cr_assert(eq(u64, wired_bytes(rt), 16 * PAGE_SIZE));
+	cr_assert(eq(int, up_unwire(rt, p + 16 * WORDS, 16 * PAGE_SIZE), 0));
+	cr_assert(eq(u64, wired_bytes(rt), 0));
+	cr_assert(eq(int, up_clone(rt, p + WORDS, 4 * PAGE_SIZE, &copy), 0), "%s", logged);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* Of 8 MiB half may be wired, by one client a quarter of that; and with what others were promised three quarters of all. */
+Test(remote, nobody_wires_away_the_budget)
+{
+	const size_t most = daemon_limit / PAGE_SIZE / 8;
+	struct up_runtime *in[5];
+	uint64_t *p[5];
+
+	for (unsigned i = 0; i < 5; i++) {
+		in[i] = must_connect();
+		p[i] = must_map(in[i], 2 * most, UP_PRIVATE, NULL, 0);
+		fill(p[i], 2 * most, i);
+		cr_assert(eq(int, up_wire(in[i], p[i], 2 * most * PAGE_SIZE), -EDQUOT));
+		cr_assert(eq(u64, wired_bytes(in[i]), 0));
+	}
+	for (unsigned i = 0; i < 3; i++) {
+		cr_assert(eq(int, up_wire(in[i], p[i], most * PAGE_SIZE), 0), "%u: %s", i, logged);
+		cr_assert(eq(int, up_wire(in[i], p[i] + most * WORDS, PAGE_SIZE), -EDQUOT));
+		/* Once more costs nothing. */
+		cr_assert(eq(int, up_wire(in[i], p[i], PAGE_SIZE), 0), "%u: %s", i, logged);
+	}
+	/* Metadata is promised out of the same half. */
+	cr_assert(up_wire(in[3], p[3], most * PAGE_SIZE) == -ENOMEM ||
+		  up_wire(in[4], p[4], most * PAGE_SIZE) == -ENOMEM);
+	for (unsigned i = 0; i < 5; i++) {
+		press(in[i]);
+		cr_assert(eq(sz, wrong(p[i], 2 * most, i), 0));
+	}
+	/* What has gone has nothing. */
+	up_runtime_destroy(in[0]);
+	wait_ended(1);
+	cr_assert(eq(int, up_unmap(in[1], p[1], 2 * most * PAGE_SIZE), 0));
+	cr_assert(eq(int, up_unwire(in[2], p[2], most * PAGE_SIZE), 0));
+	cr_assert(eq(int, up_wire(in[4], p[4], most * PAGE_SIZE), 0), "%s", logged);
+	for (unsigned i = 1; i < 5; i++)
+		up_runtime_destroy(in[i]);
+	wait_ended(5);
+	daemon_ask(2);
+}
+
+/* What is wired has one place, which the child can have too, but not a copy of its own. */
+Test(remote, a_child_shares_what_is_wired_and_the_parent_keeps_it)
+{
+	struct up_object *o;
+	uint64_t *p;
+	int status;
+	pid_t pid;
+
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_anon(rt, 64 * PAGE_SIZE, 0, &o), 0));
+	p = must_map(rt, 64, UP_SHARED | UP_MULTI, o, 0);
+	fill(p, 64, 1);
+	cr_assert(eq(int, up_inherit(rt, p, 64 * PAGE_SIZE, UP_INHERIT_SHARE), 0), "%s", logged);
+	cr_assert(eq(int, up_wire(rt, p, 64 * PAGE_SIZE), 0), "%s", logged);
+	pid = fork();
+	if (pid == 0) {
+		const size_t n = wrong(p, 64, 1);
+
+		fill(p, 64, 2);
+		_exit(n == 0 && up_unwire(rt, p, PAGE_SIZE) == -ECHILD ? 0 : 1);
+	}
+	cr_assert(waitpid(pid, &status, 0) == pid);
+	cr_assert(eq(int, status, 0), "%s", logged);
+	press(rt);
+	cr_assert(eq(sz, held(rt, p, 64), 64));
+	cr_assert(eq(sz, wrong(p, 64, 2), 0));
+	cr_assert(eq(int, up_unwire(rt, p, 64 * PAGE_SIZE), 0), "%s", logged);
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* Between CLONE and MAPPED another program wires what is about to be parted. */
+Test(remote, what_is_wired_in_the_middle_of_a_clone_is_not_parted)
+{
+	struct call call = { .op = CALL_OPEN, .text = "parted" };
+	struct up_object *o;
+	struct msg m;
+	uint64_t *p;
+	int fd;
+
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_named(rt, "parted", 8 * PAGE_SIZE, 0, &o), 0));
+	p = must_map(rt, 8, UP_SHARED, o, 0);
+	fill(p, 8, 1);
+	fd = raw_client();
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call = (struct call){ .op = CALL_MAP,
+			      .addr = 0x10000000,
+			      .length = 8 * PAGE_SIZE,
+			      .prot = RW,
+			      .flags = UP_SHARED,
+			      .object = m.call.object };
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call.op = CALL_MAPPED;
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call.op = CALL_CLONE;
+	call.offset = 0x20000000;
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	cr_assert(eq(int, up_wire(rt, p, 8 * PAGE_SIZE), 0), "%s", logged);
+	call.op = CALL_MAPPED;
+	cr_assert(eq(int, raw_call(fd, &call, &m), -EBUSY));
+	cr_assert(eq(sz, held(rt, p, 8), 8));
+	close(fd);
+	cr_assert(eq(int, up_object_remove(rt, "parted"), 0));
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+Test(remote, what_is_not_in_memory_is_not_wired_by_asking_for_it)
+{
+	struct call call = { .op = CALL_MAP,
+			     .addr = 0x10000000,
+			     .length = PAGE_SIZE,
+			     .prot = RW,
+			     .flags = UP_PRIVATE };
+	const int fd = raw_client();
+	struct msg m;
+
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call.op = CALL_MAPPED;
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	/* Without a number; then nobody has touched the page, and who could does not. */
+	call = (struct call){ .op = CALL_WIRE, .addr = 0x10000000, .length = PAGE_SIZE };
+	cr_assert(eq(int, raw_call(fd, &call, &m), -EINVAL));
+	call.offset = 1;
+	cr_assert(eq(int, raw_call(fd, &call, &m), -EINPROGRESS));
+	call.flags = WIRE_LOOK;
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call.flags = 2;
+	cr_assert(eq(int, raw_call(fd, &call, &m), -EINVAL));
+	call = (struct call){
+		.op = CALL_UNWIRE, .addr = 0x10000000, .length = PAGE_SIZE, .offset = 2
+	};
+	cr_assert(eq(int, raw_call(fd, &call, &m), -EINVAL));
+	close(fd);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
 Test(remote, an_object_with_a_name_is_shared_and_outlives_who_made_it)
 {
 	struct up_object *o, *same;
@@ -1570,5 +1811,55 @@ Test(quota, a_child_is_held_to_the_limit_and_never_left_waiting)
 	cr_assert(waitpid(pid, &status, 0) == pid);
 	cr_assert(eq(int, status, 0));
 	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* The other half goes in and out. */
+Test(quota, half_of_a_limit_may_be_wired_and_is_not_taken_by_anybody)
+{
+	const size_t npages = 5 * MiB / PAGE_SIZE;
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, 8192, UP_PRIVATE, NULL, 0);
+	cr_assert(eq(int, quota(0, 10 * MiB, 0), 0));
+	cr_assert(eq(int, up_wire(rt, p, (npages + 1) * PAGE_SIZE), -EDQUOT));
+	cr_assert(eq(int, up_wire(rt, p, npages * PAGE_SIZE), 0), "%s", logged);
+	fill(p, 8192, 4);
+	cr_assert(eq(sz, wrong(p, 8192, 4), 0));
+	cr_assert(eq(int, quota(0, 8 * MiB, 0), -EBUSY));
+	atomic_store(&shared->limit, 48 * MiB);
+	daemon_ask(4);
+	cr_assert(eq(sz, held(rt, p, npages), npages));
+	cr_assert(le(sz, there(rt, p + npages * WORDS, 4096), 16));
+	cr_assert(eq(int, up_unwire(rt, p, npages * PAGE_SIZE), 0));
+	cr_assert(eq(int, quota(0, 8 * MiB, 0), 0));
+	cr_assert(eq(sz, wrong(p, 8192, 4), 0));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* A minimum is not wired away: three quarters of 48 MiB are 36, 24 of them are promised, and one may have 6. */
+Test(quota, what_was_promised_to_others_is_not_wired)
+{
+	const size_t npages = 6 * MiB / PAGE_SIZE;
+	struct up_runtime *in[4];
+	uint64_t *p[4];
+
+	for (unsigned i = 0; i < 4; i++) {
+		in[i] = must_connect();
+		p[i] = must_map(in[i], npages, UP_PRIVATE, NULL, 0);
+	}
+	cr_assert(eq(int, quota(0, 0, 24 * MiB), 0));
+	cr_assert(eq(int, up_wire(in[1], p[1], npages * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(int, up_wire(in[2], p[2], npages * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(int, up_wire(in[3], p[3], PAGE_SIZE), -ENOMEM));
+	cr_assert(eq(int, quota(0, 0, 23 * MiB), 0));
+	cr_assert(eq(int, up_wire(in[3], p[3], PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(int, quota(0, 0, 24 * MiB), -ENOSPC));
+	for (unsigned i = 0; i < 4; i++)
+		up_runtime_destroy(in[i]);
+	wait_ended(4);
 	daemon_ask(2);
 }

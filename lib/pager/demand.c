@@ -59,15 +59,14 @@ seen(struct pager *p, struct anon *const an[], unsigned n, bool wire, unsigned s
 }
 
 /*
- * Look at the page at d->va and those behind it.
+ * Look at the page at d->va of a map and those behind it.  s: whose service it has to be; NULL: anybody's.
  *
  * => how many from there on are in the page table; if the first is not: 0, or -EBUSY somebody moves it,
  *    -ESTALE it is another service's, and the errors of demand_range().
  */
 static int
-look(struct service *s, const struct demand *d)
+look(struct pager *p, const struct service *s, struct map *m, const struct demand *d)
 {
-	struct pager *p = s->p;
 	struct anon *an[CLUSTER_MAX], *other = NULL; /* busy by us; `other` is not mapped */
 	struct place place = { 0 };
 	const struct map_entry *e;
@@ -77,12 +76,12 @@ look(struct service *s, const struct demand *d)
 	int r = 0;
 
 	pthread_rwlock_rdlock(&p->map.lock);
-	e = map_lookup(&p->map, d->va);
+	e = map_lookup(m, d->va);
 	if (e == NULL)
 		r = -ENOMEM;
 	else if (!allowed(e, d->write))
 		r = -EACCES;
-	else if (e->shard != s->id)
+	else if (s != NULL && e->shard != s->id)
 		r = -ESTALE;
 	else if (p->frozen)
 		r = -EBUSY; /* as faults do, it waits: the page is about to be taken out */
@@ -177,7 +176,7 @@ go_on(struct service *s, struct demand *d, unsigned *looks)
 		}
 		--*looks;
 		read_ahead(s, d);
-		r = look(s, d);
+		r = look(s->p, s, &s->p->map, d);
 		if (r > 0) {
 			d->va += (uintptr_t)r << PAGE_SHIFT;
 			d->short_since = d->busy_since = 0;
@@ -309,4 +308,19 @@ demand_range(struct pager *p, struct demand *d)
 		r = demand_of(p, p->service[shard], d);
 	} while (r == -ESTALE);
 	return r;
+}
+
+int
+demand_hold(struct pager *p, struct map *m, uintptr_t start, uintptr_t end)
+{
+	struct demand d = { .va = start, .end = end, .wire = true };
+
+	while (d.va < d.end) {
+		const int r = look(p, NULL, m, &d);
+
+		if (r <= 0)
+			return r == 0 || r == -EBUSY ? -EINPROGRESS : r;
+		d.va += (uintptr_t)r << PAGE_SHIFT;
+	}
+	return 0;
 }

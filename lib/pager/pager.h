@@ -844,7 +844,7 @@ void range_free(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 /*
  * Take the mapped pages of a range out of their region and keep them staged.  If the region goes away, all of them, by
  * a copy if need be.  If it is `live`, what the kernel does not hand over stays where it is: 0, or why that was so for
- * one of them (-EBUSY: pinned for I/O, which goes on in the memory that it pinned); none of them is wired.
+ * one of them (-EBUSY: pinned for I/O, which goes on in the memory that it pinned); so does what is wired.
  * => map.change held; unless it is `live`, no entry maps the range any more.
  * to: where page `first` is mapped next, on `shard`; 0: nobody knows yet.
  */
@@ -895,6 +895,12 @@ void range_willneed(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end
  *    for it in p->fault_timeout, -ENOSPC overcommitted.
  */
 int demand_range(struct pager *p, struct demand *d);
+/*
+ * The same for up_wire() without waiting, of any map: pages that are in the page table, or in the file of their pool, go to WIRED.
+ * => map.change is held.  0: all of them; -EINPROGRESS: one is not there, or in motion, and those in front of it are to be unwired again by the
+ *    caller; or the errors of demand_range().
+ */
+int demand_hold(struct pager *p, struct map *m, uintptr_t start, uintptr_t end);
 /* A service's part: go on with what callers wait for. */
 void demand_serve(struct service *s);
 /* The same, when it has been stopped. */

@@ -469,6 +469,22 @@ run_of(struct pager *p, const struct batch *b, unsigned i, struct page *pg[])
 	return n;
 }
 
+/* How many of a run come before the first one that is wired. */
+static unsigned
+before_wired(struct pager *p, struct page *const pg[], unsigned run)
+{
+	unsigned n = 0;
+
+	/* It changes with map.change held only. */
+	if (atomic_load_explicit(&p->nwired, memory_order_relaxed) == 0)
+		return run;
+	pthread_mutex_lock(&p->pages.lock);
+	while (n < run && page_queue_locked(pg[n]) != Q_WIRED)
+		n++;
+	pthread_mutex_unlock(&p->pages.lock);
+	return n;
+}
+
 /* A busy page that nobody had to take out: the program had discarded it, or, if we are `losing`, it was taken from us. */
 static void
 keep_nothing(struct pager *p, const struct batch *b, unsigned i, struct page *pg)
@@ -561,11 +577,12 @@ range_keep(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool l
 	while (range_batch(p, o, &at, end, READS_CANCEL, &b)) {
 		for (unsigned i = 0; i < b.n;) {
 			struct page *pg[CLUSTER_MAX];
-			const unsigned run = run_of(p, &b, i, pg),
+			const unsigned all = run_of(p, &b, i, pg),
+				       run = live ? before_wired(p, pg, all) : all,
 				       kept = run > 1 ? keep_run(p, pg, run) : 0;
 			/* One that stays mapped may have stopped a writer, who is to be woken. */
-			const unsigned old_shard = run > 0 ? pg[0]->shard : 0;
-			const uintptr_t old_va = run > 0 ? pg[0]->va : 0;
+			const unsigned old_shard = all > 0 ? pg[0]->shard : 0;
+			const uintptr_t old_va = all > 0 ? pg[0]->va : 0;
 			int r = 0;
 
 			/* Whoever waits there is woken by the unmap that follows, or is parked; of what stays where it is (account_reduce()) nobody else wakes him. */

@@ -329,6 +329,15 @@ entry_pages(const struct map_entry *e)
 	return (e->end - e->start) >> PAGE_SHIFT;
 }
 
+/* More is mapped by one entry, or less. */
+static void
+count_pages(struct map *m, const struct map_entry *e, uint64_t n, bool more)
+{
+	m->pages += more ? n : -n;
+	if (e->wired > 0)
+		m->wired += more ? n : -n;
+}
+
 static void
 entry_link(struct map *m, struct map_entry *e, struct map_entry *prev, struct map_entry *next)
 {
@@ -347,7 +356,7 @@ entry_link(struct map *m, struct map_entry *e, struct map_entry *prev, struct ma
 	if (next != NULL)
 		next->prev = e;
 	m->n++;
-	m->pages += entry_pages(e);
+	count_pages(m, e, entry_pages(e), true);
 }
 
 struct map_entry *
@@ -425,7 +434,8 @@ map_init(struct map *m, struct map_zones *zones)
 void
 map_fini(struct map *m)
 {
-	assert(m->root == NULL && m->first == NULL && m->n == 0 && m->pages == 0 && m->nloose == 0);
+	assert(m->root == NULL && m->first == NULL && m->n == 0 && m->pages == 0 && m->wired == 0 &&
+	       m->nloose == 0);
 	while (m->spare != NULL) {
 		struct map_node *node = m->spare;
 
@@ -499,9 +509,20 @@ map_remove(struct map *m, struct map_entry *e)
 	if (e->next != NULL)
 		e->next->prev = e->prev;
 	m->n--;
-	m->pages -= entry_pages(e);
+	count_pages(m, e, entry_pages(e), false);
 	e->next = e->prev = NULL;
 	e->linked = e->loose = false;
+}
+
+void
+map_wire(struct map *m, struct map_entry *e, unsigned wired)
+{
+	assert(e->linked);
+	if (e->wired > 0)
+		m->wired -= entry_pages(e);
+	e->wired = wired;
+	if (e->wired > 0)
+		m->wired += entry_pages(e);
 }
 
 void
@@ -510,7 +531,7 @@ map_extend(struct map *m, struct map_entry *e, uintptr_t end)
 	assert(e->linked && end > e->end && (end & PAGE_MASK) == 0);
 	assert(e->next == NULL || end <= e->next->start);
 
-	m->pages += (end - e->end) >> PAGE_SHIFT;
+	count_pages(m, e, (end - e->end) >> PAGE_SHIFT, true);
 	e->end = end; /* the order of entries is as it was */
 }
 
@@ -542,7 +563,7 @@ clip_at(struct map *m, uintptr_t at, struct map_entry **spare)
 	if (upper->object != NULL)
 		object_ref(upper->object);
 
-	m->pages -= entry_pages(upper); /* which linking it adds again */
+	count_pages(m, upper, entry_pages(upper), false); /* which linking it adds again */
 	/* In this order there is never an address that is in none: adopt.h. */
 	entry_link(m, upper, e, e->next);
 	stores_in_order();
@@ -582,7 +603,7 @@ map_join(struct map *m, uintptr_t start, uintptr_t end)
 		}
 		if (atomic_load(&upper->unrecorded))
 			atomic_store(&e->unrecorded, true);
-		m->pages += entry_pages(upper);
+		count_pages(m, e, entry_pages(upper), true);
 		e->end = upper->end; /* as in clip_at() */
 		stores_in_order();
 		map_remove(m, upper);
@@ -636,7 +657,7 @@ map_check(struct map *m)
 	struct check c = { .at = m->first };
 	const struct map_entry *prev = NULL;
 	size_t n = 0, nloose = 0;
-	uint64_t pages = 0;
+	uint64_t pages = 0, wired = 0;
 
 	for (const struct map_entry *e = m->first; e != NULL; prev = e, e = e->next) {
 		assert(e->linked && e->prev == prev);
@@ -645,8 +666,9 @@ map_check(struct map *m)
 		n++;
 		nloose += e->loose;
 		pages += entry_pages(e);
+		wired += e->wired > 0 ? entry_pages(e) : 0;
 	}
-	assert(n == m->n && nloose == m->nloose && pages == m->pages);
+	assert(n == m->n && nloose == m->nloose && pages == m->pages && wired == m->wired);
 	if (m->root != NULL) {
 		assert(m->levels == m->root->level + 1);
 		check_node(&c, m->root, m->root->level, 0, UINTPTR_MAX);

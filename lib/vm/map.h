@@ -108,6 +108,7 @@ struct map {
 	size_t n;		 /* (lock) entries */
 	size_t nloose;		 /* (lock) of those, not in the tree */
 	uint64_t pages;		 /* (lock) sum of their lengths */
+	uint64_t wired;		 /* (lock) of those that are wired */
 	pthread_mutex_t node_lock;
 	unsigned levels;	/* (lock) and (node_lock) to change, either to read */
 	unsigned nspare;	/* (node_lock) */
@@ -141,6 +142,9 @@ bool map_covers(struct map *m, uintptr_t start, uintptr_t end);
 int map_insert(struct map *m, struct map_entry *e);
 /* Unlink; the caller owns it and its object reference from here.  Write-locked. */
 void map_remove(struct map *m, struct map_entry *e);
+
+/* From here on it is wired so often.  Write-locked. */
+void map_wire(struct map *m, struct map_entry *e, unsigned wired);
 
 /* Make `e` longer, to `end`, where no entry is.  Write-locked. */
 void map_extend(struct map *m, struct map_entry *e, uintptr_t end);

@@ -8,7 +8,7 @@
  *
  * Each thread has a part of a region, of a shared object, of a file if its number is odd, and of ordinary memory in which it notes a version a page; what a page has to be
  * follows from its number and version.  At random: write, read and compare, discard, clone (and compare the clone, then and later), unmap and map
- * again, fork a child that compares and writes what it has got, count in a few pages as fast as can be, write a file and unmap it.  Prints what it did; exit status 0: all of it was as it had to be, 1: it
+ * again, fork a child that compares and writes what it has got, count in a few pages as fast as can be, wire some of those and unwire them as often, write a file and unmap it.  Prints what it did; exit status 0: all of it was as it had to be, 1: it
  * was not, 2: a call failed.
  */
 #include <errno.h>
@@ -34,6 +34,7 @@
 #define CHILD_MS 30000
 #define HOT_PAGES 64u
 #define HOT_STORES 2000u
+#define WIRED_MAX 3u
 #define FILE_PAGES 64u
 #define STAGED_MIN 64u
 #define STAGED_TRIES 1500u /* 30 s */
@@ -55,6 +56,7 @@ struct part {
 	int file;		 /* that the object is of; -1: of none */
 	uint32_t *version;	 /* of 2 * npages: the region's, and the shared object's */
 	uint64_t *hot, *counted; /* HOT_PAGES more, with a counter each, and what they have to be */
+	unsigned char wired[HOT_PAGES]; /* how often */
 	uint64_t random;
 };
 
@@ -187,6 +189,53 @@ count_hot(struct part *p)
 	}
 }
 
+/* Wired is what was wired, not once more for a call that was asked twice, and nothing less. */
+static void
+check_wired(const struct part *p)
+{
+	unsigned char in[HOT_PAGES];
+
+	need("up_residency", up_residency(rt, p->hot, HOT_PAGES * UP_PAGE_SIZE, in));
+	for (size_t i = 0; i < HOT_PAGES; i++) {
+		if ((p->wired[i] > 0) != ((in[i] & UP_PAGE_WIRED) != 0)) {
+			fprintf(stderr, "survivor %d: hot page %zu, wired %u times: %#x\n",
+				(int)getpid(), i, p->wired[i], in[i]);
+			_exit(1);
+		}
+	}
+}
+
+static void
+wire_some(struct part *p, bool more)
+{
+	const size_t i = rnd(p) % HOT_PAGES, n = rnd(p) % (HOT_PAGES - i) + 1;
+	void *const at = p->hot + i * WORDS;
+	int r;
+
+	for (size_t k = i; k < i + n; k++) {
+		if (more ? p->wired[k] == WIRED_MAX : p->wired[k] == 0)
+			return;
+	}
+	r = more ? up_wire(rt, at, n * UP_PAGE_SIZE) : up_unwire(rt, at, n * UP_PAGE_SIZE);
+	/* Others have it wired, or need the room. */
+	if (more && (r == -ENOMEM || r == -EAGAIN))
+		return;
+	need("up_wire or up_unwire", r);
+	for (size_t k = i; k < i + n; k++)
+		p->wired[k] = (unsigned char)(more ? p->wired[k] + 1 : p->wired[k] - 1);
+	check_wired(p);
+}
+
+static void
+unwire_all(struct part *p)
+{
+	for (size_t i = 0; i < HOT_PAGES; i++) {
+		for (; p->wired[i] > 0; p->wired[i]--)
+			need("up_unwire", up_unwire(rt, p->hot + i * WORDS, UP_PAGE_SIZE));
+	}
+	check_wired(p);
+}
+
 /* What is written to a file through a mapping is in the file once that is unmapped, also if nobody else knows the object any more. */
 static void
 write_a_file(struct part *p)
@@ -300,9 +349,12 @@ live(void *arg)
 			write_a_file(p);
 		if (what % 8 == 0)
 			count_hot(p);
+		if (what % 64 == 1)
+			wire_some(p, rnd(p) % 2 == 0);
 	}
 	for (size_t i = 0; i < 2 * npages; i++)
 		compare("page at the end", page_of(p, i), number_of(p, i), p->version[i]);
+	unwire_all(p);
 	return NULL;
 }
 
