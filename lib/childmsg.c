@@ -113,6 +113,24 @@ msg_drain(int sock)
 	}
 }
 
+static const char *const pagers[] = { "anonymous", "file", "device", "custom", "snapshot" };
+
+uint32_t
+pager_number(const char *name)
+{
+	uint32_t i = 0;
+
+	while (i < ARRAY_SIZE(pagers) && strcmp(pagers[i], name) != 0)
+		i++;
+	return i;
+}
+
+const char *
+pager_name(uint32_t number)
+{
+	return number < ARRAY_SIZE(pagers) ? pagers[number] : NULL;
+}
+
 int
 msg_await(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, int ms)
 {

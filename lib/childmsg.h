@@ -78,7 +78,7 @@ enum call_op {
 	CALL_REMOVE,   /* text */
 	CALL_SNAPSHOT, /* object.  => object, length */
 	CALL_UNREF,    /* object */
-	CALL_INFO,     /* object.  => bytes: struct up_object_stats */
+	CALL_INFO, /* object.  => bytes: struct up_object_stats without .pager; n: pager_number() of that */
 	CALL_STATS,    /* => bytes: struct up_stats */
 	CALL_PREFAULT, /* addr, length, flags: 1, to be written: reads are begun.  -ENOMEM: more than can be in memory at a time */
 	CALL_WIRE, /* addr, length, offset: a number that the last CALL_WIRE or _UNWIRE did not have, and not 0: the same again is done once.
@@ -126,6 +126,9 @@ int msg_send_by(int sock, const struct msg *m, const int fd[], size_t nfd, uint6
  * are the caller's.  *pid: the sender's, if asked for.
  */
 int msg_receive(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, pid_t *pid);
+/* up_object_stats.pager by a number: the name is where the pager has it, and not where the client does.  NULL: there is no such number. */
+uint32_t pager_number(const char *name);
+const char *pager_name(uint32_t number);
 /* Nothing that is there now is the answer to what is about to be asked. */
 void msg_drain(int sock);
 /* The same, once there is one, within `ms`. */

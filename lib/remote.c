@@ -881,10 +881,14 @@ remote_info(struct up_object *obj, struct up_object_stats *info)
 	struct remote_object *o = remote_object(obj);
 	const struct call q = { .op = CALL_INFO, .object = o->id };
 	struct msg m;
-	const int r = ask_object(o->rt, "up_object_info", &q, &m);
+	int r = ask_object(o->rt, "up_object_info", &q, &m);
 
-	if (failed(o->rt, "up_object_info", r) == 0)
+	if (r == 0 && pager_name(m.n) == NULL)
+		r = -EPROTO;
+	if (failed(o->rt, "up_object_info", r) == 0) {
 		memcpy(info, m.bytes, sizeof *info);
+		info->pager = pager_name(m.n);
+	}
 	return r;
 }
 

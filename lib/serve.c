@@ -750,6 +750,23 @@ call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 	return 0;
 }
 
+static int
+call_info(const struct client *c, const struct call *q, struct msg *answer)
+{
+	struct up_object *o = (struct up_object *)held(c, q->object);
+	struct up_object_stats info;
+	int r;
+
+	static_assert(sizeof info <= MSG_BYTES, "up_object_stats fits a message");
+	r = o == NULL ? -EBADF : up_object_info(o, &info, sizeof info);
+	if (r < 0)
+		return r;
+	answer->n = pager_number(info.pager);
+	info.pager = NULL;
+	memcpy(answer->bytes, &info, sizeof info);
+	return 0;
+}
+
 /* Tell what is pending.  0: told, with the last message. */
 static int
 tell_pending(struct forks *f, struct space *sp, uint32_t serial)
@@ -846,11 +863,7 @@ call(struct forks *f, struct space *sp, int fd)
 			r = 0;
 			break;
 		case CALL_INFO:
-			r = held(c, q.object) == NULL
-				    ? -EBADF
-				    : up_object_info((struct up_object *)held(c, q.object),
-						     (void *)answer.bytes,
-						     sizeof(struct up_object_stats));
+			r = call_info(c, &q, &answer);
 			break;
 		case CALL_STATS:
 			r = call_stats(rt, sp, &answer);

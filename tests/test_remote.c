@@ -729,6 +729,39 @@ Test(remote, an_object_with_a_name_is_shared_and_outlives_who_made_it)
 	daemon_ask(2);
 }
 
+/* A pointer of the daemon's is none of ours. */
+Test(remote, what_pager_an_object_has_is_told_by_number)
+{
+	struct call call = { .op = CALL_CREATE_ANON, .length = PAGE_SIZE };
+	struct up_object_stats info;
+	struct up_object *o;
+	struct msg m;
+	int fd;
+
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_anon(rt, PAGE_SIZE, 0, &o), 0));
+	cr_assert(eq(int, up_object_info(o, &info, sizeof info), 0));
+	cr_assert(eq(str, (char *)(uintptr_t)info.pager, "anonymous"));
+	up_object_unref(o);
+	fd = memfd_create("content", MFD_CLOEXEC);
+	cr_assert(fd >= 0 && ftruncate(fd, PAGE_SIZE) == 0);
+	cr_assert(eq(int, up_object_create_file(rt, fd, 0, PAGE_SIZE, 0, &o), 0));
+	close(fd);
+	cr_assert(eq(int, up_object_info(o, &info, sizeof info), 0));
+	cr_assert(eq(str, (char *)(uintptr_t)info.pager, "file"));
+	up_object_unref(o);
+	fd = raw_client();
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call = (struct call){ .op = CALL_INFO, .object = m.call.object };
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	memcpy(&info, m.bytes, sizeof info);
+	cr_assert(zero(ptr, (void *)(uintptr_t)info.pager));
+	close(fd);
+	up_runtime_destroy(rt);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
 Test(remote, a_clone_and_a_snapshot_are_what_memory_was)
 {
 	struct up_object *o, *snap;
