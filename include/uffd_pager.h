@@ -293,7 +293,7 @@ UP_API int up_runtime_set_limit(struct up_runtime *rt, size_t bytes, unsigned ti
  * The same, with a daemon (uffd-pagerd) as the pager, to whose socket at `path` this connects: one budget and one swap for all its clients.  Of
  * `cfg`, which may be NULL, log and log_ctx are used, and feature_mask; the rest is the daemon's to say.
  *
- * All calls work on it but those of custom pagers, heaps, up_remap(), up_map_dump() and up_trace_print(), which are -ENOTSUP.  An object with a
+ * All calls work on it but those of custom pagers, heaps, up_remap() and up_trace_print(), which are -ENOTSUP.  An object with a
  * name is found by other programs of the same user as well.  up_stats_get() tells of this program's part.  A call for which the
  * daemon can not be reached any more is -ENOTCONN: what is in memory stays there, and can be unmapped; touching a page that is not raises SIGBUS.
  * If it is killed, and its guardian starts another one, calls and faults wait until that serves, and go on; up_object_remove() may then say -ENOENT of what it has
@@ -827,9 +827,11 @@ UP_API int up_trace_print(struct up_runtime *rt, FILE *out);
  * then its ranges in the same way.  n is - while the child is still on its way out of fork(); one that has just ended may
  * still be there.
  *
+ * With a daemon as the pager it is the map of this runtime, and of children that were forked with it.
+ *
  * A line costs as much as up_object_info(), unless the one before it is of the same object.  Calls that change mappings go ahead
  * between two lines: ranges, objects and children that change meanwhile may be missing or come in parts.
- * -EINVAL on NULL, -EIO if printing failed.
+ * -EINVAL on NULL, -EIO if printing failed, -ENOTCONN: the daemon has gone.
  */
 UP_API int up_map_dump(struct up_runtime *rt, FILE *out);
 

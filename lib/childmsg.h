@@ -84,6 +84,8 @@ enum call_op {
 	CALL_WIRE, /* addr, length, offset: a number that the last CALL_WIRE or _UNWIRE did not have, and not 0: the same again is done once.
 		    * flags: WIRE_LOOK.  -EINPROGRESS: not all of it is in memory, and reads are begun: touch it, and ask again */
 	CALL_UNWIRE, /* addr, length, offset: as for CALL_WIRE */
+	CALL_DUMP, /* the lines after one of object: space, addr and length: range, offset: serial, flags: depth; all 0: from the first on.
+		      * => bytes: n times struct dump_record (dump.h); left: 1, there may be more */
 };
 
 /* 0 is no object. */

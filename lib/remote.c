@@ -33,6 +33,7 @@
 #include <unistd.h>
 
 #include "childmsg.h"
+#include "dump.h"
 #include "pmap/uffd_abi.h"
 #include "watcher.h"
 
@@ -921,6 +922,52 @@ remote_stats(struct up_runtime *rt, struct up_stats *st)
 	if (failed(rt, "up_stats_get", r) == 0)
 		memcpy(st, m.bytes, sizeof *st);
 	return r;
+}
+
+/* The lines of one answer.  0; -EPROTO: they are none. */
+static int
+dump_message(FILE *out, const struct msg *m, struct dump_line *line)
+{
+	size_t at = 0;
+
+	for (uint32_t i = 0; i < m->n; i++) {
+		const size_t n = dump_unpack(m->bytes + at, sizeof m->bytes - at, line);
+
+		if (n == 0)
+			return -EPROTO;
+		at += n;
+		dump_print(out, line);
+	}
+	return m->n == 0 && m->left > 0 ? -EPROTO : 0;
+}
+
+int
+remote_dump(struct up_runtime *rt, FILE *out)
+{
+	struct dump_line line = { .end = 0 };
+	int r = check_process(rt, "up_map_dump");
+	struct msg m;
+
+	if (r < 0)
+		return r;
+	if (out == NULL)
+		return bad(rt, "up_map_dump: out is NULL");
+	dump_head(out);
+	do {
+		const struct call q = { .op = CALL_DUMP,
+					.flags = line.depth,
+					.addr = line.start,
+					.length = line.end - line.start,
+					.offset = line.serial,
+					.object = line.space };
+
+		r = ask_object(rt, "up_map_dump", &q, &m);
+		if (r == 0)
+			r = dump_message(out, &m, &line);
+	} while (r == 0 && m.left > 0);
+	if (r < 0)
+		return failed(rt, "up_map_dump", r);
+	return fflush(out) != 0 || ferror(out) ? -EIO : 0;
 }
 
 uint64_t

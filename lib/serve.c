@@ -19,6 +19,7 @@
 
 #include "client.h"
 #include "cow.h"
+#include "dump.h"
 #include "keeper.h"
 #include "pager/source.h"
 #include "serve.h"
@@ -27,7 +28,8 @@
 #define ADDRESS_END ((uint64_t)1 << 47)
 #define PAUSE_MIN 10000000u /* ns, after nothing could be taken from an account; doubling */
 #define PAUSE_MAX 1000000000u
-#define NAMES_MAX 256u /* of objects of one user, which outlive those who made them */
+#define DUMP_NS 2000000u /* for lines of one answer, which count pages: other clients wait */
+#define NAMES_MAX 256u	 /* of objects of one user, which outlive those who made them */
 
 /* What an account with this limit is brought down to once it is full, pages. */
 static size_t
@@ -767,6 +769,31 @@ call_info(const struct client *c, const struct call *q, struct msg *answer)
 	return 0;
 }
 
+/* => map.change is not held */
+static void
+call_dump(struct up_runtime *rt, const struct space *sp, const struct call *q, struct msg *answer)
+{
+	struct dump_line line = { .space = q->object,
+				  .serial = q->offset,
+				  .depth = q->flags,
+				  .start = q->addr,
+				  .end = q->addr + q->length };
+	const uint64_t until = now_ns() + DUMP_NS;
+	size_t used = 0, n;
+	sigset_t old;
+	bool more;
+
+	do {
+		change_begin(&rt->p, &old);
+		more = dump_next(&rt->p, sp, &line);
+		change_end(&rt->p, &old);
+		n = more ? dump_pack(answer->bytes + used, sizeof answer->bytes - used, &line) : 0;
+		used += n;
+		answer->n += n > 0;
+	} while (n > 0 && now_ns() < until);
+	answer->left = more;
+}
+
 /* Tell what is pending.  0: told, with the last message. */
 static int
 tell_pending(struct forks *f, struct space *sp, uint32_t serial)
@@ -864,6 +891,10 @@ call(struct forks *f, struct space *sp, int fd)
 			break;
 		case CALL_INFO:
 			r = call_info(c, &q, &answer);
+			break;
+		case CALL_DUMP:
+			call_dump(rt, sp, &q, &answer);
+			r = 0;
 			break;
 		case CALL_STATS:
 			r = call_stats(rt, sp, &answer);

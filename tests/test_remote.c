@@ -25,6 +25,7 @@
 
 #include "base/base.h"
 #include "childmsg.h"
+#include "dump.h"
 #include "serve.h"
 
 #define MiB ((size_t)1 << 20)
@@ -760,6 +761,203 @@ Test(remote, what_pager_an_object_has_is_told_by_number)
 	up_runtime_destroy(rt);
 	wait_ended(2);
 	daemon_ask(2);
+}
+
+/* Its lines, and how often this is in them. */
+static char *dumped;
+
+static unsigned
+dump(struct up_runtime *of, const char *with)
+{
+	size_t len;
+	unsigned n = 0;
+	FILE *f;
+	int r;
+
+	free(dumped);
+	f = open_memstream(&dumped, &len);
+	cr_assert(ne(ptr, f, NULL));
+	r = up_map_dump(of, f);
+	fclose(f);
+	cr_assert(r == 0, "%s: %s", strerrorname_np(-r), logged);
+	for (const char *at = dumped; (at = strstr(at, with)) != NULL; at++)
+		n++;
+	return n;
+}
+
+Test(remote, what_is_mapped_is_printed_line_by_line_with_its_children)
+{
+	const double until = seconds() + DEADLINE;
+	struct up_object *o;
+	char where[80], child[40];
+	int pipes[2], status;
+	uint64_t *p, *q;
+	void *copy;
+	pid_t pid;
+
+	rt = must_connect();
+	cr_assert(eq(int, up_map_dump(rt, NULL), -EINVAL));
+	cr_assert(eq(uint, dump(rt, "\n"), 1));
+	cr_assert(eq(int, up_object_create_named(rt, "a name", 8 * PAGE_SIZE, 0, &o), 0));
+	p = must_map(rt, 64, UP_PRIVATE, NULL, 0);
+	q = must_map(rt, 4, UP_SHARED, o, 2 * PAGE_SIZE);
+	fill(p, 64, 1);
+	fill(q, 4, 1);
+	cr_assert(eq(int, up_clone(rt, p, 64 * PAGE_SIZE, &copy), 0), "%s", logged);
+	cr_assert(eq(int, up_wire(rt, q, 4 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(int, up_inherit(rt, p, 16 * PAGE_SIZE, UP_INHERIT_COPY), 0));
+	cr_assert(eq(int, pipe(pipes), 0));
+	pid = fork();
+	if (pid == 0) {
+		char c;
+
+		close(pipes[1]);
+		_exit(wrong(p, 16, 1) == 0 && read(pipes[0], &c, 1) == 0 ? 0 : 1);
+	}
+	close(pipes[0]);
+	snprintf(child, sizeof child, "child PID %d\n", (int)pid);
+	/* It is still on its way at first. */
+	while (dump(rt, child) == 0) {
+		cr_assert(seconds() < until, "%s", dumped);
+		nap();
+	}
+	/* The region in two parts, its clone, the object, and what the child has. */
+	cr_assert(eq(uint, dump(rt, " anonymous "), dump(rt, "\n") - 2), "%s", dumped);
+	snprintf(where, sizeof where, "\n%lx-%lx ", (unsigned long)(uintptr_t)p,
+		 (unsigned long)(uintptr_t)(p + 16 * WORDS));
+	cr_assert(eq(uint, dump(rt, where), 2), "%s", dumped);
+	snprintf(where, sizeof where, "\n%lx-%lx rw-s  00002000 ", (unsigned long)(uintptr_t)q,
+		 (unsigned long)(uintptr_t)(q + 4 * WORDS));
+	cr_assert(eq(uint, dump(rt, where), 1), "%s", dumped);
+	cr_assert(eq(uint, dump(rt, "  over "), 4), "%s", dumped);
+	cr_assert(eq(uint, dump(rt, " a name\n"), 1), "%s", dumped);
+	cr_assert(eq(uint, dump(rt, "     1 - a name\n"), 1), "%s", dumped);
+	cr_assert(eq(uint, dump(rt, " copy"), 2), "%s", dumped);
+	close(pipes[1]);
+	cr_assert(waitpid(pid, &status, 0) == pid && status == 0, "%s", logged);
+	cr_assert(eq(int, up_object_remove(rt, "a name"), 0));
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* More lines than a message has. */
+Test(remote, a_long_map_is_printed_in_order)
+{
+	const char *at;
+	uintptr_t last = 0;
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, 2 * limits.regions, UP_PRIVATE, NULL, 0);
+	for (unsigned i = 0; i + 1 < limits.regions; i += 2)
+		cr_assert(eq(int, up_protect(rt, p + i * WORDS, PAGE_SIZE, PROT_READ), 0), "%s",
+			  logged);
+	cr_assert(eq(uint, dump(rt, "\n"), limits.regions + 1));
+	at = strchr(dumped, '\n');
+	for (unsigned i = 0; i < limits.regions; i++) {
+		const uintptr_t start = strtoul(at, NULL, 16);
+
+		cr_assert(gt(uptr, start, last), "%s", dumped);
+		last = start;
+		at = strchr(at + 1, '\n');
+	}
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* Numbers of others' spaces are none. */
+Test(remote, nobody_is_shown_the_map_of_another)
+{
+	struct call call = { .op = CALL_DUMP };
+	struct dump_record rec;
+	struct msg m;
+	uint64_t *p;
+	int fd;
+
+	rt = must_connect();
+	p = must_map(rt, 64, UP_PRIVATE, NULL, 0);
+	cr_assert(eq(int, up_inherit(rt, p, PAGE_SIZE, UP_INHERIT_COPY), 0));
+	fd = raw_client();
+	for (uint64_t space = 0; space < 100; space++) {
+		for (unsigned i = 0; i < 8; i++) {
+			call.object = space;
+			call.addr = i & 1 ? (uintptr_t)p : 0;
+			call.length = i & 2 ? PAGE_SIZE : 0;
+			call.offset = space + i;
+			call.flags = i & 4 ? UINT32_MAX : 0;
+			cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+			cr_assert(eq(uint, m.n, 0));
+			cr_assert(eq(uint, m.left, 0));
+		}
+	}
+	/* And what it has itself it is shown. */
+	call = (struct call){ .op = CALL_MAP,
+			      .addr = 0x10000000,
+			      .length = PAGE_SIZE,
+			      .prot = RW,
+			      .flags = UP_PRIVATE };
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call.op = CALL_MAPPED;
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	call = (struct call){ .op = CALL_DUMP };
+	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	cr_assert(eq(uint, m.n, 1));
+	memcpy(&rec, m.bytes, sizeof rec);
+	cr_assert(eq(u64, rec.start, 0x10000000));
+	cr_assert(eq(u64, rec.end, 0x10000000 + PAGE_SIZE));
+	close(fd);
+	up_runtime_destroy(rt);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+/* A daemon that says what is none. */
+Test(remote, what_is_no_line_of_a_map_is_not_printed)
+{
+	struct dump_line line = { .end = 0 };
+	unsigned char bytes[MSG_BYTES];
+	struct dump_record rec = {
+		.start = PAGE_SIZE, .end = 2 * PAGE_SIZE, .serial = 1, .name = 3
+	};
+	const size_t all = sizeof rec + 8;
+
+	memset(bytes, 0, sizeof bytes);
+	memcpy(bytes + sizeof rec, " ab", 3);
+#define SAYS(field, value)                                \
+	({                                                \
+		struct dump_record other = rec;           \
+		struct dump_line after = line;            \
+		other.field = (value);                    \
+		memcpy(bytes, &other, sizeof other);      \
+		dump_unpack(bytes, sizeof bytes, &after); \
+	})
+	cr_assert(eq(sz, SAYS(name, 3), all));
+	cr_assert(eq(sz, SAYS(name, 2), 0));
+	cr_assert(eq(sz, SAYS(name, 4), 0));
+	cr_assert(eq(sz, SAYS(name, UINT32_MAX), 0));
+	cr_assert(eq(sz, SAYS(what, 3), 0));
+	cr_assert(eq(sz, SAYS(what, DUMP_BENEATH), 0));
+	cr_assert(eq(sz, SAYS(what, DUMP_CHILD), 0));
+	cr_assert(eq(sz, SAYS(prot, 4), 0));
+	cr_assert(eq(sz, SAYS(shared, 2), 0));
+	cr_assert(eq(sz, SAYS(inherit, 3), 0));
+	cr_assert(eq(sz, SAYS(pager, 9), 0));
+	cr_assert(eq(sz, SAYS(end, PAGE_SIZE), 0));
+	cr_assert(eq(sz, SAYS(serial, 0), 0));
+	cr_assert(eq(sz, SAYS(space, 1), 0));
+	memcpy(bytes, &rec, sizeof rec);
+	cr_assert(eq(sz, dump_unpack(bytes, all - 1, &line), 0));
+	cr_assert(eq(sz, dump_unpack(bytes, sizeof rec - 1, &line), 0));
+	cr_assert(eq(sz, dump_unpack(bytes, all, &line), all));
+	cr_assert(eq(str, line.name, " ab"));
+	/* The same line again would never end. */
+	cr_assert(eq(sz, dump_unpack(bytes, all, &line), 0));
+	cr_assert(eq(sz, SAYS(what, DUMP_BENEATH), 0));
+	rec.depth = 1;
+	cr_assert(eq(sz, SAYS(what, DUMP_BENEATH), all));
 }
 
 Test(remote, a_clone_and_a_snapshot_are_what_memory_was)
