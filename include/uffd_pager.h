@@ -293,7 +293,7 @@ UP_API int up_runtime_set_limit(struct up_runtime *rt, size_t bytes, unsigned ti
  * The same, with a daemon (uffd-pagerd) as the pager, to whose socket at `path` this connects: one budget and one swap for all its clients.  Of
  * `cfg`, which may be NULL, log and log_ctx are used, and feature_mask; the rest is the daemon's to say.
  *
- * All calls work on it but those of custom pagers, heaps, up_remap() and up_trace_print(), which are -ENOTSUP.  An object with a
+ * All calls work on it but those of custom pagers, up_remap() and up_trace_print(), which are -ENOTSUP.  An object with a
  * name is found by other programs of the same user as well.  up_stats_get() tells of this program's part.  A call for which the
  * daemon can not be reached any more is -ENOTCONN: what is in memory stays there, and can be unmapped; touching a page that is not raises SIGBUS.
  * If it is killed, and its guardian starts another one, calls and faults wait until that serves, and go on; up_object_remove() may then say -ENOENT of what it has
@@ -848,6 +848,10 @@ UP_API const char *up_version(void);
  * limit: allocating and freeing touch no block, and a block in swap is freed without being read.
  * Pages of which nothing is handed out are discarded, not swapped, but for one span of 64 KiB at most
  * that is kept for each of 36 sizes.
+ *
+ * With a daemon as the pager, blocks are in its memory, and what is known of them in this program's: at most half of what the daemon's
+ * budget was when it was connected to, not counted by the daemon.  A discarded run of pages is a question to it.  When it is gone, blocks can be freed, and
+ * their pages are not handed out again.
  *
  * Unlike the other calls, those that return a block say NULL and set errno, as malloc() does.
  * ENOMEM: no room in the heap, or none for metadata within the memory limit; ECHILD: in a forked

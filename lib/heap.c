@@ -210,6 +210,13 @@ tables_bytes(const struct up_heap *h)
 	return h->words.committed + h->pages.words.committed;
 }
 
+/* A program that is connected to a daemon has nothing else there that could go. */
+static int
+make_room(struct up_heap *h, uint64_t bytes)
+{
+	return h->rt->remote != NULL ? -ENOMEM : runtime_reclaim(&h->rt->p, bytes);
+}
+
 /* Words and bits for pages [0, end), grown within the budget.  => h->lock is held, and signals are. */
 static int
 tables_grow(struct up_heap *h, size_t end)
@@ -221,7 +228,7 @@ tables_grow(struct up_heap *h, size_t end)
 		return -ENOMEM;
 	for (unsigned tries = 0;
 	     fitmap_reach(&h->pages, end) < 0 || wired_array_grow(&h->words, end) < 0; tries++) {
-		if (tries == 3 || runtime_reclaim(p, need - tables_bytes(h)) < 0) {
+		if (tries == 3 || make_room(h, need - tables_bytes(h)) < 0) {
 			resv_give(&p->resv_meta, more);
 			return -ENOMEM;
 		}
@@ -966,8 +973,6 @@ up_heap_create(struct up_runtime *rt, size_t size, unsigned flags, struct up_hea
 	void *base;
 	int r;
 
-	if (rt != NULL && rt->remote != NULL)
-		return remote_lacks(rt, "up_heap_create");
 	if (out != NULL)
 		*out = NULL;
 	if (rt == NULL)

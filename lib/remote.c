@@ -35,6 +35,7 @@
 #include "childmsg.h"
 #include "dump.h"
 #include "pmap/uffd_abi.h"
+#include "sysmem.h"
 #include "watcher.h"
 
 #define REGIONS_MAX 65536u /* of a client, as vm.max_map_count has it */
@@ -61,6 +62,7 @@ struct remote {
 	bool broken;	   /* (lock) the daemon is gone, or has answered what it may not */
 	struct ticket *ticket;
 	uint64_t limit;	       /* (c) the daemon's */
+	bool memory;	       /* (c) there is memory for heaps */
 	atomic_size_t nregion; /* (lock) to change */
 	struct region *region; /* REGIONS_MAX of them; length 0: free */
 	char *watcher;
@@ -921,6 +923,9 @@ remote_stats(struct up_runtime *rt, struct up_stats *st)
 
 	if (failed(rt, "up_stats_get", r) == 0)
 		memcpy(st, m.bytes, sizeof *st);
+	/* That of heaps is ours. */
+	if (r == 0)
+		st->metadata += arena_bytes(&rt->p.arena);
 	return r;
 }
 
@@ -1073,6 +1078,43 @@ hello(struct up_runtime *rt)
 	return r;
 }
 
+/*
+ * What is known of heaps is ours: metadata as in any runtime, in memory that is not paged.  The daemon does not count it; it may be as much as if
+ * the daemon's budget were ours.
+ */
+static int
+memory_init(struct up_runtime *rt)
+{
+	const size_t limit = (size_t)MIN(rt->remote->limit, SIZE_MAX / 2) & ~PAGE_MASK;
+	struct pager *p = &rt->p;
+	int r;
+
+	if (limit < UP_MEMORY_LIMIT_MIN)
+		return -EPROTO;
+	budget_init(&p->budget, limit);
+	r = arena_init(&p->arena, &sysmem_ops, NULL, &p->budget, limit);
+	if (r < 0)
+		return r;
+	r = heaps_init(&rt->heaps, &p->arena, limit / 2);
+	if (r < 0) {
+		arena_fini(&p->arena);
+		return r;
+	}
+	resv_init(&p->resv_meta, limit / 2, NULL, NULL);
+	rt->remote->memory = true;
+	return 0;
+}
+
+static void
+memory_fini(struct up_runtime *rt)
+{
+	if (!rt->remote->memory)
+		return;
+	heaps_fini(&rt->heaps, &rt->p);
+	resv_fini(&rt->p.resv_meta);
+	arena_fini(&rt->p.arena);
+}
+
 #define REMOTE_BYTES round_up(sizeof(struct up_runtime) + sizeof(struct remote), PAGE_SIZE)
 #define TABLE_BYTES round_up(REGIONS_MAX * sizeof(struct region), PAGE_SIZE)
 
@@ -1081,6 +1123,7 @@ remote_free(struct up_runtime *rt)
 {
 	struct remote *re = rt->remote;
 
+	memory_fini(rt);
 	if (re->pager >= 0)
 		close(re->pager);
 	if (re->uffd >= 0)
@@ -1176,6 +1219,8 @@ connect_once(struct up_runtime **out, const char *path, const struct up_config *
 		goto free;
 	re->sock = r;
 	r = introduce(rt, &features);
+	if (r == 0)
+		r = memory_init(rt);
 	if (r < 0)
 		goto free;
 	re->uffd = pmap_uffd_client_open(features, cfg != NULL ? cfg->feature_mask : 0, &rt->p.log);

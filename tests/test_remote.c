@@ -960,6 +960,119 @@ Test(remote, what_is_no_line_of_a_map_is_not_printed)
 	cr_assert(eq(sz, SAYS(what, DUMP_BENEATH), all));
 }
 
+/* Blocks of odd sizes, each with its number all over. */
+#define BLOCKS 6000u
+
+static size_t
+block_size(unsigned i)
+{
+	return i % 100 == 0 ? 20000 + i : 16 + (size_t)i * 37 % 5000;
+}
+
+static size_t
+wrong_blocks(char *const block[], unsigned n)
+{
+	size_t bad = 0;
+
+	for (unsigned i = 0; i < n; i++) {
+		for (size_t k = 0; block[i] != NULL && k < block_size(i); k++)
+			bad += block[i][k] != (char)(i + k / 512);
+	}
+	return bad;
+}
+
+Test(remote, a_heap_is_larger_than_the_budget)
+{
+	static char *block[BLOCKS];
+	struct up_heap_stats st;
+	struct up_stats all;
+	struct up_heap *heap;
+	int status;
+	char *p;
+	pid_t pid;
+
+	rt = must_connect();
+	cr_assert(eq(int, up_heap_create(rt, 5, 0, &heap), -EINVAL));
+	cr_assert(eq(int, up_heap_create(rt, 64 * MiB, 0, &heap), 0), "%s", logged);
+	for (unsigned i = 0; i < BLOCKS; i++) {
+		block[i] = up_malloc(heap, block_size(i));
+		cr_assert(block[i] != NULL, "%u: %s: %s", i, strerror(errno), logged);
+		for (size_t k = 0; k < block_size(i); k++)
+			block[i][k] = (char)(i + k / 512);
+	}
+	cr_assert(eq(int, up_heap_stats_get(heap, &st, sizeof st), 0));
+	cr_assert(gt(u64, st.allocated, 2 * daemon_limit));
+	cr_assert(eq(u64, st.blocks, BLOCKS));
+	cr_assert(eq(int, up_stats_get(rt, &all, sizeof all), 0));
+	cr_assert(ge(u64, all.metadata, st.metadata));
+	cr_assert(le(u64, all.resident, daemon_limit));
+	cr_assert(eq(sz, wrong_blocks(block, BLOCKS), 0));
+	pid = fork();
+	if (pid == 0) {
+		errno = 0;
+		_exit(up_malloc(heap, 10) == NULL && errno == ECHILD &&
+				      up_free(heap, block[0]) == -ECHILD
+			      ? 0
+			      : 1);
+	}
+	cr_assert(waitpid(pid, &status, 0) == pid && status == 0);
+	for (unsigned i = 0; i < BLOCKS; i++) {
+		if (i % 3 == 0) {
+			cr_assert(eq(int, up_free(heap, block[i]), 0));
+			cr_assert(eq(int, up_free(heap, block[i]), -EINVAL));
+			block[i] = NULL;
+		}
+	}
+	cr_assert(eq(sz, wrong_blocks(block, BLOCKS), 0));
+	p = up_calloc(heap, 1, 4 * MiB);
+	cr_assert(ne(ptr, p, NULL));
+	for (size_t i = 0; i < 4 * MiB; i += 512)
+		cr_assert(eq(int, p[i], 0));
+	p = up_realloc(heap, p, 8 * MiB);
+	cr_assert(ne(ptr, p, NULL));
+	cr_assert(eq(int, up_free(heap, p), 0));
+	for (unsigned i = 0; i < BLOCKS; i++)
+		cr_assert(eq(int, up_free(heap, block[i]), 0));
+	cr_assert(eq(int, up_heap_stats_get(heap, &st, sizeof st), 0));
+	cr_assert(eq(u64, st.blocks, 0));
+	/* What is free has been given back to the daemon. */
+	cr_assert(eq(int, up_stats_get(rt, &all, sizeof all), 0));
+	cr_assert(le(u64, all.resident, 36 * 64 << 10));
+	up_heap_destroy(heap);
+	daemon_ask(1);
+	cr_assert(eq(uint, atomic_load(&shared->regions), 0));
+	/* One goes with the runtime; its tables have to fit what the daemon's budget would allow. */
+	cr_assert(eq(int, up_heap_create(rt, MiB, 0, &heap), 0), "%s", logged);
+	cr_assert(ne(ptr, up_malloc(heap, 100), NULL));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+Test(remote, a_heap_without_a_daemon_keeps_what_is_in_memory)
+{
+	struct up_heap *heap;
+	char *p, *q;
+
+	rt = must_connect();
+	cr_assert(eq(int, up_heap_create(rt, MiB, 0, &heap), 0), "%s", logged);
+	p = up_malloc(heap, 1000);
+	q = up_malloc(heap, 100000);
+	cr_assert(p != NULL && q != NULL);
+	memset(p, 1, 1000);
+	kill(daemon_pid, SIGKILL);
+	waitpid(daemon_pid, NULL, 0);
+	daemon_pid = 0;
+	for (unsigned i = 0; i < 1000; i++)
+		cr_assert(eq(int, p[i], 1));
+	/* Its pages can not be discarded, and are not handed out again. */
+	cr_assert(eq(int, up_free(heap, q), 0));
+	cr_assert(eq(int, up_free(heap, p), 0));
+	up_heap_destroy(heap);
+	cr_assert(eq(int, touch((uint64_t *)(void *)p), SIGSEGV));
+	up_runtime_destroy(rt);
+}
+
 Test(remote, a_clone_and_a_snapshot_are_what_memory_was)
 {
 	struct up_object *o, *snap;
