@@ -22,8 +22,7 @@
  * The map is printed four times, by up_map_dump(), with the names of the ranges put into it.  In between, parent and child check
  * every byte that they can see.
  *
- * With --daemon the pager is uffd-pagerd, which serves parent and child.  Maps are its matter then (uffd-pager map), so the pictures are
- * left out; all bytes are checked as before.
+ * With --daemon the pager is uffd-pagerd, which serves parent and child, and has their maps to print.
  *
  * Exit status: 0 all bytes are right, 1 not so or something can not be had here, 2 bad usage.
  */
@@ -50,11 +49,10 @@
 #define PAGES_MAX 4
 #define GONE_MS 10000 /* by then the pager has noticed that the child has ended */
 
-static const char usage[] =
-	"usage: process_image [--memory BYTES | --daemon SOCKET]\n"
-	"  --memory  that may be used, by parent and child together (8M)\n"
-	"  --daemon  let uffd-pagerd page, which listens there; without the pictures\n"
-	"  BYTES may end in K, M or G.\n";
+static const char usage[] = "usage: process_image [--memory BYTES | --daemon SOCKET]\n"
+			    "  --memory  that may be used, by parent and child together (8M)\n"
+			    "  --daemon  let uffd-pagerd page, which listens there\n"
+			    "  BYTES may end in K, M or G.\n";
 
 enum { TEXT, DATA, BSS, STACK, KEYS, NSEGMENTS };
 
@@ -310,8 +308,6 @@ picture(const char *title)
 	struct segment *last = NULL;
 	char *text, *next;
 
-	if (daemon_socket != NULL)
-		return;
 	text = map_text();
 	printf("\n%s\n\n", title);
 	for (char *line = text; *line != '\0'; line = next) {
@@ -332,7 +328,7 @@ wait_until_gone(void)
 {
 	const struct timespec ms = { .tv_nsec = 1000000 };
 
-	for (unsigned i = 0; daemon_socket == NULL && i < GONE_MS; i++) {
+	for (unsigned i = 0; i < GONE_MS; i++) {
 		char *text = map_text();
 		const bool there = strstr(text, "\nchild ") != NULL;
 
@@ -341,8 +337,7 @@ wait_until_gone(void)
 			return;
 		nanosleep(&ms, NULL);
 	}
-	if (daemon_socket == NULL)
-		die("the pager still has the child after %d ms", GONE_MS);
+	die("the pager still has the child after %d ms", GONE_MS);
 }
 
 /* --- the fork --- */

@@ -53,6 +53,7 @@ struct slot {
 static struct {
 	size_t memory, size; /* bytes */
 	uint64_t seed;
+	const char *daemon; /* the socket of uffd-pagerd, whose memory it is then */
 	struct up_runtime *rt;
 	struct up_heap *heap;
 
@@ -380,8 +381,34 @@ empty(uint64_t n)
 	job.wrong += hs.blocks + job.nentries;
 	if (up_stats_get(job.rt, &st, sizeof(st)) < 0)
 		die(1, "no statistics");
-	printf("emptied       %" PRIu64 " blocks left, %.1f MiB of pages kept, %.1f MiB in swap\n",
-	       hs.blocks, (double)hs.active / MIB, (double)st.swapped / MIB);
+	printf("emptied       %" PRIu64 " blocks left, %.1f MiB of pages kept", hs.blocks,
+	       (double)hs.active / MIB);
+	if (job.daemon == NULL)
+		printf(", %.1f MiB in swap", (double)st.swapped / MIB);
+	putchar('\n');
+}
+
+/* Swap, and the most there ever was, are the daemon's to tell. */
+static void
+report_daemon(const struct up_stats *st)
+{
+	printf("paged         %" PRIu64 " faults read from swap\n", st->faults[UP_FAULT_MAJOR]);
+	printf("memory        %.1f MiB at the end; the daemon has %.1f for all, the heap has %.1f\n",
+	       (double)st->resident / MIB, (double)st->limit / MIB, (double)job.size / MIB);
+	if (st->resident > st->limit)
+		job.wrong++;
+}
+
+static void
+report_own(const struct up_stats *st)
+{
+	printf("paged         %" PRIu64 " faults read from swap; %.1f MiB read, %.1f MiB written\n",
+	       st->faults[UP_FAULT_MAJOR], (double)st->swap_read_bytes / MIB,
+	       (double)st->swap_write_bytes / MIB);
+	printf("memory        at most %.1f MiB of %.1f; the heap has %.1f\n",
+	       (double)st->used_max / MIB, (double)st->limit / MIB, (double)job.size / MIB);
+	if (st->used_max > st->limit)
+		job.wrong++;
 }
 
 static void
@@ -391,13 +418,10 @@ report(void)
 
 	if (up_stats_get(job.rt, &st, sizeof(st)) < 0)
 		die(1, "no statistics");
-	printf("paged         %" PRIu64 " faults read from swap; %.1f MiB read, %.1f MiB written\n",
-	       st.faults[UP_FAULT_MAJOR], (double)st.swap_read_bytes / MIB,
-	       (double)st.swap_write_bytes / MIB);
-	printf("memory        at most %.1f MiB of %.1f; the heap has %.1f\n",
-	       (double)st.used_max / MIB, (double)st.limit / MIB, (double)job.size / MIB);
-	if (st.used_max > st.limit)
-		job.wrong++;
+	if (job.daemon != NULL)
+		report_daemon(&st);
+	else
+		report_own(&st);
 	printf("%s\n", job.wrong == 0 ? "all as it should be" : "WRONG");
 }
 
@@ -435,6 +459,7 @@ static const char usage[] =
 	"\n"
 	"  -m, --memory=BYTES  the memory limit (default 16M, least 2M)\n"
 	"  -s, --size=BYTES    the heap's size (default eight times that)\n"
+	"      --daemon=SOCKET let uffd-pagerd page, which listens there, in its budget\n"
 	"      --seed=N        other strings\n"
 	"  -h, --help          this help\n"
 	"\n"
@@ -447,9 +472,11 @@ parse_options(int argc, char **argv)
 		{ "memory", required_argument, NULL, 'm' },
 		{ "size", required_argument, NULL, 's' },
 		{ "seed", required_argument, NULL, 'e' },
+		{ "daemon", required_argument, NULL, 'd' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
+	bool limited = false;
 	char *end;
 	int c;
 
@@ -457,6 +484,7 @@ parse_options(int argc, char **argv)
 		switch (c) {
 		case 'm':
 			job.memory = parse_size("memory", optarg, UP_MEMORY_LIMIT_MIN);
+			limited = true;
 			break;
 		case 's':
 			job.size = parse_size("size", optarg, (size_t)1 << 20);
@@ -466,6 +494,9 @@ parse_options(int argc, char **argv)
 			job.seed = strtoull(optarg, &end, 10);
 			if (optarg[0] < '0' || optarg[0] > '9' || *end != '\0' || errno != 0)
 				die(2, "--seed %s: not a number", optarg);
+			break;
+		case 'd':
+			job.daemon = optarg;
 			break;
 		case 'h':
 			fputs(usage, stdout);
@@ -477,6 +508,8 @@ parse_options(int argc, char **argv)
 	}
 	if (optind < argc)
 		die(2, "%s: not an option; string_table --help says more", argv[optind]);
+	if (job.daemon != NULL && limited)
+		die(2, "--daemon: the budget is the daemon's, not --memory");
 	if (job.size == 0)
 		job.size = job.memory * 8;
 }
@@ -490,7 +523,8 @@ main(int argc, char **argv)
 
 	parse_options(argc, argv);
 	cfg.memory_limit = job.memory;
-	r = up_runtime_create(&job.rt, &cfg);
+	r = job.daemon != NULL ? up_runtime_connect(&job.rt, job.daemon, &cfg)
+			       : up_runtime_create(&job.rt, &cfg);
 	if (r < 0)
 		die(1, "starting the pager: %s", strerror(-r));
 	r = up_heap_create(job.rt, job.size, 0, &job.heap);

@@ -11,7 +11,7 @@ import unittest
 import rig
 from rig import DEADLINE, Daemon, wait_for
 
-BIGGER, SORT, SNAPSHOT, IMAGE, MICROVM = map(os.path.abspath, sys.argv[3:8])
+BIGGER, SORT, SNAPSHOT, IMAGE, MICROVM, TABLE = map(os.path.abspath, sys.argv[3:9])
 BUDGET = '8M'
 
 
@@ -102,9 +102,21 @@ class Examples(unittest.TestCase):
         with Daemon('--memory', BUDGET) as d:
             out, _ = run(IMAGE, '--daemon', d.path('pager.sock'))
             self.assertIn('child: 14 of 14 pages are right', out)
+            self.assertEqual(out.count('\nchild PID '), 2, out)
+            self.assertIn('  over data at fork() ', out)
             self.assertIn('parent: 15 of 15 pages are right', out)
             self.assertTrue(out.endswith('\nPASS\n'), out)
             run(IMAGE, '--daemon', d.path('pager.sock'), '--memory', '8M', status=2)
+
+    def test_string_table(self):
+        with Daemon('--memory', BUDGET) as d:
+            out, _ = run(TABLE, '--daemon', d.path('pager.sock'), '--size', '48M')
+            self.assertEqual(len(re.findall(r'^looked up .* 0 wrong;', out, re.M)), 2, out)
+            self.assertIn('the daemon has 8.0 for all, the heap has 48.0', out)
+            self.assertIn('emptied       0 blocks left', out)
+            self.assertTrue(out.endswith('\nall as it should be\n'), out)
+            self.assertGreater(d.ask('status')['status']['faults']['major'], 1000)
+            run(TABLE, '--daemon', d.path('pager.sock'), '--memory', '8M', status=2)
 
     def test_microvm(self):
         with Daemon() as d:
