@@ -195,8 +195,11 @@ native_quotas(struct daemon *d)
 		if (r < 0)
 			log_error("group %s: limit %llu, minimum %llu: %s", g->name,
 				  (unsigned long long)most, (unsigned long long)least,
-				  r == -ENOSPC ? "half of the budget at most can be promised"
-					       : strerror(-r));
+				  r == -ENOSPC
+					  ? "half of the budget at most can be promised, and three "
+					    "quarters with what is wired"
+				  : r == -EBUSY ? "its clients have more than half of that wired"
+						: strerror(-r));
 	}
 }
 

@@ -658,6 +658,44 @@ Test(remote, what_is_wired_in_the_middle_of_a_clone_is_not_parted)
 	daemon_ask(2);
 }
 
+/* A daemon was killed as it counted the second of three mappings up, and perhaps had. */
+Test(remote, what_was_being_wired_is_wired_once_by_the_next_daemon)
+{
+	struct wire_note note = { .done = 6,
+				  .doing = 7,
+				  .token = 7,
+				  .start = 10 * PAGE_SIZE,
+				  .end = 40 * PAGE_SIZE,
+				  .more = true,
+				  .which = 1,
+				  .slot = { { 10 * PAGE_SIZE, 4 }, { 20 * PAGE_SIZE, 2 } } };
+	const struct {
+		unsigned at, wired, more, less, ended;
+	} want[] = {
+		{ 9, 5, 5, 5, 5 },			/* in front of the range */
+		{ 10, 4, 4, 4, 4 },			/* counted */
+		{ 20, 1, 2, 2, 1 },			/* as it was to be, whether it is or not */
+		{ 20, 2, 2, 2, 2 }, { 30, 1, 2, 0, 1 }, /* not counted yet */
+		{ 40, 1, 1, 1, 1 },			/* behind it */
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(want); i++) {
+		const struct map_entry e = { .start = want[i].at * PAGE_SIZE,
+					     .wired = want[i].wired };
+
+		note.more = true;
+		note.doing = 7;
+		cr_assert(eq(uint, wire_noted(&note, &e), want[i].more), "%zu", i);
+		note.more = false;
+		cr_assert(eq(uint, wire_noted(&note, &e), want[i].less), "%zu", i);
+		/* Nothing is under way, or only that it has ended was not written down. */
+		note.doing = 0;
+		cr_assert(eq(uint, wire_noted(&note, &e), want[i].ended), "%zu", i);
+		note.doing = note.done;
+		cr_assert(eq(uint, wire_noted(&note, &e), want[i].ended), "%zu", i);
+	}
+}
+
 Test(remote, what_is_not_in_memory_is_not_wired_by_asking_for_it)
 {
 	struct call call = { .op = CALL_MAP,
