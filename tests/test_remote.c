@@ -547,6 +547,32 @@ Test(remote, wiring_nests_and_what_would_undo_it_is_refused)
 	daemon_ask(2);
 }
 
+/* Who takes away what he has wired harms himself. */
+Test(remote, what_a_client_punches_out_of_its_wired_pages_is_gone)
+{
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, 128, UP_PRIVATE, NULL, 0);
+	fill(p, 128, 1);
+	cr_assert(eq(int, up_wire(rt, p, 128 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(madvise(p, 64 * PAGE_SIZE, MADV_REMOVE) == 0, "%s", strerror(errno));
+	for (size_t i = 0; i < 32 * WORDS; i++)
+		cr_assert(eq(u64, p[i], 0));
+	press(rt);
+	cr_assert(eq(sz, wrong(p + 64 * WORDS, 64, 1 + 64 * WORDS), 0));
+	fill(p, 128, 2);
+	cr_assert(eq(int, up_wire(rt, p, 128 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(int, up_unwire(rt, p, 128 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(int, up_unwire(rt, p, 100 * PAGE_SIZE), 0), "%s", logged);
+	press(rt);
+	cr_assert(eq(sz, wrong(p, 128, 2), 0));
+	cr_assert(eq(sz, held(rt, p + 100 * WORDS, 28), 28));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
 /* Of 8 MiB half may be wired, by one client a quarter of that; and with what others were promised three quarters of all. */
 Test(remote, nobody_wires_away_the_budget)
 {
