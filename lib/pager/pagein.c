@@ -283,21 +283,23 @@ install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for 
 static void
 lost_zip(struct service *s, struct anon *an, struct leaf *leaf, uintptr_t va)
 {
+	const zref_t ref = an->loc;
 	struct pager *p = s->p;
 
 	count(s, C_CHECKSUM, 1);
 	trace_add(&s->trace, now_ns(), TRACE_CHECKSUM, va, an->loc);
 	log_line(&p->log, UP_LOG_ERROR,
 		 "page at %#lx: damaged in the compressed pool, content lost", (unsigned long)va);
-	zpool_free(&p->tier.pool, an->loc);
 	anon_set(an, ANON_LOST, UINT32_MAX);
+	stores_in_order();
+	zpool_free(&p->tier.pool, ref);
 	atomic_fetch_sub(&p->tier.nzipped, 1);
 	atomic_fetch_add(&p->nlost, 1);
 	if (leaf->noreserve)
 		resv_give(&p->resv_swap, 1);
 }
 
-/* The page of a busy anon, unpacked into a frame, with its entry gone.  NULL: *r, -ENOMEM or -EIO, and nothing has happened. */
+/* The page of a busy anon, unpacked into a frame; its entry is to go once it is in core.  NULL: *r, -ENOMEM or -EIO, and nothing has happened. */
 static struct page *
 unpack(struct service *s, struct anon *an, struct leaf *leaf, unsigned at, frame_t f, int *r)
 {
@@ -316,7 +318,6 @@ unpack(struct service *s, struct anon *an, struct leaf *leaf, unsigned at, frame
 		*r = -EIO;
 		return NULL;
 	}
-	zpool_free(&p->tier.pool, an->loc);
 	atomic_fetch_sub(&p->tier.nzipped, 1);
 	atomic_fetch_add(&p->nswapped, 1); /* in_core() takes it for one from there */
 	pg->frame = f;
@@ -334,15 +335,20 @@ frames_beside(struct pager *p, unsigned want, frame_t *first)
 }
 
 /*
- * Unpacked pages run[0 .. n), by address, in frames that follow each other; `alone`: it is one, and somebody waits for it.  How many were lent, from the
- * front: their frames are the caller's.  *r: the verdict.
+ * Unpacked pages run[0 .. n), by address, in frames that follow each other; `alone`: it is one, and somebody waits for it.  ref[0 .. n): their entries.  How
+ * many were lent, from the front: their frames are the caller's.  *r: the verdict.
  */
 static unsigned
-unpacked(struct pager *p, struct page *const run[], unsigned n, bool alone, int *r)
+unpacked(struct pager *p, struct page *const run[], const zref_t ref[], unsigned n, bool alone,
+	 int *r)
 {
 	unsigned lent;
 
 	in_core(p, run, n, alone ? FOR_FAULT : FOR_CALL, false);
+	/* Before anybody else can have the anons, after they are not in there: adopt.h. */
+	stores_in_order();
+	for (unsigned i = 0; i < n; i++)
+		zpool_free(&p->tier.pool, ref[i]);
 	/* The pool is the far end of what is staged: who comes back from there counts as touched. */
 	if (alone) {
 		pthread_mutex_lock(&p->pages.lock);
@@ -375,6 +381,7 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 	pthread_mutex_unlock(&leaf->lock);
 	while (i < n && r == 0) {
 		struct page *pg[ZIP_BATCH_MAX];
+		zref_t ref[ZIP_BATCH_MAX];
 		unsigned k = 0, lent, from;
 		int verdict;
 
@@ -386,8 +393,10 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 		for (; k < MIN(nf, n - i) && r == 0; k++) {
 			const int off = (int)(i + k) * step;
 			const unsigned to = back ? nf - 1 - k : k;
-			struct page *each =
-				unpack(s, an[i + k], leaf, (unsigned)((int)at + off), f + to, &r);
+			struct page *each;
+
+			ref[k] = an[i + k]->loc;
+			each = unpack(s, an[i + k], leaf, (unsigned)((int)at + off), f + to, &r);
 
 			if (each == NULL)
 				break;
@@ -398,7 +407,7 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 		if (k == 0)
 			break;
 		from = back ? ZIP_BATCH_MAX - k : 0;
-		lent = unpacked(p, pg + from, k, n == 1 && why == FOR_FAULT, &verdict);
+		lent = unpacked(p, pg + from, ref, k, n == 1 && why == FOR_FAULT, &verdict);
 		if (i == 0)
 			first = verdict;
 		i += k;

@@ -382,8 +382,11 @@ tier_written(struct service *s, struct request *req)
 		const slot_t slot = req->io.slot + i;
 
 		if (ok) {
-			zpool_free(&t->pool, an->loc);
+			const zref_t ref = an->loc;
+
 			anon_set(an, ANON_SWAP, slot);
+			stores_in_order(); /* its bytes are somewhere at any time */
+			zpool_free(&t->pool, ref);
 			atomic_fetch_sub(&t->nzipped, 1);
 			atomic_fetch_add(&p->nswapped, 1);
 			atomic_fetch_add_explicit(&t->nback, 1, memory_order_relaxed);
