@@ -32,8 +32,8 @@ static _Alignas(64) char page[PAGE_SIZE], back[PAGE_SIZE];
 static struct codec_state *
 new_state(enum up_compression kind)
 {
-	const size_t size = codec_state_size(kind);
-	struct codec_state *st = codec_state_init(aligned_alloc(64, size), kind);
+	const size_t size = codec_state_size(kind, false);
+	struct codec_state *st = codec_state_init(aligned_alloc(64, size), kind, false);
 
 	cr_assert(st != NULL);
 	return st;
@@ -130,7 +130,8 @@ Test(codec, every_page_comes_back_as_it_was_or_is_refused)
 					continue;
 				cr_assert(le(sz, n, CODEC_MAX));
 				memset(back, 0xee, sizeof back);
-				cr_assert(zero(int, codec_decompress(st, st->buf, n, back)));
+				cr_assert(zero(int,
+					       codec_decompress(st, st->kind, st->buf, n, back)));
 				cr_assert(zero(int, memcmp(page, back, PAGE_SIZE)));
 			}
 		}
@@ -158,7 +159,7 @@ Test(codec, pages_of_every_compressibility_fit_or_are_refused_at_three_quarters)
 			if (n == 0)
 				continue;
 			cr_assert(ge(sz, n, random));
-			cr_assert(zero(int, codec_decompress(st, st->buf, n, back)));
+			cr_assert(zero(int, codec_decompress(st, st->kind, st->buf, n, back)));
 			cr_assert(zero(int, memcmp(page, back, PAGE_SIZE)));
 		}
 		cr_assert(gt(uint, refused, 0));
@@ -176,8 +177,9 @@ Test(codec, what_is_no_compressed_page_is_an_error)
 		uint64_t x = 77;
 
 		zpage_fill(page, ZPAGE_TEXT, 3);
-		cr_assert(eq(int, codec_decompress(st, page, 0, back), -EBADMSG));
-		cr_assert(eq(int, codec_decompress(st, page, CODEC_MAX + 1, back), -EBADMSG));
+		cr_assert(eq(int, codec_decompress(st, st->kind, page, 0, back), -EBADMSG));
+		cr_assert(eq(int, codec_decompress(st, st->kind, page, CODEC_MAX + 1, back),
+			     -EBADMSG));
 		for (uint64_t seed = 1; seed < 400; seed++) {
 			const size_t n = (zpage_fill(page, seed % ZPAGE_RANDOM, seed),
 					  codec_compress(st, page));
@@ -197,16 +199,18 @@ Test(codec, what_is_no_compressed_page_is_an_error)
 			char *to = malloc(PAGE_SIZE);
 
 			tries++;
-			caught += codec_decompress(st, exact, len, to) == -EBADMSG;
+			caught += codec_decompress(st, st->kind, exact, len, to) == -EBADMSG;
 			if (seed % 4 == 0 && len < n)
-				cr_assert(eq(int, codec_decompress(st, exact, len, to), -EBADMSG));
+				cr_assert(eq(int, codec_decompress(st, st->kind, exact, len, to),
+					     -EBADMSG));
 			free(to);
 			free(exact);
 		}
 		cr_assert(gt(uint, caught, tries / 3), "%u of %u", caught, tries);
 		/* And it still works. */
 		zpage_fill(page, ZPAGE_TEXT, 3);
-		cr_assert(zero(int, codec_decompress(st, st->buf, codec_compress(st, page), back)));
+		cr_assert(zero(int, codec_decompress(st, st->kind, st->buf,
+						     codec_compress(st, page), back)));
 		cr_assert(zero(int, memcmp(page, back, PAGE_SIZE)));
 		free(st);
 	}
@@ -226,7 +230,8 @@ Test(codec, a_page_of_another_length_is_an_error)
 		data[n++] = 0x50;
 		memset(data + n, 'x', 5);
 		n += 5;
-		cr_assert(eq(int, codec_decompress(st, data, n, back), delta == 1 ? 0 : -EBADMSG),
+		cr_assert(eq(int, codec_decompress(st, st->kind, data, n, back),
+			     delta == 1 ? 0 : -EBADMSG),
 			  "%u", delta);
 		free(st);
 	}
@@ -240,9 +245,9 @@ Test(codec, so_it_is_with_zstd)
 	zpage_fill(page, ZPAGE_TEXT, 1);
 	n = ZSTD_compress2(st->work, st->buf, sizeof st->buf, page, PAGE_SIZE / 2);
 	cr_assert(not(ZSTD_isError(n)));
-	cr_assert(eq(int, codec_decompress(st, st->buf, n, back), -EBADMSG));
+	cr_assert(eq(int, codec_decompress(st, st->kind, st->buf, n, back), -EBADMSG));
 	n = codec_compress(st, page);
-	cr_assert(zero(int, codec_decompress(st, st->buf, n, back)));
+	cr_assert(zero(int, codec_decompress(st, st->kind, st->buf, n, back)));
 	free(st);
 }
 
@@ -255,7 +260,7 @@ Test(codec, more_than_the_pool_holds_is_an_error_though_it_is_a_page)
 	zpage_fill(page, ZPAGE_RANDOM, 1);
 	n = LZ4_compress_default(page, data, PAGE_SIZE, sizeof data);
 	cr_assert(gt(int, n, CODEC_MAX));
-	cr_assert(eq(int, codec_decompress(st, data, (size_t)n, back), -EBADMSG));
+	cr_assert(eq(int, codec_decompress(st, st->kind, data, (size_t)n, back), -EBADMSG));
 	free(st);
 }
 
@@ -344,9 +349,9 @@ Test(zpool, the_table_of_entries_ends_where_it_was_said_to)
 	for (; zpool_put_same(&pool, n, n, &ref) == 0; n++)
 		last = ref;
 	cr_assert(eq(uint, n, 1000));
-	cr_assert(eq(int, zpool_put(&pool, page, 100, 1, &ref), -ENOSPC));
+	cr_assert(eq(int, zpool_put(&pool, UP_COMPRESS_LZ4, page, 100, 1, &ref), -ENOSPC));
 	zpool_free(&pool, last);
-	cr_assert(zero(int, zpool_put(&pool, page, 100, 1, &ref)));
+	cr_assert(zero(int, zpool_put(&pool, UP_COMPRESS_LZ4, page, 100, 1, &ref)));
 	cr_assert(eq(u32, ref, last));
 	down();
 }
@@ -413,7 +418,7 @@ Test(zpool, waste_of_entries_of_any_length_is_a_tenth_at_most)
 		zref_t ref;
 
 		up(64 * MIB, 4 * MIB);
-		while (zpool_put(&pool, data, len, 0, &ref) == 0)
+		while (zpool_put(&pool, UP_COMPRESS_LZ4, data, len, 0, &ref) == 0)
 			;
 		st = stats();
 		cr_assert(le(sz, st.pool - st.bytes, st.pool / 10), "%zu bytes: %.1f %%", len,
@@ -565,13 +570,15 @@ Test(zpool, pages_that_compress_alike_fill_each_others_holes)
 	up(64 * MIB, 16 * MIB);
 	memset(page, 'a', sizeof page);
 	for (unsigned i = 0; i < ARRAY_SIZE(held); i++)
-		cr_assert(zero(int, zpool_put(&pool, page, 2000, i, &held[i].ref)));
+		cr_assert(
+			zero(int, zpool_put(&pool, UP_COMPRESS_LZ4, page, 2000, i, &held[i].ref)));
 	commits = heap.ncommits;
 	for (unsigned i = 0; i < 10000; i++) {
 		const size_t k = zpage_random(&x) % ARRAY_SIZE(held);
 
 		zpool_free(&pool, held[k].ref);
-		cr_assert(zero(int, zpool_put(&pool, page, 2000, k, &held[k].ref)));
+		cr_assert(
+			zero(int, zpool_put(&pool, UP_COMPRESS_LZ4, page, 2000, k, &held[k].ref)));
 	}
 	zpool_check(&pool);
 	cr_assert(eq(ulong, heap.ncommits, commits));
@@ -586,13 +593,13 @@ Test(zpool, holes_side_by_side_hold_a_longer_entry)
 	up(64 * MIB, 16 * MIB);
 	memset(page, 'a', sizeof page);
 	for (unsigned i = 0; i < ARRAY_SIZE(ref); i++)
-		cr_assert(zero(int, zpool_put(&pool, page, 1500, i, &ref[i])));
+		cr_assert(zero(int, zpool_put(&pool, UP_COMPRESS_LZ4, page, 1500, i, &ref[i])));
 	/* The one behind goes first: they join. */
 	zpool_free(&pool, ref[3]);
 	zpool_check(&pool);
 	zpool_free(&pool, ref[2]);
 	zpool_check(&pool);
-	cr_assert(zero(int, zpool_put(&pool, page, 3000, 8, &longer)));
+	cr_assert(zero(int, zpool_put(&pool, UP_COMPRESS_LZ4, page, 3000, 8, &longer)));
 	zpool_check(&pool);
 	cr_assert(lt(sz, stats().dead, 16));
 	down();
@@ -606,16 +613,16 @@ Test(zpool, the_shortest_hole_that_is_long_enough_is_filled_and_its_rest_is_one)
 	up(64 * MIB, 16 * MIB);
 	memset(page, 'a', sizeof page);
 	for (unsigned i = 0; i < ARRAY_SIZE(len); i++)
-		cr_assert(zero(int, zpool_put(&pool, page, len[i], i, &ref[i])));
+		cr_assert(zero(int, zpool_put(&pool, UP_COMPRESS_LZ4, page, len[i], i, &ref[i])));
 	zpool_free(&pool, ref[0]);
 	zpool_free(&pool, ref[2]);
 	zpool_free(&pool, ref[4]);
-	cr_assert(zero(int, zpool_put(&pool, page, 600, 6, &a)));
+	cr_assert(zero(int, zpool_put(&pool, UP_COMPRESS_LZ4, page, 600, 6, &a)));
 	zpool_check(&pool);
 	/* 1000 and 400 are still there, and what is left of 700. */
-	cr_assert(zero(int, zpool_put(&pool, page, 1000, 7, &b)));
-	cr_assert(zero(int, zpool_put(&pool, page, 400, 8, &b)));
-	cr_assert(zero(int, zpool_put(&pool, page, 90, 9, &b)));
+	cr_assert(zero(int, zpool_put(&pool, UP_COMPRESS_LZ4, page, 1000, 7, &b)));
+	cr_assert(zero(int, zpool_put(&pool, UP_COMPRESS_LZ4, page, 400, 8, &b)));
+	cr_assert(zero(int, zpool_put(&pool, UP_COMPRESS_LZ4, page, 90, 9, &b)));
 	zpool_check(&pool);
 	cr_assert(lt(sz, stats().dead, 32));
 	down();
@@ -801,7 +808,7 @@ Test(zpool, damaged_bytes_are_an_error_and_no_more)
 			n = codec_compress(state, page);
 			for (unsigned k = 0; k < 20; k++)
 				state->buf[zpage_random(&x) % n] = (char)zpage_random(&x);
-			cr_assert(zero(int, zpool_put(&pool, state->buf, n, i, &ref)));
+			cr_assert(zero(int, zpool_put(&pool, state->kind, state->buf, n, i, &ref)));
 			held[i].ref = ref;
 		}
 		for (unsigned i = 0; i < 200; i++) {

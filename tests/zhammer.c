@@ -77,7 +77,7 @@ new_hand(enum up_compression kind)
 {
 	struct hand *h = aligned_alloc(64, round_up(sizeof *h, 64));
 
-	h->st = codec_state_init(aligned_alloc(64, codec_state_size(kind)), kind);
+	h->st = codec_state_init(aligned_alloc(64, codec_state_size(kind, false)), kind, false);
 	check(h->st != NULL, "no state", 0);
 	return h;
 }

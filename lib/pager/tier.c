@@ -36,7 +36,7 @@ tier_share(const struct pager *p, unsigned n)
 {
 	return p->tier.kind == UP_COMPRESS_NONE
 		       ? 0
-		       : round_up(frames_of(n) + codec_state_size(p->tier.kind), PAGE_SIZE);
+		       : round_up(frames_of(n) + codec_state_size(p->tier.kind, false), PAGE_SIZE);
 }
 
 int
@@ -50,7 +50,8 @@ tier_equip(struct service *s, struct request *write, unsigned n)
 	if (wired_array_init(mem, &s->p->arena, tier_share(s->p, n), 1) < 0)
 		return -ENOMEM;
 	if (wired_array_grow(mem, 1) == 0)
-		s->codec = codec_state_init((char *)mem->base + frames_of(n), s->p->tier.kind);
+		s->codec = codec_state_init((char *)mem->base + frames_of(n), s->p->tier.kind,
+					    false);
 	if (s->codec == NULL) {
 		wired_array_fini(mem);
 		return -ENOMEM;

@@ -2,7 +2,7 @@
 /*
  * codec.c: lz4 and zstd, with all their memory in one piece of the caller's.
  *
- *	| struct codec_state, buf | lz4's state                 |
+ *	| struct codec_state, buf | lz4's state     | ZSTD_DCtx, if it is to read what zstd has written |
  *	| struct codec_state, buf | ZSTD_CCtx       | ZSTD_DCtx |
  *
  * zstd's static contexts are "experimental": a later version may need another amount of memory, but says so when asked, and the asking
@@ -32,47 +32,55 @@ work_size(enum up_compression kind)
 }
 
 static size_t
-back_size(enum up_compression kind)
+back_size(enum up_compression kind, bool zstd)
 {
-	return kind == UP_COMPRESS_LZ4 ? 0 : ZSTD_estimateDCtxSize();
+	return kind == UP_COMPRESS_ZSTD || zstd ? ZSTD_estimateDCtxSize() : 0;
 }
 
 size_t
-codec_state_size(enum up_compression kind)
+codec_state_size(enum up_compression kind, bool zstd)
 {
 	assert(kind == UP_COMPRESS_LZ4 || kind == UP_COMPRESS_ZSTD);
 	return round_up(sizeof(struct codec_state), ALIGN) + round_up(work_size(kind), ALIGN) +
-	       round_up(back_size(kind), ALIGN);
+	       round_up(back_size(kind, zstd), ALIGN);
 }
 
 /* True if it worked. */
 static bool
-zstd_init(struct codec_state *st)
+zstd_writes(struct codec_state *st)
 {
 	ZSTD_CCtx *c = ZSTD_initStaticCCtx(st->work, round_up(work_size(st->kind), ALIGN));
-	ZSTD_DCtx *d = ZSTD_initStaticDCtx(st->back, round_up(back_size(st->kind), ALIGN));
-	size_t bad;
 
-	if (c == NULL || d == NULL)
-		return false;
-	bad = ZSTD_isError(ZSTD_CCtx_setParameter(c, ZSTD_c_compressionLevel, ZSTD_LEVEL));
-	bad |= ZSTD_isError(ZSTD_CCtx_setParameter(c, ZSTD_c_format, ZSTD_f_zstd1_magicless));
-	bad |= ZSTD_isError(ZSTD_DCtx_setParameter(d, ZSTD_d_format, ZSTD_f_zstd1_magicless));
 	st->work = c;
+	return c != NULL &&
+	       !ZSTD_isError(ZSTD_CCtx_setParameter(c, ZSTD_c_compressionLevel, ZSTD_LEVEL)) &&
+	       !ZSTD_isError(ZSTD_CCtx_setParameter(c, ZSTD_c_format, ZSTD_f_zstd1_magicless));
+}
+
+/* The same. */
+static bool
+zstd_reads(struct codec_state *st, size_t size)
+{
+	ZSTD_DCtx *d = ZSTD_initStaticDCtx(st->back, round_up(size, ALIGN));
+
 	st->back = d;
-	return bad == 0;
+	return d != NULL &&
+	       !ZSTD_isError(ZSTD_DCtx_setParameter(d, ZSTD_d_format, ZSTD_f_zstd1_magicless));
 }
 
 struct codec_state *
-codec_state_init(void *mem, enum up_compression kind)
+codec_state_init(void *mem, enum up_compression kind, bool zstd)
 {
+	const size_t back = back_size(kind, zstd);
 	struct codec_state *st = mem;
 
 	assert((uintptr_t)mem % ALIGN == 0);
 	st->kind = kind;
 	st->work = (char *)mem + round_up(sizeof *st, ALIGN);
-	st->back = (char *)st->work + round_up(work_size(kind), ALIGN);
-	return kind == UP_COMPRESS_LZ4 || zstd_init(st) ? st : NULL;
+	st->back = back > 0 ? (char *)st->work + round_up(work_size(kind), ALIGN) : NULL;
+	if (kind == UP_COMPRESS_ZSTD && !zstd_writes(st))
+		return NULL;
+	return back == 0 || zstd_reads(st, back) ? st : NULL;
 }
 
 bool
@@ -110,15 +118,17 @@ codec_compress(struct codec_state *st, const void *page)
 }
 
 int
-codec_decompress(struct codec_state *st, const void *data, size_t len, void *page)
+codec_decompress(struct codec_state *st, enum up_compression kind, const void *data, size_t len,
+		 void *page)
 {
 	bool good;
 
 	if (len == 0 || len > CODEC_MAX)
 		return -EBADMSG;
-	if (st->kind == UP_COMPRESS_LZ4)
+	if (kind == UP_COMPRESS_LZ4)
 		good = LZ4_decompress_safe(data, page, (int)len, (int)PAGE_SIZE) == (int)PAGE_SIZE;
 	else
-		good = ZSTD_decompressDCtx(st->back, page, PAGE_SIZE, data, len) == PAGE_SIZE;
+		good = kind == UP_COMPRESS_ZSTD && st->back != NULL &&
+		       ZSTD_decompressDCtx(st->back, page, PAGE_SIZE, data, len) == PAGE_SIZE;
 	return good ? 0 : -EBADMSG;
 }

@@ -26,17 +26,20 @@
 struct codec_state {
 	enum up_compression kind; /* LZ4 or ZSTD */
 	void *work;		  /* lz4's state, or zstd's ZSTD_CCtx */
-	void *back;		  /* zstd's ZSTD_DCtx */
-	char buf[CODEC_MAX];	  /* what was compressed last, or is being decompressed */
+	void *back;	     /* zstd's ZSTD_DCtx, or NULL: it does not read what zstd has written */
+	char buf[CODEC_MAX]; /* what was compressed last, or is being decompressed */
 };
 
-/* Bytes that a state needs in all: 20 KiB for lz4, about 180 KiB for zstd. */
-size_t codec_state_size(enum up_compression kind);
 /*
- * In `mem`, of codec_state_size(kind) bytes, aligned to 64; it stays the caller's, and there is nothing to undo.  NULL: this version of
+ * Bytes that a state needs in all: 20 KiB for lz4, about 180 KiB for zstd.  Each reads what lz4 has written; `zstd`: also what zstd has, whatever it writes
+ * itself (another 95 KiB for lz4).
+ */
+size_t codec_state_size(enum up_compression kind, bool zstd);
+/*
+ * In `mem`, of codec_state_size(kind, zstd) bytes, aligned to 64; it stays the caller's, and there is nothing to undo.  NULL: this version of
  * the library needs more than it said.
  */
-struct codec_state *codec_state_init(void *mem, enum up_compression kind);
+struct codec_state *codec_state_init(void *mem, enum up_compression kind, bool zstd);
 
 /* True if all words of the page (aligned to 8) are the same, *word. */
 bool codec_same(const void *page, uint64_t *word);
@@ -48,7 +51,8 @@ void codec_fill(void *page, uint64_t word);
  * read more than once: who changes it meanwhile gets bytes of no page in particular, and no harm.
  */
 size_t codec_compress(struct codec_state *st, const void *page);
-/* `data` may be st->buf.  0, or -EBADMSG: the content of `page` is anything. */
-int codec_decompress(struct codec_state *st, const void *data, size_t len, void *page);
+/* What `kind` has written.  `data` may be st->buf.  0, or -EBADMSG: the content of `page` is anything. */
+int codec_decompress(struct codec_state *st, enum up_compression kind, const void *data, size_t len,
+		     void *page);
 
 #endif

@@ -24,13 +24,19 @@ struct zentry {
 		};
 		uint64_t word; /* SAME */
 	};
-	uint32_t seg; /* BYTES: where it is; off in units */
-	unsigned off : 13;
-	unsigned len : 12;
-	unsigned kind : 2;
-	unsigned old : 1; /* before `young` */
+	union {
+		struct {
+			uint32_t seg; /* BYTES: where it is; off in units */
+			unsigned off : 13;
+			unsigned len : 12;
+			unsigned kind : 2;
+			unsigned codec : 2; /* BYTES: who wrote it */
+			unsigned old : 1;   /* before `young` */
+		};
+		uint64_t place; /* to store all of it at once */
+	};
 };
-_Static_assert(sizeof(struct zentry) == 24, "an entry costs what zpool.h says");
+_Static_assert(sizeof(struct zentry) == ZENTRY_BYTES, "an entry costs what zpool.h says");
 _Static_assert(SEG_UNITS <= 1u << 13 && CODEC_MAX < 1u << 12, "they fit");
 
 /* As it lies in a segment. */
@@ -97,6 +103,19 @@ static struct zobj *
 obj_at(const struct zpool *zp, uint32_t seg, unsigned off)
 {
 	return (struct zobj *)(void *)(seg_addr(zp, seg) + (size_t)off * UNIT);
+}
+
+/* From here on its bytes, which are there already, are there. */
+static void
+entry_moved(struct zentry *e, uint32_t seg, unsigned off)
+{
+	struct zentry to = *e;
+
+	to.seg = seg;
+	to.off = off & (SEG_UNITS - 1);
+	stores_in_order();
+	__atomic_store_n(&e->place, to.place, __ATOMIC_RELAXED);
+	stores_in_order();
 }
 
 /* --- holes --- */
@@ -497,6 +516,32 @@ worst(const struct zpool *zp, unsigned least)
 	return best != SEG_NONE && seg_dead(seg_at(zp, best)) >= least ? best : SEG_NONE;
 }
 
+/* An entry goes towards the front of its segment. */
+static void
+slide(struct zpool *zp, zref_t ref, unsigned to)
+{
+	struct zentry *e = entry_at(zp, ref);
+	const struct zobj *o = obj_at(zp, e->seg, e->off);
+	const size_t size = (size_t)units_of(e->len) * UNIT;
+	struct zslide *note = zp->slide;
+
+	/* If it does not overlap itself it is where it was until it is moved. */
+	if (note != NULL && (size_t)(e->off - to) * UNIT < size) {
+		note->seg = e->seg;
+		note->from = e->off;
+		note->to = to;
+		memcpy(note->obj, o, size);
+		stores_in_order();
+		note->ref = ref;
+		stores_in_order();
+	}
+	memmove(obj_at(zp, e->seg, to), o, size);
+	entry_moved(e, e->seg, to);
+	if (note != NULL)
+		note->ref = ZREF_NONE;
+	stores_in_order();
+}
+
 /*
  * Clean the worst segment.
  * => false, and nothing was done, if less than `least` units are dead in each.
@@ -528,15 +573,13 @@ clean(struct zpool *zp, unsigned least)
 		units = units_of(e->len);
 		if (carve(zp, units, &seg, &off)) {
 			memcpy(obj_at(zp, seg, off), o, (size_t)units * UNIT);
-			e->seg = seg;
-			e->off = off;
+			entry_moved(e, seg, off);
 			s->live = (uint16_t)(s->live - units);
 			zp->live -= (size_t)units * UNIT;
 			zp->count.moved++;
 		} else {
 			if (to != at) {
-				memmove(obj_at(zp, i, to), o, (size_t)units * UNIT);
-				e->off = to;
+				slide(zp, o->ref, to);
 				zp->count.moved++;
 			}
 			to += units;
@@ -757,13 +800,17 @@ make_room(struct zpool *zp, unsigned units)
 /* --- the pool --- */
 
 int
-zpool_init(struct zpool *zp, struct arena *arena, size_t max_bytes, size_t max_entries)
+zpool_init_at(struct zpool *zp, struct arena *arena, void *base, struct zslide *slide,
+	      size_t max_bytes, size_t max_entries)
 {
 	const size_t nsegs = max_bytes / ZSEG_SIZE + (max_bytes % ZSEG_SIZE != 0);
 	int r = -ENOMEM;
 
 	*zp = (struct zpool){
 		.arena = arena,
+		.base = base,
+		.lent = base != NULL,
+		.slide = slide,
 		.max = nsegs * ZSEG_SIZE,
 		.limit = max_bytes,
 		.max_entries = max_entries,
@@ -789,7 +836,9 @@ zpool_init(struct zpool *zp, struct arena *arena, size_t max_bytes, size_t max_e
 		goto fini_entries;
 	if (fitmap_init(&zp->map, arena, nsegs) < 0)
 		goto fini_segs;
-	if (nsegs != 0) {
+	if (slide != NULL)
+		slide->ref = ZREF_NONE;
+	if (nsegs != 0 && !zp->lent) {
 		zp->base = arena->ops->reserve(arena->ctx, zp->max);
 		if (zp->base == NULL)
 			goto fini_map;
@@ -804,7 +853,7 @@ zpool_init(struct zpool *zp, struct arena *arena, size_t max_bytes, size_t max_e
 destroy_lock:
 	pthread_mutex_destroy(&zp->lock);
 release:
-	if (zp->base != NULL)
+	if (zp->base != NULL && !zp->lent)
 		arena->ops->release(arena->ctx, zp->base, zp->max);
 fini_map:
 	fitmap_fini(&zp->map);
@@ -813,6 +862,12 @@ fini_segs:
 fini_entries:
 	wired_array_fini(&zp->entries);
 	return r;
+}
+
+int
+zpool_init(struct zpool *zp, struct arena *arena, size_t max_bytes, size_t max_entries)
+{
+	return zpool_init_at(zp, arena, NULL, NULL, max_bytes, max_entries);
 }
 
 void
@@ -831,7 +886,7 @@ zpool_fini(struct zpool *zp)
 		zp->pool -= bytes;
 	}
 	assert(zp->pool == 0);
-	if (zp->base != NULL)
+	if (zp->base != NULL && !zp->lent)
 		a->ops->release(a->ctx, zp->base, zp->max);
 	fitmap_fini(&zp->map);
 	wired_array_fini(&zp->segs);
@@ -853,7 +908,8 @@ take_entry(struct zpool *zp, uint64_t owner, zref_t *ref)
 }
 
 int
-zpool_put(struct zpool *zp, const void *data, size_t len, uint64_t owner, zref_t *ref)
+zpool_put(struct zpool *zp, enum up_compression codec, const void *data, size_t len, uint64_t owner,
+	  zref_t *ref)
 {
 	const unsigned units = units_of(len);
 	struct zentry *e;
@@ -873,6 +929,7 @@ zpool_put(struct zpool *zp, const void *data, size_t len, uint64_t owner, zref_t
 	}
 	e = take_entry(zp, owner, ref);
 	e->kind = BYTES;
+	e->codec = (unsigned)codec & 3;
 	e->seg = seg;
 	e->off = off;
 	e->len = (unsigned)len;
@@ -921,7 +978,7 @@ zpool_store(struct zpool *zp, struct codec_state *st, const void *page, uint64_t
 		return zpool_put_same(zp, word, owner, ref);
 	len = codec_compress(st, page);
 	if (len != 0)
-		return zpool_put(zp, st->buf, len, owner, ref);
+		return zpool_put(zp, st->kind, st->buf, len, owner, ref);
 	pthread_mutex_lock(&zp->lock);
 	zp->count.rejected++;
 	pthread_mutex_unlock(&zp->lock);
@@ -931,6 +988,7 @@ zpool_store(struct zpool *zp, struct codec_state *st, const void *page, uint64_t
 int
 zpool_get(struct zpool *zp, struct codec_state *st, zref_t ref, void *page, enum zpool_why why)
 {
+	enum up_compression codec = UP_COMPRESS_NONE;
 	const struct zentry *e;
 	uint64_t word = 0;
 	size_t len = 0;
@@ -944,6 +1002,7 @@ zpool_get(struct zpool *zp, struct codec_state *st, zref_t ref, void *page, enum
 		word = e->word;
 	} else {
 		len = e->len;
+		codec = (enum up_compression)e->codec;
 		memcpy(st->buf, obj_at(zp, e->seg, e->off)->data, len);
 	}
 	if (why == ZPOOL_HIT) {
@@ -952,7 +1011,7 @@ zpool_get(struct zpool *zp, struct codec_state *st, zref_t ref, void *page, enum
 	}
 	pthread_mutex_unlock(&zp->lock);
 	if (!same)
-		return codec_decompress(st, st->buf, len, page);
+		return codec_decompress(st, codec, st->buf, len, page);
 	codec_fill(page, word);
 	return 0;
 }
@@ -1152,6 +1211,196 @@ zpool_stats(struct zpool *zp, struct zpool_stats *st)
 	};
 	pthread_mutex_unlock(&zp->lock);
 	pthread_mutex_unlock(&zp->grow_lock);
+}
+
+/* --- what was --- */
+
+static const struct zentry *
+past_at(const struct zpool_past *past, zref_t ref)
+{
+	return ref < past->n ? (const struct zentry *)past->entries + ref : NULL;
+}
+
+size_t
+zpool_past_units(const struct zpool *zp)
+{
+	return zp->max / UNIT / 8;
+}
+
+size_t
+zpool_past_used(const struct zpool_past *past, bool *zstd)
+{
+	size_t n = 0;
+
+	*zstd = false;
+	for (size_t i = 0; i < past->n; i++) {
+		const struct zentry *e = past_at(past, (zref_t)i);
+
+		n += e->kind != FREE;
+		*zstd |= e->kind == BYTES && e->codec == UP_COMPRESS_ZSTD;
+	}
+	return n;
+}
+
+zref_t
+zpool_past_find(const struct zpool_past *past, zref_t likely, uint64_t owner, bool search)
+{
+	const struct zentry *e = past_at(past, likely);
+
+	if (e != NULL && e->owner == owner && e->kind != FREE)
+		return likely;
+	for (size_t i = 0; search && i < past->n; i++) {
+		e = past_at(past, (zref_t)i);
+		if (e->owner == owner && e->kind != FREE)
+			return (zref_t)i;
+	}
+	return ZREF_NONE;
+}
+
+int
+zpool_recall(struct zpool *zp, size_t i, unsigned npages)
+{
+	int r = -EINVAL;
+
+	pthread_mutex_lock(&zp->grow_lock);
+	pthread_mutex_lock(&zp->lock);
+	if (i < zp->max / ZSEG_SIZE && npages <= ZSEG_PAGES) {
+		r = -ENOSPC;
+		if (wired_array_grow(&zp->segs, i + 1) == 0 && fitmap_reach(&zp->map, i + 1) == 0 &&
+		    budget_charge(zp->arena->budget, npages * PAGE_SIZE)) {
+			fitmap_take(&zp->map, i, 1);
+			*seg_at(zp, (uint32_t)i) =
+				(struct zseg){ .state = NEW, .npages = (uint8_t)npages };
+			zp->pool += npages * PAGE_SIZE;
+			zp->pool_max = MAX(zp->pool_max, zp->pool);
+			r = 0;
+		}
+	}
+	pthread_mutex_unlock(&zp->lock);
+	pthread_mutex_unlock(&zp->grow_lock);
+	return r;
+}
+
+/* Units [at, at + n) of the pool are this entry's.  False: some of them are another's, and nothing has changed. */
+static bool
+claim_units(uint64_t *units, uint64_t at, unsigned n)
+{
+	const uint64_t end = at + n;
+
+	for (uint64_t i = at; i < end; i++)
+		if (units[i / 64] >> i % 64 & 1)
+			return false;
+	for (uint64_t i = at; i < end; i++)
+		units[i / 64] |= UINT64_C(1) << i % 64;
+	return true;
+}
+
+/* Where the bytes of an entry are; those that were on their way are where they were going to when this returns.  False: nowhere. */
+static bool
+claim_bytes(struct zpool *zp, struct zpool_past *past, zref_t then, uint32_t *seg, unsigned *off)
+{
+	const struct zentry *was = past_at(past, then);
+	const struct zslide *note = &past->slide;
+	const unsigned units = units_of(was->len);
+	const bool sliding = note->ref == then && note->seg == was->seg &&
+			     (note->from == was->off || note->to == was->off);
+	struct zseg *s;
+
+	*seg = was->seg;
+	*off = sliding ? note->to : was->off;
+	if (was->len == 0 || was->len > CODEC_MAX || *seg >= zp->segs.n)
+		return false;
+	s = seg_at(zp, *seg);
+	if (*off >= SEG_UNITS || *off + units > s->npages * PAGE_UNITS ||
+	    !claim_units(past->units, (uint64_t)*seg * SEG_UNITS + *off, units))
+		return false;
+	if (sliding)
+		memcpy(obj_at(zp, *seg, *off), note->obj, (size_t)units * UNIT);
+	s->live = (uint16_t)(s->live + units);
+	zp->live += (size_t)units * UNIT;
+	return true;
+}
+
+int
+zpool_claim(struct zpool *zp, struct zpool_past *past, zref_t then, uint64_t owner, zref_t *ref)
+{
+	const struct zentry *was = past_at(past, then);
+	struct zentry *e;
+	uint32_t seg = 0;
+	unsigned off = 0;
+	int r = 0;
+
+	if (was == NULL || (was->kind != SAME && was->kind != BYTES))
+		return -EINVAL;
+	pthread_mutex_lock(&zp->lock);
+	while (zp->free == ZREF_NONE && r == 0)
+		r = make_room(zp, 0);
+	if (r == 0 && was->kind == BYTES && !claim_bytes(zp, past, then, &seg, &off))
+		r = -EINVAL;
+	if (r < 0)
+		goto unlock;
+	e = take_entry(zp, owner, ref);
+	if (was->kind == SAME) {
+		e->kind = SAME;
+		e->word = was->word;
+		zp->nsame++;
+		goto unlock;
+	}
+	e->kind = BYTES;
+	e->codec = was->codec;
+	e->seg = seg;
+	e->off = off & (SEG_UNITS - 1);
+	e->len = was->len;
+	obj_at(zp, seg, off)->ref = *ref;
+	queue_add(zp, *ref);
+	zp->bytes += e->len;
+unlock:
+	pthread_mutex_unlock(&zp->lock);
+	return r;
+}
+
+/* What lies between the entries of a segment are holes.  => it has entries */
+static void
+seg_settle(struct zpool *zp, const uint64_t *units, uint32_t i)
+{
+	struct zseg *s = seg_at(zp, i);
+	const unsigned end = s->npages * PAGE_UNITS;
+	unsigned at = 0;
+
+	units += (size_t)i * SEG_UNITS / 64;
+	while (at < end) {
+		const unsigned from = at;
+
+		while (at < end && (units[at / 64] >> at % 64 & 1) == 0)
+			at++;
+		if (at > from)
+			hole_put(zp, i, from, at - from);
+		if (at < end)
+			at += units_of(entry_at(zp, obj_at(zp, i, at)->ref)->len);
+	}
+	s->fill = (uint16_t)end;
+	s->state = CLOSED;
+	seg_enter(zp, i);
+}
+
+void
+zpool_settle(struct zpool *zp, const struct zpool_past *past)
+{
+	pthread_mutex_lock(&zp->lock);
+	for (uint32_t i = 0; i < zp->segs.n; i++) {
+		struct zseg *s = seg_at(zp, i);
+
+		if (s->state != NEW)
+			continue;
+		if (s->live > 0) {
+			seg_settle(zp, past->units, i);
+		} else {
+			s->state = GONE;
+			s->next = zp->gone;
+			zp->gone = i;
+		}
+	}
+	unlock_and_release(zp);
 }
 
 /* --- check --- */

@@ -31,6 +31,10 @@
  * Memory comes and goes by the page, by the arena's ops, and is charged to its budget first.  Metadata is the arena's.  What the pool has is
  * not part of arena_bytes().
  *
+ * A pool may outlive its process: then its segments are in a file (zpool_init_at()), and the next process has them as they are, nothing copied.  It builds
+ * its own entries out of the table that was, which it only reads (zpool_claim()); where an entry's bytes are is one store, after they are
+ * there, and of bytes that are moved onto themselves there is a note (struct zslide).  An entry says which codec wrote it, since the next process may have another.
+ *
  * An entry is its owner's: who put it (and whoever has the right to from him, as by the anon's BUSY) is the only one to get it or to free it.  Write-back
  * finds entries of others: zpool_oldest().
  *
@@ -53,6 +57,7 @@
 /* Number of an entry; fits in anon->loc, as slots do. */
 typedef uint32_t zref_t;
 #define ZREF_NONE UINT32_MAX
+#define ZENTRY_BYTES 24
 
 #define ZSEG_SIZE \
 	((size_t)64 << 10) /* longer ones waste less at the end, and take longer to clean */
@@ -69,10 +74,23 @@ typedef uint32_t zref_t;
 struct zentry;
 struct zseg;
 
+/*
+ * An entry on its way to where it overlaps itself, from before the first byte is moved until it says where it is: for whoever finds the pool after a crash
+ * in between.
+ */
+struct zslide {
+	zref_t ref; /* ZREF_NONE: there is none */
+	uint32_t seg;
+	uint32_t from, to; /* units */
+	uint64_t obj[CODEC_MAX / 8 + 1];
+};
+
 struct zpool {
-	struct arena *arena; /* (c) of metadata; its ops and its budget are the pool's too */
-	char *base;	     /* (c) segment i is at base + i * ZSEG_SIZE; reserved */
-	size_t max;	     /* (c) bytes reserved */
+	struct arena *arena;  /* (c) of metadata; its ops and its budget are the pool's too */
+	char *base;	      /* (c) segment i is at base + i * ZSEG_SIZE; reserved */
+	bool lent;	      /* (c) by the caller of zpool_init_at() */
+	struct zslide *slide; /* (lock) NULL: nobody is going to look */
+	size_t max;	      /* (c) bytes reserved */
 	size_t max_entries; /* (lock) as many as there may be; reserved for as many as there may ever be */
 	pthread_mutex_t grow_lock;
 	pthread_mutex_t lock;
@@ -122,6 +140,11 @@ struct zpool {
  * each).  0, -ENOMEM, or what pthread_mutex_init() said.
  */
 int zpool_init(struct zpool *zp, struct arena *arena, size_t max_bytes, size_t max_entries);
+/*
+ * The same at `base`, max_bytes rounded up to whole segments, which stays the caller's; NULL: as above.  slide: where a successor finds what was on its way.
+ */
+int zpool_init_at(struct zpool *zp, struct arena *arena, void *base, struct zslide *slide,
+		  size_t max_bytes, size_t max_entries);
 /* What is in it is forgotten, all memory given back.  Nobody uses it any more. */
 void zpool_fini(struct zpool *zp);
 
@@ -133,8 +156,9 @@ void zpool_fini(struct zpool *zp);
  */
 int zpool_store(struct zpool *zp, struct codec_state *st, const void *page, uint64_t owner,
 		zref_t *ref);
-/* The parts of it.  `data` is 1..CODEC_MAX bytes of wired memory; st->buf will do.  0 or -ENOSPC. */
-int zpool_put(struct zpool *zp, const void *data, size_t len, uint64_t owner, zref_t *ref);
+/* The parts of it.  `data` is 1..CODEC_MAX bytes of wired memory, of that codec; st->buf will do.  0 or -ENOSPC. */
+int zpool_put(struct zpool *zp, enum up_compression codec, const void *data, size_t len,
+	      uint64_t owner, zref_t *ref);
 int zpool_put_same(struct zpool *zp, uint64_t word, uint64_t owner, zref_t *ref);
 
 /* Why an entry is read: what is asked for counts as a hit, what is to be written back does not. */
@@ -185,6 +209,35 @@ struct zpool_stats {
 	struct zpool_counters count;
 };
 void zpool_stats(struct zpool *zp, struct zpool_stats *st);
+
+/*
+ * --- what a pool had whose process is no more, and whose segments are this one's ---
+ *
+ *	zpool_recall(), each segment;  zpool_claim(), each entry that is somebody's;  zpool_settle()
+ *
+ * Until then nobody else uses the pool.  As long as zpool_settle() has not been called, all that was claimed is also there for another process that reads the same
+ * table then.
+ */
+struct zpool_past {
+	const void *entries; /* the table, and how many it had */
+	size_t n;
+	struct zslide slide;
+	uint64_t *
+		units; /* a bit for each unit of the pool, zero at first: claimed.  Only for these three functions */
+};
+
+size_t zpool_past_units(const struct zpool *zp); /* bytes of that */
+/* How many entries were in use; zstd: some of them by zstd. */
+size_t zpool_past_used(const struct zpool_past *past, bool *zstd);
+/* The entry that was `owner`'s then: this one; `search`: or any other, looked for one by one.  ZREF_NONE: none. */
+zref_t zpool_past_find(const struct zpool_past *past, zref_t likely, uint64_t owner, bool search);
+/* Segment i has so many pages, from its front on, which are memory already.  0, -EINVAL, or -ENOSPC: they can't be charged. */
+int zpool_recall(struct zpool *zp, size_t i, unsigned npages);
+/* An entry then is one now.  0; -EINVAL: it can not be one, or what it says to be its bytes is another's; -ENOSPC. */
+int zpool_claim(struct zpool *zp, struct zpool_past *past, zref_t then, uint64_t owner,
+		zref_t *ref);
+/* What nobody has claimed is free. */
+void zpool_settle(struct zpool *zp, const struct zpool_past *past);
 
 /* Assert all of the above.  Nobody puts, frees or shrinks meanwhile. */
 void zpool_check(struct zpool *zp);
