@@ -393,12 +393,8 @@ create_runtime(struct daemon *d)
 
 	uc.compress_limit = config_bytes(&c->v[KEY_COMPRESS_LIMIT], uc.memory_limit);
 	uc.swap_size = config_bytes(&c->v[KEY_SWAP_SIZE], 0) / UP_PAGE_SIZE * UP_PAGE_SIZE;
-	if (kept_any() && uc.compression != UP_COMPRESS_NONE)
-		log_warning(
-			"what is compressed does not outlive the daemon: if it is killed, its clients get SIGBUS");
-	r = kept_any() && native_create != NULL && uc.compression == UP_COMPRESS_NONE
-		    ? native_create(d, &uc)
-		    : up_runtime_create(&d->rt, &uc);
+	r = kept_any() && native_create != NULL ? native_create(d, &uc)
+						: up_runtime_create(&d->rt, &uc);
 	if (r == 0)
 		r = up_stats_get(d->rt, &st, sizeof(st));
 	if (r < 0) {

@@ -72,7 +72,8 @@ struct adoption {
 	struct returned *spaces;
 	uint8_t *frames; /* a bit a frame: it has content then */
 	uint64_t max_object, max_serial;
-	size_t resident, staged, swapped, lost, dropped;
+	struct zpool_past zpool; /* no units: there is none */
+	size_t resident, staged, compressed, swapped, lost, dropped;
 };
 
 /* --- small things --- */
@@ -210,6 +211,46 @@ find_frames(struct adoption *a)
 			return -EIO;
 		for (; at < MIN(hole, end); at += (off_t)PAGE_SIZE)
 			set_bit(a->frames, (size_t)at >> PAGE_SHIFT, true);
+	}
+	return 0;
+}
+
+/* The pool's memory is this one's already, as it is; what its table says is read with the anons. */
+static int
+find_zpool(struct adoption *a)
+{
+	struct pager *p = &a->rt->p;
+	const int fd = p->store->zpool;
+	const off_t end = (off_t)p->store->zlen;
+	off_t at = 0, data, hole;
+
+	if (p->store->had.entries == 0)
+		return 0;
+	a->zpool.n = p->store->had.entries;
+	a->zpool.entries = old(a, a->root->entries, a->zpool.n * ZENTRY_BYTES);
+	a->zpool.slide = a->root->slide;
+	a->zpool.units = calloc(1, zpool_past_units(&p->tier.pool));
+	if (a->zpool.entries == NULL || a->zpool.units == NULL)
+		return a->zpool.entries == NULL ? -EINVAL : -ENOMEM;
+	for (; at < end && (data = lseek(fd, at, SEEK_DATA)) >= 0; at += (off_t)ZSEG_SIZE) {
+		char *const seg = p->tier.pool.base + data / (off_t)ZSEG_SIZE * (off_t)ZSEG_SIZE;
+		int r = 0;
+
+		at = seg - p->tier.pool.base;
+		hole = lseek(fd, at, SEEK_HOLE);
+		/* A segment has its pages at its front: others are not in use yet, or not any more. */
+		hole = MIN(MAX(hole, at), at + (off_t)ZSEG_SIZE);
+		if (hole > at)
+			r = store_zpool_has(seg, (size_t)(hole - at));
+		if (r == 0 && hole > at)
+			r = zpool_recall(&p->tier.pool, (size_t)at / ZSEG_SIZE,
+					 (unsigned)((size_t)(hole - at) / PAGE_SIZE));
+		if (r == 0 && hole < at + (off_t)ZSEG_SIZE &&
+		    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, hole,
+			      at + (off_t)ZSEG_SIZE - hole) < 0)
+			r = -errno;
+		if (r < 0)
+			return r;
 	}
 	return 0;
 }
@@ -473,11 +514,12 @@ was_empty(const struct adoption *a, const struct heir *h, uint64_t index)
 
 /* What became of a page. */
 struct found {
-	enum { F_NOTHING, F_MARK, F_POOL, F_FRAME, F_SWAP, F_LOST } what;
+	enum { F_NOTHING, F_MARK, F_POOL, F_FRAME, F_ZIP, F_SWAP, F_LOST } what;
 	struct heir *h; /* F_POOL: which page */
 	uint64_t index;
 	frame_t frame;
 	slot_t slot;
+	zref_t ref; /* F_ZIP: then */
 };
 
 static bool
@@ -499,10 +541,16 @@ find(struct adoption *a, struct heir *h, uint64_t index, const struct anon *was,
 	const struct known *raw = NULL;
 
 	*f = (struct found){ .what = F_LOST };
-	if (kind == ANON_LOST || kind == ANON_ZIP || kind >= ANON_KINDS)
+	if (kind == ANON_LOST || kind >= ANON_KINDS)
 		return;
 	if (bits & ANON_GOING) {
 		f->what = F_MARK;
+		return;
+	}
+	if (kind == ANON_ZIP) {
+		/* It may be the number of its page or slot already. */
+		f->ref = zpool_past_find(&a->zpool, was->loc, then, busy);
+		f->what = f->ref != ZREF_NONE ? F_ZIP : F_LOST;
 		return;
 	}
 	if (kind == ANON_SWAP && !busy) {
@@ -626,8 +674,21 @@ put_anon(struct adoption *a, struct heir *h, struct leaf *leaf, uint64_t index,
 	leaf_set_anon(leaf, at, an);
 	if (f->what == F_SWAP && !swap_claim(&p->swap, f->slot))
 		f->what = F_LOST;
+	if (f->what == F_ZIP) {
+		r = zpool_claim(&p->tier.pool, &a->zpool, f->ref, (uintptr_t)an, &an->loc);
+		if (r == -EINVAL)
+			f->what = F_LOST;
+		r = r == -EINVAL ? 0 : r;
+	}
 	an->hash = was->hash;
 	switch (f->what) {
+	case F_ZIP:
+		if (r < 0)
+			break;
+		atomic_store(&an->kind, ANON_ZIP);
+		atomic_fetch_add(&p->tier.nzipped, 1);
+		a->compressed++;
+		break;
 	case F_SWAP:
 		an->loc = f->slot;
 		atomic_store(&an->kind, ANON_SWAP);
@@ -1163,6 +1224,7 @@ release(struct adoption *a)
 	free(a->pages.slot);
 	free(a->known);
 	free(a->frames);
+	free(a->zpool.units);
 }
 
 /* Everything but the switch.  => nobody pages out, so that the predecessor's store is right until then */
@@ -1176,6 +1238,8 @@ read_all(struct adoption *a)
 
 	if (r == 0)
 		r = find_frames(a);
+	if (r == 0)
+		r = find_zpool(a);
 	if (r == 0)
 		r = each_item(a, &rt->server->file_zone, root->file_zone, adopt_file);
 	if (r == 0)
@@ -1193,6 +1257,8 @@ read_all(struct adoption *a)
 		r = quarantine(a);
 	for (const struct heir *h = a->heirs; h != NULL && r == 0; h = h->next)
 		drop_unclaimed(a, h);
+	if (r == 0 && a->zpool.units != NULL)
+		zpool_settle(&rt->p.tier.pool, &a->zpool);
 	if (r == 0)
 		hold_wired(a);
 	forget_files(a);
@@ -1238,10 +1304,10 @@ adopt(struct up_runtime *rt, int store, const struct store_root *root,
 	keeper_kick(rt->forks);
 	log_line(
 		&p->log, a.lost > 0 ? UP_LOG_ERROR : UP_LOG_INFO,
-		"re-attached %zu processes in %llu ms: pages in place %zu, staged %zu, in swap %zu, "
+		"re-attached %zu processes in %llu ms: pages in place %zu, staged %zu, compressed %zu, in swap %zu, "
 		"on their way %zu, lost %zu",
-		n, (unsigned long long)((now_ns() - t0) / 1000000), a.resident, a.staged, a.swapped,
-		a.dropped, a.lost);
+		n, (unsigned long long)((now_ns() - t0) / 1000000), a.resident, a.staged,
+		a.compressed, a.swapped, a.dropped, a.lost);
 	release(&a);
 	return 0;
 }
@@ -1293,6 +1359,41 @@ open_swap(void *ctx, struct swap_area *s, struct arena *arena, const struct up_c
 	return r;
 }
 
+/*
+ * Whether the predecessor has compressed pages, and by what: then there is a tier, whatever is configured now.
+ */
+static int
+look_at_zpool(struct store *s, int fd, const struct store_root *root, const struct adopt_from *from)
+{
+	const uint64_t at = root->entries - root->base, page = at & ~(uint64_t)PAGE_MASK;
+	struct zpool_past past = { .entries = NULL };
+	off_t end;
+	size_t len;
+	char *map;
+
+	if (root->entries == 0)
+		return 0;
+	if (root->entries % 8 != 0 || at > root->len || root->nentries > ZREF_NONE)
+		return -EINVAL;
+	/* It grows at its end. */
+	end = lseek(fd, (off_t)at, SEEK_HOLE);
+	past.n = end > (off_t)at ? (size_t)(end - (off_t)at) / ZENTRY_BYTES : 0;
+	past.n = MIN(past.n, root->nentries);
+	if (past.n == 0)
+		return 0;
+	len = (size_t)(at - page) + past.n * ZENTRY_BYTES;
+	map = mmap(NULL, len, PROT_READ, MAP_SHARED, fd, (off_t)page);
+	if (map == MAP_FAILED)
+		return -errno;
+	past.entries = map + (at - page);
+	if (zpool_past_used(&past, &s->had.zstd) > 0)
+		s->had.entries = past.n;
+	munmap(map, len);
+	if (s->had.entries > 0)
+		s->zpool = from->take(from->ctx, "zpool");
+	return s->had.entries == 0 || s->zpool >= 0 ? 0 : -EBADF;
+}
+
 int
 adopt_create(struct up_runtime **rt, const struct up_config *cfg, struct store *s,
 	     const struct adopt_from *from, void (*ended)(void *ctx, uint64_t id, bool guest),
@@ -1312,13 +1413,10 @@ adopt_create(struct up_runtime **rt, const struct up_config *cfg, struct store *
 	f.backend.pmap_create = create_pmap;
 	f.backend.swap_open = open_swap;
 	f.backend.store = s;
-	if (cfg->compression != UP_COMPRESS_NONE) {
-		log_line(&log, UP_LOG_ERROR,
-			 "what is compressed does not outlive the process: one or the other");
-		r = -ENOTSUP;
-	}
-	if (r == 0 && *adopted) {
+	if (*adopted) {
 		r = look(store, &root);
+		if (r == 0)
+			r = look_at_zpool(s, store, &root, from);
 		f.from = from;
 		f.nstage = (frame_t)root.nstage;
 		f.backend.hash_seed = root.hash_seed;

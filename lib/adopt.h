@@ -17,6 +17,8 @@
  * these does it in an order in which what is read at any time makes sense (stores_in_order()).  Where a page's bytes are:
  *
  *	not busy	as its anon and struct page say
+ *	compressed	in the entry that is the anon's; busy or not, for it is not freed before the anon says something else, nor is what
+ *			it says of its bytes right before they are there (zpool.h)
  *	busy		1  in the file of its pool, if there is a page there: pages get into it whole, and leave it only after they were
  *			   copied; what is there may be newer than any copy
  *			2  in swap, if the anon says so (and not, at the same time, that it is in the frame which hashes to what it says)
@@ -27,7 +29,10 @@
  * What does not fit together is lost: SIGBUS, never other bytes.  Frames that have no page are dropped, so that I/O which is still under way goes
  * nowhere; slots that were being written are not used again.
  *
- * Not taken over: what is compressed (a runtime with a store has no such tier), and clients who had not said hello yet.
+ * What is compressed stays where it is: the pool's memory is a file, as staging is, and the entries that are somebody's are entries of the next pool.
+ * If that is configured to be none, it has no others, and they go to swap when memory is short.
+ *
+ * Not taken over: clients who had not said hello yet.
  */
 #ifndef UP_ADOPT_H
 #define UP_ADOPT_H

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "client.h"
@@ -141,9 +142,13 @@ store_sizes(void)
 		sizeof(struct client),
 		sizeof(struct account),
 		sizeof(struct owner),
+		sizeof(struct zslide),
+		ZENTRY_BYTES,
+		ZSEG_SIZE,
 		offsetof(struct space, map),
 		offsetof(struct client, object),
 		offsetof(struct client, wiring),
+		offsetof(struct store_root, slide),
 	};
 	uint32_t sum = 0;
 
@@ -164,6 +169,7 @@ store_create(struct store **out, size_t memory_limit, const struct store_keeper 
 	s->keeper = keeper;
 	s->pidfd = pidfd;
 	s->stage = -1;
+	s->zpool = -1;
 	s->len = MAX(WINDOW_MIN, memory_limit * 64);
 	s->fd = memfd_create("uffd-pager-store", MFD_CLOEXEC);
 	if (s->fd < 0 || ftruncate(s->fd, (off_t)s->len) < 0)
@@ -202,8 +208,49 @@ store_destroy(struct store *s)
 	close(s->fd);
 	if (s->stage >= 0)
 		close(s->stage);
+	if (s->zbase != NULL)
+		munmap(s->zbase, s->zlen);
+	if (s->zpool >= 0)
+		close(s->zpool);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
+}
+
+void *
+store_zpool(struct store *s, size_t max_bytes, size_t *len)
+{
+	struct stat st = { 0 };
+	void *base;
+
+	assert(s->zbase == NULL);
+	if (s->zpool < 0)
+		s->zpool = memfd_create("uffd-pager-zpool", MFD_CLOEXEC);
+	if (s->zpool < 0 || fstat(s->zpool, &st) < 0)
+		return NULL;
+	s->zlen = MAX(round_up(max_bytes, ZSEG_SIZE), (size_t)st.st_size / ZSEG_SIZE * ZSEG_SIZE);
+	if (ftruncate(s->zpool, (off_t)s->zlen) < 0)
+		return NULL;
+	base = mmap(NULL, s->zlen, PROT_NONE, MAP_SHARED | MAP_NORESERVE, s->zpool, 0);
+	if (base == MAP_FAILED)
+		return NULL;
+	if (madvise(base, s->zlen, MADV_DONTFORK) < 0 ||
+	    (madvise(base, s->zlen, MADV_NOHUGEPAGE) < 0 && errno != EINVAL)) {
+		munmap(base, s->zlen);
+		return NULL;
+	}
+	*len = s->zlen;
+	s->zbase = base;
+	return base;
+}
+
+int
+store_zpool_has(void *addr, size_t len)
+{
+	/* Not store_commit(), which leaves nothing behind if it fails. */
+	if (mprotect(addr, len, PROT_READ | PROT_WRITE) < 0)
+		return -errno;
+	(void)mlock(addr, len);
+	return 0;
 }
 
 void
@@ -227,12 +274,18 @@ store_complete(struct store *s, const struct up_runtime *rt)
 	root->file_zone = (uintptr_t)&rt->server->file_zone;
 	root->arena = (uintptr_t)p->arena.base;
 	root->arena_len = p->arena.nslabs * SLAB_SIZE;
+	if (p->tier.kind != UP_COMPRESS_NONE) {
+		root->entries = (uintptr_t)p->tier.pool.entries.base;
+		root->nentries = p->tier.pool.entries.max;
+	}
 	stores_in_order();
 	root->complete = true;
 	stores_in_order();
 	if (swap_area_nameless(&p->swap))
 		s->keeper->keep(s->keeper->ctx, "swap", p->swap.fd);
 	s->keeper->keep(s->keeper->ctx, "stage", s->stage);
+	if (p->tier.kind != UP_COMPRESS_NONE)
+		s->keeper->keep(s->keeper->ctx, "zpool", s->zpool);
 	/* Last: it stands for all. */
 	s->keeper->keep(s->keeper->ctx, "store", s->fd);
 }

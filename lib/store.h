@@ -7,8 +7,9 @@
  *
  * Everything that a runtime knows lies in there: its arena (vm/zone.h) is committed out of this file instead of private memory.  Whoever holds
  * the descriptor when the process is killed has all of it, as of the instant in which the last thread stopped; adopt.h reads it.  The
- * other two parts of a pager that have to outlive it are files anyway: staging (pmap.h) and pools, which have what is in
- * memory, and the swap area.
+ * other parts of a pager that have to outlive it are files anyway: staging (pmap.h) and pools, which have what is in
+ * memory, and the swap area.  What is compressed (zpool.h) is in a file of its own, so that a successor goes on with it where it is: copied
+ * from one store to the next it would be there twice for a while, and it may be most of the budget.
  *
  * Nothing is written to a disk: programs whose memory this is do not outlive the machine either.
  */
@@ -20,6 +21,7 @@
 #include <stdint.h>
 
 #include "base/base.h"
+#include "swap/zpool.h"
 #include "vm/object.h"
 #include "vm/zone.h"
 
@@ -29,7 +31,7 @@
 
 /*
  * At the front, for the successor: where things are.  Addresses are those of the process that wrote them.  All constant before the
- * first client is served, but relink.
+ * first client is served, but relink and slide.
  */
 struct store_root {
 	char magic[8];
@@ -45,7 +47,10 @@ struct store_root {
 	/* which zone a slab belongs to, by the address of the zone */
 	uint64_t space_zone, owner_zone, file_zone;
 	uint64_t arena, arena_len; /* where slabs are */
+	/* of the compressed pool: address of its table, and how many entries it may come to have; 0: there is no pool */
+	uint64_t entries, nentries;
 	struct relink relink;
+	struct zslide slide;
 	bool complete; /* all of the above is there */
 };
 
@@ -65,6 +70,14 @@ struct store {
 	const struct store_keeper *keeper; /* (c) */
 	int pidfd; /* (c) of the process that keeps them: as long as it runs there may be a successor */
 	int stage; /* (c) staging's file */
+	/* (c) the compressed pool's, */
+	int zpool;
+	char *zbase; /* and where it is here; NULL: there is none */
+	size_t zlen;
+	struct {
+		size_t entries; /* that a predecessor's has; not 0: it is this one */
+		bool zstd;	/* some of them by zstd */
+	} had;
 	struct store_root *root;
 	pthread_mutex_t lock;
 	size_t next; /* (lock) nothing beyond has been reserved yet */
@@ -85,6 +98,15 @@ void store_destroy(struct store *s);
 
 /* arena_ops of it: .reserve and so on.  ctx: a struct pager, whose store it is. */
 extern const struct arena_ops store_ops;
+
+/*
+ * Addresses for a compressed pool of max_bytes, rounded up to whole segments; *len: or of what a predecessor's has, if that is more.  NULL: there are none.
+ * Once.  They go with the store.
+ */
+void *store_zpool(struct store *s, size_t max_bytes, size_t *len);
+
+/* A part of them is memory of the predecessor's, as it is.  0 or -errno. */
+int store_zpool_has(void *addr, size_t len);
 
 /* What is known once the runtime is there.  From here on a successor can make use of it. */
 struct up_runtime;

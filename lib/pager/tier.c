@@ -6,9 +6,9 @@
 
 #include "base/hash.h"
 #include "pager/pager.h"
+#include "store.h"
 
 #define ENTRIES_PER_PAGE 4 /* the most pages that a page of the pool is expected to hold */
-#define ENTRY_BYTES 24	   /* of the pool's table, zpool.h */
 #define SEG_BYTES 32
 #define POOL_MIN ((size_t)256 << 10)
 #define GHOSTS_MAX 65536u
@@ -24,6 +24,21 @@
 #define STORE_NS_LZ4 2000
 #define STORE_NS_ZSTD 5000
 
+void
+tier_choose(struct pager *p, enum up_compression kind)
+{
+	const struct store *s = p->store;
+	struct tier *t = &p->tier;
+
+	t->kind = kind;
+	if (s == NULL || s->had.entries == 0)
+		return;
+	t->zstd = s->had.zstd;
+	t->ends = kind == UP_COMPRESS_NONE;
+	if (t->ends)
+		t->kind = t->zstd ? UP_COMPRESS_ZSTD : UP_COMPRESS_LZ4;
+}
+
 /* The frames come first, so that the codec is aligned as it wants to be. */
 static size_t
 frames_of(unsigned n)
@@ -36,7 +51,8 @@ tier_share(const struct pager *p, unsigned n)
 {
 	return p->tier.kind == UP_COMPRESS_NONE
 		       ? 0
-		       : round_up(frames_of(n) + codec_state_size(p->tier.kind, false), PAGE_SIZE);
+		       : round_up(frames_of(n) + codec_state_size(p->tier.kind, p->tier.zstd),
+				  PAGE_SIZE);
 }
 
 int
@@ -51,7 +67,7 @@ tier_equip(struct service *s, struct request *write, unsigned n)
 		return -ENOMEM;
 	if (wired_array_grow(mem, 1) == 0)
 		s->codec = codec_state_init((char *)mem->base + frames_of(n), s->p->tier.kind,
-					    false);
+					    s->p->tier.zstd);
 	if (s->codec == NULL) {
 		wired_array_fini(mem);
 		return -ENOMEM;
@@ -74,7 +90,7 @@ tier_strip(struct service *s)
 static size_t
 allowed(const struct tier *t)
 {
-	return MIN(MIN(t->tune.target, t->cap), t->room);
+	return t->ends ? 0 : MIN(MIN(t->tune.target, t->cap), t->room);
 }
 
 /* What write-back leaves in it. */
@@ -103,7 +119,7 @@ entries_of(size_t pool)
 static size_t
 tables_of(const struct tier *t, size_t entries)
 {
-	return round_up(entries * ENTRY_BYTES + t->pool.max / ZSEG_SIZE * SEG_BYTES +
+	return round_up(entries * ZENTRY_BYTES + t->pool.max / ZSEG_SIZE * SEG_BYTES +
 				ghost_bytes(t->nghosts) + (size_t)4 * SLAB_SIZE,
 			PAGE_SIZE);
 }
@@ -113,17 +129,26 @@ tier_init(struct pager *p, size_t wanted, size_t most)
 {
 	struct tier *t = &p->tier;
 	const size_t limit = p->budget.limit;
-	size_t max, top;
+	size_t max, top, had = 0;
+	void *base = NULL;
 	int r = -ENOMEM;
 
 	t->wanted = wanted;
 	t->nghosts = MIN(limit / PAGE_SIZE, GHOSTS_MAX);
 	max = pool_of(t, limit);
 	top = MAX(pool_of(t, most), max);
-	r = zpool_init(&t->pool, &p->arena, top, entries_of(top));
+	if (p->store != NULL) {
+		/* All that a predecessor's has fits: at first it may be more than it may be. */
+		had = p->store->had.entries;
+		base = store_zpool(p->store, top, &top);
+		if (base == NULL)
+			goto none;
+	}
+	r = zpool_init_at(&t->pool, &p->arena, base, base != NULL ? &p->store->root->slide : NULL,
+			  top, MAX(entries_of(top), had));
 	if (r < 0)
 		goto none;
-	t->tables = tables_of(t, zpool_set_entries(&t->pool, entries_of(max)));
+	t->tables = tables_of(t, zpool_set_entries(&t->pool, MAX(entries_of(max), had)));
 	r = -ENOMEM;
 	if (!resv_try(&p->resv_meta, t->tables))
 		goto fini_pool;
@@ -139,7 +164,7 @@ tier_init(struct pager *p, size_t wanted, size_t most)
 	t->cap = t->room = max;
 	zpool_set_limit(&t->pool, allowed(t));
 	t->tuned = now_ns();
-	atomic_store(&t->suffices, true);
+	atomic_store(&t->suffices, !t->ends);
 	return 0;
 
 fini_ghosts:
@@ -258,7 +283,7 @@ tier_store(struct service *s, struct page *pg, uint64_t hash)
 	int r;
 
 	/* Then it is to become smaller. */
-	if (atomic_load(&p->starved) > 0 && frames_most(p) < (size_t)4 * FRAMES_MIN)
+	if (t->ends || (atomic_load(&p->starved) > 0 && frames_most(p) < (size_t)4 * FRAMES_MIN))
 		return TIER_REFUSED;
 	for (bool again = true;; again = false) {
 		r = zpool_store(&t->pool, s->codec, pmap_frame(p->pmap, pg->frame),
@@ -477,7 +502,7 @@ tier_tune(struct pager *p)
 	if (now - t->tuned < TUNE_NS)
 		return;
 	t->tuned = now;
-	atomic_store_explicit(&t->suffices, !atomic_exchange(&t->short_of, false),
+	atomic_store_explicit(&t->suffices, !atomic_exchange(&t->short_of, false) && !t->ends,
 			      memory_order_relaxed);
 	/* What it had to give it may have again, little by little, once nobody waits. */
 	if (atomic_load(&p->starved) == 0)

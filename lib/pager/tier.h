@@ -36,6 +36,8 @@ struct service;
 
 struct tier {
 	enum up_compression kind; /* (c) NONE: there is no tier, and nothing below is valid */
+	bool zstd;		  /* (c) what zstd has written is read, whatever kind says */
+	bool ends; /* (c) nothing is put into it: what a predecessor has left there, and no more */
 	struct zpool pool;
 	atomic_size_t nzipped;	/* anons of kind ZIP */
 	pthread_mutex_t lock;	/* innermost */
@@ -56,6 +58,8 @@ struct tier {
 	struct ztune_counts before;
 };
 
+/* Which tier there is to be: as configured, and as what a predecessor has left makes necessary.  => before all others */
+void tier_choose(struct pager *p, enum up_compression kind);
 /*
  * wanted: bytes; 0: two thirds of the limit, which may come to be `most`.  0 or -ENOMEM; nothing is left then.
  * => p->tier.kind is set, the arena and the budget are there

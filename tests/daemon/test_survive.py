@@ -55,6 +55,15 @@ def finish(d, programs):
         print(out.strip())
 
 
+def compressed(log):
+    """How many pages were in the pool, each time that it was taken over; no page was lost."""
+    lines = [line for line in log.splitlines() if 're-attached' in line]
+    for line in lines:
+        if not line.endswith('lost 0'):
+            raise AssertionError(f'seed {SEED}: {line}\n{log}')
+    return [int(re.search(r'compressed (\d+)', line).group(1)) for line in lines]
+
+
 class Verb:
     """uffd-pagerd with a word of one protocol."""
 
@@ -121,13 +130,29 @@ class Filled:
 
 class Survive(unittest.TestCase):
     def test_clients_go_on_with_every_byte_when_it_is_killed_at_any_moment(self):
+        self.kill_at_any_moment()
+
+    def test_so_they_do_with_compressed_memory(self):
+        self.kill_at_any_moment('lz4')
+
+    def test_so_they_do_with_memory_that_zstd_has_compressed(self):
+        self.kill_at_any_moment('zstd')
+
+    def test_clients_go_on_with_every_byte_when_it_is_killed_at_any_call(self):
+        self.kill_at_any_call()
+
+    def test_so_they_do_at_any_call_with_compressed_memory(self):
+        self.kill_at_any_call('lz4')
+
+    def kill_at_any_moment(self, compression='none'):
         rnd = random.Random(SEED)
         print(f'seed {SEED}')
-        with Daemon('--memory', MEMORY, '--log-level', 'info') as d:
+        with Daemon('--memory', MEMORY, '--log-level', 'info', '--compression', compression) as d:
             programs = [start(d, 6144, SECONDS, SEED + i) for i in range(3)]
             end = time.monotonic() + SECONDS - 1
             times = 0
             time.sleep(0.3)
+            self.fill_pool(d, compression)
             while time.monotonic() < end:
                 times += 1
                 kill_daemon(d, times)
@@ -136,27 +161,40 @@ class Survive(unittest.TestCase):
             wait_for('all are gone', lambda: clients(d) == 0)
             log = d.log()
             self.assertNotIn('can not be taken over', log)
-            print(f'killed {times} times')
-            for line in log.splitlines():
-                if 're-attached' in line:
-                    self.assertIn('lost 0', line)
+            self.check_pool(compression, log, times)
 
-    def test_clients_go_on_with_every_byte_when_it_is_killed_at_any_call(self):
+    def fill_pool(self, d, compression):
+        if compression != 'none':
+            wait_for('compressed pages', lambda: d.ask('status')['status']['budget']['compressed'] > 1000 * 4096)
+
+    def check_pool(self, compression, log, times):
+        """There was something in the pool whenever it was killed."""
+        pages = compressed(log)
+        print(f'killed {times} times; compressed pages each time: {sum(pages) // max(len(pages), 1)}, at most {max(pages, default=0)}')
+        if compression == 'none':
+            self.assertEqual(sum(pages), 0)
+        else:
+            self.assertGreater(min(pages), 100, log)
+
+    def kill_at_any_call(self, compression='none'):
         print(f'seed {SEED}')
-        killed = tempfile.NamedTemporaryFile(prefix='killed.')
-        with Daemon('--memory', MEMORY, '--log-level', 'info', env={'UFFD_PAGERD_ASSASSIN': f'{SEED}:{killed.name}'}) as d:
+        with tempfile.TemporaryDirectory(prefix='killed.') as killed, \
+                Daemon('--memory', MEMORY, '--log-level', 'info', '--compression', compression,
+                       env={'UFFD_PAGERD_ASSASSIN': f'{SEED}:{killed}/file'}) as d:
             programs = [start(d, 6144, SECONDS, SEED + i) for i in range(3)]
-            time.sleep(SECONDS)
-            with open(killed.name, encoding='ascii') as f:
+            end = time.monotonic() + SECONDS
+            # Nobody is killed by a call before there is the file; the first is killed from outside.
+            self.fill_pool(d, compression)
+            with open(killed + '/file', 'w+', encoding='ascii') as f:
+                os.kill(d.served_by(), signal.SIGKILL)
+                time.sleep(max(end - time.monotonic(), 0))
                 times = f.readlines()
-            killed.close()
+            os.unlink(killed + '/file')
             finish(d, programs)
             print(f'killed {len(times)} times, {sum(line.startswith("early") for line in times)} of them before it served')
             self.assertGreater(len(times), 0)
             self.assertNotIn('can not be taken over', d.log())
-            for line in d.log().splitlines():
-                if 're-attached' in line:
-                    self.assertIn('lost 0', line)
+            self.check_pool(compression, d.log(), len(times))
             wait_for('all are gone', lambda: clients(d) == 0)
 
     def test_memory_that_is_filled_is_never_zeros(self):
@@ -218,6 +256,27 @@ class Survive(unittest.TestCase):
                 self.wait_served(d, times)
                 self.assertNotEqual(d.served_by(), before)
             finish(d, [program])
+
+    def test_an_upgrade_may_change_how_pages_are_compressed(self):
+        rnd = random.Random(SEED)
+        with Daemon('--memory', MEMORY, '--log-level', 'info', config='[daemon]\ncompression = lz4\n') as d:
+            programs = [start(d, 6144, SECONDS, SEED + i) for i in range(3)]
+            end = time.monotonic() + SECONDS - 1
+            was = 'lz4'
+            history = []
+            self.fill_pool(d, was)
+            while time.monotonic() < end:
+                now = rnd.choice(('none', 'lz4', 'zstd'))
+                d.configure(f'[daemon]\ncompression = {now}\n')
+                kill_daemon(d, len(history) + 1)
+                history.append((was, compressed(d.log())[-1]))
+                was = now
+                time.sleep(0.2 + rnd.random() / 2)
+            finish(d, programs)
+            wait_for('all are gone', lambda: clients(d) == 0)
+            print(history)
+            for was, n in history:
+                self.assertTrue(was == 'none' or n > 100, d.log())
 
     def test_sixty_clients_are_back_within_two_seconds(self):
         with Daemon('--memory', MEMORY) as d:
