@@ -23,6 +23,8 @@
 #define ENTRIES_MAX ((size_t)1 << 24)
 #define DEPTH_MAX 4096u
 #define LOST_TOLD 10u
+#define PAGE_OUT_MS 2000u
+#define MORE_MIN ((size_t)16 << 20)
 
 /* From an address then to whatever it is now. */
 struct table {
@@ -1285,7 +1287,7 @@ adopt(struct up_runtime *rt, int store, const struct store_root *root,
 	pthread_mutex_lock(&p->pageout_lock);
 	r = read_all(&a);
 	if (r == 0)
-		store_complete(p->store, rt);
+		store_complete(p->store, rt, root->wanted);
 	munmap(base, root->len);
 	if (r < 0) {
 		pthread_mutex_unlock(&p->pageout_lock);
@@ -1394,6 +1396,36 @@ look_at_zpool(struct store *s, int fd, const struct store_root *root, const stru
 	return s->had.entries == 0 || s->zpool >= 0 ? 0 : -EBADF;
 }
 
+static size_t
+more_at_most(size_t limit)
+{
+	return (limit / 16 + MORE_MIN) & ~PAGE_MASK;
+}
+
+/*
+ * It may be configured to need more for itself: more threads, another codec, the tables of a compressed tier.  The predecessor's memory may be full to
+ * the last page, and the programs write to what is mapped, attached or not: nothing can be taken from them before they are served.  So the budget is
+ * larger by that until then.
+ */
+static void
+make_room(struct up_runtime *rt, const struct store_root *root)
+{
+	const size_t own = store_own(rt), more = own > root->own ? own - root->own : 0;
+
+	if (more > 0)
+		runtime_raise_limit(rt, root->limit + MIN(round_up(more, PAGE_SIZE),
+							  more_at_most(root->limit)));
+}
+
+/* They are served.  If that is not possible now, the limit stays, which is in the log, and the next one tries again. */
+static void
+end_room(struct up_runtime *rt, const struct up_config *cfg, const struct store_root *root)
+{
+	if (rt->memory_limit > root->wanted)
+		(void)up_runtime_set_limit(rt, root->wanted, PAGE_OUT_MS);
+	rt->memory_most = MAX((size_t)cfg->memory_limit_max, rt->memory_limit);
+}
+
 int
 adopt_create(struct up_runtime **rt, const struct up_config *cfg, struct store *s,
 	     const struct adopt_from *from, void (*ended)(void *ctx, uint64_t id, bool guest),
@@ -1420,19 +1452,24 @@ adopt_create(struct up_runtime **rt, const struct up_config *cfg, struct store *
 		f.from = from;
 		f.nstage = (frame_t)root.nstage;
 		f.backend.hash_seed = root.hash_seed;
-		/* What is in memory fits the limit that it had last. */
+		/* What is in memory fits the limit that it had last, but for what this runtime needs more for itself. */
 		as_it_was.memory_limit = root.limit;
-		as_it_was.memory_limit_max = MAX(cfg->memory_limit_max, root.limit);
+		as_it_was.memory_limit_max =
+			MAX(cfg->memory_limit_max, root.limit + more_at_most(root.limit));
 	}
 	if (r == 0)
 		r = runtime_create(rt, &as_it_was, &f.backend);
 	if (r == 0)
 		r = serve_start(*rt, ended, ctx);
 	if (r == 0 && *adopted)
+		make_room(*rt, &root);
+	if (r == 0 && *adopted)
 		r = adopt(*rt, store, &root, from);
 	else if (r == 0)
-		store_complete(s, *rt);
+		store_complete(s, *rt, (*rt)->memory_limit);
 	f.from = NULL;
+	if (r == 0 && *adopted)
+		end_room(*rt, cfg, &root);
 	if (*adopted && r < 0)
 		log_line(&log, UP_LOG_ERROR,
 			 "what the last process has left can not be taken over: %s",

@@ -158,9 +158,21 @@ set_limit(struct up_runtime *rt, size_t limit, unsigned timeout_ms)
 		change_end(p, &old);
 	}
 	note(p, rt->memory_limit);
+	if (r == 0 && p->store != NULL)
+		p->store->root->wanted = limit;
 	budget_forget_max(&p->budget);
 	services_kick(p, NULL);
 	return r;
+}
+
+void
+runtime_raise_limit(struct up_runtime *rt, size_t limit)
+{
+	sigset_t old;
+
+	change_begin(&rt->p, &old);
+	(void)follow(rt, limit);
+	change_end(&rt->p, &old);
 }
 
 int

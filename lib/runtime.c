@@ -26,7 +26,6 @@
 #define STACK_SIZE ((size_t)256 << 10)
 #define STACK_TOUCH ((size_t)32 << 10)
 /* What a service thread costs besides its struct: the touched stack, its io_uring's rings. */
-#define THREAD_OVERHEAD ((size_t)96 << 10)
 #define TRACK_OVERHEAD ((size_t)256 << 10) /* the list of events */
 
 /* up_config.io_poll_us */

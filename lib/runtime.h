@@ -71,6 +71,12 @@ struct backend {
  */
 int runtime_reclaim(void *ctx, size_t bytes);
 
+/* The limit is this, at least what it was and at most memory_most. */
+void runtime_raise_limit(struct up_runtime *rt, size_t limit);
+
+/* Bytes of the budget for each thread: its stack and its ring. */
+#define THREAD_OVERHEAD ((size_t)96 << 10)
+
 /* A call that changes mappings, or looks at them at leisure: one at a time.  Signals are held meanwhile. */
 void change_begin(struct pager *p, sigset_t *old);
 void change_end(struct pager *p, const sigset_t *old);

@@ -253,8 +253,17 @@ store_zpool_has(void *addr, size_t len)
 	return 0;
 }
 
+size_t
+store_own(const struct up_runtime *rt)
+{
+	const struct pager *p = &rt->p;
+
+	return p->meta_fixed + p->nservices * THREAD_OVERHEAD +
+	       (p->tier.kind != UP_COMPRESS_NONE ? p->tier.tables : 0);
+}
+
 void
-store_complete(struct store *s, const struct up_runtime *rt)
+store_complete(struct store *s, const struct up_runtime *rt, size_t wanted)
 {
 	struct store_root *root = s->root;
 	const struct pager *p = &rt->p;
@@ -269,6 +278,8 @@ store_complete(struct store *s, const struct up_runtime *rt)
 	root->npages = p->pages.table.max;
 	root->nstage = p->pmap->nstage;
 	root->limit = rt->memory_limit;
+	root->wanted = wanted;
+	root->own = store_own(rt);
 	root->space_zone = (uintptr_t)&p->space_zone;
 	root->owner_zone = (uintptr_t)&rt->server->owner_zone;
 	root->file_zone = (uintptr_t)&rt->server->file_zone;

@@ -31,7 +31,7 @@
 
 /*
  * At the front, for the successor: where things are.  Addresses are those of the process that wrote them.  All constant before the
- * first client is served, but relink and slide.
+ * first client is served, but limit, wanted, relink and slide.
  */
 struct store_root {
 	char magic[8];
@@ -43,7 +43,10 @@ struct store_root {
 	uint64_t pages;	 /* struct pages.table: address of the first page */
 	uint64_t npages; /* at most */
 	uint64_t nstage; /* frames */
-	uint64_t limit;	 /* up_runtime_set_limit() changes it */
+	uint64_t limit;	 /* up_runtime_set_limit() changes it, */
+	uint64_t
+		wanted; /* and what it is to be, which is less while memory of a successor is more than that */
+	uint64_t own; /* what the runtime keeps for itself, whoever its clients are */
 	/* which zone a slab belongs to, by the address of the zone */
 	uint64_t space_zone, owner_zone, file_zone;
 	uint64_t arena, arena_len; /* where slabs are */
@@ -110,7 +113,8 @@ int store_zpool_has(void *addr, size_t len);
 
 /* What is known once the runtime is there.  From here on a successor can make use of it. */
 struct up_runtime;
-void store_complete(struct store *s, const struct up_runtime *rt);
+void store_complete(struct store *s, const struct up_runtime *rt, size_t wanted);
+size_t store_own(const struct up_runtime *rt);
 /* The sum of sizes. */
 uint32_t store_sizes(void);
 

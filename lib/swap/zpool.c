@@ -527,9 +527,6 @@ slide(struct zpool *zp, zref_t ref, unsigned to)
 
 	/* If it does not overlap itself it is where it was until it is moved. */
 	if (note != NULL && (size_t)(e->off - to) * UNIT < size) {
-		note->seg = e->seg;
-		note->from = e->off;
-		note->to = to;
 		memcpy(note->obj, o, size);
 		stores_in_order();
 		note->ref = ref;
@@ -1295,27 +1292,23 @@ claim_units(uint64_t *units, uint64_t at, unsigned n)
 	return true;
 }
 
-/* Where the bytes of an entry are; those that were on their way are where they were going to when this returns.  False: nowhere. */
+/* Where the bytes of an entry are, nowhere else and nobody else's; what was being moved is there again.  False: nowhere. */
 static bool
-claim_bytes(struct zpool *zp, struct zpool_past *past, zref_t then, uint32_t *seg, unsigned *off)
+claim_bytes(struct zpool *zp, struct zpool_past *past, zref_t then)
 {
 	const struct zentry *was = past_at(past, then);
-	const struct zslide *note = &past->slide;
 	const unsigned units = units_of(was->len);
-	const bool sliding = note->ref == then && note->seg == was->seg &&
-			     (note->from == was->off || note->to == was->off);
 	struct zseg *s;
 
-	*seg = was->seg;
-	*off = sliding ? note->to : was->off;
-	if (was->len == 0 || was->len > CODEC_MAX || *seg >= zp->segs.n)
+	if (was->len == 0 || was->len > CODEC_MAX || was->seg >= zp->segs.n)
 		return false;
-	s = seg_at(zp, *seg);
-	if (*off >= SEG_UNITS || *off + units > s->npages * PAGE_UNITS ||
-	    !claim_units(past->units, (uint64_t)*seg * SEG_UNITS + *off, units))
+	s = seg_at(zp, was->seg);
+	if (was->off + units > s->npages * PAGE_UNITS ||
+	    !claim_units(past->units, (uint64_t)was->seg * SEG_UNITS + was->off, units))
 		return false;
-	if (sliding)
-		memcpy(obj_at(zp, *seg, *off), note->obj, (size_t)units * UNIT);
+	/* Both where it was and where it was going to are its alone. */
+	if (past->slide.ref == then)
+		memcpy(obj_at(zp, was->seg, was->off), past->slide.obj, (size_t)units * UNIT);
 	s->live = (uint16_t)(s->live + units);
 	zp->live += (size_t)units * UNIT;
 	return true;
@@ -1326,8 +1319,6 @@ zpool_claim(struct zpool *zp, struct zpool_past *past, zref_t then, uint64_t own
 {
 	const struct zentry *was = past_at(past, then);
 	struct zentry *e;
-	uint32_t seg = 0;
-	unsigned off = 0;
 	int r = 0;
 
 	if (was == NULL || (was->kind != SAME && was->kind != BYTES))
@@ -1335,7 +1326,7 @@ zpool_claim(struct zpool *zp, struct zpool_past *past, zref_t then, uint64_t own
 	pthread_mutex_lock(&zp->lock);
 	while (zp->free == ZREF_NONE && r == 0)
 		r = make_room(zp, 0);
-	if (r == 0 && was->kind == BYTES && !claim_bytes(zp, past, then, &seg, &off))
+	if (r == 0 && was->kind == BYTES && !claim_bytes(zp, past, then))
 		r = -EINVAL;
 	if (r < 0)
 		goto unlock;
@@ -1348,10 +1339,10 @@ zpool_claim(struct zpool *zp, struct zpool_past *past, zref_t then, uint64_t own
 	}
 	e->kind = BYTES;
 	e->codec = was->codec;
-	e->seg = seg;
-	e->off = off & (SEG_UNITS - 1);
+	e->seg = was->seg;
+	e->off = was->off;
 	e->len = was->len;
-	obj_at(zp, seg, off)->ref = *ref;
+	obj_at(zp, e->seg, e->off)->ref = *ref;
 	queue_add(zp, *ref);
 	zp->bytes += e->len;
 unlock:

@@ -75,13 +75,11 @@ struct zentry;
 struct zseg;
 
 /*
- * An entry on its way to where it overlaps itself, from before the first byte is moved until it says where it is: for whoever finds the pool after a crash
- * in between.
+ * An entry that is moved to where it overlaps itself, from before the first byte is until it says where it is now: for whoever finds the pool after a crash in
+ * between, when it is whole nowhere else.
  */
 struct zslide {
 	zref_t ref; /* ZREF_NONE: there is none */
-	uint32_t seg;
-	uint32_t from, to; /* units */
 	uint64_t obj[CODEC_MAX / 8 + 1];
 };
 
@@ -221,9 +219,8 @@ void zpool_stats(struct zpool *zp, struct zpool_stats *st);
 struct zpool_past {
 	const void *entries; /* the table, and how many it had */
 	size_t n;
-	struct zslide slide;
-	uint64_t *
-		units; /* a bit for each unit of the pool, zero at first: claimed.  Only for these three functions */
+	struct zslide slide; /* as it was */
+	uint64_t *units;     /* a bit for each unit of the pool: claimed; zero at first */
 };
 
 size_t zpool_past_units(const struct zpool *zp); /* bytes of that */

@@ -55,6 +55,10 @@ def finish(d, programs):
         print(out.strip())
 
 
+def mib(text):
+    return int(text[:-1]) << 20
+
+
 def compressed(log):
     """How many pages were in the pool, each time that it was taken over; no page was lost."""
     lines = [line for line in log.splitlines() if 're-attached' in line]
@@ -269,6 +273,9 @@ class Survive(unittest.TestCase):
                 now = rnd.choice(('none', 'lz4', 'zstd'))
                 d.configure(f'[daemon]\ncompression = {now}\n')
                 kill_daemon(d, len(history) + 1)
+                budget = d.ask('status')['status']['budget']
+                self.assertEqual(budget['limit'], mib(MEMORY))
+                self.assertLessEqual(budget['used'], budget['limit'])
                 history.append((was, compressed(d.log())[-1]))
                 was = now
                 time.sleep(0.2 + rnd.random() / 2)
