@@ -226,9 +226,9 @@ find_zpool(struct adoption *a)
 	const off_t end = (off_t)p->store->zlen;
 	off_t at = 0, data, hole;
 
-	if (p->store->had.entries == 0)
+	if (p->store->zplace.entries == 0)
 		return 0;
-	a->zpool.n = p->store->had.entries;
+	a->zpool.n = p->store->zplace.entries;
 	a->zpool.entries = old(a, a->root->entries, a->zpool.n * ZENTRY_BYTES);
 	a->zpool.slide = a->root->slide;
 	a->zpool.units = calloc(1, zpool_past_units(&p->tier.pool));
@@ -1388,12 +1388,12 @@ look_at_zpool(struct store *s, int fd, const struct store_root *root, const stru
 	if (map == MAP_FAILED)
 		return -errno;
 	past.entries = map + (at - page);
-	if (zpool_past_used(&past, &s->had.zstd) > 0)
-		s->had.entries = past.n;
+	if (zpool_past_used(&past, &s->zplace.zstd) > 0)
+		s->zplace.entries = past.n;
 	munmap(map, len);
-	if (s->had.entries > 0)
+	if (s->zplace.entries > 0)
 		s->zpool = from->take(from->ctx, "zpool");
-	return s->had.entries == 0 || s->zpool >= 0 ? 0 : -EBADF;
+	return s->zplace.entries == 0 || s->zpool >= 0 ? 0 : -EBADF;
 }
 
 static size_t

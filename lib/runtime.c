@@ -443,7 +443,7 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 	pthread_mutex_init(&rt->held.lock, NULL);
 	if (p->workers.on)
 		p->log.held = &rt->held;
-	tier_choose(p, cfg->compression);
+	tier_choose(p, cfg->compression, b->store != NULL ? &b->store->zplace : NULL);
 	p->policy = b->policy;
 	p->hash_seed = b->hash_seed;
 	if (p->hash_seed == 0 &&

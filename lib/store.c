@@ -157,6 +157,35 @@ store_sizes(void)
 	return sum;
 }
 
+/* tier_place.reserve */
+static void *
+zpool_reserve(void *ctx, size_t max_bytes, size_t *len)
+{
+	struct store *s = ctx;
+	struct stat st = { 0 };
+	void *base;
+
+	assert(s->zbase == NULL);
+	if (s->zpool < 0)
+		s->zpool = memfd_create("uffd-pager-zpool", MFD_CLOEXEC);
+	if (s->zpool < 0 || fstat(s->zpool, &st) < 0)
+		return NULL;
+	s->zlen = MAX(round_up(max_bytes, ZSEG_SIZE), (size_t)st.st_size / ZSEG_SIZE * ZSEG_SIZE);
+	if (ftruncate(s->zpool, (off_t)s->zlen) < 0)
+		return NULL;
+	base = mmap(NULL, s->zlen, PROT_NONE, MAP_SHARED | MAP_NORESERVE, s->zpool, 0);
+	if (base == MAP_FAILED)
+		return NULL;
+	if (madvise(base, s->zlen, MADV_DONTFORK) < 0 ||
+	    (madvise(base, s->zlen, MADV_NOHUGEPAGE) < 0 && errno != EINVAL)) {
+		munmap(base, s->zlen);
+		return NULL;
+	}
+	*len = s->zlen;
+	s->zbase = base;
+	return base;
+}
+
 int
 store_create(struct store **out, size_t memory_limit, const struct store_keeper *keeper, int pidfd)
 {
@@ -195,6 +224,11 @@ store_create(struct store **out, size_t memory_limit, const struct store_keeper 
 	s->base = base;
 	s->root = base;
 	s->next = ROOT_BYTES;
+	s->zplace = (struct tier_place){
+		.ctx = s,
+		.reserve = zpool_reserve,
+		.slide = &s->root->slide,
+	};
 	*out = s;
 	return 0;
 }
@@ -214,33 +248,6 @@ store_destroy(struct store *s)
 		close(s->zpool);
 	pthread_mutex_destroy(&s->lock);
 	free(s);
-}
-
-void *
-store_zpool(struct store *s, size_t max_bytes, size_t *len)
-{
-	struct stat st = { 0 };
-	void *base;
-
-	assert(s->zbase == NULL);
-	if (s->zpool < 0)
-		s->zpool = memfd_create("uffd-pager-zpool", MFD_CLOEXEC);
-	if (s->zpool < 0 || fstat(s->zpool, &st) < 0)
-		return NULL;
-	s->zlen = MAX(round_up(max_bytes, ZSEG_SIZE), (size_t)st.st_size / ZSEG_SIZE * ZSEG_SIZE);
-	if (ftruncate(s->zpool, (off_t)s->zlen) < 0)
-		return NULL;
-	base = mmap(NULL, s->zlen, PROT_NONE, MAP_SHARED | MAP_NORESERVE, s->zpool, 0);
-	if (base == MAP_FAILED)
-		return NULL;
-	if (madvise(base, s->zlen, MADV_DONTFORK) < 0 ||
-	    (madvise(base, s->zlen, MADV_NOHUGEPAGE) < 0 && errno != EINVAL)) {
-		munmap(base, s->zlen);
-		return NULL;
-	}
-	*len = s->zlen;
-	s->zbase = base;
-	return base;
 }
 
 int

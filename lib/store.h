@@ -21,7 +21,7 @@
 #include <stdint.h>
 
 #include "base/base.h"
-#include "swap/zpool.h"
+#include "pager/tier.h"
 #include "vm/object.h"
 #include "vm/zone.h"
 
@@ -72,15 +72,11 @@ struct store {
 	size_t len;
 	const struct store_keeper *keeper; /* (c) */
 	int pidfd; /* (c) of the process that keeps them: as long as it runs there may be a successor */
-	int stage; /* (c) staging's file */
-	/* (c) the compressed pool's, */
-	int zpool;
+	int stage;   /* (c) staging's file */
+	int zpool;   /* (c) the compressed pool's, */
 	char *zbase; /* and where it is here; NULL: there is none */
 	size_t zlen;
-	struct {
-		size_t entries; /* that a predecessor's has; not 0: it is this one */
-		bool zstd;	/* some of them by zstd */
-	} had;
+	struct tier_place zplace;
 	struct store_root *root;
 	pthread_mutex_t lock;
 	size_t next; /* (lock) nothing beyond has been reserved yet */
@@ -102,13 +98,7 @@ void store_destroy(struct store *s);
 /* arena_ops of it: .reserve and so on.  ctx: a struct pager, whose store it is. */
 extern const struct arena_ops store_ops;
 
-/*
- * Addresses for a compressed pool of max_bytes, rounded up to whole segments; *len: or of what a predecessor's has, if that is more.  NULL: there are none.
- * Once.  They go with the store.
- */
-void *store_zpool(struct store *s, size_t max_bytes, size_t *len);
-
-/* A part of them is memory of the predecessor's, as it is.  0 or -errno. */
+/* A part of the compressed pool is memory of the predecessor's, as it is.  0 or -errno. */
 int store_zpool_has(void *addr, size_t len);
 
 /* What is known once the runtime is there.  From here on a successor can make use of it. */

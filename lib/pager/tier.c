@@ -6,7 +6,6 @@
 
 #include "base/hash.h"
 #include "pager/pager.h"
-#include "store.h"
 
 #define ENTRIES_PER_PAGE 4 /* the most pages that a page of the pool is expected to hold */
 #define SEG_BYTES 32
@@ -25,15 +24,15 @@
 #define STORE_NS_ZSTD 5000
 
 void
-tier_choose(struct pager *p, enum up_compression kind)
+tier_choose(struct pager *p, enum up_compression kind, const struct tier_place *place)
 {
-	const struct store *s = p->store;
 	struct tier *t = &p->tier;
 
 	t->kind = kind;
-	if (s == NULL || s->had.entries == 0)
+	t->place = place;
+	if (place == NULL || place->entries == 0)
 		return;
-	t->zstd = s->had.zstd;
+	t->zstd = place->zstd;
 	t->ends = kind == UP_COMPRESS_NONE;
 	if (t->ends)
 		t->kind = t->zstd ? UP_COMPRESS_ZSTD : UP_COMPRESS_LZ4;
@@ -129,23 +128,23 @@ tier_init(struct pager *p, size_t wanted, size_t most)
 {
 	struct tier *t = &p->tier;
 	const size_t limit = p->budget.limit;
-	size_t max, top, had = 0;
+	const size_t had = t->place != NULL ? t->place->entries : 0;
 	void *base = NULL;
+	size_t max, top;
 	int r = -ENOMEM;
 
 	t->wanted = wanted;
 	t->nghosts = MIN(limit / PAGE_SIZE, GHOSTS_MAX);
 	max = pool_of(t, limit);
 	top = MAX(pool_of(t, most), max);
-	if (p->store != NULL) {
-		/* All that a predecessor's has fits: at first it may be more than it may be. */
-		had = p->store->had.entries;
-		base = store_zpool(p->store, top, &top);
+	if (t->place != NULL) {
+		/* Room for all that a predecessor's has, which may be more than this one may be. */
+		base = t->place->reserve(t->place->ctx, top, &top);
 		if (base == NULL)
 			goto none;
 	}
-	r = zpool_init_at(&t->pool, &p->arena, base, base != NULL ? &p->store->root->slide : NULL,
-			  top, MAX(entries_of(top), had));
+	r = zpool_init_at(&t->pool, &p->arena, base, t->place != NULL ? t->place->slide : NULL, top,
+			  MAX(entries_of(top), had));
 	if (r < 0)
 		goto none;
 	t->tables = tables_of(t, zpool_set_entries(&t->pool, MAX(entries_of(max), had)));

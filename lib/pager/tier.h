@@ -34,6 +34,16 @@ struct leaf;
 struct request;
 struct service;
 
+/* Where the pool of a runtime is that may have a successor, and what a predecessor's had. */
+struct tier_place {
+	void *ctx;
+	/* Addresses for a pool of max_bytes, once; *len: or of what is there already, if that is more.  NULL: there are none. */
+	void *(*reserve)(void *ctx, size_t max_bytes, size_t *len);
+	struct zslide *slide;
+	size_t entries; /* not 0: it is the predecessor's */
+	bool zstd;	/* some of them by zstd */
+};
+
 struct tier {
 	enum up_compression kind; /* (c) NONE: there is no tier, and nothing below is valid */
 	bool zstd;		  /* (c) what zstd has written is read, whatever kind says */
@@ -47,9 +57,10 @@ struct tier {
 	atomic_bool suffices;	/* nothing has been written for some time */
 	atomic_bool short_of;	/* something has, in this interval of tuning */
 	struct wired_array ghosts;
-	size_t nghosts; /* (c) */
-	size_t tables;	/* (pageout_lock) bytes promised for what it keeps for good */
-	size_t wanted;	/* (c) of the pool, as configured; 0: as much as seems good */
+	size_t nghosts;			/* (c) */
+	const struct tier_place *place; /* (c) NULL: it ends with the process */
+	size_t tables; /* (pageout_lock) bytes promised for what it keeps for good */
+	size_t wanted; /* (c) of the pool, as configured; 0: as much as seems good */
 	/* (pageout_lock) */
 	struct ztune tune;
 	size_t cap;	/* bytes; less than tune.target after metadata was short, */
@@ -58,8 +69,8 @@ struct tier {
 	struct ztune_counts before;
 };
 
-/* Which tier there is to be: as configured, and as what a predecessor has left makes necessary.  => before all others */
-void tier_choose(struct pager *p, enum up_compression kind);
+/* Which tier there is to be: as configured, and as what a predecessor has left makes necessary.  place: or NULL.  => before all others */
+void tier_choose(struct pager *p, enum up_compression kind, const struct tier_place *place);
 /*
  * wanted: bytes; 0: two thirds of the limit, which may come to be `most`.  0 or -ENOMEM; nothing is left then.
  * => p->tier.kind is set, the arena and the budget are there

@@ -172,7 +172,7 @@ class Survive(unittest.TestCase):
             wait_for('compressed pages', lambda: d.ask('status')['status']['budget']['compressed'] > 1000 * 4096)
 
     def check_pool(self, compression, log, times):
-        """There was something in the pool whenever it was killed."""
+        """There was something in the pool whenever it was killed, or the test would show nothing."""
         pages = compressed(log)
         print(f'killed {times} times; compressed pages each time: {sum(pages) // max(len(pages), 1)}, at most {max(pages, default=0)}')
         if compression == 'none':
