@@ -251,6 +251,30 @@ Test(codec, so_it_is_with_zstd)
 	free(st);
 }
 
+Test(codec, what_another_one_wrote_is_read_if_it_was_told_so)
+{
+	struct codec_state *zstd = new_state(UP_COMPRESS_ZSTD), *lz4 = new_state(UP_COMPRESS_LZ4);
+	struct codec_state *both =
+		codec_state_init(aligned_alloc(64, codec_state_size(UP_COMPRESS_LZ4, true)),
+				 UP_COMPRESS_LZ4, true);
+	size_t n;
+
+	cr_assert(both != NULL);
+	zpage_fill(page, ZPAGE_TEXT, 1);
+	n = codec_compress(zstd, page);
+	cr_assert(zero(int, codec_decompress(both, UP_COMPRESS_ZSTD, zstd->buf, n, back)));
+	cr_assert(zero(int, memcmp(page, back, PAGE_SIZE)));
+	cr_assert(eq(int, codec_decompress(lz4, UP_COMPRESS_ZSTD, zstd->buf, n, back), -EBADMSG));
+	cr_assert(eq(int, codec_decompress(both, UP_COMPRESS_NONE, zstd->buf, n, back), -EBADMSG));
+	n = codec_compress(lz4, page);
+	memset(back, 0, PAGE_SIZE);
+	cr_assert(zero(int, codec_decompress(zstd, UP_COMPRESS_LZ4, lz4->buf, n, back)));
+	cr_assert(zero(int, memcmp(page, back, PAGE_SIZE)));
+	free(zstd);
+	free(lz4);
+	free(both);
+}
+
 Test(codec, more_than_the_pool_holds_is_an_error_though_it_is_a_page)
 {
 	struct codec_state *st = new_state(UP_COMPRESS_LZ4);
@@ -941,4 +965,171 @@ Test(zpool, has_no_more_entries_than_it_is_told_or_than_it_had)
 	cr_assert(eq(uint, n, 300));
 	cr_assert(eq(sz, zpool_set_entries(&pool, SIZE_MAX), 1 << 20));
 	down();
+}
+
+/* --- a pool whose process is no more --- */
+
+static void *segments;
+static struct zpool before; /* that was */
+static struct zslide slide;
+static struct zpool_past past;
+
+static void
+past_up(void)
+{
+	heap_arena_init(&heap, 64 * MIB, 0);
+	segments = heap.arena.ops->reserve(heap.arena.ctx, MIB);
+	cr_assert(zero(int, zpool_init_at(&pool, &heap.arena, segments, &slide, MIB, 1000)));
+	state = codec_state_init(aligned_alloc(64, codec_state_size(UP_COMPRESS_LZ4, true)),
+				 UP_COMPRESS_LZ4, true);
+}
+
+/* From here on `pool` is the next one, which knows the table only. */
+static void
+crash(void)
+{
+	before = pool;
+	budget_uncharge(&heap.budget, before.pool);
+	past = (struct zpool_past){ .entries = before.entries.base,
+				    .n = before.nentries,
+				    .slide = slide };
+	cr_assert(zero(int, zpool_init_at(&pool, &heap.arena, segments, &slide, MIB, 1000)));
+	past.units = calloc(1, zpool_past_units(&pool));
+	for (size_t i = 0; i < before.segs.n; i++) {
+		/* npages, in a struct zseg */
+		const unsigned npages = ((const uint8_t *)before.segs.base)[i * 16 + 12];
+
+		cr_assert(npages == 0 || zpool_recall(&pool, i, npages) == 0);
+	}
+}
+
+static void
+past_down(void)
+{
+	free(past.units);
+	free(state);
+	zpool_check(&pool);
+	zpool_fini(&pool);
+	before.segs.n = 0;
+	before.pool = 0;
+	zpool_fini(&before);
+	heap.arena.ops->release(heap.arena.ctx, segments, MIB);
+	heap_arena_fini(&heap);
+}
+
+Test(zpool, a_successor_has_what_it_claims_and_the_rest_is_free)
+{
+	static struct held h[400];
+	unsigned n = 0;
+	uint64_t x = 7;
+
+	past_up();
+	while (n < 400 && put(&h[n], some_kind(&x), n) == 0)
+		n++;
+	for (unsigned i = 0; i < n; i += 5)
+		drop(&h[i]);
+	crash();
+	for (unsigned i = 0; i < n; i++) {
+		if (h[i].ref == ZREF_NONE || i % 2 == 0)
+			continue;
+		cr_assert(eq(u32, zpool_past_find(&past, h[i].ref, i, false), h[i].ref));
+		cr_assert(zero(int, zpool_claim(&pool, &past, h[i].ref, i, &h[i].ref)));
+		verify(&h[i]);
+	}
+	zpool_settle(&pool, &past);
+	zpool_check(&pool);
+	for (unsigned i = 1; i < n; i += 2)
+		if (h[i].ref != ZREF_NONE)
+			verify(&h[i]);
+	cr_assert(lt(sz, stats().dead, stats().pool));
+	/* It is a pool like others. */
+	for (unsigned i = 0; i < n; i++)
+		if (h[i].ref == ZREF_NONE || i % 2 == 0)
+			cr_assert(zero(int, put(&h[i], some_kind(&x), i)));
+	for (unsigned i = 0; i < n; i++)
+		verify(&h[i]);
+	while (n-- > 0)
+		drop(&h[n]);
+	zpool_shrink(&pool, SIZE_MAX);
+	cr_assert(eq(sz, stats().pool, 0));
+	past_down();
+}
+
+Test(zpool, an_entry_is_found_by_whose_it_was)
+{
+	struct held a, b;
+
+	past_up();
+	cr_assert(zero(int, put(&a, ZPAGE_TEXT, 11)));
+	cr_assert(zero(int, put(&b, ZPAGE_SAME, 12)));
+	crash();
+	cr_assert(eq(u32, zpool_past_find(&past, a.ref, 11, false), a.ref));
+	cr_assert(eq(u32, zpool_past_find(&past, a.ref, 12, false), ZREF_NONE));
+	cr_assert(eq(u32, zpool_past_find(&past, a.ref, 12, true), b.ref));
+	cr_assert(eq(u32, zpool_past_find(&past, 12345, 11, true), a.ref));
+	cr_assert(eq(u32, zpool_past_find(&past, a.ref, 13, true), ZREF_NONE));
+	/* Once. */
+	cr_assert(zero(int, zpool_claim(&pool, &past, a.ref, 21, &b.ref)));
+	cr_assert(eq(u64, zpool_owner(&pool, b.ref), 21));
+	cr_assert(eq(int, zpool_claim(&pool, &past, a.ref, 22, &b.ref), -EINVAL));
+	zpool_settle(&pool, &past);
+	past_down();
+}
+
+Test(zpool, what_was_being_slid_is_whole_again)
+{
+	struct held a;
+	char *obj;
+
+	past_up();
+	cr_assert(zero(int, put(&a, ZPAGE_TEXT, 11)));
+	/* The only one lies at the front. */
+	obj = segments;
+	memcpy(slide.obj, obj, sizeof slide.obj);
+	slide.ref = a.ref;
+	memset(obj + 4, 0x55, 100);
+	crash();
+	cr_assert(eq(u32, slide.ref, ZREF_NONE));
+	cr_assert(zero(int, zpool_claim(&pool, &past, a.ref, 11, &a.ref)));
+	verify(&a);
+	zpool_settle(&pool, &past);
+	past_down();
+}
+
+Test(zpool, a_table_of_anything_does_no_harm)
+{
+	static struct held h[400];
+	uint64_t x = 5;
+
+	for (unsigned round = 0; round < 200; round++) {
+		unsigned char *table;
+		unsigned n = 0, claimed = 0;
+
+		past_up();
+		while (n < 400 && put(&h[n], some_kind(&x), n) == 0)
+			n++;
+		crash();
+		table = malloc(past.n * ZENTRY_BYTES);
+		memcpy(table, past.entries, past.n * ZENTRY_BYTES);
+		for (unsigned i = 0; i < 1u << round % 12; i++)
+			table[zpage_random(&x) % (past.n * ZENTRY_BYTES)] ^=
+				(unsigned char)(1u << zpage_random(&x) % 8);
+		past.entries = table;
+		if (round % 3 == 0) {
+			past.slide.ref = (zref_t)(zpage_random(&x) % past.n);
+			memset(past.slide.obj, 0x77, sizeof past.slide.obj);
+		}
+		for (unsigned i = 0; i < n; i++) {
+			const zref_t ref = zpool_past_find(&past, h[i].ref, i, true);
+
+			if (ref == ZREF_NONE || zpool_claim(&pool, &past, ref, i, &h[i].ref) < 0)
+				continue;
+			claimed++;
+			(void)zpool_get(&pool, state, h[i].ref, back, ZPOOL_HIT);
+		}
+		cr_assert(gt(uint, claimed, 0));
+		zpool_settle(&pool, &past);
+		free(table);
+		past_down();
+	}
 }
