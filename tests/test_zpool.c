@@ -1101,7 +1101,7 @@ Test(zpool, a_table_of_anything_does_no_harm)
 	static struct held h[400];
 	uint64_t x = 5;
 
-	for (unsigned round = 0; round < 200; round++) {
+	for (unsigned round = 0; round < 60; round++) {
 		unsigned char *table;
 		unsigned n = 0, claimed = 0;
 

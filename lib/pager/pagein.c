@@ -291,9 +291,7 @@ lost_zip(struct service *s, struct anon *an, struct leaf *leaf, uintptr_t va)
 	log_line(&p->log, UP_LOG_ERROR,
 		 "page at %#lx: damaged in the compressed pool, content lost", (unsigned long)va);
 	anon_set(an, ANON_LOST, UINT32_MAX);
-	stores_in_order();
-	zpool_free(&p->tier.pool, ref);
-	atomic_fetch_sub(&p->tier.nzipped, 1);
+	tier_free(p, an, ref);
 	atomic_fetch_add(&p->nlost, 1);
 	if (leaf->noreserve)
 		resv_give(&p->resv_swap, 1);
@@ -318,7 +316,6 @@ unpack(struct service *s, struct anon *an, struct leaf *leaf, unsigned at, frame
 		*r = -EIO;
 		return NULL;
 	}
-	atomic_fetch_sub(&p->tier.nzipped, 1);
 	atomic_fetch_add(&p->nswapped, 1); /* in_core() takes it for one from there */
 	pg->frame = f;
 	*r = 0;
@@ -345,10 +342,8 @@ unpacked(struct pager *p, struct page *const run[], const zref_t ref[], unsigned
 	unsigned lent;
 
 	in_core(p, run, n, alone ? FOR_FAULT : FOR_CALL, false);
-	/* Before anybody else can have the anons, after they are not in there: adopt.h. */
-	stores_in_order();
 	for (unsigned i = 0; i < n; i++)
-		zpool_free(&p->tier.pool, ref[i]);
+		tier_free(p, run[i]->anon, ref[i]);
 	/* The pool is the far end of what is staged: who comes back from there counts as touched. */
 	if (alone) {
 		pthread_mutex_lock(&p->pages.lock);
@@ -393,21 +388,22 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 		for (; k < MIN(nf, n - i) && r == 0; k++) {
 			const int off = (int)(i + k) * step;
 			const unsigned to = back ? nf - 1 - k : k;
+			const unsigned slot = back ? ZIP_BATCH_MAX - 1 - k : k;
 			struct page *each;
 
-			ref[k] = an[i + k]->loc;
+			ref[slot] = an[i + k]->loc;
 			each = unpack(s, an[i + k], leaf, (unsigned)((int)at + off), f + to, &r);
 
 			if (each == NULL)
 				break;
 			each->va = va_behind(va, off);
 			each->shard = (uint8_t)shard;
-			pg[back ? ZIP_BATCH_MAX - 1 - k : k] = each;
+			pg[slot] = each;
 		}
 		if (k == 0)
 			break;
 		from = back ? ZIP_BATCH_MAX - k : 0;
-		lent = unpacked(p, pg + from, ref, k, n == 1 && why == FOR_FAULT, &verdict);
+		lent = unpacked(p, pg + from, ref + from, k, n == 1 && why == FOR_FAULT, &verdict);
 		if (i == 0)
 			first = verdict;
 		i += k;

@@ -310,6 +310,16 @@ tier_store(struct service *s, struct page *pg, uint64_t hash)
 	return TIER_STORED;
 }
 
+void
+tier_free(struct pager *p, const struct anon *an, zref_t ref)
+{
+	assert(atomic_load_explicit(&an->kind, memory_order_relaxed) != ANON_ZIP);
+	(void)an;
+	stores_in_order();
+	zpool_free(&p->tier.pool, ref);
+	atomic_fetch_sub(&p->tier.nzipped, 1);
+}
+
 /* --- write-back --- */
 
 struct claims {
@@ -410,9 +420,7 @@ tier_written(struct service *s, struct request *req)
 			const zref_t ref = an->loc;
 
 			anon_set(an, ANON_SWAP, slot);
-			stores_in_order(); /* its bytes are somewhere at any time */
-			zpool_free(&t->pool, ref);
-			atomic_fetch_sub(&t->nzipped, 1);
+			tier_free(p, an, ref);
 			atomic_fetch_add(&p->nswapped, 1);
 			atomic_fetch_add_explicit(&t->nback, 1, memory_order_relaxed);
 			tier_left(p, an);

@@ -111,6 +111,11 @@ void tier_written(struct service *s, struct request *req);
 /* Metadata needs so much of what it has: give back what is free, and have the rest written back.  True if some came free.  => pageout_lock */
 bool tier_yield(struct pager *p, size_t bytes);
 bool tier_may_yield(struct pager *p);
+/*
+ * The entry that was this anon's goes, after that says where else its page is: whoever finds the pager's memory after a crash (adopt.h) finds it in one of the
+ * two.  => busy
+ */
+void tier_free(struct pager *p, const struct anon *an, zref_t ref);
 /* Time to think about how large it should be.  => pageout_lock held */
 void tier_tune(struct pager *p);
 /* This anon is in swap only, now; this one is read from there. */

@@ -142,6 +142,17 @@ need(const char *call, int r)
 	_exit(2);
 }
 
+/* A call over which the daemon has been killed too many times, one after the other, gives up, and says so. */
+#define NEED(call, made)               \
+	do {                           \
+		int r_;                \
+                                       \
+		do                     \
+			r_ = (made);   \
+		while (r_ == -EAGAIN); \
+		need(call, r_);        \
+	} while (0)
+
 static char *
 page_of(const struct part *p, size_t i)
 {
@@ -167,7 +178,7 @@ write_page(struct part *p, size_t i)
 static void
 discard(struct part *p, size_t i, size_t n)
 {
-	need("up_advise", up_advise(rt, page_of(p, i), n * UP_PAGE_SIZE, UP_ADVICE_DONTNEED));
+	NEED("up_advise", up_advise(rt, page_of(p, i), n * UP_PAGE_SIZE, UP_ADVICE_DONTNEED));
 	if (i < npages || p->file < 0)
 		memset(&p->version[i], 0, n * sizeof(p->version[0]));
 }
@@ -181,12 +192,12 @@ clone_some(struct part *p, size_t i, size_t n)
 	if (then == NULL)
 		need("malloc", -ENOMEM);
 	memcpy(then, &p->version[i], n * sizeof(*then));
-	need("up_clone", up_clone(rt, page_of(p, i), n * UP_PAGE_SIZE, &copy));
+	NEED("up_clone", up_clone(rt, page_of(p, i), n * UP_PAGE_SIZE, &copy));
 	for (unsigned k = 0; k < 16; k++)
 		write_page(p, i + rnd(p) % n);
 	for (size_t k = 0; k < n; k++)
 		compare("clone", (char *)copy + k * UP_PAGE_SIZE, number_of(p, i + k), then[k]);
-	need("up_unmap", up_unmap(rt, copy, n * UP_PAGE_SIZE));
+	NEED("up_unmap", up_unmap(rt, copy, n * UP_PAGE_SIZE));
 	free(then);
 	atomic_fetch_add(&clones, 1);
 }
@@ -266,14 +277,14 @@ write_a_file(struct part *p)
 
 	if (fd < 0 || ftruncate(fd, (off_t)(FILE_PAGES * UP_PAGE_SIZE)) < 0)
 		need("a file", -errno);
-	need("up_object_create_file",
+	NEED("up_object_create_file",
 	     up_object_create_file(rt, fd, 0, FILE_PAGES * UP_PAGE_SIZE, 0, &o));
-	need("up_map", up_map(rt, NULL, FILE_PAGES * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
+	NEED("up_map", up_map(rt, NULL, FILE_PAGES * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
 			      UP_SHARED, o, 0, &at));
 	up_object_unref(o);
 	for (size_t i = 0; i < FILE_PAGES; i++)
 		((uint64_t *)at)[i * WORDS] = p->random + i;
-	need("up_unmap", up_unmap(rt, at, FILE_PAGES * UP_PAGE_SIZE));
+	NEED("up_unmap", up_unmap(rt, at, FILE_PAGES * UP_PAGE_SIZE));
 	for (size_t i = 0; i < FILE_PAGES; i++) {
 		if (pread(fd, &word, sizeof(word), (off_t)(i * UP_PAGE_SIZE)) !=
 		    (ssize_t)sizeof(word))
@@ -295,8 +306,8 @@ map_again(struct part *p)
 {
 	void *at;
 
-	need("up_unmap", up_unmap(rt, p->shared, npages * UP_PAGE_SIZE));
-	need("up_map", up_map(rt, NULL, npages * UP_PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED,
+	NEED("up_unmap", up_unmap(rt, p->shared, npages * UP_PAGE_SIZE));
+	NEED("up_map", up_map(rt, NULL, npages * UP_PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED,
 			      p->object, 0, &at));
 	p->shared = at;
 	atomic_fetch_add(&maps, 1);
@@ -385,7 +396,7 @@ file_object(struct part *p)
 
 	if (fd < 0 || ftruncate(fd, (off_t)(npages * UP_PAGE_SIZE)) < 0)
 		need("a file", -errno);
-	need("up_object_create_file",
+	NEED("up_object_create_file",
 	     up_object_create_file(rt, fd, 0, npages * UP_PAGE_SIZE, 0, &p->object));
 	p->file = fd;
 }
@@ -396,7 +407,7 @@ compare_file(const struct part *p)
 {
 	static char page[UP_PAGE_SIZE];
 
-	need("up_sync", up_sync(rt, p->shared, npages * UP_PAGE_SIZE, 0));
+	NEED("up_sync", up_sync(rt, p->shared, npages * UP_PAGE_SIZE, 0));
 	for (size_t i = 0; i < npages; i++) {
 		if (pread(p->file, page, sizeof(page), (off_t)(i * UP_PAGE_SIZE)) !=
 		    (ssize_t)sizeof(page))
@@ -423,7 +434,7 @@ cloned(char **argv)
 	if (in == NULL || version == NULL)
 		need("malloc", -ENOMEM);
 	need("up_runtime_connect", up_runtime_connect(&rt, argv[1], &cfg));
-	need("up_map",
+	NEED("up_map",
 	     up_map(rt, NULL, n * UP_PAGE_SIZE, PROT_READ | PROT_WRITE, UP_PRIVATE, NULL, 0, &at));
 	for (size_t i = 0; i < n; i++)
 		fill((char *)at + i * UP_PAGE_SIZE, i, version[i] = 1);
@@ -436,7 +447,7 @@ cloned(char **argv)
 		for (size_t i = 0; i < n; i++)
 			staged += (in[i] & UP_PAGE_STAGED) != 0;
 	}
-	need("up_clone", up_clone(rt, at, n * UP_PAGE_SIZE, &copy));
+	NEED("up_clone", up_clone(rt, at, n * UP_PAGE_SIZE, &copy));
 	for (size_t i = 0, written = 0; i < n && written < STAGED_MIN; i++) {
 		if (in[i] & UP_PAGE_STAGED) {
 			fill((char *)at + i * UP_PAGE_SIZE, i, ++version[i]);
@@ -473,7 +484,7 @@ once(char **argv)
 		     up_object_create_named(rt, name, n * UP_PAGE_SIZE, 0, &o));
 	else
 		need("up_object_open", up_object_open(rt, name, &o));
-	need("up_map",
+	NEED("up_map",
 	     up_map(rt, NULL, n * UP_PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED, o, 0, &at));
 	for (size_t i = 0; i < n; i++) {
 		char *const page = (char *)at + i * UP_PAGE_SIZE;
@@ -525,19 +536,19 @@ main(int argc, char **argv)
 		p->random = mix(seed + t);
 		p->version = calloc(2 * npages, sizeof(p->version[0]));
 		p->counted = calloc(HOT_PAGES, sizeof(p->counted[0]));
-		need("up_map", up_map(rt, NULL, HOT_PAGES * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
+		NEED("up_map", up_map(rt, NULL, HOT_PAGES * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
 				      UP_PRIVATE, NULL, 0, &at));
 		p->hot = at;
-		need("up_map", up_map(rt, NULL, npages * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
+		NEED("up_map", up_map(rt, NULL, npages * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
 				      UP_PRIVATE, NULL, 0, &at));
 		p->region = at;
-		need("up_inherit", up_inherit(rt, at, npages * UP_PAGE_SIZE, UP_INHERIT_COPY));
+		NEED("up_inherit", up_inherit(rt, at, npages * UP_PAGE_SIZE, UP_INHERIT_COPY));
 		if (t % 2 == 1)
 			file_object(p);
 		else
-			need("up_object_create_anon",
+			NEED("up_object_create_anon",
 			     up_object_create_anon(rt, npages * UP_PAGE_SIZE, 0, &p->object));
-		need("up_map", up_map(rt, NULL, npages * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
+		NEED("up_map", up_map(rt, NULL, npages * UP_PAGE_SIZE, PROT_READ | PROT_WRITE,
 				      UP_SHARED, p->object, 0, &at));
 		p->shared = at;
 	}
