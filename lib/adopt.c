@@ -1361,11 +1361,9 @@ open_swap(void *ctx, struct swap_area *s, struct arena *arena, const struct up_c
 	return r;
 }
 
-/*
- * Whether the predecessor has compressed pages, and by what: then there is a tier, whatever is configured now.
- */
+/* How many entries of its table the predecessor had, and who wrote them. */
 static int
-look_at_zpool(struct store *s, int fd, const struct store_root *root, const struct adopt_from *from)
+look_at_entries(struct tier_place *place, int fd, const struct store_root *root)
 {
 	const uint64_t at = root->entries - root->base, page = at & ~(uint64_t)PAGE_MASK;
 	struct zpool_past past = { .entries = NULL };
@@ -1373,8 +1371,6 @@ look_at_zpool(struct store *s, int fd, const struct store_root *root, const stru
 	size_t len;
 	char *map;
 
-	if (root->entries == 0)
-		return 0;
 	if (root->entries % 8 != 0 || at > root->len || root->nentries > ZREF_NONE)
 		return -EINVAL;
 	/* It grows at its end. */
@@ -1388,12 +1384,30 @@ look_at_zpool(struct store *s, int fd, const struct store_root *root, const stru
 	if (map == MAP_FAILED)
 		return -errno;
 	past.entries = map + (at - page);
-	if (zpool_past_used(&past, &s->zplace.zstd) > 0)
-		s->zplace.entries = past.n;
+	if (zpool_past_used(&past, &place->zstd) > 0)
+		place->entries = past.n;
 	munmap(map, len);
-	if (s->zplace.entries > 0)
-		s->zpool = from->take(from->ctx, "zpool");
-	return s->zplace.entries == 0 || s->zpool >= 0 ? 0 : -EBADF;
+	return 0;
+}
+
+/*
+ * Whether the predecessor has compressed pages: then there is a tier, whatever is configured now, and its pool is the predecessor's.  It is taken in any
+ * case, since what is left is dropped by its name, which may be another pool's by then.
+ */
+static int
+look_at_zpool(struct store *s, int store, const struct store_root *root,
+	      const struct adopt_from *from)
+{
+	const int fd = from->take(from->ctx, "zpool");
+	int r = root->entries != 0 ? look_at_entries(&s->zplace, store, root) : 0;
+
+	if (r == 0 && s->zplace.entries > 0) {
+		s->zpool = fd;
+		return fd >= 0 ? 0 : -EBADF;
+	}
+	if (fd >= 0)
+		close(fd);
+	return r;
 }
 
 static size_t

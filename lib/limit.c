@@ -158,8 +158,10 @@ set_limit(struct up_runtime *rt, size_t limit, unsigned timeout_ms)
 		change_end(p, &old);
 	}
 	note(p, rt->memory_limit);
-	if (r == 0 && p->store != NULL)
+	if (r == 0 && p->store != NULL) {
+		p->store->root->own = store_own(rt);
 		p->store->root->wanted = limit;
+	}
 	budget_forget_max(&p->budget);
 	services_kick(p, NULL);
 	return r;

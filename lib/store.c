@@ -304,8 +304,10 @@ store_complete(struct store *s, const struct up_runtime *rt, size_t wanted)
 	s->keeper->keep(s->keeper->ctx, "stage", s->stage);
 	if (p->tier.kind != UP_COMPRESS_NONE)
 		s->keeper->keep(s->keeper->ctx, "zpool", s->zpool);
-	/* Last: it stands for all. */
+	/* Last of what is kept: it stands for all. */
 	s->keeper->keep(s->keeper->ctx, "store", s->fd);
+	if (p->tier.kind == UP_COMPRESS_NONE)
+		s->keeper->drop(s->keeper->ctx, "zpool"); /* a predecessor's, which was empty */
 }
 
 /* --- descriptors --- */
