@@ -21,7 +21,7 @@ os.environ['ASAN_OPTIONS'] = ':'.join(filter(None, (os.environ.get('ASAN_OPTIONS
 
 FILLED = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'filled.py')
 SURVIVOR = os.path.abspath(sys.argv[3])
-SECONDS = int(sys.argv[4]) if len(sys.argv) > 4 else 6
+SECONDS = int(sys.argv[4]) if len(sys.argv) > 4 else 4
 SEED = int(sys.argv[5]) if len(sys.argv) > 5 else random.randrange(1 << 30)
 MEMORY = '48M' if rig.SANITIZED else '24M'
 
