@@ -492,7 +492,7 @@ wires(const struct map *m, const struct page *pg)
 	return false;
 }
 
-static bool
+static bool __attribute__((unused)) /* without assertions */
 is_wired(const struct pager *p, const struct page *pg)
 {
 	bool is = wires(&p->map, pg);
@@ -587,4 +587,6 @@ pager_check(struct pager *p)
 	assert(atomic_load(&p->budget.used) <= p->budget.limit);
 	(void)anons;
 	(void)slots;
+	(void)staged;
+	(void)mapped;
 }

@@ -370,6 +370,7 @@ pool_run(const struct uffd_pmap *u, uintptr_t va, size_t *n, size_t *first)
 {
 	struct pool *pool = pool_at(u, va);
 
+	*first = 0;
 	assert(pool != NULL); /* the caller holds its pages busy */
 	if (pool == NULL)
 		return NULL;
