@@ -44,6 +44,7 @@ static const char *dir; /* for files */
 static size_t npages;	/* of a part */
 static uint64_t seed;
 static atomic_bool over;
+static bool calm; /* all pages are there from the beginning, and nobody forks */
 static atomic_uint_fast64_t checked, wrote, clones, forks, maps;
 static pthread_rwlock_t forking =
 	PTHREAD_RWLOCK_INITIALIZER; /* a fork finds nobody in the middle of a page */
@@ -356,8 +357,10 @@ static void *
 live(void *arg)
 {
 	struct part *const p = arg;
-	const bool forker = p->number == 0;
+	const bool forker = p->number == 0 && !calm;
 
+	for (size_t i = 0; i < 2 * npages && calm; i++)
+		write_page(p, i);
 	while (!atomic_load(&over)) {
 		const size_t i = rnd(p) % (2 * npages);
 		const size_t left = i < npages ? npages - i : 2 * npages - i;
@@ -513,8 +516,9 @@ main(int argc, char **argv)
 		return once(argv);
 	if (argc == 4 && strcmp(argv[2], "cloned") == 0)
 		return cloned(argv);
-	if (argc != 6) {
-		fputs("usage: survivor SOCKET PAGES SECONDS SEED THREADS\n"
+	calm = argc == 7 && strcmp(argv[6], "calm") == 0;
+	if (argc != 6 && !calm) {
+		fputs("usage: survivor SOCKET PAGES SECONDS SEED THREADS [calm]\n"
 		      "       survivor SOCKET write|compare|remove NAME PAGES SEED\n"
 		      "       survivor SOCKET cloned PAGES\n",
 		      stderr);
