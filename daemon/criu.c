@@ -60,9 +60,6 @@ struct criu {
 	int loaded;		    /* what the work has said */
 	struct criu_images *images; /* from then on */
 	struct fill *fill;	    /* from then on */
-	char word[4];		    /* as much of it as has come */
-	size_t have;
-	struct criu_task *task; /* whose userfaultfd comes next */
 	unsigned tasks, zombies;
 	uint64_t bytes;
 };
@@ -216,15 +213,28 @@ heard(void *owner)
 
 /* --- what it says --- */
 
+static void
+has_come(struct criu *c, struct criu_task *t)
+{
+	t->come = true;
+	c->tasks++;
+	c->bytes += t->bytes;
+	criu_task_finish(t);
+}
+
 /* NULL: it is what it should be. */
 static const char *
-take_task(struct criu *c, int fd)
+take_task(struct criu *c, uint32_t pid, int fd)
 {
-	struct criu_task *t = c->task;
+	struct criu_task *t = criu_images_task(c->images, pid);
 	struct foreign_info info;
 	int r;
 
-	c->task = NULL;
+	/* By a process that was killed before it could say that it has. */
+	if (fill_has(c->fill, pid)) {
+		close(fd);
+		return NULL;
+	}
 	if (foreign_info(fd, &info) < 0) {
 		close(fd);
 		return "a file descriptor that is no userfaultfd";
@@ -233,15 +243,13 @@ take_task(struct criu *c, int fd)
 		close(fd);
 		return "a userfaultfd that does not tell of fork(), mremap(), munmap() and madvise(): CRIU lacks a capability";
 	}
-	r = fill_add(c->fill, fd, t->range, t->n, FILL_OUTSIDE_ZERO | FILL_SOLE);
+	r = fill_add(c->fill, fd, t->range, t->n, FILL_OUTSIDE_ZERO | FILL_SOLE, pid);
 	if (r < 0) {
 		close(fd);
 		say(c, UP_LOG_ERROR, "task %u can not be served: %s", t->pid, strerror(-r));
 		return "a task that can not be served";
 	}
-	c->tasks++;
-	c->bytes += t->bytes;
-	criu_task_finish(t);
+	has_come(c, t);
 	return NULL;
 }
 
@@ -258,13 +266,14 @@ transfer(struct criu *c)
 		over(c);
 }
 
+/* *task: whose userfaultfd comes next; it is 0. */
 static const char *
-take_word(struct criu *c, int32_t word)
+take_word(struct criu *c, int32_t word, uint32_t *task)
 {
 	struct criu_task *t;
 
 	if (word == CRIU_FINISHED) {
-		if (c->images != NULL && c->tasks + c->zombies < c->images->n)
+		if (c->tasks + c->zombies < c->images->n)
 			say(c, UP_LOG_WARNING, "%u tasks have come, the images have %zu",
 			    c->tasks + c->zombies, c->images->n);
 		say(c, UP_LOG_INFO, "restored: %u task%s, %llu MiB to come later, from %s",
@@ -273,8 +282,6 @@ take_word(struct criu *c, int32_t word)
 		transfer(c);
 		return NULL;
 	}
-	if (c->images == NULL)
-		return "a task after the daemon was killed: the restore has to begin anew";
 	if (word == 0 || word == INT32_MIN)
 		return "something that is no number of a task";
 	t = criu_images_task(c->images, (uint32_t)(word < 0 ? -word : word));
@@ -284,81 +291,133 @@ take_word(struct criu *c, int32_t word)
 		return "a task for the second time";
 	if (word > 0 && !t->images)
 		return "a task whose memory the images do not have";
-	t->come = true;
-	if (word > 0)
-		c->task = t;
-	else
+	if (word > 0) {
+		*task = t->pid;
+	} else {
+		t->come = true;
 		c->zombies++;
+	}
 	return NULL;
 }
 
 #define NO_TASK "a file descriptor that belongs to no task"
 
-/* The descriptor is used up. */
-static const char *
-take(struct criu *c, const char *data, size_t len, int fd)
+/*
+ * fill_about.io: of what is received next.
+ *
+ *	task << 32	0, or whose userfaultfd it is
+ *	have << 8	bytes of the word that have come
+ *	want		bytes asked for, and perhaps here, and not done with
+ */
+static uint64_t
+io_of(uint32_t task, unsigned have)
 {
+	return (uint64_t)task << 32 | have << 8;
+}
+
+/* Bytes asked for have come: fill_about.data.  The descriptor is used up. */
+static const char *
+take(struct criu *c, int fd)
+{
+	struct fill_about *io = fill_about(c->fill);
+	const uint64_t at = io->io;
+	const unsigned have = at >> 8 & 0xff, n = at & FILL_IO_WANT;
+	uint32_t task = (uint32_t)(at >> 32);
+	const char *wrong = NULL;
 	int32_t word;
 
-	if (c->task != NULL)
-		return fd >= 0 ? take_task(c, fd) : "a task without its userfaultfd";
+	if (task != 0) {
+		wrong = fd >= 0 ? take_task(c, task, fd) : "a task without its userfaultfd";
+		io->io = io_of(0, 0);
+		return wrong;
+	}
 	if (fd >= 0) {
 		close(fd);
 		return NO_TASK;
 	}
-	memcpy(c->word + c->have, data, len);
-	c->have += len;
-	if (c->have < sizeof c->word)
+	memcpy(io->word + have, io->data, n);
+	if (have + n < sizeof io->word) {
+		io->io = io_of(0, have + n);
 		return NULL;
-	c->have = 0;
-	memcpy(&word, c->word, sizeof word);
-	return take_word(c, word);
+	}
+	memcpy(&word, io->word, sizeof word);
+	wrong = take_word(c, word, &task);
+	io->io = io_of(task, 0);
+	return wrong;
 }
 
-/* No more than what is wanted next, so that a descriptor is known by its place.  True: again. */
 static bool
-receive(struct criu *c)
+refuse(struct criu *c, const char *wrong)
 {
-	char data[sizeof c->word];
-	const size_t room = c->task != NULL ? 1 : sizeof c->word - c->have;
-	const char *wrong;
-	unsigned nfds = 0;
-	int fd = -1;
-	const ssize_t n = descriptors_receive(c->connection, data, room, &fd, &nfds, 1);
-
-	if (n == -EAGAIN || n == -EINTR)
-		return n == -EINTR;
-	if (n == -E2BIG || n == -EMFILE) {
-		if (nfds > 0)
-			close(fd);
-		wrong = n == -EMFILE	  ? descriptors_why(-EMFILE)
-			: c->task == NULL ? NO_TASK
-					  : "more than one file descriptor";
-	} else if (n <= 0) {
-		fail(c, "CRIU has hung up before it was done");
-		return false;
-	} else {
-		wrong = take(c, data, (size_t)n, fd);
-	}
-	if (wrong == NULL)
-		return c->phase == RESTORING;
 	say(c, UP_LOG_ERROR, "refused: %s", wrong);
 	fail(c, "it has been refused");
 	return false;
 }
 
-/* What has been read, and acted upon in part, a successor can not know. */
 static bool
-receive_noted(struct criu *c)
+hung_up(struct criu *c)
 {
-	bool more;
+	fail(c, "CRIU has hung up before it was done");
+	return false;
+}
 
-	fill_about(c->fill)->between = false;
+/*
+ * No more than what is wanted next, so that a descriptor is known by its place; and no more than is there, so that a successor of this
+ * process knows how much it was.  True: again.
+ */
+static bool
+receive(struct criu *c)
+{
+	struct fill_about *io = fill_about(c->fill);
+	const uint64_t at = io->io;
+	const size_t room = at >> 32 != 0 ? 1 : sizeof io->word - (at >> 8 & 0xff);
+	const char *wrong;
+	unsigned nfds = 0;
+	int fd = -1;
+	ssize_t n = recv(c->connection, io->data, room, MSG_PEEK | MSG_DONTWAIT);
+
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return errno == EINTR;
+	if (n <= 0)
+		return hung_up(c);
+	memset(io->control, 0, sizeof io->control);
 	stores_in_order();
-	more = receive(c);
+	io->io = at | (uint64_t)n;
 	stores_in_order();
-	fill_about(c->fill)->between = c->have == 0 && c->task == NULL;
-	return more;
+	n = descriptors_receive_into(c->connection, io->data, (size_t)n, io->control, &fd, &nfds,
+				     1);
+	if (n == -E2BIG || n == -EMFILE) {
+		if (nfds > 0)
+			close(fd);
+		return refuse(c, n == -EMFILE	 ? descriptors_why(-EMFILE)
+				 : at >> 32 == 0 ? NO_TASK
+						 : "more than one file descriptor");
+	}
+	if (n <= 0)
+		return hung_up(c);
+	assert((uint64_t)n == (io->io & FILL_IO_WANT));
+	wrong = take(c, fd);
+	if (wrong != NULL)
+		return refuse(c, wrong);
+	return c->phase == RESTORING;
+}
+
+/* What a predecessor had received, or was about to, when it was killed. */
+static void
+receive_pending(struct criu *c)
+{
+	struct fill_about *io = fill_about(c->fill);
+	const struct cmsghdr *first = (const void *)io->control;
+	const int fd = fill_pending(c->fill);
+	const char *wrong = NULL;
+
+	if ((io->io & FILL_IO_WANT) != 0 && first->cmsg_len != 0)
+		wrong = take(c, fd);
+	else
+		io->io &= ~FILL_IO_WANT;
+	fill_pending_done(c->fill);
+	if (wrong != NULL)
+		refuse(c, wrong);
 }
 
 static void
@@ -371,7 +430,7 @@ on_socket(uv_poll_t *h, int status, int events)
 		fail(c, "the connection is broken");
 		return;
 	}
-	for (unsigned i = 0; i < READS_MAX && receive_noted(c); i++)
+	for (unsigned i = 0; i < READS_MAX && receive(c); i++)
 		;
 }
 
@@ -473,15 +532,20 @@ after_load(uv_work_t *w, int status)
 	struct criu *c = w->data;
 	int r = status < 0 ? status : c->loaded;
 
-	if (c->phase == LOADING && r == 0)
-		r = make_fill(c, 0);
 	if (c->phase == LOADING && r == 0) {
+		for (size_t i = 0; i < c->images->n; i++) {
+			if (fill_has(c->fill, c->images->task[i].pid))
+				has_come(c, &c->images->task[i]);
+		}
 		set_phase(c, RESTORING);
-		r = uv_poll_start(&c->uv.socket, UV_READABLE, on_socket);
+		receive_pending(c);
 	}
+	if (c->phase == RESTORING && r == 0)
+		r = uv_poll_start(&c->uv.socket, UV_READABLE, on_socket);
 	if (r < 0 && c->phase != CLOSING) {
 		say(c, UP_LOG_ERROR, "refused: its images can not be served: %s", strerror(-r));
-		criu_end(&c->s, FILL_END_DROP, 0);
+		/* Which ends it, unless there are tasks of a predecessor's. */
+		fail(c, "it has been refused");
 	}
 	handles_drop(&c->uv);
 }
@@ -521,6 +585,23 @@ make(struct criu **out, uv_loop_t *loop, int connection, const struct criu_confi
 	return r;
 }
 
+/* What there is to read is read into the note, from its beginning (fill_about.io). */
+static int
+begin(struct criu *c, uv_loop_t *loop)
+{
+	const int one = 1;
+	int r;
+
+	if (setsockopt(c->connection, SOL_SOCKET, SO_PASSCRED, &one, sizeof one) < 0)
+		return -errno;
+	fill_keep(c->fill);
+	c->work.data = c;
+	r = uv_queue_work(loop, &c->work, load, after_load);
+	if (r == 0)
+		handles_hold(&c->uv); /* the work */
+	return r;
+}
+
 int
 criu_open(uv_loop_t *loop, int connection, const struct criu_config *cfg, struct session **out)
 {
@@ -536,14 +617,15 @@ criu_open(uv_loop_t *loop, int connection, const struct criu_config *cfg, struct
 		 &(struct session){ .pid = cred.pid, .uid = cred.uid, .gid = cred.gid });
 	if (r < 0)
 		return r;
-	c->work.data = c;
-	r = uv_queue_work(loop, &c->work, load, after_load);
+	c->connection = connection;
+	r = make_fill(c, 0);
+	if (r == 0)
+		r = begin(c, loop);
 	if (r < 0) {
+		c->connection = -1;
 		abandon(c);
 		return r;
 	}
-	handles_hold(&c->uv); /* the work */
-	c->connection = connection;
 	*out = &c->s;
 	return 0;
 }
@@ -555,6 +637,7 @@ criu_resume(uv_loop_t *loop, const struct criu_config *cfg, struct fill_heir *h)
 	struct criu_config mine = *cfg;
 	struct session who;
 	struct criu *c;
+	unsigned n;
 	int r;
 
 	mine.dir = about->text;
@@ -570,28 +653,26 @@ criu_resume(uv_loop_t *loop, const struct criu_config *cfg, struct fill_heir *h)
 		return r;
 	}
 	h->socket = -1;
-	c->tasks = fill_resume(c->fill, h);
-	say(c, UP_LOG_INFO, "%u space%s of the last daemon's: %llu pages are missing", c->tasks,
-	    c->tasks == 1 ? "" : "s", (unsigned long long)fill_missing(c->fill));
+	n = fill_resume(c->fill, h);
+	say(c, UP_LOG_INFO, "%u space%s of the last daemon's: %llu pages are missing", n,
+	    n == 1 ? "" : "s", (unsigned long long)fill_missing(c->fill));
 	switch ((enum phase)about->phase) {
+	case LOADING:
+	case RESTORING:
+		r = begin(c, loop);
+		if (r < 0)
+			fail(c, strerror(-r));
+		break;
 	case TRANSFERRING:
+		c->tasks = n;
 		transfer(c);
 		break;
 	case CLOSING:
 		c->transferred = true;
 		criu_end(&c->s, FILL_END_FILL, c->cfg.end_ms);
 		break;
-	case RESTORING:
-		/* All of its tasks may have come already: then all that it has still to say is that. */
-		if (about->between) {
-			set_phase(c, RESTORING);
-			r = uv_poll_start(&c->uv.socket, UV_READABLE, on_socket);
-			if (r == 0)
-				break;
-		}
-		/* fall through */
 	default:
-		fail(c, "the daemon was killed");
+		fail(c, "the daemon was killed, and it had failed before");
 		break;
 	}
 	return 0;

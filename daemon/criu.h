@@ -41,7 +41,7 @@ int criu_open(uv_loop_t *loop, int connection, const struct criu_config *cfg, st
 
 /*
  * The session that a predecessor has had, which has been killed: h->note->about.kind is "criu".  0: what was kept for it is used up; otherwise it is the
- * caller's, and what the tasks miss waits.  A restore that was under way is served, and fails, if the predecessor was in the middle of a word of CRIU's.
+ * caller's, and what the tasks miss waits.  A restore that is under way goes on.
  */
 int criu_resume(uv_loop_t *loop, const struct criu_config *cfg, struct fill_heir *h);
 

@@ -21,16 +21,20 @@ criu_accept(struct daemon *d, const struct listener *l, int fd, const struct pee
 		.dir = l->source,
 		.log = { .fn = log_library },
 	};
+	/* At once: whoever has sent all that there is to say has gone already, and does not hear of it. */
+	const uint64_t accepted = heirs_accepted(l->name, fd);
 	struct session *s;
 	char why[256];
 	int r = session_admit(peer, why, sizeof(why));
 
 	if (r < 0) {
+		heirs_taken(l->name, accepted);
 		close(fd); /* which has said why; the protocol has no words for it */
 		return;
 	}
 	cfg.keeper = heirs_keeper(&cfg.holder);
 	r = criu_open(&d->loop, fd, &cfg, &s);
+	heirs_taken(l->name, accepted);
 	if (r < 0) {
 		log_warning("%s: process %d is refused: %s", l->path, (int)peer->pid, strerror(-r));
 		close(fd);

@@ -40,19 +40,47 @@ take(struct msghdr *msg, int fd[], unsigned *n, unsigned max)
 	return msg->msg_flags & MSG_CTRUNC ? -EMFILE : r;
 }
 
+int
+descriptors_number(const void *control)
+{
+	struct msghdr msg = {
+		.msg_control = (void *)(uintptr_t)control,
+		.msg_controllen = DESCRIPTORS_CONTROL,
+	};
+	int fd = -1;
+
+	for (struct cmsghdr *h = CMSG_FIRSTHDR(&msg); h != NULL && h->cmsg_len >= CMSG_LEN(0);
+	     h = CMSG_NXTHDR(&msg, h)) {
+		if (h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS &&
+		    h->cmsg_len >= CMSG_LEN(sizeof fd)) {
+			memcpy(&fd, CMSG_DATA(h), sizeof fd);
+			break;
+		}
+	}
+	return fd;
+}
+
 ssize_t
 descriptors_receive(int connection, void *data, size_t size, int fd[], unsigned *n, unsigned max)
 {
 	union {
 		struct cmsghdr align;
-		char space[CMSG_SPACE(DESCRIPTORS_MAX * sizeof(int))];
+		char space[DESCRIPTORS_CONTROL];
 	} control;
+
+	return descriptors_receive_into(connection, data, size, &control, fd, n, max);
+}
+
+ssize_t
+descriptors_receive_into(int connection, void *data, size_t size, void *control, int fd[],
+			 unsigned *n, unsigned max)
+{
 	struct iovec iov = { data, size };
 	struct msghdr msg = {
 		.msg_iov = &iov,
 		.msg_iovlen = 1,
-		.msg_control = &control,
-		.msg_controllen = sizeof control,
+		.msg_control = control,
+		.msg_controllen = DESCRIPTORS_CONTROL,
 	};
 	const ssize_t len = recvmsg(connection, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	int r;

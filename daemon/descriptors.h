@@ -16,6 +16,13 @@
  */
 ssize_t descriptors_receive(int connection, void *data, size_t size, int fd[], unsigned *n,
 			    unsigned max);
+/* The same, with what comes along in `control` afterwards (DESCRIPTORS_CONTROL bytes, aligned as a struct cmsghdr), whatever becomes of this process. */
+#define DESCRIPTORS_CONTROL \
+	(CMSG_SPACE(DESCRIPTORS_MAX * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred)))
+ssize_t descriptors_receive_into(int connection, void *data, size_t size, void *control, int fd[],
+				 unsigned *n, unsigned max);
+/* The first number in there, of the process that has received it; -1: none. */
+int descriptors_number(const void *control);
 /* -E2BIG, -EMFILE in words. */
 const char *descriptors_why(int r);
 

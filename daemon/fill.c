@@ -111,6 +111,7 @@ fspace_link(struct fill *f, struct space *sp)
 	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = sp };
 	const int flags = fcntl(sp->uffd, F_GETFL);
 	int64_t mapped = 0, filled = 0;
+	uint64_t lost = 0;
 	int r = 0;
 
 	/* Of one that blocks poll() says POLLERR only. */
@@ -127,6 +128,8 @@ fspace_link(struct fill *f, struct space *sp)
 				break;
 			if (fspace_state(sp, rg->first + p) == FILLED)
 				filled += rg->r.page_size;
+			else if (fspace_state(sp, rg->first + p) == LOST && !sp->child)
+				lost++;
 		}
 	}
 	pthread_mutex_lock(&f->lock);
@@ -144,6 +147,7 @@ fspace_link(struct fill *f, struct space *sp)
 		sp->linked = true;
 		fspace_count_mapped(sp, mapped);
 		atomic_fetch_add(&f->resident, (uint64_t)filled);
+		atomic_fetch_add(&f->lost, lost);
 		pthread_cond_broadcast(&f->cond);
 	}
 	pthread_mutex_unlock(&f->lock);
@@ -368,6 +372,8 @@ fini(struct fill *f)
 		}
 		fspace_free(sp);
 	}
+	if (f->pending >= 0)
+		close(f->pending);
 	note_free(f);
 	if (f->epoll >= 0)
 		close(f->epoll);
@@ -410,7 +416,7 @@ fill_create(struct fill **out, const struct fill_config *cfg)
 		return -ENOMEM;
 	f->cfg = *cfg;
 	f->log = cfg->log;
-	f->epoll = f->door = f->clock = f->note_fd = -1;
+	f->epoll = f->door = f->clock = f->note_fd = f->pending = -1;
 	f->cfg.id = note_id(cfg->id);
 	f->no_poison = cfg->call_mask & FILL_NO_POISON;
 	snprintf(f->name, sizeof f->name, "%s", cfg->name);
@@ -480,7 +486,8 @@ fill_knock(struct fill *f)
 }
 
 int
-fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, unsigned flags)
+fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, unsigned flags,
+	 uint32_t tag)
 {
 	struct space *sp;
 	uint64_t pages = 0;
@@ -499,6 +506,7 @@ fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, uns
 	r = fspace_make(f, uffd, flags, pages, n, 0, &sp);
 	if (r < 0)
 		return r;
+	sp->tag = tag;
 	pages = 0;
 	for (size_t i = 0; i < n && r == 0; i++) {
 		const struct range rg = { range[i], pages };
@@ -531,6 +539,42 @@ fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, uns
 	return 0;
 }
 
+int
+fill_pending(struct fill *f)
+{
+	const int fd = f->pending;
+
+	f->pending = -1;
+	return fd;
+}
+
+void
+fill_pending_done(struct fill *f)
+{
+	if (!f->note->about.pending_kept)
+		return;
+	f->note->about.pending_kept = false;
+	keeper_drop(f->cfg.keeper, "fill", f->cfg.id, "pending");
+}
+
+bool
+fill_has(struct fill *f, uint32_t tag)
+{
+	const struct space *sp;
+
+	pthread_mutex_lock(&f->lock);
+	for (sp = f->spaces; sp != NULL && sp->tag != tag; sp = sp->next)
+		;
+	pthread_mutex_unlock(&f->lock);
+	return sp != NULL;
+}
+
+void
+fill_keep(struct fill *f)
+{
+	note_keep(f);
+}
+
 struct fill_about *
 fill_about(struct fill *f)
 {
@@ -544,8 +588,7 @@ fill_resume(struct fill *f, const struct fill_heir *h)
 	unsigned n = 0;
 
 	assert(f->cfg.id == h->id);
-	atomic_store(&f->note->spaces, atomic_load(&h->note->spaces));
-	f->note->about = h->note->about;
+	note_again(f, h);
 	all = fspaces_again(f, h);
 	note_keep(f);
 	while ((sp = all) != NULL) {

@@ -27,6 +27,7 @@
 #include <stdint.h>
 
 #include "base/base.h"
+#include "descriptors.h"
 #include "memfile.h"
 #include "session.h"
 #include "store.h"
@@ -89,6 +90,8 @@ enum fill_end {
 	FILL_END_FILL,	 /* filled as long as that takes, a while at most; then SIGBUS */
 };
 
+#define FILL_IO_WANT UINT64_C(0xff)
+
 /* What a successor is to know of a session; the protocol's. */
 struct fill_about {
 	char kind[16]; /* session_ops.kind */
@@ -96,6 +99,15 @@ struct fill_about {
 	uint32_t uid, gid;
 	uint32_t phase;
 	bool between; /* nothing has been read of the connection but what is in here, or in spaces */
+	/*
+	 * For a protocol that receives into here, so that nothing is lost between: bytes and what came along, and by one store what is done (the protocol's).
+	 * What is asked for is in `io` before, and `control` all zeros; with SO_PASSCRED it is not any more once something has been received.
+	 */
+	_Atomic uint64_t
+		io; /* FILL_IO_WANT of it: bytes asked for; 0: all that has been received is done with */
+	char word[4], data[4];
+	bool pending_kept; /* the descriptor in there is kept as "fill/ID/pending" */
+	_Alignas(struct cmsghdr) char control[DESCRIPTORS_CONTROL];
 	char name[64], group[32];
 	char text[PATH_MAX];
 	uint64_t source; /* memfile.number */
@@ -110,6 +122,7 @@ struct fill_note {
 	char magic[8];
 	uint32_t version, sizes;
 	_Atomic uint64_t spaces; /* that it has had */
+	uint64_t holder;	 /* fill_config.holder */
 	struct fill_about about;
 };
 
@@ -134,11 +147,12 @@ void fill_heir_close(struct fill_heir *h);
 int fill_create(struct fill **out, const struct fill_config *cfg);
 
 /*
- * Memory behind one more userfaultfd.  0: uffd is the filler's, and each range holds a reference to its source.  Otherwise uffd is
+ * Memory behind one more userfaultfd; the tag is the caller's, and its children's too.  0: uffd is the filler's, and each range holds a reference to its source.  Otherwise uffd is
  * the caller's: -EINVAL for ranges that overlap or are misaligned, or something that is no userfaultfd; -E2BIG for too much; -ENOMEM.
  * No range at all: with FILL_OUTSIDE_ZERO only.
  */
-int fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, unsigned flags);
+int fill_add(struct fill *f, int uffd, const struct fill_range *range, size_t n, unsigned flags,
+	     uint32_t tag);
 
 /* The caller's to write, at any time.  What there is with the first space is kept. */
 struct fill_about *fill_about(struct fill *f);
@@ -148,6 +162,16 @@ struct fill_about *fill_about(struct fill *f);
  * error; whoever keeps it goes on with it, so that who misses a page waits.  Before anything else is added.
  */
 unsigned fill_resume(struct fill *f, const struct fill_heir *h);
+
+/* The descriptor that a predecessor had received into its fill_about.control and not used; the caller's, who calls fill_pending_done() when it is; -1: none. */
+int fill_pending(struct fill *f);
+void fill_pending_done(struct fill *f);
+
+/* Whether there is a space with that tag. */
+bool fill_has(struct fill *f, uint32_t tag);
+
+/* What there is to know is kept from now on, even without a space. */
+void fill_keep(struct fill *f);
 
 /*
  * From now on pages are filled that nobody has asked for, while nobody does; and a space that misses none any more, children's included,

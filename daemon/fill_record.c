@@ -131,6 +131,28 @@ name_part(char part[32], const struct space *sp, const char *what)
 	snprintf(part, 32, "%llu/%s", (unsigned long long)sp->number, what);
 }
 
+/* The record will name it even when no range does any more. */
+static void
+hold_file(struct fill *f, struct memfile *s)
+{
+	struct memfile **more;
+
+	pthread_mutex_lock(&f->files_lock);
+	for (size_t i = 0; i < f->nfiles; i++) {
+		if (f->file[i] == s)
+			goto out;
+	}
+	memfile_keep(s, f->cfg.keeper);
+	more = realloc(f->file, (f->nfiles + 1) * sizeof(struct memfile *));
+	/* Without memory it is kept as long as ranges have it. */
+	if (more != NULL) {
+		f->file = more;
+		f->file[f->nfiles++] = memfile_ref(s);
+	}
+out:
+	pthread_mutex_unlock(&f->files_lock);
+}
+
 void
 record_commit(struct space *sp)
 {
@@ -154,9 +176,10 @@ record_commit(struct space *sp)
 			.page_size = r->r.page_size,
 			.wiped = r->r.wiped,
 		};
-		memfile_keep(r->r.source, cfg->keeper);
+		hold_file(sp->f, r->r.source);
 	}
 	rec->ndue = sp->ndue;
+	rec->tag = sp->tag;
 	memcpy(rec->due, sp->due, sizeof rec->due);
 	rec->broken = sp->broken;
 	rec->kept = sp->kept;
@@ -311,6 +334,7 @@ note_id(uint64_t id)
 int
 note_make(struct fill *f)
 {
+	pthread_mutex_init(&f->files_lock, NULL);
 	f->note_fd = f->cfg.keeper != NULL ? 0 : -1;
 	f->note = shared_memory("uffd-pager-fill", sizeof *f->note, &f->note_fd);
 	if (f->note == NULL)
@@ -318,17 +342,24 @@ note_make(struct fill *f)
 	memcpy(f->note->magic, MAGIC, sizeof f->note->magic);
 	f->note->version = VERSION;
 	f->note->sizes = sizes();
+	f->note->holder = f->cfg.holder;
 	return 0;
 }
 
 void
 note_free(struct fill *f)
 {
+	for (size_t i = 0; i < f->nfiles; i++)
+		memfile_unref(f->file[i]);
+	free(f->file);
+	pthread_mutex_destroy(&f->files_lock);
 	if (f->note == NULL)
 		return;
 	if (f->note_kept) {
 		keeper_drop(f->cfg.keeper, "fill", f->cfg.id, "note");
 		keeper_drop(f->cfg.keeper, "fill", f->cfg.id, "socket");
+		if (f->note->about.pending_kept)
+			keeper_drop(f->cfg.keeper, "fill", f->cfg.id, "pending");
 	}
 	munmap(f->note, sizeof *f->note);
 	if (f->note_fd >= 0)
@@ -467,7 +498,8 @@ struct all_left {
 	const struct fill_heir *h;
 	struct left *left;
 	size_t n, room;
-	struct space *spaces; /* those that are served again; in no list, and not committed */
+	/* Those that are served again; in no list, and not committed.  A child that was not kept before its parent, whose new record counts it. */
+	struct space *spaces, **last;
 };
 
 static bool
@@ -483,8 +515,8 @@ was_kept(const struct all_left *all, const struct record *parent, uint64_t fork)
 static void
 push(struct all_left *all, struct space *sp)
 {
-	sp->next = all->spaces;
-	all->spaces = sp;
+	*all->last = sp;
+	all->last = &sp->next;
 }
 
 /* A child of which a message was read, and nothing kept: only the predecessor's table had its userfaultfd. */
@@ -547,6 +579,7 @@ space_again(struct fill *f, struct all_left *all, const struct left *left)
 	sp->kept = old->kept;
 	sp->child = old->child;
 	sp->brought = true;
+	sp->tag = old->tag;
 	sp->ndue = old->ndue;
 	memcpy(sp->due, old->due, sizeof sp->due);
 	r = ranges_of(sp, old, all->h);
@@ -608,10 +641,33 @@ waits(struct fill *f, int r)
 		 f->name, strerror(-r));
 }
 
+void
+note_again(struct fill *f, const struct fill_heir *h)
+{
+	const struct fill_note *old = h->note;
+	struct fill_note *note = f->note;
+	char name[STORE_NAME_MAX];
+	int number;
+
+	atomic_store(&note->spaces, atomic_load(&old->spaces));
+	memcpy(&note->about, &old->about, sizeof note->about);
+	number = note->about.io & FILL_IO_WANT ? descriptors_number(note->about.control) : -1;
+	if (note->about.pending_kept) {
+		store_name(name, "fill", h->id, "pending");
+		f->pending = h->take(h->ctx, name);
+	} else if (number >= 0) {
+		f->pending = h->fetch(h->ctx, old->holder, number);
+		/* Before the number is nobody's any more. */
+		if (f->pending >= 0)
+			keeper_keep(f->cfg.keeper, "fill", h->id, "pending", f->pending);
+		note->about.pending_kept = f->pending >= 0;
+	}
+}
+
 struct space *
 fspaces_again(struct fill *f, const struct fill_heir *h)
 {
-	struct all_left all = { .h = h };
+	struct all_left all = { .h = h, .last = &all.spaces };
 	const uint64_t spaces = atomic_load(&h->note->spaces);
 	int r;
 

@@ -39,7 +39,7 @@ struct record {
 	uint64_t parent,
 		fork; /* of which space it is the how manieth child, from 1 on; 0: of none */
 	uint64_t pages, nranges, room; /* room: in the log, messages */
-	uint32_t flags, ndue;
+	uint32_t flags, ndue, tag;
 	bool broken, kept, child;
 	struct unmap_due due[UNMAPS_DUE];
 	/* at.next, 8 bits; how many are in the log, 24; children, 32 */
@@ -77,7 +77,9 @@ int note_make(struct fill *f);
 void note_free(struct fill *f);
 /* A number for a space. */
 uint64_t note_next(struct fill *f);
-/* With its first space. */
+/* With its first space, or before. */
 void note_keep(struct fill *f);
+/* As a predecessor has left it; not kept yet. */
+void note_again(struct fill *f, const struct fill_heir *h);
 
 #endif

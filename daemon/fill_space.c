@@ -289,6 +289,7 @@ fspace_inherit(struct space *sp, const struct space *parent)
 	}
 	sp->broken = parent->broken;
 	sp->kept = parent->kept;
+	sp->tag = parent->tag;
 	sp->brought = sp->child = true;
 	return 0;
 }

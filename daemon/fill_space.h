@@ -68,6 +68,7 @@ struct space {
 	size_t hit;	       /* (s) the last range that was looked for */
 	struct record *rec;    /* (l), fill_record.h: what a successor needs of it */
 	int rec_fd;	 /* (l) its file; -1: it is private memory, as there will be no successor */
+	uint32_t tag;	 /* (c) fill_add()'s */
 	uint64_t number; /* (c) unlike that of any other of the filler's, from 1 on */
 	_Atomic uint64_t *state; /* (l), (a) in the record */
 	uint64_t pages;		 /* (c) states that there are */
@@ -135,9 +136,14 @@ struct fill {
 	_Atomic uint64_t lost_told;
 
 	/* For a successor; without cfg.keeper it is private memory. */
-	struct fill_note *note; /* (c) */
-	int note_fd;		/* (c) */
-	bool note_kept;		/* the loop's */
+	struct fill_note *note;	    /* (c) */
+	int note_fd;		    /* (c) */
+	bool note_kept;		    /* the loop's */
+	pthread_mutex_t files_lock; /* taken last */
+	struct memfile *
+		*file; /* (files_lock) that a record names, or has named: with a reference */
+	size_t nfiles; /* (files_lock) */
+	int pending;   /* the loop's: fill_pending() */
 };
 
 /* --- fill_space.c --- */

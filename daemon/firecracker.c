@@ -412,7 +412,7 @@ serve(struct firecracker *fc, const int fd[], unsigned nfds, const struct fc_reg
 		};
 	r = make_fill(fc, 0);
 	if (r == 0)
-		r = fill_add(fc->fill, fd[0], range, (size_t)n, nfds == 2 ? FILL_TRACKED : 0);
+		r = fill_add(fc->fill, fd[0], range, (size_t)n, nfds == 2 ? FILL_TRACKED : 0, 0);
 	free(range);
 	if (r < 0) {
 		snprintf(why, whysize, "it can not be served: %s", strerror(-r));

@@ -27,6 +27,7 @@
 #define EXEC_TRIES 100u /* 2 s */
 #define CRASHES_MAX 5u	/* in a row, each */
 #define CRASH_MS 10000u /* within so long of the one before */
+#define NEXT_MS 200	/* between two that can not start */
 
 enum kept_type {
 	KEPT_KEEP = 1, /* a name and its descriptor, either way */
@@ -270,6 +271,19 @@ bury(void)
 	return -1;
 }
 
+/* Where this is the process that orphans come to: a holder's (holder.h), say. */
+static void
+bury_others(void)
+{
+	siginfo_t si = { .si_pid = 0 };
+
+	while (waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) == 0 && si.si_pid != 0 &&
+	       si.si_pid != guard.child) {
+		waitpid(si.si_pid, NULL, 0);
+		si.si_pid = 0;
+	}
+}
+
 /* The exit status; what is handed on, or done with it, when a signal has come.  -1: go on. */
 static void
 on_signal(int sig)
@@ -277,7 +291,9 @@ on_signal(int sig)
 	if (sig == SIGUSR2) {
 		log_info("guardian: starting %s anew", guard.exe);
 		kill(guard.child, SIGKILL);
-	} else if (sig != SIGCHLD) {
+	} else if (sig == SIGCHLD) {
+		bury_others();
+	} else {
 		guard.ending |= sig == SIGTERM || sig == SIGINT;
 		kill(guard.child, sig);
 	}
@@ -325,6 +341,22 @@ watch(int signals, uint64_t away_ns)
 	}
 }
 
+/* Some time, in which signals are heard.  False: it is over. */
+static bool
+wait_before_next(int signals, uint64_t away_ns)
+{
+	struct pollfd pf = { .fd = signals, .events = POLLIN };
+	struct signalfd_siginfo si;
+
+	if (poll(&pf, 1, NEXT_MS) > 0 && read(signals, &si, sizeof(si)) == (ssize_t)sizeof(si) &&
+	    (si.ssi_signo == SIGTERM || si.ssi_signo == SIGINT))
+		return false;
+	if (monotonic_ns() < guard.since + away_ns)
+		return true;
+	log_error("guardian: nobody has served for away_timeout");
+	return false;
+}
+
 int
 guardian_run(char **argv, uint64_t away_ms)
 {
@@ -366,6 +398,13 @@ guardian_run(char **argv, uint64_t away_ms)
 			exit(EXIT_FAILURE);
 		}
 		status = watch(signals, away_ms * 1000000);
+		/* One that comes after another, and can not start, is tried again: clients wait, and the file may be put right. */
+		if (status > 0 && guard.since != 0 && !guard.serves && !guard.ending) {
+			log_error("guardian: the daemon has not started (exit status %d)", status);
+			if (!wait_before_next(signals, away_ms * 1000000))
+				exit(status);
+			continue;
+		}
 		if (status >= 0)
 			exit(status);
 		if (guard.ending)

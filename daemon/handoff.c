@@ -272,7 +272,7 @@ become_filled(struct handoff *h)
 	int r = fd < 0 ? -errno : fill_create(&h->fill, &cfg);
 
 	if (r == 0) {
-		r = fill_add(h->fill, fd, NULL, 0, FILL_OUTSIDE_ZERO | FILL_TRACKED);
+		r = fill_add(h->fill, fd, NULL, 0, FILL_OUTSIDE_ZERO | FILL_TRACKED, 0);
 		if (r < 0) {
 			fill_destroy(h->fill);
 			h->fill = NULL;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "criu.h"
@@ -11,6 +12,7 @@
 #include "firecracker.h"
 #include "guardian.h"
 #include "holder.h"
+#include "listen.h"
 #include "log.h"
 
 /* This process's; 0: there is none yet. */
@@ -26,12 +28,13 @@ heirs_keeper(uint64_t *holder)
 		return NULL;
 	if (own_holder != 0)
 		return kept_keeper();
-	own_holder = monotonic_ns();
-	r = holder_start(kept_keeper(), own_holder);
+	*holder = monotonic_ns();
+	r = holder_start(kept_keeper(), *holder);
 	/* Then a child that is forked in the very instant of our end is lost. */
 	if (r < 0)
 		log_warning("there can be no holder of our descriptors: %s", strerror(-r));
-	*holder = own_holder;
+	else
+		own_holder = *holder;
 	return kept_keeper();
 }
 
@@ -42,25 +45,6 @@ static struct old {
 	uint64_t id;
 	int sock;
 } * olds;
-
-void
-heirs_begin(void)
-{
-	char name[STORE_NAME_MAX];
-
-	while (kept_some("holder/", "", name)) {
-		struct old *const o = malloc(sizeof(*o));
-		const int sock = kept_take(NULL, name);
-
-		if (o == NULL) {
-			holder_end(sock);
-			continue;
-		}
-		holder_alone(sock);
-		*o = (struct old){ olds, strtoull(name + strlen("holder/"), NULL, 10), sock };
-		olds = o;
-	}
-}
 
 static int
 fetch(void *unused, uint64_t holder, int number)
@@ -85,6 +69,120 @@ end_olds(void)
 		keeper_drop(kept_keeper(), "holder", o->id, NULL);
 		free(o);
 	}
+}
+
+/* --- connections in no session yet --- */
+
+static struct knock {
+	struct knock *next;
+	char name[STORE_NAME_MAX];
+	int fd;
+	ino_t ino;
+} * knocks;
+
+static ino_t
+inode_of(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 ? st.st_ino : 0;
+}
+
+uint64_t
+heirs_accepted(const char *listener, int fd)
+{
+	const uint64_t number = monotonic_ns();
+
+	if (!kept_any())
+		return 0;
+	keeper_keep(kept_keeper(), "accepted", number, listener, fd);
+	return number;
+}
+
+void
+heirs_taken(const char *listener, uint64_t number)
+{
+	if (number != 0)
+		keeper_drop(kept_keeper(), "accepted", number, listener);
+}
+
+static void
+find_knocks(void)
+{
+	char name[STORE_NAME_MAX];
+
+	while (kept_some("accepted/", "", name)) {
+		struct knock *const k = malloc(sizeof(*k));
+		const int fd = kept_take(NULL, name);
+
+		if (k == NULL) {
+			close(fd);
+			continue;
+		}
+		*k = (struct knock){ .next = knocks, .fd = fd, .ino = inode_of(fd) };
+		memcpy(k->name, name, sizeof(k->name));
+		knocks = k;
+	}
+}
+
+/* A session has this connection already. */
+static void
+no_knock(int fd)
+{
+	const ino_t ino = inode_of(fd);
+
+	for (struct knock *k = knocks; k != NULL; k = k->next)
+		if (k->ino == ino)
+			k->ino = 0;
+}
+
+void
+heirs_knock(struct daemon *d)
+{
+	struct knock *k;
+
+	while ((k = knocks) != NULL) {
+		const char *const name = strchr(k->name + strlen("accepted/"), '/');
+		const struct listener *l = listen_first();
+		struct peer peer;
+
+		knocks = k->next;
+		/* As much of a long name as there was room for. */
+		while (l != NULL && name != NULL &&
+		       (strlen(k->name) + 1 < sizeof(k->name)
+				? strcmp(l->name, name + 1)
+				: strncmp(l->name, name + 1, strlen(name + 1))) != 0)
+			l = l->next;
+		if (k->ino == 0 || l == NULL || name == NULL || peer_get(k->fd, &peer) < 0) {
+			close(k->fd);
+		} else {
+			l->accept(d, l, k->fd, &peer);
+			if (peer.pidfd >= 0)
+				close(peer.pidfd);
+		}
+		kept_keeper()->drop(NULL, k->name);
+		free(k);
+	}
+}
+
+void
+heirs_begin(void)
+{
+	char name[STORE_NAME_MAX];
+
+	while (kept_some("holder/", "", name)) {
+		struct old *const o = malloc(sizeof(*o));
+		const int sock = kept_take(NULL, name);
+
+		if (o == NULL) {
+			holder_end(sock);
+			continue;
+		}
+		holder_alone(sock);
+		*o = (struct old){ olds, strtoull(name + strlen("holder/"), NULL, 10), sock };
+		olds = o;
+	}
+	find_knocks();
 }
 
 /* --- sessions --- */
@@ -147,6 +245,8 @@ resume(const struct come *c, uint64_t id)
 
 	if (r == 0 && h.socket < 0)
 		r = -ENOENT;
+	if (r == 0)
+		no_knock(h.socket);
 	if (r == 0 && strcmp(h.note->about.kind, "criu") == 0)
 		r = resume_criu(c, &h);
 	else if (r == 0 && strcmp(h.note->about.kind, "firecracker") == 0)

@@ -14,10 +14,17 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/base.h"
 #include "descriptors.h"
 
 #define ANSWER_MS 5000
 #define ALONE (-1) /* in place of a number */
+
+/* Either way.  `turn` is the question's, so that an answer to somebody who has been killed meanwhile is not taken for another. */
+struct ask {
+	uint64_t turn;
+	int number;
+};
 
 /* As getdents64() has it. */
 struct entry {
@@ -42,10 +49,15 @@ is_uffd(int dir, const char *name)
 static void
 keep_uffds(int sock)
 {
-	const int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	_Alignas(struct entry) char buf[4096];
 	long n;
 
+	/* The table may be full.  What is closed for it is nothing that anybody asks for. */
+	for (int fd = 0; dir < 0 && errno == EMFILE && fd <= STDERR_FILENO; fd++) {
+		close(fd);
+		dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	}
 	while ((n = syscall(SYS_getdents64, dir, buf, sizeof(buf))) > 0) {
 		const struct entry *e;
 
@@ -65,16 +77,16 @@ keep_uffds(int sock)
 /* Only system calls: another thread may have been anywhere when this process was made. */
 static void __attribute__((noreturn)) hold(int sock)
 {
-	int number;
+	struct ask q = { 0 };
 
 	prctl(PR_SET_NAME, "uffd-holder");
 	setpgid(0, 0);
-	while (recv(sock, &number, sizeof(number), 0) == (ssize_t)sizeof(number)) {
-		if (number == ALONE)
+	while (recv(sock, &q, sizeof(q), 0) == (ssize_t)sizeof(q)) {
+		if (q.number == ALONE)
 			keep_uffds(sock);
 		/* And a descriptor, if there is one of that number. */
-		if (descriptors_send(sock, &number, sizeof(number), number) < 0 &&
-		    descriptors_send(sock, &number, sizeof(number), -1) < 0)
+		if (descriptors_send(sock, &q, sizeof(q), q.number) < 0 &&
+		    descriptors_send(sock, &q, sizeof(q), -1) < 0)
 			break;
 	}
 	_exit(0);
@@ -116,17 +128,29 @@ holder_alone(int sock)
 int
 holder_ask(int sock, int number)
 {
-	struct pollfd pf = { .fd = sock, .events = POLLIN };
-	unsigned n = 0;
-	int fd = -1, r = descriptors_send(sock, &number, sizeof(number), -1);
+	const uint64_t end = now_ns() + ANSWER_MS * UINT64_C(1000000);
+	const struct ask q = { now_ns(), number };
+	int r = descriptors_send(sock, &q, sizeof(q), -1);
 
-	if (r < 0)
-		return r;
-	while (poll(&pf, 1, ANSWER_MS) < 0)
-		if (errno != EINTR)
-			return -errno;
-	r = (int)descriptors_receive(sock, &number, sizeof(number), &fd, &n, 1);
-	return n == 1 ? fd : r < 0 ? r : -EBADF;
+	while (r == 0) {
+		struct pollfd pf = { .fd = sock, .events = POLLIN };
+		const uint64_t now = now_ns();
+		struct ask answer = { 0 };
+		unsigned n = 0;
+		int fd = -1;
+
+		if (now >= end)
+			return -ETIMEDOUT;
+		if (poll(&pf, 1, (int)((end - now) / 1000000) + 1) <= 0)
+			continue;
+		r = (int)descriptors_receive(sock, &answer, sizeof(answer), &fd, &n, 1);
+		if (r == (int)sizeof(answer) && answer.turn == q.turn && answer.number == number)
+			return n == 1 ? fd : -EBADF;
+		if (n == 1)
+			close(fd);
+		r = r == 0 ? -ENOTCONN : r > 0 || r == -EAGAIN || r == -EINTR ? 0 : r;
+	}
+	return r;
 }
 
 void

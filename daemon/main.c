@@ -645,6 +645,7 @@ run(void)
 			 d->swap);
 		if (kept_any())
 			kept_serves();
+		heirs_knock(d);
 		notify("READY=1\nSTATUS=serving, %u clients", session_number());
 		uv_run(&d->loop, UV_RUN_DEFAULT);
 		notify("STOPPING=1");

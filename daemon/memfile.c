@@ -22,8 +22,6 @@ destroy(struct memfile *s)
 {
 	if (s->map != NULL)
 		munmap(s->map, s->size);
-	if (s->keeper != NULL)
-		keeper_drop(s->keeper, "memfile", s->number, NULL);
 	if (s->fd >= 0)
 		close(s->fd);
 	pthread_mutex_destroy(&s->ws_lock);
@@ -224,6 +222,9 @@ memfile_unref(struct memfile *s)
 		while (*at != s)
 			at = &(*at)->next;
 		*at = s->next;
+		/* In here, or it could be kept anew before this. */
+		if (s->keeper != NULL)
+			keeper_drop(s->keeper, "memfile", s->number, NULL);
 	}
 	pthread_mutex_unlock(&registry_lock);
 	if (last)

@@ -56,6 +56,23 @@ verb_keeper(uint64_t *holder)
 	return verb_heirs != NULL ? verb_heirs->keeper(holder) : NULL;
 }
 
+#define LISTENER "verb/1/listener"
+#define BEGUN "verb/1/begun"
+#define CONNECTION "verb/1/connection"
+
+/* fd -1: not any more. */
+static void
+keep(const char *name, int fd)
+{
+	uint64_t holder;
+	const struct store_keeper *k = verb_keeper(&holder);
+
+	if (k != NULL && fd >= 0)
+		k->keep(k->ctx, name, fd);
+	else if (k != NULL)
+		k->drop(k->ctx, name);
+}
+
 /* --- the socket --- */
 
 /* What is there, if it is a socket that nobody listens on, is in the way.  0, or it can not be removed. */
@@ -88,7 +105,7 @@ listen_on(struct verb *v)
 {
 	struct sockaddr_un sun = { .sun_family = AF_UNIX };
 	struct stat st;
-	int r;
+	int r = 0;
 
 	if (strlen(v->socket_path) >= sizeof sun.sun_path) {
 		log_line(&v->log, UP_LOG_ERROR, "%s: longer than a socket's path may be",
@@ -96,13 +113,22 @@ listen_on(struct verb *v)
 		return -ENAMETOOLONG;
 	}
 	strcpy(sun.sun_path, v->socket_path);
-	r = remove_stale(v, &sun);
-	if (r < 0)
-		return r;
-	v->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (v->fd < 0 || bind(v->fd, (struct sockaddr *)&sun, sizeof sun) < 0 ||
-	    listen(v->fd, BACKLOG) < 0 || lstat(sun.sun_path, &st) < 0) {
+	/* The last process's, if there was one: somebody may have knocked meanwhile. */
+	v->fd = verb_heirs != NULL ? verb_heirs->take(NULL, LISTENER) : -1;
+	if (v->fd < 0) {
+		r = remove_stale(v, &sun);
+		if (r < 0)
+			return r;
+		v->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+		if (v->fd < 0 || bind(v->fd, (struct sockaddr *)&sun, sizeof sun) < 0 ||
+		    listen(v->fd, BACKLOG) < 0)
+			r = -errno;
+		if (r == 0)
+			keep(LISTENER, v->fd);
+	}
+	if (r == 0 && lstat(sun.sun_path, &st) < 0)
 		r = -errno;
+	if (r < 0) {
 		log_line(&v->log, UP_LOG_ERROR, "%s: %s", v->socket_path, strerror(-r));
 		return r;
 	}
@@ -159,24 +185,42 @@ no_more(struct verb *v)
 	uv_unref((uv_handle_t *)&v->hup);
 	/* Who comes now is not to wait for an answer. */
 	remove_socket(v);
+	keep(LISTENER, -1);
 	close(v->fd);
 	v->fd = -1;
 }
-
-#define BEGUN "verb/1/begun"
 
 /* The one client has come: should this process be killed, the next one is not to wait for another. */
 static void
 note_begun(void)
 {
-	uint64_t holder;
-	const struct store_keeper *k = verb_keeper(&holder);
-	const int fd = k != NULL ? open("/dev/null", O_RDONLY | O_CLOEXEC) : -1;
+	const int fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 
 	if (fd < 0)
 		return;
-	k->keep(k->ctx, BEGUN, fd);
+	keep(BEGUN, fd);
 	close(fd);
+}
+
+/* A connection: at once it is kept, until a session has it. */
+static void
+open_client(struct verb *v, int fd)
+{
+	int r;
+
+	keep(CONNECTION, fd);
+	r = v->open(v, fd);
+	if (r < 0) {
+		log_line(&v->log, UP_LOG_ERROR, "a client is refused: %s", strerror(-r));
+		close(fd);
+	} else {
+		v->clients++;
+		if (v->once) {
+			note_begun();
+			no_more(v);
+		}
+	}
+	keep(CONNECTION, -1);
 }
 
 /* 0, or all that there was to do has ended with the last process. */
@@ -184,16 +228,22 @@ static int
 resume(struct verb *v)
 {
 	bool begun;
-	int fd;
+	int fd, connection;
 
 	if (verb_heirs == NULL)
 		return 0;
+	connection = verb_heirs->take(NULL, CONNECTION);
 	fd = verb_heirs->take(NULL, BEGUN);
 	begun = fd >= 0;
 	if (begun)
 		close(fd);
 	v->clients = verb_heirs->come(&v->loop, v->gone, v);
 	verb_heirs->serves();
+	/* It may be a session's by now, which then was the only one or the last. */
+	if (connection >= 0 && v->clients == 0)
+		open_client(v, connection);
+	else if (connection >= 0)
+		close(connection);
 	if (v->once && v->clients > 0)
 		no_more(v);
 	else if (begun) {
@@ -209,7 +259,7 @@ static void
 on_connection(uv_poll_t *p, int status, int events)
 {
 	struct verb *v = p->data;
-	int fd, r;
+	int fd;
 
 	(void)status;
 	(void)events;
@@ -223,17 +273,7 @@ on_connection(uv_poll_t *p, int status, int events)
 			pause_listening(v, strerror(errno));
 		return;
 	}
-	r = v->open(v, fd);
-	if (r < 0) {
-		log_line(&v->log, UP_LOG_ERROR, "a client is refused: %s", strerror(-r));
-		close(fd);
-		return;
-	}
-	v->clients++;
-	if (v->once) {
-		note_begun();
-		no_more(v);
-	}
+	open_client(v, fd);
 }
 
 static void

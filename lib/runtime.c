@@ -784,13 +784,16 @@ object_release(struct object *o)
 		o = release_one(o);
 }
 
+/* How often memory for more swap is made: others who want frames take it away meanwhile. */
+#define PROMISE_TRIES 32u
+
 /* Swap for npages.  A file that grows needs room for its slot maps too, which pageout may have to make. */
 static int
 promise_swap(struct pager *p, uint64_t npages)
 {
 	int r = resv_take(&p->resv_swap, npages);
 
-	for (unsigned tries = 0; tries < 3 && r == -ENOMEM; tries++) {
+	for (unsigned tries = 0; tries < PROMISE_TRIES && r == -ENOMEM; tries++) {
 		if (runtime_reclaim(p, MIN(npages / 4, p->budget.limit / 2) + SLAB_SIZE) < 0)
 			break;
 		r = resv_take(&p->resv_swap, npages);

@@ -101,7 +101,7 @@ add(unsigned flags, uint32_t page_size)
 		.page_size = page_size,
 		.source = source,
 	};
-	const int r = fill_add(fill, v.uffd, &range, 1, flags);
+	const int r = fill_add(fill, v.uffd, &range, 1, flags, 0);
 
 	if (r == 0)
 		v.uffd = -1;
@@ -397,21 +397,22 @@ Test(fill, what_makes_no_sense_is_refused, .fini = down)
 	r[1] = (struct fill_range){
 		v.address + 15 * VMM_PAGE, 16 * VMM_PAGE, 0, PAGE_SIZE, source, false
 	};
-	cr_assert(eq(int, fill_add(fill, v.uffd, r, 2, 0), -EINVAL), "they overlap");
-	cr_assert(eq(int, fill_add(fill, v.uffd, r, 0, 0), -EINVAL), "nothing");
+	cr_assert(eq(int, fill_add(fill, v.uffd, r, 2, 0, 0), -EINVAL), "they overlap");
+	cr_assert(eq(int, fill_add(fill, v.uffd, r, 0, 0, 0), -EINVAL), "nothing");
 	r[0].offset = (N - 15) * VMM_PAGE;
-	cr_assert(eq(int, fill_add(fill, v.uffd, r, 1, 0), -EINVAL), "behind the end of the file");
+	cr_assert(eq(int, fill_add(fill, v.uffd, r, 1, 0, 0), -EINVAL),
+		  "behind the end of the file");
 	r[0].offset = 100;
-	cr_assert(eq(int, fill_add(fill, v.uffd, r, 1, 0), -EINVAL), "misaligned");
+	cr_assert(eq(int, fill_add(fill, v.uffd, r, 1, 0, 0), -EINVAL), "misaligned");
 	r[0].offset = 0;
 	r[0].page_size = 8192;
-	cr_assert(eq(int, fill_add(fill, v.uffd, r, 1, 0), -EINVAL), "no such pages");
+	cr_assert(eq(int, fill_add(fill, v.uffd, r, 1, 0, 0), -EINVAL), "no such pages");
 	r[0].page_size = PAGE_SIZE;
 	r[0].start = UINT64_MAX - PAGE_SIZE + 1;
-	cr_assert(eq(int, fill_add(fill, v.uffd, r, 1, 0), -EINVAL), "wraps");
+	cr_assert(eq(int, fill_add(fill, v.uffd, r, 1, 0, 0), -EINVAL), "wraps");
 	r[0].start = v.address;
 	cr_assert(zero(int, pipe2(pair, O_CLOEXEC)));
-	cr_assert(eq(int, fill_add(fill, pair[0], r, 1, 0), -EINVAL), "no userfaultfd");
+	cr_assert(eq(int, fill_add(fill, pair[0], r, 1, 0, 0), -EINVAL), "no userfaultfd");
 	cr_assert(zero(int, add(0, PAGE_SIZE)));
 	VERIFIES(0, N);
 }

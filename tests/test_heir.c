@@ -168,7 +168,7 @@ begin(struct fill *f)
 
 	if (memfile_open(&range.source, path, &(struct logger){ .fn = to_stderr }) < 0)
 		_exit(11);
-	if (fill_add(f, v.uffd, &range, 1, FILL_OUTSIDE_ZERO | (transfers ? FILL_SOLE : 0)) < 0)
+	if (fill_add(f, v.uffd, &range, 1, FILL_OUTSIDE_ZERO | (transfers ? FILL_SOLE : 0), 0) < 0)
 		_exit(12);
 	memfile_unref(range.source);
 	strcpy(fill_about(f)->text, "as the first one has left it");
@@ -177,6 +177,11 @@ begin(struct fill *f)
 static void
 go_on(struct fill *f, struct fill_heir *h)
 {
+	/* As heirs_begin() does. */
+	for (unsigned i = 0; i < KEPT_MAX; i++) {
+		if (strncmp(kept[i].name, "holder/", 7) == 0)
+			holder_alone(kept[i].fd);
+	}
 	if (fill_heir_open(h, ID, take, fetch, NULL) < 0)
 		_exit(13);
 	fill_resume(f, h);

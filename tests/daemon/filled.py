@@ -3,7 +3,7 @@
 """Memory that a daemon fills: as a microVM of Firecracker has it, or a task that CRIU restores.
 
     filled.py make DIR SEED                     the snapshot, DIR/memfile, and the images of a checkpoint, DIR/images
-    filled.py firecracker|criu SOCKET DIR SEED  says "there" once it is served, looks at its pages until a line comes, then at all of them: 0 if none is wrong
+    filled.py firecracker|criu|sent SOCKET DIR SEED  says "there" once it is served, looks at its pages until a line comes, then at all of them: 0 if none is wrong
 """
 import array
 import ctypes
@@ -150,21 +150,32 @@ def firecracker(path, _where, seed):
     return m.use(random.Random(seed), False)
 
 
-def criu(path, where, seed):
+def criu(path, where, seed, at_once=False):
     m = Memory(FORK | REMAP | REMOVE | UNMAP, seed)
     make_task(where + '/images', m.address)
+    if at_once:
+        print('there', flush=True)
     s = connect(path)
     s.send(struct.pack('<i', TASK))
     give(s, b'\0', m.uffd)
     os.close(m.uffd)
-    m.look(0)
+    if not at_once:
+        m.look(0)
     s.send(struct.pack('<I', 0x52535446))
-    print('there', flush=True)
+    if at_once:
+        s.close()
+    else:
+        print('there', flush=True)
     return m.use(random.Random(seed), True)
+
+
+def sent(path, where, seed):
+    """All is said before anybody has read it: says "there" before the first word of it."""
+    return criu(path, where, seed, True)
 
 
 if __name__ == '__main__':
     if sys.argv[1] == 'make':
         make(sys.argv[2], int(sys.argv[3]))
     else:
-        sys.exit({'firecracker': firecracker, 'criu': criu}[sys.argv[1]](sys.argv[2], sys.argv[3], int(sys.argv[4])))
+        sys.exit({'firecracker': firecracker, 'criu': criu, 'sent': sent}[sys.argv[1]](sys.argv[2], sys.argv[3], int(sys.argv[4])))
