@@ -200,8 +200,8 @@ link_born(struct fill *f)
 		sp->next = NULL;
 		r = fspace_link(f, sp);
 		if (r < 0) {
-			fill_orphan(f, r);
-			/* If not, it stays open, and who touches a page waits. */
+			fill_tell_child(f, r);
+			/* If not, it stays open, or kept, and who touches a page waits. */
 			if (fspace_settle(sp)) {
 				record_drop(sp);
 				close(sp->uffd);
@@ -231,10 +231,10 @@ finish(struct fill *f, enum fill_end how)
 		for (struct space *sp = f->spaces; sp != NULL; sp = sp->next) {
 			if (sp->uffd < 0)
 				continue;
-			/* Another descriptor of it stays open as long as this process lives: better to wait than to read zeros. */
+			/* Better to wait than to read zeros. */
 			if (how != FILL_END_DROP && foreign_alive(sp->uffd) && !fspace_settle(sp) &&
 			    sp->flags & FILL_SOLE)
-				fcntl(sp->uffd, F_DUPFD_CLOEXEC, 0);
+				fill_orphan(f, sp->uffd);
 			pthread_rwlock_wrlock(&sp->lock);
 			fspace_close(sp);
 			pthread_rwlock_unlock(&sp->lock);

@@ -138,6 +138,9 @@ struct fill_heir {
 	void *ctx;
 };
 
+/* What is kept as "fill/ID/N/orphan" is for nobody to serve, and not to be closed (fill_orphan()). */
+#define FILL_ORPHAN "orphan"
+
 /* 0; -ENOENT: nothing was kept under that id; -EPROTO: it is another version's. */
 int fill_heir_open(struct fill_heir *h, uint64_t id, int (*take)(void *ctx, const char *name),
 		   int (*fetch)(void *ctx, uint64_t holder, int number), void *ctx);

@@ -134,7 +134,7 @@ broken:
 }
 
 void
-fill_orphan(struct fill *f, int r)
+fill_tell_child(struct fill *f, int r)
 {
 	log_line(&f->log, UP_LOG_ERROR, "%s: its child can not be served: %s", f->name,
 		 strerror(-r));
@@ -169,8 +169,9 @@ on_fork(struct space *parent, int uffd)
 		atomic_fetch_add(&f->living, 1);
 		return;
 	}
-	/* Its userfaultfd is not closed: it would read zeros.  Its threads wait. */
-	fill_orphan(f, r);
+	fill_tell_child(f, r);
+	fill_orphan(f, uffd);
+	close(uffd);
 }
 
 void

@@ -2,6 +2,7 @@
 #include "fill_record.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -252,14 +253,29 @@ record_anew(struct space *sp)
 
 /* --- what the kernel tells --- */
 
+void
+fill_orphan(struct fill *f, int uffd)
+{
+	char part[32];
+
+	if (f->cfg.keeper == NULL) {
+		fcntl(uffd, F_DUPFD_CLOEXEC, 0);
+		return;
+	}
+	/* Unlike that of any other, also of other processes'. */
+	snprintf(part, sizeof part, "%llu/" FILL_ORPHAN, (unsigned long long)now_ns());
+	keeper_keep(f->cfg.keeper, "fill", f->cfg.id, part, uffd);
+}
+
 /* What will not be noted any more: then rather nothing is. */
 static void
 lose_record(struct space *sp)
 {
 	log_line(
 		&sp->f->log, UP_LOG_ERROR,
-		"%s: no memory to note what it does: if this process is killed, nobody knows what it misses",
+		"%s: no memory to note what it does: if this process is killed, it waits for what it misses",
 		sp->f->name);
+	fill_orphan(sp->f, sp->uffd);
 	record_drop(sp);
 	close(sp->rec_fd);
 	sp->rec_fd = -1;
@@ -530,8 +546,12 @@ child_again(struct all_left *all, struct space *parent, uint64_t fork, uint64_t 
 	if (r < 0) {
 		log_line(
 			&parent->f->log, UP_LOG_ERROR,
-			"%s: a child that was forked in the instant in which the last daemon was killed can not be served (%s): what it misses reads as zeros",
-			parent->f->name, strerror(-r));
+			"%s: a child that was forked in the instant in which the last daemon was killed can not be served (%s): what it misses %s",
+			parent->f->name, strerror(-r), uffd < 0 ? "reads as zeros" : "waits");
+		if (uffd >= 0) {
+			fill_orphan(parent->f, uffd);
+			close(uffd);
+		}
 		return;
 	}
 	sp->rec->parent = parent->number;

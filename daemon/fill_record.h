@@ -58,6 +58,12 @@ void record_born(struct space *sp, const struct space *parent);
 /* Nobody needs it any more. */
 void record_drop(struct space *sp);
 
+/*
+ * Nobody will serve what is behind this userfaultfd: it is kept, so that who misses a page waits, and does not read zeros, as long as the guardian lives.  It
+ * stays the caller's.  Without cfg.keeper a copy stays open as long as this process does.
+ */
+void fill_orphan(struct fill *f, int uffd);
+
 /* What the kernel has to say, in rec->batch: how many messages.  => write-locked */
 unsigned record_read(struct space *sp);
 /* Number i of the batch has changed ranges, or made a child. */

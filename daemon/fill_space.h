@@ -237,7 +237,7 @@ void fspace_wake(struct space *sp);
 size_t fspace_drain(struct space *sp, struct fault fault[FAULTS], bool *more);
 
 /* A child can not be served: told. */
-void fill_orphan(struct fill *f, int r);
+void fill_tell_child(struct fill *f, int r);
 
 /*
  * For fill_record.c, of a space that is in no list yet: what has been acted upon before (ranges only), and what was read and not acted

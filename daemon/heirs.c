@@ -260,6 +260,21 @@ resume(const struct come *c, uint64_t id)
 	return r == 0;
 }
 
+/* They go with their process. */
+static void
+keep_orphans(void)
+{
+	char name[STORE_NAME_MAX];
+
+	while (kept_some("fill/", "/" FILL_ORPHAN, name)) {
+		const int uffd = kept_take(NULL, name);
+
+		if (!foreign_alive(uffd))
+			kept_keeper()->drop(NULL, name);
+		close(uffd);
+	}
+}
+
 unsigned
 heirs_come(uv_loop_t *loop, void (*gone)(void *ctx, struct session *s), void *ctx)
 {
@@ -271,6 +286,7 @@ heirs_come(uv_loop_t *loop, void (*gone)(void *ctx, struct session *s), void *ct
 		return 0;
 	while (kept_some("fill/", "/note", name))
 		n += resume(&c, strtoull(name + strlen("fill/"), NULL, 10));
+	keep_orphans();
 	end_olds();
 	return n;
 }

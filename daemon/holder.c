@@ -20,12 +20,6 @@
 #define ANSWER_MS 5000
 #define ALONE (-1) /* in place of a number */
 
-/* Either way.  `turn` is the question's, so that an answer to somebody who has been killed meanwhile is not taken for another. */
-struct ask {
-	uint64_t turn;
-	int number;
-};
-
 /* As getdents64() has it. */
 struct entry {
 	uint64_t ino;
@@ -77,7 +71,7 @@ keep_uffds(int sock)
 /* Only system calls: another thread may have been anywhere when this process was made. */
 static void __attribute__((noreturn)) hold(int sock)
 {
-	struct ask q = { 0 };
+	struct holder_word q = { 0 };
 
 	prctl(PR_SET_NAME, "uffd-holder");
 	setpgid(0, 0);
@@ -129,13 +123,13 @@ int
 holder_ask(int sock, int number)
 {
 	const uint64_t end = now_ns() + ANSWER_MS * UINT64_C(1000000);
-	const struct ask q = { now_ns(), number };
+	const struct holder_word q = { now_ns(), number };
 	int r = descriptors_send(sock, &q, sizeof(q), -1);
 
 	while (r == 0) {
 		struct pollfd pf = { .fd = sock, .events = POLLIN };
 		const uint64_t now = now_ns();
-		struct ask answer = { 0 };
+		struct holder_word answer = { 0 };
 		unsigned n = 0;
 		int fd = -1;
 

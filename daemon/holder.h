@@ -14,6 +14,12 @@
 
 #include "store.h"
 
+/* Either way.  `turn` is the question's, so that an answer to somebody who has been killed meanwhile is not taken for another. */
+struct holder_word {
+	uint64_t turn;
+	int number; /* of a descriptor; or -1, see holder_alone() */
+};
+
 /*
  * In a process that may have a successor, for which the socket by which it asks is kept as "holder/ID".  0 or a negative errno.  Any thread; the holder has a
  * copy of this process's memory, of which nothing is used.

@@ -10,13 +10,18 @@
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -36,12 +41,13 @@ TestSuite(heir, .timeout = 110);
 	(UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_EVENT_REMAP | \
 	 UFFD_FEATURE_EVENT_FORK)
 
-static char dir[] = "/tmp/test_heir.XXXXXX", path[64];
+static char dir[] = "/tmp/test_heir.XXXXXX", path[64], second[64];
 static struct vmm v;
 static pid_t server;
 static int sock = -1; /* the server's words */
 static unsigned kills;
 static bool transfers; /* and FILL_SOLE */
+static bool two;       /* the second half of its memory is from a file of its own */
 static bool serves;    /* the server has said so */
 
 /* --- what is kept --- */
@@ -96,6 +102,8 @@ hear(void)
 
 /* --- the server --- */
 
+static atomic_int words_left; /* until it kills itself; 0 or less: it does not */
+
 static void
 say(void *unused, const char *name, int fd)
 {
@@ -105,6 +113,9 @@ say(void *unused, const char *name, int fd)
 	snprintf(text, sizeof text, "%s", name);
 	if (descriptors_send(sock, text, sizeof text, fd) < 0)
 		_exit(10);
+	/* Between what it has said and what it would say next. */
+	if (atomic_fetch_sub(&words_left, 1) == 1)
+		raise(SIGKILL);
 }
 
 static void
@@ -160,17 +171,21 @@ ignore(void *ctx, enum fill_event ev)
 static void
 begin(struct fill *f)
 {
-	struct fill_range range = {
-		.start = v.address,
-		.len = v.npages * VMM_PAGE,
-		.page_size = VMM_PAGE,
+	static const struct logger log = { .fn = to_stderr };
+	const uint64_t half = v.npages / 2 * VMM_PAGE;
+	struct fill_range range[2] = {
+		{ .start = v.address, .len = two ? half : 2 * half, .page_size = VMM_PAGE },
+		{ .start = v.address + half, .len = half, .offset = half, .page_size = VMM_PAGE },
 	};
 
-	if (memfile_open(&range.source, path, &(struct logger){ .fn = to_stderr }) < 0)
+	if (memfile_open(&range[0].source, path, &log) < 0 ||
+	    (two && memfile_open(&range[1].source, second, &log) < 0))
 		_exit(11);
-	if (fill_add(f, v.uffd, &range, 1, FILL_OUTSIDE_ZERO | (transfers ? FILL_SOLE : 0), 0) < 0)
+	if (fill_add(f, v.uffd, range, two ? 2 : 1, FILL_OUTSIDE_ZERO | (transfers ? FILL_SOLE : 0),
+		     0) < 0)
 		_exit(12);
-	memfile_unref(range.source);
+	memfile_unref(range[0].source);
+	memfile_unref(range[1].source);
 	strcpy(fill_about(f)->text, "as the first one has left it");
 }
 
@@ -242,6 +257,15 @@ memory_is_kept(void *unused)
 	return find("fill/1/1/record") != NULL;
 }
 
+static bool
+has_said_so(void *unused)
+{
+	(void)unused;
+	return serves;
+}
+
+static void pump(void);
+
 /* Another one, when there is none. */
 static void
 start(void)
@@ -250,6 +274,9 @@ start(void)
 
 	cr_assert(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0);
 	serves = false;
+	/* One of four ends in the middle of what it has to say when it begins. */
+	atomic_store(&words_left,
+		     vmm_pump == pump && random() % 4 == 0 ? 1 + (int)(random() % 16) : 0);
 	server = fork();
 	cr_assert(server >= 0);
 	if (server == 0) {
@@ -293,6 +320,15 @@ in_a_while(void)
 	return now_ns() + (UINT64_C(200000) << random() % 7);
 }
 
+/* It has ended, and is still to be waited for. */
+static bool
+has_ended(pid_t pid)
+{
+	siginfo_t si = { .si_pid = 0 };
+
+	return waitid(P_PID, (id_t)pid, &si, WEXITED | WNOHANG | WNOWAIT) == 0 && si.si_pid == pid;
+}
+
 /* While the vmm works. */
 static void
 pump(void)
@@ -300,6 +336,9 @@ pump(void)
 	hear();
 	if (kill_at == 0 && serves)
 		kill_at = in_a_while();
+	/* It has done so itself. */
+	if (kill_at == 0 && atomic_load(&words_left) > 0 && has_ended(server))
+		kill_at = now_ns();
 	if (kill_at != 0 && now_ns() >= kill_at) {
 		kill_server();
 		start();
@@ -320,7 +359,9 @@ up_(uint64_t features, bool sole)
 	transfers = sole;
 	cr_assert(mkdtemp(dir) != NULL);
 	snprintf(path, sizeof path, "%s/memfile", dir);
+	snprintf(second, sizeof second, "%s/second", dir);
 	vmm_make_file(path, N);
+	vmm_make_file(second, N);
 	vmm_start(&v, &cfg);
 	cr_assert(zero(i64, vmm_do(&v, VMM_CLOSE_UFFD, 0, 0, 0)));
 	start();
@@ -339,6 +380,7 @@ down(void)
 	if (v.pid > 0)
 		vmm_stop(&v);
 	unlink(path);
+	unlink(second);
 	rmdir(dir);
 	fprintf(stderr, "killed %u times\n", kills);
 }
@@ -417,7 +459,110 @@ Test(heir, one_that_has_gone_leaves_nothing, .fini = down)
 	kill_server();
 	vmm_stop(&v);
 	v.pid = 0;
-	start();
 	vmm_pump = hear;
+	start();
 	vmm_until(nothing_is_kept, NULL, VMM_DEADLINE_MS, "let go");
+}
+
+/* The record that it had at first names one that it has nothing of any more. */
+Test(heir, a_file_that_is_not_needed_any_more_is_not_missed, .fini = down)
+{
+	two = true;
+	up_(ALL_EVENTS, false);
+	vmm_pump = hear;
+	verifies(N / 2, 64);
+	cr_assert(zero(i64, vmm_do(&v, VMM_UNMAP, N / 2, N / 2, 0)));
+	verifies(0, 64);
+	for (unsigned i = 0; i < 2; i++) {
+		kill_server();
+		start();
+		verifies(0, N / 4 + i * N / 4);
+	}
+}
+
+/* --- the holder --- */
+
+/* A process that has a holder, and `path` locked, with as many descriptors as it may have if `full`, is killed.  The socket for its holder. */
+static int
+holder_of(bool full)
+{
+	const struct rlimit few = { 64, 64 };
+	int pair[2], fd;
+
+	cr_assert(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0);
+	serves = false;
+	server = fork();
+	if (server == 0) {
+		close(pair[0]);
+		sock = pair[1];
+		fd = open(path, O_RDWR | O_CLOEXEC);
+		if (fd < 0 || flock(fd, LOCK_EX) < 0 ||
+		    (full && setrlimit(RLIMIT_NOFILE, &few) < 0) || holder_start(&keeper, ID) < 0)
+			_exit(17);
+		while (full && dup(fd) >= 0)
+			;
+		drop(NULL, "serves");
+		for (;;)
+			pause();
+	}
+	close(pair[1]);
+	sock = pair[0];
+	vmm_pump = hear;
+	vmm_until(has_said_so, NULL, VMM_DEADLINE_MS, "there is a holder");
+	kill_server();
+	server = 0;
+	return take(NULL, "holder/1");
+}
+
+static bool
+is_locked(void)
+{
+	const int fd = open(path, O_RDWR | O_CLOEXEC);
+	const int r = flock(fd, LOCK_EX | LOCK_NB);
+
+	cr_assert(fd >= 0);
+	close(fd);
+	return r < 0;
+}
+
+static void
+up_file(void)
+{
+	cr_assert(mkdtemp(dir) != NULL);
+	snprintf(path, sizeof path, "%s/file", dir);
+	vmm_make_file(path, 1);
+}
+
+Test(heir, a_holder_lets_go_of_what_nobody_asks_for, .init = up_file, .fini = down)
+{
+	for (int full = 0; full < 2; full++) {
+		const int holder = holder_of(full);
+
+		cr_assert(is_locked());
+		holder_alone(holder);
+		cr_assert(not(is_locked()));
+		holder_end(holder);
+	}
+}
+
+/* Of the one before, who was killed before he read it, there is an answer. */
+Test(heir, a_holder_gives_what_is_asked_for, .init = up_file, .fini = down)
+{
+	const int null = open("/dev/null", O_RDONLY), zero = open("/dev/zero", O_RDONLY);
+	const int holder = holder_of(false);
+	const struct holder_word before = { 1, null };
+	struct stat want, is;
+	int fd;
+
+	cr_assert(zero(int, descriptors_send(holder, &before, sizeof before, -1)));
+	fd = holder_ask(holder, zero);
+	cr_assert(ge(int, fd, 0));
+	cr_assert(zero(int, fstat(zero, &want)));
+	cr_assert(zero(int, fstat(fd, &is)));
+	cr_assert(eq(u64, is.st_rdev, want.st_rdev));
+	cr_assert(lt(int, holder_ask(holder, 1000), 0));
+	holder_end(holder);
+	close(fd);
+	close(null);
+	close(zero);
 }
