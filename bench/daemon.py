@@ -5,6 +5,7 @@
     daemon.py BUILD soak [CLIENTS [MIB [BUDGET_MIB [SECONDS]]]]    clients with so much memory each, at work for so long, every page of which is compared (256 64 1024 600)
     daemon.py BUILD restart [CLIENTS [TIMES]]                      kill -9 under clients at work: how long until the next daemon serves all of them (100 5)
 """
+import importlib
 import os
 import re
 import signal
@@ -17,10 +18,11 @@ BUILD = os.path.abspath(sys.argv[1])
 DAEMON, TOOL, SURVIVOR = (BUILD + path for path in ('/daemon/uffd-pagerd', '/tools/uffd-pager', '/tests/daemon/survivor'))
 PAGE = 4096
 MIB = 1 << 20
+# The rig of the tests, which takes the programs from here.
 sys.argv[1:2] = [DAEMON, TOOL]
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '../tests/daemon'))
-import rig  # noqa: E402: it reads sys.argv
-from rig import Daemon, wait_for  # noqa: E402
+rig = importlib.import_module('rig')
+Daemon, wait_for = rig.Daemon, rig.wait_for
 
 
 def start(d, n, mib, seconds, threads=1):

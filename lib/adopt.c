@@ -1285,11 +1285,13 @@ adopt(struct up_runtime *rt, int store, const struct store_root *root,
 		return -errno;
 	a.base = base;
 	pthread_mutex_lock(&p->pageout_lock);
+	p->unattached = true;
 	r = read_all(&a);
 	if (r == 0)
 		store_complete(p->store, rt, root->wanted);
 	munmap(base, root->len);
 	if (r < 0) {
+		p->unattached = false;
 		pthread_mutex_unlock(&p->pageout_lock);
 		return r;
 	}
@@ -1299,6 +1301,7 @@ adopt(struct up_runtime *rt, int store, const struct store_root *root,
 	change_begin(p, &signals);
 	for (struct returned *re = a.spaces; re != NULL; re = re->next, n++)
 		attach(&a, re);
+	p->unattached = false;
 	pthread_mutex_unlock(&p->pageout_lock);
 	for (struct returned *re = a.spaces; re != NULL; re = re->next)
 		answer(&a, re);

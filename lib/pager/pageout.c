@@ -1053,6 +1053,7 @@ pageout_step(struct service *s)
 		return false;
 	if (pthread_mutex_trylock(&p->pageout_lock) != 0)
 		return false;
+	assert(!p->unattached); /* who is to be stopped can be */
 	/* There is room for it: another has gone, or it was the system that had none to give. */
 	if (atomic_load(&p->budget.used) + atomic_load(&p->starved) <= p->budget.limit)
 		atomic_store(&p->starved, 0);

@@ -167,6 +167,7 @@ struct pager {
 
 	/* pageout */
 	pthread_mutex_t pageout_lock; /* one thread chooses victims at a time */
+	bool unattached; /* (pageout_lock) processes that a predecessor served can not be stopped yet (adopt.c) */
 	unsigned stage_batch;	/* (pageout_lock) so many are chosen: fewer if they lie scattered */
 	atomic_bool pageout_on; /* between the low and the high watermark */
 	atomic_size_t

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
 """The daemon is killed, and its clients do not notice.  Arguments: UFFD-PAGERD UFFD-PAGER SURVIVOR [SECONDS [SEED]]."""
+import contextlib
 import os
 import random
 import re
@@ -67,6 +68,14 @@ def compressed(log):
         if not line.endswith('lost 0'):
             raise AssertionError(f'seed {SEED}: {line}\n{log}')
     return [int(re.search(r'compressed (\d+)', line).group(1)) for line in lines]
+
+
+@contextlib.contextmanager
+def files():
+    """A directory with a snapshot and images in it (filled.py)."""
+    with tempfile.TemporaryDirectory(prefix='filled.', dir=os.environ.get('TMPDIR', '/var/tmp')) as where:
+        subprocess.run([sys.executable, FILLED, 'make', where, str(SEED)], check=True, timeout=rig.DEADLINE)
+        yield where
 
 
 class Verb:
@@ -169,7 +178,7 @@ class Survive(unittest.TestCase):
             seconds = SECONDS + (4 if compression != 'none' else 0)
             programs = [start(d, 6144, seconds, SEED + i) for i in range(3)]
             end = time.monotonic() + seconds - 1
-            time.sleep(0.3)
+            self.wait_used(d, len(programs))
             self.fill_pool(d, compression)
             end = min(end, time.monotonic() + SECONDS - 1)
             while times == 1 or time.monotonic() < end:
@@ -223,9 +232,7 @@ class Survive(unittest.TestCase):
         """A microVM, and a task of which nobody but the daemon has the userfaultfd."""
         rnd = random.Random(SEED)
         print(f'seed {SEED}')
-        where = tempfile.mkdtemp(prefix='filled.', dir=os.environ.get('TMPDIR', '/var/tmp'))
-        try:
-            subprocess.run([sys.executable, FILLED, 'make', where, str(SEED)], check=True, timeout=rig.DEADLINE)
+        with files() as where:
             config = (f'[listen fc]\ntype = firecracker\npath = fc.sock\nsource = {where}/memfile\n'
                       f'[listen criu]\ntype = criu\npath = criu.sock\nsource = {where}/images\n')
             with Daemon('--memory', MEMORY, '--log-level', 'info', config=config) as d:
@@ -249,16 +256,12 @@ class Survive(unittest.TestCase):
                 self.assertNotIn('waits', d.log())
                 self.assertNotIn('reads as zeros', d.log())
                 wait_for('all are gone', lambda: clients(d) == 0)
-        finally:
-            shutil.rmtree(where, ignore_errors=True)
 
     def test_what_a_restore_has_said_is_not_lost(self):
         """CRIU gets no answer: what it has said, and nobody has read, or acted upon, is there all the same."""
         rnd = random.Random(SEED)
         print(f'seed {SEED}')
-        where = tempfile.mkdtemp(prefix='filled.', dir=os.environ.get('TMPDIR', '/var/tmp'))
-        try:
-            subprocess.run([sys.executable, FILLED, 'make', where, str(SEED)], check=True, timeout=rig.DEADLINE)
+        with files() as where:
             config = f'[listen criu]\ntype = criu\npath = criu.sock\nsource = {where}/images\n'
             with Daemon('--memory', MEMORY, '--log-level', 'info', config=config) as d:
                 for times in range(1, RESTORES + 1):
@@ -270,14 +273,10 @@ class Survive(unittest.TestCase):
                 self.assertNotIn('failed', d.log())
                 self.assertNotIn('refused', d.log())
                 wait_for('all are gone', lambda: clients(d) == 0)
-        finally:
-            shutil.rmtree(where, ignore_errors=True)
 
     def test_a_verb_that_is_killed_goes_on(self):
         """uffd-pagerd criu: it ends with 0, when all is there."""
-        where = tempfile.mkdtemp(prefix='filled.', dir=os.environ.get('TMPDIR', '/var/tmp'))
-        try:
-            subprocess.run([sys.executable, FILLED, 'make', where, str(SEED)], check=True, timeout=rig.DEADLINE)
+        with files() as where:
             with Verb('criu', '-D', where + '/images', '-W', where) as verb:
                 wait_for('its socket', lambda: os.path.exists(where + '/lazy-pages.socket'))
                 program = Filled(verb, 'criu', where)
@@ -286,14 +285,24 @@ class Survive(unittest.TestCase):
                     verb.kill(times)
                 program.finish()
                 self.assertEqual(verb.process.wait(rig.DEADLINE), 0, verb.log())
-        finally:
-            shutil.rmtree(where, ignore_errors=True)
+
+    def test_a_daemon_that_can_not_start_is_tried_again(self):
+        """There is an error in its file; who is served by nobody waits, until it has been put right."""
+        with Daemon('--memory', MEMORY, '--away-timeout', '60s', config='[daemon]\ncompression = none\n') as d:
+            program = start(d, 6144, SECONDS, SEED)
+            self.wait_used(d, 1)
+            d.configure('[daemon]\ncompresion = none\n')
+            os.kill(d.served_by(), signal.SIGKILL)
+            d.wait_log('the daemon has not started')
+            d.configure('[daemon]\ncompression = none\n')
+            self.wait_served(d, 1)
+            finish(d, [program])
 
     def test_an_upgrade_is_not_noticed(self):
         with Daemon('--memory', MEMORY) as d:
             program = start(d, 4096, 3, SEED)
             for times in range(1, 6):
-                time.sleep(0.3)
+                self.wait_used(d, 1)
                 before = d.served_by()
                 d.signal(signal.SIGUSR2)
                 self.wait_served(d, times)
@@ -368,8 +377,7 @@ class Survive(unittest.TestCase):
         d = Daemon('--memory', MEMORY)
         try:
             program = start(d, 6144, 20, SEED)
-            wait_for('it is there', lambda: clients(d) == 1)
-            time.sleep(0.5)
+            self.wait_used(d, 1)
             d.signal(signal.SIGKILL)
             self.told(program)
         finally:
@@ -399,6 +407,11 @@ class Survive(unittest.TestCase):
         """A call that says so, or SIGBUS; other bytes (1) never."""
         out, _ = program.communicate(timeout=rig.DEADLINE)
         self.assertIn(program.returncode, (2, -signal.SIGBUS), out)
+
+    @staticmethod
+    def wait_used(d, n):
+        """So many are there, and this daemon has served faults of each."""
+        wait_for('clients at work', lambda: sum(sum(c['faults'].values()) > 0 for c in d.ask('clients')['clients']) == n)
 
     @staticmethod
     def wait_served(d, times):
