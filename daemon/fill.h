@@ -5,7 +5,7 @@
  *	firecracker.c, criu.c		their protocols: what is where
  *	fill.c				a filler per client, and its threads
  *	fill_space.c			its address spaces: ranges, the state of each page
- *	fill_record.c			and what a successor of this process is to know of it
+ *	fill_record.c, fill_heir.c	and what a successor of this process is to know of it; what a predecessor has left
  *	fill_fault.c, fill_event.c	what the kernel tells, and what is done about it
  *	fill_bring.c, fill_aide.c	pages that nobody waits for; those of the working set
  *	fill_transfer.c			all of them, until there is nothing left to do

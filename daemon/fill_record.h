@@ -25,6 +25,14 @@
 
 #include "fill_space.h"
 
+#define RECORD_MAGIC "uffdfil"
+#define RECORD_VERSION 1u
+
+/* Parts of record.at. */
+#define RECORD_NEXT UINT64_C(0xff)
+#define RECORD_LOGGED (UINT64_C(1) << 8)
+#define RECORD_CHILD (UINT64_C(1) << 32)
+
 struct record_range {
 	uint64_t start, len, offset, first;
 	uint64_t source; /* memfile.number */
@@ -47,6 +55,47 @@ struct record {
 	struct uffd_msg batch[MSGS];
 };
 
+/* Bytes from the beginning. */
+struct record_layout {
+	size_t ranges, log, states, end;
+};
+
+static inline struct record_layout
+record_layout_of(uint64_t pages, uint64_t ranges, uint64_t room)
+{
+	struct record_layout l = { .ranges = PAGE_SIZE };
+
+	l.log = l.ranges + round_up(ranges * sizeof(struct record_range), PAGE_SIZE);
+	l.states = l.log + round_up(room * sizeof(struct uffd_msg), PAGE_SIZE);
+	l.end = l.states + round_up(pages / STATES_A_WORD * 8 + 8, PAGE_SIZE);
+	return l;
+}
+
+static inline struct record_layout
+record_layout(const struct record *rec)
+{
+	return record_layout_of(rec->pages, rec->nranges, rec->room);
+}
+
+static inline void *
+record_part(const struct record *rec, size_t at)
+{
+	return (char *)(uintptr_t)rec + at;
+}
+
+static inline uint32_t
+record_sizes(void)
+{
+	return (uint32_t)(sizeof(struct record) * 31 * 31 + sizeof(struct record_range) * 31 +
+			  sizeof(struct fill_note));
+}
+
+static inline size_t
+record_logged(const struct record *rec)
+{
+	return atomic_load(&rec->at) / RECORD_LOGGED & 0xffffff;
+}
+
 /* Room for so many ranges, and states: all MISSING.  0 or a negative errno. */
 int record_make(struct space *sp, size_t ranges);
 void record_free(struct space *sp);
@@ -55,6 +104,10 @@ void record_free(struct space *sp);
 void record_commit(struct space *sp);
 /* The same of a child.  => the parent is write-locked, and its message not done yet */
 void record_born(struct space *sp, const struct space *parent);
+/* Another record, for what there is now, and with an empty log: 0 or -ENOMEM.  To be committed. */
+int record_anew(struct space *sp);
+/* States, and which child it is, and how many it has had. */
+void record_copy(struct space *sp, const struct record *from);
 /* Nobody needs it any more. */
 void record_drop(struct space *sp);
 
@@ -70,12 +123,6 @@ unsigned record_read(struct space *sp);
 void record_log(struct space *sp, unsigned i);
 void record_forked(struct space *sp, unsigned i);
 
-/*
- * All that a predecessor has left: in no list yet, and not committed.  NULL: nothing.  What can not be served is logged, and left to who
- * keeps it.
- */
-struct space *fspaces_again(struct fill *f, const struct fill_heir *h);
-
 /* An id that is not 0 is taken, whether there will be a filler of it or not; for 0: one that is not.  The loop's thread. */
 uint64_t note_id(uint64_t id);
 /* The filler's own.  0 or a negative errno. */
@@ -85,7 +132,16 @@ void note_free(struct fill *f);
 uint64_t note_next(struct fill *f);
 /* With its first space, or before. */
 void note_keep(struct fill *f);
+
+/* --- fill_heir.c --- */
+
 /* As a predecessor has left it; not kept yet. */
 void note_again(struct fill *f, const struct fill_heir *h);
+
+/*
+ * All that a predecessor has left: in no list yet, and not committed.  NULL: nothing.  What can not be served is logged, and left to who
+ * keeps it.
+ */
+struct space *fspaces_again(struct fill *f, const struct fill_heir *h);
 
 #endif
