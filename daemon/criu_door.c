@@ -24,12 +24,10 @@ criu_accept(struct daemon *d, const struct listener *l, int fd, const struct pee
 	/* At once: whoever has sent all that there is to say has gone already, and does not hear of it. */
 	const uint64_t accepted = heirs_accepted(l->name, fd);
 	struct session *s;
-	char why[256];
-	int r = session_admit(peer, why, sizeof(why));
+	int r;
 
-	if (r < 0) {
+	if (!session_admit_or_close(peer, fd)) {
 		heirs_taken(l->name, accepted);
-		close(fd); /* which has said why; the protocol has no words for it */
 		return;
 	}
 	cfg.keeper = heirs_keeper(&cfg.holder);

@@ -24,13 +24,10 @@ firecracker_accept(struct daemon *d, const struct listener *l, int fd, const str
 		.regions_max = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
 	};
 	struct session *s;
-	char why[256];
-	int r = session_admit(peer, why, sizeof(why));
+	int r;
 
-	if (r < 0) {
-		close(fd); /* which has said why; the protocol has no words for it */
+	if (!session_admit_or_close(peer, fd))
 		return;
-	}
 	if (native_start(d) == 0)
 		cfg.rt = d->rt;
 	cfg.keeper = heirs_keeper(&cfg.holder);

@@ -20,13 +20,10 @@ handoff_accept(struct daemon *d, const struct listener *l, int fd, const struct 
 		.regions_max = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
 	};
 	struct session *s;
-	char why[256];
-	int r = session_admit(peer, why, sizeof(why));
+	int r;
 
-	if (r < 0) {
-		close(fd); /* which has said why; the protocol has no words for it */
+	if (!session_admit_or_close(peer, fd))
 		return;
-	}
 	r = native_start(d);
 	if (r == 0)
 		r = handoff_open(&d->loop, fd, &cfg, &s);

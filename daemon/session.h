@@ -76,6 +76,8 @@ struct session {
  */
 struct peer;
 int session_admit(const struct peer *peer, char *why, size_t len);
+/* The same for a protocol that has no words for a refusal.  False: the connection has been closed, and why is in the log. */
+bool session_admit_or_close(const struct peer *peer, int fd);
 
 /* Registry (sessions.c).  ops, pid, uid and gid are set, name and group may be; the rest is filled in. */
 void session_come(struct session *s);

@@ -202,6 +202,17 @@ session_admit(const struct peer *peer, char *why, size_t len)
 	return r;
 }
 
+bool
+session_admit_or_close(const struct peer *peer, int fd)
+{
+	char why[256];
+
+	if (session_admit(peer, why, sizeof(why)) == 0)
+		return true;
+	close(fd);
+	return false;
+}
+
 static void
 read_comm(pid_t pid, char *name, size_t len)
 {

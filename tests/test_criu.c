@@ -404,6 +404,18 @@ comes(struct vmm *v)
 	return fd;
 }
 
+/* One whose memory is registered once its userfaultfd has been given away. */
+static int
+begin_late(struct vmm *v)
+{
+	const struct vmm_config cfg = { .npages = N, .features = FEATURES, .late = true };
+
+	vmm_start(v, &cfg);
+	make_tree((uint32_t[]){ 100 }, 1);
+	make_task(100, 1, v);
+	return comes(v);
+}
+
 static void
 finishes(int fd)
 {
@@ -621,14 +633,9 @@ Test(criu, a_task_gets_what_it_asks_for_and_then_the_rest, .init = up, .fini = d
 /* As CRIU does it. */
 Test(criu, memory_may_be_registered_after_its_userfaultfd_has_come, .init = up, .fini = down)
 {
-	const struct vmm_config cfg = { .npages = N, .features = FEATURES, .late = true };
 	struct vmm v;
-	int fd;
+	const int fd = begin_late(&v);
 
-	vmm_start(&v, &cfg);
-	make_tree((uint32_t[]){ 100 }, 1);
-	make_task(100, 1, &v);
-	fd = comes(&v);
 	/* What it needs at once it has read for itself. */
 	cr_assert(zero(i64, vmm_do(&v, VMM_WRITE, 5, 1, 9)));
 	cr_assert(zero(i64, vmm_do(&v, VMM_REGISTER, 0, N, 0)));
@@ -870,14 +877,9 @@ Test(criu, what_is_unmapped_is_not_waited_for, .init = up, .fini = down)
 /* Pages of the images that are behind no userfaultfd are nobody's to wait for. */
 Test(criu, what_is_not_registered_is_not_waited_for, .init = up, .fini = down)
 {
-	const struct vmm_config cfg = { .npages = N, .features = FEATURES, .late = true };
 	struct vmm v;
-	int fd;
+	const int fd = begin_late(&v);
 
-	vmm_start(&v, &cfg);
-	make_tree((uint32_t[]){ 100 }, 1);
-	make_task(100, 1, &v);
-	fd = comes(&v);
 	cr_assert(zero(i64, vmm_do(&v, VMM_REGISTER, 0, N / 2, 0)));
 	cr_assert(zero(i64, vmm_do(&v, VMM_CLOSE_UFFD, 0, 0, 0)));
 	finishes(fd);

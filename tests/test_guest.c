@@ -19,9 +19,9 @@
 #include <unistd.h>
 
 #include "guest.h"
-#include "logged.h"
 #include "pmap/uffd_abi.h"
 #include "runtime.h"
+#include "serving.h"
 #include "vmm.h"
 
 TestSuite(guest, .timeout = 110);
@@ -77,17 +77,9 @@ sample(void)
 static void
 up(void)
 {
-	char swap[80];
-	const struct up_config cfg = {
-		.memory_limit = LIMIT, .swap_path = swap, .service_threads = 2, .log = collect
-	};
-
 	cr_assert(mkdtemp(dir) != NULL);
 	snprintf(file, sizeof file, "%s/memfile", dir);
-	snprintf(swap, sizeof swap, "%s/swap", dir);
-	cr_assert(zero(int, up_runtime_create(&rt, &cfg)));
-	cr_assert(zero(int, serve_start(rt, on_ended, NULL)));
-	unlink(swap);
+	rt = serving_runtime(dir, LIMIT, on_ended);
 	vmm_pump = sample;
 	settled = true;
 }
@@ -567,7 +559,6 @@ Test(guest, who_can_not_be_taken_back_is_refused_and_untouched)
 /* A pager that is killed takes what it had written to its swap with it. */
 Test(guest, the_next_pager_does_not_take_what_is_gone_for_zeros)
 {
-	const struct up_config cfg = { .memory_limit = LIMIT, .log = collect };
 	struct guest_region rg;
 	struct up_runtime *first;
 	struct vmm v;
@@ -577,8 +568,7 @@ Test(guest, the_next_pager_does_not_take_what_is_gone_for_zeros)
 	start(&v, &(struct vmm_config){ .npages = 100, .memfd = true });
 	first = rt;
 	id = attach(&v);
-	cr_assert(zero(int, up_runtime_create(&rt, &cfg)));
-	cr_assert(zero(int, serve_start(rt, on_ended, NULL)));
+	rt = serving_runtime(dir, LIMIT, on_ended);
 	cr_assert(zero(int, guest_leave(first, id)));
 	rg = region_of(&v);
 	cr_assert(eq(int, attach_with(&v, &rg, &id), -ESTALE));

@@ -22,7 +22,7 @@
 #include "handoff.h"
 #include "handoff_wire.h"
 #include "pmap/uffd_abi.h"
-#include "serve.h"
+#include "serving.h"
 #include "vmm.h"
 
 TestSuite(handoff, .timeout = 110);
@@ -174,17 +174,10 @@ turn(void)
 static void
 up(void)
 {
-	char swap[80];
-	const struct up_config cfg = {
-		.memory_limit = LIMIT, .swap_path = swap, .service_threads = 2, .log = collect
-	};
-
 	cr_assert(mkdtemp(dir) != NULL);
 	snprintf(path, sizeof path, "%s/memfile", dir);
-	snprintf(swap, sizeof swap, "%s/swap", dir);
 	snprintf(sock, sizeof sock, "%s/socket", dir);
-	cr_assert(zero(int, up_runtime_create(&rt, &cfg)));
-	cr_assert(zero(int, serve_start(rt, on_ended, NULL)));
+	rt = serving_runtime(dir, LIMIT, on_ended);
 	door_open(sock, open_session);
 	vmm_pump = turn;
 }

@@ -450,6 +450,7 @@ Test(remote, a_range_is_brought_in_or_refused)
 
 static int raw_client(void);
 static int raw_call(int fd, const struct call *q, struct msg *m);
+static int raw_cloning(const char *name, uint64_t length, struct call *q);
 
 /* How many of the pages stay in memory. */
 static size_t
@@ -648,7 +649,7 @@ Test(remote, a_child_shares_what_is_wired_and_the_parent_keeps_it)
 /* Between CLONE and MAPPED another program wires what is about to be parted. */
 Test(remote, what_is_wired_in_the_middle_of_a_clone_is_not_parted)
 {
-	struct call call = { .op = CALL_OPEN, .text = "parted" };
+	struct call call;
 	struct up_object *o;
 	struct msg m;
 	uint64_t *p;
@@ -658,20 +659,7 @@ Test(remote, what_is_wired_in_the_middle_of_a_clone_is_not_parted)
 	cr_assert(eq(int, up_object_create_named(rt, "parted", 8 * PAGE_SIZE, 0, &o), 0));
 	p = must_map(rt, 8, UP_SHARED, o, 0);
 	fill(p, 8, 1);
-	fd = raw_client();
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
-	call = (struct call){ .op = CALL_MAP,
-			      .addr = 0x10000000,
-			      .length = 8 * PAGE_SIZE,
-			      .prot = RW,
-			      .flags = UP_SHARED,
-			      .object = m.call.object };
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
-	call.op = CALL_MAPPED;
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
-	call.op = CALL_CLONE;
-	call.offset = 0x20000000;
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	fd = raw_cloning("parted", 8 * PAGE_SIZE, &call);
 	cr_assert(eq(int, up_wire(rt, p, 8 * PAGE_SIZE), 0), "%s", logged);
 	call.op = CALL_MAPPED;
 	cr_assert(eq(int, raw_call(fd, &call, &m), -EBUSY));
@@ -1558,6 +1546,31 @@ raw_call(int fd, const struct call *q, struct msg *m)
 	return m->status;
 }
 
+/* A client that has mapped a named object, and has been told what a clone of it is: *q is its call, for CALL_MAPPED or CALL_CANCEL. */
+static int
+raw_cloning(const char *name, uint64_t length, struct call *q)
+{
+	const int fd = raw_client();
+	struct msg m;
+
+	*q = (struct call){ .op = CALL_OPEN };
+	snprintf(q->text, sizeof q->text, "%s", name);
+	cr_assert(eq(int, raw_call(fd, q, &m), 0));
+	*q = (struct call){ .op = CALL_MAP,
+			    .addr = 0x10000000,
+			    .length = length,
+			    .prot = RW,
+			    .flags = UP_SHARED,
+			    .object = m.call.object };
+	cr_assert(eq(int, raw_call(fd, q, &m), 0));
+	q->op = CALL_MAPPED;
+	cr_assert(eq(int, raw_call(fd, q, &m), 0));
+	q->op = CALL_CLONE;
+	q->offset = 0x20000000;
+	cr_assert(eq(int, raw_call(fd, q, &m), 0));
+	return fd;
+}
+
 Test(remote, no_number_that_a_client_sends_is_believed)
 {
 	static const uint64_t odd[] = { 0,
@@ -1711,7 +1724,7 @@ Test(remote, who_does_not_finish_a_clone_is_in_nobodys_way)
 {
 	struct up_object *o, *snap;
 	uint64_t *p, *q;
-	struct call call = { .op = CALL_OPEN, .text = "theirs" };
+	struct call call;
 	struct msg m;
 	int fd;
 
@@ -1719,20 +1732,7 @@ Test(remote, who_does_not_finish_a_clone_is_in_nobodys_way)
 	cr_assert(eq(int, up_object_create_named(rt, "theirs", 100 * PAGE_SIZE, 0, &o), 0));
 	p = must_map(rt, 100, UP_SHARED, o, 0);
 	fill(p, 100, 1);
-	fd = raw_client();
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
-	call = (struct call){ .op = CALL_MAP,
-			      .addr = 0x10000000,
-			      .length = 100 * PAGE_SIZE,
-			      .prot = RW,
-			      .flags = UP_SHARED,
-			      .object = m.call.object };
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
-	call.op = CALL_MAPPED;
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
-	call.op = CALL_CLONE;
-	call.offset = 0x20000000;
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	fd = raw_cloning("theirs", 100 * PAGE_SIZE, &call);
 	cr_assert(eq(int, up_object_snapshot(rt, o, &snap), 0), "%s", logged);
 	fill(p, 100, 2);
 	q = must_map(rt, 100, UP_PRIVATE, snap, 0);
