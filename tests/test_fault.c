@@ -1595,6 +1595,37 @@ Test(fault, what_is_needed_soon_is_read_before_it_is_touched)
 	over();
 }
 
+Test(fault, what_is_needed_soon_is_read_whoever_looks_at_it_meanwhile)
+{
+	static const unsigned which[] = { 0, 16, 31 };
+	struct anon *held[3];
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	va = map_written(32, 32, 100);
+	swap_out();
+	/* As up_residency() holds them, and is preempted: the first, one in the middle, the last. */
+	for (unsigned i = 0; i < 3; i++) {
+		held[i] = anon_at(PAGE(which[i]));
+		cr_assert(anon_trybusy(held[i]));
+	}
+	seen();
+	advise(va, 32, UP_ADVICE_WILLNEED);
+	for (unsigned i = 0; i < 3; i++) {
+		for (unsigned turn = 0; turn < 100; turn++)
+			rig_step(r);
+		cr_assert(eq(uint, r->p->service[0]->willneed.n, 1));
+		page_unbusy(r->p, held[i], 0, 0);
+	}
+	rig_settle(r);
+	cr_assert(zero(uint, r->p->service[0]->willneed.n));
+	/* Pages 0 to 15, 16 to 30, and 31. */
+	expect(READ(3, 32), .readahead_pages = 32);
+	all_are(va, 32, MAPPED);
+	check_pages(va, 32, 100);
+	over();
+}
+
 Test(fault, what_is_needed_soon_and_was_never_written_costs_nothing)
 {
 	uintptr_t va;

@@ -580,7 +580,13 @@ pagein_ahead(struct service *s, unsigned space, uintptr_t *va, uintptr_t end, en
 	}
 	at = (unsigned)(index - leaf->base);
 	an = leaf_anon(leaf, at);
-	if (an != NULL && out_of_memory(an, why) && anon_trybusy(an)) {
+	if (an == NULL || !out_of_memory(an, why)) {
+		pthread_mutex_unlock(&leaf->lock);
+	} else if (!anon_trybusy(an)) {
+		/* It is on its way, or somebody only looks at it, up_residency() perhaps. */
+		pthread_mutex_unlock(&leaf->lock);
+		ok = why != FOR_ADVICE;
+	} else {
 		const size_t left = (end - *va) >> PAGE_SHIFT;
 
 		if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_ZIP) {
@@ -596,8 +602,6 @@ pagein_ahead(struct service *s, unsigned space, uintptr_t *va, uintptr_t end, en
 			pthread_mutex_unlock(&leaf->lock);
 			page_unbusy(p, an, place.shard, place.va);
 		}
-	} else {
-		pthread_mutex_unlock(&leaf->lock);
 	}
 	pthread_rwlock_unlock(&p->map.lock);
 	if (ok)
@@ -610,6 +614,7 @@ pagein_commands(struct service *s)
 {
 	struct pager *p = s->p;
 
+	s->willneed_waits = false;
 	/* What threads are about to want goes before advice. */
 	if (!early_serve(s))
 		return;
@@ -622,8 +627,10 @@ pagein_commands(struct service *s)
 		/* Advice must not push others out: it takes free room only, and is forgotten when there is none. */
 		if (frames_available(p) < CLUSTER_MAX)
 			va = end;
-		else if (!requests_spare(s) || !pagein_ahead(s, space, &va, end, FOR_CALL))
-			return; /* go on when a read completes */
+		else if (!requests_spare(s) || !pagein_ahead(s, space, &va, end, FOR_ADVICE)) {
+			s->willneed_waits = true; /* what keeps us ends soon, or with a completion */
+			return;
+		}
 		todo_go_on(s, &s->willneed, va, va >= end);
 	}
 	s->more = true;

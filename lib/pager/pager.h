@@ -342,6 +342,7 @@ struct service {
 	struct early early;
 	bool push_waits;	   /* the first could not go on: look again soon */
 	bool early_waits;	   /* the same */
+	bool willneed_waits;	   /* the same */
 	struct request *completed; /* (cmd_lock) by custom pagers, newest first */
 	unsigned nhanded;	   /* requests that custom pagers have */
 	unsigned nhanded_out;	   /* those of them that are page-outs */
@@ -681,6 +682,7 @@ enum pagein_for {
 	FOR_FAULT,  /* a thread waits for the page */
 	FOR_LOAD,   /* the same, and it is not about to write */
 	FOR_CALL,   /* nobody does, but it is to be in the page table */
+	FOR_ADVICE, /* the same, and nobody comes back to what was passed by */
 	FOR_STREAM, /* somebody may come by: it stays staged */
 };
 int pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
@@ -696,7 +698,7 @@ int pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, 
 	       unsigned want, bool back, enum pagein_for why, unsigned *got);
 /*
  * Start reading what is out of memory at *va, or pass it by; *va: where to go on.  False: no room now.
- * FOR_CALL: what is in swap; FOR_STREAM: what a source has, too.
+ * FOR_CALL: what is in swap, but for what somebody holds; FOR_ADVICE: that, too, as soon as it is let go; FOR_STREAM: what a source has, too.
  */
 bool pagein_ahead(struct service *s, unsigned space, uintptr_t *va, uintptr_t end,
 		  enum pagein_for why);

@@ -318,7 +318,7 @@ service_step(struct service *s, int64_t timeout_ns)
 	if (s->more)
 		timeout_ns = 0;
 	else if ((s->nparked > 0 || s->parked_overflow || s->demand_waits || s->push_waits ||
-		  s->early_waits || s->events_stand) &&
+		  s->early_waits || s->willneed_waits || s->events_stand) &&
 		 (timeout_ns < 0 || timeout_ns > PARKED_NS))
 		timeout_ns = PARKED_NS;
 	s->io->ops->wait(s->io, timeout_ns, &ev);
