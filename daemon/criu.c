@@ -125,11 +125,12 @@ bury(void *owner)
 		    c->complete ? "nothing is missing any more" : "ended",
 		    (unsigned long long)n.faults[UP_FAULT_MAJOR], (unsigned long long)n.prefetched,
 		    (unsigned long long)n.faults[UP_FAULT_ZERO], (unsigned long long)n.lost);
+	/* First: a successor takes what is open and in no session's note for a connection that has only been accepted. */
+	if (c->connection >= 0)
+		close(c->connection);
 	fill_destroy(c->fill);
 	c->fill = NULL;
 	criu_images_free(c->images);
-	if (c->connection >= 0)
-		close(c->connection);
 	session_gone(&c->s);
 	if (c->cfg.gone != NULL)
 		c->cfg.gone(c->cfg.ctx, &c->s);

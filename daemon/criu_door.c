@@ -21,18 +21,13 @@ criu_accept(struct daemon *d, const struct listener *l, int fd, const struct pee
 		.dir = l->source,
 		.log = { .fn = log_library },
 	};
-	/* At once: whoever has sent all that there is to say has gone already, and does not hear of it. */
-	const uint64_t accepted = heirs_accepted(l->name, fd);
 	struct session *s;
 	int r;
 
-	if (!session_admit_or_close(peer, fd)) {
-		heirs_taken(l->name, accepted);
+	if (!session_admit_or_close(peer, fd))
 		return;
-	}
 	cfg.keeper = heirs_keeper(&cfg.holder);
 	r = criu_open(&d->loop, fd, &cfg, &s);
-	heirs_taken(l->name, accepted);
 	if (r < 0) {
 		log_warning("%s: process %d is refused: %s", l->path, (int)peer->pid, strerror(-r));
 		close(fd);

@@ -133,6 +133,9 @@ bury(void *owner)
 {
 	struct firecracker *fc = owner;
 
+	/* First: a successor takes what is open and in no session's note for a connection that has only been accepted. */
+	if (fc->connection >= 0)
+		close(fc->connection);
 	fill_destroy(fc->fill);
 	fc->fill = NULL;
 	close_waiting(fc);
@@ -140,8 +143,6 @@ bury(void *owner)
 	while (fc->nguests > 0)
 		close(fc->guest[--fc->nguests].uffd);
 	free(fc->guest);
-	if (fc->connection >= 0)
-		close(fc->connection);
 	if (fc->pidfd >= 0)
 		close(fc->pidfd);
 	session_gone(&fc->s);

@@ -73,11 +73,11 @@ end_olds(void)
 
 /* --- connections in no session yet --- */
 
+/* One that a predecessor had accepted, and in whose name nothing is kept. */
 static struct knock {
 	struct knock *next;
-	char name[STORE_NAME_MAX];
 	int fd;
-	ino_t ino;
+	ino_t ino; /* 0: a session has it after all */
 } * knocks;
 
 static ino_t
@@ -88,39 +88,44 @@ inode_of(int fd)
 	return fstat(fd, &st) == 0 ? st.st_ino : 0;
 }
 
-uint64_t
-heirs_accepted(const char *listener, int fd)
+/* True if it was accepted there, and so is none that was made to somebody else: the log may be one, too. */
+static bool
+came_to(int fd, const char *path)
 {
-	const uint64_t number = monotonic_ns();
+	struct sockaddr_un sun = { .sun_family = AF_UNSPEC };
+	socklen_t len = sizeof(sun) - 1;
 
-	if (!kept_any())
-		return 0;
-	keeper_keep(kept_keeper(), "accepted", number, listener, fd);
-	return number;
+	return getsockname(fd, (struct sockaddr *)&sun, &len) == 0 &&
+	       strcmp(path, sun.sun_path) == 0;
 }
 
-void
-heirs_taken(const char *listener, uint64_t number)
+/*
+ * A listener of a protocol that has no answer, so that who has spoken has no way to find out that he was not heard; NULL: there is none.  fd -1: any; or where this
+ * was accepted.
+ */
+static const struct listener *
+silent(int fd)
 {
-	if (number != 0)
-		keeper_drop(kept_keeper(), "accepted", number, listener);
+	const struct listener *l = listen_first();
+
+	while (l != NULL && (strcmp(l->type, "criu") != 0 || (fd >= 0 && !came_to(fd, l->path))))
+		l = l->next;
+	return l;
 }
 
 static void
-find_knocks(void)
+find_knocks(int holder)
 {
-	char name[STORE_NAME_MAX];
+	int from = 0, fd;
 
-	while (kept_some("accepted/", "", name)) {
+	while ((fd = holder_connection(holder, &from)) >= 0) {
 		struct knock *const k = malloc(sizeof(*k));
-		const int fd = kept_take(NULL, name);
 
 		if (k == NULL) {
 			close(fd);
-			continue;
+			return;
 		}
-		*k = (struct knock){ .next = knocks, .fd = fd, .ino = inode_of(fd) };
-		memcpy(k->name, name, sizeof(k->name));
+		*k = (struct knock){ knocks, fd, inode_of(fd) };
 		knocks = k;
 	}
 }
@@ -136,32 +141,50 @@ no_knock(int fd)
 			k->ino = 0;
 }
 
+/* The next, the caller's; -1: there is none any more. */
+static int
+next_knock(void)
+{
+	while (knocks != NULL) {
+		struct knock *const k = knocks;
+		const int fd = k->fd;
+		const bool is = k->ino != 0;
+
+		knocks = k->next;
+		free(k);
+		if (is)
+			return fd;
+		close(fd);
+	}
+	return -1;
+}
+
+int
+heirs_connection(const char *path)
+{
+	int fd;
+
+	while ((fd = next_knock()) >= 0 && !came_to(fd, path))
+		close(fd);
+	return fd;
+}
+
 void
 heirs_knock(struct daemon *d)
 {
-	struct knock *k;
+	int fd;
 
-	while ((k = knocks) != NULL) {
-		const char *const name = strchr(k->name + strlen("accepted/"), '/');
-		const struct listener *l = listen_first();
+	while ((fd = next_knock()) >= 0) {
+		const struct listener *const l = silent(fd);
 		struct peer peer;
 
-		knocks = k->next;
-		/* As much of a long name as there was room for. */
-		while (l != NULL && name != NULL &&
-		       (strlen(k->name) + 1 < sizeof(k->name)
-				? strcmp(l->name, name + 1)
-				: strncmp(l->name, name + 1, strlen(name + 1))) != 0)
-			l = l->next;
-		if (k->ino == 0 || l == NULL || name == NULL || peer_get(k->fd, &peer) < 0) {
-			close(k->fd);
-		} else {
-			l->accept(d, l, k->fd, &peer);
-			if (peer.pidfd >= 0)
-				close(peer.pidfd);
+		if (l == NULL || peer_get(fd, &peer) < 0) {
+			close(fd);
+			continue;
 		}
-		kept_keeper()->drop(NULL, k->name);
-		free(k);
+		l->accept(d, l, fd, &peer);
+		if (peer.pidfd >= 0)
+			close(peer.pidfd);
 	}
 }
 
@@ -179,10 +202,10 @@ heirs_begin(void)
 			continue;
 		}
 		holder_alone(sock);
+		find_knocks(sock);
 		*o = (struct old){ olds, strtoull(name + strlen("holder/"), NULL, 10), sock };
 		olds = o;
 	}
-	find_knocks();
 }
 
 /* --- sessions --- */
@@ -275,6 +298,18 @@ keep_orphans(void)
 	}
 }
 
+/* Of notes that are no more: it ended there, or had not begun. */
+static void
+drop_parts(const char *part)
+{
+	char name[STORE_NAME_MAX];
+
+	while (kept_some("fill/", part, name)) {
+		close(kept_take(NULL, name));
+		kept_keeper()->drop(NULL, name);
+	}
+}
+
 unsigned
 heirs_come(uv_loop_t *loop, void (*gone)(void *ctx, struct session *s), void *ctx)
 {
@@ -284,9 +319,14 @@ heirs_come(uv_loop_t *loop, void (*gone)(void *ctx, struct session *s), void *ct
 
 	if (!kept_any())
 		return 0;
+	/* Before anything is accepted, and what has been is nobody's but the old holder's. */
+	if (silent(-1) != NULL)
+		heirs_keeper(&(uint64_t){ 0 });
 	while (kept_some("fill/", "/note", name))
 		n += resume(&c, strtoull(name + strlen("fill/"), NULL, 10));
 	keep_orphans();
+	drop_parts("/socket");
+	drop_parts("/pending");
 	end_olds();
 	return n;
 }

@@ -21,14 +21,9 @@ void heirs_begin(void);
  */
 unsigned heirs_come(uv_loop_t *loop, void (*gone)(void *ctx, struct session *s), void *ctx);
 
-/*
- * A connection that has been accepted at the listener of that name, and is in no session yet: kept until heirs_taken().  A number for that; 0: without a
- * guardian.
- */
-uint64_t heirs_accepted(const char *listener, int fd);
-void heirs_taken(const char *listener, uint64_t number);
-
-/* Those of the last daemon that were in no session: once it serves, its listeners take them. */
+/* Connections that the last one had accepted at that path, and that are in no session: one of them, the caller's; -1: there is none any more. */
+int heirs_connection(const char *path);
+/* All of them, to their listeners, once the daemon serves. */
 struct daemon;
 void heirs_knock(struct daemon *d);
 

@@ -18,7 +18,9 @@
 #include "descriptors.h"
 
 #define ANSWER_MS 5000
-#define ALONE (-1) /* in place of a number */
+/* In place of a number. */
+#define ALONE (-1)
+#define FROM_0 (-2) /* a connection of number 0 or more; -3: 1 or more... */
 
 /* As getdents64() has it. */
 struct entry {
@@ -39,11 +41,22 @@ is_uffd(int dir, const char *name)
 	       memcmp(link, uffd, sizeof(uffd) - 1) == 0;
 }
 
-/* All others are closed. */
-static void
-keep_uffds(int sock)
+static bool
+is_connection(int fd)
 {
-	int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	socklen_t len = sizeof(int);
+	int domain, type, listens;
+
+	return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX &&
+	       getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM &&
+	       getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) == 0 && !listens;
+}
+
+/* Close all that nobody asks for; or, with from >= 0, the first connection of a number from there on, or -1. */
+static int
+look_through(int sock, int from)
+{
+	int dir = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC), found = -1;
 	_Alignas(struct entry) char buf[4096];
 	long n;
 
@@ -61,11 +74,17 @@ keep_uffds(int sock)
 			e = (const void *)(buf + at);
 			for (const char *c = e->name; *c >= '0' && *c <= '9'; c++)
 				fd = fd * 10 + (*c - '0');
-			if (e->name[0] != '.' && fd != dir && fd != sock && !is_uffd(dir, e->name))
+			if (e->name[0] == '.' || fd == dir || fd == sock)
+				continue;
+			if (from >= 0 && fd >= from && (found < 0 || fd < found) &&
+			    is_connection(fd))
+				found = fd;
+			if (from < 0 && !is_uffd(dir, e->name) && !is_connection(fd))
 				close(fd);
 		}
 	}
 	close(dir);
+	return found;
 }
 
 /* Only system calls: another thread may have been anywhere when this process was made. */
@@ -76,10 +95,11 @@ static void __attribute__((noreturn)) hold(int sock)
 	prctl(PR_SET_NAME, "uffd-holder");
 	setpgid(0, 0);
 	while (recv(sock, &q, sizeof(q), 0) == (ssize_t)sizeof(q)) {
-		if (q.number == ALONE)
-			keep_uffds(sock);
+		q.found = q.number == ALONE    ? look_through(sock, -1)
+			  : q.number <= FROM_0 ? look_through(sock, FROM_0 - q.number)
+					       : q.number;
 		/* And a descriptor, if there is one of that number. */
-		if (descriptors_send(sock, &q, sizeof(q), q.number) < 0 &&
+		if (descriptors_send(sock, &q, sizeof(q), q.found) < 0 &&
 		    descriptors_send(sock, &q, sizeof(q), -1) < 0)
 			break;
 	}
@@ -113,17 +133,11 @@ holder_start(const struct store_keeper *keeper, uint64_t id)
 	return 0;
 }
 
-void
-holder_alone(int sock)
-{
-	(void)holder_ask(sock, ALONE);
-}
-
-int
-holder_ask(int sock, int number)
+static int
+ask(int sock, int number, int *found)
 {
 	const uint64_t end = now_ns() + ANSWER_MS * UINT64_C(1000000);
-	const struct holder_word q = { now_ns(), number };
+	const struct holder_word q = { now_ns(), number, -1 };
 	int r = descriptors_send(sock, &q, sizeof(q), -1);
 
 	while (r == 0) {
@@ -138,6 +152,7 @@ holder_ask(int sock, int number)
 		if (poll(&pf, 1, (int)((end - now) / 1000000) + 1) <= 0)
 			continue;
 		r = (int)descriptors_receive(sock, &answer, sizeof(answer), &fd, &n, 1);
+		*found = answer.found;
 		if (r == (int)sizeof(answer) && answer.turn == q.turn && answer.number == number)
 			return n == 1 ? fd : -EBADF;
 		if (n == 1)
@@ -145,6 +160,32 @@ holder_ask(int sock, int number)
 		r = r == 0 ? -ENOTCONN : r > 0 || r == -EAGAIN || r == -EINTR ? 0 : r;
 	}
 	return r;
+}
+
+void
+holder_alone(int sock)
+{
+	int found;
+
+	(void)ask(sock, ALONE, &found);
+}
+
+int
+holder_ask(int sock, int number)
+{
+	int found;
+
+	return number < 0 ? -EBADF : ask(sock, number, &found);
+}
+
+int
+holder_connection(int sock, int *from)
+{
+	int found = -1;
+	const int fd = ask(sock, FROM_0 - *from, &found);
+
+	*from = found + 1;
+	return fd;
 }
 
 void

@@ -7,7 +7,8 @@
  *							ends when nobody has the other end of its socket any more
  *
  * For descriptors that the kernel makes and nobody else has yet: UFFD_EVENT_FORK is read with the userfaultfd of the child, and if this process is killed
- * before it can give that to somebody, what the child misses would read as zeros.
+ * before it can give that to somebody, what the child misses would read as zeros.  So it is with a connection that has just been accepted, by which somebody has
+ * sent his, and gone.
  */
 #ifndef UP_DAEMON_HOLDER_H
 #define UP_DAEMON_HOLDER_H
@@ -17,7 +18,8 @@
 /* Either way.  `turn` is the question's, so that an answer to somebody who has been killed meanwhile is not taken for another. */
 struct holder_word {
 	uint64_t turn;
-	int number; /* of a descriptor; or -1, see holder_alone() */
+	int number; /* of a descriptor; or below 0 something else that is wanted */
+	int found;  /* of an answer: the number of what comes along */
 };
 
 /*
@@ -27,10 +29,15 @@ struct holder_word {
 int holder_start(const struct store_keeper *keeper, uint64_t id);
 
 /*
- * In a successor, first: what it will not be asked for is closed (locks, sockets, rings), which is all but userfaultfds.  The predecessor is gone, so it is the only
- * one that has this table.
+ * In a successor, first: what it will not be asked for is closed (locks, listening sockets, rings), which is all but userfaultfds and connections.  The predecessor is
+ * gone, so it is the only one that has this table.
  */
 void holder_alone(int sock);
+/*
+ * A connection (a Unix stream that was accepted, of whatever listener) of a number from *from on, which is behind it then; the caller's.  A negative errno: there
+ * is none any more.
+ */
+int holder_connection(int sock, int *from);
 
 /* In a successor: the predecessor's descriptor of that number, the caller's; or a negative errno. */
 int holder_ask(int sock, int number);

@@ -686,7 +686,8 @@ guard_verb(char **argv)
 						 .come = heirs_come,
 						 .keeper = heirs_keeper,
 						 .serves = kept_serves,
-						 .take = kept_take };
+						 .take = kept_take,
+						 .connection = heirs_connection };
 
 	log_init("auto", LOG_INFO);
 	if (kept_open())

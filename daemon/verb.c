@@ -58,7 +58,6 @@ verb_keeper(uint64_t *holder)
 
 #define LISTENER "verb/1/listener"
 #define BEGUN "verb/1/begun"
-#define CONNECTION "verb/1/connection"
 
 /* fd -1: not any more. */
 static void
@@ -202,14 +201,11 @@ note_begun(void)
 	close(fd);
 }
 
-/* A connection: at once it is kept, until a session has it. */
 static void
 open_client(struct verb *v, int fd)
 {
-	int r;
+	const int r = v->open(v, fd);
 
-	keep(CONNECTION, fd);
-	r = v->open(v, fd);
 	if (r < 0) {
 		log_line(&v->log, UP_LOG_ERROR, "a client is refused: %s", strerror(-r));
 		close(fd);
@@ -220,7 +216,6 @@ open_client(struct verb *v, int fd)
 			no_more(v);
 		}
 	}
-	keep(CONNECTION, -1);
 }
 
 /* 0, or all that there was to do has ended with the last process. */
@@ -232,18 +227,20 @@ resume(struct verb *v)
 
 	if (verb_heirs == NULL)
 		return 0;
-	connection = verb_heirs->take(NULL, CONNECTION);
 	fd = verb_heirs->take(NULL, BEGUN);
 	begun = fd >= 0;
 	if (begun)
 		close(fd);
+	/* Whoever is accepted from here on is not forgotten. */
+	verb_heirs->keeper(&(uint64_t){ 0 });
 	v->clients = verb_heirs->come(&v->loop, v->gone, v);
 	verb_heirs->serves();
-	/* It may be a session's by now, which then was the only one or the last. */
-	if (connection >= 0 && v->clients == 0)
-		open_client(v, connection);
-	else if (connection >= 0)
-		close(connection);
+	while ((connection = verb_heirs->connection(v->socket_path)) >= 0) {
+		if (v->once && v->clients > 0)
+			close(connection);
+		else
+			open_client(v, connection);
+	}
 	if (v->once && v->clients > 0)
 		no_more(v);
 	else if (begun) {

@@ -52,6 +52,7 @@ struct verb_heirs {
 	const struct store_keeper *(*keeper)(uint64_t *holder);
 	void (*serves)(void);
 	int (*take)(void *unused, const char *name);
+	int (*connection)(const char *path);
 };
 extern const struct verb_heirs *verb_heirs;
 

@@ -550,7 +550,7 @@ Test(heir, a_holder_gives_what_is_asked_for, .init = up_file, .fini = down)
 {
 	const int null = open("/dev/null", O_RDONLY), zero = open("/dev/zero", O_RDONLY);
 	const int holder = holder_of(false);
-	const struct holder_word before = { 1, null };
+	const struct holder_word before = { 1, null, -1 };
 	struct stat want, is;
 	int fd;
 

@@ -6,11 +6,11 @@
  * A signal from outside comes at any time, and most of that is spent in a few calls; this comes to
  * where something has been done and not noted, or noted and not done.
  *
- * Works with UFFD_PAGERD_ASSASSIN=SEED:FILE in the environment, as long as there is such a file.  A
- * daemon that has come to serve is killed at the N-th call from then on, N between 1 and 16384, small
- * numbers as likely as large ones; one of eight at the N-th of all its calls, most of them while it
- * takes over from its predecessor, and no more than EARLY_MAX of them, since a guardian does not start
- * for ever what does not come to serve.  Who is killed, and where, is a line in the file.
+ * Works with UFFD_PAGERD_ASSASSIN=SEED:BITS:FILE in the environment, as long as there is such a file.  A
+ * daemon that has come to serve is killed at the N-th call from then on, N between 1 and 2 to the power
+ * of BITS, small numbers as likely as large ones; one of eight at the N-th of all its calls, most of them
+ * while it takes over from its predecessor, and no more than EARLY_MAX of them, since a guardian does not
+ * start for ever what does not come to serve.  Who is killed, and where, is a line in the file.
  *
  * The calls are those that the linker has put behind wrappers (daemon/meson.build).  liburing's are
  * io_uring_enter().
@@ -34,7 +34,6 @@
 
 #define LINE 64u
 #define EARLY_MAX 4u
-#define BITS 14u
 
 static const char *file; /* NULL: nobody is killed */
 static uint64_t number;	 /* the call */
@@ -59,15 +58,16 @@ static void __attribute__((constructor)) hire(void)
 {
 	const char *const text = getenv("UFFD_PAGERD_ASSASSIN");
 	char *end;
-	uint64_t x;
+	uint64_t x, bits;
 
 	if (text == NULL || getenv("UFFD_PAGERD_GUARDIAN") == NULL)
 		return;
 	x = mix(strtoull(text, &end, 0) ^ (uint64_t)getpid() << 32);
-	if (*end != ':')
+	bits = *end == ':' ? strtoull(end + 1, &end, 10) : 0;
+	if (*end != ':' || bits < 1 || bits > 32)
 		abort();
 	file = end + 1;
-	number = 1 + (mix(x) & ((UINT64_C(1) << (1 + x % BITS)) - 1));
+	number = 1 + (mix(x) & ((UINT64_C(1) << (1 + x % bits)) - 1));
 	after = (x >> 32 & 1) != 0;
 	early = (x >> 33 & 7) == 0;
 	atomic_store(&counts, early);
@@ -135,6 +135,9 @@ is_it(void)
 WRAP(int, ioctl, (int fd, unsigned long op, void *arg), (fd, op, arg), op)
 WRAP(int, fallocate64, (int fd, int mode, off_t at, off_t len), (fd, mode, at, len), mode)
 WRAP(int, madvise, (void *p, size_t len, int advice), (p, len, advice), advice)
+WRAP(int, accept4, (int fd, struct sockaddr *a, socklen_t *len, int flags), (fd, a, len, flags), fd)
+WRAP(ssize_t, read, (int fd, void *p, size_t n), (fd, p, n), n)
+WRAP(ssize_t, recvmsg, (int fd, struct msghdr *m, int flags), (fd, m, flags), flags)
 WRAP(ssize_t, sendmsg, (int fd, const struct msghdr *m, int flags), (fd, m, flags), flags)
 WRAP(ssize_t, pwrite64, (int fd, const void *p, size_t n, off_t at), (fd, p, n, at), n)
 WRAP(ssize_t, pwritev64, (int fd, const struct iovec *v, int n, off_t at), (fd, v, n, at), n)

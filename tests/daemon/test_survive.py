@@ -208,7 +208,7 @@ class Survive(unittest.TestCase):
         print(f'seed {SEED}')
         with tempfile.TemporaryDirectory(prefix='killed.') as killed, \
                 Daemon('--memory', MEMORY, '--log-level', 'info', '--compression', compression,
-                       env={'UFFD_PAGERD_ASSASSIN': f'{SEED}:{killed}/file'}) as d:
+                       env={'UFFD_PAGERD_ASSASSIN': f'{SEED}:14:{killed}/file'}) as d:
             programs = [start(d, 6144, SECONDS + 6, SEED + i) for i in range(3)]
             end = time.monotonic() + SECONDS + 6
             # Nobody is killed by a call before there is the file; the first is killed from outside.
@@ -273,6 +273,30 @@ class Survive(unittest.TestCase):
                 self.assertNotIn('failed', d.log())
                 self.assertNotIn('refused', d.log())
                 wait_for('all are gone', lambda: clients(d) == 0)
+
+    def test_what_a_restore_has_said_is_not_lost_at_any_call(self):
+        """Killed before and after a system call, those that have received something among them."""
+        print(f'seed {SEED}')
+        with files() as where, tempfile.TemporaryDirectory(prefix='killed.') as killed:
+            config = f'[listen criu]\ntype = criu\npath = criu.sock\nsource = {where}/images\n'
+            with Daemon('--memory', MEMORY, '--log-level', 'info', config=config,
+                        env={'UFFD_PAGERD_ASSASSIN': f'{SEED}:8:{killed}/file'}) as d:
+                kept = len(os.listdir(f'/proc/{d.process.pid}/fd'))
+                with open(killed + '/file', 'w+', encoding='ascii') as f:
+                    # The first may be past its number: there was no file yet.
+                    os.kill(d.served_by(), signal.SIGKILL)
+                    for _ in range(RESTORES):
+                        program = Filled(d, 'sent', where)
+                        program.is_there()
+                        program.finish()
+                    times = f.readlines()
+                os.unlink(killed + '/file')
+                print(f'killed {len(times)} times:', *(line.split(None, 2)[2].strip() for line in times), sep='\n  ')
+                self.assertGreater(len(times), 0)
+                self.assertNotIn('failed', d.log())
+                self.assertNotIn('refused', d.log())
+                wait_for('all are gone', lambda: clients(d) == 0)
+                wait_for('nothing is kept of them', lambda: len(os.listdir(f'/proc/{d.process.pid}/fd')) <= kept)
 
     def test_a_verb_that_is_killed_goes_on(self):
         """uffd-pagerd criu: it ends with 0, when all is there."""
