@@ -35,6 +35,7 @@
 #include "descriptors.h"
 #include "handles.h"
 #include "pmap/uffd_abi.h"
+#include "served.h"
 
 #define READS_MAX 64 /* until others have their turn */
 
@@ -606,16 +607,15 @@ begin(struct criu *c, uv_loop_t *loop)
 int
 criu_open(uv_loop_t *loop, int connection, const struct criu_config *cfg, struct session **out)
 {
-	struct ucred cred = { 0 };
-	socklen_t len = sizeof cred;
+	struct session who;
 	struct criu *c;
 	int r;
 
 	*out = NULL;
-	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
-		return -errno;
-	r = make(&c, loop, connection, cfg,
-		 &(struct session){ .pid = cred.pid, .uid = cred.uid, .gid = cred.gid });
+	r = served_whose(&who, connection, NULL);
+	if (r < 0)
+		return r;
+	r = make(&c, loop, connection, cfg, &who);
 	if (r < 0)
 		return r;
 	c->connection = connection;

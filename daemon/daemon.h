@@ -71,6 +71,13 @@ void native_audit(struct daemon *d) __attribute__((weak));
 accept_fn firecracker_accept __attribute__((weak));
 accept_fn criu_accept __attribute__((weak));
 accept_fn handoff_accept __attribute__((weak));
+/*
+ * Memory of such a client that the last daemon has served and the runtime serves on (lib/guest.h): a session for it.  0 or a negative errno, -ESRCH: its process is gone.
+ */
+struct session;
+typedef int guest_fn(struct daemon *d, uint64_t guest, const struct session *who);
+guest_fn firecracker_returned __attribute__((weak));
+guest_fn handoff_returned __attribute__((weak));
 accept_fn test_accept __attribute__((weak)); /* tests/daemon/puppet.c */
 
 /* `uffd-pagerd firecracker SOCK MEMFILE`: argv[0] is "firecracker".  The exit status. */

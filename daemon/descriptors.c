@@ -133,8 +133,13 @@ descriptors_peer(int connection, pid_t pid)
 		fcntl(fd, F_SETFD, FD_CLOEXEC);
 		return fd;
 	}
-	if (pid <= 0)
-		return -ESRCH;
-	fd = (int)syscall(SYS_pidfd_open, pid, 0);
-	return fd < 0 ? -errno : fd;
+	return descriptors_process(pid);
+}
+
+int
+descriptors_process(pid_t pid)
+{
+	const int fd = pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1;
+
+	return pid <= 0 ? -ESRCH : fd < 0 ? -errno : fd;
 }

@@ -33,5 +33,7 @@ int descriptors_send(int connection, const void *data, size_t len, int fd);
 
 /* A pidfd of who is at the other end, whose pid is `pid`; the caller's.  A negative errno. */
 int descriptors_peer(int connection, pid_t pid);
+/* The same of the process that has that number now. */
+int descriptors_process(pid_t pid);
 
 #endif

@@ -38,6 +38,7 @@
 #include "firecracker_wire.h"
 #include "guest.h"
 #include "handles.h"
+#include "handoff.h"
 #include "mappings.h"
 #include "served.h"
 
@@ -339,6 +340,7 @@ serve_guest(struct firecracker *fc, const int fd[2], const struct fc_region *reg
 		.gid = fc->s.gid,
 		.name = fc->s.name,
 		.uffd = fcntl(fd[0], F_DUPFD_CLOEXEC, 0),
+		.tag = GUEST_OF_FIRECRACKER,
 	};
 	int r = file == NULL || rg == NULL || more == NULL || cfg.uffd < 0 ? -ENOMEM : 0;
 
@@ -670,7 +672,7 @@ abandon(struct firecracker *fc)
 	handles_close(&fc->uv);
 }
 
-/* Its handles are there.  Otherwise a negative errno: the connection is the caller's, and the session goes of itself. */
+/* Its handles are there; connection -1: it has none.  Otherwise a negative errno: the connection is the caller's, and the session goes of itself. */
 static int
 make(struct firecracker **out, uv_loop_t *loop, int connection,
      const struct firecracker_config *cfg, const struct session *who)
@@ -685,10 +687,12 @@ make(struct firecracker **out, uv_loop_t *loop, int connection,
 	fc->cfg = *cfg;
 	if (fc->cfg.handshake_ms == 0)
 		fc->cfg.handshake_ms = FC_HANDSHAKE_MS;
-	memfile_ref(cfg->source);
+	if (cfg->source != NULL)
+		memfile_ref(cfg->source);
 	fc->s = *who;
 	fc->s.ops = &ops;
-	fc->pidfd = descriptors_peer(connection, who->pid);
+	fc->pidfd = connection >= 0 ? descriptors_peer(connection, who->pid)
+				    : descriptors_process(who->pid);
 	session_come(&fc->s);
 	/* The registry's word, by the user perhaps. */
 	snprintf(fc->group, sizeof fc->group, "%s", fc->s.group);
@@ -709,19 +713,14 @@ int
 firecracker_open(uv_loop_t *loop, int connection, const struct firecracker_config *cfg,
 		 struct session **out)
 {
-	struct ucred cred = { 0 };
-	socklen_t len = sizeof cred;
-	struct session who = { 0 };
+	struct session who;
 	struct firecracker *fc;
 	int r;
 
 	*out = NULL;
-	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
-		return -errno;
-	who.pid = cred.pid;
-	who.uid = cred.uid;
-	who.gid = cred.gid;
-	snprintf(who.group, sizeof who.group, "%s", cfg->group != NULL ? cfg->group : "");
+	r = served_whose(&who, connection, cfg->group);
+	if (r < 0)
+		return r;
 	r = make(&fc, loop, connection, cfg, &who);
 	if (r < 0)
 		return r;
@@ -765,6 +764,48 @@ firecracker_resume(uv_loop_t *loop, const struct firecracker_config *cfg, struct
 	    n == 1 ? "" : "s", (unsigned long long)fill_missing(fc->fill));
 	if (!about->between || uv_poll_start(&fc->uv.socket, UV_READABLE, on_socket) < 0)
 		deaf(fc);
+	look(fc);
+	return 0;
+}
+
+/* The session of that process that a predecessor's filler has brought, or one of its guests before this one; NULL: none. */
+static struct firecracker *
+find_resumed(const struct session *who)
+{
+	for (struct session *s = session_first(); s != NULL; s = s->next)
+		if (s->ops == &ops && s->pid == who->pid && !of(s)->closing)
+			return of(s);
+	return NULL;
+}
+
+int
+firecracker_guest(uv_loop_t *loop, const struct firecracker_config *cfg, uint64_t guest,
+		  const struct session *who)
+{
+	struct firecracker *fc = find_resumed(who);
+	const int uffd = guest_uffd(cfg->rt, guest);
+	struct fc_guest *more;
+	int r = uffd < 0 ? uffd : 0;
+
+	if (r == 0 && fc == NULL) {
+		r = make(&fc, loop, -1, cfg, who);
+		if (r == 0)
+			fc->deaf = true;
+	}
+	more = r == 0 ? realloc(fc->guest, (fc->nguests + 1) * sizeof *more) : NULL;
+	if (more == NULL) {
+		if (uffd >= 0)
+			close(uffd);
+		/* A session that has nothing ends when it is looked at. */
+		if (r == 0)
+			look(fc);
+		return r < 0 ? r : -ENOMEM;
+	}
+	fc->guest = more;
+	fc->guest[fc->nguests++] = (struct fc_guest){ .id = guest, .uffd = uffd };
+	fc->cfg.rt = cfg->rt;
+	fc->cfg.regions_max = cfg->regions_max;
+	say(fc, UP_LOG_INFO, "a memfd is served on, as the last daemon did");
 	look(fc);
 	return 0;
 }

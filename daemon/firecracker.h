@@ -51,6 +51,13 @@ int firecracker_open(uv_loop_t *loop, int connection, const struct firecracker_c
  */
 int firecracker_resume(uv_loop_t *loop, const struct firecracker_config *cfg, struct fill_heir *h);
 
+/*
+ * The same of memory that can be taken back, which the runtime of cfg serves on (lib/guest.h): it is the session's that firecracker_resume() has made of that process, or has one of
+ * its own, without a connection.  0; -ENOENT: it has ended; otherwise nobody hears of its end.
+ */
+int firecracker_guest(uv_loop_t *loop, const struct firecracker_config *cfg, uint64_t guest,
+		      const struct session *who);
+
 /* End it as the operation `end` does, but with what is missing dealt with in another way.  Does not wait. */
 void firecracker_end(struct session *s, enum fill_end how, unsigned ms);
 

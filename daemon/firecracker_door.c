@@ -13,6 +13,19 @@
 #include "listen.h"
 #include "log.h"
 
+int
+firecracker_returned(struct daemon *d, uint64_t guest, const struct session *who)
+{
+	const struct firecracker_config cfg = {
+		.log = { .fn = log_library },
+		.rt = d->rt,
+		.group = who->group,
+		.regions_max = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
+	};
+
+	return firecracker_guest(&d->loop, &cfg, guest, who);
+}
+
 void
 firecracker_accept(struct daemon *d, const struct listener *l, int fd, const struct peer *peer)
 {

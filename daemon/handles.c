@@ -32,6 +32,8 @@ handles_open(struct handles *h, uv_loop_t *loop, int connection, void *owner)
 	if (r < 0)
 		return r;
 	has(h, &h->told);
+	if (connection < 0)
+		return 0;
 	r = uv_poll_init(loop, &h->socket, connection);
 	if (r < 0)
 		return r;

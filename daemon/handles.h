@@ -32,7 +32,7 @@ struct handles {
 
 /*
  * heard and closed are set, and the rest is zero.  -errno: handles_close() is still to be called, since what has been opened is closed by the loop,
- * later.  The connection is the caller's.
+ * later.  The connection is the caller's; -1: there is none, and no handle `socket`.
  */
 int handles_open(struct handles *h, uv_loop_t *loop, int connection, void *owner);
 /* `cb` is called when the process of this pidfd, the caller's, is gone. */

@@ -16,6 +16,8 @@
  * Its memory is a guest of the runtime (lib/guest.h) if it can be taken back.  If not, since writes resolve themselves (WP_ASYNC), or it is mapped twice, locked or pinned,
  * a filler (fill.h) puts zeros where something is missing, and that is all.
  *
+ * If the daemon is killed its memory is the next one's (lib/guest.h), and so is a session without a connection: as after the end of one.
+ *
  * An answer means that it is served from now on; who is refused finds the connection closed, and the reason is in our log.
  */
 #include "handoff.h"
@@ -226,6 +228,7 @@ become_guest(struct handoff *h, const struct handoff_message *m, char *why, size
 		.gid = h->s.gid,
 		.name = h->s.name,
 		.uffd = fcntl(h->fd[0], F_DUPFD_CLOEXEC, 0),
+		.tag = GUEST_OF_HANDOFF,
 	};
 	int r = file == NULL || rg == NULL || cfg.uffd < 0 ? -ENOMEM : 0;
 
@@ -628,55 +631,126 @@ static const struct session_ops ops = {
 
 /* --- the beginning --- */
 
-int
-handoff_open(uv_loop_t *loop, int connection, const struct handoff_config *cfg,
-	     struct session **out)
+/* It goes of itself, later, and nobody is to hear of it. */
+static int
+abandon(struct handoff *h, int r)
 {
-	struct handoff *h = calloc(1, sizeof *h);
-	struct ucred cred = { 0 };
-	socklen_t len = sizeof cred;
-	int r = 0;
+	h->cfg.gone = NULL;
+	h->closing = h->deaf = true;
+	handles_close(&h->uv);
+	return r;
+}
+
+/*
+ * A session of that process, its handles open; connection -1: it has none.  pidfd is used up, the connection is not.  0, or -errno, and *out goes of itself if it is there
+ * at all.
+ */
+static int
+make(struct handoff **out, uv_loop_t *loop, int connection, int pidfd,
+     const struct handoff_config *cfg, const struct session *who)
+{
+	/* Nothing else tells when the process ends. */
+	struct handoff *h = pidfd >= 0 ? calloc(1, sizeof *h) : NULL;
+	int r;
 
 	*out = NULL;
-	if (h == NULL)
-		return -ENOMEM;
-	h->connection = h->uffd = -1;
-	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
-		r = -errno;
-	/* Nothing else tells when the process ends. */
-	if (r == 0 && (h->pidfd = descriptors_peer(connection, cred.pid)) < 0)
-		r = h->pidfd;
-	if (r < 0) {
-		free(h);
-		return r;
+	if (h == NULL) {
+		if (pidfd >= 0)
+			close(pidfd);
+		return pidfd < 0 ? pidfd : -ENOMEM;
 	}
+	h->connection = h->uffd = -1;
+	h->pidfd = pidfd;
 	h->cfg = *cfg;
-	snprintf(h->group, sizeof h->group, "%s", cfg->group != NULL ? cfg->group : "");
-	snprintf(h->s.group, sizeof h->s.group, "%s", h->group);
 	if (h->cfg.wait_ms == 0)
 		h->cfg.wait_ms = HANDOFF_WAIT_MS;
+	h->s = *who;
 	h->s.ops = &ops;
-	h->s.pid = cred.pid;
-	h->s.uid = cred.uid;
-	h->s.gid = cred.gid;
 	session_come(&h->s);
 	/* The registry's word, by the user perhaps. */
 	snprintf(h->group, sizeof h->group, "%s", h->s.group);
 	h->uv.closed = bury;
 	r = handles_open(&h->uv, loop, connection, h);
 	if (r == 0)
-		r = uv_poll_start(&h->uv.socket, UV_READABLE, on_socket);
-	if (r == 0)
 		r = handles_watch(&h->uv, h->pidfd, on_process);
-	if (r < 0) {
-		/* It goes of itself, later. */
-		h->cfg.gone = NULL;
-		h->closing = h->deaf = true;
-		handles_close(&h->uv);
+	if (r < 0)
+		return abandon(h, r);
+	*out = h;
+	return 0;
+}
+
+int
+handoff_open(uv_loop_t *loop, int connection, const struct handoff_config *cfg,
+	     struct session **out)
+{
+	struct session who;
+	struct handoff *h;
+	int r;
+
+	*out = NULL;
+	r = served_whose(&who, connection, cfg->group);
+	if (r < 0)
 		return r;
-	}
+	r = make(&h, loop, connection, descriptors_peer(connection, who.pid), cfg, &who);
+	if (r == 0 && (r = uv_poll_start(&h->uv.socket, UV_READABLE, on_socket)) < 0)
+		r = abandon(h, r);
+	if (r < 0)
+		return r;
 	h->connection = connection;
 	uv_timer_start(&h->uv.timer, on_late, h->cfg.wait_ms, 0);
 	*out = &h->s;
+	return 0;
+}
+
+/* What its guest has, as handoffs say it. */
+static int
+find_regions(struct handoff *h)
+{
+	const int64_t n = guest_regions(h->cfg.rt, h->guest, NULL, 0);
+	struct guest_region *rg = n > 0 ? calloc((size_t)n, sizeof *rg) : NULL;
+
+	h->region = n > 0 ? calloc((size_t)n, sizeof *h->region) : NULL;
+	if (n < 0 || (n > 0 && (rg == NULL || h->region == NULL))) {
+		free(rg);
+		return n < 0 ? (int)n : -ENOMEM;
+	}
+	if (n > 0)
+		(void)guest_regions(h->cfg.rt, h->guest, rg, (size_t)n);
+	for (; h->nregions < (unsigned)n; h->nregions++)
+		h->region[h->nregions] =
+			(struct handoff_region){ .address = rg[h->nregions].start,
+						 .size = rg[h->nregions].length,
+						 .offset = rg[h->nregions].offset };
+	free(rg);
+	return 0;
+}
+
+int
+handoff_resume(uv_loop_t *loop, const struct handoff_config *cfg, uint64_t guest,
+	       const struct session *who)
+{
+	const int uffd = guest_uffd(cfg->rt, guest);
+	struct handoff *h;
+	int r;
+
+	if (uffd < 0)
+		return uffd;
+	/* Before the question: who lives then is that process. */
+	r = make(&h, loop, -1, descriptors_process(who->pid), cfg, who);
+	if (r < 0) {
+		close(uffd);
+		return r;
+	}
+	h->deaf = true;
+	h->guest = guest;
+	h->uffd = uffd;
+	h->dead = !foreign_alive(uffd);
+	r = find_regions(h);
+	say(h, UP_LOG_INFO, "%s",
+	    r < 0     ? "what the last daemon has served can not be looked at"
+	    : h->dead ? "gone"
+		      : "served on, as the last daemon did");
+	if (h->dead || r < 0)
+		stop(h);
 	return 0;
 }

@@ -31,4 +31,15 @@ struct handoff_config {
 int handoff_open(uv_loop_t *loop, int connection, const struct handoff_config *cfg,
 		 struct session **out);
 
+/* The tags of guests (lib/guest.h), by which a successor of this daemon knows whose they were. */
+#define GUEST_OF_HANDOFF 1u
+#define GUEST_OF_FIRECRACKER 2u
+
+/*
+ * A guest that a predecessor has had, which the runtime serves on: a session for it, without a connection.  0; -ESRCH: its process is gone; -ENOENT: it has ended; otherwise
+ * there is none, and nobody hears of its end.
+ */
+int handoff_resume(uv_loop_t *loop, const struct handoff_config *cfg, uint64_t guest,
+		   const struct session *who);
+
 #endif

@@ -10,15 +10,29 @@
 #include "listen.h"
 #include "log.h"
 
+static struct handoff_config
+configured(struct daemon *d, const char *group)
+{
+	return (struct handoff_config){
+		.rt = d->rt,
+		.log = { .fn = log_library },
+		.group = group,
+		.regions_max = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
+	};
+}
+
+int
+handoff_returned(struct daemon *d, uint64_t guest, const struct session *who)
+{
+	const struct handoff_config cfg = configured(d, who->group);
+
+	return handoff_resume(&d->loop, &cfg, guest, who);
+}
+
 void
 handoff_accept(struct daemon *d, const struct listener *l, int fd, const struct peer *peer)
 {
-	const struct handoff_config cfg = {
-		.rt = d->rt,
-		.log = { .fn = log_library },
-		.group = l->group,
-		.regions_max = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
-	};
+	const struct handoff_config cfg = configured(d, l->group);
 	struct session *s;
 	int r;
 

@@ -283,6 +283,17 @@ resume(const struct come *c, uint64_t id)
 	return r == 0;
 }
 
+void
+heirs_orphan(uint64_t id, int uffd)
+{
+	char name[STORE_NAME_MAX];
+
+	/* Its number may be a filler's, whose names have one more in that place. */
+	store_name(name, "fill", id, "guest/" FILL_ORPHAN);
+	kept_keeper()->keep(NULL, name, uffd);
+	close(uffd);
+}
+
 /* They go with their process. */
 static void
 keep_orphans(void)

@@ -21,6 +21,9 @@ void heirs_begin(void);
  */
 unsigned heirs_come(uv_loop_t *loop, void (*gone)(void *ctx, struct session *s), void *ctx);
 
+/* A userfaultfd without which what its process misses would be zeros, and by which nobody can serve it: it is kept, by this daemon and its successors, and is used up. */
+void heirs_orphan(uint64_t id, int uffd);
+
 /* Connections that the last one had accepted at that path, and that are in no session: one of them, the caller's; -1: there is none any more. */
 int heirs_connection(const char *path);
 /* All of them, to their listeners, once the daemon serves. */

@@ -19,6 +19,8 @@
 #include "childmsg.h"
 #include "daemon.h"
 #include "guardian.h"
+#include "handoff.h"
+#include "heirs.h"
 #include "listen.h"
 #include "log.h"
 #include "serve.h"
@@ -242,24 +244,70 @@ native_start(struct daemon *d)
 	return 0;
 }
 
+/* Guests that the last daemon has served (lib/guest.h), and that have no sessions yet: those ask the runtime. */
+static struct guest_back {
+	struct guest_back *next;
+	uint64_t id;
+	uint32_t tag;
+	struct session who;
+} * guests_back;
+
 /* One that the last daemon has served. */
 static void
 returned(void *ctx, uint64_t id, const struct serve_info *info, const char *group)
 {
-	struct native *const n = calloc(1, sizeof(*n));
+	struct native *const n = info->guest ? NULL : calloc(1, sizeof(*n));
+	struct guest_back *const g = info->guest ? calloc(1, sizeof(*g)) : NULL;
+	struct session *const s = g != NULL ? &g->who : &n->session;
 
 	(void)ctx;
-	if (n == NULL || !put_spare()) {
+	if ((n == NULL && g == NULL) || (n != NULL && !put_spare())) {
 		log_error("out of memory");
 		_exit(EXIT_FAILURE); /* the guardian ends, and clients are told by that */
 	}
-	n->id = id;
-	n->session.ops = &ops;
-	n->session.pid = info->pid;
-	n->session.uid = info->uid;
-	n->session.gid = info->gid;
-	snprintf(n->session.group, sizeof(n->session.group), "%s", group);
-	session_come(&n->session);
+	s->pid = info->pid;
+	s->uid = info->uid;
+	s->gid = info->gid;
+	snprintf(s->group, sizeof(s->group), "%s", group);
+	if (n != NULL) {
+		n->id = id;
+		s->ops = &ops;
+		session_come(s);
+	} else {
+		g->id = id;
+		g->tag = info->tag;
+		g->next = guests_back;
+		guests_back = g;
+	}
+}
+
+static void
+orphan(void *unused, uint64_t id, int uffd)
+{
+	(void)unused;
+	heirs_orphan(id, uffd);
+}
+
+/* Who has attached them has sessions for them again. */
+static void
+return_guests(struct daemon *d)
+{
+	struct guest_back *g;
+
+	while ((g = guests_back) != NULL) {
+		guest_fn *const fn =
+			g->tag == GUEST_OF_HANDOFF ? handoff_returned : firecracker_returned;
+		const int r = fn != NULL ? fn(d, g->id, &g->who) : -EPROTONOSUPPORT;
+
+		guests_back = g->next;
+		if (r == -ESRCH)
+			serve_end(d->rt, g->id);
+		else if (r < 0 && r != -ENOENT)
+			log_error(
+				"process %d is served as by the last daemon, and nobody hears of its end: %s",
+				(int)g->who.pid, strerror(-r));
+		free(g);
+	}
 }
 
 static void
@@ -272,9 +320,9 @@ settled(void *unused)
 int
 native_create(struct daemon *d, const struct up_config *uc)
 {
-	const struct adopt_from from = { .take = kept_take,
-					 .settled = settled,
-					 .client = returned };
+	const struct adopt_from from = {
+		.take = kept_take, .settled = settled, .client = returned, .orphan = orphan
+	};
 	bool adopted = false;
 	int r = prepare(d);
 
@@ -293,6 +341,7 @@ native_create(struct daemon *d, const struct up_config *uc)
 		return r;
 	native.started = true;
 	native_quotas(d);
+	return_guests(d);
 	return 0;
 }
 

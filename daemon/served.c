@@ -1,12 +1,29 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "served.h"
 
+#include <errno.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "serve.h"
 
 #define STRIP 64u
 #define MAP_RANGES 256u
+
+int
+served_whose(struct session *who, int connection, const char *group)
+{
+	struct ucred cred = { 0 };
+	socklen_t len = sizeof(cred);
+
+	if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
+		return -errno;
+	*who = (struct session){ .pid = cred.pid, .uid = cred.uid, .gid = cred.gid };
+	if (group != NULL)
+		snprintf(who->group, sizeof(who->group), "%s", group);
+	return 0;
+}
 
 void
 served_counts(struct up_runtime *rt, uint64_t id, struct session_counts *c)

@@ -45,6 +45,20 @@ attach(struct adoption *a, struct returned *re)
 	struct pager *p = &a->rt->p;
 
 	space_link(p, re->sp);
+	if (re->guest) {
+		/* A copy stays here in any case: the last one that is closed is what lets its pages be zeros. */
+		const int uffd = fcntl(re->uffd, F_DUPFD_CLOEXEC, 0);
+
+		re->failed = re->failed || uffd < 0 ||
+			     guest_resume(a->rt, re->sp, uffd, re->removed) < 0;
+		if (re->failed)
+			a->from->orphan(a->from->ctx, re->sp->id, re->uffd);
+		else
+			close(re->uffd);
+		close(re->removed);
+		re->sp->attached = !re->failed;
+		return;
+	}
 	if (re->uffd >= 0 && !re->failed)
 		re->failed = p->pmap->ops->space_attach(p->pmap, re->sp->shard, re->uffd,
 							atomic_load(&re->sp->pid)) < 0;
@@ -65,14 +79,18 @@ answer(struct adoption *a, struct returned *re)
 	/* Faults that were read and not answered are raised again. */
 	for (const struct map_entry *e = sp->map.first; sp->attached && e != NULL; e = e->next)
 		p->pmap->ops->wake(p->pmap, e->shard, e->start, (e->end - e->start) >> PAGE_SHIFT);
-	/* Also of one that is about to end. */
-	if (c != NULL && serve_info(a->rt, sp->id, &info) == 0)
+	/* Also of one that is about to end, but if it is a guest nobody ends it. */
+	if (c != NULL && !(re->guest && re->failed) && serve_info(a->rt, sp->id, &info) == 0)
 		a->from->client(a->from->ctx, sp->id, &info,
 				c->account->group != NULL ? c->account->group->name : "");
-	if (re->failed) {
+	if (re->failed && sp->sock < 0)
+		keeper_end(p, sp);
+	else if (re->failed)
 		shutdown(sp->sock, SHUT_RDWR); /* its keeper hears that */
+	if (re->failed)
 		return;
-	}
+	if (re->guest)
+		return;
 	/* What it has asked may have been taken out of the socket, or answered: nobody knows.  If its queue is full, that is in there. */
 	(void)msg_send_by(sp->sock, &again, NULL, 0, 0);
 	again.type = MSG_RETURN;
@@ -159,11 +177,14 @@ read_all(struct adoption *a)
 	if (r == 0)
 		r = quarantine(a);
 	for (const struct heir *h = a->heirs; h != NULL && r == 0; h = h->next)
-		drop_unclaimed(a, h);
+		if (!h->o->guest)
+			drop_unclaimed(a, h);
 	if (r == 0 && a->zpool.units != NULL)
 		zpool_settle(&rt->p.tier.pool, &a->zpool);
 	if (r == 0)
 		adopt_wired(a);
+	for (const struct returned *re = a->spaces; re != NULL && r == 0; re = re->next)
+		r = re->guest ? guests_start(rt) : 0;
 	adopt_forget_files(a);
 	rt->p.next_object = MAX(rt->p.next_object, a->max_object);
 	rt->p.next_serial = MAX(rt->p.next_serial, a->max_serial);

@@ -32,6 +32,9 @@
  * What is compressed stays where it is: the pool's memory is a file, as staging is, and the entries that are somebody's are entries of the next pool.
  * If that is configured to be none, it has no others, and they go to swap when memory is short.
  *
+ * Guests (guest.h) are clients whose pools are files of their own: what is in there is what they see, whatever is known of it, and what nobody knows of is theirs. A guest that can not be served is
+ * not told of lost pages: it is left waiting, by somebody who keeps its userfaultfd.
+ *
  * Not taken over: clients who had not said hello yet.
  */
 #ifndef UP_ADOPT_H
@@ -47,8 +50,10 @@ struct adopt_from {
 	int (*take)(void *ctx, const char *name);
 	/* Nothing more will be taken: what is left can go, and clients may come. */
 	void (*settled)(void *ctx);
-	/* A client that is there again; no lock is held. */
+	/* A client that is there again; it may not call the runtime. */
 	void (*client)(void *ctx, uint64_t id, const struct serve_info *info, const char *group);
+	/* A guest that is not: without its userfaultfd, the callee's from here on, what it misses would be zeros. */
+	void (*orphan)(void *ctx, uint64_t id, int uffd);
 };
 
 /*

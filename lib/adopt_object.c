@@ -74,22 +74,39 @@ adopt_take(const struct adoption *a, const char *kind, uint64_t id, const char *
 	return a->from->take(a->from->ctx, name);
 }
 
+/* Where it was made from; NULL: there is no record. */
+static struct served_file *
+record_of(const struct adoption *a, uint64_t then)
+{
+	struct served_file *f = a->rt->server->files;
+
+	while (f != NULL && then_of(f->object) != then)
+		f = f->next;
+	return f;
+}
+
 /* One with a source, opened anew.  Its record has its address then until it has it now. */
 static int
 object_of_file(struct adoption *a, const struct object *was, uint64_t then, struct object **out)
 {
-	struct served_file *f = a->rt->server->files;
+	struct served_file *f = record_of(a, then);
 	struct up_object *obj = NULL;
 	int fd, r;
 
-	while (f != NULL && then_of(f->object) != then)
-		f = f->next;
 	fd = f != NULL ? adopt_take(a, "file", was->id, NULL) : -1;
 	if (fd < 0)
 		return -EBADF;
-	r = f->op == CALL_CREATE_FILE
-		    ? up_object_create_file(a->rt, fd, f->offset, f->length, f->flags, &obj)
-		    : up_object_create_device(a->rt, fd, f->flags, &obj);
+	if (f->op == GUEST_SOURCE) {
+		const int less = adopt_take(a, "file", was->id, "less");
+
+		r = less < 0 ? -EBADF : guest_source(a->rt, fd, f->offset, f->length, less, &obj);
+		if (less >= 0)
+			close(less);
+	} else {
+		r = f->op == CALL_CREATE_FILE
+			    ? up_object_create_file(a->rt, fd, f->offset, f->length, f->flags, &obj)
+			    : up_object_create_device(a->rt, fd, f->flags, &obj);
+	}
 	close(fd);
 	*out = (struct object *)obj;
 	/* Not before it is kept: what goes takes its record with it. */
@@ -98,8 +115,25 @@ object_of_file(struct adoption *a, const struct object *was, uint64_t then, stru
 	return r;
 }
 
+/* One that is a part of a guest's file. */
 static int
-adopt_pool(struct adoption *a, struct heir *h)
+pool_of_guest(struct adoption *a, struct heir *h, uint64_t then, uintptr_t *pool)
+{
+	struct served_file *f = record_of(a, then);
+	const int fd = f != NULL ? adopt_take(a, "file", h->was->id, NULL) : -1;
+	int r;
+
+	if (fd < 0)
+		return -EBADF;
+	r = pmap_uffd_adopt(a->rt->p.pmap, a->shard, fd, f->offset, h->o->npages, pool);
+	close(fd);
+	if (r == 0)
+		f->object = h->o;
+	return r;
+}
+
+static int
+adopt_pool(struct adoption *a, struct heir *h, uint64_t then)
 {
 	struct pager *p = &a->rt->p;
 	const uint64_t npages = h->o->npages;
@@ -107,15 +141,15 @@ adopt_pool(struct adoption *a, struct heir *h)
 	size_t n;
 	int fd, r;
 
-	fd = h->was->apart ? adopt_take(a, "object", h->was->id, NULL) : -1;
-	if (fd < 0)
-		return -EBADF;
 	h->there = calloc(1, npages / 8 + 1);
-	if (h->there == NULL) {
-		close(fd);
+	if (h->there == NULL)
 		return -ENOMEM;
+	if (h->o->guest) {
+		r = pool_of_guest(a, h, then, &pool);
+	} else {
+		fd = h->was->apart ? adopt_take(a, "object", h->was->id, NULL) : -1;
+		r = fd < 0 ? -EBADF : pmap_uffd_pool_adopt(p->pmap, fd, npages, &pool);
 	}
-	r = pmap_uffd_pool_adopt(p->pmap, fd, npages, &pool);
 	if (r < 0)
 		return r;
 	h->o->pool = pool;
@@ -175,6 +209,7 @@ adopt_object(struct adoption *a, uint64_t then, struct object **out, unsigned de
 	h->o->readonly = was->readonly;
 	h->o->roams = was->roams;
 	h->o->apart = was->apart;
+	h->o->guest = was->guest;
 	h->o->loose = true;
 	h->o->named |= was->named;
 	atomic_store(&h->o->unrecorded, atomic_load(&was->unrecorded));
@@ -185,7 +220,7 @@ adopt_object(struct adoption *a, uint64_t then, struct object **out, unsigned de
 	if (r == 0 && account != NULL)
 		h->o->account = account_ref(account);
 	if (r == 0 && was->pool != 0)
-		r = adopt_pool(a, h);
+		r = adopt_pool(a, h, then);
 	adopt_shape(a, was, then, &root, &backing, &offset);
 	if (r == 0 && backing != 0)
 		r = adopt_object(a, backing, &b, depth + 1);

@@ -282,7 +282,10 @@ adopt_slot(struct adoption *a, struct heir *h, uint64_t index, uint64_t word)
 	/* One that was on its way from an object to the one in front of it. */
 	if (seen && !shared)
 		return 0;
-	if (word != SLOT_BASE && !seen)
+	/* What is in a guest's file is what it sees. */
+	if (word != SLOT_BASE && !seen && h->o->guest && has_bit(h->there, index))
+		f = (struct found){ .what = F_POOL, .h = h, .index = index };
+	else if (word != SLOT_BASE && !seen)
 		find(a, h, index, was, then, &f);
 	/* Objects were being joined: it is in the one in front, and is left with it. */
 	if (f.what == F_POOL) {

@@ -137,9 +137,16 @@ adopt_client(struct adoption *a, struct returned *re)
 	c->gid = was->gid;
 	memcpy(c->name, was->name, sizeof c->name);
 	c->name[sizeof c->name - 1] = '\0';
-	c->connected = true;
+	c->connected = !re->guest;
+	c->tag = was->tag;
 	c->wiring = was->wiring;
 	re->sp->client = c;
+	if (re->guest) {
+		r = guest_return(c);
+		if (r < 0)
+			return r;
+		re->sp->sock = r;
+	}
 	return adopt_handles(a, c, was);
 }
 
@@ -157,28 +164,35 @@ adopt_space(struct adoption *a, const void *item)
 	uint64_t at;
 	sigset_t signals;
 	size_t n = 0;
-	int sock, r;
+	int sock, uffd, r;
+	bool guest;
 
 	a->max_serial = MAX(a->max_serial, was->id);
 	/* A child that has been forked, or will be in a moment, comes; a client that has not come yet tries again. */
 	if (!was->attached && was->client != NULL)
 		return 0;
-	/* A guest's file is its own, and says whose it was (guest.h): it waits, or connects again. */
-	if (was->client != NULL &&
-	    (client = past_at(a, then_of(was->client), sizeof *client)) != NULL &&
-	    client->guest != NULL)
+	guest = was->client != NULL &&
+		(client = past_at(a, then_of(was->client), sizeof *client)) != NULL &&
+		client->guest != NULL;
+	uffd = was->attached ? adopt_take(a, "space", was->id, "uffd") : -1;
+	/* It was about to come (guest.h), and nothing has been done to it. */
+	if (guest && uffd < 0)
 		return 0;
-	sock = adopt_take(a, "space", was->id, "sock");
+	sock = guest ? -1 : adopt_take(a, "space", was->id, "sock");
 	if (!was->attached && sock < 0)
 		return 0;
 	re = calloc(1, sizeof *re);
 	if (re == NULL) {
 		if (sock >= 0)
 			close(sock);
+		if (uffd >= 0)
+			close(uffd);
 		return -ENOMEM;
 	}
 	re->was = was;
-	re->uffd = was->attached ? adopt_take(a, "space", was->id, "uffd") : -1;
+	re->uffd = uffd;
+	re->guest = guest;
+	re->removed = guest ? adopt_take(a, "space", was->id, "removals") : -1;
 	change_begin(p, &signals);
 	re->sp = space_make(p);
 	change_end(p, &signals);
@@ -187,16 +201,20 @@ adopt_space(struct adoption *a, const void *item)
 			close(re->uffd);
 		if (sock >= 0)
 			close(sock);
+		if (re->removed >= 0)
+			close(re->removed);
 		free(re);
 		return -ENOMEM;
 	}
+	a->shard = re->sp->shard;
 	re->next = a->spaces;
 	a->spaces = re;
 	re->sp->id = was->id;
 	re->sp->uid = was->uid;
 	re->sp->sock = sock;
 	atomic_store(&re->sp->pid, atomic_load(&was->pid));
-	r = sock >= 0 && (re->uffd >= 0 || !was->attached) ? 0 : -EBADF;
+	r = (guest ? re->removed >= 0 : sock >= 0) && (re->uffd >= 0 || !was->attached) ? 0
+											: -EBADF;
 	if (r == 0)
 		r = adopt_account(a, then_of(was->account), &account);
 	if (account != NULL)
@@ -212,11 +230,14 @@ adopt_space(struct adoption *a, const void *item)
 		re->sp->client->wiring.done = re->sp->client->wiring.doing;
 		re->sp->client->wiring.doing = 0;
 	}
+	/* For a successor that finds this store, from the switch on.  Here nobody can see it yet. */
+	re->sp->attached = r == 0 && re->uffd >= 0;
 	if (r < 0) {
 		re->failed = true;
 		log_line(&p->log, UP_LOG_ERROR,
-			 "process %d can not be re-attached: %s; what it misses is SIGBUS",
-			 atomic_load(&was->pid), strerrorname_np(-r));
+			 "process %d can not be re-attached: %s; what it misses is %s",
+			 atomic_load(&was->pid), strerrorname_np(-r),
+			 guest ? "waited for" : "SIGBUS");
 	}
 	return r == -ENOMEM ? r : 0;
 }

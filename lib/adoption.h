@@ -49,6 +49,8 @@ struct returned {
 	struct space *sp;
 	const struct space *was;
 	int uffd;
+	int removed; /* of a guest: its removals; -1 */
+	bool guest;
 	bool failed; /* it is to end */
 };
 
@@ -65,6 +67,7 @@ struct adoption {
 	struct returned *spaces;
 	uint8_t *frames; /* a bit a frame: it has content then */
 	uint64_t max_object, max_serial;
+	unsigned shard;		 /* of the space whose entries are being made */
 	struct zpool_past zpool; /* no units: there is none */
 	size_t resident, staged, compressed, swapped, lost, dropped;
 };

@@ -26,6 +26,7 @@ struct client {
 	size_t npending;
 	struct wired_array pending_mem;
 	struct wire_note wiring; /* (m) */
+	uint32_t tag;		 /* (c) of a guest: whose it is */
 	struct guest *
 		guest; /* (c) once it has a space: of one that does not know of us (guest.c); NULL */
 };
@@ -39,12 +40,15 @@ struct owner {
 };
 
 /*
- * Where an object of a client has its pages from.  The descriptor is the source's, and kept (store.h) as "file" with the object's id.
+ * Where an object of a client has its pages from; or of a guest the file that its memory is.  The descriptor is kept (store.h) as "file" with the object's id.
  */
+#define GUEST_MEMORY 1000u /* in place of a call */
+#define GUEST_SOURCE \
+	1001u /* what is not in its memory comes from there; and as "file/N/less" what it has removed of that (less.h) */
 struct served_file {
 	struct served_file *next;
 	const struct object *object;
-	uint32_t op; /* CALL_CREATE_FILE or _DEVICE */
+	uint32_t op; /* CALL_CREATE_FILE or _DEVICE, GUEST_... */
 	uint32_t flags;
 	uint64_t offset, length;
 };
@@ -78,6 +82,16 @@ int client_room(const struct space *sp, uint64_t addr, uint64_t length, size_t r
 void guests_stop(struct up_runtime *rt);
 void guests_free(struct up_runtime *rt);
 void guest_free(struct guest *g);
+/*
+ * For adopt.c.  guests_start(): before any of the others.  guest_return(): a client that was a guest is one again; its space's socket or -errno.  guest_source(): what is not in the memory of
+ * one comes from that file, as guest_region has it; `less` of less_file(), or -1.  guest_resume(): its entries and their places are there, `uffd` is the pager's from the
+ * call on, `removed` the caller's; 0 or -errno, and then it is not served.  => map.change is held
+ */
+int guests_start(struct up_runtime *rt);
+int guest_return(struct client *c);
+int guest_source(struct up_runtime *rt, int fd, uint64_t offset, uint64_t length, int less,
+		 struct up_object **o);
+int guest_resume(struct up_runtime *rt, struct space *sp, int uffd, int removed);
 
 /* A message of a client.  < 0: it is to go.  Descriptors that are left in fd[] are the caller's. */
 int client_heard(struct forks *f, struct space *sp, int fd[], size_t *nfd);
@@ -85,7 +99,10 @@ void client_end(struct pager *p, struct space *sp);
 void client_write_back(struct pager *p, struct map *m, uintptr_t start, uintptr_t end);
 void client_free(struct up_runtime *rt, struct client *c, uint64_t id);
 void server_free(struct up_runtime *rt);
-/* An object with a source goes. */
+/* From what an object is made, for a successor; the descriptor is the caller's.  0, -ENOMEM. */
+int server_note_file(struct up_runtime *rt, const struct object *o, const struct served_file *what,
+		     int fd);
+/* It goes. */
 void server_forget(struct up_runtime *rt, const struct object *o);
 /* Limits and minima of a new account are those of an old one.  => as for account_create().  NULL: no memory */
 struct account *server_account(struct up_runtime *rt, const char *group, size_t limit,

@@ -12,7 +12,11 @@
  * for room to come by itself but presses pageout, and gives up frames for pages.
  *
  * A mark in the memfd (an extended attribute) says which pager has had it.  Another one, after this one was killed, finds holes that look like pages that were never touched;
- * they may be what the first has written to its swap.  It refuses, and the guest waits instead of reading zeros.
+ * they may be what the first has written to its swap.  It refuses, and the guest waits instead of reading zeros.  A successor (adopt.h) goes on with what the first has, and puts its own
+ * mark in place of that one.
+ *
+ * What a successor needs: "space/N/uffd", "space/N/removals" (pmap/removal.h), and of each range "file/N", the memfd, with a record that says where in it (struct served_file); of its source
+ * "file/M" and "file/M/less".  A guest is one of his once its userfaultfd is kept, which is before anything is taken over.
  */
 #include "guest.h"
 
@@ -33,6 +37,8 @@
 #include "client.h"
 #include "pager/less.h"
 #include "pager/vnode.h"
+#include "pmap/removal.h"
+#include "store.h"
 
 #define ADDRESS_END ((uint64_t)1 << 47)
 #define TAKEN_AT_ONCE (16 * CLUSTER_MAX) /* pages taken over with map.change held */
@@ -317,8 +323,8 @@ kick(struct guests *g)
 		assert(errno == EAGAIN);
 }
 
-static int
-start(struct up_runtime *rt)
+int
+guests_start(struct up_runtime *rt)
 {
 	struct guests *g;
 	sigset_t all, old;
@@ -396,18 +402,25 @@ guest_free(struct guest *g)
 	free(g);
 }
 
-/* The file is ours alone among pagers.  0, -ESTALE: another has had it. */
-static int
-mark(struct pager *p, const struct guests *g, int fd)
+/* Whether another pager has had the file. */
+static bool
+marked_by_other(const struct guests *g, int fd)
 {
-	int r = -ENOTSUP;
-
 	for (size_t i = 0; i < ARRAY_SIZE(marks); i++) {
 		uint64_t whose;
 
 		if (fgetxattr(fd, marks[i], &whose, sizeof whose) >= 0 && whose != g->mark)
-			return -ESTALE;
+			return true;
 	}
+	return false;
+}
+
+/* From here on no other pager takes it. */
+static void
+mark(struct pager *p, const struct guests *g, int fd)
+{
+	int r = -ENOTSUP;
+
 	for (size_t i = 0; i < ARRAY_SIZE(marks) && r < 0; i++)
 		r = fsetxattr(fd, marks[i], &g->mark, sizeof g->mark, 0) < 0 ? -errno : 0;
 	if (r < 0)
@@ -415,7 +428,6 @@ mark(struct pager *p, const struct guests *g, int fd)
 			&p->log, UP_LOG_WARNING,
 			"a guest's memory can not be marked (%s): a pager after this one would take what is in swap for zeros",
 			strerrorname_np(-r));
-	return 0;
 }
 
 static int
@@ -440,22 +452,49 @@ check_region(const struct guest_region *rg)
 	return 0;
 }
 
+int
+guest_source(struct up_runtime *rt, int fd, uint64_t offset, uint64_t length, int less,
+	     struct up_object **o)
+{
+	struct source *src;
+	bool readonly;
+	int r = vnode_file(fd, offset, length, (rt->mask & UP_MASK_ODIRECT) == 0, &readonly, &src);
+
+	if (r == 0)
+		r = less_source(src, less, &src);
+	return r < 0 ? r : object_create_source(rt, "guest", src, true, o);
+}
+
 /* What the range's pages come from: an object over its source.  0: *o has a handle, the caller's; NULL: zeros. */
 static int
 source_of(struct up_runtime *rt, const struct guest_region *rg, struct up_object **o)
 {
-	struct source *src;
-	bool readonly;
-	int r;
+	const struct served_file what = { .op = GUEST_SOURCE,
+					  .offset = rg->source_offset,
+					  .length = rg->length };
+	int less, r;
 
 	*o = NULL;
 	if (rg->source < 0)
 		return 0;
-	r = vnode_file(rg->source, rg->source_offset, rg->length, (rt->mask & UP_MASK_ODIRECT) == 0,
-		       &readonly, &src);
-	if (r == 0)
-		r = less_source(src, &src);
-	return r < 0 ? r : object_create_source(rt, "guest_attach", src, true, o);
+	less = rt->p.store != NULL ? less_file(rg->length) : -1;
+	if (rt->p.store != NULL && less < 0)
+		return less;
+	r = guest_source(rt, rg->source, rg->source_offset, rg->length, less, o);
+	if (r == 0 && less >= 0) {
+		const struct object *const from = (const struct object *)*o;
+
+		store_keep(rt->p.store, "file", from->id, "less", less);
+		r = server_note_file(rt, from, &what, rg->source);
+		if (r < 0) {
+			store_drop(rt->p.store, "file", from->id, "less");
+			up_object_unref(*o);
+			*o = NULL;
+		}
+	}
+	if (less >= 0)
+		close(less);
+	return r;
 }
 
 /* Two ranges may not have the same pages of a file: they would be taken out of one behind the other's back.  => map.change is held */
@@ -470,12 +509,33 @@ check_file(const struct pager *p, const struct guest_region *rg)
 											: 0;
 }
 
+/* A range is there: what is in the file is still to be taken over.  => map.change is held */
+static void
+take_on(struct space *sp, const struct map_entry *e, struct taking *t)
+{
+	*t = (struct taking){ sp->client->guest->taking, e->start, 0, e->object->npages };
+	sp->client->guest->taking = t;
+}
+
+/* Its files are ours.  => map.change is held, it is a successor's too by now, and nothing of what is new has been taken out */
+static void
+mark_all(struct pager *p, const struct guests *g, const struct space *sp)
+{
+	uint64_t at;
+
+	for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next)
+		mark(p, g, pmap_uffd_pool_fd(p->pmap, e->object->pool, &at));
+}
+
 /*
  * => map.change is held, the space is in the list and has its userfaultfd; `from` as of source_of(), which stays the caller's
  */
 static int
 add(struct up_runtime *rt, struct space *sp, const struct guest_region *rg, struct object *from)
 {
+	const struct served_file what = { .op = GUEST_MEMORY,
+					  .offset = rg->offset,
+					  .length = rg->length };
 	struct client *c = sp->client;
 	struct pager *p = &rt->p;
 	struct taking *t = calloc(1, sizeof *t);
@@ -489,14 +549,17 @@ add(struct up_runtime *rt, struct space *sp, const struct guest_region *rg, stru
 		r = client_room(sp, rg->start, rg->length, 1);
 	if (r == 0)
 		r = check_file(p, rg);
-	if (r == 0)
-		r = mark(p, rt->guests, rg->memfd);
+	if (r == 0 && marked_by_other(rt->guests, rg->memfd))
+		r = -ESTALE;
 	if (r == 0)
 		r = object_to_map(rt, rg->length >> PAGE_SHIFT, UP_PRIVATE, from, &first, &o);
 	if (r < 0)
 		goto fail;
 	o->apart = o->guest = true;
 	o->account = account_ref(c->account);
+	r = server_note_file(rt, o, &what, rg->memfd);
+	if (r < 0)
+		goto unref;
 	r = pmap_uffd_adopt(p->pmap, sp->shard, rg->memfd, rg->offset, rg->length >> PAGE_SHIFT,
 			    &pool);
 	if (r == 0) {
@@ -518,12 +581,11 @@ add(struct up_runtime *rt, struct space *sp, const struct guest_region *rg, stru
 	r = space_place(p, "guest_attach", e);
 	if (r < 0)
 		goto unref;
-	*t = (struct taking){ c->guest->taking, rg->start, 0, rg->length >> PAGE_SHIFT };
-	c->guest->taking = t;
 	pthread_rwlock_wrlock(&p->map.lock);
 	r = map_insert(&sp->map, e);
 	pthread_rwlock_unlock(&p->map.lock);
 	assert(r == 0); /* client_room() has looked */
+	take_on(sp, e, t);
 	/* Who has faulted already may be parked, or have been dropped. */
 	p->pmap->ops->wake(p->pmap, sp->shard, rg->start, rg->length >> PAGE_SHIFT);
 	return 0;
@@ -536,31 +598,49 @@ fail:
 	return r;
 }
 
-/* A space for it, with its userfaultfd.  => map.change is held; cfg->uffd is used up */
+int
+guest_return(struct client *c)
+{
+	struct guest *g = calloc(1, sizeof *g);
+	int sock[2], r;
+
+	if (g == NULL)
+		return -ENOMEM;
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sock) < 0) {
+		r = -errno;
+		free(g);
+		return r;
+	}
+	g->peer = sock[1];
+	c->guest = g;
+	return sock[0];
+}
+
+/* A space for it, with its userfaultfd, which is not kept yet.  => map.change is held; cfg->uffd is used up */
 static int
 make_space(struct up_runtime *rt, const struct guest_config *cfg, struct client *c,
 	   struct space **out)
 {
+	const int sock = guest_return(c), removed = sock >= 0 ? removals_file() : -1;
 	struct pager *p = &rt->p;
 	struct space *sp = NULL;
-	int sock[2], r;
+	int r = sock < 0 ? sock : removed < 0 ? removed : client_space(p, c, sock, &sp);
 
-	r = socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, sock) < 0 ? -errno
-											    : 0;
 	if (r == 0) {
-		c->guest->peer = sock[1];
-		r = client_space(p, c, sock[0], &sp);
-		if (r < 0)
-			close(sock[0]);
-	}
-	if (r < 0) {
+		sp->attached = true;
+		atomic_store(&sp->pid, (int)cfg->pid);
+		*out = sp;
+		store_keep(p->store, "space", sp->id, "removals", removed);
+		r = pmap_uffd_guest(p->pmap, sp->shard, cfg->uffd, cfg->pid, rt->guests->kick,
+				    removed);
+	} else {
+		if (sock >= 0)
+			close(sock);
 		close(cfg->uffd);
-		return r;
 	}
-	sp->attached = true;
-	atomic_store(&sp->pid, (int)cfg->pid);
-	*out = sp;
-	return pmap_uffd_guest(p->pmap, sp->shard, cfg->uffd, cfg->pid, rt->guests->kick);
+	if (removed >= 0)
+		close(removed);
+	return r;
 }
 
 int
@@ -577,23 +657,22 @@ guest_attach(struct up_runtime *rt, const struct guest_config *cfg,
 	for (size_t i = 0; i < n && r == 0; i++)
 		r = check_region(&region[i]);
 	if (r == 0)
-		r = start(rt);
+		r = guests_start(rt);
 	for (size_t i = 0; i < n && r == 0; i++)
 		r = source_of(rt, &region[i], &from[i]);
 	if (r == 0)
 		r = client_create(rt, &cfg->limits, cfg->pid, cfg->uid, cfg->gid, cfg->name, &c);
 	if (r == 0) {
-		c->guest = calloc(1, sizeof *c->guest);
-		if (c->guest != NULL)
-			c->guest->peer = -1;
-		else
-			r = -ENOMEM;
-	}
-	if (r == 0) {
+		c->tag = cfg->tag;
 		change_begin(p, &old);
 		r = make_space(rt, cfg, c, &sp);
 		for (size_t i = 0; i < n && r == 0; i++)
 			r = add(rt, sp, &region[i], (struct object *)from[i]);
+		/* From here on it is a successor's, too. */
+		if (r == 0)
+			store_keep(p->store, "space", sp->id, "uffd", cfg->uffd);
+		if (r == 0)
+			mark_all(p, rt->guests, sp);
 		if (r == 0)
 			r = pmap_uffd_guest_serve(p->pmap, sp->shard);
 		/* No fault has been read, so nothing of it has been put in or taken out. */
@@ -622,6 +701,29 @@ guest_attach(struct up_runtime *rt, const struct guest_config *cfg,
 }
 
 int
+guest_resume(struct up_runtime *rt, struct space *sp, int uffd, int removed)
+{
+	struct pager *p = &rt->p;
+	int r = pmap_uffd_guest(p->pmap, sp->shard, uffd, (pid_t)atomic_load(&sp->pid),
+				rt->guests->kick, removed);
+
+	for (const struct map_entry *e = sp->map.first; r == 0 && e != NULL; e = e->next) {
+		struct taking *t = malloc(sizeof *t);
+
+		if (t != NULL)
+			take_on(sp, e, t);
+		else
+			r = -ENOMEM;
+	}
+	if (r == 0) {
+		mark_all(p, rt->guests, sp);
+		r = pmap_uffd_guest_serve(p->pmap, sp->shard);
+	}
+	kick(rt->guests);
+	return r;
+}
+
+int
 guest_add(struct up_runtime *rt, uint64_t id, const struct guest_region *region)
 {
 	struct pager *p = &rt->p;
@@ -639,6 +741,8 @@ guest_add(struct up_runtime *rt, uint64_t id, const struct guest_region *region)
 	sp = client_find(p, id);
 	r = sp != NULL && sp->client->guest != NULL ? add(rt, sp, region, (struct object *)from)
 						    : -ENOENT;
+	if (r == 0)
+		mark_all(p, rt->guests, sp);
 	change_end(p, &old);
 	up_object_unref(from);
 	if (r == 0)
@@ -659,6 +763,53 @@ guest_leave(struct up_runtime *rt, uint64_t id)
 		pmap_uffd_guest_leave(p->pmap, sp->shard, false);
 	change_end(p, &old);
 	return sp != NULL ? serve_end(rt, id) : -ENOENT;
+}
+
+int
+guest_uffd(struct up_runtime *rt, uint64_t id)
+{
+	struct pager *p = &rt->p;
+	const struct space *sp;
+	sigset_t old;
+	int fd = -ENOENT;
+
+	change_begin(p, &old);
+	sp = client_find(p, id);
+	if (sp != NULL && sp->client->guest != NULL) {
+		fd = pmap_uffd_guest_fd(p->pmap, sp->shard);
+		fd = fd < 0 ? -EMFILE : fd;
+	}
+	change_end(p, &old);
+	return fd;
+}
+
+int64_t
+guest_regions(struct up_runtime *rt, uint64_t id, struct guest_region region[], size_t n)
+{
+	struct pager *p = &rt->p;
+	const struct space *sp;
+	int64_t i = -ENOENT;
+	sigset_t old;
+
+	change_begin(p, &old);
+	sp = client_find(p, id);
+	if (sp != NULL && sp->client->guest != NULL) {
+		i = 0;
+		for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next, i++) {
+			uint64_t at = 0;
+
+			if ((uint64_t)i >= n)
+				continue;
+			(void)pmap_uffd_pool_fd(p->pmap, e->object->pool, &at);
+			region[i] = (struct guest_region){ .start = e->start,
+							   .length = e->end - e->start,
+							   .memfd = -1,
+							   .offset = at,
+							   .source = -1 };
+		}
+	}
+	change_end(p, &old);
+	return i;
 }
 
 int64_t

@@ -11,6 +11,9 @@
  * What is in the memfd when it comes is the guest's, and is taken over page by page: charged to the budget, which frames give for it if there is no other room,
  * and pageout's from then on.  What is not there comes from a source, or is zeros.
  *
+ * If the pager has a store (adopt.h) a guest outlives it: its userfaultfd, its memfds, its source and what it has removed are kept, and the next pager serves it under the same id.  Who has
+ * attached it hears of that, as of all clients that are there again, and makes of it what he had.
+ *
  * A guest is a client in all else: serve_info(), serve_quota(), serve_evict(), serve_ranges(), serve_residency(), serve_end(), and ended() when it is gone.
  *
  * What is asked of it: nobody writes to the memfd but through the ranges given here (another mapping, write(), a device that has pages pinned: what is written so while a page
@@ -39,6 +42,7 @@ struct guest_config {
 	gid_t gid;
 	const char *name; /* for people; copied */
 	int uffd;	  /* of all ranges: the runtime's from the call on, also on failure */
+	uint32_t tag;	  /* the caller's; what a successor of this process finds in serve_info */
 };
 
 /*
@@ -57,5 +61,9 @@ int guest_add(struct up_runtime *rt, uint64_t id, const struct guest_region *reg
 int guest_leave(struct up_runtime *rt, uint64_t id);
 /* Pages that have not been taken over yet, about.  -ENOENT. */
 int64_t guest_left(struct up_runtime *rt, uint64_t id);
+/* A duplicate of its userfaultfd, the caller's; -ENOENT, -EMFILE. */
+int guest_uffd(struct up_runtime *rt, uint64_t id);
+/* Its ranges, at most n: how many there are, or -ENOENT.  memfd and source are not told (-1). */
+int64_t guest_regions(struct up_runtime *rt, uint64_t id, struct guest_region region[], size_t n);
 
 #endif

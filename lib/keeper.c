@@ -52,6 +52,7 @@ keeper_end(struct pager *p, struct space *sp)
 	stores_in_order();
 	store_drop(p->store, "space", sp->id, "uffd");
 	store_drop(p->store, "space", sp->id, "sock");
+	store_drop(p->store, "space", sp->id, "removals");
 	p->pmap->ops->space_detach(p->pmap, sp->shard);
 	if (sp->client != NULL)
 		client_end(p, sp);

@@ -734,9 +734,9 @@ let_go_of(struct pager *p, const struct object *o)
 {
 	if (p->store == NULL)
 		return;
-	if (o->pool != 0 && o->apart)
+	if (o->pool != 0 && o->apart && !o->guest)
 		store_drop(p->store, "object", o->id, NULL);
-	if (o->source != NULL)
+	if (o->source != NULL || o->guest)
 		server_forget(container_of(p, struct up_runtime, p), o);
 }
 

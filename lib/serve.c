@@ -165,9 +165,9 @@ remove_owner(struct server *sv, const char *name)
 
 /* --- files --- */
 
-/* From what the object was made, for a successor. */
-static int
-add_file(struct up_runtime *rt, const struct object *o, const struct call *q, int fd)
+int
+server_note_file(struct up_runtime *rt, const struct object *o, const struct served_file *what,
+		 int fd)
 {
 	struct server *sv = rt->server;
 	struct served_file *f;
@@ -177,11 +177,8 @@ add_file(struct up_runtime *rt, const struct object *o, const struct call *q, in
 	f = zone_alloc(&sv->file_zone, ZONE_WAIT);
 	if (f == NULL)
 		return -ENOMEM;
-	f->op = q->op;
-	f->flags = q->flags;
-	f->offset = q->offset;
-	/* As long as it is now: what is added to the file later is not in the object. */
-	f->length = q->op == CALL_CREATE_FILE ? o->source->bytes : q->length;
+	*f = *what;
+	stores_in_order();
 	f->object = o;
 	store_keep(rt->p.store, "file", o->id, NULL, fd);
 	pthread_mutex_lock(&sv->lock);
@@ -189,6 +186,21 @@ add_file(struct up_runtime *rt, const struct object *o, const struct call *q, in
 	sv->files = f;
 	pthread_mutex_unlock(&sv->lock);
 	return 0;
+}
+
+/* Of an object that a client has asked for. */
+static int
+add_file(struct up_runtime *rt, const struct object *o, const struct call *q, int fd)
+{
+	/* As long as it is now: what is added to the file later is not in the object. */
+	const struct served_file what = {
+		.op = q->op,
+		.flags = q->flags,
+		.offset = q->offset,
+		.length = q->op == CALL_CREATE_FILE ? o->source->bytes : q->length,
+	};
+
+	return server_note_file(rt, o, &what, fd);
 }
 
 void
@@ -210,6 +222,8 @@ server_forget(struct up_runtime *rt, const struct object *o)
 		return;
 	f->object = NULL;
 	store_drop(rt->p.store, "file", o->id, NULL);
+	if (f->op == GUEST_SOURCE)
+		store_drop(rt->p.store, "file", o->id, "less");
 	zone_free(&sv->file_zone, f);
 }
 
@@ -1435,6 +1449,8 @@ serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info)
 			.pid = c->pid,
 			.uid = c->uid,
 			.gid = c->gid,
+			.guest = c->guest != NULL,
+			.tag = c->tag,
 			.attached = sp->attached,
 			.mapped = sp->map.pages << PAGE_SHIFT,
 			.regions = sp->map.n,

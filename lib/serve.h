@@ -35,6 +35,8 @@ struct serve_info {
 	uid_t uid;
 	gid_t gid;
 	char name[64];	 /* what it calls itself; printable */
+	bool guest;	 /* of guest.h; */
+	uint32_t tag;	 /* and then what its guest_config had */
 	bool attached;	 /* it has been served */
 	uint64_t mapped; /* bytes */
 	uint64_t regions, objects;

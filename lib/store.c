@@ -142,12 +142,14 @@ store_sizes(void)
 		sizeof(struct client),
 		sizeof(struct account),
 		sizeof(struct owner),
+		sizeof(struct served_file),
 		sizeof(struct zslide),
 		ZENTRY_BYTES,
 		ZSEG_SIZE,
 		offsetof(struct space, map),
 		offsetof(struct client, object),
 		offsetof(struct client, wiring),
+		offsetof(struct client, guest),
 		offsetof(struct store_root, slide),
 	};
 	uint32_t sum = 0;

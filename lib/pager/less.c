@@ -5,10 +5,15 @@
  * A guest that removes pages of its memory (a balloon) finds zeros there, and not what its snapshot has; so does who reads them again after
  * they have been in memory and in swap.  A bit a page says so: a slot can not, for in a shadow an empty one is the source's.
  *
+ * The bits may lie in a file (memfd), for a successor.
+ *
  * Reads go to the source beneath as they are; only before one is started has() is asked, and what it says holds until the next removal (`nwrites`).
  */
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "pager/less.h"
 
@@ -16,8 +21,9 @@
 
 struct less {
 	struct source src;
-	struct source *of; /* (c) */
-	_Atomic uint64_t removed[];
+	struct source *of;	   /* (c) */
+	_Atomic uint64_t *removed; /* (c) the pointer */
+	size_t len;		   /* (c) bytes of them */
 };
 
 static struct less *
@@ -72,6 +78,7 @@ less_destroy(struct source *src)
 	struct less *l = less_of(src);
 
 	l->of->ops->destroy(l->of);
+	munmap(l->removed, l->len);
 	free(l);
 }
 
@@ -84,13 +91,54 @@ static const struct source_ops ops = {
 	.destroy = less_destroy,
 };
 
-int
-less_source(struct source *of, struct source **out)
+static size_t
+bytes_of_bits(uint64_t bytes)
 {
-	const uint64_t words = (((of->bytes + PAGE_MASK) >> PAGE_SHIFT) + 63) / 64;
-	struct less *l = calloc(1, sizeof *l + words * sizeof l->removed[0]);
+	const uint64_t words = (((bytes + PAGE_MASK) >> PAGE_SHIFT) + 63) / 64;
 
-	if (l == NULL) {
+	return (size_t)round_up(words * sizeof(uint64_t), PAGE_SIZE);
+}
+
+int
+less_file(uint64_t bytes)
+{
+	const int fd = memfd_create("uffd-pager-removed", MFD_CLOEXEC);
+	int r;
+
+	if (fd < 0)
+		return -errno;
+	if (ftruncate(fd, (off_t)bytes_of_bits(bytes)) == 0)
+		return fd;
+	r = -errno;
+	close(fd);
+	return r;
+}
+
+/* NULL: no memory, or the file is another one's. */
+static void *
+map_bits(int fd, size_t len)
+{
+	struct stat st;
+	void *map;
+
+	if (fd >= 0 && (fstat(fd, &st) < 0 || st.st_size != (off_t)len))
+		return NULL;
+	map = mmap(NULL, len, PROT_READ | PROT_WRITE,
+		   fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, fd, 0);
+	return map != MAP_FAILED ? map : NULL;
+}
+
+int
+less_source(struct source *of, int fd, struct source **out)
+{
+	struct less *l = calloc(1, sizeof *l);
+
+	if (l != NULL) {
+		l->len = bytes_of_bits(of->bytes);
+		l->removed = map_bits(fd, l->len);
+	}
+	if (l == NULL || l->removed == NULL) {
+		free(l);
 		of->ops->destroy(of);
 		return -ENOMEM;
 	}

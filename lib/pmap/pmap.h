@@ -316,8 +316,9 @@ uint64_t pmap_uffd_client_features(const struct pmap *pm);
  *
  * adopt: a pool of the npages of `fd` (shared memory; it stays the caller's) from `offset` bytes on; goes by pool_destroy.
  * adopted: whether a part of that range of a file is in such a pool.
- * guest: as space_attach, of what the guest registered itself; it may tell of removals, for which `told` is an eventfd (removal.h).  -EOPNOTSUPP:
+ * guest: as space_attach, of what the guest registered itself; it may tell of removals, for which `told` is an eventfd and `removed` a file (removal.h), the caller's.  -EOPNOTSUPP:
  * its writes can not be stopped (WP_ASYNC).  No fault is read before guest_serve.
+ * guest_fd: a duplicate of its userfaultfd, the caller's; -1.
  * guard: writes to the range can be stopped from here on, however it was registered.
  * guest_leave: it is to go on without us; nothing is put in or taken out any more, and what is not in its files is SIGBUS, unless nothing ever was (`untouched`).
  * space_detach does the same.
@@ -325,7 +326,8 @@ uint64_t pmap_uffd_client_features(const struct pmap *pm);
 int pmap_uffd_adopt(struct pmap *pm, unsigned shard, int fd, uint64_t offset, size_t npages,
 		    uintptr_t *pool);
 bool pmap_uffd_adopted(struct pmap *pm, dev_t dev, ino_t ino, uint64_t offset, uint64_t len);
-int pmap_uffd_guest(struct pmap *pm, unsigned shard, int fd, pid_t pid, int told);
+int pmap_uffd_guest(struct pmap *pm, unsigned shard, int fd, pid_t pid, int told, int removed);
+int pmap_uffd_guest_fd(struct pmap *pm, unsigned shard);
 int pmap_uffd_guest_serve(struct pmap *pm, unsigned shard);
 void pmap_uffd_guest_leave(struct pmap *pm, unsigned shard, bool untouched);
 int pmap_uffd_guard(struct pmap *pm, unsigned shard, uintptr_t va, size_t len);

@@ -1294,7 +1294,7 @@ attach(struct uffd_pmap *u, unsigned shard, int fd, pid_t pid, unsigned refused,
 	}
 	pthread_rwlock_unlock(&u->pools.lock);
 	if (r < 0) {
-		removals_destroy(removals);
+		removals_close(removals);
 		close(fd);
 		if (pidfd >= 0)
 			close(pidfd);
@@ -1332,7 +1332,7 @@ space_detach(struct pmap *pm, unsigned shard)
 		atomic_fetch_sub(&u->pools.nattached, 1);
 	}
 	pthread_rwlock_unlock(&u->pools.lock);
-	removals_destroy(removals);
+	removals_close(removals);
 	if (fd >= 0)
 		close(fd);
 	if (pidfd >= 0)
@@ -1455,7 +1455,7 @@ pmap_uffd_adopt(struct pmap *pm, unsigned shard, int fd, uint64_t offset, size_t
 }
 
 int
-pmap_uffd_guest(struct pmap *pm, unsigned shard, int fd, pid_t pid, int told)
+pmap_uffd_guest(struct pmap *pm, unsigned shard, int fd, pid_t pid, int told, int removed)
 {
 	struct removals *removals = NULL;
 	unsigned features;
@@ -1465,9 +1465,8 @@ pmap_uffd_guest(struct pmap *pm, unsigned shard, int fd, pid_t pid, int told)
 		r = -EPERM;
 	else if (features & UFFD_FEATURE_WP_ASYNC)
 		r = -EOPNOTSUPP;
-	else if ((features & UFFD_FEATURE_EVENT_REMOVE) &&
-		 (removals = removals_create(told)) == NULL)
-		r = -ENOMEM;
+	else if (features & UFFD_FEATURE_EVENT_REMOVE)
+		r = removals_open(removed, told, &removals);
 	if (r < 0) {
 		close(fd);
 		return r;
@@ -1487,6 +1486,21 @@ pmap_uffd_guest_serve(struct pmap *pm, unsigned shard)
 	r = listen_to(u, sp, sp->fd, shard);
 	pthread_rwlock_unlock(&u->pools.lock);
 	return r;
+}
+
+int
+pmap_uffd_guest_fd(struct pmap *pm, unsigned shard)
+{
+	struct uffd_pmap *u = to_uffd(pm);
+	const struct space *sp;
+	int fd = -1;
+
+	pthread_rwlock_rdlock(&u->pools.lock);
+	sp = space_of(u, shard);
+	if (sp != NULL && sp->fd >= 0)
+		fd = fcntl(sp->fd, F_DUPFD_CLOEXEC, 0);
+	pthread_rwlock_unlock(&u->pools.lock);
+	return fd;
 }
 
 bool

@@ -956,11 +956,12 @@ unsigned
 uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max,
 		 struct removals *removals)
 {
-	struct uffd_msg msg[16];
+	struct uffd_msg here[REMOVALS_HEARD],
+		*const msg = removals != NULL ? removals->kept->heard : here;
 	unsigned n = 0;
 
-	while (n < max && (removals == NULL || removals_room(removals, ARRAY_SIZE(msg)))) {
-		const size_t want = MIN(max - n, (unsigned)ARRAY_SIZE(msg)) * sizeof msg[0];
+	while (n < max && (removals == NULL || removals_room(removals, REMOVALS_HEARD))) {
+		const size_t want = MIN(max - n, REMOVALS_HEARD) * sizeof msg[0];
 		const ssize_t got =
 			shard > PMAP_POOL ? read_foreign(fd, msg, want) : read(fd, msg, want);
 
@@ -973,9 +974,6 @@ uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max,
 
 			/* We ask for no event; what another process opened may have. */
 			assert(shard > PMAP_POOL || msg[i].event == UFFD_EVENT_PAGEFAULT);
-			if (msg[i].event == UFFD_EVENT_REMOVE && removals != NULL)
-				removals_add(removals, (uintptr_t)msg[i].arg.remove.start,
-					     (uintptr_t)msg[i].arg.remove.end, now_ns());
 			if (msg[i].event != UFFD_EVENT_PAGEFAULT)
 				continue;
 			buf[n++] = (struct pmap_fault){
@@ -985,6 +983,8 @@ uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max,
 				.wp = (flags & UFFD_PAGEFAULT_FLAG_WP) != 0,
 			};
 		}
+		if (removals != NULL)
+			removals_hear(removals, now_ns());
 		if ((size_t)got < want)
 			break;
 	}

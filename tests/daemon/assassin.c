@@ -12,6 +12,8 @@
  * while it takes over from its predecessor, and no more than EARLY_MAX of them, since a guardian does not
  * start for ever what does not come to serve.  Who is killed, and where, is a line in the file.
  *
+ * With UFFD_PAGERD_LOSES=SUFFIX what was kept under names with that end is lost.
+ *
  * The calls are those that the linker has put behind wrappers (daemon/meson.build).  liburing's are
  * io_uring_enter().
  */
@@ -156,4 +158,20 @@ __wrap_kept_serves(void)
 {
 	__real_kept_serves();
 	atomic_store(&counts, true);
+}
+
+int __real_kept_take(void *unused, const char *name);
+int __wrap_kept_take(void *unused, const char *name);
+int
+__wrap_kept_take(void *unused, const char *name)
+{
+	const char *const suffix = getenv("UFFD_PAGERD_LOSES");
+	const int fd = __real_kept_take(unused, name);
+	const size_t n = strlen(name), end = suffix != NULL ? strlen(suffix) : 0;
+
+	if (suffix == NULL || n < end || strcmp(name + n - end, suffix) != 0)
+		return fd;
+	if (fd >= 0)
+		close(fd);
+	return -1;
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""The daemon is killed, and its clients do not notice.  Arguments: UFFD-PAGERD UFFD-PAGER SURVIVOR [SECONDS [SEED]]."""
+"""The daemon is killed, and its clients do not notice.  Arguments: UFFD-PAGERD UFFD-PAGER SURVIVOR MONITOR [SECONDS [SEED]]."""
 import contextlib
 import os
 import random
@@ -22,10 +22,12 @@ os.environ['ASAN_OPTIONS'] = ':'.join(filter(None, (os.environ.get('ASAN_OPTIONS
 
 FILLED = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'filled.py')
 SURVIVOR = os.path.abspath(sys.argv[3])
-SECONDS = int(sys.argv[4]) if len(sys.argv) > 4 else 3
-SEED = int(sys.argv[5]) if len(sys.argv) > 5 else random.randrange(1 << 30)
+MONITOR = os.path.abspath(sys.argv[4])
+SECONDS = int(sys.argv[5]) if len(sys.argv) > 5 else 3
+SEED = int(sys.argv[6]) if len(sys.argv) > 6 else random.randrange(1 << 30)
 RESTORES = 3 * SECONDS
 MEMORY = '48M' if rig.SANITIZED else '24M'
+GUEST = '12288' if rig.SANITIZED else '6144'  # pages, of each of two
 
 
 def clients(d):
@@ -55,6 +57,18 @@ def finish(d, programs):
         if p.returncode != 0:
             raise AssertionError(f'seed {SEED}: exit status {p.returncode}\n{out}\n{d.log()}')
         print(out.strip())
+
+
+def there(program, d):
+    """It is served."""
+    late = threading.Timer(rig.DEADLINE, program.kill)
+    late.start()
+    line = program.stdout.readline()
+    late.cancel()
+    if line.startswith('skip:'):
+        raise unittest.SkipTest(line)
+    if line != 'there\n':
+        raise AssertionError(f'{line}{program.communicate()[0]}\n{d.log()}')
 
 
 def mib(text):
@@ -126,14 +140,7 @@ class Filled:
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def is_there(self):
-        late = threading.Timer(rig.DEADLINE, self.program.kill)
-        late.start()
-        line = self.program.stdout.readline()
-        late.cancel()
-        if line.startswith('skip:'):
-            raise unittest.SkipTest(line)
-        if line != 'there\n':
-            raise AssertionError(f'{self.kind}: {line}{self.program.communicate()[0]}\n{self.d.log()}')
+        there(self.program, self.d)
 
     def finish(self):
         try:
@@ -227,6 +234,97 @@ class Survive(unittest.TestCase):
             self.assertNotIn('can not be taken over', d.log())
             self.check_pool(compression, d.log(), len(times))
             wait_for('all are gone', lambda: clients(d) == 0)
+
+    def test_guests_go_on_with_every_byte_when_it_is_killed_at_any_moment(self):
+        self.kill_under_guests()
+
+    def test_so_guests_do_with_compressed_memory(self):
+        self.kill_under_guests('--compression', 'lz4')
+
+    def test_guests_go_on_with_every_byte_when_it_is_killed_at_any_call(self):
+        with tempfile.TemporaryDirectory(prefix='killed.') as killed:
+            self.kill_under_guests(killed=killed + '/file')
+
+    def kill_under_guests(self, *flags, killed=None):
+        """Machines whose memory is a memfd that the daemon takes pages out of, until they end."""
+        rnd = random.Random(SEED)
+        print(f'seed {SEED}')
+        with tempfile.TemporaryDirectory(prefix='guests.', dir=os.environ.get('TMPDIR', '/var/tmp')) as where:
+            subprocess.run([MONITOR, 'make', where + '/memfile', GUEST, str(SEED)], check=True, timeout=rig.DEADLINE)
+            config = (f'[listen fc]\ntype = firecracker\npath = fc.sock\nsource = {where}/memfile\n'
+                      '[listen ch]\ntype = handoff\npath = ch.sock\n')
+            with Daemon('--memory', MEMORY, '--log-level', 'info', *flags, config=config,
+                        env={'UFFD_PAGERD_ASSASSIN': f'{SEED}:14:{killed}'} if killed else {}) as d:
+                seconds = SECONDS + (3 if killed else 0)
+                programs = [subprocess.Popen([MONITOR, kind, d.path(sock), GUEST, str(seconds), str(SEED)], stdout=subprocess.PIPE,
+                                             stderr=subprocess.STDOUT, text=True)
+                            for kind, sock in (('firecracker', 'fc.sock'), ('handoff', 'ch.sock'))]
+                end = time.monotonic() + seconds - 0.5
+                for p in programs:
+                    there(p, d)
+                if killed:
+                    with open(killed, 'w+', encoding='ascii') as f:
+                        os.kill(d.served_by(), signal.SIGKILL)
+                        while time.monotonic() < end:
+                            time.sleep(0.1)
+                        times = len(f.readlines())
+                    os.unlink(killed)
+                else:
+                    times = 0
+                    while time.monotonic() < end:
+                        times += 1
+                        kill_daemon(d, times)
+                        time.sleep(rnd.random() ** 2 * rnd.choice((0.01, 0.1, 0.4)))
+                finish(d, programs)
+                print(f'killed {times} times')
+                self.assertGreater(times, 0)
+                for word in ('waits', 'waited for', 'can not be', 'Another pager', 'nobody hears'):
+                    self.assertNotIn(word, d.log())
+                wait_for('all are gone', lambda: clients(d) == 0)
+                wait_for('nothing is left of them', lambda: d.ask('status')['status']['swap']['swapped'] == 0)
+
+    def test_a_guest_that_can_not_be_served_again_waits(self):
+        """Something that was kept of it is lost, and its monitor has closed its own copy of the userfaultfd: without ours what it misses would be zeros."""
+        with self.forgetful({'UFFD_PAGERD_LOSES': '/removals'}) as (d, p, _):
+            idle = len(os.listdir(f'/proc/{d.process.pid}/fd'))
+            for times in range(1, 4):
+                kill_daemon(d, times)
+                self.assertEqual(d.log().count('what it misses is waited for'), 1)
+                self.assertEqual(clients(d), 0)
+            # A wrong page, or SIGBUS, is its end.
+            with self.assertRaises(subprocess.TimeoutExpired):
+                p.wait(0.5)
+            p.kill()
+            self.assertEqual(p.communicate()[0], '')
+            kill_daemon(d, 4)
+            # Its userfaultfd, memfd and so on; one more is a holder's.
+            wait_for('nothing is kept of it', lambda: len(os.listdir(f'/proc/{d.process.pid}/fd')) <= idle - 3)
+
+    def test_a_snapshot_that_was_cut_short_meanwhile_is_sigbus_and_not_zeros(self):
+        with self.forgetful() as (d, p, where):
+            d.process.send_signal(signal.SIGSTOP)
+            os.kill(d.served_by(), signal.SIGKILL)
+            os.truncate(where + '/memfile', 0)
+            d.process.send_signal(signal.SIGCONT)
+            self.assertEqual(p.wait(rig.DEADLINE), -signal.SIGBUS)
+            self.assertEqual(p.communicate()[0], '')
+            self.assertIn('past the end of the snapshot; SIGBUS', d.log())
+            wait_for('it is gone', lambda: clients(d) == 0)
+
+    @contextlib.contextmanager
+    def forgetful(self, env=None):
+        """A machine of a snapshot, at work for ten minutes, without a userfaultfd of its own."""
+        with tempfile.TemporaryDirectory(prefix='guests.', dir=os.environ.get('TMPDIR', '/var/tmp')) as where:
+            subprocess.run([MONITOR, 'make', where + '/memfile', GUEST, str(SEED)], check=True, timeout=rig.DEADLINE)
+            config = f'[listen fc]\ntype = firecracker\npath = fc.sock\nsource = {where}/memfile\n'
+            with Daemon('--memory', MEMORY, '--log-level', 'info', config=config, env=env) as d:
+                with subprocess.Popen([MONITOR, 'forgetful', d.path('fc.sock'), GUEST, '600', str(SEED)], stdout=subprocess.PIPE,
+                                      stderr=subprocess.STDOUT, text=True) as p:
+                    try:
+                        there(p, d)
+                        yield d, p, where
+                    finally:
+                        p.kill()
 
     def test_memory_that_is_filled_is_never_zeros(self):
         """A microVM, and a task of which nobody but the daemon has the userfaultfd."""
