@@ -20,6 +20,7 @@
  *	program.c      other programs: fio, and a real one, the external sort
  *	meta.c         metadata per page, mapping 1 TiB, faults among many entries and in a sparse region
  *	remote.c       a pager in another process, and the floor of that
+ *	filled.c       a microVM whose memory is filled from its snapshot, and the floor of that
  *	clone.c        up_clone(), and what a thousand of them leave behind
  *	disk.c         the disk alone
  *	plot.c         the table as pictures, by gnuplot
@@ -271,6 +272,8 @@ job_fn floor_zero, floor_major, floor_soft;	    /* arg: enum place */
 job_fn ours_zero, ours_major, ours_soft;	    /* arg: enum place */
 job_fn floor_inline, ours_inline;		    /* arg: "zero" or "soft" */
 job_fn floor_remote, ours_remote;		    /* arg: enum place */
+job_fn floor_filled, ours_filled;		    /* arg: enum place; with BENCH_FILLED */
+job_fn ours_restore;				    /* the same */
 job_fn ours_patterns, swap_patterns, mmap_patterns; /* arg: struct race */
 job_fn ours_threads;				    /* arg: struct threads_arg */
 job_fn policy_strings;				    /* arg: the policy's name */

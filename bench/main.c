@@ -50,6 +50,13 @@ static const enum place places[PLACES] = { PLACE_UNPINNED, PLACE_SAME_CPU, PLACE
 	  .arg = &places[PLACE_##place], .deadline = 60, .cpus = ncpus, .full_only = true },    \
 	{ .group = "daemon", .name = "ours", .row = #place, .run = ours_remote,                 \
 	  .arg = &places[PLACE_##place], .deadline = 60, .cpus = ncpus, .full_only = true }
+#define FILLED(place, ncpus)                                                                    \
+	{ .group = "daemon", .name = "floor", .row = "4 KiB of a snapshot " #place,             \
+	  .run = floor_filled, .arg = &places[PLACE_##place], .deadline = 60, .cpus = ncpus,    \
+	  .full_only = true },                                                                  \
+	{ .group = "daemon", .name = "ours", .row = "4 KiB of a snapshot " #place,              \
+	  .run = ours_filled, .arg = &places[PLACE_##place], .deadline = 60, .cpus = ncpus,     \
+	  .full_only = true }
 #define THREADS(count, one, how, services_, text)                                               \
 	{ .group = "threads", .name = "ours", .row = #count " " text, .run = ours_threads,      \
 	  .arg = &(const struct threads_arg){ .n = count, .shared = one, .delivery = how,       \
@@ -90,6 +97,11 @@ static struct contender contenders[] = {
 	INLINE(floor, "zero"), INLINE(ours, "zero"), INLINE(floor, "soft"), INLINE(ours, "soft"),
 
 	REMOTE(UNPINNED, 1), REMOTE(SAME_CPU, 1), REMOTE(TWO_CPUS, 2),
+#ifdef BENCH_FILLED
+	FILLED(UNPINNED, 1), FILLED(SAME_CPU, 1), FILLED(TWO_CPUS, 2),
+	{ .group = "daemon", .name = "ours", .row = "restore", .run = ours_restore,
+	  .deadline = 60, .full_only = true },
+#endif
 
 	{ OURS("pattern", "ours", "ours", 1, SCALE_MAIN, INSIDE) },
 	{ SWAP("pattern", "swap", "swap", 1, swap, SCALE_MAIN) },

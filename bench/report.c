@@ -252,32 +252,54 @@ any(const char *prefix)
 	return false;
 }
 
+/* Ours over the floor for each place, of series WHO.WHAT.PLACE.STAT. */
 static void
-print_daemon(FILE *out)
+print_places(FILE *out, const char *title, const char *what)
 {
 	static const char *const stat[] = { "p50", "p99", "mean" };
 	char ours[96], bare[96], b[3][64];
 
-	fprintf(out, "\nzero-fill of a program that is connected to a daemon; us\n");
+	fprintf(out, "\n%s; us\n", title);
 	fprintf(out, "  %-22s %-5s %-24s %-24s %s\n", "", "", "raw floor", "ours", "ours/floor");
 	for (int p = 0; p < PLACES; p++) {
 		for (int s = 0; s < 3; s++) {
 			struct summary unused;
 
-			snprintf(ours, sizeof ours, "ours.remote_zero.%s.%s", place_name[p],
-				 stat[s]);
+			snprintf(ours, sizeof ours, "ours.%s.%s.%s", what, place_name[p], stat[s]);
 			if (!summarise(ours, &unused))
 				continue;
-			snprintf(bare, sizeof bare, "floor.remote_zero.%s.%s", place_name[p],
-				 stat[s]);
+			snprintf(bare, sizeof bare, "floor.%s.%s.%s", what, place_name[p], stat[s]);
 			fprintf(out, "  %-22s %-5s %-24s %-24s %s\n", s > 0 ? "" : place_name[p],
 				stat[s], range(bare, b[0]), range(ours, b[1]),
 				ratio_text(ours, bare, b[2]));
 		}
 	}
+}
+
+static void
+print_daemon(FILE *out)
+{
+	char b[3][64];
+
+	print_places(out, "zero-fill of a program that is connected to a daemon", "remote_zero");
 	if (any("remote.attach"))
 		fprintf(out, "  %-22s %-5s %-24s %s\n", "to connect", "p50", "",
 			range("remote.attach.p50", b[0]));
+	if (any("ours.fill_4k"))
+		print_places(out,
+			     "a page of a microVM filled from its snapshot, which is in memory",
+			     "fill_4k");
+	if (!any("restore."))
+		return;
+	fprintf(out,
+		"\na microVM restored from a snapshot on disk; until it has read what it reads first\n");
+	fprintf(out, "  %-28s %-24s %-24s %s\n", "", "the first time", "again", "first/again");
+	fprintf(out, "  %-28s %-24s %-24s %s\n", "ms", range("restore.first.ms", b[0]),
+		range("restore.again.ms", b[1]),
+		ratio_text("restore.first.ms", "restore.again.ms", b[2]));
+	fprintf(out, "  %-28s %-24s %-24s %s\n", "faults", range("restore.first.faults", b[0]),
+		range("restore.again.faults", b[1]),
+		ratio_text("restore.first.faults", "restore.again.faults", b[2]));
 }
 
 /* Who is compared with whom.  The first is what the others are held against. */
@@ -713,6 +735,15 @@ json_ratios(FILE *f)
 		snprintf(under, sizeof under, "floor.remote_zero.%s.p50", place_name[p]);
 		json_ratio(f, key, over, under, &comma);
 	}
+	for (int p = 0; p < PLACES; p++) {
+		snprintf(key, sizeof key, "floor.fill_4k%s%s", p == PLACE_UNPINNED ? "" : ".",
+			 p == PLACE_UNPINNED ? "" : place_name[p]);
+		snprintf(over, sizeof over, "ours.fill_4k.%s.p50", place_name[p]);
+		snprintf(under, sizeof under, "floor.fill_4k.%s.p50", place_name[p]);
+		json_ratio(f, key, over, under, &comma);
+	}
+	json_ratio(f, "restore.ms", "restore.first.ms", "restore.again.ms", &comma);
+	json_ratio(f, "restore.faults", "restore.again.faults", "restore.first.faults", &comma);
 	json_ratio(f, "floor.inline_zero", "ours.inline_zero.p50", "floor.inline_zero.p50", &comma);
 	json_ratio(f, "floor.inline_soft", "ours.inline_soft.p50", "floor.inline_soft.p50", &comma);
 	json_ratio(f, "entries.fault", "entries.many.p50", "entries.one.p50", &comma);

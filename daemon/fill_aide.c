@@ -15,7 +15,7 @@
 #define ALONG \
 	(64u << 10) /* bytes of the working set that a fault brings along while the aide is at it */
 #define AHEAD (8u << 20) /* and asks the kernel for before */
-#define GAP (64u << 10)	 /* pages in between that are read along, so that reads are large */
+#define GAP (8u << 10)	 /* pages in between that are read along: a read more takes as long */
 #define JOIN_PART \
 	16 /* a record is joined with what it lacked if that is more than such a part of it */
 
@@ -111,33 +111,41 @@ bring_all(struct space *sp, uint64_t at, uint64_t end)
 }
 
 struct reader {
-	const struct memfile *s;
+	struct memfile *s;
 	const struct working_set *ws;
 	size_t run;	 /* the next that has not been asked for */
 	uint64_t ahead;	 /* bytes of the file up to where it has */
 	uint64_t window; /* bytes that are read at a time: few at first, since somebody waits */
 };
 
+/* Bytes of the file behind a run. */
+static uint64_t
+end_of(const struct working_set_run *r)
+{
+	return (r->first + r->n) * WORKING_SET_PAGE;
+}
+
 /* Ask for what is in the record up to AHEAD bytes from here, neighbours in one. */
 static void
 read_ahead(struct reader *rd, uint64_t offset)
 {
-	while (rd->run < rd->ws->n && rd->ahead < offset + AHEAD) {
-		const struct working_set_run *r = &rd->ws->run[rd->run];
-		uint64_t start = MAX(r->first * WORKING_SET_PAGE, rd->ahead);
-		uint64_t end = (r->first + r->n) * WORKING_SET_PAGE;
+	const struct working_set_run *const run = rd->ws->run;
+	const uint64_t limit = offset + AHEAD;
 
-		rd->run++;
-		while (rd->run < rd->ws->n && end - start < AHEAD &&
-		       rd->ws->run[rd->run].first * WORKING_SET_PAGE - end <= GAP) {
-			end = (rd->ws->run[rd->run].first + rd->ws->run[rd->run].n) *
-			      WORKING_SET_PAGE;
-			rd->run++;
+	while (rd->run < rd->ws->n && rd->ahead < limit) {
+		const uint64_t start = MAX(run[rd->run].first * WORKING_SET_PAGE, rd->ahead);
+		size_t i = rd->run;
+
+		if (start >= limit)
+			break;
+		while (i + 1 < rd->ws->n &&
+		       run[i + 1].first * WORKING_SET_PAGE <= MIN(end_of(&run[i]) + GAP, limit))
+			i++;
+		if (MIN(end_of(&run[i]), limit) > start) {
+			rd->ahead = MIN(end_of(&run[i]), limit);
+			memfile_will_need(rd->s, start, rd->ahead - start);
 		}
-		if (end > start) {
-			memfile_will_need(rd->s, start, end - start);
-			rd->ahead = end;
-		}
+		rd->run = end_of(&run[i]) <= limit ? i + 1 : i;
 	}
 }
 
@@ -186,6 +194,7 @@ prefetch(struct space *sp, const struct working_set *ws)
 	struct range *range = NULL;
 	size_t n = 0;
 
+	memfile_known(rd.s, true);
 	pthread_rwlock_rdlock(&sp->lock);
 	if (sp->n > 0 && (range = malloc(sp->n * sizeof *range)) != NULL) {
 		for (size_t i = 0; i < sp->n; i++) {
@@ -199,6 +208,7 @@ prefetch(struct space *sp, const struct working_set *ws)
 	for (size_t i = 0; i < n && prefetch_range(sp, &range[i], ws, &rd); i++)
 		;
 	free(range);
+	memfile_known(rd.s, false);
 }
 
 /* A space that the aide has not been to; the lock is held. */

@@ -14,6 +14,8 @@
 #include "base/hash.h"
 #include "pmap/uffd_abi.h"
 
+#define WILL_NEED (128u << 10) /* bytes; the least that a kernel reads ahead, usually */
+
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct memfile *registry; /* (registry_lock) */
 
@@ -260,9 +262,24 @@ memfile_read(const struct memfile *s, uint64_t offset, void *buf, size_t len)
 }
 
 void
+memfile_known(struct memfile *s, bool known)
+{
+	pthread_mutex_lock(&registry_lock);
+	s->known += known ? 1 : -1u;
+	/* Nothing depends on it. */
+	if (s->known == known)
+		(void)madvise(s->map, s->size, known ? MADV_RANDOM : MADV_NORMAL);
+	pthread_mutex_unlock(&registry_lock);
+}
+
+void
 memfile_will_need(const struct memfile *s, uint64_t offset, uint64_t len)
 {
-	posix_fadvise(s->fd, (off_t)offset, (off_t)len, POSIX_FADV_WILLNEED);
+	/* Of one request the kernel takes no more than its own read-ahead or the disk's largest request, and forgets the rest. */
+	for (uint64_t n; len > 0; offset += n, len -= n) {
+		n = MIN(len, (uint64_t)WILL_NEED);
+		posix_fadvise(s->fd, (off_t)offset, (off_t)n, POSIX_FADV_WILLNEED);
+	}
 }
 
 void

@@ -34,6 +34,7 @@ struct memfile {
 	char *ws_path;			   /* (c) of its working set */
 	pthread_mutex_t ws_lock;	   /* who reads, joins and writes the record */
 	atomic_bool told;		   /* (a) that it is not what it was */
+	unsigned known;			   /* (r) memfile_known() */
 	uint64_t number;		   /* (c) by which a successor finds it */
 	const struct store_keeper *keeper; /* (r) who keeps its descriptor; NULL: nobody */
 };
@@ -60,6 +61,12 @@ int memfile_read(const struct memfile *s, uint64_t offset, void *buf, size_t len
 
 /* So that it is in memory, and mapped: waits for the disk.  Nothing depends on it. */
 void memfile_warm(const struct memfile *s, uint64_t offset, uint64_t len);
+
+/*
+ * From here until the same with false, as often, somebody asks for what will be wanted.  The kernel is not to guess, then: around each page that is missing in the mapping
+ * it would read as much as the disk's read_ahead_kb says, which may be the whole file.  Any thread.
+ */
+void memfile_known(struct memfile *s, bool known);
 
 /* It will be wanted: does not wait. */
 void memfile_will_need(const struct memfile *s, uint64_t offset, uint64_t len);
