@@ -493,7 +493,7 @@ add(struct up_runtime *rt, struct space *sp, const struct guest_region *rg, stru
 		r = mark(p, rt->guests, rg->memfd);
 	if (r == 0)
 		r = object_to_map(rt, rg->length >> PAGE_SHIFT, UP_PRIVATE, from, &first, &o);
-	if (r < 0)
+	if (r != 0)
 		goto fail;
 	o->apart = o->guest = true;
 	o->account = account_ref(c->account);
@@ -553,7 +553,7 @@ make_space(struct up_runtime *rt, const struct guest_config *cfg, struct client 
 		if (r < 0)
 			close(sock[0]);
 	}
-	if (r < 0) {
+	if (r != 0) {
 		close(cfg->uffd);
 		return r;
 	}
