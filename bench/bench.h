@@ -327,6 +327,8 @@ bool cgroup_is_v2(void);
 bool cgroup_setup(size_t limit, char *why, size_t size);
 void cgroup_teardown(void);
 void cgroup_enter(void); /* child */
+/* A process that keeps the statistics of the cgroup fresh until it is killed; it is not in the cgroup.  Before cgroup_enter(). */
+pid_t cgroup_stat_reader(void);
 /* Another limit of the cgroup, under the name that it has in v2; false: there is none. */
 bool cgroup_set_v2(const char *name, size_t value);
 /* Record the most that was charged. */
@@ -351,6 +353,6 @@ int mapped_file(const char *name);
 
 /* Run a program, its output to a file unless that is NULL, with a deadline.  -1: it is not there; else its exit status. */
 int program_run(const char *const argv[], const char *output, unsigned deadline_s);
-before_fn sort_before, sort_swap_before;
+before_fn sort_before, sort_swap_before, sort_swap_ssd_before;
 
 #endif

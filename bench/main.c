@@ -146,6 +146,8 @@ static struct contender contenders[] = {
 	       cgroup_teardown, SCALE_SORT), .full_only = true },
 	{ RACE("program", "swap", "swap", 1, sort_run, sort_swap_before, swap_after, SCALE_SORT),
 	  .full_only = true },
+	{ RACE("program", "swap_ssd", "swap_ssd", 1, sort_run, sort_swap_ssd_before, swap_after,
+	       SCALE_SORT), .full_only = true },
 
 	THREADS_OF(UP_DELIVER_INLINE, 0, "inline"),
 	THREADS_OF(UP_DELIVER_INLINE, 1, "inline, one service"),

@@ -389,12 +389,12 @@ print_table(FILE *out, const struct table *t)
 static void
 print_sort(FILE *out)
 {
-	static const char *const who[] = { "ours", "ours_service", "swap" };
+	static const char *const who[] = { "ours", "ours_service", "swap", "swap_ssd" };
 	char name[64], b[2][64];
 
 	fprintf(out, "\nexternal sort, %zu MiB in %zu MiB; s\n",
 		bench.scales[SCALE_SORT].pages / 256, bench.scales[SCALE_SORT].memory >> 20);
-	for (int i = 0; i < 3; i++) {
+	for (size_t i = 0; i < sizeof who / sizeof who[0]; i++) {
 		snprintf(name, sizeof name, "%s.external_sort", who[i]);
 		fprintf(out, "  %-13s %-17s %-22s %8s  %11s\n", "", who[i], range(name, b[0]), "",
 			i == 0 ? "" : ratio_text(name, "ours.external_sort", b[1]));
@@ -714,6 +714,8 @@ json_ratios(FILE *f)
 	for (size_t i = 0; i < NTABLES; i++)
 		json_table(f, &tables[i], &comma);
 	json_ratio(f, "swap.external_sort", "swap.external_sort", "ours.external_sort", &comma);
+	json_ratio(f, "swap_ssd.external_sort", "swap_ssd.external_sort", "ours.external_sort",
+		   &comma);
 	json_ratio(f, "service.external_sort", "ours_service.external_sort", "ours.external_sort",
 		   &comma);
 	json_ratio(f, "fio.read", "ours.seq_read.swap_in", "fio.read", &comma);

@@ -226,7 +226,7 @@ start(void)
 static bool
 listen_to(int flags)
 {
-	struct kept_msg m;
+	struct kept_msg m = { 0 };
 	int fd, r = hear(guard.sock, &m, &fd, flags);
 
 	if (r < 0) {
@@ -437,7 +437,7 @@ bool
 kept_open(void)
 {
 	const char *const text = getenv(SOCKET_ENV);
-	struct kept_msg m;
+	struct kept_msg m = { 0 };
 	int fd, r;
 
 	if (text == NULL)
@@ -446,9 +446,12 @@ kept_open(void)
 	unsetenv(SOCKET_ENV);
 	fcntl(kept.sock, F_SETFD, FD_CLOEXEC);
 	kept.pidfd = (int)syscall(SYS_pidfd_open, getppid(), 0);
-	while ((r = hear(kept.sock, &m, &fd, 0)) == 0 && m.type == KEPT_KEEP)
-		if (fd >= 0 && put(&kept.before, m.name, fd) < 0)
+	while ((r = hear(kept.sock, &m, &fd, 0)) == 0 && m.type == KEPT_KEEP) {
+		if (fd >= 0 && put(&kept.before, m.name, fd) < 0) {
 			r = -ENOMEM;
+			break;
+		}
+	}
 	if (r == 0 && m.type == KEPT_ALL && kept.pidfd >= 0)
 		return true;
 	log_error("the guardian does not say what it keeps: %s", strerror(r < 0 ? -r : EPROTO));

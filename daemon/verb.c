@@ -127,7 +127,7 @@ listen_on(struct verb *v)
 	}
 	if (r == 0 && lstat(sun.sun_path, &st) < 0)
 		r = -errno;
-	if (r < 0) {
+	if (r != 0) {
 		log_line(&v->log, UP_LOG_ERROR, "%s: %s", v->socket_path, strerror(-r));
 		return r;
 	}

@@ -23,8 +23,9 @@
  * texts; sorting permutes it.
  *
  * What an embedder can learn here: read() and write() work on paged memory, but not where the
- * kernel is not allowed to fault through userfaultfd (load, put); give back what is not
- * needed any more (sort_files: discarding is cheaper than swapping out); and the same program runs
+ * kernel is not allowed to fault through userfaultfd (get, put); give back what is not
+ * needed any more (sort_files: discarding is cheaper than swapping out); leave no files in a page
+ * cache that counts as our memory (forget_read, forget_written); and the same program runs
  * over plain mmap() (memory_map, --in-memory-of-kernel), since a region is just memory.
  */
 #ifndef _GNU_SOURCE
@@ -45,7 +46,7 @@
 
 #include <uffd_pager.h>
 
-#define BOUNCE ((size_t)64 << 10) /* plain memory between the files and paged memory */
+#define CHUNK ((size_t)256 << 10) /* of a file, at once; more of it is not kept in memory */
 #define SMALL 128		  /* lines that are sorted at once, without merging */
 #define OFFSET_BITS 40
 #define LENGTH_BITS 24
@@ -72,7 +73,8 @@ static struct {
 	bool unique, count, kernel, in_thread;
 	struct up_runtime *rt; /* NULL: plain mmap() */
 	bool bounce;	       /* the kernel can't fault on our memory */
-	char *bounce_buf;
+	char *bounce_buf;      /* a chunk of plain memory between the files and paged memory */
+	size_t fresh;	       /* written, and not begun to be stored */
 
 	struct lines a, b;
 	size_t text_bytes; /* of each text */
@@ -242,17 +244,46 @@ sort_lines(struct lines *to, size_t lo, size_t hi)
 
 /* ---- in and out ---- */
 
+/*
+ * All is read once and written once.  What the page cache would keep of it counts in our memory cgroup, beside the memory
+ * that we sort in, so it is let go of: what was read at once, what is written as soon as it is on the disk, where it goes
+ * while the next chunk is made.  A pipe has nothing of all this, and these calls fail.
+ */
+static void
+forget_read(int fd)
+{
+	const off_t at = lseek(fd, 0, SEEK_CUR);
+
+	if (at > 0)
+		posix_fadvise(fd, 0, at, POSIX_FADV_DONTNEED);
+}
+
+static void
+forget_written(int fd)
+{
+	const off_t at = lseek(fd, 0, SEEK_CUR), before = at - (off_t)job.fresh;
+
+	sync_file_range(fd, before, (off_t)job.fresh, SYNC_FILE_RANGE_WRITE);
+	if (before > 0) {
+		sync_file_range(fd, 0, before,
+				SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+					SYNC_FILE_RANGE_WAIT_AFTER);
+		posix_fadvise(fd, 0, before, POSIX_FADV_DONTNEED);
+	}
+	job.fresh = 0;
+}
+
 /* read() into paged memory; through plain memory where the kernel may not fault on it. */
 static ssize_t
 get(int fd, char *to, size_t length)
 {
-	ssize_t n;
+	const ssize_t n =
+		read(fd, job.bounce ? job.bounce_buf : to, length < CHUNK ? length : CHUNK);
 
-	if (!job.bounce)
-		return read(fd, to, length);
-	n = read(fd, job.bounce_buf, length < BOUNCE ? length : BOUNCE);
-	if (n > 0)
+	if (n > 0 && job.bounce)
 		memcpy(to, job.bounce_buf, (size_t)n);
+	if (n > 0)
+		forget_read(fd);
 	return n;
 }
 
@@ -261,22 +292,21 @@ static void
 put(const char *from, size_t length)
 {
 	while (length > 0) {
-		const char *p = from;
-		size_t want = length;
+		const size_t want = length < CHUNK ? length : CHUNK;
 		ssize_t n;
 
-		if (job.bounce) {
-			want = want < BOUNCE ? want : BOUNCE;
+		if (job.bounce)
 			memcpy(job.bounce_buf, from, want);
-			p = job.bounce_buf;
-		}
-		n = write(STDOUT_FILENO, p, want);
+		n = write(STDOUT_FILENO, job.bounce ? job.bounce_buf : from, want);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
 			die("writing: %s", strerror(errno));
 		from += n;
 		length -= (size_t)n;
+		job.fresh += (size_t)n;
+		if (job.fresh >= CHUNK)
+			forget_written(STDOUT_FILENO);
 	}
 }
 
@@ -286,6 +316,8 @@ load(const char *name, int fd, size_t size, char *text)
 {
 	size_t have = 0;
 
+	/* No read-ahead: it may be megabytes, and a chunk is enough for the disk. */
+	posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
 	while (have < size) {
 		const ssize_t n = get(fd, text + have, size - have);
 
@@ -566,7 +598,7 @@ main(int argc, char **argv)
 		if (r < 0)
 			die("starting the pager: %s", strerror(-r));
 		job.bounce = job.in_thread || (up_features(job.rt) & UP_MASK_KERNEL_FAULTS) == 0;
-		if (job.bounce && (job.bounce_buf = malloc(BOUNCE)) == NULL)
+		if (job.bounce && (job.bounce_buf = malloc(CHUNK)) == NULL)
 			die("no memory");
 	}
 	sort_files(argv + optind);

@@ -138,10 +138,10 @@ find(struct adoption *a, struct heir *h, uint64_t index, const struct anon *was,
 	}
 	if (raw != NULL)
 		f->what = raw->page->raw == PAGE_RAW_MARKED ? F_MARK : F_NOTHING;
-	else if (busy && (all == NULL || all->page->frame == FRAME_NONE))
-		f->what = F_MARK; /* it was being discarded */
-	else if (!busy && all != NULL && all->page->state == PAGE_MAPPED)
-		f->what = F_MARK; /* the program has discarded it itself */
+	/* It was being discarded; or the program has discarded it itself. */
+	else if (busy ? all == NULL || all->page->frame == FRAME_NONE
+		      : all != NULL && all->page->state == PAGE_MAPPED)
+		f->what = F_MARK;
 }
 
 /* For whoever has to find out why. */

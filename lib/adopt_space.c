@@ -221,9 +221,14 @@ adopt_space(struct adoption *a, const void *item)
 		re->sp->account = account_ref(account);
 	if (r == 0 && was->client != NULL)
 		r = adopt_client(a, re);
-	for (at = then_of(was->map.first); r == 0 && at != 0; at = then_of(e->next)) {
+	for (at = then_of(was->map.first); r == 0 && at != 0;) {
 		e = past_at(a, at, sizeof *e);
-		r = e == NULL || ++n > ENTRIES_MAX ? -EINVAL : adopt_entry(a, re, e, &floor);
+		if (e == NULL || ++n > ENTRIES_MAX) {
+			r = -EINVAL;
+			break;
+		}
+		r = adopt_entry(a, re, e, &floor);
+		at = then_of(e->next);
 	}
 	/* What was under way is done now. */
 	if (re->sp->client != NULL && re->sp->client->wiring.doing != 0) {

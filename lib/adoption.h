@@ -90,7 +90,8 @@ set_bit(uint8_t *map, size_t i, bool to)
 static inline const void *
 past_at(const struct adoption *a, uint64_t then, size_t size)
 {
-	if (then < a->root->base || then % 8 != 0 || then - a->root->base > a->root->len - size)
+	if (then < a->root->base || then % 8 != 0 || size > a->root->len ||
+	    then - a->root->base > a->root->len - size)
 		return NULL;
 	return a->base + (then - a->root->base);
 }

@@ -553,7 +553,7 @@ add(struct up_runtime *rt, struct space *sp, const struct guest_region *rg, stru
 		r = -ESTALE;
 	if (r == 0)
 		r = object_to_map(rt, rg->length >> PAGE_SHIFT, UP_PRIVATE, from, &first, &o);
-	if (r < 0)
+	if (r != 0)
 		goto fail;
 	o->apart = o->guest = true;
 	o->account = account_ref(c->account);

@@ -1188,7 +1188,7 @@ herald_stop(struct remote *re)
 static int
 connect_once(struct up_runtime **out, const char *path, const struct up_config *cfg, bool again)
 {
-	static const uint64_t none[sizeof cfg->reserved / sizeof cfg->reserved[0]];
+	static const struct up_config none;
 	struct up_runtime *rt;
 	struct remote *re;
 	uint64_t features = 0;
@@ -1212,7 +1212,7 @@ connect_once(struct up_runtime **out, const char *path, const struct up_config *
 	re->watcher = (char *)rt + REMOTE_BYTES + TABLE_BYTES;
 	re->sock = re->uffd = re->pager = -1;
 	pthread_mutex_init(&re->lock, NULL);
-	r = cfg != NULL && memcmp(cfg->reserved, none, sizeof none) != 0
+	r = cfg != NULL && memcmp(cfg->reserved, none.reserved, sizeof none.reserved) != 0
 		    ? bad(rt, "up_runtime_connect: reserved fields are not zero")
 		    : connect_to(rt, path);
 	if (r < 0)

@@ -679,17 +679,6 @@ check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t leng
 	return 0;
 }
 
-int
-check_call(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length)
-{
-	int r;
-
-	if (rt == NULL)
-		return -EINVAL;
-	r = check_process(rt, call);
-	return r < 0 ? r : check_range(rt, call, addr, length);
-}
-
 static uint64_t
 meta_for(uint64_t npages)
 {

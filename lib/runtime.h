@@ -94,10 +94,21 @@ size_t limit_of_wired(const struct up_runtime *rt, size_t limit);
 
 /* A caller's mistake: what is wrong, as a log line, and the result. */
 #define bad(rt, ...) (log_line(&(rt)->p.log, UP_LOG_ERROR, __VA_ARGS__), -EINVAL)
+/* 0, or -ECHILD and a log line in a process other than the one that created it. */
+int check_process(const struct up_runtime *rt, const char *call);
 /* 0, or -EINVAL and a log line: why [addr, addr + length) is no range. */
 int check_range(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length);
 /* How every call on a range begins: a runtime, of this process, and a range.  0, or -EINVAL, -ECHILD and a log line. */
-int check_call(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length);
+static inline int
+check_call(struct up_runtime *rt, const char *call, uintptr_t addr, size_t length)
+{
+	int r;
+
+	if (rt == NULL)
+		return -EINVAL;
+	r = check_process(rt, call);
+	return r < 0 ? r : check_range(rt, call, addr, length);
+}
 /* 0, or -ENOMEM and a log line: part of it is not mapped.  => map.change is held, so the map does not change. */
 int check_covered(struct up_runtime *rt, struct map *m, const char *call, uintptr_t start,
 		  uintptr_t end);
@@ -170,9 +181,6 @@ int client_add(struct up_runtime *rt, int sock, uint64_t features, pthread_mutex
 	       struct ticket **out);
 void client_remove(struct ticket *t);
 
-/* 0, or -ECHILD and a log line in a process other than the one that created it. */
-int check_process(const struct up_runtime *rt, const char *call);
-
 /*
  * The entries that map_clip() will use, all or none: 0, or -ENOMEM and a log line.  What is left of them goes back
  * with spare_free().  => map.change is held.
@@ -244,7 +252,7 @@ int sync_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_
 void map_residency(struct pager *p, struct map *m, uintptr_t start, uintptr_t end,
 		   unsigned char *vec);
 /* What up_object_info() tells.  => signals are held */
-void object_info(struct pager *p, struct object *o, struct up_object_stats *st);
+void object_info(struct pager *p, struct object *o, struct up_object_stats *info);
 
 /* True if a part of the range is wired, there or in another place that has the same pages.  => map.change is held. */
 bool is_wired(struct pager *p, struct map *m, uintptr_t start, uintptr_t end);

@@ -141,11 +141,16 @@ add_owner(struct server *sv, const struct client *c, const char *name)
 	return 0;
 }
 
+/* => the name has an owner: only the keeper, who asks, adds and removes them */
 static void
 set_owned(struct server *sv, const char *name, struct object *o)
 {
+	struct owner *owner;
+
 	pthread_mutex_lock(&sv->lock);
-	(*find_owner(sv, name))->object = o;
+	owner = *find_owner(sv, name);
+	assert(owner != NULL);
+	owner->object = o;
 	pthread_mutex_unlock(&sv->lock);
 }
 
@@ -555,7 +560,7 @@ may_wire(struct up_runtime *rt, const struct space *sp, uint64_t more)
 		log_line(&p->log, UP_LOG_WARNING,
 			 "client %s, process %d: refused: %llu pages wired, and one may have %llu",
 			 sp->client->name, (int)sp->client->pid,
-			 (unsigned long long)(sp->map.wired + more), (unsigned long long)most);
+			 (unsigned long long)sp->map.wired + more, (unsigned long long)most);
 		return -EDQUOT;
 	}
 	/* The rest is for what it has to page in and out; see account_room(). */

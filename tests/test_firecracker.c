@@ -844,6 +844,7 @@ Test(firecracker, a_guest_reads_its_memory, .init = up_guest, .fini = down)
 static pid_t
 program(char **argv)
 {
+	const char *other, *log;
 	const pid_t pid = fork();
 	int argc = 0, null;
 
@@ -856,9 +857,12 @@ program(char **argv)
 	while (argv[argc] != NULL)
 		argc++;
 	/* Another build of it, with TSan, which Criterion can't be built with. */
-	if (getenv("UP_TEST_PROGRAM") != NULL) {
-		dup2(open(getenv("UP_TEST_LOG"), O_WRONLY | O_CREAT | O_APPEND, 0600), 2);
-		execv(getenv("UP_TEST_PROGRAM"), argv);
+	other = getenv("UP_TEST_PROGRAM");
+	log = getenv("UP_TEST_LOG");
+	if (other != NULL) {
+		if (log != NULL)
+			dup2(open(log, O_WRONLY | O_CREAT | O_APPEND, 0600), 2);
+		execv(other, argv);
 	}
 	exit(firecracker_main(argc, argv));
 }

@@ -446,7 +446,7 @@ restore(struct vmm *v)
 
 	snprintf(text, sizeof text,
 		 "[{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":0,\"page_size\":4096}]",
-		 (unsigned long long)v->address, (unsigned long long)(v->npages * VMM_PAGE));
+		 (unsigned long long)v->address, (unsigned long long)v->npages * VMM_PAGE);
 	cr_assert(zero(i64, vmm_text(v, VMM_CONNECT, sock, strlen(sock), 0, 0)));
 	return vmm_text(v, VMM_SEND, text, strlen(text), VMM_UFFD | VMM_MEMFD, 0);
 }

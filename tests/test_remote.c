@@ -1079,7 +1079,7 @@ Test(remote, a_heap_is_larger_than_the_budget)
 	p = up_calloc(heap, 1, 4 * MiB);
 	cr_assert(ne(ptr, p, NULL));
 	for (size_t i = 0; i < 4 * MiB; i += 512)
-		cr_assert(eq(int, p[i], 0));
+		cr_assert(eq(chr, p[i], 0));
 	p = up_realloc(heap, p, 8 * MiB);
 	cr_assert(ne(ptr, p, NULL));
 	cr_assert(eq(int, up_free(heap, p), 0));
@@ -1116,7 +1116,7 @@ Test(remote, a_heap_without_a_daemon_keeps_what_is_in_memory)
 	waitpid(daemon_pid, NULL, 0);
 	daemon_pid = 0;
 	for (unsigned i = 0; i < 1000; i++)
-		cr_assert(eq(int, p[i], 1));
+		cr_assert(eq(chr, p[i], 1));
 	/* Its pages can not be discarded, and are not handed out again. */
 	cr_assert(eq(int, up_free(heap, q), 0));
 	cr_assert(eq(int, up_free(heap, p), 0));

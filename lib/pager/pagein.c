@@ -628,7 +628,8 @@ pagein_commands(struct service *s)
 		if (frames_available(p) < CLUSTER_MAX)
 			va = end;
 		else if (!requests_spare(s) || !pagein_ahead(s, space, &va, end, FOR_ADVICE)) {
-			s->willneed_waits = true; /* what keeps us ends soon, or with a completion */
+			/* What keeps us ends soon, or with a completion. */
+			s->willneed_waits = true;
 			return;
 		}
 		todo_go_on(s, &s->willneed, va, va >= end);

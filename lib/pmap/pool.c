@@ -899,9 +899,11 @@ pmap_uffd_pool_next(struct pmap *pm, uintptr_t *page, uintptr_t end, size_t *n)
 {
 	uint64_t offset;
 	const int fd = pmap_uffd_pool_fd(pm, *page, &offset);
-	const off_t stop = (off_t)(offset + (end - *page));
-	off_t data, hole;
+	off_t data, hole, stop;
 
+	if (fd < 0)
+		return false;
+	stop = (off_t)(offset + (end - *page));
 	data = lseek(fd, (off_t)offset, SEEK_DATA);
 	if (data < 0 || data >= stop)
 		return false;
@@ -1550,7 +1552,7 @@ pmap_uffd_removal(struct pmap *pm, unsigned shard, uintptr_t *va, size_t *len, b
 {
 	struct uffd_pmap *u = to_uffd(pm);
 	const struct space *sp;
-	struct removal next;
+	struct removal next = { 0 };
 	int r = 0;
 
 	pthread_rwlock_rdlock(&u->pools.lock);

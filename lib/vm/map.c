@@ -177,6 +177,7 @@ tree_find(const struct map *m, uintptr_t key, struct path *way)
 {
 	struct map_node *node = m->root;
 
+	assert(node->level + 1 == m->levels);
 	for (;;) {
 		const unsigned at = node_find(node, key);
 
@@ -185,6 +186,7 @@ tree_find(const struct map *m, uintptr_t key, struct path *way)
 		way->at[node->level] = at;
 		if (node->level == 0)
 			break;
+		assert(node->child[at]->level + 1 == node->level);
 		node = node->child[at];
 	}
 	way->before = way->at[0] == 0 && way->node[0]->key[0] > key;
@@ -225,8 +227,10 @@ tree_insert(struct map *m, struct map_entry *e)
 		unsigned at;
 
 		if (l == m->levels) {
-			struct map_node *root = fresh[used++], *old = m->root;
+			struct map_node *root, *old = m->root;
 
+			assert(used < nfresh);
+			root = fresh[used++];
 			/* Its first key may be anything: nothing is below it. */
 			node_insert(root, 0, old->key[0], old);
 			node_insert(root, 1, key, child);
@@ -240,6 +244,7 @@ tree_insert(struct map *m, struct map_entry *e)
 			break;
 		}
 		/* At its end a node stays full: who maps upwards has full ones. */
+		assert(used < nfresh);
 		upper = fresh[used++];
 		node_move(upper, node, at == MAP_FANOUT ? MAP_FANOUT : MAP_FANOUT / 2);
 		if (upper->n == 0 || at > node->n)
@@ -594,7 +599,9 @@ map_join(struct map *m, uintptr_t start, uintptr_t end)
 {
 	struct map_entry *e = map_first_from(m, start - 1), *gone = NULL;
 
-	while (e != NULL && e->next != NULL && e->next->start <= end) {
+	if (e == NULL)
+		return NULL;
+	while (e->next != NULL && e->next->start <= end) {
 		struct map_entry *upper = e->next;
 
 		if (!alike(e, upper)) {
@@ -641,7 +648,8 @@ check_node(struct check *c, const struct map_node *node, unsigned level, uintptr
 		}
 		while (c->at != NULL && c->at->loose)
 			c->at = c->at->next;
-		assert(c->at == node->entry[i] && c->at->start == node->key[i]);
+		assert(c->at != NULL && c->at == node->entry[i]);
+		assert(c->at->start == node->key[i]);
 		assert(c->at->start >= from && c->at->start <= to);
 		c->at = c->at->next;
 		c->n++;

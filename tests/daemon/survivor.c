@@ -11,6 +11,7 @@
  * again, fork a child that compares and writes what it has got, count in a few pages as fast as can be, wire some of those and unwire them as often, write a file and unmap it.  Prints what it did; exit status 0: all of it was as it had to be, 1: it
  * was not, 2: a call failed.
  */
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -358,12 +359,14 @@ live(void *arg)
 {
 	struct part *const p = arg;
 	const bool forker = p->number == 0 && !calm;
+	const size_t both = 2 * npages;
 
-	for (size_t i = 0; i < 2 * npages && calm; i++)
+	assert(both > 0);
+	for (size_t i = 0; i < both && calm; i++)
 		write_page(p, i);
 	while (!atomic_load(&over)) {
-		const size_t i = rnd(p) % (2 * npages);
-		const size_t left = i < npages ? npages - i : 2 * npages - i;
+		const size_t i = rnd(p) % both;
+		const size_t left = i < npages ? npages - i : both - i;
 		const unsigned what = rnd(p) % 1000;
 
 		if (what < 450)
@@ -508,7 +511,7 @@ int
 main(int argc, char **argv)
 {
 	const struct up_config cfg = { .log = logged };
-	unsigned nthreads;
+	unsigned nthreads = 0;
 	struct part *part;
 	int r;
 
@@ -517,15 +520,17 @@ main(int argc, char **argv)
 	if (argc == 4 && strcmp(argv[2], "cloned") == 0)
 		return cloned(argv);
 	calm = argc == 7 && strcmp(argv[6], "calm") == 0;
-	if (argc != 6 && !calm) {
+	if (argc == 6 || calm)
+		nthreads = (unsigned)atoi(argv[5]);
+	if (nthreads > 0)
+		npages = strtoull(argv[2], NULL, 0) / nthreads / 2;
+	if (nthreads == 0 || npages == 0) {
 		fputs("usage: survivor SOCKET PAGES SECONDS SEED THREADS [calm]\n"
 		      "       survivor SOCKET write|compare|remove NAME PAGES SEED\n"
 		      "       survivor SOCKET cloned PAGES\n",
 		      stderr);
 		return 2;
 	}
-	nthreads = (unsigned)atoi(argv[5]);
-	npages = strtoull(argv[2], NULL, 0) / nthreads / 2;
 	seed = strtoull(argv[4], NULL, 0);
 	dir = getenv("TMPDIR") != NULL ? getenv("TMPDIR") : "/var/tmp";
 	r = up_runtime_connect(&rt, argv[1], &cfg);

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ MONITOR = os.path.abspath(sys.argv[4])
 SECONDS = int(sys.argv[5]) if len(sys.argv) > 5 else 3
 SEED = int(sys.argv[6]) if len(sys.argv) > 6 else random.randrange(1 << 30)
 RESTORES = 3 * SECONDS
+CLONED = 3400  # pages: with a copy, more than 16M
 MEMORY = '48M' if rig.SANITIZED else '24M'
 GUEST = '12288' if rig.SANITIZED else '6144'  # pages, of each of two
 
@@ -45,6 +47,25 @@ def kill_daemon(d, times):
     wait_for('the next daemon', lambda: d.log().count('serving: a budget') == times + 1 or d.process.poll() is not None)
     if d.process.poll() is not None:
         raise AssertionError('the guardian has ended:\n' + d.log())
+
+
+def spoil_entries(pid, length):
+    """In the memory of a daemon that stands still: map entries of that length get a next one at an address that is none."""
+    link = next(fd for fd in os.scandir(f'/proc/{pid}/fd') if 'uffd-pager-store' in os.readlink(fd.path))
+    fd = os.open(link.path, os.O_RDWR)
+    found, hole = 0, 0
+    with contextlib.suppress(OSError):  # the end
+        while True:
+            at = os.lseek(fd, hole, os.SEEK_DATA)
+            hole = os.lseek(fd, at, os.SEEK_HOLE)
+            # struct map_entry (vm/map.h): start, end and six words more are a cache line, and next comes after it.
+            for entry in range(at, hole, 64):
+                first, last, thing = struct.unpack('<3Q', os.pread(fd, 24, entry))
+                if thing != 0 and last - first == length and first > 1 << 32 and first % 4096 == 0:
+                    os.pwrite(fd, struct.pack('<Q', 8), entry + 64)
+                    found += 1
+    os.close(fd)
+    assert found > 0
 
 
 def finish(d, programs):
@@ -472,15 +493,26 @@ class Survive(unittest.TestCase):
 
     def test_a_page_is_not_taken_for_one_that_had_its_address_before(self):
         with Daemon('--memory', '16M') as d:
-            p = subprocess.Popen([SURVIVOR, d.path('pager.sock'), 'cloned', '3400'], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT, text=True)
-            late = threading.Timer(rig.DEADLINE, p.kill)
-            late.start()
-            self.assertEqual(p.stdout.readline(), 'ready\n')
+            p, late = self.start_cloned(d)
             kill_daemon(d, 1)
             out, _ = p.communicate('\n')
             late.cancel()
             self.assertEqual(p.returncode, 0, out + d.log())
+
+    def test_what_a_daemon_has_left_is_not_believed(self):
+        """An entry of a map is followed by none that there is: its client is told, and nobody else is."""
+        with Daemon('--memory', '16M') as d:
+            p, late = self.start_cloned(d)
+            other = start(d, 512, 3, SEED)
+            wait_for('both are there', lambda: clients(d) == 2)
+            os.kill(d.served_by(), signal.SIGSTOP)
+            spoil_entries(d.served_by(), CLONED << 12)
+            kill_daemon(d, 1)
+            self.assertIn(f'process {p.pid} can not be re-attached: EINVAL', d.log())
+            finish(d, [other])
+            out, _ = p.communicate('\n')
+            late.cancel()
+            self.assertIn(p.returncode, (2, -signal.SIGBUS), out)
 
     def test_what_has_a_name_is_still_there(self):
         with Daemon('--memory', MEMORY) as d:
@@ -529,6 +561,15 @@ class Survive(unittest.TestCase):
         """A call that says so, or SIGBUS; other bytes (1) never."""
         out, _ = program.communicate(timeout=rig.DEADLINE)
         self.assertIn(program.returncode, (2, -signal.SIGBUS), out)
+
+    def start_cloned(self, d):
+        """A client with a region and its copy, which waits for a line; and who kills it if that does not come."""
+        p = subprocess.Popen([SURVIVOR, d.path('pager.sock'), 'cloned', str(CLONED)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, text=True)
+        late = threading.Timer(rig.DEADLINE, p.kill)
+        late.start()
+        self.assertEqual(p.stdout.readline(), 'ready\n')
+        return p, late
 
     @staticmethod
     def wait_used(d, n):
