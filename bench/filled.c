@@ -132,8 +132,8 @@ static void __attribute__((noreturn)) serve_ours(const struct machine *m, bool w
 {
 	const struct logger log = { .fn = logged };
 	struct session_counts c;
-	struct memfile *source;
-	struct fill *fill;
+	struct memfile *source = NULL;
+	struct fill *fill = NULL;
 	int r = memfile_open(&source, m->path, &log);
 	const struct fill_config cfg = {
 		.name = "machine",
@@ -148,7 +148,7 @@ static void __attribute__((noreturn)) serve_ours(const struct machine *m, bool w
 		.start = (uintptr_t)m->base,
 		.len = m->npages * PAGE,
 		.page_size = PAGE,
-		.source = r == 0 ? source : NULL,
+		.source = source,
 	};
 
 	if (r == 0)
