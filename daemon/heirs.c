@@ -113,6 +113,17 @@ silent(int fd)
 	return l;
 }
 
+/* Somebody has this connection already. */
+static void
+no_knock(int fd)
+{
+	const ino_t ino = inode_of(fd);
+
+	for (struct knock *k = knocks; k != NULL; k = k->next)
+		if (k->ino == ino)
+			k->ino = 0;
+}
+
 static void
 find_knocks(int holder)
 {
@@ -126,19 +137,10 @@ find_knocks(int holder)
 			return;
 		}
 		*k = (struct knock){ knocks, fd, inode_of(fd) };
+		/* Two predecessors, of which one has not come to serve, both have it. */
+		no_knock(fd);
 		knocks = k;
 	}
-}
-
-/* A session has this connection already. */
-static void
-no_knock(int fd)
-{
-	const ino_t ino = inode_of(fd);
-
-	for (struct knock *k = knocks; k != NULL; k = k->next)
-		if (k->ino == ino)
-			k->ino = 0;
 }
 
 /* The next, the caller's; -1: there is none any more. */
@@ -288,6 +290,10 @@ heirs_orphan(uint64_t id, int uffd)
 {
 	char name[STORE_NAME_MAX];
 
+	if (!foreign_alive(uffd)) {
+		close(uffd);
+		return;
+	}
 	/* Its number may be a filler's, whose names have one more in that place. */
 	store_name(name, "fill", id, "guest/" FILL_ORPHAN);
 	kept_keeper()->keep(NULL, name, uffd);

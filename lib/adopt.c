@@ -46,16 +46,21 @@ attach(struct adoption *a, struct returned *re)
 
 	space_link(p, re->sp);
 	if (re->guest) {
-		/* A copy stays here in any case: the last one that is closed is what lets its pages be zeros. */
-		const int uffd = fcntl(re->uffd, F_DUPFD_CLOEXEC, 0);
+		if (!re->failed) {
+			/* A copy stays here until then: the last one that is closed is what lets its pages be zeros. */
+			const int uffd = fcntl(re->uffd, F_DUPFD_CLOEXEC, 0);
 
-		re->failed = re->failed || uffd < 0 ||
-			     guest_resume(a->rt, re->sp, uffd, re->removed) < 0;
+			re->failed = uffd < 0 || guest_resume(a->rt, re->sp, uffd, re->removed) < 0;
+			if (re->failed)
+				a->from->orphan(a->from->ctx, re->sp->id, re->uffd);
+			else
+				close(re->uffd);
+		}
+		if (re->removed >= 0)
+			close(re->removed);
+		/* Nothing of it is taken out before its keeper has ended it. */
 		if (re->failed)
-			a->from->orphan(a->from->ctx, re->sp->id, re->uffd);
-		else
-			close(re->uffd);
-		close(re->removed);
+			pmap_uffd_guest_leave(p->pmap, re->sp->shard, true);
 		re->sp->attached = !re->failed;
 		return;
 	}

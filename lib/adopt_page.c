@@ -142,6 +142,9 @@ find(struct adoption *a, struct heir *h, uint64_t index, const struct anon *was,
 	else if (busy ? all == NULL || all->page->frame == FRAME_NONE
 		      : all != NULL && all->page->state == PAGE_MAPPED)
 		f->what = F_MARK;
+	/* Or a guest has removed it where it was on its way: what leaves the file, or comes to it, is nowhere else for a moment, and there no more. */
+	else if (busy && h->o->guest)
+		f->what = F_MARK;
 }
 
 /* For whoever has to find out why. */
@@ -282,9 +285,11 @@ adopt_slot(struct adoption *a, struct heir *h, uint64_t index, uint64_t word)
 	/* One that was on its way from an object to the one in front of it. */
 	if (seen && !shared)
 		return 0;
-	/* What is in a guest's file is what it sees. */
+	/* What is in a guest's file is what it sees.  If it was not thought to be there it is not paid for yet: it is taken over, as what was there when it came. */
 	if (word != SLOT_BASE && !seen && h->o->guest && has_bit(h->there, index))
-		f = (struct found){ .what = F_POOL, .h = h, .index = index };
+		f = (struct found){ .what = anon_in_core(was) ? F_POOL : F_NOTHING,
+				    .h = h,
+				    .index = index };
 	else if (word != SLOT_BASE && !seen)
 		find(a, h, index, was, then, &f);
 	/* Objects were being joined: it is in the one in front, and is left with it. */

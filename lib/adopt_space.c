@@ -144,7 +144,7 @@ adopt_client(struct adoption *a, struct returned *re)
 	if (re->guest) {
 		r = guest_return(c);
 		if (r < 0)
-			return r;
+			return -ENOMEM; /* for now */
 		re->sp->sock = r;
 	}
 	return adopt_handles(a, c, was);
@@ -178,6 +178,11 @@ adopt_space(struct adoption *a, const void *item)
 	/* It was about to come (guest.h), and nothing has been done to it. */
 	if (guest && uffd < 0)
 		return 0;
+	/* What it misses was being made SIGBUS, and it is not watched where that has been done. */
+	if (guest && client->leaving) {
+		a->from->orphan(a->from->ctx, was->id, uffd);
+		return 0;
+	}
 	sock = guest ? -1 : adopt_take(a, "space", was->id, "sock");
 	if (!was->attached && sock < 0)
 		return 0;
@@ -237,6 +242,11 @@ adopt_space(struct adoption *a, const void *item)
 	}
 	/* For a successor that finds this store, from the switch on.  Here nobody can see it yet. */
 	re->sp->attached = r == 0 && re->uffd >= 0;
+	/* Before the switch: the store of ours does not know of it. */
+	if (r < 0 && r != -ENOMEM && guest && re->uffd >= 0) {
+		a->from->orphan(a->from->ctx, was->id, re->uffd);
+		re->uffd = -1;
+	}
 	if (r < 0) {
 		re->failed = true;
 		log_line(&p->log, UP_LOG_ERROR,

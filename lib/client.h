@@ -27,6 +27,7 @@ struct client {
 	struct wired_array pending_mem;
 	struct wire_note wiring; /* (m) */
 	uint32_t tag;		 /* (c) of a guest: whose it is */
+	bool leaving; /* (m) a guest's memory is being let go: a successor does not serve it */
 	struct guest *
 		guest; /* (c) once it has a space: of one that does not know of us (guest.c); NULL */
 };

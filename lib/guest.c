@@ -759,8 +759,11 @@ guest_leave(struct up_runtime *rt, uint64_t id)
 
 	change_begin(p, &old);
 	sp = client_find(p, id);
-	if (sp != NULL)
+	if (sp != NULL) {
+		sp->client->leaving = true;
+		stores_in_order();
 		pmap_uffd_guest_leave(p->pmap, sp->shard, false);
+	}
 	change_end(p, &old);
 	return sp != NULL ? serve_end(rt, id) : -ENOENT;
 }

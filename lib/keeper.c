@@ -48,12 +48,19 @@ keeper_end(struct pager *p, struct space *sp)
 {
 	const int sock = sp->sock;
 
+	/* What a guest misses is made SIGBUS here: until then somebody else has to have its userfaultfd, too. */
+	if (sp->client != NULL && sp->client->guest != NULL) {
+		sp->client->leaving = true;
+		stores_in_order();
+		p->pmap->ops->space_detach(p->pmap, sp->shard);
+	}
 	sp->attached = false;
 	stores_in_order();
 	store_drop(p->store, "space", sp->id, "uffd");
 	store_drop(p->store, "space", sp->id, "sock");
 	store_drop(p->store, "space", sp->id, "removals");
-	p->pmap->ops->space_detach(p->pmap, sp->shard);
+	if (sp->client == NULL || sp->client->guest == NULL)
+		p->pmap->ops->space_detach(p->pmap, sp->shard);
 	if (sp->client != NULL)
 		client_end(p, sp);
 	/* Other children may have a copy of the descriptor; this ends it for all of them. */

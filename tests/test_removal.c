@@ -133,6 +133,20 @@ Test(removal, what_was_read_and_not_acted_upon_is_acted_upon, .init = up, .fini 
 	expect(-EAGAIN, 0, true, now_ns());
 }
 
+Test(removal, one_that_was_added_and_not_struck_out_takes_no_second_place, .init = up, .fini = down)
+{
+	/* As the process that was killed has left it: the room is for what is read, and no more. */
+	for (unsigned i = 0; i < REMOVALS_MAX - REMOVALS_HEARD; i++)
+		removals_add(r, 0, 0x1000, 1);
+	for (unsigned i = 0; i < REMOVALS_HEARD; i++)
+		r->kept->heard[i] = says(UFFD_EVENT_REMOVE, (i + 1) << 12, (i + 2) << 12);
+	removals_add(r, 0x1000, 0x2000, 1);
+	killed();
+	for (uintptr_t i = 1; i <= REMOVALS_HEARD; i++)
+		cr_assert(removals_forbid(r, i << 12, (i + 1) << 12, false, now_ns()), "%lu",
+			  (unsigned long)i);
+}
+
 Test(removal, the_oldest_are_held_for_less_when_there_are_too_many, .init = up, .fini = down)
 {
 	for (unsigned i = 0; i < 3 * REMOVALS_MAX; i++) {
@@ -225,7 +239,7 @@ Test(removal, bits_of_another_source_are_refused)
 	const int fd = less_file(PAGE_SIZE);
 	struct source *src;
 
-	cr_assert(eq(int, less_source(&beneath, fd, &src), -ENOMEM));
+	cr_assert(eq(int, less_source(&beneath, fd, &src), -EINVAL));
 	cr_assert(eq(uint, ndestroyed, 1));
 	close(fd);
 }

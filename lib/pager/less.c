@@ -114,33 +114,37 @@ less_file(uint64_t bytes)
 	return r;
 }
 
-/* NULL: no memory, or the file is another one's. */
-static void *
-map_bits(int fd, size_t len)
+/* 0, -ENOMEM, or -EINVAL: the file is another one's. */
+static int
+map_bits(struct less *l, int fd)
 {
 	struct stat st;
 	void *map;
 
-	if (fd >= 0 && (fstat(fd, &st) < 0 || st.st_size != (off_t)len))
-		return NULL;
-	map = mmap(NULL, len, PROT_READ | PROT_WRITE,
+	if (fd >= 0 && (fstat(fd, &st) < 0 || st.st_size != (off_t)l->len))
+		return -EINVAL;
+	map = mmap(NULL, l->len, PROT_READ | PROT_WRITE,
 		   fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS, fd, 0);
-	return map != MAP_FAILED ? map : NULL;
+	if (map == MAP_FAILED)
+		return -ENOMEM;
+	l->removed = map;
+	return 0;
 }
 
 int
 less_source(struct source *of, int fd, struct source **out)
 {
 	struct less *l = calloc(1, sizeof *l);
+	int r = -ENOMEM;
 
 	if (l != NULL) {
 		l->len = bytes_of_bits(of->bytes);
-		l->removed = map_bits(fd, l->len);
+		r = map_bits(l, fd);
 	}
-	if (l == NULL || l->removed == NULL) {
+	if (r < 0) {
 		free(l);
 		of->ops->destroy(of);
-		return -ENOMEM;
+		return r;
 	}
 	l->src.ops = &ops;
 	l->src.asks = true;

@@ -11,7 +11,7 @@
 int less_file(uint64_t bytes);
 /*
  * The reference to `of` is the new source's from here on, also on failure.  fd: where it is noted what is removed, the caller's; -1: nowhere that outlives
- * this process.  0 or -ENOMEM.
+ * this process.  0, -ENOMEM, or -EINVAL: it is not of less_file() for as many bytes.
  */
 int less_source(struct source *of, int fd, struct source **out);
 /* From here on n pages from `first` on are zeros.  Any thread. */

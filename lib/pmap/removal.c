@@ -129,13 +129,23 @@ removals_add(struct removals *r, uintptr_t start, uintptr_t end, uint64_t now)
 		assert(errno == EAGAIN);
 }
 
+static bool
+is_newest(const struct removals *r, const struct uffd_msg *m)
+{
+	const struct state s = state_of(r);
+	const struct removal *const last = nth(r, &s, s.nheld + s.nnew - 1);
+
+	return s.nnew > 0 && last->start == m->arg.remove.start && last->end == m->arg.remove.end;
+}
+
 void
 removals_hear(struct removals *r, uint64_t now)
 {
 	for (unsigned i = 0; i < REMOVALS_HEARD; i++) {
 		struct uffd_msg *m = &r->kept->heard[i];
 
-		if (m->event == UFFD_EVENT_REMOVE && removals_room(r, 1))
+		/* By a process that was killed in between it was added, but not struck out. */
+		if (m->event == UFFD_EVENT_REMOVE && !is_newest(r, m))
 			removals_add(r, (uintptr_t)m->arg.remove.start,
 				     (uintptr_t)m->arg.remove.end, now);
 		m->event = 0;

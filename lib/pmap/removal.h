@@ -12,8 +12,7 @@
  * has left to do.  What is still there after it was not removed (madvise(MADV_DONTNEED) of shared memory removes nothing), or is new.
  *
  * The kernel says it once.  So all of it is in a file (memfd), into which messages are read, and a successor of a process that was killed goes on with that: what is in the
- * ring changes by one store each time, and a message that was read and not acted upon is still where it was read to.  (It is acted upon twice if the end comes in between: nothing can
- * have come in or gone out since.)
+ * ring changes by one store each time, and a message that was read and not acted upon is still where it was read to.
  *
  * Guarded by the pools' lock: written by whoever reads the message, with nobody in an operation.
  */
