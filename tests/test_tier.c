@@ -192,6 +192,7 @@ Test(tier, the_oldest_are_written_back_when_it_is_full)
 	/* Of 512 KiB, about 240 pages. */
 	tier_scene(UP_COMPRESS_LZ4, 512 << 10);
 	va = map_random(n);
+	atomic_store(&r->p->tier.credit, (int)n); /* as if reads had earned it */
 	for (unsigned i = 0; i < n; i++)
 		put_half(PAGE(i), i);
 	rig_settle(r);
@@ -206,6 +207,92 @@ Test(tier, the_oldest_are_written_back_when_it_is_full)
 	cr_assert(gt(u64, st.swap_write_bytes / st.swap_writes, 8 * PAGE_SIZE));
 	for (unsigned i = 0; i < n; i++)
 		check_half(PAGE(i), i);
+	over();
+}
+
+/* Four times what memory and a pool of 512 KiB hold. */
+#define FILLED 2048
+
+static uintptr_t
+filled(enum up_compression kind)
+{
+	uintptr_t va;
+
+	tier_scene(kind, 512 << 10);
+	va = map_random(FILLED);
+	for (unsigned i = 0; i < FILLED; i++)
+		put_half(PAGE(i), i);
+	rig_settle(r);
+	return va;
+}
+
+Test(tier, a_full_pool_takes_nothing_while_nobody_asks_for_any)
+{
+	const enum up_compression kinds[] = { UP_COMPRESS_LZ4, UP_COMPRESS_ZSTD };
+
+	for (unsigned k = 0; k < 2; k++) {
+		const uintptr_t va = filled(kinds[k]);
+		const struct up_stats st = rig_stats(r);
+		unsigned young = 0;
+
+		cr_assert(gt(sz, zipped(), 64));
+		cr_assert(gt(u64, st.swapped / PAGE_SIZE, FILLED / 4));
+		/* Hardly more were compressed than are in it, and a cluster or two written back. */
+		cr_assert(le(u64, st.pages_written_back, 3 * CLUSTER_MAX));
+		cr_assert(eq(u64, st.pages_compressed, zipped() + st.pages_written_back));
+		for (unsigned i = FILLED / 2; i < FILLED; i++)
+			young += is_zipped(PAGE(i));
+		cr_assert(lt(sz, 4 * young, zipped()));
+		for (unsigned i = 0; i < FILLED; i++)
+			check_half(PAGE(i), i);
+		over();
+	}
+}
+
+Test(tier, reads_of_single_pages_earn_a_full_pool_others)
+{
+	const uintptr_t va = filled(UP_COMPRESS_LZ4);
+	uint64_t back = rig_stats(r).pages_written_back, zips;
+	unsigned asked = 0;
+
+	cr_assert(le(int, atomic_load(&r->p->tier.credit), 0));
+	/* What the pool has, and what it no longer has, or did not get. */
+	for (unsigned i = 0; i < FILLED && asked < 100; i++) {
+		if (!is_zipped(PAGE(i)) && where(PAGE(i)) != SWAPPED)
+			continue;
+		check_half(PAGE(i), i);
+		asked++;
+	}
+	cr_assert(gt(int, atomic_load(&r->p->tier.credit), 2 * (int)asked));
+	zips = rig_stats(r).pages_compressed;
+	for (unsigned i = 0; i < FILLED / 2; i++)
+		put_half(PAGE(i), FILLED + i);
+	rig_settle(r);
+	cr_assert(gt(u64, rig_stats(r).pages_compressed - zips, 256));
+	cr_assert(gt(u64, rig_stats(r).pages_written_back - back, 64));
+	for (unsigned i = 0; i < FILLED; i++)
+		check_half(PAGE(i), i < FILLED / 2 ? FILLED + i : i);
+	over();
+}
+
+Test(tier, a_stream_earns_it_nothing)
+{
+	const uintptr_t va = filled(UP_COMPRESS_LZ4);
+	uint64_t back, zips;
+
+	advise(va, FILLED, UP_ADVICE_SEQUENTIAL);
+	for (unsigned i = 0; i < FILLED; i++)
+		check_half(PAGE(i), i);
+	/* But for its first pages. */
+	cr_assert(lt(int, atomic_load(&r->p->tier.credit), 100));
+	back = rig_stats(r).pages_written_back;
+	zips = rig_stats(r).pages_compressed;
+	for (unsigned i = 0; i < FILLED; i++)
+		check_half(PAGE(i), i);
+	rig_settle(r);
+	/* What is clean in swap was not compressed instead. */
+	cr_assert(lt(u64, rig_stats(r).pages_compressed - zips, FILLED / 2));
+	cr_assert(lt(u64, rig_stats(r).pages_written_back - back, FILLED / 8));
 	over();
 }
 

@@ -88,7 +88,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 
 	slot = an[0]->loc;
 	for (unsigned i = 0; i < n; i++)
-		tier_missed(p, an[i]);
+		tier_missed(p, an[i], n == 1);
 	for (; npages < n; npages++) {
 		struct page *pg = page_alloc(&p->pages, an[npages], leaf, at + npages);
 
@@ -430,6 +430,8 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 	if (i == 0)
 		return r;
 	count(s, C_UNZIPPED, i);
+	if (n == 1)
+		tier_earned(p);
 	return first;
 }
 
@@ -628,7 +630,8 @@ pagein_commands(struct service *s)
 		if (frames_available(p) < CLUSTER_MAX)
 			va = end;
 		else if (!requests_spare(s) || !pagein_ahead(s, space, &va, end, FOR_ADVICE)) {
-			s->willneed_waits = true; /* what keeps us ends soon, or with a completion */
+			s->willneed_waits =
+				true; /* what keeps us ends soon, or with a completion */
 			return;
 		}
 		todo_go_on(s, &s->willneed, va, va >= end);
