@@ -373,6 +373,17 @@ lost_of(uintptr_t va, unsigned n)
 	return lost;
 }
 
+Test(tier, a_page_that_comes_back_from_it_has_earned_no_round)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+
+	for (unsigned i = 0; i < N; i++)
+		check_half(PAGE(i), i);
+	for (unsigned i = 0; i < N; i++)
+		cr_assert(le(uint, page_of(PAGE(i))->node.count, 1));
+	over();
+}
+
 Test(tier, damage_is_told_to_who_touches_the_page_and_to_nobody_else)
 {
 	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);

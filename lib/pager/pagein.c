@@ -344,12 +344,6 @@ unpacked(struct pager *p, struct page *const run[], const zref_t ref[], unsigned
 	in_core(p, run, n, alone ? FOR_FAULT : FOR_CALL, false);
 	for (unsigned i = 0; i < n; i++)
 		tier_free(p, run[i]->anon, ref[i]);
-	/* The pool is the far end of what is staged: who comes back from there counts as touched. */
-	if (alone) {
-		pthread_mutex_lock(&p->pages.lock);
-		policy_touched(&p->pages.policy, page_no(&p->pages, run[0]));
-		pthread_mutex_unlock(&p->pages.lock);
-	}
 	lent = lend_run(p, run, n, false);
 	*r = settle(p, run, n, lent, false);
 	return lent;
