@@ -366,6 +366,7 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 
 	assert(why != FOR_STREAM);
 	an[0] = leaf_anon(leaf, at);
+	zpool_soon(&p->tier.pool, an[0]->loc);
 	n = collect(p, leaf, at, MIN(want, ZIP_RUN_MAX), shard, va, step, an);
 	pthread_mutex_unlock(&leaf->lock);
 	while (i < n && r == 0) {

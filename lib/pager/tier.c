@@ -324,16 +324,13 @@ tier_store(struct service *s, struct page *pg, uint64_t hash)
 		swap_free(&p->swap, pg->slot, 1);
 	pg->slot = SLOT_NONE;
 	pg->same = false;
-	pthread_mutex_lock(&p->pages.lock);
-	policy_evicted(&p->pages.policy, page_no(&p->pages, pg), page_key(pg));
-	pthread_mutex_unlock(&p->pages.lock);
 	an->hash = hash;
 	anon_set(an, ANON_ZIP, ref);
 	atomic_fetch_add(&t->nzipped, 1);
 	atomic_fetch_add_explicit(&p->nreclaimed, 1, memory_order_relaxed);
 	count(s, C_ZIPPED, 1);
 	frame_give(&p->frames, pg->frame, 1);
-	page_free(&p->pages, pg);
+	page_evicted(&p->pages, pg, page_key(pg));
 	page_unbusy(p, an, shard, va);
 	return TIER_STORED;
 }
