@@ -613,6 +613,32 @@ Test(tier, less_is_kept_free_and_staged_while_nothing_is_written)
 	over();
 }
 
+Test(tier, and_less_while_pages_come_back_one_by_one)
+{
+	const unsigned n = 8192;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 24 << 20, .compression = UP_COMPRESS_LZ4 });
+	va = map_random(n);
+	for (unsigned i = 0; i < n; i++)
+		put_half(PAGE(i), i);
+	rig_settle(r);
+	cr_assert(not(tier_serves_singles(r->p)));
+	cr_assert(ge(sz, frames_available(r->p), 2 * CLUSTER_MAX));
+	for (unsigned i = 0; i < n; i++)
+		check_half(PAGE(i * 2741 % n), i * 2741 % n);
+	cr_assert(tier_serves_singles(r->p) && tier_suffices(r->p));
+	rig_settle(r);
+	cr_assert(lt(sz, frames_available(r->p), 4 * CLUSTER_MAX));
+
+	/* Who wants a run finds one soon. */
+	advise(va, n, UP_ADVICE_SEQUENTIAL);
+	for (unsigned i = 0; i < n / 2; i++)
+		check_half(PAGE(i), i);
+	cr_assert(not(tier_serves_singles(r->p)));
+	over();
+}
+
 Test(tier, limits_and_kinds_that_are_none_are_refused)
 {
 	int err;

@@ -31,6 +31,8 @@
 #define EARNED_ZSTD 6
 #define CREDIT_MAX 4096
 
+#define SINGLES_MANY 256
+
 void
 tier_choose(struct pager *p, enum up_compression kind, const struct tier_place *place)
 {
@@ -246,6 +248,20 @@ bool
 tier_suffices(const struct pager *p)
 {
 	return atomic_load_explicit(&p->tier.suffices, memory_order_relaxed);
+}
+
+bool
+tier_serves_singles(const struct pager *p)
+{
+	return atomic_load_explicit(&p->tier.singles, memory_order_relaxed) >= SINGLES_MANY;
+}
+
+void
+tier_serves_run(struct pager *p)
+{
+	/* As a rule it is what it is to be: nobody writes then. */
+	if (atomic_load_explicit(&p->tier.singles, memory_order_relaxed) != 0)
+		atomic_store_explicit(&p->tier.singles, 0, memory_order_relaxed);
 }
 
 void
@@ -497,7 +513,10 @@ void
 tier_earned(struct pager *p)
 {
 	struct tier *t = &p->tier;
+	const unsigned singles = atomic_load_explicit(&t->singles, memory_order_relaxed);
 
+	if (singles < SINGLES_MANY)
+		atomic_store_explicit(&t->singles, singles + 1, memory_order_relaxed);
 	/* Nobody minds if it is a little more than there may be. */
 	if (atomic_load_explicit(&t->credit, memory_order_relaxed) < CREDIT_MAX)
 		atomic_fetch_add_explicit(&t->credit,

@@ -59,8 +59,9 @@ struct tier {
 	_Atomic uint64_t nback; /* pages written back, ever */
 	atomic_bool suffices;	/* nothing has been written for some time */
 	atomic_bool short_of;	/* something has, in this interval of tuning */
-	atomic_int
-		credit; /* what pages that are put into it when it is full have earned, see tier_earned() */
+	atomic_uint
+		singles; /* faults in a row that had one page come back and no more; SINGLES_MANY */
+	atomic_int credit; /* pages that a full pool may take: tier_earned() */
 	struct wired_array ghosts;
 	size_t nghosts;			/* (c) */
 	const struct tier_place *place; /* (c) NULL: it ends with the process */
@@ -108,6 +109,9 @@ enum tier_verdict tier_store(struct service *s, struct page *pg, uint64_t hash);
 /* True while all that leaves memory is compressed, as far as anybody can tell; and to tell. */
 bool tier_suffices(const struct pager *p);
 void tier_falls_short(struct pager *p);
+/* True while pages come back one by one only; and to tell that somebody wants several. */
+bool tier_serves_singles(const struct pager *p);
+void tier_serves_run(struct pager *p);
 /* True if pages that are clean in swap may as well be kept here, and reads earn it. */
 bool tier_has_room(struct pager *p);
 /* Write the oldest back if the pool has more than it may.  True if something was begun. */
