@@ -631,7 +631,19 @@ Test(tier, and_less_while_pages_come_back_one_by_one)
 	rig_settle(r);
 	cr_assert(lt(sz, frames_available(r->p), 4 * CLUSTER_MAX));
 
-	/* Who wants a run finds one soon. */
+	/* Of what is in swap streams are read ahead. */
+	atomic_fetch_add(&r->p->nswapped, 1);
+	cr_assert(not(tier_serves_singles(r->p)));
+	atomic_fetch_sub(&r->p->nswapped, 1);
+	cr_assert(tier_serves_singles(r->p));
+
+	/* Who wants a run finds one soon: backwards, too. */
+	zip_out();
+	advise(va, n, UP_ADVICE_NORMAL);
+	for (unsigned i = n / 2; i-- > 0;)
+		check_half(PAGE(i), i);
+	cr_assert(not(tier_serves_singles(r->p)));
+	atomic_store(&r->p->tier.singles, 1u << 20);
 	advise(va, n, UP_ADVICE_SEQUENTIAL);
 	for (unsigned i = 0; i < n / 2; i++)
 		check_half(PAGE(i), i);

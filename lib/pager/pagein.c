@@ -427,6 +427,8 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 	count(s, C_UNZIPPED, i);
 	if (n == 1)
 		tier_earned(p);
+	else
+		tier_serves_run(p);
 	return first;
 }
 

@@ -253,7 +253,9 @@ tier_suffices(const struct pager *p)
 bool
 tier_serves_singles(const struct pager *p)
 {
-	return atomic_load_explicit(&p->tier.singles, memory_order_relaxed) >= SINGLES_MANY;
+	/* Of what is in swap streams are read ahead, for which it takes frames. */
+	return atomic_load_explicit(&p->tier.singles, memory_order_relaxed) >= SINGLES_MANY &&
+	       atomic_load_explicit(&p->nswapped, memory_order_relaxed) == 0;
 }
 
 void

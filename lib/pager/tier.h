@@ -109,7 +109,7 @@ enum tier_verdict tier_store(struct service *s, struct page *pg, uint64_t hash);
 /* True while all that leaves memory is compressed, as far as anybody can tell; and to tell. */
 bool tier_suffices(const struct pager *p);
 void tier_falls_short(struct pager *p);
-/* True while pages come back one by one only; and to tell that somebody wants several. */
+/* True while pages come back one by one only, and none is in swap; and to tell that somebody wants several. */
 bool tier_serves_singles(const struct pager *p);
 void tier_serves_run(struct pager *p);
 /* True if pages that are clean in swap may as well be kept here, and reads earn it. */
