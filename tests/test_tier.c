@@ -192,6 +192,7 @@ Test(tier, the_oldest_are_written_back_when_it_is_full)
 	/* Of 512 KiB, about 240 pages. */
 	tier_scene(UP_COMPRESS_LZ4, 512 << 10);
 	va = map_random(n);
+	atomic_store(&r->p->tier.credit, (int)n); /* as if reads had earned it */
 	for (unsigned i = 0; i < n; i++)
 		put_half(PAGE(i), i);
 	rig_settle(r);
@@ -206,6 +207,92 @@ Test(tier, the_oldest_are_written_back_when_it_is_full)
 	cr_assert(gt(u64, st.swap_write_bytes / st.swap_writes, 8 * PAGE_SIZE));
 	for (unsigned i = 0; i < n; i++)
 		check_half(PAGE(i), i);
+	over();
+}
+
+/* Four times what memory and a pool of 512 KiB hold. */
+#define FILLED 2048
+
+static uintptr_t
+filled(enum up_compression kind)
+{
+	uintptr_t va;
+
+	tier_scene(kind, 512 << 10);
+	va = map_random(FILLED);
+	for (unsigned i = 0; i < FILLED; i++)
+		put_half(PAGE(i), i);
+	rig_settle(r);
+	return va;
+}
+
+Test(tier, a_full_pool_takes_nothing_while_nobody_asks_for_any)
+{
+	const enum up_compression kinds[] = { UP_COMPRESS_LZ4, UP_COMPRESS_ZSTD };
+
+	for (unsigned k = 0; k < 2; k++) {
+		const uintptr_t va = filled(kinds[k]);
+		const struct up_stats st = rig_stats(r);
+		unsigned young = 0;
+
+		cr_assert(gt(sz, zipped(), 64));
+		cr_assert(gt(u64, st.swapped / PAGE_SIZE, FILLED / 4));
+		/* Hardly more were compressed than are in it, and a cluster or two written back. */
+		cr_assert(le(u64, st.pages_written_back, 3 * CLUSTER_MAX));
+		cr_assert(eq(u64, st.pages_compressed, zipped() + st.pages_written_back));
+		for (unsigned i = FILLED / 2; i < FILLED; i++)
+			young += is_zipped(PAGE(i));
+		cr_assert(lt(sz, 4 * young, zipped()));
+		for (unsigned i = 0; i < FILLED; i++)
+			check_half(PAGE(i), i);
+		over();
+	}
+}
+
+Test(tier, reads_of_single_pages_earn_a_full_pool_others)
+{
+	const uintptr_t va = filled(UP_COMPRESS_LZ4);
+	uint64_t back = rig_stats(r).pages_written_back, zips;
+	unsigned asked = 0;
+
+	cr_assert(le(int, atomic_load(&r->p->tier.credit), 0));
+	/* What the pool has, and what it no longer has, or did not get. */
+	for (unsigned i = 0; i < FILLED && asked < 100; i++) {
+		if (!is_zipped(PAGE(i)) && where(PAGE(i)) != SWAPPED)
+			continue;
+		check_half(PAGE(i), i);
+		asked++;
+	}
+	cr_assert(gt(int, atomic_load(&r->p->tier.credit), 2 * (int)asked));
+	zips = rig_stats(r).pages_compressed;
+	for (unsigned i = 0; i < FILLED / 2; i++)
+		put_half(PAGE(i), FILLED + i);
+	rig_settle(r);
+	cr_assert(gt(u64, rig_stats(r).pages_compressed - zips, 256));
+	cr_assert(gt(u64, rig_stats(r).pages_written_back - back, 64));
+	for (unsigned i = 0; i < FILLED; i++)
+		check_half(PAGE(i), i < FILLED / 2 ? FILLED + i : i);
+	over();
+}
+
+Test(tier, a_stream_earns_it_nothing)
+{
+	const uintptr_t va = filled(UP_COMPRESS_LZ4);
+	uint64_t back, zips;
+
+	advise(va, FILLED, UP_ADVICE_SEQUENTIAL);
+	for (unsigned i = 0; i < FILLED; i++)
+		check_half(PAGE(i), i);
+	/* But for its first pages. */
+	cr_assert(lt(int, atomic_load(&r->p->tier.credit), 100));
+	back = rig_stats(r).pages_written_back;
+	zips = rig_stats(r).pages_compressed;
+	for (unsigned i = 0; i < FILLED; i++)
+		check_half(PAGE(i), i);
+	rig_settle(r);
+	/* What is clean in swap was not compressed instead. */
+	cr_assert(lt(u64, rig_stats(r).pages_compressed - zips, FILLED / 2));
+	cr_assert(lt(u64, rig_stats(r).pages_written_back - back, FILLED / 8));
 	over();
 }
 
@@ -284,6 +371,17 @@ lost_of(uintptr_t va, unsigned n)
 			check_half(PAGE(i), i);
 	}
 	return lost;
+}
+
+Test(tier, a_page_that_comes_back_from_it_has_earned_no_round)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+
+	for (unsigned i = 0; i < N; i++)
+		check_half(PAGE(i), i);
+	for (unsigned i = 0; i < N; i++)
+		cr_assert(le(uint, page_of(PAGE(i))->node.count, 1));
+	over();
 }
 
 Test(tier, damage_is_told_to_who_touches_the_page_and_to_nobody_else)
@@ -512,6 +610,44 @@ Test(tier, less_is_kept_free_and_staged_while_nothing_is_written)
 	cr_assert(ge(sz, frames_available(r->p), frames_most(r->p) / 16));
 	for (unsigned i = 0; i < n; i++)
 		check_half(PAGE(i), i);
+	over();
+}
+
+Test(tier, and_less_while_pages_come_back_one_by_one)
+{
+	const unsigned n = 8192;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 24 << 20, .compression = UP_COMPRESS_LZ4 });
+	va = map_random(n);
+	for (unsigned i = 0; i < n; i++)
+		put_half(PAGE(i), i);
+	rig_settle(r);
+	cr_assert(not(tier_serves_singles(r->p)));
+	cr_assert(ge(sz, frames_available(r->p), 2 * CLUSTER_MAX));
+	for (unsigned i = 0; i < n; i++)
+		check_half(PAGE(i * 2741 % n), i * 2741 % n);
+	cr_assert(tier_serves_singles(r->p) && tier_suffices(r->p));
+	rig_settle(r);
+	cr_assert(lt(sz, frames_available(r->p), 4 * CLUSTER_MAX));
+
+	/* Of what is in swap streams are read ahead. */
+	atomic_fetch_add(&r->p->nswapped, 1);
+	cr_assert(not(tier_serves_singles(r->p)));
+	atomic_fetch_sub(&r->p->nswapped, 1);
+	cr_assert(tier_serves_singles(r->p));
+
+	/* Who wants a run finds one soon: backwards, too. */
+	zip_out();
+	advise(va, n, UP_ADVICE_NORMAL);
+	for (unsigned i = n / 2; i-- > 0;)
+		check_half(PAGE(i), i);
+	cr_assert(not(tier_serves_singles(r->p)));
+	atomic_store(&r->p->tier.singles, 1u << 20);
+	advise(va, n, UP_ADVICE_SEQUENTIAL);
+	for (unsigned i = 0; i < n / 2; i++)
+		check_half(PAGE(i), i);
+	cr_assert(not(tier_serves_singles(r->p)));
 	over();
 }
 

@@ -980,6 +980,27 @@ Test(uffd, a_lent_page_is_guarded_until_it_may_be_written_and_many_are_recalled_
 	rig_drop();
 }
 
+Test(uffd, frames_are_dropped_wherever_they_lie)
+{
+	const frame_t gone[] = { 1, 2, 3, 6, 5, 8 }; /* runs, one of them the wrong way round */
+	size_t done;
+
+	rig_make(0, RW);
+	needs_vector();
+	cr_assert(eq(int, pm->ops->frame_new(pm, 0, 10, &done), 0));
+	pm->ops->frames_drop(pm, gone, ARRAY_SIZE(gone));
+	for (frame_t f = 0; f < 10; f++) {
+		bool stays = true;
+
+		for (unsigned i = 0; i < ARRAY_SIZE(gone); i++)
+			stays &= gone[i] != f;
+		cr_assert(eq(int, frame_there(f), stays), "frame %u", f);
+		if (stays)
+			pm->ops->frame_drop(pm, f, 1);
+	}
+	rig_drop();
+}
+
 Test(uffd, neighbours_are_lent_up_to_one_that_is_there)
 {
 	size_t done;

@@ -384,8 +384,12 @@ window(struct fault *f, unsigned max, struct ra_stream **stream)
 	max = atomic_load(entry_unrecorded(f->entry)) ? 1 : MIN(max, f->run_max);
 	*stream = NULL;
 	if (f->ahead > 0)
-		return MIN(f->ahead, max);
-	return readahead_window(f->p, f->entry, f->index, max, stream);
+		max = MIN(f->ahead, max);
+	else
+		max = readahead_window(f->p, f->entry, f->index, max, stream);
+	if (max > 1)
+		tier_serves_run(f->p);
+	return max;
 }
 
 /* The stream has come by: what it wants next is read while it goes on.  => map locked, no wait queue */

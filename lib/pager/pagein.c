@@ -88,7 +88,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 
 	slot = an[0]->loc;
 	for (unsigned i = 0; i < n; i++)
-		tier_missed(p, an[i]);
+		tier_missed(p, an[i], n == 1);
 	for (; npages < n; npages++) {
 		struct page *pg = page_alloc(&p->pages, an[npages], leaf, at + npages);
 
@@ -344,12 +344,6 @@ unpacked(struct pager *p, struct page *const run[], const zref_t ref[], unsigned
 	in_core(p, run, n, alone ? FOR_FAULT : FOR_CALL, false);
 	for (unsigned i = 0; i < n; i++)
 		tier_free(p, run[i]->anon, ref[i]);
-	/* The pool is the far end of what is staged: who comes back from there counts as touched. */
-	if (alone) {
-		pthread_mutex_lock(&p->pages.lock);
-		policy_touched(&p->pages.policy, page_no(&p->pages, run[0]));
-		pthread_mutex_unlock(&p->pages.lock);
-	}
 	lent = lend_run(p, run, n, false);
 	*r = settle(p, run, n, lent, false);
 	return lent;
@@ -372,6 +366,7 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 
 	assert(why != FOR_STREAM);
 	an[0] = leaf_anon(leaf, at);
+	zpool_soon(&p->tier.pool, an[0]->loc);
 	n = collect(p, leaf, at, MIN(want, ZIP_RUN_MAX), shard, va, step, an);
 	pthread_mutex_unlock(&leaf->lock);
 	while (i < n && r == 0) {
@@ -430,6 +425,10 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 	if (i == 0)
 		return r;
 	count(s, C_UNZIPPED, i);
+	if (n == 1)
+		tier_earned(p);
+	else
+		tier_serves_run(p);
 	return first;
 }
 

@@ -37,6 +37,8 @@
 #ifndef HIGH_COMPRESSED
 #define HIGH_COMPRESSED (4 * CLUSTER_MAX)
 #endif
+/* The same while nobody wants a run of them. */
+#define HIGH_SINGLES (2 * CLUSTER_MAX)
 
 /*
  * So many pages stay mapped when it is the system that has no memory, and throwing ours out may not help: a page
@@ -75,7 +77,9 @@ high_watermark(struct pager *p)
 {
 	const size_t high = high_with_writes(frames_most(p));
 
-	return tier_suffices(p) ? MIN(high, HIGH_COMPRESSED) : high;
+	if (!tier_suffices(p))
+		return high;
+	return MIN(high, tier_serves_singles(p) ? HIGH_SINGLES : HIGH_COMPRESSED);
 }
 
 static size_t

@@ -23,6 +23,16 @@
 #define STORE_NS_LZ4 2000
 #define STORE_NS_ZSTD 5000
 
+/*
+ * How many pages one that comes back by itself has paid for that are put into a full pool: it is a read less, and they are compressed, and as many unpacked to be
+ * written.  The disk has pages of a stream 64 at a time, as fast as they can be unpacked: they earn nothing.
+ */
+#define EARNED_LZ4 14
+#define EARNED_ZSTD 6
+#define CREDIT_MAX 4096
+
+#define SINGLES_MANY 256
+
 void
 tier_choose(struct pager *p, enum up_compression kind, const struct tier_place *place)
 {
@@ -230,6 +240,7 @@ tier_has_room(struct pager *p)
 	struct tier *t = &p->tier;
 
 	return t->kind != UP_COMPRESS_NONE &&
+	       atomic_load_explicit(&t->credit, memory_order_relaxed) > 0 &&
 	       zpool_excess(&t->pool, allowed(t) - allowed(t) / 8) == 0;
 }
 
@@ -237,6 +248,22 @@ bool
 tier_suffices(const struct pager *p)
 {
 	return atomic_load_explicit(&p->tier.suffices, memory_order_relaxed);
+}
+
+bool
+tier_serves_singles(const struct pager *p)
+{
+	/* Of what is in swap streams are read ahead, for which it takes frames. */
+	return atomic_load_explicit(&p->tier.singles, memory_order_relaxed) >= SINGLES_MANY &&
+	       atomic_load_explicit(&p->nswapped, memory_order_relaxed) == 0;
+}
+
+void
+tier_serves_run(struct pager *p)
+{
+	/* As a rule it is what it is to be: nobody writes then. */
+	if (atomic_load_explicit(&p->tier.singles, memory_order_relaxed) != 0)
+		atomic_store_explicit(&p->tier.singles, 0, memory_order_relaxed);
 }
 
 void
@@ -270,6 +297,23 @@ make_room(struct pager *p)
 	return true;
 }
 
+/*
+ * True if the pool has nearly as much as write-back leaves in it, which writes a cluster at a time, and what comes in pushes out what nobody asks for either.
+ */
+static bool
+in_vain(struct tier *t)
+{
+	const size_t most = kept(t);
+
+	if (atomic_load_explicit(&t->suffices, memory_order_relaxed) ||
+	    zpool_excess(&t->pool, most - MIN(most / 4, CLUSTER_MAX * PAGE_SIZE)) == 0)
+		return false;
+	if (atomic_load_explicit(&t->credit, memory_order_relaxed) <= 0)
+		return true;
+	atomic_fetch_sub_explicit(&t->credit, 1, memory_order_relaxed);
+	return false;
+}
+
 enum tier_verdict
 tier_store(struct service *s, struct page *pg, uint64_t hash)
 {
@@ -284,6 +328,8 @@ tier_store(struct service *s, struct page *pg, uint64_t hash)
 	/* Then it is to become smaller. */
 	if (t->ends || (atomic_load(&p->starved) > 0 && frames_most(p) < (size_t)4 * FRAMES_MIN))
 		return TIER_REFUSED;
+	if (in_vain(t))
+		return TIER_REFUSED;
 	for (bool again = true;; again = false) {
 		r = zpool_store(&t->pool, s->codec, pmap_frame(p->pmap, pg->frame),
 				(uint64_t)(uintptr_t)an, &ref);
@@ -296,16 +342,13 @@ tier_store(struct service *s, struct page *pg, uint64_t hash)
 		swap_free(&p->swap, pg->slot, 1);
 	pg->slot = SLOT_NONE;
 	pg->same = false;
-	pthread_mutex_lock(&p->pages.lock);
-	policy_evicted(&p->pages.policy, page_no(&p->pages, pg), page_key(pg));
-	pthread_mutex_unlock(&p->pages.lock);
 	an->hash = hash;
 	anon_set(an, ANON_ZIP, ref);
 	atomic_fetch_add(&t->nzipped, 1);
 	atomic_fetch_add_explicit(&p->nreclaimed, 1, memory_order_relaxed);
 	count(s, C_ZIPPED, 1);
 	frame_give(&p->frames, pg->frame, 1);
-	page_free(&p->pages, pg);
+	page_evicted(&p->pages, pg, page_key(pg));
 	page_unbusy(p, an, shard, va);
 	return TIER_STORED;
 }
@@ -451,16 +494,36 @@ tier_left(struct pager *p, const struct anon *an)
 }
 
 void
-tier_missed(struct pager *p, const struct anon *an)
+tier_missed(struct pager *p, const struct anon *an, bool alone)
 {
 	struct tier *t = &p->tier;
+	bool known;
 
 	if (t->kind == UP_COMPRESS_NONE)
 		return;
 	pthread_mutex_lock(&t->lock);
-	if (ghost_take(&t->ghost, (uint64_t)(uintptr_t)an) != GHOST_UNKNOWN)
-		atomic_fetch_add_explicit(&t->nlost, 1, memory_order_relaxed);
+	known = ghost_take(&t->ghost, (uint64_t)(uintptr_t)an) != GHOST_UNKNOWN;
 	pthread_mutex_unlock(&t->lock);
+	if (!known)
+		return;
+	atomic_fetch_add_explicit(&t->nlost, 1, memory_order_relaxed);
+	if (alone)
+		tier_earned(p);
+}
+
+void
+tier_earned(struct pager *p)
+{
+	struct tier *t = &p->tier;
+	const unsigned singles = atomic_load_explicit(&t->singles, memory_order_relaxed);
+
+	if (singles < SINGLES_MANY)
+		atomic_store_explicit(&t->singles, singles + 1, memory_order_relaxed);
+	/* Nobody minds if it is a little more than there may be. */
+	if (atomic_load_explicit(&t->credit, memory_order_relaxed) < CREDIT_MAX)
+		atomic_fetch_add_explicit(&t->credit,
+					  t->kind == UP_COMPRESS_LZ4 ? EARNED_LZ4 : EARNED_ZSTD,
+					  memory_order_relaxed);
 }
 
 bool

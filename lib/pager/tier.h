@@ -14,6 +14,9 @@
  * A page is in one place at a time: what comes back from the pool has no copy there, and is compressed again if it leaves again.  A page
  * whose slot still has the same bytes leaves for nothing, by way of CLEAN, as without a tier, unless the pool has room for it.
  *
+ * What is put into a full pool pushes another page out, which has to be unpacked again for that and written in its place: work for nothing if nobody asks for either. So
+ * a full pool takes pages while reads earn it (tier_earned()), and else they go to swap as if there were no tier: while a program fills more memory than there is, say.
+ *
  * Memory: entries are charged to the budget page by page (zpool.h).  What the pool may have is decided ten times a second by
  * what its bytes and the frames' have earned (ztune.h).
  *
@@ -56,6 +59,9 @@ struct tier {
 	_Atomic uint64_t nback; /* pages written back, ever */
 	atomic_bool suffices;	/* nothing has been written for some time */
 	atomic_bool short_of;	/* something has, in this interval of tuning */
+	atomic_uint
+		singles; /* faults in a row that had one page come back and no more; SINGLES_MANY */
+	atomic_int credit; /* pages that a full pool may take: tier_earned() */
 	struct wired_array ghosts;
 	size_t nghosts;			/* (c) */
 	const struct tier_place *place; /* (c) NULL: it ends with the process */
@@ -103,7 +109,10 @@ enum tier_verdict tier_store(struct service *s, struct page *pg, uint64_t hash);
 /* True while all that leaves memory is compressed, as far as anybody can tell; and to tell. */
 bool tier_suffices(const struct pager *p);
 void tier_falls_short(struct pager *p);
-/* True if pages that are clean in swap may as well be kept here. */
+/* True while pages come back one by one only, and none is in swap; and to tell that somebody wants several. */
+bool tier_serves_singles(const struct pager *p);
+void tier_serves_run(struct pager *p);
+/* True if pages that are clean in swap may as well be kept here, and reads earn it. */
 bool tier_has_room(struct pager *p);
 /* Write the oldest back if the pool has more than it may.  True if something was begun. */
 bool tier_write_back(struct service *s);
@@ -118,8 +127,10 @@ bool tier_may_yield(struct pager *p);
 void tier_free(struct pager *p, const struct anon *an, zref_t ref);
 /* Time to think about how large it should be.  => pageout_lock held */
 void tier_tune(struct pager *p);
-/* This anon is in swap only, now; this one is read from there. */
+/* This anon is in swap only, now; this one is read from there, `alone`: it is waited for, and no stream's. */
 void tier_left(struct pager *p, const struct anon *an);
-void tier_missed(struct pager *p, const struct anon *an);
+void tier_missed(struct pager *p, const struct anon *an, bool alone);
+/* A page has come back from the pool by itself, or would have. */
+void tier_earned(struct pager *p);
 
 #endif

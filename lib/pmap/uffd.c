@@ -185,7 +185,7 @@ uffd_frame_new(struct pmap *pm, frame_t first, size_t n, size_t *done)
 	return r;
 }
 
-/* Make pages that lie anywhere absent, with one flush of the TLB (Linux 6.16).  How many, from the front. */
+/* Make runs of pages that lie anywhere absent, with one flush of the TLB (Linux 6.16).  How many pages, from the front. */
 static size_t
 drop_vector(const struct uffd_pmap *u, const struct iovec page[], size_t n)
 {
@@ -197,12 +197,18 @@ drop_vector(const struct uffd_pmap *u, const struct iovec page[], size_t n)
 static void
 uffd_frames_drop(struct pmap *pm, const frame_t f[], size_t n)
 {
-	struct iovec page[CLUSTER_MAX];
+	struct iovec run[CLUSTER_MAX];
+	size_t nruns = 0;
 
 	assert(n <= CLUSTER_MAX);
-	for (size_t i = 0; i < n; i++)
-		page[i] = (struct iovec){ pmap_frame(pm, f[i]), PAGE_SIZE };
-	for (size_t done = drop_vector(to_uffd(pm), page, n); done < n; done++)
+	/* Those that follow each other are half the price in one piece. */
+	for (size_t i = 0; i < n; i++) {
+		if (i > 0 && f[i] == f[i - 1] + 1)
+			run[nruns - 1].iov_len += PAGE_SIZE;
+		else
+			run[nruns++] = (struct iovec){ pmap_frame(pm, f[i]), PAGE_SIZE };
+	}
+	for (size_t done = drop_vector(to_uffd(pm), run, nruns); done < n; done++)
 		uffd_frame_drop(pm, f[done], 1);
 }
 

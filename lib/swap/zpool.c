@@ -77,6 +77,14 @@ units_of(size_t len)
 	return (unsigned)((offsetof(struct zobj, data) + len + UNIT - 1) / UNIT);
 }
 
+/* Compilers that know how long these can be at most make `rep movs` of it, which takes 100 ns more to begin and to fetch what is in no cache. */
+static void
+copy(void *to, const void *from, size_t n)
+{
+	__asm__("" : "+r"(n));
+	memcpy(to, from, n);
+}
+
 /* The most that what did not fit can have been: a CLOSED segment with more dead than that has dead entries. */
 #define UNITS_MAX units_of(CODEC_MAX)
 
@@ -932,7 +940,7 @@ zpool_put(struct zpool *zp, enum up_compression codec, const void *data, size_t 
 	e->len = (unsigned)len;
 	o = obj_at(zp, seg, off);
 	o->ref = *ref;
-	memcpy((char *)o + offsetof(struct zobj, data), data, len);
+	copy((char *)o + offsetof(struct zobj, data), data, len);
 	queue_add(zp, *ref);
 	zp->bytes += len;
 	zp->count.stored++;
@@ -1000,7 +1008,7 @@ zpool_get(struct zpool *zp, struct codec_state *st, zref_t ref, void *page, enum
 	} else {
 		len = e->len;
 		codec = (enum up_compression)e->codec;
-		memcpy(st->buf, obj_at(zp, e->seg, e->off)->data, len);
+		copy(st->buf, obj_at(zp, e->seg, e->off)->data, len);
 	}
 	if (why == ZPOOL_HIT) {
 		zp->count.hits++;
@@ -1034,6 +1042,13 @@ zpool_free(struct zpool *zp, zref_t ref)
 	if (too_much_dead(zp))
 		(void)clean(zp, UNITS_MAX + 1);
 	unlock_and_release(zp);
+}
+
+void
+zpool_soon(const struct zpool *zp, zref_t ref)
+{
+	/* The table's address stays. */
+	__builtin_prefetch((const char *)zp->entries.base + ref * sizeof(struct zentry));
 }
 
 uint64_t
@@ -1181,12 +1196,7 @@ zpool_shrink(struct zpool *zp, size_t want)
 size_t
 zpool_bytes(struct zpool *zp)
 {
-	size_t n;
-
-	pthread_mutex_lock(&zp->lock);
-	n = zp->pool;
-	pthread_mutex_unlock(&zp->lock);
-	return n;
+	return atomic_load_explicit(&zp->pool, memory_order_relaxed);
 }
 
 void

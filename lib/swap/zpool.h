@@ -114,7 +114,8 @@ struct zpool {
 	uint32_t gone;	  /* (lock) segments whose memory is to be given back */
 	uint32_t growing; /* (lock) the one that is being extended: stays OPEN, or nowhere */
 	size_t limit;	  /* (lock) bytes */
-	size_t pool; /* (lock) bytes: pages that segments have, or that are on their way in or out */
+	atomic_size_t
+		pool; /* (lock) to change; bytes: pages that segments have, or that are on their way in or out */
 	size_t live;		 /* (lock) of those, bytes of entries, rounding and refs included */
 	size_t dead;		 /* (lock) of those, bytes that only cleaning brings back */
 	struct zpool_counters {	 /* (lock) */
@@ -164,6 +165,8 @@ enum zpool_why { ZPOOL_HIT, ZPOOL_WRITE_BACK };
 /* The page, decompressed; the entry stays.  0, or -EBADMSG: it is not what was put, and the content of `page` is anything. */
 int zpool_get(struct zpool *zp, struct codec_state *st, zref_t ref, void *page, enum zpool_why why);
 void zpool_free(struct zpool *zp, zref_t ref);
+/* It is read soon. */
+void zpool_soon(const struct zpool *zp, zref_t ref);
 /* Whose it is; the caller knows that it exists. */
 uint64_t zpool_owner(struct zpool *zp, zref_t ref);
 

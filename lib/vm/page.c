@@ -105,10 +105,9 @@ page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index)
 	return pg;
 }
 
-void
-page_free(struct pages *ps, struct page *pg)
+static void
+free_locked(struct pages *ps, struct page *pg)
 {
-	pthread_mutex_lock(&ps->lock);
 	assert(page_queue_locked(pg) == Q_NONE);
 	assert(pg->state == PAGE_TRANSIT || (pg->state == PAGE_LAUNDRY && pg->anon == NULL));
 	page_set_state_locked(ps, pg, PAGE_FREE);
@@ -116,6 +115,22 @@ page_free(struct pages *ps, struct page *pg)
 	policy_removed(&ps->policy, page_no(ps, pg));
 	pg->node.next = ps->free;
 	ps->free = page_no(ps, pg);
+}
+
+void
+page_free(struct pages *ps, struct page *pg)
+{
+	pthread_mutex_lock(&ps->lock);
+	free_locked(ps, pg);
+	pthread_mutex_unlock(&ps->lock);
+}
+
+void
+page_evicted(struct pages *ps, struct page *pg, uint64_t key)
+{
+	pthread_mutex_lock(&ps->lock);
+	policy_evicted(&ps->policy, page_no(ps, pg), key);
+	free_locked(ps, pg);
 	pthread_mutex_unlock(&ps->lock);
 }
 

@@ -145,8 +145,9 @@ page_count(const struct pages *ps, enum page_queue q)
 
 /* A page in TRANSIT for a busy anon; NULL when the budget has no room. */
 struct page *page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index);
-/* From TRANSIT, or an orphan; on no queue. */
+/* From TRANSIT, or an orphan; on no queue.  Evicted: the same of a page in TRANSIT, which the policy may remember by `key`. */
 void page_free(struct pages *ps, struct page *pg);
+void page_evicted(struct pages *ps, struct page *pg, uint64_t key);
 
 /* With the queue lock held: */
 void page_enqueue_locked(struct pages *ps, struct page *pg, enum page_queue q,
