@@ -237,8 +237,8 @@ class Survive(unittest.TestCase):
         with tempfile.TemporaryDirectory(prefix='killed.') as killed, \
                 Daemon('--memory', MEMORY, '--log-level', 'info', '--compression', compression,
                        env={'UFFD_PAGERD_ASSASSIN': f'{SEED}:14:{killed}/file'}) as d:
-            programs = [start(d, 6144, SECONDS + 6, SEED + i) for i in range(3)]
-            end = time.monotonic() + SECONDS + 6
+            programs = [start(d, 6144, SECONDS + 4, SEED + i) for i in range(3)]
+            end = time.monotonic() + SECONDS + 4
             # Nobody is killed by a call before there is the file; the first is killed from outside.
             self.fill_pool(d, compression)
             with open(killed + '/file', 'w+', encoding='ascii') as f:
@@ -276,7 +276,7 @@ class Survive(unittest.TestCase):
                       '[listen ch]\ntype = handoff\npath = ch.sock\n')
             with Daemon('--memory', MEMORY, '--log-level', 'info', *flags, config=config,
                         env={'UFFD_PAGERD_ASSASSIN': f'{SEED}:14:{killed}'} if killed else {}) as d:
-                seconds = SECONDS + (3 if killed else 0)
+                seconds = SECONDS + (2 if killed else 0)
                 programs = [subprocess.Popen([MONITOR, kind, d.path(sock), GUEST, str(seconds), str(SEED)], stdout=subprocess.PIPE,
                                              stderr=subprocess.STDOUT, text=True)
                             for kind, sock in (('firecracker', 'fc.sock'), ('handoff', 'ch.sock'))]
