@@ -36,9 +36,17 @@ def clients(d):
     return d.ask('status')['status']['clients']
 
 
+PROGRAMS = []  # that a test has started: where it has failed they are still there
+
+
+def run_program(words):
+    """What it says is to be read; it may wait for a line."""
+    PROGRAMS.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return PROGRAMS[-1]
+
+
 def start(d, pages, seconds, seed, threads=2):
-    return subprocess.Popen([SURVIVOR, d.path('pager.sock'), str(pages), str(seconds), str(seed), str(threads)],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return run_program([SURVIVOR, d.path('pager.sock'), str(pages), str(seconds), str(seed), str(threads)])
 
 
 def kill_daemon(d, times):
@@ -151,14 +159,10 @@ class Verb:
 class Filled:
     """A client of filled.py."""
 
-    all = []
-
     def __init__(self, d, kind, where):
         self.d, self.kind = d, kind
-        Filled.all.append(self)
         sock = {'firecracker': 'fc.sock', 'criu': 'criu.sock', 'sent': 'criu.sock'}[kind]
-        self.program = subprocess.Popen([sys.executable, FILLED, kind, d.path(sock), where, str(SEED)], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.program = run_program([sys.executable, FILLED, kind, d.path(sock), where, str(SEED)])
 
     def is_there(self):
         there(self.program, self.d)
@@ -176,12 +180,11 @@ class Filled:
 
 class Survive(unittest.TestCase):
     def tearDown(self):
-        """Where a test has failed they are still there."""
-        for f in Filled.all:
-            if f.program.poll() is None:
-                f.program.kill()
-                f.program.wait()
-        Filled.all.clear()
+        for p in PROGRAMS:
+            if p.poll() is None:
+                p.kill()
+                p.wait()
+        PROGRAMS.clear()
 
     def test_clients_go_on_with_every_byte_when_it_is_killed_at_any_moment(self):
         self.kill_at_any_moment()
@@ -277,8 +280,7 @@ class Survive(unittest.TestCase):
             with Daemon('--memory', MEMORY, '--log-level', 'info', *flags, config=config,
                         env={'UFFD_PAGERD_ASSASSIN': f'{SEED}:14:{killed}'} if killed else {}) as d:
                 seconds = SECONDS + (2 if killed else 0)
-                programs = [subprocess.Popen([MONITOR, kind, d.path(sock), GUEST, str(seconds), str(SEED)], stdout=subprocess.PIPE,
-                                             stderr=subprocess.STDOUT, text=True)
+                programs = [run_program([MONITOR, kind, d.path(sock), GUEST, str(seconds), str(SEED)])
                             for kind, sock in (('firecracker', 'fc.sock'), ('handoff', 'ch.sock'))]
                 end = time.monotonic() + seconds - 0.5
                 for p in programs:
@@ -299,6 +301,7 @@ class Survive(unittest.TestCase):
                 finish(d, programs)
                 print(f'killed {times} times')
                 self.assertGreater(times, 0)
+                compressed(d.log())
                 for word in ('waits', 'waited for', 'can not be', 'Another pager', 'nobody hears'):
                     self.assertNotIn(word, d.log())
                 wait_for('all are gone', lambda: clients(d) == 0)
@@ -339,8 +342,7 @@ class Survive(unittest.TestCase):
             subprocess.run([MONITOR, 'make', where + '/memfile', GUEST, str(SEED)], check=True, timeout=rig.DEADLINE)
             config = f'[listen fc]\ntype = firecracker\npath = fc.sock\nsource = {where}/memfile\n'
             with Daemon('--memory', MEMORY, '--log-level', 'info', config=config, env=env) as d:
-                with subprocess.Popen([MONITOR, 'forgetful', d.path('fc.sock'), GUEST, '600', str(SEED)], stdout=subprocess.PIPE,
-                                      stderr=subprocess.STDOUT, text=True) as p:
+                with run_program([MONITOR, 'forgetful', d.path('fc.sock'), GUEST, '600', str(SEED)]) as p:
                     try:
                         there(p, d)
                         yield d, p, where
@@ -564,8 +566,7 @@ class Survive(unittest.TestCase):
 
     def start_cloned(self, d):
         """A client with a region and its copy, which waits for a line; and who kills it if that does not come."""
-        p = subprocess.Popen([SURVIVOR, d.path('pager.sock'), 'cloned', str(CLONED)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, text=True)
+        p = run_program([SURVIVOR, d.path('pager.sock'), 'cloned', str(CLONED)])
         late = threading.Timer(rig.DEADLINE, p.kill)
         late.start()
         self.assertEqual(p.stdout.readline(), 'ready\n')
