@@ -962,8 +962,8 @@ unsigned
 uffd_read_faults(int fd, unsigned shard, struct pmap_fault *buf, unsigned max,
 		 struct removals *removals)
 {
-	struct uffd_msg here[REMOVALS_HEARD],
-		*const msg = removals != NULL ? removals->kept->heard : here;
+	struct uffd_msg here[REMOVALS_HEARD];
+	struct uffd_msg *const msg = removals != NULL ? removals->kept->heard : here;
 	unsigned n = 0;
 
 	while (n < max && (removals == NULL || removals_room(removals, REMOVALS_HEARD))) {
