@@ -2044,6 +2044,17 @@ Test(fork, processes_that_are_made_otherwise_have_nothing_and_do_no_harm)
 	up_runtime_destroy(rt);
 }
 
+/*
+ * From here on this test and its threads have a CPU when they want one, if that is permitted.  Linux 6.18 leaves threads that are ready to
+ * run, whosever they are, without one for up to eight seconds beside the tests that spin, each in a session (autogroup) of its own:
+ * a program that sleeps for 50 ms and does nothing else sees the same.
+ */
+static void
+at_once(void)
+{
+	sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){ .sched_priority = 1 });
+}
+
 /* It may be stopped in the middle of a fork: then the others wait, but not for long. */
 Test(fork, a_child_that_is_stopped_does_not_stop_the_parent_for_long)
 {
@@ -2052,6 +2063,7 @@ Test(fork, a_child_that_is_stopped_does_not_stop_the_parent_for_long)
 	const size_t n = 600;
 
 	cr_assert(swap > 0);
+	at_once();
 	start_on(swap, 2 * MiB, 0);
 	close(swap);
 	p = map(n);
