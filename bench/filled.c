@@ -8,12 +8,12 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -25,18 +25,12 @@
 #define SNAPSHOT_PAGES CHECKED_PAGES
 #define RESTORE_TOUCHES ((size_t)4096) /* of these, here and there */
 
-/* What the server tells, and is told. */
-struct word {
-	atomic_bool over, done;
-	uint64_t faults;
-};
-
 struct machine {
 	unsigned char *base;
 	size_t npages;
 	int uffd;
 	char path[PATH_MAX]; /* of its snapshot */
-	struct word *word;
+	int ask; /* a byte: what is done with it is over; the answer: how many faults there were */
 	pid_t server;
 };
 
@@ -96,8 +90,7 @@ power_on(struct machine *m)
 
 	m->base = mmap(NULL, m->npages * PAGE, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	m->word = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	if (m->base == MAP_FAILED || m->word == MAP_FAILED)
+	if (m->base == MAP_FAILED)
 		job_fail("mmap: %s", strerror(errno));
 	m->uffd = floor_uffd(UFFD_FEATURE_EVENT_REMOVE);
 	reg.range.start = (uintptr_t)m->base;
@@ -128,10 +121,12 @@ static void __attribute__((noreturn)) serve_bare(const struct machine *m)
 	}
 }
 
-static void __attribute__((noreturn)) serve_ours(const struct machine *m, bool working_set)
+static void __attribute__((noreturn))
+serve_ours(const struct machine *m, int told, bool working_set)
 {
 	const struct logger log = { .fn = logged };
 	struct session_counts c;
+	char byte;
 	struct memfile *source = NULL;
 	struct fill *fill = NULL;
 	int r = memfile_open(&source, m->path, &log);
@@ -157,17 +152,15 @@ static void __attribute__((noreturn)) serve_ours(const struct machine *m, bool w
 		r = fill_add(fill, m->uffd, &range, 1, 0, 0);
 	if (r < 0)
 		job_fail("fill: %s", strerror(-r));
-	while (!atomic_load(&m->word->over))
-		usleep(1000);
+	/* Or it is killed. */
+	if (read(told, &byte, 1) != 1)
+		_exit(1);
 	fill_counts(fill, &c);
-	m->word->faults = c.faults[UP_FAULT_MAJOR];
 	/* What it has touched is written down by then. */
 	fill_stop(fill, FILL_END_FILL, 0);
 	fill_destroy(fill);
 	memfile_unref(source);
-	atomic_store(&m->word->done, true);
-	for (;;)
-		pause();
+	_exit(write(told, &c.faults[UP_FAULT_MAJOR], sizeof c.faults[0]) != sizeof c.faults[0]);
 }
 
 enum how { BARE, PLAIN, RECORDED };
@@ -175,16 +168,22 @@ enum how { BARE, PLAIN, RECORDED };
 static void
 serve(struct machine *m, enum how how, enum place where)
 {
+	int sock[2];
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sock) < 0)
+		job_fail("socketpair: %s", strerror(errno));
+	m->ask = sock[0];
 	m->server = fork();
 	if (m->server < 0)
 		job_fail("fork: %s", strerror(errno));
+	close(sock[m->server > 0]);
 	if (m->server > 0)
 		return;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	place_service(where);
 	if (how == BARE)
 		serve_bare(m);
-	serve_ours(m, how == RECORDED);
+	serve_ours(m, sock[1], how == RECORDED);
 }
 
 static void
@@ -193,7 +192,7 @@ power_off(struct machine *m)
 	kill(m->server, SIGKILL);
 	waitpid(m->server, NULL, 0);
 	munmap(m->base, m->npages * PAGE);
-	munmap(m->word, PAGE);
+	close(m->ask);
 	close(m->uffd);
 }
 
@@ -230,8 +229,7 @@ ours_filled(const void *arg)
 static void
 restore(struct machine *m, const uint32_t *order, const char *what)
 {
-	const struct timespec some = { .tv_nsec = 1000000 };
-	uint64_t t;
+	uint64_t t, faults;
 
 	cool(m);
 	power_on(m);
@@ -240,11 +238,10 @@ restore(struct machine *m, const uint32_t *order, const char *what)
 	for (size_t i = 0; i < RESTORE_TOUCHES; i++)
 		page_check_all(m->base + (size_t)order[i] * PAGE, order[i]);
 	t = bench_now() - t;
-	atomic_store(&m->word->over, true);
-	while (!atomic_load(&m->word->done))
-		nanosleep(&some, NULL);
+	if (write(m->ask, "", 1) != 1 || read(m->ask, &faults, sizeof faults) != sizeof faults)
+		job_fail("the server has ended");
 	job_value("ms", (double)t / 1e6, "restore.%s.ms", what);
-	job_value("faults", (double)m->word->faults, "restore.%s.faults", what);
+	job_value("faults", (double)faults, "restore.%s.faults", what);
 	power_off(m);
 }
 
