@@ -45,6 +45,12 @@ attach(struct adoption *a, struct returned *re)
 	struct pager *p = &a->rt->p;
 
 	space_link(p, re->sp);
+	/* It has what its child is to map, or asks again: nothing may be stored before it has forked. */
+	if (re->sp->coming != 0) {
+		re->sp->thaw_at = now_ns() + (uint64_t)RETURN_MS * 1000000;
+		re->sp->returned = true;
+		space_freeze(p, re->sp);
+	}
 	if (re->guest) {
 		if (!re->failed) {
 			/* A copy stays here until then: the last one that is closed is what lets its pages be zeros. */

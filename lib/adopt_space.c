@@ -235,6 +235,7 @@ adopt_space(struct adoption *a, const void *item)
 		r = adopt_entry(a, re, e, &floor);
 		at = then_of(e->next);
 	}
+	re->sp->coming = was->coming;
 	/* What was under way is done now. */
 	if (re->sp->client != NULL && re->sp->client->wiring.doing != 0) {
 		re->sp->client->wiring.done = re->sp->client->wiring.doing;

@@ -12,7 +12,7 @@
 int
 msg_send(int sock, const struct msg *m, const int fd[], size_t nfd)
 {
-	return msg_send_by(sock, m, fd, nfd, now_ns() + (uint64_t)FORK_MS * 1000000);
+	return msg_send_by(sock, m, fd, nfd, now_ns() + (uint64_t)SEND_MS * 1000000);
 }
 
 int

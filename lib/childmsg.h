@@ -38,7 +38,7 @@
 #include "watcher.h"
 
 #define MSG_REGIONS 32u /* and descriptors, at most */
-#define FORK_MS 2000	/* a child that is forking is back within that */
+#define SEND_MS 2000	/* the other side has read something within that */
 #define ANSWER_MS 30000 /* the pager answers within that */
 
 #define PROTOCOL_VERSION 1u

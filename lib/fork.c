@@ -422,31 +422,6 @@ keep_ticket(struct ticket *t)
 	registry.tickets = t;
 }
 
-/* The process that a client's pager is in; 0: nobody knows. */
-static pid_t
-pager_of(const struct ticket *of)
-{
-	struct ucred cred = { .pid = 0 };
-	socklen_t len = sizeof cred;
-
-	return getsockopt(of->sock, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0 ? 0 : cred.pid;
-}
-
-/*
- * True if the same daemon has prepared this fork for another runtime: it has stopped everybody until the fork is over, and hears nothing
- * else until then.
- */
-static bool
-asked_already(const struct ticket *of)
-{
-	for (const struct ticket *t = registry.tickets; t != NULL && of->features != 0;
-	     t = t->next) {
-		if (t->of->features != 0 && pager_of(t->of) == pager_of(of))
-			return true;
-	}
-	return false;
-}
-
 static void
 before_fork(void)
 {
@@ -465,15 +440,8 @@ before_fork(void)
 		if (of->lock != NULL)
 			pthread_mutex_lock(of->lock);
 	}
-	for (struct ticket *of = registry.clients; of != NULL; of = of->next) {
-		if (asked_already(of))
-			log_line(
-				&of->rt->p.log, UP_LOG_WARNING,
-				"fork: the child gets no paged memory of this runtime: it has some of another that is connected "
-				"to the same daemon");
-		else
-			keep_ticket(prepare_client(of));
-	}
+	for (struct ticket *of = registry.clients; of != NULL; of = of->next)
+		keep_ticket(prepare_client(of));
 	for (struct forks *f = registry.first; f != NULL; f = f->next) {
 		keep_ticket(prepare_own(f));
 		f->nends = 0;

@@ -5,7 +5,8 @@
  *	space_fork()                HELLO                   end of file
  *	------------> not there yet ------> attached, served -----------> keeper_end(): its memory goes
  *	                   |                  |      ^
- *	                   |                  +-FORK-+  a space for its child, which is told what to map
+ *	                   |                 FORK    | whatever it says next, FORKED as a rule
+ *	                   |                  +------+ there is a space for its child; its own is frozen; it is told what to map
  *	                   +-- end of file: it never came, or died on the way --> keeper_end()
  *
  * Only this thread ends spaces, but for one whose fork is called off while the caller holds map.change (keeper_end()) and, after the
@@ -90,46 +91,70 @@ end_child(struct forks *f, struct space *sp)
 	pthread_mutex_unlock(&f->ended_lock);
 }
 
-/* What there is to map in `sp`, to the child that is about to fork it.  0 or -errno. */
-static int
-tell_regions(struct forks *f, int sock, uint32_t serial, const struct space *sp, uint64_t end)
+/* The space of that number; NULL: it has ended. */
+static struct space *
+space_of(struct pager *p, uint64_t id)
 {
+	struct space *sp = p->spaces;
+
+	while (sp != NULL && sp->id != id)
+		sp = sp->next;
+	return sp;
+}
+
+/* It is to hear what to map: as much of that as goes into its queue; whoever does not read keeps nobody waiting.  0 or -errno. */
+static int
+tell_on(struct forks *f, struct space *sp)
+{
+	const struct client *c = sp->client;
+	const struct map_entry *e = NULL;
 	struct msg *m = &f->msg;
-	size_t left = sp->map.n;
-	const struct map_entry *e = sp->map.first;
+	size_t n = c != NULL ? c->npending : 0;
 
-	while (left > 0) {
-		int fd[MSG_REGIONS];
-		int r;
+	if (sp->coming != 0) {
+		const struct space *child = space_of(&f->rt->p, sp->coming);
 
-		*m = (struct msg){ .type = MSG_REGION, .serial = serial };
-		for (; e != NULL && m->n < MSG_REGIONS; e = e->next, m->n++) {
-			m->r[m->n] = keeper_region(&f->rt->p, e);
+		if (child == NULL)
+			return -ECANCELED;
+		n = child->map.n;
+		e = child->map.first;
+		for (size_t i = 0; i < sp->told; i++)
+			e = e->next;
+	}
+	while (sp->told < n) {
+		int fd[MSG_REGIONS], r;
+
+		*m = (struct msg){ .type = MSG_REGION, .serial = sp->serial };
+		for (; sp->told + m->n < n && m->n < MSG_REGIONS; m->n++) {
+			const struct map_entry *at =
+				e != NULL ? e : c->pending[sp->told + m->n].entry;
+
+			m->r[m->n] = keeper_region(&f->rt->p, at);
 			fd[m->n] = m->r[m->n].fd;
+			e = e != NULL ? e->next : NULL;
 		}
-		left -= m->n;
-		m->left = (uint32_t)left;
-		r = msg_send_by(sock, m, fd, m->n, end);
+		m->left = (uint32_t)(n - sp->told - m->n);
+		r = msg_send_by(sp->sock, m, fd, m->n, 0);
+		if (r == -ETIMEDOUT)
+			return 0;
 		if (r < 0)
 			return r;
+		sp->told += m->n;
 	}
+	sp->telling = false;
 	return 0;
 }
 
-/* Everybody has waited for it. */
-static void
-late(struct forks *f, const struct space *sp)
+int
+keeper_tell(struct forks *f, struct space *sp, uint32_t serial)
 {
-	if (sp->account == NULL)
-		return;
-	f->late[f->nlate++ % LATE_MAX] =
-		(struct late){ sp->uid, now_ns() + (uint64_t)LATE_MS * 1000000 };
+	sp->telling = true;
+	sp->serial = serial;
+	sp->told = 0;
+	return tell_on(f, sp);
 }
 
-/*
- * 0, or why a client or what it has forked may not fork now.  While it does nobody's faults are served: who did not come back once does
- * not get to do it again and again, under whatever name.
- */
+/* 0, or why a client or what it has forked may not fork now. */
 static int
 may_fork(const struct forks *f, const struct space *parent)
 {
@@ -137,26 +162,23 @@ may_fork(const struct forks *f, const struct space *parent)
 
 	for (const struct space *sp = f->rt->p.spaces; sp != NULL; sp = sp->next, all++)
 		same += sp->account == parent->account;
-	if (all >= CHILDREN_MAX || (parent->account != NULL && same >= CHILDREN_MAX / 8))
-		return -EAGAIN;
-	for (size_t i = 0; i < LATE_MAX && parent->account != NULL; i++) {
-		if (f->late[i].uid == parent->uid && now_ns() < f->late[i].until)
-			return -EBUSY;
-	}
-	return 0;
+	return all >= CHILDREN_MAX || (parent->account != NULL && same >= CHILDREN_MAX / 8)
+		       ? -EAGAIN
+		       : 0;
 }
 
-/* A child forks.  Its own child's end of a socket is with it, ours came with the message. */
-static void
+/*
+ * A child forks.  Its own child's end of a socket is with it, ours came with the message.  From here on until it has forked its own faults
+ * wait, and nobody else's: what it shares with others is not copied.
+ */
+static int
 fork_of_child(struct forks *f, struct space *parent, int sock)
 {
 	struct pager *p = &f->rt->p;
 	const uint32_t serial = f->msg.serial;
 	struct space *sp = NULL;
 	sigset_t old;
-	size_t nfd;
-	int fd[MSG_REGIONS], r;
-	uint64_t end;
+	int r;
 
 	change_begin(p, &old);
 	r = may_fork(f, parent);
@@ -165,36 +187,36 @@ fork_of_child(struct forks *f, struct space *parent, int sock)
 	if (sp == NULL) {
 		const struct msg none = { .type = MSG_REGION, .serial = serial, .status = r };
 
-		msg_send(parent->sock, &none, NULL, 0);
 		change_end(p, &old);
 		close(sock);
-		return;
+		return msg_send_by(parent->sock, &none, NULL, 0, 0);
 	}
 	store_keep(p->store, "space", sp->id, "sock", sock);
 	sp->uid = parent->uid;
 	sp->account = parent->account != NULL ? account_ref(parent->account) : NULL;
-	end = now_ns() + (uint64_t)FORK_MS * 1000000;
-	r = tell_regions(f, parent->sock, serial, sp, end);
-	if (r == 0)
-		r = msg_await(parent->sock, &f->msg, fd, &nfd,
-			      (int)((MAX(end, now_ns()) - now_ns()) / 1000000));
-	if (r == -ETIMEDOUT)
-		late(f, parent);
-	if (r == 0) {
-		for (size_t i = 0; i < nfd; i++)
-			close(fd[i]);
-		r = f->msg.type == MSG_FORKED ? f->msg.status : -EPROTO;
-	}
+	parent->coming = sp->id;
+	parent->thaw_at = now_ns() + (uint64_t)FORK_MS * 1000000;
+	space_freeze(p, parent);
 	chain_thaw(p);
-	/* Killed meanwhile: what it had forked is as it has to be, or was not forked and ends as all children do. */
-	if (r < 0 && r != -ENOTCONN) {
-		if (r != -ECANCELED)
-			log_line(
-				&p->log, UP_LOG_WARNING,
-				"a child was forking and did not come back: %s; its child has no paged memory",
-				strerrorname_np(-r));
-		keeper_end(p, sp);
-	}
+	change_end(p, &old);
+	return keeper_tell(f, parent, serial);
+}
+
+/* It has forked, or will not if status < 0.  Its child's space ends at its own turn, when nobody has the other end of the socket. */
+static void
+fork_over(struct forks *f, struct space *parent, int status)
+{
+	struct pager *p = &f->rt->p;
+	const struct space *child;
+	sigset_t old;
+
+	change_begin(p, &old);
+	child = space_of(p, parent->coming);
+	if (status < 0 && child != NULL)
+		shutdown(child->sock, SHUT_RDWR);
+	parent->coming = 0;
+	parent->returned = false;
+	space_thaw(p, parent);
 	change_end(p, &old);
 }
 
@@ -214,20 +236,42 @@ keeper_attach(struct forks *f, struct space *sp, int uffd, pid_t pid)
 	atomic_store(&sp->pid, (int)pid);
 	stores_in_order();
 	sp->attached = true;
-	return msg_send(sp->sock, &ack, &f->pidfd, 1);
+	return msg_send_by(sp->sock, &ack, &f->pidfd, 1, 0);
+}
+
+/* Nothing has come of a message. */
+static void
+failed(struct forks *f, struct space *sp, int r)
+{
+	if (r != -ENOTCONN)
+		log_line(&f->rt->p.log, UP_LOG_ERROR, "a message of %s %d: %s",
+			 sp->client != NULL ? "client" : "the forked child",
+			 sp->client != NULL ? (int)sp->client->pid : atomic_load(&sp->pid),
+			 strerrorname_np(-r));
+	sp->telling = false;
+	/* Who was killed may have forked all the same. */
+	if (sp->coming != 0 && r != -ENOTCONN)
+		fork_over(f, sp, r);
+	/* As long as a child lives it is served: what it stores in shared memory must not go unseen. */
+	if (r == -ENOTCONN || !sp->attached || sp->client != NULL)
+		end_child(f, sp);
 }
 
 static void
 heard(struct forks *f, struct space *sp)
 {
 	int fd[MSG_REGIONS], r;
-	struct pager *p = &f->rt->p;
 	pid_t pid = 0;
 	size_t nfd;
 
 	r = msg_receive(sp->sock, &f->msg, fd, &nfd, &pid);
 	if (r == -EAGAIN)
 		return;
+	/* Whatever it says, it is back from that. */
+	if (r == 0)
+		sp->telling = false;
+	if (r == 0 && sp->coming != 0)
+		fork_over(f, sp, f->msg.type == MSG_FORKED ? f->msg.status : 0);
 	if (r == 0 && sp->client != NULL && f->msg.type != MSG_FORK && f->msg.type != MSG_FORKED) {
 		r = client_heard(f, sp, fd, &nfd);
 	} else if (r == 0 && f->msg.type == MSG_HELLO && nfd == 1 && !sp->attached) {
@@ -235,7 +279,7 @@ heard(struct forks *f, struct space *sp)
 		r = keeper_attach(f, sp, fd[0], pid);
 	} else if (r == 0 && f->msg.type == MSG_FORK && nfd == 1 && sp->attached) {
 		nfd = 0;
-		fork_of_child(f, sp, fd[0]);
+		r = fork_of_child(f, sp, fd[0]);
 	} else if (r == 0 && f->msg.type != MSG_FORKED &&
 		   (f->msg.type != MSG_HELLO || !sp->attached)) {
 		/* Those may come too late: a predecessor had waited for the one and has had the other. */
@@ -243,16 +287,50 @@ heard(struct forks *f, struct space *sp)
 	}
 	for (size_t i = 0; i < nfd; i++)
 		close(fd[i]);
-	if (r == 0)
-		return;
-	if (r != -ENOTCONN)
-		log_line(&p->log, UP_LOG_ERROR, "a message of %s %d: %s",
-			 sp->client != NULL ? "client" : "the forked child",
-			 sp->client != NULL ? (int)sp->client->pid : atomic_load(&sp->pid),
-			 strerrorname_np(-r));
-	/* As long as a child lives it is served: what it stores in shared memory must not go unseen. */
-	if (r == -ENOTCONN || !sp->attached || sp->client != NULL)
-		end_child(f, sp);
+	if (r < 0)
+		failed(f, sp, r);
+}
+
+static void
+go_on_telling(struct forks *f, struct space *sp)
+{
+	const int r = sp->telling ? tell_on(f, sp) : 0;
+
+	if (r < 0)
+		failed(f, sp, r);
+}
+
+/* A fork has taken too long. */
+static void
+did_not_come_back(struct forks *f, struct space *sp)
+{
+	const struct space *child = space_of(&f->rt->p, sp->coming);
+	const bool late = !sp->returned && child != NULL && !child->attached;
+
+	if (late)
+		log_line(
+			&f->rt->p.log, UP_LOG_WARNING,
+			"process %d was forking and did not come back; its child has no paged memory",
+			atomic_load(&sp->pid));
+	fork_over(f, sp, late ? -ETIMEDOUT : 0);
+}
+
+/* Whose faults wait for a fork does not wait for ever.  When that is to be looked at again: ms; -1: there is none. */
+static int
+forks_in_time(struct forks *f)
+{
+	uint64_t now = 0, next = UINT64_MAX;
+
+	for (struct space *sp = f->rt->p.spaces; sp != NULL; sp = sp->next) {
+		if (sp->coming == 0)
+			continue;
+		now = now != 0 ? now : now_ns();
+		if (now >= sp->thaw_at)
+			did_not_come_back(f, sp);
+		else
+			next = MIN(next, sp->thaw_at);
+	}
+	return next == UINT64_MAX ? -1 : (int)((next - now) / 1000000) + 1;
 }
 
 static void *
@@ -263,6 +341,7 @@ keep(void *arg)
 
 	while (!atomic_load(&f->stop)) {
 		const bool again = clients_reduce(f->rt);
+		const int forks = forks_in_time(f);
 		uint64_t count;
 		nfds_t n = 1;
 
@@ -271,17 +350,22 @@ keep(void *arg)
 		for (struct space *sp = p->spaces; sp != NULL && n < ARRAY_SIZE(f->poll);
 		     sp = sp->next) {
 			f->space[n] = sp;
-			f->poll[n++] = (struct pollfd){ .fd = sp->sock, .events = POLLIN };
+			f->poll[n++] = (struct pollfd){
+				.fd = sp->sock,
+				.events = sp->telling ? POLLIN | POLLOUT : POLLIN,
+			};
 		}
 		pthread_rwlock_unlock(&p->map.lock);
-		if (poll(f->poll, n, again ? AGAIN_MS : -1) < 0)
+		if (poll(f->poll, n, again ? AGAIN_MS : forks) < 0)
 			continue;
 		if (f->poll[0].revents != 0 && read(f->kick, &count, sizeof count) < 0)
 			assert(errno == EAGAIN);
 		/* Only we end spaces, each at its own turn: the others stay. */
 		for (nfds_t i = 1; i < n && !atomic_load(&f->stop); i++) {
-			if (f->poll[i].revents != 0)
+			if (f->poll[i].revents & ~POLLOUT)
 				heard(f, f->space[i]);
+			else if (f->poll[i].revents != 0)
+				go_on_telling(f, f->space[i]);
 		}
 	}
 	return NULL;

@@ -13,14 +13,8 @@
 #include "runtime.h"
 
 #define CHILDREN_MAX 4096
-
-#define LATE_MAX 32u
-#define LATE_MS 60000 /* a client whose fork did not come back forks no more for so long */
-
-struct late {
-	uid_t uid;
-	uint64_t until; /* now_ns() */
-};
+#define FORK_MS 30000  /* who is forking is back within that */
+#define RETURN_MS 2000 /* the same, of who may have been back when a predecessor was killed */
 
 /* A runtime some of whose memory is inherited. */
 struct forks {
@@ -38,8 +32,6 @@ struct forks {
 	size_t nends;
 	int end[CHILDREN_MAX]; /* our ends of all children's sockets, for a child to close */
 	/* keeper */
-	struct late late[LATE_MAX];
-	size_t nlate;
 	struct pollfd poll[1 + CHILDREN_MAX];
 	struct space *space[1 + CHILDREN_MAX];
 	struct msg msg;
@@ -61,6 +53,11 @@ void keeper_catch_up(struct forks *f);
  * caller's any more in any case.
  */
 int keeper_attach(struct forks *f, struct space *sp, int uffd, pid_t pid);
+/*
+ * Tell a child or client what it has to map, in REGION messages that answer `serial`: of the space that it is about to fork, or of what is pending.
+ * The keeper goes on with it as it reads them.  0 or -errno.  => map.change is not held
+ */
+int keeper_tell(struct forks *f, struct space *sp, uint32_t serial);
 /* Nobody runs there, any more or yet.  => map.change is held */
 void keeper_end(struct pager *p, struct space *sp);
 /* What there is to map of an entry of a space; the descriptor is not the caller's. */

@@ -813,31 +813,6 @@ call_dump(struct up_runtime *rt, const struct space *sp, const struct call *q, s
 	answer->left = more;
 }
 
-/* Tell what is pending.  0: told, with the last message. */
-static int
-tell_pending(struct forks *f, struct space *sp, uint32_t serial)
-{
-	const uint64_t end = now_ns() + (uint64_t)FORK_MS * 1000000;
-	const struct client *c = sp->client;
-	size_t done = 0;
-
-	while (done < c->npending) {
-		struct msg *m = &f->msg;
-		int fd[MSG_REGIONS], r;
-
-		*m = (struct msg){ .type = MSG_REGION, .serial = serial };
-		for (; done < c->npending && m->n < MSG_REGIONS; m->n++, done++) {
-			m->r[m->n] = keeper_region(&f->rt->p, c->pending[done].entry);
-			fd[m->n] = m->r[m->n].fd;
-		}
-		m->left = (uint32_t)(c->npending - done);
-		r = msg_send_by(sp->sock, m, fd, m->n, end);
-		if (r < 0)
-			return r;
-	}
-	return 0;
-}
-
 static int
 call(struct forks *f, struct space *sp, int fd)
 {
@@ -884,7 +859,7 @@ call(struct forks *f, struct space *sp, int fd)
 	}
 	change_end(&rt->p, &old);
 	if (r == 0 && (q.op == CALL_MAP || q.op == CALL_CLONE))
-		return tell_pending(f, sp, serial);
+		return keeper_tell(f, sp, serial);
 	if (r == 1) {
 		switch (q.op) {
 		case CALL_CREATE_ANON:

@@ -352,6 +352,7 @@ space_end(struct pager *p, struct space *sp)
 		;
 	*link = sp->next;
 	((struct space **)p->space_at.base)[sp->shard - PMAP_POOL - 1] = NULL;
+	p->frozen -= sp->map.frozen;
 	while ((e = sp->map.first) != NULL) {
 		map_remove(&sp->map, e);
 		e->next = gone;

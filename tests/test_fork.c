@@ -14,7 +14,6 @@
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
-#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <spawn.h>
@@ -35,6 +34,7 @@
 #include "delivery.h"
 #include "runtime.h"
 #include "stress.h"
+#include "timely.h"
 
 #define RW (PROT_READ | PROT_WRITE)
 #define PAGE ((size_t)PAGE_SIZE)
@@ -1381,27 +1381,26 @@ churn(void *arg)
 	return NULL;
 }
 
-static void
-see_one_instant(uint64_t mask)
+/* Fork under threads that write; `after` each time.  True: each child has seen one instant. */
+static bool
+fork_under_writers(uint64_t *p, uint64_t *q, void (*after)(void))
 {
 	static struct writer w[4];
 	const unsigned forks = SLOW ? 30 : 120;
 	pthread_t churner;
-	uint64_t *p, *q;
+	bool well = true;
 
-	start(3 * MiB, mask);
-	p = map(64);
-	q = map(1500);
-	inherit(rt, p, 64, UP_INHERIT_COPY);
-	inherit(rt, q, 1500, UP_INHERIT_COPY);
 	for (unsigned i = 0; i < ARRAY_SIZE(w); i++) {
 		w[i].x = word(p, i % 2 ? i : 40 - i);
 		w[i].y = word(p, i % 2 ? 30 + i : 10 - i);
-		cr_assert(pthread_create(&w[i].thread, NULL, write_in_order, &w[i]) == 0);
+		if (pthread_create(&w[i].thread, NULL, write_in_order, &w[i]) != 0)
+			return false;
 	}
-	cr_assert(pthread_create(&churner, NULL, churn, q) == 0);
-	for (unsigned k = 0; k < forks; k++) {
-		const pid_t pid = fork_child();
+	if (pthread_create(&churner, NULL, churn, q) != 0)
+		return false;
+	for (unsigned k = 0; k < forks && well; k++) {
+		const pid_t pid = fork();
+		int status;
 
 		if (pid == 0) {
 			for (unsigned i = 0; i < ARRAY_SIZE(w); i++) {
@@ -1415,26 +1414,55 @@ see_one_instant(uint64_t mask)
 			}
 			_exit(0);
 		}
-		expect_ok(pid);
-		/* What it was promised is given back when its end is noticed: there is not room for many. */
-		no_children();
+		well = pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
+		if (after != NULL)
+			after();
 	}
 	atomic_store(&writers_stop, true);
 	for (unsigned i = 0; i < ARRAY_SIZE(w); i++)
 		pthread_join(w[i].thread, NULL);
 	pthread_join(churner, NULL);
+	return well;
+}
+
+static void
+see_one_instant(uint64_t mask, bool in_child)
+{
+	uint64_t *p, *q;
+	pid_t pid;
+
+	start(3 * MiB, mask);
+	p = map(64);
+	q = map(1500);
+	inherit(rt, p, 64, UP_INHERIT_COPY);
+	inherit(rt, q, 1500, UP_INHERIT_COPY);
+	if (in_child) {
+		pid = fork_child();
+		if (pid == 0)
+			_exit(!fork_under_writers(p, q, NULL));
+		expect_ok(pid);
+	} else {
+		/* What a child was promised is given back when its end is noticed: there is not room for many. */
+		cr_assert(fork_under_writers(p, q, no_children), "%s", logged);
+	}
 	no_children();
 	up_runtime_destroy(rt);
 }
 
 Test(fork, a_child_sees_one_instant_of_all_threads)
 {
-	see_one_instant(0);
+	see_one_instant(0, false);
 }
 
 Test(fork, a_child_sees_one_instant_of_all_threads_without_move)
 {
-	see_one_instant(UP_MASK_MOVE);
+	see_one_instant(UP_MASK_MOVE, false);
+}
+
+/* Its parent's faults are the only ones that wait. */
+Test(fork, a_child_of_a_child_sees_one_instant_of_all_threads)
+{
+	see_one_instant(0, true);
 }
 
 static _Atomic unsigned forked_badly;
@@ -2044,19 +2072,8 @@ Test(fork, processes_that_are_made_otherwise_have_nothing_and_do_no_harm)
 	up_runtime_destroy(rt);
 }
 
-/*
- * From here on this test and its threads have a CPU when they want one, if that is permitted.  Linux 6.18 leaves threads that are ready to
- * run, whosever they are, without one for up to eight seconds beside the tests that spin, each in a session (autogroup) of its own:
- * a program that sleeps for 50 ms and does nothing else sees the same.
- */
-static void
-at_once(void)
-{
-	sched_setscheduler(0, SCHED_FIFO, &(struct sched_param){ .sched_priority = 1 });
-}
-
-/* It may be stopped in the middle of a fork: then the others wait, but not for long. */
-Test(fork, a_child_that_is_stopped_does_not_stop_the_parent_for_long)
+/* It may be stopped in the middle of a fork: then its own faults wait, and nobody else's. */
+Test(fork, a_child_that_is_stopped_does_not_stop_the_parent)
 {
 	const int swap = memfd_create("swap", MFD_CLOEXEC); /* how long a disk takes is not asked */
 	uint64_t *p, worst = 0, seed = 7;
@@ -2098,7 +2115,7 @@ Test(fork, a_child_that_is_stopped_does_not_stop_the_parent_for_long)
 		kill(pid, SIGKILL);
 		expect_signal(pid, SIGKILL);
 	}
-	cr_assert(worst < (SLOW ? 20000 : 5000), "%lu ms", worst);
+	cr_assert(worst < (SLOW ? 5000 : 1000), "%lu ms", worst);
 	no_children();
 	up_runtime_destroy(rt);
 }

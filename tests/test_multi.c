@@ -1029,6 +1029,49 @@ Test(multi, a_fork_is_refused_what_is_wired)
 	over();
 }
 
+/* Who forks itself: only its own faults wait, and cost nobody anything meanwhile. */
+Test(multi, a_space_that_is_frozen_is_served_when_that_is_over)
+{
+	struct space *kid, *other;
+	uint64_t w = 77;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_written(4, 4, 10);
+	inherit(va, 4, UP_INHERIT_COPY);
+	kid = fork_from(&r->p->map);
+	other = fork_from(&r->p->map);
+	/* One that has been read is frozen out, too. */
+	cr_assert(eq(int, sim_touch_in(r->pm, kid->shard, 22, va, true, &w, 0, 8), SIM_FAULT));
+	space_freeze(r->p, kid);
+	cr_assert(eq(int, sim_touch_in(r->pm, kid->shard, 23, va + PAGE_SIZE, false, &w, 0, 8),
+		     SIM_FAULT));
+	range_willneed(r->p, kid->shard, va, va + 4 * PAGE_SIZE);
+	for (unsigned i = 0; i < 50; i++)
+		rig_step(r);
+	cr_assert(eq(int, sim_touch_in(r->pm, kid->shard, 22, va, true, &w, 0, 8), SIM_FAULT));
+	cr_assert(eq(uint, r->p->service[0]->nparked, 0));
+	check_pages(va, 4, 10);
+	kid_check(other, va, 10);
+	/* A clone freezes all for a moment. */
+	chain_freeze(r->p);
+	chain_thaw(r->p);
+	for (unsigned i = 0; i < 50; i++)
+		rig_step(r);
+	cr_assert(eq(int, sim_touch_in(r->pm, kid->shard, 22, va, true, &w, 0, 8), SIM_FAULT));
+	space_thaw(r->p, kid);
+	cr_assert(eq(int, kid_touch(kid, 22, va, true, &w, 8), SIM_OK));
+	cr_assert(eq(int, kid_touch(kid, 23, va + PAGE_SIZE, false, &w, 8), SIM_OK));
+	/* One that ends meanwhile does not leave others frozen. */
+	space_freeze(r->p, other);
+	end(other);
+	cr_assert(eq(uint, r->p->frozen, 0));
+	kid_check(kid, va + PAGE_SIZE, 11);
+	end(kid);
+	unmap(va, 4);
+	over();
+}
+
 /* Its fault waits while the child ends: what was parked must not trip over that. */
 Test(multi, a_fault_of_a_child_that_has_ended_is_forgotten)
 {

@@ -89,8 +89,8 @@ void
 chain_freeze(struct pager *p)
 {
 	pthread_rwlock_wrlock(&p->map.lock);
-	assert(!p->frozen);
-	p->frozen = true;
+	assert((p->frozen & ALL_FROZEN) == 0);
+	p->frozen |= ALL_FROZEN;
 	pthread_rwlock_unlock(&p->map.lock);
 }
 
@@ -98,10 +98,32 @@ void
 chain_thaw(struct pager *p)
 {
 	pthread_rwlock_wrlock(&p->map.lock);
-	p->frozen = false;
+	p->frozen &= ~ALL_FROZEN;
 	atomic_store(&p->thawed, now_ns());
 	pthread_rwlock_unlock(&p->map.lock);
 	services_kick(p, NULL);
+}
+
+void
+space_freeze(struct pager *p, struct space *sp)
+{
+	pthread_rwlock_wrlock(&p->map.lock);
+	assert(!sp->map.frozen);
+	sp->map.frozen = true;
+	p->frozen++;
+	pthread_rwlock_unlock(&p->map.lock);
+}
+
+void
+space_thaw(struct pager *p, struct space *sp)
+{
+	pthread_rwlock_wrlock(&p->map.lock);
+	assert(sp->map.frozen && (p->frozen & ~ALL_FROZEN) > 0);
+	sp->map.frozen = false;
+	p->frozen--;
+	pthread_rwlock_unlock(&p->map.lock);
+	/* They were dropped. */
+	wake_space(p, sp);
 }
 
 void

@@ -83,7 +83,7 @@ look(struct pager *p, const struct service *s, struct map *m, const struct deman
 		r = -EACCES;
 	else if (s != NULL && e->shard != s->id)
 		r = -ESTALE;
-	else if (p->frozen)
+	else if ((p->frozen & ALL_FROZEN) || m->frozen)
 		r = -EBUSY; /* as faults do, it waits: the page is about to be taken out */
 	if (r < 0) {
 		pthread_rwlock_unlock(&p->map.lock);

@@ -43,6 +43,7 @@ enum verdict {
 	V_AGAIN,      /* the kernel said so: park */
 	V_GROW,	      /* overcommitted: the swap must grow first, with no lock held */
 	V_FULL,	      /* overcommitted and nothing left, but only a call asked: nothing is lost */
+	V_FROZEN,     /* its space is about to fork: dropped, space_thaw() wakes it */
 	V_QUOTA, /* its client has as much as it may: dropped, whoever takes some of it wakes the thread */
 	V_STRAY, /* no entry: park, it is about to be unmapped */
 	V_ASK, /* a worker only: a pager of the program has to be called, which only services do */
@@ -1556,9 +1557,11 @@ fault_resolve(struct fault *f)
 	place = entry_place(e, f->addr);
 	f->va = place.va;
 	f->shard = place.shard;
-	if (p->frozen) {
+	if (space_frozen(p, f->space)) {
+		const bool all = (p->frozen & ALL_FROZEN) != 0;
+
 		pthread_rwlock_unlock(&p->map.lock);
-		return V_AGAIN;
+		return all ? V_AGAIN : V_FROZEN;
 	}
 	if (f->object->account != NULL && !f->wp && over_quota(p, f->object->account)) {
 		pthread_rwlock_unlock(&p->map.lock);
@@ -1689,6 +1692,7 @@ handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uin
 	case V_IO:
 		break;
 	case V_BUSY:
+	case V_FROZEN:
 		count(s, C_WAIT, 1);
 		tally_deferred(s->p, space);
 		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 0);
@@ -1832,6 +1836,21 @@ fault_early(struct service *s, uintptr_t va, unsigned n, unsigned *got)
 	return v != V_ROOM && v != V_AGAIN && v != V_QUOTA;
 }
 
+static void
+wake_space_locked(struct pager *p, const struct space *sp)
+{
+	for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next)
+		p->pmap->ops->wake(p->pmap, e->shard, e->start, (e->end - e->start) >> PAGE_SHIFT);
+}
+
+void
+wake_space(struct pager *p, const struct space *sp)
+{
+	pthread_rwlock_rdlock(&p->map.lock);
+	wake_space_locked(p, sp);
+	pthread_rwlock_unlock(&p->map.lock);
+}
+
 /* Faults were dropped for want of a place to park them: everyone faults again. */
 static void
 wake_all(struct service *s)
@@ -1844,11 +1863,8 @@ wake_all(struct service *s)
 			p->pmap->ops->wake(p->pmap, e->shard, e->start,
 					   (e->end - e->start) >> PAGE_SHIFT);
 	}
-	for (struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
-		for (struct map_entry *e = sp->map.first; e != NULL; e = e->next)
-			p->pmap->ops->wake(p->pmap, e->shard, e->start,
-					   (e->end - e->start) >> PAGE_SHIFT);
-	}
+	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next)
+		wake_space_locked(p, sp);
 	pthread_rwlock_unlock(&p->map.lock);
 }
 
@@ -1871,7 +1887,7 @@ anon_to_lose(struct service *s, const struct parked *pk, struct leaf **leaf, str
 	*told = false;
 	pthread_rwlock_rdlock(&p->map.lock);
 	e = space_lookup(p, pk->space, pk->va);
-	if (e != NULL && !p->frozen) {
+	if (e != NULL && !space_frozen(p, pk->space)) {
 		index = e->offset + ((pk->va - e->start) >> PAGE_SHIFT);
 		*place = entry_place(e, pk->va);
 		*leaf = leaf_for(p, e->object, index, &denied);

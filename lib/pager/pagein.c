@@ -537,7 +537,7 @@ pagein_ahead(struct service *s, unsigned space, uintptr_t *va, uintptr_t end, en
 	pthread_rwlock_rdlock(&p->map.lock);
 	m = space_map(p, space);
 	e = m != NULL ? map_first_from(m, *va) : NULL;
-	if (e == NULL || e->start >= end || p->frozen) {
+	if (e == NULL || e->start >= end || space_frozen(p, space)) {
 		pthread_rwlock_unlock(&p->map.lock);
 		*va = end;
 		return true;

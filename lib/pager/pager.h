@@ -198,8 +198,9 @@ struct pager {
 	struct zone space_zone;
 	struct zone place_zone; /* what the pmap remembers of pools and where they are mapped */
 
-	atomic_bool fenced;	 /* a lost page is PROT_NONE, for want of a better mark */
-	bool frozen;		 /* (map.lock) faults wait: chain_freeze() */
+	atomic_bool fenced; /* a lost page is PROT_NONE, for want of a better mark */
+	unsigned
+		frozen; /* (map.lock) faults wait: of ALL_FROZEN, chain_freeze(), and of so many spaces */
 	_Atomic uint64_t thawed; /* ns, when that was over last */
 	bool closing;		 /* (map.change) everything is being destroyed */
 
@@ -411,6 +412,13 @@ struct space {
 		account; /* (c) once linked: of the client, or of the one that it descends from; a reference.  NULL: none */
 	uid_t uid;	/* (c) the same's */
 	atomic_int pid; /* for people; 0: the child has not said yet that it is there */
+	/* keeper: */
+	uint64_t coming;  /* its map is frozen, since it is about to fork that space; 0 */
+	uint64_t thaw_at; /* until that at most, now_ns() */
+	bool returned;	  /* it may have said that it has, to a predecessor */
+	bool telling;	  /* what it is to map: as many entries as `told`, so far */
+	uint32_t serial;  /* which it has asked with */
+	size_t told;
 };
 
 /* The map of a space, ours or a child's; NULL: it is gone.  => map.lock */
@@ -424,6 +432,19 @@ space_map(struct pager *p, unsigned shard)
 		return &p->map;
 	sp = i < p->nspace_at ? ((struct space **)p->space_at.base)[i] : NULL;
 	return sp != NULL ? &sp->map : NULL;
+}
+
+/* True if faults there wait.  => map.lock */
+#define ALL_FROZEN (1u << 31)
+static inline bool
+space_frozen(struct pager *p, unsigned shard)
+{
+	const struct map *m;
+
+	if (p->frozen == 0)
+		return false;
+	m = space_map(p, shard);
+	return (p->frozen & ALL_FROZEN) != 0 || (m != NULL && m->frozen);
 }
 
 /* The entry at an address of it; NULL: none.  => map.lock */
@@ -456,6 +477,8 @@ void fault_handle(struct service *s, unsigned space, uintptr_t va, bool write, b
 void fault_again(struct service *s, unsigned shard, uintptr_t va, uint64_t t0);
 /* Try the parked ones again; those older than the time-out become SIGBUS. */
 void fault_unpark(struct service *s);
+/* Whoever waits in a space faults anew.  => map.lock is not held */
+void wake_space(struct pager *p, const struct space *sp);
 /*
  * The same for a page that a call asks for, and up to n - 1 behind it; no thread waits at the address, so nothing
  * is parked and nothing is lost for want of room.
@@ -568,6 +591,9 @@ bool chain_seen(struct object *o, uint64_t index, const struct object *except);
  */
 void chain_freeze(struct pager *p);
 void chain_thaw(struct pager *p);
+/* The same for the faults of one space, which is linked, until that or its end. */
+void space_freeze(struct pager *p, struct space *sp);
+void space_thaw(struct pager *p, struct space *sp);
 /*
  * Part: what `o` has goes to `b`, an empty object of the same size, and `o` becomes its shadow.  The reference to `b`
  * passes to `o`.  => frozen, no page of `o` is in a region, map.lock held for writing

@@ -829,7 +829,7 @@ push(struct service *s, uintptr_t *va, uintptr_t end)
 	bool blocked = false;
 
 	pthread_rwlock_rdlock(&p->map.lock);
-	if (p->frozen) {
+	if (p->frozen & ALL_FROZEN) {
 		pthread_rwlock_unlock(&p->map.lock);
 		return false;
 	}

@@ -109,6 +109,7 @@ struct map {
 	size_t nloose;		 /* (lock) of those, not in the tree */
 	uint64_t pages;		 /* (lock) sum of their lengths */
 	uint64_t wired;		 /* (lock) of those that are wired */
+	bool frozen;		 /* (lock) of a space: its faults wait, space_freeze() */
 	pthread_mutex_t node_lock;
 	unsigned levels;	/* (lock) and (node_lock) to change, either to read */
 	unsigned nspare;	/* (node_lock) */
