@@ -460,6 +460,7 @@ Test(remote, a_range_is_brought_in_or_refused)
 
 static int raw_client(void);
 static int raw_call(int fd, const struct call *q, struct msg *m);
+static void raw_map(int fd, uint64_t addr, int prot, bool inherit);
 static int raw_cloning(const char *name, uint64_t length, struct call *q);
 
 /* How many of the pages stay in memory. */
@@ -722,17 +723,11 @@ Test(remote, what_was_being_wired_is_wired_once_by_the_next_daemon)
 
 Test(remote, what_is_not_in_memory_is_not_wired_by_asking_for_it)
 {
-	struct call call = { .op = CALL_MAP,
-			     .addr = 0x10000000,
-			     .length = PAGE_SIZE,
-			     .prot = RW,
-			     .flags = UP_PRIVATE };
 	const int fd = raw_client();
+	struct call call;
 	struct msg m;
 
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
-	call.op = CALL_MAPPED;
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	raw_map(fd, 0x10000000, RW, false);
 	/* Without a number; then nobody has touched the page, and who could does not. */
 	call = (struct call){ .op = CALL_WIRE, .addr = 0x10000000, .length = PAGE_SIZE };
 	cr_assert(eq(int, raw_call(fd, &call, &m), -EINVAL));
@@ -956,14 +951,7 @@ Test(remote, nobody_is_shown_the_map_of_another)
 		}
 	}
 	/* And what it has itself it is shown. */
-	call = (struct call){ .op = CALL_MAP,
-			      .addr = 0x10000000,
-			      .length = PAGE_SIZE,
-			      .prot = RW,
-			      .flags = UP_PRIVATE };
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
-	call.op = CALL_MAPPED;
-	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
+	raw_map(fd, 0x10000000, RW, false);
 	call = (struct call){ .op = CALL_DUMP };
 	cr_assert(eq(int, raw_call(fd, &call, &m), 0));
 	cr_assert(eq(uint, m.n, 1));
