@@ -977,7 +977,7 @@ pool_map(struct pmap *pm, uintptr_t page, uintptr_t hint, bool fixed, size_t len
 	*va = hint;
 	/* Nobody can touch it yet: an operation that runs just now does not have it. */
 	if (ours)
-		r = uffd_region_map(&file, u->fd[shard], hint, fixed, len, PROT_NONE,
+		r = uffd_region_map(&file, uffd_for_region(u, shard), hint, fixed, len, PROT_NONE,
 				    UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, va);
 	if (r < 0) {
 		record_free(u, pl);
@@ -1398,6 +1398,7 @@ space_faults(struct uffd_pmap *u, unsigned near, struct pmap_fault *buf, unsigne
 {
 	unsigned telling[16], ntelling = 0;
 	unsigned n = 0, before;
+	bool more;
 
 	pthread_rwlock_rdlock(&u->pools.lock);
 	do {
@@ -1406,23 +1407,35 @@ space_faults(struct uffd_pmap *u, unsigned near, struct pmap_fault *buf, unsigne
 		const int got = want > 0 ? epoll_wait(u->pools.epoll[near], ev, want, 0) : 0;
 
 		before = n;
+		more = got == want;
 		for (int i = 0; i < got && n < max; i++) {
 			const struct space *sp = space_of(u, ev[i].data.u32);
+			const unsigned most = MAX(1, (max - n) / (unsigned)(got - i));
+			unsigned k;
 
 			if (sp != NULL && sp->fd >= 0 && (ev[i].events & (EPOLLERR | EPOLLHUP)))
 				put_right(u->pools.epoll[near], sp->fd);
 			/* Its turn comes again, and everybody's in this list has come before. */
 			if (sp != NULL && sp->removals != NULL && before == 0)
 				telling[ntelling++] = ev[i].data.u32;
-			else if (sp != NULL && sp->fd >= 0 && sp->removals == NULL)
-				n += uffd_read_faults(sp->fd, ev[i].data.u32, buf + n,
-						      MAX(1, (max - n) / (unsigned)(got - i)),
-						      NULL);
+			else if (sp != NULL && sp->fd >= 0 && sp->removals == NULL) {
+				k = uffd_read_faults(sp->fd, ev[i].data.u32, buf + n, most, NULL);
+				more |= k == most;
+				n += k;
+			}
 		}
-	} while (n > before); /* an error is always "ready" and gives nothing */
+	} while (more && n > before); /* an error is always "ready" and gives nothing */
 	pthread_rwlock_unlock(&u->pools.lock);
-	for (unsigned i = 0; i < ntelling && n < max; i++)
-		n += guest_faults(u, telling[i], buf + n, MAX(1, (max - n) / (ntelling - i)));
+	do {
+		more = false;
+		for (unsigned i = 0; i < ntelling && n < max; i++) {
+			const unsigned most = MAX(1, (max - n) / (ntelling - i));
+			const unsigned k = guest_faults(u, telling[i], buf + n, most);
+
+			more |= k == most;
+			n += k;
+		}
+	} while (more && n < max);
 	return n;
 }
 

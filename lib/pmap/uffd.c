@@ -706,8 +706,8 @@ uffd_map(struct pmap *pm, uintptr_t hint, bool fixed, size_t len, int prot, unsi
 {
 	if (prot & PROT_WRITE)
 		prot |= PROT_READ;
-	return uffd_region_map(&anonymous, to_uffd(pm)->fd[shard], hint, fixed, len, prot,
-			       UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, va);
+	return uffd_region_map(&anonymous, uffd_for_region(to_uffd(pm), shard), hint, fixed, len,
+			       prot, UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP, va);
 }
 
 static int
@@ -1003,11 +1003,19 @@ uffd_faults(struct pmap *pm, unsigned shard, struct pmap_fault *buf, unsigned ma
 {
 	struct uffd_pmap *u = to_uffd(pm);
 	const bool spaces = atomic_load(&u->pools.nattached) > 0;
-	unsigned n = uffd_read_faults(u->fd[shard], shard, buf, spaces ? max - max / 4 : max, NULL);
+	const unsigned most = spaces ? max - max / 4 : max;
+	unsigned n = 0;
+	bool more = false;
 
+	/* A daemon's faults are all of others. */
+	if (atomic_load(&u->used) >> shard & 1) {
+		n = uffd_read_faults(u->fd[shard], shard, buf, most, NULL);
+		more = n == most;
+	}
 	if (spaces) {
 		n += space_faults(u, shard, buf + n, max - n);
-		n += uffd_read_faults(u->fd[shard], shard, buf + n, max - n, NULL);
+		if (more)
+			n += uffd_read_faults(u->fd[shard], shard, buf + n, max - n, NULL);
 	}
 	return n;
 }

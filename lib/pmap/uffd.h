@@ -71,7 +71,9 @@ struct uffd_pmap {
 	atomic_bool lost_mapped; /* lost_fd was mapped somewhere, once */
 	struct pools pools;
 	struct track *track; /* (c) NULL: no events are asked for */
-	int fd[];	     /* (c) one a shard */
+	_Atomic uint64_t
+		used; /* shards, by bits, that something of this process was ever registered with */
+	int fd[];     /* (c) one a shard */
 };
 
 static inline struct uffd_pmap *
@@ -117,6 +119,13 @@ int uffd_write_protect(int fd, uintptr_t va, size_t n, uint64_t mode, unsigned m
 size_t uffd_copy_begin(struct uffd_pmap *u, size_t n);
 void uffd_copy_end(struct uffd_pmap *u, size_t n);
 
+/* A shard's descriptor, for something that is about to be registered with it. */
+static inline int
+uffd_for_region(struct uffd_pmap *u, unsigned shard)
+{
+	atomic_fetch_or(&u->used, UINT64_C(1) << shard);
+	return u->fd[shard];
+}
 int uffd_register(int fd, uintptr_t va, size_t len, uint64_t mode);
 int uffd_region_map(const struct backing *b, int fd, uintptr_t hint, bool fixed, size_t len,
 		    int prot, uint64_t mode, uintptr_t *va);
