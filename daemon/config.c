@@ -103,6 +103,8 @@ static const struct key keys[CONFIG_ALL_KEYS] = {
 	[KEY_LIMIT_INFLIGHT] = { "limits", "inflight", T_BYTES, "16M", NULL, 4096,
 				 UINT64_C(1) << 40, NULL, true,
 				 "Bytes that are read ahead for one client at a time; what its threads wait for comes in any case" },
+	[KEY_LIMIT_FUSE] = { "limits", "fuse", T_BOOL, "no", NULL, 0, 0, NULL, true,
+			     "Take files of file systems that a process answers for (FUSE): while it does not, other clients wait" },
 	[KEY_METRICS_SOCKET] = { "metrics", "socket", T_STRING, "auto", "auto", 0, 0, NULL, false,
 				 "Unix socket for HTTP; auto: http.sock in run_dir; none: no such socket" },
 	[KEY_METRICS_MODE] = { "metrics", "mode", T_MODE, "0660", NULL, 0, 0777, NULL, false,

@@ -378,6 +378,7 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 				 .fds = (unsigned)config_n(&d->cfg, KEY_LIMIT_FDS),
 				 .mapped = UINT64_MAX / 2,
 				 .inflight = config_n(&d->cfg, KEY_LIMIT_INFLIGHT),
+				 .fuse = config_n(&d->cfg, KEY_LIMIT_FUSE) != 0,
 				 .group = n->session.group },
 			 &n->id);
 	if (r < 0) {

@@ -557,7 +557,8 @@ UP_API int up_object_remove(struct up_runtime *rt, const char *name);
  * (POSIX_FADV_WILLNEED), or creates the runtime with UP_MASK_ODIRECT.  The file is opened once more through `fd`, so that its flags (O_APPEND,
  * O_DIRECT) are the caller's own business; where that is not allowed, it is duplicated, and may have neither of them (-EACCES; set later,
  * O_APPEND is an error of write-back).  If it is not open for writing, UP_SHARED with
- * PROT_WRITE is -EACCES.  `flags`: 0.  -EBADF, and other errors of fstat().
+ * PROT_WRITE is -EACCES.  `flags`: 0.  -EBADF, and other errors of fstat().  Of a daemon also -ENOTSUP: a file of a file system that a process answers
+ * for (FUSE); -EXDEV: of one that is mounted neither where the daemon is nor where the caller is.  See `fuse` in uffd-pagerd.conf(5).
  */
 UP_API int up_object_create_file(struct up_runtime *rt, int fd, uint64_t offset, uint64_t size,
 				 unsigned flags, struct up_object **obj);

@@ -20,6 +20,7 @@
 #include "client.h"
 #include "cow.h"
 #include "dump.h"
+#include "filesystem.h"
 #include "keeper.h"
 #include "pager/source.h"
 #include "serve.h"
@@ -676,6 +677,21 @@ may_open(struct up_runtime *rt, const struct client *c)
 	return ok;
 }
 
+/* What a client has opened is asked by the thread that does all clients' calls. */
+static int
+may_be_asked(struct up_runtime *rt, const struct client *c, int fd)
+{
+	const int r = fd < 0 || c->limits.fuse ? 0 : filesystem_answers(fd, c->pid);
+
+	if (r < 0)
+		log_line(&rt->p.log, UP_LOG_WARNING, "client %s, process %d: refused: a file %s",
+			 c->name, (int)c->pid,
+			 r == -ENOTSUP ? "of a file system that a process answers for (FUSE)"
+			 : r == -EXDEV ? "that is mounted neither here nor where the client is"
+				       : strerrorname_np(-r));
+	return r;
+}
+
 /* A new object, or one that has a name.  => map.change is not held, as for all calls on objects */
 static int
 call_object(struct up_runtime *rt, struct server *sv, struct client *c, const struct call *q,
@@ -707,6 +723,9 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 	case CALL_CREATE_DEVICE:
 		if (!may_open(rt, c))
 			return -EMFILE;
+		r = may_be_asked(rt, c, fd);
+		if (r < 0)
+			return r;
 		r = q->op == CALL_CREATE_FILE
 			    ? up_object_create_file(rt, fd, q->offset, q->length, q->flags, &o)
 			    : up_object_create_device(rt, fd, q->flags, &o);

@@ -26,6 +26,7 @@ struct serve_limits {
 	uint64_t mapped; /* bytes */
 	uint64_t
 		inflight; /* bytes that are read for it ahead of what it waits for, at a time; 0: any */
+	bool fuse; /* files of file systems that a process answers for; all clients wait while it does not */
 	const char *group; /* "" or NULL: none */
 };
 

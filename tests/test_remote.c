@@ -26,6 +26,8 @@
 #include "base/base.h"
 #include "childmsg.h"
 #include "dump.h"
+#include "filesystem.h"
+#include "fuse_file.h"
 #include "serve.h"
 #include "timely.h"
 
@@ -1987,6 +1989,141 @@ Test(fds, descriptors_of_a_client_are_limited)
 	up_runtime_destroy(rt);
 	wait_ended(1);
 	daemon_ask(2);
+}
+
+/* --- files that a process answers for --- */
+
+static struct fuse_file fuse;
+
+/* The file, open. */
+static int
+must_mount(void)
+{
+	int fd;
+
+	if (!fuse_file_start(&fuse))
+		cr_skip_test("no FUSE here");
+	fd = open(fuse.path, O_RDONLY | O_CLOEXEC);
+	cr_assert(ge(int, fd, 0), "%s", strerror(errno));
+	return fd;
+}
+
+static void
+tear_down_fuse(void)
+{
+	if (fuse.server > 0)
+		fuse_file_end(&fuse);
+	tear_down();
+}
+
+static void
+set_up_fuse(void)
+{
+	limits.fuse = true;
+	daemon_start();
+}
+
+TestSuite(no_fuse, .init = set_up, .fini = tear_down_fuse, .timeout = 60);
+TestSuite(fuse, .init = set_up_fuse, .fini = tear_down_fuse, .timeout = 60);
+
+/* Its process can let wait whom it likes. */
+Test(no_fuse, it_is_refused_and_not_asked)
+{
+	struct up_object *o;
+	int fd;
+
+	fd = must_mount();
+	rt = must_connect();
+	atomic_store(fuse.others, 0);
+	cr_assert(eq(int, up_object_create_file(rt, fd, 0, 0, 0, &o), -ENOTSUP), "%s", logged);
+	cr_assert(eq(uint, atomic_load(fuse.others), 0));
+	close(fd);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+Test(fuse, it_is_taken_where_that_is_allowed)
+{
+	struct up_object *o;
+	unsigned char *p;
+	int fd;
+
+	fd = must_mount();
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_file(rt, fd, 0, 0, 0, &o), 0), "%s", logged);
+	close(fd);
+	p = (unsigned char *)must_map(rt, FUSE_FILE_PAGES, UP_PRIVATE, o, 0);
+	for (size_t i = 0; i < FUSE_FILE_PAGES * PAGE_SIZE; i++)
+		cr_assert(eq(uint, p[i], i / PAGE_SIZE + 1), "byte %zu", i);
+	cr_assert(gt(uint, atomic_load(fuse.others), 0));
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* The number of a mount is the kernel's, but its kind is told only where it is mounted. */
+Test(no_fuse, a_file_of_a_mount_is_known_where_that_is_mounted)
+{
+	char dir[64];
+	int status, fd;
+	pid_t pid;
+
+	fd = must_mount();
+	cr_assert(eq(int, filesystem_answers(fd, getpid()), -ENOTSUP));
+	close(fd);
+	fd = memfd_create("in memory", MFD_CLOEXEC);
+	cr_assert(eq(int, filesystem_answers(fd, getpid()), 0));
+	close(fd);
+	fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+	cr_assert(eq(int, filesystem_answers(fd, getpid()), 0));
+	close(fd);
+	cr_assert(eq(int, filesystem_answers(fd, getpid()), -ENOENT));
+	snprintf(dir, sizeof dir, "/tmp/test_mount.%d", (int)getpid());
+	cr_assert(eq(int, mkdir(dir, 0700), 0));
+	pid = fork();
+	if (pid == 0) {
+		const pid_t parent = getppid();
+		char ours[80];
+		int tree;
+
+		/* Where the one who asks is another one, as a daemon would be. */
+		if (unshare(CLONE_NEWNS) < 0 ||
+		    mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0 ||
+		    mount("/var/tmp", dir, NULL, MS_BIND, NULL) < 0)
+			_exit(77);
+		snprintf(ours, sizeof ours, "%s/test_mount.%d", dir, (int)getpid());
+		fd = open(ours, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+		if (fd < 0 || filesystem_answers(fd, parent) != 0)
+			_exit(1);
+		pid = fork();
+		if (pid == 0) {
+			/* It is back where it is not mounted. */
+			char ns[64];
+			int at;
+
+			snprintf(ns, sizeof ns, "/proc/%d/ns/mnt", (int)parent);
+			at = open(ns, O_RDONLY | O_CLOEXEC);
+			if (at < 0 || setns(at, CLONE_NEWNS) < 0)
+				_exit(77);
+			if (filesystem_answers(fd, parent) != -EXDEV)
+				_exit(2);
+			_exit(filesystem_answers(fd, getppid()) == 0 ? 0 : 3);
+		}
+		if (waitpid(pid, &status, 0) != pid || status != 0)
+			_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 4);
+		unlink(ours);
+		/* Nowhere. */
+		tree = (int)syscall(SYS_open_tree, AT_FDCWD, dir, 1 | O_CLOEXEC);
+		fd = tree < 0 ? -1 : openat(tree, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		_exit(fd < 0 ? 77 : filesystem_answers(fd, parent) != -EXDEV ? 5 : 0);
+	}
+	cr_assert(waitpid(pid, &status, 0) == pid);
+	rmdir(dir);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		cr_skip_test("no mounts of one's own here");
+	cr_assert(eq(int, status, 0));
 }
 
 static void
