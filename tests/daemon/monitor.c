@@ -4,6 +4,7 @@
  *
  *	monitor make FILE PAGES SEED			what a machine was snapshotted to
  *	monitor handoff SOCKET PAGES SECONDS SEED	memory that has something in it already; comes again now and then
+ *	monitor full SOCKET PAGES SECONDS SEED		memory that is there, all of it
  *	monitor firecracker SOCKET PAGES SECONDS SEED	memory that comes from such a file
  *	monitor forgetful SOCKET PAGES SECONDS SEED	the same, and its own copy of the userfaultfd is closed
  *
@@ -263,6 +264,7 @@ main(int argc, char **argv)
 {
 	const bool make = argc == 5 && strcmp(argv[1], "make") == 0;
 	const bool handoff = argc == 6 && strcmp(argv[1], "handoff") == 0;
+	const bool full = argc == 6 && strcmp(argv[1], "full") == 0;
 	const bool forgetful = argc == 6 && strcmp(argv[1], "forgetful") == 0;
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING |
 					       UFFDIO_REGISTER_MODE_WP };
@@ -271,10 +273,11 @@ main(int argc, char **argv)
 	char text[256];
 	int fd[2], s;
 
-	if (!make && !handoff && !forgetful && (argc != 6 || strcmp(argv[1], "firecracker") != 0)) {
+	if (!make && !handoff && !full && !forgetful &&
+	    (argc != 6 || strcmp(argv[1], "firecracker") != 0)) {
 		fprintf(stderr,
 			"monitor make FILE PAGES SEED\n"
-			"monitor handoff|firecracker|forgetful SOCKET PAGES SECONDS SEED\n");
+			"monitor handoff|full|firecracker|forgetful SOCKET PAGES SECONDS SEED\n");
 		return 2;
 	}
 	npages = strtoul(argv[3], NULL, 0) / (BLOCK * THREADS) * (BLOCK * THREADS);
@@ -297,14 +300,14 @@ main(int argc, char **argv)
 	/* A machine is restored, or has run for a while. */
 	for (size_t i = 0; i < npages; i++) {
 		version[i] = !handoff || i % 5 == 0 ? FIRST : REMOVED;
-		if (handoff && i % 5 == 0)
+		if (full || (handoff && i % 5 == 0))
 			fill(i, FIRST);
 	}
 	reg.range.start = (uintptr_t)memory;
 	reg.range.len = npages * PAGE;
 	if (ioctl(fd[0], UFFDIO_REGISTER, &reg) < 0)
 		die("UFFDIO_REGISTER");
-	if (handoff) {
+	if (handoff || full) {
 		while ((s = hand_over(argv[2], fd[0])) < 0)
 			;
 	} else {

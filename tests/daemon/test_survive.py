@@ -307,6 +307,29 @@ class Survive(unittest.TestCase):
                 wait_for('all are gone', lambda: clients(d) == 0)
                 wait_for('nothing is left of them', lambda: d.ask('status')['status']['swap']['swapped'] == 0)
 
+    def test_what_a_guest_brought_is_held_to_the_budget_by_the_next_daemon(self):
+        """Four times as much as there may be; it is killed while that is taken over, and page by page thrown out."""
+        rnd = random.Random(SEED)
+        print(f'seed {SEED}')
+        with Daemon('--memory', MEMORY, '--log-level', 'info', config='[listen ch]\ntype = handoff\npath = ch.sock\n') as d:
+            seconds = max(SECONDS - 1, 1)
+            p = run_program([MONITOR, 'full', d.path('ch.sock'), str(4 * int(GUEST)), str(seconds + 2), str(SEED)])
+            end = time.monotonic() + seconds
+            there(p, d)
+            times = 0
+            while time.monotonic() < end:
+                times += 1
+                kill_daemon(d, times)
+                time.sleep(rnd.random() ** 2 * rnd.choice((0.01, 0.1, 0.4)))
+            fds = f'/proc/{p.pid}/fd'
+            memory = next(f'{fds}/{fd}' for fd in os.listdir(fds) if os.readlink(f'{fds}/{fd}').startswith('/memfd:guest'))
+            print(f'killed {times} times, {os.stat(memory).st_blocks >> 11} MiB are in memory yet')
+            wait_for('it has no more than the budget, or has ended', lambda: p.poll() is not None or os.stat(memory).st_blocks * 512 <= mib(MEMORY))
+            self.assertIsNone(p.poll())
+            self.assertEqual(clients(d), 1)
+            finish(d, [p])
+            wait_for('it is gone', lambda: clients(d) == 0)
+
     def test_a_guest_that_can_not_be_served_again_waits(self):
         """Something that was kept of it is lost, and its monitor has closed its own copy of the userfaultfd: without ours what it misses would be zeros."""
         with self.forgetful({'UFFD_PAGERD_LOSES': '/removals'}) as (d, p, _):
