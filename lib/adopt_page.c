@@ -138,12 +138,12 @@ find(struct adoption *a, struct heir *h, uint64_t index, const struct anon *was,
 	}
 	if (raw != NULL)
 		f->what = raw->page->raw == PAGE_RAW_MARKED ? F_MARK : F_NOTHING;
-	/* It was being discarded; or the program has discarded it itself. */
-	else if (busy ? all == NULL || all->page->frame == FRAME_NONE
+	/*
+	 * It was being discarded; or the program has discarded it itself. Or a guest has removed it where it was on its way: what leaves the file,
+	 * or comes to it, is nowhere else for a moment, and there no more.
+	 */
+	else if (busy ? h->o->guest || all == NULL || all->page->frame == FRAME_NONE
 		      : all != NULL && all->page->state == PAGE_MAPPED)
-		f->what = F_MARK;
-	/* Or a guest has removed it where it was on its way: what leaves the file, or comes to it, is nowhere else for a moment, and there no more. */
-	else if (busy && h->o->guest)
 		f->what = F_MARK;
 }
 

@@ -106,10 +106,10 @@ space_of(struct pager *p, uint64_t id)
 static int
 tell_on(struct forks *f, struct space *sp)
 {
-	const struct client *c = sp->client;
+	const struct part *pending = NULL;
 	const struct map_entry *e = NULL;
 	struct msg *m = &f->msg;
-	size_t n = c != NULL ? c->npending : 0;
+	size_t n;
 
 	if (sp->coming != 0) {
 		const struct space *child = space_of(&f->rt->p, sp->coming);
@@ -120,18 +120,20 @@ tell_on(struct forks *f, struct space *sp)
 		e = child->map.first;
 		for (size_t i = 0; i < sp->told; i++)
 			e = e->next;
+	} else {
+		n = sp->client->npending;
+		pending = sp->client->pending;
 	}
 	while (sp->told < n) {
 		int fd[MSG_REGIONS], r;
 
 		*m = (struct msg){ .type = MSG_REGION, .serial = sp->serial };
 		for (; sp->told + m->n < n && m->n < MSG_REGIONS; m->n++) {
-			const struct map_entry *at =
-				e != NULL ? e : c->pending[sp->told + m->n].entry;
-
-			m->r[m->n] = keeper_region(&f->rt->p, at);
+			if (pending != NULL)
+				e = pending[sp->told + m->n].entry;
+			m->r[m->n] = keeper_region(&f->rt->p, e);
 			fd[m->n] = m->r[m->n].fd;
-			e = e != NULL ? e->next : NULL;
+			e = e->next;
 		}
 		m->left = (uint32_t)(n - sp->told - m->n);
 		r = msg_send_by(sp->sock, m, fd, m->n, 0);
