@@ -94,6 +94,11 @@ int guest_source(struct up_runtime *rt, int fd, uint64_t offset, uint64_t length
 		 struct up_object **o);
 int guest_resume(struct up_runtime *rt, struct space *sp, int uffd, int removed);
 
+/*
+ * The descriptors of a message are asked, and closed, by the thread that does all clients' calls: none of them may be a file that a process answers for.  0; 1: it was
+ * told that this call can not be done with such a file; < 0: it is to go.  But for 0 none of them is left.
+ */
+int client_vet(struct forks *f, const struct space *sp, const int fd[], size_t *nfd);
 /* A message of a client.  < 0: it is to go.  Descriptors that are left in fd[] are the caller's. */
 int client_heard(struct forks *f, struct space *sp, int fd[], size_t *nfd);
 void client_end(struct pager *p, struct space *sp);

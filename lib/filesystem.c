@@ -3,7 +3,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -104,13 +107,41 @@ look_among(const char *path, long id)
 	return r;
 }
 
+/* Those that nobody answers stay open until their process ends; as many at a time, the others for good. */
+#define CLOSING_MAX 64
+static atomic_uint closing;
+
+static void *
+close_it(void *fd)
+{
+	close((int)(intptr_t)fd);
+	atomic_fetch_sub(&closing, 1);
+	return NULL;
+}
+
+void
+filesystem_close(int fd)
+{
+	pthread_t thread;
+
+	if (atomic_fetch_add(&closing, 1) < CLOSING_MAX &&
+	    pthread_create(&thread, NULL, close_it, (void *)(intptr_t)fd) == 0)
+		pthread_detach(thread);
+	else
+		atomic_fetch_sub(&closing, 1);
+}
+
 int
 filesystem_answers(int fd, pid_t pid)
 {
-	char path[64];
+	char path[64], name[16];
 	long id;
 	int r;
 
+	/* "socket:[1]", "anon_inode:[userfaultfd]"; files have paths, or are "(unreachable)". */
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	if (readlink(path, name, sizeof name) > 0 && name[0] != '/' && name[0] != '(')
+		return 0;
 	/* Of memory only. */
 	if (fcntl(fd, F_GET_SEALS) >= 0)
 		return 0;

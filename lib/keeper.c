@@ -131,6 +131,7 @@ tell_on(struct forks *f, struct space *sp)
 		for (; sp->told + m->n < n && m->n < MSG_REGIONS; m->n++) {
 			if (pending != NULL)
 				e = pending[sp->told + m->n].entry;
+			assert(e != NULL);
 			m->r[m->n] = keeper_region(&f->rt->p, e);
 			fd[m->n] = m->r[m->n].fd;
 			e = e->next;
@@ -274,6 +275,8 @@ heard(struct forks *f, struct space *sp)
 		sp->telling = false;
 	if (r == 0 && sp->coming != 0)
 		fork_over(f, sp, f->msg.type == MSG_FORKED ? f->msg.status : 0);
+	if (r == 0 && sp->client != NULL)
+		r = client_vet(f, sp, fd, &nfd);
 	if (r == 0 && sp->client != NULL && f->msg.type != MSG_FORK && f->msg.type != MSG_FORKED) {
 		r = client_heard(f, sp, fd, &nfd);
 	} else if (r == 0 && f->msg.type == MSG_HELLO && nfd == 1 && !sp->attached) {

@@ -677,21 +677,6 @@ may_open(struct up_runtime *rt, const struct client *c)
 	return ok;
 }
 
-/* What a client has opened is asked by the thread that does all clients' calls. */
-static int
-may_be_asked(struct up_runtime *rt, const struct client *c, int fd)
-{
-	const int r = fd < 0 || c->limits.fuse ? 0 : filesystem_answers(fd, c->pid);
-
-	if (r < 0)
-		log_line(&rt->p.log, UP_LOG_WARNING, "client %s, process %d: refused: a file %s",
-			 c->name, (int)c->pid,
-			 r == -ENOTSUP ? "of a file system that a process answers for (FUSE)"
-			 : r == -EXDEV ? "that is mounted neither here nor where the client is"
-				       : strerrorname_np(-r));
-	return r;
-}
-
 /* A new object, or one that has a name.  => map.change is not held, as for all calls on objects */
 static int
 call_object(struct up_runtime *rt, struct server *sv, struct client *c, const struct call *q,
@@ -723,9 +708,6 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 	case CALL_CREATE_DEVICE:
 		if (!may_open(rt, c))
 			return -EMFILE;
-		r = may_be_asked(rt, c, fd);
-		if (r < 0)
-			return r;
 		r = q->op == CALL_CREATE_FILE
 			    ? up_object_create_file(rt, fd, q->offset, q->length, q->flags, &o)
 			    : up_object_create_device(rt, fd, q->flags, &o);
@@ -944,6 +926,39 @@ welcome(struct forks *f, struct space *sp)
 	answer.call.length = f->rt->memory_limit;
 	c->connected = answer.status == 0;
 	return msg_send(sp->sock, &answer, NULL, 0);
+}
+
+int
+client_vet(struct forks *f, const struct space *sp, const int fd[], size_t *nfd)
+{
+	const struct client *c = sp->client;
+	const struct msg *m = &f->msg;
+	struct msg answer = { .type = MSG_RETURN, .serial = m->serial };
+	bool harmful[MSG_REGIONS] = { false };
+
+	for (size_t i = 0; i < *nfd && !c->limits.fuse; i++) {
+		const int r = filesystem_answers(fd[i], c->pid);
+
+		harmful[i] = r < 0;
+		answer.status = r < 0 ? r : answer.status;
+	}
+	if (answer.status == 0)
+		return 0;
+	for (size_t i = 0; i < *nfd; i++) {
+		if (harmful[i])
+			filesystem_close(fd[i]);
+		else
+			close(fd[i]);
+	}
+	*nfd = 0;
+	log_line(&f->rt->p.log, UP_LOG_WARNING, "client %s, process %d: refused: a file %s",
+		 c->name, (int)c->pid,
+		 answer.status == -ENOTSUP ? "of a file system that a process answers for (FUSE)"
+		 : answer.status == -EXDEV ? "that is mounted neither here nor where the client is"
+					   : strerrorname_np(-answer.status));
+	if (m->type != MSG_CALL || !sp->attached)
+		return -EPROTO;
+	return msg_send_by(sp->sock, &answer, NULL, 0, 0) < 0 ? -EPROTO : 1;
 }
 
 int

@@ -5,10 +5,12 @@
 #ifndef UP_TESTS_FUSE_FILE_H
 #define UP_TESTS_FUSE_FILE_H
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,8 +27,11 @@
 struct fuse_file {
 	char path[64];
 	pid_t server;
-	atomic_uint
-		*others; /* requests that were made by another process than that which mounted it */
+	struct {
+		atomic_uint
+			others; /* requests that were made by another process than that which mounted it */
+		atomic_bool mute; /* the next is not answered, nor any, as long as that is so */
+	} * told;
 };
 
 static inline void
@@ -60,7 +65,7 @@ fuse_file_read(int fd, uint64_t unique, const struct fuse_read_in *in)
 }
 
 static inline void
-fuse_file_serve(int fd, pid_t mounter, atomic_uint *others)
+fuse_file_serve(int fd, pid_t mounter, const struct fuse_file *f)
 {
 	static _Alignas(8) char buf[1 << 18];
 	const struct fuse_in_header *const h = (const void *)buf;
@@ -80,7 +85,9 @@ fuse_file_serve(int fd, pid_t mounter, atomic_uint *others)
 	while (read(fd, buf, sizeof buf) >= (ssize_t)sizeof *h) {
 		/* The kernel's own have no process; RELEASE is nobody's call. */
 		if (h->pid != 0 && (pid_t)h->pid != mounter && h->opcode != FUSE_RELEASE)
-			atomic_fetch_add(others, 1);
+			atomic_fetch_add(&f->told->others, 1);
+		while (atomic_load(&f->told->mute))
+			usleep(1000);
 		switch (h->opcode) {
 		case FUSE_INIT:
 			fuse_file_answer(fd, h->unique, 0, &init, sizeof init);
@@ -94,6 +101,7 @@ fuse_file_serve(int fd, pid_t mounter, atomic_uint *others)
 		case FUSE_READ:
 			fuse_file_read(fd, h->unique, (const void *)(h + 1));
 			break;
+		case FUSE_FLUSH: /* of each close() */
 		case FUSE_RELEASE:
 			fuse_file_answer(fd, h->unique, 0, NULL, 0);
 			break;
@@ -120,10 +128,10 @@ fuse_file_start(struct fuse_file *f)
 		return false;
 	snprintf(f->path, sizeof f->path, "/tmp/fuse_file.%d", (int)getpid());
 	at = open(f->path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-	f->others = mmap(NULL, FUSE_FILE_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
-			 -1, 0);
+	f->told = mmap(NULL, FUSE_FILE_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		       0);
 	snprintf(options, sizeof options, "fd=%d,rootmode=100644,user_id=0,group_id=0", fd);
-	if (at < 0 || f->others == MAP_FAILED || close(at) < 0 ||
+	if (at < 0 || f->told == MAP_FAILED || close(at) < 0 ||
 	    mount("fuse_file", f->path, "fuse", MS_NOSUID | MS_NODEV, options) < 0) {
 		close(fd);
 		unlink(f->path);
@@ -132,7 +140,7 @@ fuse_file_start(struct fuse_file *f)
 	f->server = fork();
 	if (f->server == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		fuse_file_serve(fd, getppid(), f->others);
+		fuse_file_serve(fd, getppid(), f);
 		_exit(0);
 	}
 	close(fd);
@@ -146,7 +154,7 @@ fuse_file_end(struct fuse_file *f)
 	kill(f->server, SIGKILL);
 	waitpid(f->server, NULL, 0);
 	unlink(f->path);
-	munmap(f->others, FUSE_FILE_PAGE);
+	munmap(f->told, FUSE_FILE_PAGE);
 }
 
 #endif

@@ -2026,20 +2026,37 @@ set_up_fuse(void)
 TestSuite(no_fuse, .init = set_up, .fini = tear_down_fuse, .timeout = 60);
 TestSuite(fuse, .init = set_up_fuse, .fini = tear_down_fuse, .timeout = 60);
 
-/* Its process can let wait whom it likes. */
-Test(no_fuse, it_is_refused_and_not_asked)
+/* Its process can let wait whom it likes: also who only closes it. */
+Test(no_fuse, it_is_refused_and_nobody_waits_for_it)
 {
-	struct up_object *o;
-	int fd;
+	const struct call create = { .op = CALL_CREATE_FILE };
+	struct msg m = { .type = MSG_CALL, .serial = 5, .call = create };
+	int with[MSG_REGIONS], fd, raw, half;
+	size_t n;
 
 	fd = must_mount();
 	rt = must_connect();
-	atomic_store(fuse.others, 0);
-	cr_assert(eq(int, up_object_create_file(rt, fd, 0, 0, 0, &o), -ENOTSUP), "%s", logged);
-	cr_assert(eq(uint, atomic_load(fuse.others), 0));
+	raw = raw_client();
+	half = raw_connect();
+	atomic_store(&fuse.told->mute, true);
+	say(raw, &m, &fd, 1);
+	cr_assert(eq(int, msg_await(raw, &m, with, &n, 10000), 0));
+	cr_assert(eq(int, m.status, -ENOTSUP));
+	/* In place of a userfaultfd. */
+	m = (struct msg){ .type = MSG_CONNECT, .n = PROTOCOL_VERSION };
+	say(half, &m, NULL, 0);
+	cr_assert(eq(int, msg_await(half, &m, with, &n, 10000), 0));
+	m = (struct msg){ .type = MSG_HELLO };
+	say(half, &m, &fd, 1);
+	must_hang_up(half);
+	/* The others do not notice. */
+	fill(must_map(rt, 100, UP_PRIVATE, NULL, 0), 100, 1);
+	raw_map(raw, 0x10000000, RW, false);
+	atomic_store(&fuse.told->mute, false);
 	close(fd);
+	close(raw);
 	up_runtime_destroy(rt);
-	wait_ended(1);
+	wait_ended(3);
 	daemon_ask(2);
 }
 
@@ -2056,7 +2073,7 @@ Test(fuse, it_is_taken_where_that_is_allowed)
 	p = (unsigned char *)must_map(rt, FUSE_FILE_PAGES, UP_PRIVATE, o, 0);
 	for (size_t i = 0; i < FUSE_FILE_PAGES * PAGE_SIZE; i++)
 		cr_assert(eq(uint, p[i], i / PAGE_SIZE + 1), "byte %zu", i);
-	cr_assert(gt(uint, atomic_load(fuse.others), 0));
+	cr_assert(gt(uint, atomic_load(&fuse.told->others), 0));
 	up_object_unref(o);
 	up_runtime_destroy(rt);
 	wait_ended(1);
