@@ -304,8 +304,11 @@ object_leaf(struct object *o, uint64_t index, bool *created)
 		pthread_rwlock_wrlock(&o->lock);
 		l = create_locked(o, index, created);
 	}
-	if (l != NULL)
+	if (l != NULL) {
+		/* The lock waits for its own line first. */
+		__builtin_prefetch(&l->slot[index % LEAF_SLOTS]);
 		pthread_mutex_lock(&l->lock);
+	}
 	pthread_rwlock_unlock(&o->lock);
 	return l;
 }
