@@ -236,6 +236,7 @@ adopt_space(struct adoption *a, const void *item)
 		at = then_of(e->next);
 	}
 	re->sp->coming = was->coming;
+	re->sp->acked = true; /* or asks again */
 	/* What was under way is done now. */
 	if (re->sp->client != NULL && re->sp->client->wiring.doing != 0) {
 		re->sp->client->wiring.done = re->sp->client->wiring.doing;

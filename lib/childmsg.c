@@ -94,10 +94,14 @@ msg_receive(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, pid_t *pi
 	}
 	if (n == (ssize_t)sizeof *m && (h.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0)
 		return 0;
-	for (size_t i = 0; i < *nfd; i++)
-		close(fd[i]);
-	*nfd = 0;
 	return n == 0 ? -ENOTCONN : -EPROTO;
+}
+
+void
+fds_close(const int fd[], size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		close(fd[i]);
 }
 
 void
@@ -107,10 +111,12 @@ msg_drain(int sock)
 	struct msg m;
 	size_t nfd;
 
-	while (msg_receive(sock, &m, fd, &nfd, NULL) == 0) {
-		for (size_t i = 0; i < nfd; i++)
-			close(fd[i]);
-	}
+	int r;
+
+	do {
+		r = msg_receive(sock, &m, fd, &nfd, NULL);
+		fds_close(fd, nfd);
+	} while (r == 0);
 }
 
 static const char *const pagers[] = { "anonymous", "file", "device", "custom", "snapshot" };
@@ -149,6 +155,10 @@ msg_await(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, int ms)
 		if (r <= 0)
 			continue;
 		r = msg_receive(sock, m, fd, nfd, NULL);
+		if (r < 0) {
+			fds_close(fd, *nfd);
+			*nfd = 0;
+		}
 		if (r != -EAGAIN)
 			return r;
 	}

@@ -125,15 +125,16 @@ int msg_send(int sock, const struct msg *m, const int fd[], size_t nfd);
 int msg_send_by(int sock, const struct msg *m, const int fd[], size_t nfd, uint64_t end);
 /*
  * What is there now: 0, or -errno; -EAGAIN: nothing; -ENOTCONN: it is over; -EPROTO: not a whole message.  *nfd: descriptors that came, which
- * are the caller's.  *pid: the sender's, if asked for.
+ * are the caller's, whatever is returned.  *pid: the sender's, if asked for.
  */
 int msg_receive(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, pid_t *pid);
+void fds_close(const int fd[], size_t n);
 /* up_object_stats.pager by a number: the name is where the pager has it, and not where the client does.  NULL: there is no such number. */
 uint32_t pager_number(const char *name);
 const char *pager_name(uint32_t number);
 /* Nothing that is there now is the answer to what is about to be asked. */
 void msg_drain(int sock);
-/* The same, once there is one, within `ms`. */
+/* The same as msg_receive(), once there is one, within `ms`.  If it fails there are no descriptors. */
 int msg_await(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, int ms);
 
 #endif

@@ -52,7 +52,7 @@ struct ticket {
 	int uffd;	   /* in a client: the watcher's, as is `pager` */
 	int pager;	   /* a pidfd of the pager's process */
 	uint64_t features; /* of a userfaultfd for a pager that is elsewhere; 0: `rt` knows */
-	int error;	   /* in the child: why it has nothing of this */
+	int error; /* in the child: why it has nothing of this; in a client: why its child has not */
 	uint32_t serial;   /* in a client: of its last FORK */
 	bool received;	   /* the descriptors of pools are ours to close */
 	struct ticket *of; /* the client that forks; NULL: the pager's own process does */
@@ -271,8 +271,7 @@ prepare_own(struct forks *f)
 		}
 	}
 	if (t == NULL) {
-		log_line(&p->log, UP_LOG_WARNING, "fork: the child gets no paged memory: %s",
-			 strerrorname_np(-r));
+		f->refused = r;
 		return NULL;
 	}
 	t->sock = sock[1];
@@ -292,13 +291,6 @@ still_open(const struct ticket *t)
 	       S_ISSOCK(st.st_mode);
 }
 
-static void
-close_all(const int fd[], size_t n)
-{
-	for (size_t i = 0; i < n; i++)
-		close(fd[i]);
-}
-
 /* The descriptors are the ticket's, or closed.  0 or -errno. */
 static int
 take_regions(struct ticket *of, struct ticket **ticket, const struct msg *m, const int fd[],
@@ -314,7 +306,7 @@ take_regions(struct ticket *of, struct ticket **ticket, const struct msg *m, con
 	if (r == 0 && nfd != m->n)
 		r = -EPROTO;
 	if (r < 0) {
-		close_all(fd, nfd);
+		fds_close(fd, nfd);
 		return r;
 	}
 	for (size_t i = 0; i < nfd; i++) {
@@ -346,14 +338,14 @@ hear_regions(struct ticket *of, struct ticket **ticket)
 			return r;
 		left = m.left;
 		if (r == 0 && msg_is_restart(&m, MSG_REGION)) {
-			close_all(fd, nfd);
+			fds_close(fd, nfd);
 			return -ERESTART;
 		}
 		if (m.type != MSG_REGION || m.serial != of->serial) {
-			close_all(fd, nfd);
+			fds_close(fd, nfd);
 			left = 1;
 		} else if (r < 0 || error < 0) {
-			close_all(fd, nfd);
+			fds_close(fd, nfd);
 			error = error < 0 ? error : r;
 		} else {
 			error = take_regions(of, ticket, &m, fd, nfd);
@@ -407,9 +399,7 @@ prepare_client(struct ticket *of)
 
 	for (unsigned tries = 0; r == -ERESTART && tries < RESTARTS_MAX; tries++)
 		r = prepare_once(of, &t);
-	if (r < 0)
-		log_line(&of->rt->p.log, UP_LOG_WARNING, "fork: the child gets no paged memory: %s",
-			 strerrorname_np(-r));
+	of->error = r; /* said when nobody is frozen any more */
 	return t;
 }
 
@@ -453,6 +443,15 @@ before_fork(void)
 /* --- after it, where it was called; also if it failed: then the socket's other end is closed, and that is that --- */
 
 static void
+tell_refused(struct up_runtime *rt, int *error)
+{
+	if (*error < 0)
+		log_line(&rt->p.log, UP_LOG_WARNING, "fork: the child gets no paged memory: %s",
+			 strerrorname_np(-*error));
+	*error = 0;
+}
+
+static void
 after_in_parent(void)
 {
 	sigset_t old;
@@ -480,6 +479,11 @@ after_in_parent(void)
 		}
 		pthread_mutex_unlock(&f->rt->p.map.change);
 	}
+	/* Not before: nobody is frozen any more who could have a lock that the program's function wants. */
+	for (struct ticket *of = registry.clients; of != NULL; of = of->next)
+		tell_refused(of->rt, &of->error);
+	for (struct forks *f = registry.first; f != NULL; f = f->next)
+		tell_refused(f->rt, &f->refused);
 	old = registry.old;
 	pthread_mutex_unlock(&registry.lock);
 	signals_release(&old);

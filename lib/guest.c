@@ -628,6 +628,7 @@ make_space(struct up_runtime *rt, const struct guest_config *cfg, struct client 
 
 	if (r == 0) {
 		sp->attached = true;
+		sp->acked = true; /* there is nobody to be told */
 		atomic_store(&sp->pid, (int)cfg->pid);
 		*out = sp;
 		store_keep(p->store, "space", sp->id, "removals", removed);

@@ -30,7 +30,9 @@
 
 #define KEEPER_STACK ((size_t)256 << 10)
 #define KEEPER_OVERHEAD ((size_t)64 << 10) /* charged to the limit: touched stack, this struct */
-#define AGAIN_MS 10   /* a client has more than it may, and nothing could be taken */
+#define AGAIN_MS \
+	10 /* a client has more than it may, and nothing could be taken; too many descriptors are on their way */
+#define QUEUE_BYTES (4 << 10) /* three or four messages */
 #define ENDED_MS 1000 /* what has ended is put away within that, or waits for something else */
 
 struct region
@@ -102,6 +104,17 @@ space_of(struct pager *p, uint64_t id)
 	return sp;
 }
 
+/* 0, or -errno; -EAGAIN: when there is room in its queue, or for descriptors that are on their way. */
+static int
+say_now(struct space *sp, const struct msg *m, const int fd[], size_t nfd)
+{
+	const int r = msg_send_by(sp->sock, m, fd, nfd, 0);
+
+	/* The kernel counts those of all sockets together. */
+	sp->later = r == -ETOOMANYREFS;
+	return r == -ETIMEDOUT || r == -ETOOMANYREFS ? -EAGAIN : r;
+}
+
 /* It is to hear what to map: as much of that as goes into its queue; whoever does not read keeps nobody waiting.  0 or -errno. */
 static int
 tell_on(struct forks *f, struct space *sp)
@@ -137,11 +150,9 @@ tell_on(struct forks *f, struct space *sp)
 			e = e->next;
 		}
 		m->left = (uint32_t)(n - sp->told - m->n);
-		r = msg_send_by(sp->sock, m, fd, m->n, 0);
-		if (r == -ETIMEDOUT)
-			return 0;
+		r = say_now(sp, m, fd, m->n);
 		if (r < 0)
-			return r;
+			return r == -EAGAIN ? 0 : r;
 		sp->told += m->n;
 	}
 	sp->telling = false;
@@ -223,12 +234,25 @@ fork_over(struct forks *f, struct space *parent, int status)
 	change_end(p, &old);
 }
 
+static int
+acknowledge(struct forks *f, struct space *sp)
+{
+	const struct msg ack = { .type = MSG_ACK };
+	const int r = say_now(sp, &ack, &f->pidfd, 1);
+
+	sp->acked = r == 0;
+	return r == -EAGAIN ? 0 : r;
+}
+
 int
 keeper_attach(struct forks *f, struct space *sp, int uffd, pid_t pid)
 {
-	const struct msg ack = { .type = MSG_ACK };
+	const int queue = QUEUE_BYTES;
 	struct pager *p = &f->rt->p;
 	int r;
+
+	/* Who does not read has few descriptors on their way to him. */
+	setsockopt(sp->sock, SOL_SOCKET, SO_SNDBUF, &queue, sizeof queue);
 
 	/* Before anybody can rely on it. */
 	store_keep(p->store, "space", sp->id, "uffd", uffd);
@@ -239,7 +263,7 @@ keeper_attach(struct forks *f, struct space *sp, int uffd, pid_t pid)
 	atomic_store(&sp->pid, (int)pid);
 	stores_in_order();
 	sp->attached = true;
-	return msg_send_by(sp->sock, &ack, &f->pidfd, 1, 0);
+	return acknowledge(f, sp);
 }
 
 /* Nothing has come of a message. */
@@ -275,8 +299,12 @@ heard(struct forks *f, struct space *sp)
 		sp->telling = false;
 	if (r == 0 && sp->coming != 0)
 		fork_over(f, sp, f->msg.type == MSG_FORKED ? f->msg.status : 0);
-	if (r == 0 && sp->client != NULL)
-		r = client_vet(f, sp, fd, &nfd);
+	/* In a daemon it may be anything, and be sent with what is no message. */
+	if (nfd > 0 && f->rt->server != NULL) {
+		const int vetted = client_vet(f, sp, fd, &nfd);
+
+		r = r < 0 ? r : vetted;
+	}
 	if (r == 0 && sp->client != NULL && f->msg.type != MSG_FORK && f->msg.type != MSG_FORKED) {
 		r = client_heard(f, sp, fd, &nfd);
 	} else if (r == 0 && f->msg.type == MSG_HELLO && nfd == 1 && !sp->attached) {
@@ -290,17 +318,27 @@ heard(struct forks *f, struct space *sp)
 		/* Those may come too late: a predecessor had waited for the one and has had the other. */
 		r = -EPROTO;
 	}
-	for (size_t i = 0; i < nfd; i++)
-		close(fd[i]);
+	fds_close(fd, nfd);
 	if (r < 0)
 		failed(f, sp, r);
+}
+
+/* There is something that it is to be told. */
+static bool
+says(const struct space *sp)
+{
+	return sp->telling || (sp->attached && !sp->acked);
 }
 
 static void
 go_on_telling(struct forks *f, struct space *sp)
 {
-	const int r = sp->telling ? tell_on(f, sp) : 0;
+	int r = 0;
 
+	if (sp->attached && !sp->acked)
+		r = acknowledge(f, sp);
+	if (r == 0 && sp->telling)
+		r = tell_on(f, sp);
 	if (r < 0)
 		failed(f, sp, r);
 }
@@ -347,6 +385,7 @@ keep(void *arg)
 	while (!atomic_load(&f->stop)) {
 		const bool again = clients_reduce(f->rt);
 		const int forks = forks_in_time(f);
+		bool later = false;
 		uint64_t count;
 		nfds_t n = 1;
 
@@ -357,11 +396,12 @@ keep(void *arg)
 			f->space[n] = sp;
 			f->poll[n++] = (struct pollfd){
 				.fd = sp->sock,
-				.events = sp->telling ? POLLIN | POLLOUT : POLLIN,
+				.events = says(sp) && !sp->later ? POLLIN | POLLOUT : POLLIN,
 			};
+			later |= sp->later;
 		}
 		pthread_rwlock_unlock(&p->map.lock);
-		if (poll(f->poll, n, again ? AGAIN_MS : forks) < 0)
+		if (poll(f->poll, n, again || later ? AGAIN_MS : forks) < 0)
 			continue;
 		if (f->poll[0].revents != 0 && read(f->kick, &count, sizeof count) < 0)
 			assert(errno == EAGAIN);
@@ -369,7 +409,7 @@ keep(void *arg)
 		for (nfds_t i = 1; i < n && !atomic_load(&f->stop); i++) {
 			if (f->poll[i].revents & ~POLLOUT)
 				heard(f, f->space[i]);
-			else if (f->poll[i].revents != 0)
+			else if (f->poll[i].revents != 0 || f->space[i]->later)
 				go_on_telling(f, f->space[i]);
 		}
 	}

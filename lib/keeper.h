@@ -29,6 +29,7 @@ struct forks {
 	unsigned long ended; /* (ended_lock) spaces of children that are gone */
 	/* (map.change) between prepare and what comes after the fork */
 	struct space *coming;
+	int refused; /* why there is none: -errno */
 	size_t nends;
 	int end[CHILDREN_MAX]; /* our ends of all children's sockets, for a child to close */
 	/* keeper */

@@ -19,8 +19,8 @@
 
 #include "client.h"
 #include "cow.h"
+#include "descriptor.h"
 #include "dump.h"
-#include "filesystem.h"
 #include "keeper.h"
 #include "pager/source.h"
 #include "serve.h"
@@ -925,7 +925,7 @@ welcome(struct forks *f, struct space *sp)
 	answer.call.offset = pmap_uffd_client_features(f->rt->p.pmap);
 	answer.call.length = f->rt->memory_limit;
 	c->connected = answer.status == 0;
-	return msg_send(sp->sock, &answer, NULL, 0);
+	return msg_send_by(sp->sock, &answer, NULL, 0, 0);
 }
 
 int
@@ -936,27 +936,28 @@ client_vet(struct forks *f, const struct space *sp, const int fd[], size_t *nfd)
 	struct msg answer = { .type = MSG_RETURN, .serial = m->serial };
 	bool harmful[MSG_REGIONS] = { false };
 
-	for (size_t i = 0; i < *nfd && !c->limits.fuse; i++) {
-		const int r = filesystem_answers(fd[i], c->pid);
+	for (size_t i = 0; i < *nfd; i++) {
+		const int r = descriptor_vet(fd[i], c != NULL ? c->pid : atomic_load(&sp->pid));
 
-		harmful[i] = r < 0;
-		answer.status = r < 0 ? r : answer.status;
+		harmful[i] = r < 0 && (r != -ENOTSUP || c == NULL || !c->limits.fuse);
+		answer.status = harmful[i] ? r : answer.status;
 	}
 	if (answer.status == 0)
 		return 0;
 	for (size_t i = 0; i < *nfd; i++) {
 		if (harmful[i])
-			filesystem_close(fd[i]);
+			descriptor_drop(fd[i]);
 		else
 			close(fd[i]);
 	}
 	*nfd = 0;
-	log_line(&f->rt->p.log, UP_LOG_WARNING, "client %s, process %d: refused: a file %s",
-		 c->name, (int)c->pid,
+	log_line(&f->rt->p.log, UP_LOG_WARNING, "client %s, process %d: refused: a descriptor %s",
+		 c != NULL ? c->name : "", c != NULL ? (int)c->pid : atomic_load(&sp->pid),
 		 answer.status == -ENOTSUP ? "of a file system that a process answers for (FUSE)"
-		 : answer.status == -EXDEV ? "that is mounted neither here nor where the client is"
-					   : strerrorname_np(-answer.status));
-	if (m->type != MSG_CALL || !sp->attached)
+		 : answer.status == -EXDEV
+			 ? "of a file that is mounted neither here nor where the client is"
+			 : strerrorname_np(-answer.status));
+	if (m->type != MSG_CALL || c == NULL || !sp->attached)
 		return -EPROTO;
 	return msg_send_by(sp->sock, &answer, NULL, 0, 0) < 0 ? -EPROTO : 1;
 }

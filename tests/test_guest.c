@@ -6,10 +6,12 @@
  */
 #include <criterion/criterion.h>
 #include <criterion/new/assert.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -561,6 +563,46 @@ Test(guest, who_can_not_be_taken_back_is_refused_and_untouched)
 }
 
 /* A pager that is killed takes what it had written to its swap with it. */
+/* More than are read in a turn; those that serve come late. */
+Test(guest, many_that_are_ready_at_once_are_all_served)
+{
+	enum { GUESTS = 40, ROUNDS = 20 };
+	static struct vmm v[GUESTS];
+	static uint64_t id[GUESTS];
+	DIR *tasks;
+	struct dirent *de;
+
+	up();
+	tasks = opendir("/proc/self/task");
+	cr_assert(tasks != NULL);
+	while ((de = readdir(tasks)) != NULL) {
+		if (atoi(de->d_name) > 0 && atoi(de->d_name) != (int)getpid())
+			sched_setscheduler(atoi(de->d_name), SCHED_IDLE,
+					   &(struct sched_param){ 0 });
+	}
+	closedir(tasks);
+	for (unsigned i = 0; i < GUESTS; i++) {
+		vmm_start(&v[i], &(struct vmm_config){ .npages = 64,
+						       .memfd = true,
+						       .features = UFFD_FEATURE_EVENT_REMOVE });
+		id[i] = attach(&v[i]);
+	}
+	for (unsigned k = 0; k < ROUNDS; k++) {
+		for (unsigned i = 0; i < GUESTS; i++)
+			vmm_ask(&v[i], VMM_ZEROS, k, 1, 0);
+		for (unsigned i = 0; i < GUESTS; i++) {
+			struct pollfd pf = { .fd = v[i].control, .events = POLLIN };
+
+			cr_assert(eq(int, poll(&pf, 1, 20000), 1), "round %u: guest %u waits", k,
+				  i);
+			cr_assert(eq(int, (int)vmm_answer(&v[i]), 0));
+		}
+	}
+	for (unsigned i = 0; i < GUESTS; i++)
+		stop(&v[i], id[i]);
+	down();
+}
+
 Test(guest, the_next_pager_does_not_take_what_is_gone_for_zeros)
 {
 	struct guest_region rg;

@@ -8,14 +8,19 @@
 #include <criterion/new/assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/userfaultfd.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -25,8 +30,8 @@
 
 #include "base/base.h"
 #include "childmsg.h"
+#include "descriptor.h"
 #include "dump.h"
-#include "filesystem.h"
 #include "fuse_file.h"
 #include "serve.h"
 #include "timely.h"
@@ -96,6 +101,23 @@ grumble(void *ctx, enum up_log_level level, const char *line)
 		fprintf(stderr, "daemon: %s\n", line);
 }
 
+static bool few_on_their_way;
+
+/* As a daemon that runs as its unit says. */
+static void
+give_up_rights(void)
+{
+	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2];
+
+	if (setrlimit(RLIMIT_NOFILE, &(struct rlimit){ 1024, 1024 }) < 0 ||
+	    syscall(SYS_capget, &head, data) < 0)
+		_exit(1);
+	data[0].effective &= ~(1u << CAP_SYS_RESOURCE | 1u << CAP_SYS_ADMIN);
+	if (syscall(SYS_capset, &head, data) < 0)
+		_exit(1);
+}
+
 static int
 daemon_run(int listener)
 {
@@ -109,6 +131,8 @@ daemon_run(int listener)
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	r = up_runtime_create(&served, &cfg);
+	if (few_on_their_way)
+		give_up_rights();
 	if (r == 0)
 		r = serve_start(served, gone, NULL);
 	atomic_store(&shared->failed, (unsigned)-r);
@@ -1901,6 +1925,145 @@ Test(timely, who_does_not_come_back_from_a_fork_stops_nobody_else)
 	daemon_ask(2);
 }
 
+/* It hears that again and again, and does not read it. */
+Test(timely, who_speaks_another_version_keeps_nobody_waiting)
+{
+	const struct msg m = { .type = MSG_CONNECT, .n = PROTOCOL_VERSION + 1 };
+	const int fd = raw_connect();
+	double t0;
+
+	rt = must_connect();
+	while (send(fd, &m, sizeof m, MSG_DONTWAIT | MSG_NOSIGNAL) > 0)
+		;
+	t0 = seconds();
+	fill(must_map(rt, 100, UP_PRIVATE, NULL, 0), 100, 1);
+	cr_assert(lt(dbl, seconds() - t0, 1));
+	close(fd);
+	up_runtime_destroy(rt);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+static pthread_mutex_t program_lock = PTHREAD_MUTEX_INITIALIZER;
+static atomic_bool store_no_more;
+
+static void
+log_under_lock(void *ctx, enum up_log_level level, const char *line)
+{
+	pthread_mutex_lock(&program_lock);
+	collect(ctx, level, line);
+	pthread_mutex_unlock(&program_lock);
+}
+
+static void *
+store_under_lock(void *p)
+{
+	while (!atomic_load(&store_no_more)) {
+		pthread_mutex_lock(&program_lock);
+		fill(p, 10, 2);
+		pthread_mutex_unlock(&program_lock);
+		sched_yield();
+	}
+	return NULL;
+}
+
+/* Who has the lock that the program's log function wants may wait for the fork. */
+Test(timely, what_a_fork_has_to_say_is_said_when_nobody_waits)
+{
+	const struct up_config cfg = { .log = log_under_lock };
+	struct up_runtime *other;
+	pthread_t thread;
+	uint64_t *p, *q;
+	int status;
+	double t0;
+	pid_t pid;
+
+	cr_assert(eq(int, up_runtime_connect(&rt, path, &cfg), 0));
+	cr_assert(eq(int, up_runtime_connect(&other, path, &cfg), 0));
+	p = must_map(rt, 10, UP_PRIVATE, NULL, 0);
+	q = must_map(other, 10, UP_PRIVATE, NULL, 0);
+	fill(p, 10, 1);
+	cr_assert(eq(int, up_inherit(rt, p, 10 * PAGE_SIZE, UP_INHERIT_COPY), 0));
+	cr_assert(eq(int, up_inherit(other, q, 10 * PAGE_SIZE, UP_INHERIT_COPY), 0));
+	/* It can not be parted. */
+	cr_assert(eq(int, up_wire(rt, p, PAGE_SIZE), 0));
+	cr_assert(eq(int, pthread_create(&thread, NULL, store_under_lock, q), 0));
+	for (unsigned i = 0; i < 5; i++) {
+		t0 = seconds();
+		pid = fork();
+		if (pid == 0)
+			_exit(touch(q) != 0 || touch(p) == 0);
+		cr_assert(waitpid(pid, &status, 0) == pid);
+		cr_assert(eq(int, status, 0));
+		cr_assert(lt(dbl, seconds() - t0, 2));
+	}
+	atomic_store(&store_no_more, true);
+	pthread_join(thread, NULL);
+	cr_assert(ne(ptr, strstr(logged, "no paged memory: EBUSY"), NULL), "%s", logged);
+	up_runtime_destroy(rt);
+	up_runtime_destroy(other);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+/* As its unit has it: the kernel counts descriptors that are on their way, and it may not have more of them than open ones. */
+static void
+set_up_few_on_their_way(void)
+{
+	few_on_their_way = true;
+	limits.regions = 10000;
+	daemon_limit = 64 * MiB;
+	set_up_timely();
+}
+
+TestSuite(few, .init = set_up_few_on_their_way, .fini = tear_down, .timeout = 60);
+
+Test(few, who_does_not_read_does_not_end_others)
+{
+	struct msg say_fork = { .type = MSG_FORK, .serial = 9 }, m;
+	int fd[4], pair[2];
+	uint64_t *p;
+
+	rt = must_connect();
+	p = must_map(rt, 10, UP_PRIVATE, NULL, 0);
+	fill(p, 10, 1);
+	cr_assert(eq(int, socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0));
+	for (unsigned k = 0; k < ARRAY_SIZE(fd); k++) {
+		struct call call = { .op = CALL_CREATE_ANON, .length = PAGE_SIZE };
+
+		fd[k] = raw_client();
+		cr_assert(eq(int, raw_call(fd[k], &call, &m), 0));
+		call = (struct call){ .addr = 0x10000000,
+				      .length = PAGE_SIZE,
+				      .object = m.call.object };
+		for (unsigned i = 0; i < 500; i++, call.addr += 2 * PAGE_SIZE) {
+			call.op = CALL_MAP;
+			call.prot = RW;
+			call.flags = UP_SHARED;
+			cr_assert(eq(int, raw_call(fd[k], &call, &m), 0));
+			call.op = CALL_MAPPED;
+			cr_assert(eq(int, raw_call(fd[k], &call, &m), 0));
+			call.op = CALL_INHERIT;
+			call.flags = UP_INHERIT_SHARE;
+			cr_assert(eq(int, raw_call(fd[k], &call, &m), 0));
+		}
+	}
+	for (unsigned k = 0; k < ARRAY_SIZE(fd); k++) {
+		say(fd[k], &say_fork, &pair[0], 1);
+		cr_assert(eq(int, poll(&(struct pollfd){ .fd = fd[k], .events = POLLIN }, 1, 5000),
+			     1));
+	}
+	fill(must_map(rt, 100, UP_PRIVATE, NULL, 0), 100, 2);
+	cr_assert(eq(sz, wrong(p, 10, 1), 0));
+	for (unsigned k = 0; k < ARRAY_SIZE(fd); k++)
+		close(fd[k]);
+	close(pair[0]);
+	close(pair[1]);
+	up_runtime_destroy(rt);
+	wait_ended(1 + ARRAY_SIZE(fd));
+	daemon_ask(2);
+}
+
 static void
 set_up_many_regions(void)
 {
@@ -2026,12 +2189,37 @@ set_up_fuse(void)
 TestSuite(no_fuse, .init = set_up, .fini = tear_down_fuse, .timeout = 60);
 TestSuite(fuse, .init = set_up_fuse, .fini = tear_down_fuse, .timeout = 60);
 
+/* What is on its way to *peer is not read. */
+static int
+lingering_socket(int *peer)
+{
+	static const char junk[65536];
+	const struct linger patient = { 1, 1000 };
+	struct sockaddr_in in = { .sin_family = AF_INET,
+				  .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t len = sizeof in;
+	const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	const int s = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	cr_assert(bind(listener, (struct sockaddr *)&in, sizeof in) == 0 &&
+		  listen(listener, 1) == 0 &&
+		  getsockname(listener, (struct sockaddr *)&in, &len) == 0 &&
+		  connect(s, (struct sockaddr *)&in, sizeof in) == 0);
+	*peer = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+	cr_assert(ge(int, *peer, 0));
+	close(listener);
+	while (send(s, junk, sizeof junk, MSG_DONTWAIT) > 0)
+		;
+	cr_assert(setsockopt(s, SOL_SOCKET, SO_LINGER, &patient, sizeof patient) == 0);
+	return s;
+}
+
 /* Its process can let wait whom it likes: also who only closes it. */
 Test(no_fuse, it_is_refused_and_nobody_waits_for_it)
 {
 	const struct call create = { .op = CALL_CREATE_FILE };
 	struct msg m = { .type = MSG_CALL, .serial = 5, .call = create };
-	int with[MSG_REGIONS], fd, raw, half;
+	int with[MSG_REGIONS], fd, raw, half, lingering, peer;
 	size_t n;
 
 	fd = must_mount();
@@ -2049,14 +2237,28 @@ Test(no_fuse, it_is_refused_and_nobody_waits_for_it)
 	m = (struct msg){ .type = MSG_HELLO };
 	say(half, &m, &fd, 1);
 	must_hang_up(half);
+	/* In place of a socket; and one that waits for its peer when it is closed. */
+	half = raw_client();
+	m = (struct msg){ .type = MSG_FORK, .serial = 9 };
+	say(half, &m, &fd, 1);
+	must_hang_up(half);
+	half = raw_client();
+	lingering = lingering_socket(&peer);
+	m = (struct msg){ .type = MSG_CALL, .serial = 5, .call = { .op = CALL_STATS } };
+	say(half, &m, &lingering, 1);
+	close(lingering);
+	cr_assert(eq(int, msg_await(half, &m, with, &n, 10000), 0));
+	cr_assert(eq(int, m.status, -EPROTOTYPE));
+	close(half);
 	/* The others do not notice. */
 	fill(must_map(rt, 100, UP_PRIVATE, NULL, 0), 100, 1);
 	raw_map(raw, 0x10000000, RW, false);
+	close(peer);
 	atomic_store(&fuse.told->mute, false);
 	close(fd);
 	close(raw);
 	up_runtime_destroy(rt);
-	wait_ended(3);
+	wait_ended(5);
 	daemon_ask(2);
 }
 
@@ -2088,15 +2290,15 @@ Test(no_fuse, a_file_of_a_mount_is_known_where_that_is_mounted)
 	pid_t pid;
 
 	fd = must_mount();
-	cr_assert(eq(int, filesystem_answers(fd, getpid()), -ENOTSUP));
+	cr_assert(eq(int, descriptor_vet(fd, getpid()), -ENOTSUP));
 	close(fd);
 	fd = memfd_create("in memory", MFD_CLOEXEC);
-	cr_assert(eq(int, filesystem_answers(fd, getpid()), 0));
+	cr_assert(eq(int, descriptor_vet(fd, getpid()), 0));
 	close(fd);
 	fd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-	cr_assert(eq(int, filesystem_answers(fd, getpid()), 0));
+	cr_assert(eq(int, descriptor_vet(fd, getpid()), 0));
 	close(fd);
-	cr_assert(eq(int, filesystem_answers(fd, getpid()), -ENOENT));
+	cr_assert(eq(int, descriptor_vet(fd, getpid()), -ENOENT));
 	snprintf(dir, sizeof dir, "/tmp/test_mount.%d", (int)getpid());
 	cr_assert(eq(int, mkdir(dir, 0700), 0));
 	pid = fork();
@@ -2112,7 +2314,7 @@ Test(no_fuse, a_file_of_a_mount_is_known_where_that_is_mounted)
 			_exit(77);
 		snprintf(ours, sizeof ours, "%s/test_mount.%d", dir, (int)getpid());
 		fd = open(ours, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-		if (fd < 0 || filesystem_answers(fd, parent) != 0)
+		if (fd < 0 || descriptor_vet(fd, parent) != 0)
 			_exit(1);
 		pid = fork();
 		if (pid == 0) {
@@ -2124,9 +2326,9 @@ Test(no_fuse, a_file_of_a_mount_is_known_where_that_is_mounted)
 			at = open(ns, O_RDONLY | O_CLOEXEC);
 			if (at < 0 || setns(at, CLONE_NEWNS) < 0)
 				_exit(77);
-			if (filesystem_answers(fd, parent) != -EXDEV)
+			if (descriptor_vet(fd, parent) != -EXDEV)
 				_exit(2);
-			_exit(filesystem_answers(fd, getppid()) == 0 ? 0 : 3);
+			_exit(descriptor_vet(fd, getppid()) == 0 ? 0 : 3);
 		}
 		if (waitpid(pid, &status, 0) != pid || status != 0)
 			_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 4);
@@ -2134,7 +2336,7 @@ Test(no_fuse, a_file_of_a_mount_is_known_where_that_is_mounted)
 		/* Nowhere. */
 		tree = (int)syscall(SYS_open_tree, AT_FDCWD, dir, 1 | O_CLOEXEC);
 		fd = tree < 0 ? -1 : openat(tree, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		_exit(fd < 0 ? 77 : filesystem_answers(fd, parent) != -EXDEV ? 5 : 0);
+		_exit(fd < 0 ? 77 : descriptor_vet(fd, parent) != -EXDEV ? 5 : 0);
 	}
 	cr_assert(waitpid(pid, &status, 0) == pid);
 	rmdir(dir);

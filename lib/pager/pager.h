@@ -416,8 +416,10 @@ struct space {
 	uint64_t coming;  /* its map is frozen, since it is about to fork that space; 0 */
 	uint64_t thaw_at; /* until that at most, now_ns() */
 	bool returned;	  /* it may have said that it has, to a predecessor */
-	bool telling;	  /* what it is to map: as many entries as `told`, so far */
-	uint32_t serial;  /* which it has asked with */
+	bool acked;	  /* it has been told that it is served */
+	bool later; /* it could not be told more: too many descriptors are on their way, whosever */
+	bool telling;	 /* what it is to map: as many entries as `told`, so far */
+	uint32_t serial; /* which it has asked with */
 	size_t told;
 };
 

@@ -1388,54 +1388,67 @@ put_right(int epoll, int fd)
 		epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL);
 }
 
+#define TURN 16 /* spaces */
+
+/* A turn of those that are ready, up to `max` messages; *left: not everybody has had his turn, or not all that he has been read. */
+static unsigned
+space_turn(struct uffd_pmap *u, unsigned near, struct pmap_fault *buf, unsigned max, bool *left)
+{
+	const unsigned want = MIN(max, (unsigned)TURN);
+	unsigned telling[TURN], ntelling = 0, n = 0;
+	struct epoll_event ev[TURN];
+	int got;
+
+	pthread_rwlock_rdlock(&u->pools.lock);
+	got = epoll_wait(u->pools.epoll[near], ev, (int)want, 0);
+	*left = got == (int)want;
+	for (int i = 0; i < got && n < max; i++) {
+		const unsigned most = MAX(1, (max - n) / (unsigned)(got - i));
+		const struct space *sp = space_of(u, ev[i].data.u32);
+		unsigned k;
+
+		if (sp == NULL || sp->fd < 0)
+			continue;
+		if (ev[i].events & (EPOLLERR | EPOLLHUP))
+			put_right(u->pools.epoll[near], sp->fd);
+		if (sp->removals != NULL) {
+			telling[ntelling++] = ev[i].data.u32;
+			continue;
+		}
+		k = uffd_read_faults(sp->fd, ev[i].data.u32, buf + n, most, NULL);
+		*left |= k == most;
+		n += k;
+	}
+	pthread_rwlock_unlock(&u->pools.lock);
+	for (unsigned i = 0; i < ntelling && n < max; i++) {
+		const unsigned most = MAX(1, (max - n) / (ntelling - i));
+		const unsigned k = guest_faults(u, telling[i], buf + n, most);
+
+		*left |= k == most;
+		n += k;
+	}
+	return n;
+}
+
 /*
- * The messages of spaces near a shard.  epoll hands out those that are ready in turn, and each gives a few at a time.
+ * The messages of spaces near a shard.  epoll hands out those that are ready in turn, and each gives a few at a time.  An error is always "ready" and gives
+ * nothing; so nothing may come of a turn, but not of so many that everybody has had one.
  *
  * => fewer than max: there are no more.
  */
 unsigned
 space_faults(struct uffd_pmap *u, unsigned near, struct pmap_fault *buf, unsigned max)
 {
-	unsigned telling[16], ntelling = 0;
-	unsigned n = 0, before;
-	bool more;
+	const unsigned turns = atomic_load(&u->pools.nattached) / TURN + 2;
+	unsigned n = 0, idle = 0;
+	bool left = true;
 
-	pthread_rwlock_rdlock(&u->pools.lock);
-	do {
-		struct epoll_event ev[16];
-		const int want = (int)MIN(max - n, (unsigned)ARRAY_SIZE(ev));
-		const int got = want > 0 ? epoll_wait(u->pools.epoll[near], ev, want, 0) : 0;
+	while (left && n < max && idle < turns) {
+		const unsigned k = space_turn(u, near, buf + n, max - n, &left);
 
-		before = n;
-		more = got == want;
-		for (int i = 0; i < got && n < max; i++) {
-			const struct space *sp = space_of(u, ev[i].data.u32);
-			const unsigned most = MAX(1, (max - n) / (unsigned)(got - i));
-			unsigned k;
-
-			if (sp != NULL && sp->fd >= 0 && (ev[i].events & (EPOLLERR | EPOLLHUP)))
-				put_right(u->pools.epoll[near], sp->fd);
-			/* Its turn comes again, and everybody's in this list has come before. */
-			if (sp != NULL && sp->removals != NULL && before == 0)
-				telling[ntelling++] = ev[i].data.u32;
-			else if (sp != NULL && sp->fd >= 0 && sp->removals == NULL) {
-				k = uffd_read_faults(sp->fd, ev[i].data.u32, buf + n, most, NULL);
-				more |= k == most;
-				n += k;
-			}
-		}
-	} while (more && n > before); /* an error is always "ready" and gives nothing */
-	pthread_rwlock_unlock(&u->pools.lock);
-	do {
-		more = false;
-		for (unsigned i = 0; i < ntelling && n < max; i++) {
-			const unsigned most = MAX(1, (max - n) / (ntelling - i));
-			const unsigned k = guest_faults(u, telling[i], buf + n, most);
-
-			more |= k == most;
-			n += k;
-		}
-	} while (more && n < max);
+		idle = k > 0 ? 0 : idle + 1;
+		n += k;
+	}
 	return n;
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-#include "filesystem.h"
+#include "descriptor.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 /* Lines of a file, one at a time; longer ones are cut. */
@@ -120,7 +121,7 @@ close_it(void *fd)
 }
 
 void
-filesystem_close(int fd)
+descriptor_drop(int fd)
 {
 	pthread_t thread;
 
@@ -132,13 +133,17 @@ filesystem_close(int fd)
 }
 
 int
-filesystem_answers(int fd, pid_t pid)
+descriptor_vet(int fd, pid_t pid)
 {
 	char path[64], name[16];
+	int domain;
+	socklen_t len = sizeof domain;
 	long id;
 	int r;
 
-	/* "socket:[1]", "anon_inode:[userfaultfd]"; files have paths, or are "(unreachable)". */
+	if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0)
+		return domain == AF_UNIX ? 0 : -EPROTOTYPE;
+	/* "pipe:[1]", "anon_inode:[userfaultfd]"; files have paths, or are "(unreachable)". */
 	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
 	if (readlink(path, name, sizeof name) > 0 && name[0] != '/' && name[0] != '(')
 		return 0;
