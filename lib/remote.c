@@ -40,7 +40,7 @@
 
 #define REGIONS_MAX 65536u /* of a client, as vm.max_map_count has it */
 #define CONNECT_MS 5000
-#define CONNECT_TRIES 40u /* two seconds: it may be killed again and again */
+#define CONNECT_TRIES 40u	/* two seconds: it may be killed again and again */
 #define SERIAL_CALL 0x80000000u /* forks have the others */
 #define RESTARTS_MAX 8u		/* of the daemon, during one call */
 #define WIRE_TRIES 64u		/* for a piece to be in memory, all of it at a time */
