@@ -2245,8 +2245,11 @@ Test(no_fuse, it_is_refused_and_nobody_waits_for_it)
 	half = raw_client();
 	lingering = lingering_socket(&peer);
 	m = (struct msg){ .type = MSG_CALL, .serial = 5, .call = { .op = CALL_STATS } };
+	/* Whose close() is the last one waits. */
+	kill(daemon_pid, SIGSTOP);
 	say(half, &m, &lingering, 1);
 	close(lingering);
+	kill(daemon_pid, SIGCONT);
 	cr_assert(eq(int, msg_await(half, &m, with, &n, 10000), 0));
 	cr_assert(eq(int, m.status, -EPROTOTYPE));
 	close(half);
