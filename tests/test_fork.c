@@ -1386,7 +1386,7 @@ static bool
 fork_under_writers(uint64_t *p, uint64_t *q, void (*after)(void))
 {
 	static struct writer w[4];
-	const unsigned forks = SLOW ? 30 : 120;
+	const unsigned forks = SLOW ? 30 : 60;
 	pthread_t churner;
 	bool well = true;
 
