@@ -110,7 +110,6 @@ msg_drain(int sock)
 	int fd[MSG_REGIONS];
 	struct msg m;
 	size_t nfd;
-
 	int r;
 
 	do {

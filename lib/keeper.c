@@ -335,6 +335,8 @@ go_on_telling(struct forks *f, struct space *sp)
 {
 	int r = 0;
 
+	/* It may have said something meanwhile, and there is nothing to tell any more. */
+	sp->later = false;
 	if (sp->attached && !sp->acked)
 		r = acknowledge(f, sp);
 	if (r == 0 && sp->telling)

@@ -27,11 +27,8 @@
 struct fuse_file {
 	char path[64];
 	pid_t server;
-	struct {
-		atomic_uint
-			others; /* requests that were made by another process than that which mounted it */
-		atomic_bool mute; /* the next is not answered, nor any, as long as that is so */
-	} * told;
+	atomic_uint
+		*others; /* requests that were made by another process than that which mounted it */
 };
 
 static inline void
@@ -85,9 +82,7 @@ fuse_file_serve(int fd, pid_t mounter, const struct fuse_file *f)
 	while (read(fd, buf, sizeof buf) >= (ssize_t)sizeof *h) {
 		/* The kernel's own have no process; RELEASE is nobody's call. */
 		if (h->pid != 0 && (pid_t)h->pid != mounter && h->opcode != FUSE_RELEASE)
-			atomic_fetch_add(&f->told->others, 1);
-		while (atomic_load(&f->told->mute))
-			usleep(1000);
+			atomic_fetch_add(f->others, 1);
 		switch (h->opcode) {
 		case FUSE_INIT:
 			fuse_file_answer(fd, h->unique, 0, &init, sizeof init);
@@ -128,10 +123,10 @@ fuse_file_start(struct fuse_file *f)
 		return false;
 	snprintf(f->path, sizeof f->path, "/tmp/fuse_file.%d", (int)getpid());
 	at = open(f->path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
-	f->told = mmap(NULL, FUSE_FILE_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-		       0);
+	f->others = mmap(NULL, FUSE_FILE_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+			 -1, 0);
 	snprintf(options, sizeof options, "fd=%d,rootmode=100644,user_id=0,group_id=0", fd);
-	if (at < 0 || f->told == MAP_FAILED || close(at) < 0 ||
+	if (at < 0 || f->others == MAP_FAILED || close(at) < 0 ||
 	    mount("fuse_file", f->path, "fuse", MS_NOSUID | MS_NODEV, options) < 0) {
 		close(fd);
 		unlink(f->path);
@@ -147,6 +142,17 @@ fuse_file_start(struct fuse_file *f)
 	return true;
 }
 
+/* It answers nothing from here on; or goes on where it was. */
+static inline void
+fuse_file_mute(const struct fuse_file *f, bool mute)
+{
+	int status;
+
+	kill(f->server, mute ? SIGSTOP : SIGCONT);
+	if (mute)
+		waitpid(f->server, &status, WUNTRACED);
+}
+
 static inline void
 fuse_file_end(struct fuse_file *f)
 {
@@ -154,7 +160,7 @@ fuse_file_end(struct fuse_file *f)
 	kill(f->server, SIGKILL);
 	waitpid(f->server, NULL, 0);
 	unlink(f->path);
-	munmap(f->told, FUSE_FILE_PAGE);
+	munmap(f->others, FUSE_FILE_PAGE);
 }
 
 #endif

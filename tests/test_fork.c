@@ -1381,12 +1381,29 @@ churn(void *arg)
 	return NULL;
 }
 
+/* It ends, in time, and with 0; also for a process that is no test. */
+static bool
+ends_well(pid_t pid)
+{
+	struct pollfd pf = { .fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN };
+	int status = 1;
+
+	if (pf.fd < 0)
+		return false;
+	if (poll(&pf, 1, (SLOW ? 4 : 1) * DEADLINE * 1000) != 1) {
+		dprintf(2, "child %d does not end\n", (int)pid);
+		kill(pid, SIGKILL);
+	}
+	close(pf.fd);
+	return waitpid(pid, &status, 0) == pid && status == 0;
+}
+
 /* Fork under threads that write; `after` each time.  True: each child has seen one instant. */
 static bool
 fork_under_writers(uint64_t *p, uint64_t *q, void (*after)(void))
 {
 	static struct writer w[4];
-	const unsigned forks = SLOW ? 30 : 60;
+	const unsigned forks = SLOW ? 30 : 120;
 	pthread_t churner;
 	bool well = true;
 
@@ -1400,7 +1417,6 @@ fork_under_writers(uint64_t *p, uint64_t *q, void (*after)(void))
 		return false;
 	for (unsigned k = 0; k < forks && well; k++) {
 		const pid_t pid = fork();
-		int status;
 
 		if (pid == 0) {
 			for (unsigned i = 0; i < ARRAY_SIZE(w); i++) {
@@ -1414,7 +1430,7 @@ fork_under_writers(uint64_t *p, uint64_t *q, void (*after)(void))
 			}
 			_exit(0);
 		}
-		well = pid > 0 && waitpid(pid, &status, 0) == pid && status == 0;
+		well = pid > 0 && ends_well(pid);
 		if (after != NULL)
 			after();
 	}

@@ -2226,7 +2226,7 @@ Test(no_fuse, it_is_refused_and_nobody_waits_for_it)
 	rt = must_connect();
 	raw = raw_client();
 	half = raw_connect();
-	atomic_store(&fuse.told->mute, true);
+	fuse_file_mute(&fuse, true);
 	say(raw, &m, &fd, 1);
 	cr_assert(eq(int, msg_await(raw, &m, with, &n, 10000), 0));
 	cr_assert(eq(int, m.status, -ENOTSUP));
@@ -2257,7 +2257,7 @@ Test(no_fuse, it_is_refused_and_nobody_waits_for_it)
 	fill(must_map(rt, 100, UP_PRIVATE, NULL, 0), 100, 1);
 	raw_map(raw, 0x10000000, RW, false);
 	close(peer);
-	atomic_store(&fuse.told->mute, false);
+	fuse_file_mute(&fuse, false);
 	close(fd);
 	close(raw);
 	up_runtime_destroy(rt);
@@ -2278,7 +2278,7 @@ Test(fuse, it_is_taken_where_that_is_allowed)
 	p = (unsigned char *)must_map(rt, FUSE_FILE_PAGES, UP_PRIVATE, o, 0);
 	for (size_t i = 0; i < FUSE_FILE_PAGES * PAGE_SIZE; i++)
 		cr_assert(eq(uint, p[i], i / PAGE_SIZE + 1), "byte %zu", i);
-	cr_assert(gt(uint, atomic_load(&fuse.told->others), 0));
+	cr_assert(gt(uint, atomic_load(fuse.others), 0));
 	up_object_unref(o);
 	up_runtime_destroy(rt);
 	wait_ended(1);
