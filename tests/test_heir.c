@@ -181,12 +181,13 @@ begin(struct fill *f)
 	if (memfile_open(&range[0].source, path, &log) < 0 ||
 	    (two && memfile_open(&range[1].source, second, &log) < 0))
 		_exit(11);
+	/* First: once something is kept it may be killed at any moment. */
+	strcpy(fill_about(f)->text, "as the first one has left it");
 	if (fill_add(f, v.uffd, range, two ? 2 : 1, FILL_OUTSIDE_ZERO | (transfers ? FILL_SOLE : 0),
 		     0) < 0)
 		_exit(12);
 	memfile_unref(range[0].source);
 	memfile_unref(range[1].source);
-	strcpy(fill_about(f)->text, "as the first one has left it");
 }
 
 static void
