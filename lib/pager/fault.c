@@ -1079,6 +1079,8 @@ copy_up(struct fault *f, const struct beneath *b)
 	struct page *pg = NULL;
 	struct anon *an;
 	const bool marked = f->leaf->slot[f->at] != 0;
+	/* Once the map is unlocked the object may be joined with its last shadow, which takes the page along, busy as it is. */
+	const bool sourced = b->object->source != NULL;
 	frame_t frame;
 	unsigned done;
 	bool full;
@@ -1121,7 +1123,7 @@ copy_up(struct fault *f, const struct beneath *b)
 	if (frames_obtain(p, 1, &frame) > 0) {
 		pg->frame = frame;
 		r = copy_content(p, from, pmap_frame(p->pmap, frame));
-		if (r == 0 && b->object->source != NULL) {
+		if (r == 0 && sourced) {
 			/* As if it had been read of the source, which gets it before that page goes. */
 			an->hash = hash_page(p->hash_seed, pmap_frame(p->pmap, frame));
 			atomic_store_explicit(&an->kind, ANON_COPY, memory_order_relaxed);
