@@ -54,6 +54,21 @@ struct served_file {
 	uint64_t offset, length;
 };
 
+/*
+ * slow.c: calls that write to files, and so take as long as a disk does, are done piece by piece, with other clients' in between.  What makes it
+ * safe in the end can not be cut into pieces: a thread of its own does that.
+ *
+ *	slow_begin() --> pieces <--------------------------+
+ *	                   | |  all of a file is written   |
+ *	                   | +------------> flush due -> a thread
+ *	                   v
+ *	              done: its answer, or the end of the space
+ */
+struct slow;
+struct flush;
+#define FLUSHES 64u	    /* threads at a time */
+#define SLOW_END UINT32_MAX /* in place of a call: the space ends */
+
 struct group {
 	struct group *next;
 	struct account *account; /* which has the name */
@@ -65,6 +80,9 @@ struct server {
 	struct owner *owners;	   /* (lock) */
 	struct served_file *files; /* (lock) */
 	struct group *groups;	   /* (lock) never removed */
+	struct zone slow_zone;
+	struct flush *flush[FLUSHES]; /* (k) those that are under way, or have not been put away */
+	unsigned nflushes;
 	void (*ended)(void *ctx, uint64_t id, bool guest);
 	void *ctx;
 };
@@ -99,12 +117,36 @@ int guest_resume(struct up_runtime *rt, struct space *sp, int uffd, int removed)
  * told that this call can not be done with such a file; < 0: it is to go.  But for 0 none of them is left.
  */
 int client_vet(struct forks *f, const struct space *sp, const int fd[], size_t *nfd);
-/* A message of a client.  < 0: it is to go.  Descriptors that are left in fd[] are the caller's. */
+/* A message of a client.  0; 1: what it asks for is a slow call, which has begun; < 0: it is to go.  Descriptors that are left in fd[] are the caller's. */
 int client_heard(struct forks *f, struct space *sp, int fd[], size_t *nfd);
 void client_end(struct pager *p, struct space *sp);
-void client_write_back(struct pager *p, struct map *m, uintptr_t start, uintptr_t end);
+/* What CALL_UNMAP asks for.  => map.change is held */
+int client_unmap(struct up_runtime *rt, struct space *sp, const struct call *q);
 void client_free(struct up_runtime *rt, struct client *c, uint64_t id);
 void server_free(struct up_runtime *rt);
+/* slow.c */
+void slow_init(struct up_runtime *rt, struct server *sv);
+
+enum slow_state {
+	SLOW_MORE,   /* go on */
+	SLOW_LATER,  /* after a moment */
+	SLOW_KICKED, /* when the keeper has been kicked */
+	SLOW_OVER,   /* it has a result, and slow_done() is to follow */
+};
+
+/* CALL_SYNC, CALL_UNMAP; or SLOW_END, also in place of what is under way.  0; -ENOMEM.  => no lock is held; the keeper, as for the others */
+int slow_begin(struct up_runtime *rt, struct space *sp, const struct call *q, uint32_t serial);
+/* A piece. */
+enum slow_state slow_piece(struct forks *f, struct space *sp, int *result);
+uint32_t slow_op(const struct slow *s);
+uint32_t slow_serial(const struct slow *s);
+/* True if who waits is to be told that it is not over: he would not wait for longer than ANSWER_MS otherwise. */
+bool slow_tells(struct slow *s);
+/* Also of what is not over; nothing, if there is nothing. */
+void slow_done(struct up_runtime *rt, struct space *sp);
+/* Threads that have ended are put away; `all`: those that have not as well, which is waited for. */
+void slow_reap(struct up_runtime *rt, bool all);
+
 /* From what an object is made, for a successor; the descriptor is the caller's.  0, -ENOMEM. */
 int server_note_file(struct up_runtime *rt, const struct object *o, const struct served_file *what,
 		     int fd);

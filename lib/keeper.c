@@ -7,6 +7,8 @@
  *	                   |                  |      ^
  *	                   |                 FORK    | whatever it says next, FORKED as a rule
  *	                   |                  +------+ there is a space for its child; its own is frozen; it is told what to map
+ *	                   |                  |
+ *	                   |                  + slow call (slow.c), or its end while it has files to be written: nothing is heard until that is over
  *	                   +-- end of file: it never came, or died on the way --> keeper_end()
  *
  * Only this thread ends spaces, but for one whose fork is called off while the caller holds map.change (keeper_end()) and, after the
@@ -16,6 +18,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -33,6 +36,8 @@
 #define AGAIN_MS \
 	10 /* a client has more than it may, and nothing could be taken; too many descriptors are on their way */
 #define QUEUE_BYTES (4 << 10) /* three or four messages */
+#define MORE_MS 1     /* of slow calls there is more to do: who else waits for a lock gets it */
+#define TELL_MS 1000  /* who waits for one may have to be told so */
 #define ENDED_MS 1000 /* what has ended is put away within that, or waits for something else */
 
 struct region
@@ -74,15 +79,15 @@ keeper_end(struct pager *p, struct space *sp)
 }
 
 static void
-end_child(struct forks *f, struct space *sp)
+end_now(struct forks *f, struct space *sp)
 {
 	struct pager *p = &f->rt->p;
 	struct client *c = sp->client;
 	const uint64_t id = sp->id;
 	sigset_t old;
 
+	slow_done(f->rt, sp);
 	change_begin(p, &old);
-	client_write_back(p, &sp->map, 0, UINTPTR_MAX);
 	keeper_end(p, sp);
 	change_end(p, &old);
 	if (c != NULL)
@@ -91,6 +96,60 @@ end_child(struct forks *f, struct space *sp)
 	f->ended++;
 	pthread_cond_broadcast(&f->ended_cond);
 	pthread_mutex_unlock(&f->ended_lock);
+}
+
+static bool
+is_ending(const struct space *sp)
+{
+	return sp->slow != NULL && slow_op(sp->slow) == SLOW_END;
+}
+
+static void failed(struct forks *f, struct space *sp, int r);
+
+/* Another piece of what it waits for. */
+static void
+go_on_slowly(struct forks *f, struct space *sp)
+{
+	const bool ends = is_ending(sp);
+	struct msg m = { .type = MSG_RETURN, .serial = slow_serial(sp->slow) };
+	int r = 0;
+
+	switch (slow_piece(f, sp, &m.status)) {
+	case SLOW_OVER:
+		slow_done(f->rt, sp);
+		if (ends)
+			end_now(f, sp);
+		else
+			r = msg_send_by(sp->sock, &m, NULL, 0, 0);
+		break;
+	case SLOW_MORE:
+		f->soon = MIN(f->soon, MORE_MS);
+		break;
+	case SLOW_LATER:
+		f->soon = MIN(f->soon, AGAIN_MS);
+		break;
+	case SLOW_KICKED:
+		f->soon = MIN(f->soon, TELL_MS);
+		break;
+	}
+	if (r == 0 && !ends && sp->slow != NULL && slow_tells(sp->slow)) {
+		m = (struct msg){ .type = MSG_ACK };
+		r = msg_send_by(sp->sock, &m, NULL, 0, 0);
+	}
+	if (r < 0)
+		failed(f, sp, r);
+}
+
+/* What it has changed of files is written first. */
+static void
+end_child(struct forks *f, struct space *sp)
+{
+	static const struct call all = { .op = SLOW_END, .length = UINT64_MAX };
+
+	if (f->rt->server == NULL || slow_begin(f->rt, sp, &all, 0) < 0)
+		end_now(f, sp);
+	else
+		go_on_slowly(f, sp);
 }
 
 /* The space of that number; NULL: it has ended. */
@@ -307,6 +366,8 @@ heard(struct forks *f, struct space *sp)
 	}
 	if (r == 0 && sp->client != NULL && f->msg.type != MSG_FORK && f->msg.type != MSG_FORKED) {
 		r = client_heard(f, sp, fd, &nfd);
+		if (r == 1)
+			go_on_slowly(f, sp);
 	} else if (r == 0 && f->msg.type == MSG_HELLO && nfd == 1 && !sp->attached) {
 		nfd = 0;
 		r = keeper_attach(f, sp, fd[0], pid);
@@ -360,7 +421,7 @@ did_not_come_back(struct forks *f, struct space *sp)
 	fork_over(f, sp, late ? -ETIMEDOUT : 0);
 }
 
-/* Whose faults wait for a fork does not wait for ever.  When that is to be looked at again: ms; -1: there is none. */
+/* Whose faults wait for a fork does not wait for ever.  When that is to be looked at again: ms; INT_MAX: there is none. */
 static int
 forks_in_time(struct forks *f)
 {
@@ -375,7 +436,7 @@ forks_in_time(struct forks *f)
 		else
 			next = MIN(next, sp->thaw_at);
 	}
-	return next == UINT64_MAX ? -1 : (int)((next - now) / 1000000) + 1;
+	return next == UINT64_MAX ? INT_MAX : (int)((next - now) / 1000000) + 1;
 }
 
 static void *
@@ -386,31 +447,42 @@ keep(void *arg)
 
 	while (!atomic_load(&f->stop)) {
 		const bool again = clients_reduce(f->rt);
-		const int forks = forks_in_time(f);
 		bool later = false;
 		uint64_t count;
 		nfds_t n = 1;
 
+		slow_reap(f->rt, false);
+		f->soon = MIN(f->soon, forks_in_time(f));
 		f->poll[0] = (struct pollfd){ .fd = f->kick, .events = POLLIN };
 		pthread_rwlock_rdlock(&p->map.lock);
 		for (struct space *sp = p->spaces; sp != NULL && n < ARRAY_SIZE(f->poll);
 		     sp = sp->next) {
 			f->space[n] = sp;
 			f->poll[n++] = (struct pollfd){
-				.fd = sp->sock,
-				.events = says(sp) && !sp->later ? POLLIN | POLLOUT : POLLIN,
+				.fd = is_ending(sp) ? -1 : sp->sock,
+				/* One call at a time; but its end is heard in any case. */
+				.events = sp->slow != NULL	   ? 0
+					  : says(sp) && !sp->later ? POLLIN | POLLOUT
+								   : POLLIN,
 			};
 			later |= sp->later;
 		}
 		pthread_rwlock_unlock(&p->map.lock);
-		if (poll(f->poll, n, again || later ? AGAIN_MS : forks) < 0)
+		if (again || later)
+			f->soon = MIN(f->soon, AGAIN_MS);
+		if (poll(f->poll, n, f->soon != INT_MAX ? f->soon : -1) < 0)
 			continue;
+		f->soon = INT_MAX;
 		if (f->poll[0].revents != 0 && read(f->kick, &count, sizeof count) < 0)
 			assert(errno == EAGAIN);
 		/* Only we end spaces, each at its own turn: the others stay. */
 		for (nfds_t i = 1; i < n && !atomic_load(&f->stop); i++) {
-			if (f->poll[i].revents & ~POLLOUT)
+			if (f->space[i]->slow != NULL && f->poll[i].revents != 0)
+				failed(f, f->space[i], -ENOTCONN);
+			else if (f->poll[i].revents & ~POLLOUT)
 				heard(f, f->space[i]);
+			else if (f->space[i]->slow != NULL)
+				go_on_slowly(f, f->space[i]);
 			else if (f->poll[i].revents != 0 || f->space[i]->later)
 				go_on_telling(f, f->space[i]);
 		}
@@ -478,6 +550,7 @@ keeper_start(struct up_runtime *rt, struct forks **out)
 	     !budget_charge(&p->budget, KEEPER_OVERHEAD)))
 		goto unmap;
 	f->rt = rt;
+	f->soon = INT_MAX;
 	pthread_mutex_init(&f->ended_lock, NULL);
 	pthread_condattr_init(&attr);
 	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -508,8 +581,13 @@ keeper_stop(struct forks *f)
 	keeper_kick(f);
 	pthread_join(f->keeper, NULL);
 	/* Their watchers take over when the socket ends, and whoever waits faults anew. */
-	while (p->spaces != NULL)
-		end_child(f, p->spaces);
+	while (p->spaces != NULL) {
+		if (is_ending(p->spaces))
+			go_on_slowly(f, p->spaces);
+		else
+			end_child(f, p->spaces);
+	}
+	slow_reap(f->rt, true);
 	close(f->kick);
 	close(f->pidfd);
 	pthread_cond_destroy(&f->ended_cond);

@@ -36,6 +36,7 @@ struct forks {
 	struct pollfd poll[1 + CHILDREN_MAX];
 	struct space *space[1 + CHILDREN_MAX];
 	struct msg msg;
+	int soon; /* ms, until something is to be done that nobody kicks for */
 };
 
 /* => no lock but that of who keeps a list of them.  0 or -errno. */

@@ -276,56 +276,94 @@ up_object_create_custom(struct up_runtime *rt, uint64_t size, const struct up_pa
 	return object_create_source(rt, "up_object_create_custom", src, ops->page_out == NULL, obj);
 }
 
-/* One entry's part of the range.  => map.change is held. */
-static int
-sync_part(struct pager *p, struct map_entry *e, uintptr_t start, uintptr_t end, unsigned flags)
+static void
+sync_failed(struct up_runtime *rt, struct syncing *y, const struct source *src, int r)
 {
-	const uint64_t first = e->offset + ((start - e->start) >> PAGE_SHIFT);
-	const uint64_t n = (end - start) >> PAGE_SHIFT;
-	struct object *o = e->object;
+	if (r == 0 || y->error != 0)
+		return;
+	y->error = r;
+	log_line(&rt->p.log, UP_LOG_ERROR, "up_sync: writing back to the %s pager: %s",
+		 src->ops->name, strerrorname_np(-r));
+}
 
+/* From y->at on, and on with that, of one entry.  => map.change is held. */
+static void
+sync_part(struct up_runtime *rt, struct syncing *y, struct map_entry *e, uint64_t until)
+{
+	const uintptr_t start = y->at, end = MIN(y->end, e->end);
+	uint64_t first = e->offset + ((start - e->start) >> PAGE_SHIFT);
+	const uint64_t stop = first + ((end - start) >> PAGE_SHIFT);
+	struct object *o = e->object;
+	struct pager *p = &rt->p;
+	int r;
+
+	y->at = end;
 	if (o->source == NULL) {
-		if ((flags & UP_SYNC_INVALIDATE) && o->named)
-			range_refresh(p, o, first, n);
-		return 0;
+		if ((y->flags & UP_SYNC_INVALIDATE) && o->named)
+			range_refresh(p, o, first, stop - first);
+		return;
 	}
-	if (flags & UP_SYNC_INVALIDATE)
-		return source_settle(o->source, discard_shared(p, e, start, end));
-	if ((flags & UP_SYNC_ASYNC) && e->wired == 0 && e->shard < p->nservices &&
-	    source_push(p, e->shard, start, end))
-		return 0;
-	return source_sync(p, o, first, n, (flags & UP_SYNC_ASYNC) == 0);
+	if (y->flags & UP_SYNC_INVALIDATE) {
+		r = discard_shared(p, e, start, end);
+	} else {
+		if ((y->flags & UP_SYNC_ASYNC) && e->wired == 0 && e->shard < p->nservices &&
+		    source_push(p, e->shard, start, end))
+			return;
+		r = writeback(p, o, &first, stop, until);
+		y->at -= (stop - first) << PAGE_SHIFT;
+	}
+	if (y->flags & UP_SYNC_ASYNC) {
+		source_failed(o->source, r);
+		return;
+	}
+	sync_failed(rt, y, o->source, r);
+	if (y->at < end)
+		return;
+	source_ref(o->source);
+	y->flush = o->source;
 }
 
 int
-sync_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end, unsigned flags)
+sync_some(struct up_runtime *rt, struct map *m, struct syncing *y, uint64_t until)
 {
 	struct pager *p = &rt->p;
-	int r, error = 0;
+	struct map_entry *e;
+	int r = 0;
 
-	r = check_covered(rt, m, "up_sync", start, end);
-	if (r == 0 && (flags & UP_SYNC_INVALIDATE) && is_wired(p, m, start, end)) {
+	assert(y->flush == NULL);
+	if (y->at < y->end && !y->gaps)
+		r = check_covered(rt, m, "up_sync", y->at, y->end);
+	if (r == 0 && (y->flags & UP_SYNC_INVALIDATE) && is_wired(p, m, y->at, y->end)) {
 		log_line(&p->log, UP_LOG_ERROR,
 			 "up_sync: part of %#lx-%#lx is wired, and can not be invalidated",
-			 (unsigned long)start, (unsigned long)end);
+			 (unsigned long)y->at, (unsigned long)y->end);
 		r = -EBUSY;
 	}
-	for (struct map_entry *e = r == 0 ? map_first_from(m, start) : NULL;
-	     e != NULL && e->start < end; e = e->next) {
-		r = sync_part(p, e, MAX(start, e->start), MIN(end, e->end), flags);
-		if (r < 0 && error == 0) {
-			error = r;
-			log_line(&p->log, UP_LOG_ERROR, "up_sync: writing back to the %s pager: %s",
-				 e->object->source->ops->name, strerrorname_np(-r));
-		}
+	e = r == 0 ? map_first_from(m, y->at) : NULL;
+	while (e != NULL && e->start < y->end && y->at < y->end) {
+		y->at = MAX(y->at, e->start);
+		sync_part(rt, y, e, until);
+		if (y->flush != NULL || (until != UINT64_MAX && now_ns() >= until))
+			return 1;
+		if (y->at >= e->end)
+			e = e->next;
 	}
-	return error != 0 ? error : r;
+	return y->error != 0 ? y->error : r;
+}
+
+void
+sync_flushed(struct up_runtime *rt, struct syncing *y, int r)
+{
+	sync_failed(rt, y, y->flush, r);
+	source_unref(y->flush);
+	y->flush = NULL;
 }
 
 int
 up_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags)
 {
 	const uintptr_t start = (uintptr_t)addr;
+	struct syncing y = { .at = start, .end = start + length, .flags = flags };
 	sigset_t old;
 	int r;
 
@@ -336,8 +374,12 @@ up_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags)
 		return r;
 	if (flags > UP_SYNC_INVALIDATE)
 		return bad(rt, "up_sync: flags %#x", flags);
-	change_begin(&rt->p, &old);
-	r = sync_entries(rt, &rt->p.map, start, start + length, flags);
-	change_end(&rt->p, &old);
+	do {
+		change_begin(&rt->p, &old);
+		r = sync_some(rt, &rt->p.map, &y, UINT64_MAX);
+		change_end(&rt->p, &old);
+		if (y.flush != NULL)
+			sync_flushed(rt, &y, source_settle(y.flush));
+	} while (r > 0);
 	return r;
 }

@@ -1313,15 +1313,14 @@ leave_source(struct pager *p, const struct map_entry *e, uint64_t first, uint64_
 	struct object *o = e->object;
 	const struct place place = entry_place(e, e->start + ((first - e->offset) << PAGE_SHIFT));
 	/* Nobody makes room for pages that are taken out, once the services are gone. */
+	uint64_t at = first;
 	const int r = p->closing || !last
-			      ? source_sync(p, o, first, n, true)
+			      ? writeback(p, o, &at, first + n, UINT64_MAX)
 			      : range_give_back(p, o, first, n, place.va, place.shard, true);
 
 	if (r < 0) {
-		int none = 0;
-
 		/* For up_sync() of what else is mapped of it to tell. */
-		atomic_compare_exchange_strong(&o->source->error, &none, r);
+		source_failed(o->source, r);
 		log_line(&p->log, UP_LOG_ERROR,
 			 "unmapping %#lx-%#lx: writing back to the %s pager: %s; %s",
 			 (unsigned long)e->start, (unsigned long)e->end, o->source->ops->name,

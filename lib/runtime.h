@@ -246,8 +246,20 @@ int check_map(struct up_runtime *rt, const void *hint, size_t length, int prot, 
 int protect_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end, int prot);
 int advise_range(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end,
 		 enum up_advice advice);
-int sync_entries(struct up_runtime *rt, struct map *m, uintptr_t start, uintptr_t end,
-		 unsigned flags);
+/* up_sync(), piece by piece. */
+struct syncing {
+	uintptr_t at, end;
+	unsigned flags;
+	bool gaps;	      /* what is not mapped of it does not matter */
+	int error;	      /* the first */
+	struct source *flush; /* is to be, before it goes on; a reference */
+};
+/*
+ * What can be begun by a time (now_ns()), and something in any case.  1: it is to be called again, and what y->flush is, if anything, is to be asked by
+ * source_settle() first, which may take long, and the result given to sync_flushed(): neither needs a lock.  0 or -errno: over.  => map.change is held
+ */
+int sync_some(struct up_runtime *rt, struct map *m, struct syncing *y, uint64_t until);
+void sync_flushed(struct up_runtime *rt, struct syncing *y, int r);
 /* Of [start, end), which is mapped. */
 void map_residency(struct pager *p, struct map *m, uintptr_t start, uintptr_t end,
 		   unsigned char *vec);

@@ -606,20 +606,10 @@ call_wire(struct up_runtime *rt, struct space *sp, const struct call *q)
 	return r;
 }
 
-/*
- * What has been written to files goes there first: once it is mapped no more, a successor would not know of it.  What fails is tried
- * again, and told, as it is unmapped.  => map.change is held
- */
-void
-client_write_back(struct pager *p, struct map *m, uintptr_t start, uintptr_t end)
+int
+client_unmap(struct up_runtime *rt, struct space *sp, const struct call *q)
 {
-	struct up_runtime *rt = container_of(p, struct up_runtime, p);
-
-	for (const struct map_entry *e = p->store != NULL ? map_first_from(m, start) : NULL;
-	     e != NULL && e->start < end; e = e->next) {
-		if (e->object->source != NULL)
-			(void)sync_entries(rt, m, MAX(start, e->start), MIN(end, e->end), 0);
-	}
+	return unmap_range(&rt->p, &sp->map, "up_unmap", q->addr, q->addr + q->length);
 }
 
 /* Calls on what the client has mapped. */
@@ -632,9 +622,6 @@ call_range(struct up_runtime *rt, struct space *sp, const struct call *q, struct
 	if (!valid_range(start, q->length))
 		return -EINVAL;
 	switch (q->op) {
-	case CALL_UNMAP:
-		client_write_back(&rt->p, &sp->map, start, end);
-		return unmap_range(&rt->p, &sp->map, "up_unmap", start, end);
 	case CALL_PROTECT:
 		if (q->prot & ~(PROT_READ | PROT_WRITE))
 			return -EINVAL;
@@ -650,10 +637,6 @@ call_range(struct up_runtime *rt, struct space *sp, const struct call *q, struct
 		return call_wire(rt, sp, q);
 	case CALL_INHERIT:
 		return call_inherit(rt, sp, q);
-	case CALL_SYNC:
-		if (q->flags > UP_SYNC_INVALIDATE)
-			return -EINVAL;
-		return sync_entries(rt, &sp->map, start, end, q->flags);
 	default:
 		if (q->length >> PAGE_SHIFT > MSG_BYTES)
 			return -EINVAL;
@@ -830,6 +813,15 @@ call(struct forks *f, struct space *sp, int fd)
 	change_begin(&rt->p, &old);
 	if (q.op != CALL_MAPPED)
 		abandon(&rt->p, c);
+	if (q.op == CALL_SYNC || q.op == CALL_UNMAP) {
+		change_end(&rt->p, &old);
+		if (!valid_range(q.addr, q.length) ||
+		    (q.op == CALL_SYNC && q.flags > UP_SYNC_INVALIDATE))
+			answer.status = -EINVAL;
+		else
+			answer.status = slow_begin(rt, sp, &q, serial);
+		return answer.status == 0 ? 1 : msg_send_by(sp->sock, &answer, NULL, 0, 0);
+	}
 	switch (q.op) {
 	case CALL_MAP:
 	case CALL_CLONE:
@@ -843,14 +835,12 @@ call(struct forks *f, struct space *sp, int fd)
 	case CALL_CANCEL:
 		r = 0;
 		break;
-	case CALL_UNMAP:
 	case CALL_PROTECT:
 	case CALL_ADVISE:
 	case CALL_PREFAULT:
 	case CALL_WIRE:
 	case CALL_UNWIRE:
 	case CALL_INHERIT:
-	case CALL_SYNC:
 	case CALL_RESIDENCY:
 		r = call_range(rt, sp, &q, &answer);
 		break;
@@ -1209,6 +1199,7 @@ serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id, bool gu
 	zone_init(&sv->client_zone, &rt->p.arena, "client", sizeof(struct client), NULL, NULL);
 	zone_init(&sv->owner_zone, &rt->p.arena, "owner", sizeof(struct owner), NULL, NULL);
 	zone_init(&sv->file_zone, &rt->p.arena, "file", sizeof(struct served_file), NULL, NULL);
+	slow_init(rt, sv);
 	sv->ended = ended;
 	sv->ctx = ctx;
 	change_begin(&rt->p, &old);
@@ -1217,6 +1208,7 @@ serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id, bool gu
 	if (r == 0)
 		r = forks_start(rt);
 	if (r < 0) {
+		zone_fini(&sv->slow_zone);
 		zone_fini(&sv->file_zone);
 		zone_fini(&sv->owner_zone);
 		zone_fini(&sv->client_zone);
@@ -1243,6 +1235,7 @@ server_free(struct up_runtime *rt)
 		sv->owners = o->next;
 		zone_free(&sv->owner_zone, o);
 	}
+	zone_fini(&sv->slow_zone);
 	zone_fini(&sv->file_zone);
 	zone_fini(&sv->owner_zone);
 	zone_fini(&sv->client_zone);

@@ -288,6 +288,71 @@ Test(named, sync_writes_what_changed_and_only_that)
 	finish(obj);
 }
 
+/* As it is done for clients of a daemon: in between, others do what they like. */
+Test(named, a_sync_in_pieces_lets_others_in_between)
+{
+	const size_t npages = 300;
+	uintptr_t va, other = 0;
+	struct up_object *obj;
+	struct syncing y;
+	unsigned n = 0;
+	int s;
+
+	scene((struct rig_config){ .seed = 1 });
+	obj = custom(npages * PAGE_SIZE);
+	va = map_named(obj, npages, UP_SHARED, PROT_READ | PROT_WRITE);
+	for (size_t i = 0; i < npages; i++)
+		put_page(va + i * PAGE_SIZE, 5000 + i);
+	y = (struct syncing){ .at = va, .end = va + npages * PAGE_SIZE };
+	do {
+		const unsigned before = nout_pages;
+
+		s = sync_some(r->rt, &r->rt->p.map, &y, 0);
+		cr_assert(le(uint, nout_pages - before, 64), "that is no piece");
+		cr_assert(lt(uint, ++n, 20), "it does not get on: %#lx of %#lx",
+			  (unsigned long)(y.at - va), npages * PAGE_SIZE);
+		if (other != 0)
+			unmap(other, 4);
+		other = map_random(4);
+		put_page(other, n);
+		if (y.flush != NULL) {
+			cr_assert(eq(ulong, y.at, y.end), "not all of it is written");
+			sync_flushed(r->rt, &y, source_settle(y.flush));
+		}
+	} while (s > 0);
+	cr_assert(eq(int, s, 0));
+	cr_assert(ge(uint, n, 5));
+	for (size_t i = 0; i < npages; i++)
+		cr_assert(stored(i, 5000 + i), "page %zu", i);
+
+	/* A failure is kept until the end, and the rest is written all the same; what is not mapped in between matters only if that was said. */
+	put_page(va, 1);
+	put_page(va + 200 * PAGE_SIZE, 2);
+	fail_out = -EIO;
+	y = (struct syncing){ .at = va, .end = va + npages * PAGE_SIZE };
+	cr_assert(eq(int, sync_some(r->rt, &r->rt->p.map, &y, 0), 1));
+	fail_out = 0;
+	while ((s = sync_some(r->rt, &r->rt->p.map, &y, 0)) > 0) {
+		if (y.flush != NULL)
+			sync_flushed(r->rt, &y, source_settle(y.flush));
+	}
+	cr_assert(eq(int, s, -EIO));
+	cr_assert(stored(200, 2));
+	put_page(va + 299 * PAGE_SIZE, 3);
+	unmap(va + 10 * PAGE_SIZE, 10);
+	y = (struct syncing){ .at = va, .end = va + npages * PAGE_SIZE };
+	cr_assert(eq(int, sync_some(r->rt, &r->rt->p.map, &y, 0), -ENOMEM));
+	cr_assert(not(stored(299, 3)));
+	y.gaps = true;
+	while ((s = sync_some(r->rt, &r->rt->p.map, &y, 0)) > 0) {
+		if (y.flush != NULL)
+			sync_flushed(r->rt, &y, source_settle(y.flush));
+	}
+	cr_assert(eq(int, s, 0));
+	cr_assert(stored(299, 3) && stored(0, 1));
+	finish(obj);
+}
+
 Test(named, a_failed_write_is_told_once_and_tried_again)
 {
 	struct up_object *obj;

@@ -50,6 +50,8 @@ struct shared {
 	atomic_uint client;
 	_Atomic uint64_t limit, minimum;
 	atomic_int result;
+	atomic_uint flushing; /* the daemon is told to make a file safe, and has not done so */
+	atomic_bool hold;     /* which takes as long as this */
 	_Atomic uint64_t resident[8], most[8], least[8]; /* of clients, looked at all the time */
 };
 
@@ -83,6 +85,19 @@ collect(void *ctx, enum up_log_level level, const char *line)
 }
 
 /* --- the daemon --- */
+
+/* As with a disk that takes its time. */
+int
+fdatasync(int fd)
+{
+	if (shared != NULL) {
+		atomic_fetch_add(&shared->flushing, 1);
+		while (atomic_load(&shared->hold))
+			nap();
+		atomic_fetch_sub(&shared->flushing, 1);
+	}
+	return (int)syscall(SYS_fdatasync, fd);
+}
 
 static void
 gone(void *ctx, uint64_t id, bool guest)
@@ -2004,6 +2019,176 @@ Test(timely, what_a_fork_has_to_say_is_said_when_nobody_waits)
 	up_runtime_destroy(other);
 	wait_ended(2);
 	daemon_ask(2);
+}
+
+/* --- calls that take as long as a disk --- */
+
+#define FILE_PAGES 64
+
+static int
+zeros_file(void)
+{
+	char file[] = "/var/tmp/test_remote_file.XXXXXX";
+	const int fd = mkstemp(file);
+
+	unlink(file);
+	cr_assert(ge(int, fd, 0));
+	cr_assert(zero(int, ftruncate(fd, FILE_PAGES * PAGE_SIZE)));
+	return fd;
+}
+
+static void
+wait_flushing(void)
+{
+	const double until = seconds() + DEADLINE;
+
+	while (atomic_load(&shared->flushing) == 0) {
+		cr_assert(seconds() < until, "nothing is made safe");
+		nap();
+	}
+}
+
+static struct synced {
+	uint64_t *p;
+	int result;
+	double took;
+} synced;
+
+static void *
+sync_it(void *arg)
+{
+	struct synced *s = arg;
+	const double t0 = seconds();
+
+	s->result = up_sync(rt, s->p, FILE_PAGES * PAGE_SIZE, 0);
+	s->took = seconds() - t0;
+	return NULL;
+}
+
+Test(timely, a_disk_that_takes_its_time_keeps_nobody_else_waiting)
+{
+	const int fd = zeros_file();
+	struct up_runtime *other;
+	struct up_object *o;
+	pthread_t thread;
+	uint64_t word, *q;
+	double t0;
+
+	rt = must_connect();
+	other = must_connect();
+	cr_assert(zero(int, up_object_create_file(rt, fd, 0, 0, 0, &o)), "%s", logged);
+	synced.p = must_map(rt, FILE_PAGES, UP_SHARED, o, 0);
+	fill(synced.p, FILE_PAGES, 3);
+	atomic_store(&shared->hold, true);
+	cr_assert(zero(int, pthread_create(&thread, NULL, sync_it, &synced)));
+	wait_flushing();
+	/* What is done meanwhile by others, also with files of their own. */
+	t0 = seconds();
+	q = must_map(other, 100, UP_PRIVATE, NULL, 0);
+	fill(q, 100, 1);
+	cr_assert(zero(int, up_advise(other, q, 50 * PAGE_SIZE, UP_ADVICE_DONTNEED)));
+	cr_assert(zero(int, up_unmap(other, q, 100 * PAGE_SIZE)));
+	up_runtime_destroy(other);
+	wait_ended(1);
+	other = must_connect();
+	cr_assert(lt(dbl, seconds() - t0, 1));
+	/* Its own pages are there, too. */
+	synced.p[5] = 99;
+	cr_assert(eq(u64, synced.p[5], 99));
+	atomic_store(&shared->hold, false);
+	cr_assert(zero(int, pthread_join(thread, NULL)));
+	cr_assert(zero(int, synced.result), "%s", logged);
+	cr_assert(pread(fd, &word, sizeof word, 10 * sizeof word) == (ssize_t)sizeof word);
+	cr_assert(eq(u64, word, 13));
+	cr_assert(zero(int, up_unmap(rt, synced.p, FILE_PAGES * PAGE_SIZE)));
+	cr_assert(pread(fd, &word, sizeof word, 5 * sizeof word) == (ssize_t)sizeof word);
+	cr_assert(eq(u64, word, 99));
+	up_object_unref(o);
+	up_runtime_destroy(other);
+	up_runtime_destroy(rt);
+	wait_ended(3);
+	daemon_ask(2);
+	close(fd);
+}
+
+/* By hand: *q is what syncs it. */
+static int
+raw_file_client(int file, struct call *q)
+{
+	struct msg m = { .type = MSG_CALL, .serial = 5, .call = { .op = CALL_CREATE_FILE } };
+	const int fd = raw_client();
+	int with[MSG_REGIONS];
+	size_t n;
+
+	say(fd, &m, &file, 1);
+	cr_assert(zero(int, msg_await(fd, &m, with, &n, 10000)));
+	cr_assert(zero(int, m.status));
+	*q = (struct call){ .op = CALL_MAP,
+			    .addr = 0x10000000,
+			    .length = FILE_PAGES * PAGE_SIZE,
+			    .prot = RW,
+			    .flags = UP_SHARED,
+			    .object = m.call.object };
+	cr_assert(zero(int, raw_call(fd, q, &m)));
+	q->op = CALL_MAPPED;
+	cr_assert(zero(int, raw_call(fd, q, &m)));
+	q->op = CALL_SYNC;
+	q->flags = 0;
+	return fd;
+}
+
+/* Else it would believe after a while that nobody is there any more; and what it says meanwhile comes to its turn. */
+Test(remote, who_waits_for_a_disk_is_told_so_and_one_call_follows_another)
+{
+	const int file = zeros_file();
+	struct msg m = { .type = MSG_CALL, .serial = 7 };
+	int with[MSG_REGIONS], fd;
+	size_t n;
+
+	fd = raw_file_client(file, &m.call);
+	atomic_store(&shared->hold, true);
+	say(fd, &m, NULL, 0);
+	m = (struct msg){ .type = MSG_CALL, .serial = 8, .call = { .op = CALL_STATS } };
+	say(fd, &m, NULL, 0);
+	for (unsigned i = 0; i < 2; i++) {
+		cr_assert(zero(int, msg_await(fd, &m, with, &n, 10000)), "not told (%u)", i);
+		cr_assert(eq(uint, m.type, MSG_ACK));
+		cr_assert(zero(sz, n));
+	}
+	atomic_store(&shared->hold, false);
+	for (uint32_t serial = 7; serial < 9; serial++) {
+		cr_assert(zero(int, msg_await(fd, &m, with, &n, 10000)));
+		cr_assert(eq(uint, m.type, MSG_RETURN));
+		cr_assert(eq(uint, m.serial, serial));
+		cr_assert(zero(int, m.status));
+	}
+	close(fd);
+	wait_ended(1);
+	daemon_ask(2);
+	close(file);
+}
+
+Test(remote, who_ends_while_a_disk_takes_its_time_is_gone_at_once)
+{
+	const int file = zeros_file();
+	struct msg m = { .type = MSG_CALL, .serial = 7 };
+	int fd;
+
+	fd = raw_file_client(file, &m.call);
+	atomic_store(&shared->hold, true);
+	say(fd, &m, NULL, 0);
+	wait_flushing();
+	/* That may be in its queue. */
+	say(fd, &m, NULL, 0);
+	close(fd);
+	wait_ended(1);
+	daemon_ask(1);
+	cr_assert(zero(uint, atomic_load(&shared->regions)));
+	cr_assert(eq(uint, atomic_load(&shared->flushing), 1));
+	/* The daemon itself waits: the file may be its own to close. */
+	atomic_store(&shared->hold, false);
+	daemon_ask(2);
+	close(file);
 }
 
 /* As its unit has it: the kernel counts descriptors that are on their way, and it may not have more of them than open ones. */

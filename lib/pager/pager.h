@@ -421,6 +421,7 @@ struct space {
 	bool telling;	 /* what it is to map: as many entries as `told`, so far */
 	uint32_t serial; /* which it has asked with */
 	size_t told;
+	struct slow *slow; /* what is done for it piece by piece (slow.c); NULL */
 };
 
 /* The map of a space, ours or a child's; NULL: it is gone.  => map.lock */
@@ -686,13 +687,10 @@ void source_unref(struct source *src);
 void source_bury(struct pager *p);
 /* Write one busy page back if it has changed; threads of the program. */
 int source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index);
-/*
- * Write back what has changed in [first, first + n).  => map.change is held, by a thread of the program.  0, or the first error; which,
- * if it is not to `wait` until all is safe, is kept for the next that does.
- */
-int source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool wait);
-/* All is written: make it safe.  `error`, or the first one since it was last asked. */
-int source_settle(struct source *src, int error);
+/* For the next who asks whether all is safe to be told of. */
+void source_failed(struct source *src, int error);
+/* All is written: make it safe.  0, or the first error since it was last asked.  Takes as long as it takes: no lock is needed. */
+int source_settle(struct source *src);
 /* Ask the service of a shard to start writing what has changed in a range.  False: it has too much to do. */
 bool source_push(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end);
 /* Go on with these. */

@@ -681,29 +681,21 @@ source_write(struct pager *p, struct object *o, struct anon *an, uint64_t index)
 	return r;
 }
 
-int
-source_settle(struct source *src, int error)
+void
+source_failed(struct source *src, int error)
 {
-	const int r = atomic_exchange(&src->error, 0);
+	int none = 0;
 
-	if (error == 0)
-		error = r;
-	if (error == 0 && src->ops->flush != NULL)
-		error = src->ops->flush(src);
-	return error;
+	atomic_compare_exchange_strong(&src->error, &none, error);
 }
 
 int
-source_sync(struct pager *p, struct object *o, uint64_t first, uint64_t n, bool wait)
+source_settle(struct source *src)
 {
-	struct source *src = o->source;
-	const int error = writeback(p, o, first, n);
-	int none = 0;
+	const int error = atomic_exchange(&src->error, 0);
+	const int r = src->ops->flush != NULL ? src->ops->flush(src) : 0;
 
-	if (wait)
-		return source_settle(src, error);
-	atomic_compare_exchange_strong(&src->error, &none, error);
-	return 0;
+	return error != 0 ? error : r;
 }
 
 /* --- up_sync(), without waiting --- */

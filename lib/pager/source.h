@@ -69,8 +69,11 @@ void source_let_go(struct pager *p, struct request *req);
 
 /* The content of a busy, mapped page of this object.  0; -ENOENT, -ESTALE: the program has discarded it; or why it can not be had.  User threads. */
 int source_look(struct pager *p, const struct page *pg, void *copy);
-/* Write what has changed of object pages [first, first + n), and wait for that: 0, or the first error.  => map.change held; user threads */
-int writeback(struct pager *p, struct object *o, uint64_t first, uint64_t n);
+/*
+ * Write what has changed of object pages [*first, end), and wait for that: 0, or the first error.  What is not begun by a time (now_ns(), UINT64_MAX: none) is
+ * left, and *first is where it begins; something is begun in any case.  => map.change held; user threads
+ */
+int writeback(struct pager *p, struct object *o, uint64_t *first, uint64_t end, uint64_t until);
 
 /* Bytes of n pages from `index` on that exist. */
 static inline size_t

@@ -298,17 +298,20 @@ add(struct writeback *w, struct anon *an, uint64_t index)
 }
 
 int
-writeback(struct pager *p, struct object *o, uint64_t first, uint64_t n)
+writeback(struct pager *p, struct object *o, uint64_t *first, uint64_t end, uint64_t until)
 {
 	struct writeback w = { .p = p, .o = o, .spare = FRAME_NONE };
-	uint64_t at = first;
+	bool more = true;
 	struct batch b;
 
 	w.most = MIN(frames_available(p) / 2, COPIES_MAX);
-	while (range_batch(p, o, &at, first + n, READS_PASS, &b)) {
+	while (more && range_batch(p, o, first, end, READS_PASS, &b)) {
 		for (unsigned i = 0; i < b.n; i++)
 			add(&w, b.anon[i], b.leaf->base + b.at[i]);
+		more = until == UINT64_MAX || now_ns() < until;
 	}
+	if (more)
+		*first = end;
 	launch(&w, true);
 	while (flying(&w) > 0)
 		wait_for_some(&w);
