@@ -105,7 +105,7 @@ object_of_file(struct adoption *a, const struct object *was, uint64_t then, stru
 	} else {
 		r = f->op == CALL_CREATE_FILE
 			    ? up_object_create_file(a->rt, fd, f->offset, f->length, f->flags, &obj)
-			    : up_object_create_device(a->rt, fd, f->flags, &obj);
+			    : object_create_device(a->rt, fd, f->length, f->flags, &obj);
 	}
 	close(fd);
 	*out = (struct object *)obj;

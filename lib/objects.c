@@ -231,16 +231,23 @@ up_object_create_file(struct up_runtime *rt, int fd, uint64_t offset, uint64_t s
 int
 up_object_create_device(struct up_runtime *rt, int fd, unsigned flags, struct up_object **obj)
 {
+	if (rt != NULL && rt->remote != NULL)
+		return remote_create_device(rt, fd, flags, obj);
+	return object_create_device(rt, fd, 0, flags, obj);
+}
+
+int
+object_create_device(struct up_runtime *rt, int fd, uint64_t size, unsigned flags,
+		     struct up_object **obj)
+{
 	struct source *src;
 	bool readonly;
 	int r;
 
-	if (rt != NULL && rt->remote != NULL)
-		return remote_create_device(rt, fd, flags, obj);
 	r = check_create(rt, "up_object_create_device", flags, obj);
 	if (r < 0)
 		return r;
-	r = vnode_device(fd, &readonly, &src);
+	r = vnode_device(fd, size, &readonly, &src);
 	if (r < 0) {
 		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_create_device: descriptor %d: %s%s",
 			 fd,

@@ -131,6 +131,10 @@ int object_create(struct up_runtime *rt, const char *call, uint64_t npages, uint
 int object_create_source(struct up_runtime *rt, const char *call, struct source *src, bool readonly,
 			 struct up_object **out);
 
+/* up_object_create_device() of what had `size` bytes when it was made, and may have less by now; 0: as many as it has. */
+int object_create_device(struct up_runtime *rt, int fd, uint64_t size, unsigned flags,
+			 struct up_object **obj);
+
 /* An anonymous object that outlives its mappings; the reference is the program's.  => map.change is held */
 int object_create_handle(struct up_runtime *rt, const char *call, uint64_t npages, unsigned flags,
 			 struct object **o);

@@ -198,12 +198,12 @@ server_note_file(struct up_runtime *rt, const struct object *o, const struct ser
 static int
 add_file(struct up_runtime *rt, const struct object *o, const struct call *q, int fd)
 {
-	/* As long as it is now: what is added to the file later is not in the object. */
+	/* As long as it is now: what is added to the file later is not in the object, and what is cut off is missed page by page. */
 	const struct served_file what = {
 		.op = q->op,
 		.flags = q->flags,
 		.offset = q->offset,
-		.length = q->op == CALL_CREATE_FILE ? o->source->bytes : q->length,
+		.length = o->source->bytes,
 	};
 
 	return server_note_file(rt, o, &what, fd);

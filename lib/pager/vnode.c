@@ -324,7 +324,7 @@ vnode_file(int fd, uint64_t offset, uint64_t size, bool direct, bool *readonly, 
 }
 
 int
-vnode_device(int fd, bool *readonly, struct source **src)
+vnode_device(int fd, uint64_t size, bool *readonly, struct source **src)
 {
 	const int flags = fcntl(fd, F_GETFL);
 	struct vnode *v;
@@ -347,6 +347,8 @@ vnode_device(int fd, bool *readonly, struct source **src)
 	} else {
 		return -EINVAL;
 	}
+	if (size != 0)
+		bytes = size;
 	if (bytes == 0)
 		return -EINVAL;
 	own = reopen(fd, (flags & O_ACCMODE) | O_DIRECT);

@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -473,6 +474,56 @@ cloned(char **argv)
 	return 0;
 }
 
+static sigjmp_buf missed;
+
+static void
+on_sigbus(int sig)
+{
+	siglongjmp(missed, sig);
+}
+
+/* A file by direct I/O, half of which is cut off, and its daemon killed after that, between "ready" and the line that it reads. */
+static int
+cut(char **argv)
+{
+	const struct up_config cfg = { .log = logged };
+	const struct sigaction sa = { .sa_handler = on_sigbus };
+	const int fd = open(argv[3], O_RDWR | O_CLOEXEC);
+	const size_t n = strtoull(argv[4], NULL, 0);
+	volatile size_t gone = 0;
+	struct up_object *o;
+	void *at, *own;
+
+	if (fd < 0)
+		need("a file", -errno);
+	need("up_runtime_connect", up_runtime_connect(&rt, argv[1], &cfg));
+	need("up_object_create_device", up_object_create_device(rt, fd, 0, &o));
+	NEED("up_map",
+	     up_map(rt, NULL, n * UP_PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED, o, 0, &at));
+	NEED("up_map",
+	     up_map(rt, NULL, n * UP_PAGE_SIZE, PROT_READ | PROT_WRITE, UP_PRIVATE, NULL, 0, &own));
+	for (size_t i = 0; i < n; i++) {
+		fill((char *)at + i * UP_PAGE_SIZE, i, 1);
+		fill((char *)own + i * UP_PAGE_SIZE, i, 2);
+	}
+	/* Written, and in memory no more. */
+	need("up_sync", up_sync(rt, at, n * UP_PAGE_SIZE, UP_SYNC_INVALIDATE));
+	puts("ready");
+	fflush(stdout);
+	(void)getchar();
+	for (size_t i = 0; i < n; i++)
+		compare("own", (char *)own + i * UP_PAGE_SIZE, i, 2);
+	sigaction(SIGBUS, &sa, NULL);
+	for (volatile size_t i = 0; i < n; i++) {
+		if (sigsetjmp(missed, 1) == 0)
+			compare("file", (char *)at + i * UP_PAGE_SIZE, i, 1);
+		else
+			gone += i >= n / 2 ? 1 : n;
+	}
+	printf("gone %zu\n", gone);
+	return 0;
+}
+
 /* An object with a name, of one program after the other. */
 static int
 once(char **argv)
@@ -519,6 +570,8 @@ main(int argc, char **argv)
 		return once(argv);
 	if (argc == 4 && strcmp(argv[2], "cloned") == 0)
 		return cloned(argv);
+	if (argc == 5 && strcmp(argv[2], "cut") == 0)
+		return cut(argv);
 	calm = argc == 7 && strcmp(argv[6], "calm") == 0;
 	if (argc == 6 || calm)
 		nthreads = (unsigned)atoi(argv[5]);
@@ -527,7 +580,8 @@ main(int argc, char **argv)
 	if (nthreads == 0 || npages == 0) {
 		fputs("usage: survivor SOCKET PAGES SECONDS SEED THREADS [calm]\n"
 		      "       survivor SOCKET write|compare|remove NAME PAGES SEED\n"
-		      "       survivor SOCKET cloned PAGES\n",
+		      "       survivor SOCKET cloned PAGES\n"
+		      "       survivor SOCKET cut FILE PAGES\n",
 		      stderr);
 		return 2;
 	}

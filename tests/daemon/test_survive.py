@@ -539,6 +539,16 @@ class Survive(unittest.TestCase):
             late.cancel()
             self.assertIn(p.returncode, (2, -signal.SIGBUS), out)
 
+    def test_a_file_that_is_shorter_by_then_costs_what_is_cut_off(self):
+        with Daemon('--memory', '16M') as d, tempfile.NamedTemporaryFile(dir=d.dir) as f:
+            f.truncate(256 << 12)
+            p, late = self.start_waiting(d, 'cut', f.name, '256')
+            f.truncate(128 << 12)
+            kill_daemon(d, 1)
+            out, _ = p.communicate('\n')
+            late.cancel()
+            self.assertEqual((p.returncode, out), (0, 'gone 128\n'), d.log())
+
     def test_what_has_a_name_is_still_there(self):
         with Daemon('--memory', MEMORY) as d:
             def run(*words):
@@ -589,7 +599,10 @@ class Survive(unittest.TestCase):
 
     def start_cloned(self, d):
         """A client with a region and its copy, which waits for a line; and who kills it if that does not come."""
-        p = run_program([SURVIVOR, d.path('pager.sock'), 'cloned', str(CLONED)])
+        return self.start_waiting(d, 'cloned', str(CLONED))
+
+    def start_waiting(self, d, *words):
+        p = run_program([SURVIVOR, d.path('pager.sock'), *words])
         late = threading.Timer(rig.DEADLINE, p.kill)
         late.start()
         self.assertEqual(p.stdout.readline(), 'ready\n')
