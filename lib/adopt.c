@@ -159,6 +159,50 @@ release(struct adoption *a)
 	free(a->zpool.units);
 }
 
+static bool
+is_unsound(const struct adoption *a, const struct object *o)
+{
+	for (; o != NULL; o = o->backing) {
+		for (const struct heir *h = a->heirs; h != NULL; h = h->next) {
+			if (h->unsound && h->o == o)
+				return true;
+		}
+	}
+	return false;
+}
+
+/* Whoever sees a page of an object of which nobody knows what it holds, or could ask for one. */
+static void
+fail_unsound(struct adoption *a)
+{
+	struct server *sv = a->rt->server;
+	struct owner **link = &sv->owners, *owner;
+
+	while ((owner = *link) != NULL) {
+		if (!is_unsound(a, owner->object)) {
+			link = &owner->next;
+			continue;
+		}
+		log_line(&a->rt->p.log, UP_LOG_ERROR, "re-attach: the object \"%s\" is no more",
+			 owner->name);
+		*link = owner->next;
+		up_object_remove(a->rt, owner->name);
+		zone_free(&sv->owner_zone, owner);
+	}
+	for (struct returned *re = a->spaces; re != NULL; re = re->next) {
+		const struct client *c = re->sp->client;
+		struct object *const *held = c != NULL ? c->object.base : NULL;
+		bool bad = false;
+
+		for (const struct map_entry *e = re->sp->map.first; e != NULL && !bad; e = e->next)
+			bad = is_unsound(a, e->object);
+		for (size_t i = 0; held != NULL && i < c->object.n && !bad; i++)
+			bad = is_unsound(a, held[i]);
+		if (bad && !re->failed)
+			adopt_failed(a, re, -EINVAL);
+	}
+}
+
 /* Everything but the switch.  => nobody pages out, so that the predecessor's store is right until then */
 static int
 read_all(struct adoption *a)
@@ -166,6 +210,7 @@ read_all(struct adoption *a)
 	const struct store_root *root = a->root;
 	struct up_runtime *rt = a->rt;
 	uint64_t tree, backing, offset;
+	bool sound = true;
 	int r = past_pages(a);
 
 	if (r == 0)
@@ -181,10 +226,17 @@ read_all(struct adoption *a)
 	for (struct heir *h = a->heirs; h != NULL && r == 0; h = h->next) {
 		adopt_shape(a, h->was, adopt_then_of(a, h->was), &tree, &backing, &offset);
 		r = adopt_pages(a, h, tree, h->was->height, 0);
+		if (r == -EINVAL) {
+			h->unsound = true;
+			sound = false;
+			r = 0;
+		}
 		if (r < 0)
 			log_line(&rt->p.log, UP_LOG_ERROR, "re-attach: object %llu: %s",
 				 (unsigned long long)h->was->id, strerrorname_np(-r));
 	}
+	if (r == 0 && !sound)
+		fail_unsound(a);
 	if (r == 0)
 		r = quarantine(a);
 	for (const struct heir *h = a->heirs; h != NULL && r == 0; h = h->next)

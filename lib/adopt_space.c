@@ -244,19 +244,25 @@ adopt_space(struct adoption *a, const void *item)
 	}
 	/* For a successor that finds this store, from the switch on.  Here nobody can see it yet. */
 	re->sp->attached = r == 0 && re->uffd >= 0;
+	if (r < 0)
+		adopt_failed(a, re, r);
+	return r == -ENOMEM ? r : 0;
+}
+
+void
+adopt_failed(struct adoption *a, struct returned *re, int r)
+{
 	/* Before the switch: the store of ours does not know of it. */
-	if (r < 0 && r != -ENOMEM && guest && re->uffd >= 0) {
-		a->from->orphan(a->from->ctx, was->id, re->uffd);
+	if (r != -ENOMEM && re->guest && re->uffd >= 0) {
+		a->from->orphan(a->from->ctx, re->was->id, re->uffd);
 		re->uffd = -1;
 	}
-	if (r < 0) {
-		re->failed = true;
-		log_line(&p->log, UP_LOG_ERROR,
-			 "process %d can not be re-attached: %s; what it misses is %s",
-			 atomic_load(&was->pid), strerrorname_np(-r),
-			 guest ? "waited for" : "SIGBUS");
-	}
-	return r == -ENOMEM ? r : 0;
+	re->sp->attached = false;
+	re->failed = true;
+	log_line(&a->rt->p.log, UP_LOG_ERROR,
+		 "process %d can not be re-attached: %s; what it misses is %s",
+		 atomic_load(&re->was->pid), strerrorname_np(-r),
+		 re->guest ? "waited for" : "SIGBUS");
 }
 
 int

@@ -41,6 +41,7 @@ struct heir {
 	uint64_t pool_then; /* 0: none */
 	uint8_t *there;	    /* a bit a page: it is in the pool's file, and nobody's yet */
 	bool handle;	    /* the reference is one of the program's */
+	bool unsound; /* what it says can not be: who sees it is not served again, and everybody else is */
 };
 
 /* A space that is there again. */
@@ -140,6 +141,8 @@ int adopt_pages(struct adoption *a, struct heir *h, uint64_t then, unsigned leve
 
 /* All but to run there: 0 or a negative errno; one that can not be is noted as failed. */
 int adopt_space(struct adoption *a, const void *item);
+/* So it can not be served again; r: why.  Before the switch. */
+void adopt_failed(struct adoption *a, struct returned *re, int r);
 /* What a client's object has its pages from, and who owns its name. */
 int adopt_file(struct adoption *a, const void *item);
 int adopt_owner(struct adoption *a, const void *item);

@@ -57,22 +57,65 @@ def kill_daemon(d, times):
         raise AssertionError('the guardian has ended:\n' + d.log())
 
 
-def spoil_entries(pid, length):
-    """In the memory of a daemon that stands still: map entries of that length get a next one at an address that is none."""
+@contextlib.contextmanager
+def store_of(pid):
+    """The memory that a daemon which stands still leaves to the next one: its descriptor, and the stretches of it that are there."""
     link = next(fd for fd in os.scandir(f'/proc/{pid}/fd') if 'uffd-pager-store' in os.readlink(fd.path))
     fd = os.open(link.path, os.O_RDWR)
-    found, hole = 0, 0
+    stretches, hole = [], 0
     with contextlib.suppress(OSError):  # the end
         while True:
             at = os.lseek(fd, hole, os.SEEK_DATA)
             hole = os.lseek(fd, at, os.SEEK_HOLE)
+            stretches.append((at, hole))
+    yield fd, stretches
+    os.close(fd)
+
+
+def spoil_entries(pid, length):
+    """Map entries of that length get a next one at an address that is none."""
+    found = 0
+    with store_of(pid) as (fd, stretches):
+        for at, hole in stretches:
             # struct map_entry (vm/map.h): start, end and six words more are a cache line, and next comes after it.
             for entry in range(at, hole, 64):
                 first, last, thing = struct.unpack('<3Q', os.pread(fd, 24, entry))
                 if thing != 0 and last - first == length and first > 1 << 32 and first % 4096 == 0:
                     os.pwrite(fd, struct.pack('<Q', 8), entry + 64)
                     found += 1
-    os.close(fd)
+    assert found > 0
+
+
+def spoil_pages(pid, npages):
+    """Objects of that many pages get one at an address that is none."""
+    def mapped_at():
+        with open(f'/proc/{pid}/maps', encoding='ascii') as f:
+            return [(int(m[1], 16), int(m[2], 16), int(m[3], 16)) for m in
+                    (re.match(r'(\w+)-(\w+) \S+ (\w+) .*uffd-pager-store', line) for line in f) if m]
+
+    maps = mapped_at()
+    found = 0
+    with store_of(pid) as (fd, stretches):
+        def words(address, n):
+            for start, end, offset in maps:
+                if start <= address and address + 8 * n <= end:
+                    return struct.unpack(f'<{n}Q', os.pread(fd, 8 * n, address - start + offset))
+            return None
+
+        for at, hole in stretches:
+            data = os.pread(fd, hole - at, at)
+            # struct leaf (vm/object.h): a lock of five words, the object, flags, base, nused, and 512 slots; an object's size is its tenth word.
+            for leaf in range(0, len(data) - 521 * 8, 8):
+                o, _, base, nused = struct.unpack_from('<4Q', data, leaf + 40)
+                if base % 512 != 0 or base >= npages or nused & 0xffffffff not in range(1, 513) or o == 0:
+                    continue
+                what = words(o, 10)
+                slots = struct.unpack_from('<512Q', data, leaf + 72)
+                if what is None or what[9] != npages or sum(s != 0 for s in slots) != nused & 0xffffffff:
+                    continue
+                i = next(i for i in range(512) if slots[i] != 0)
+                os.pwrite(fd, struct.pack('<Q', 16 | 1), at + leaf + 72 + 8 * i)
+                found += 1
     assert found > 0
 
 
@@ -538,6 +581,36 @@ class Survive(unittest.TestCase):
             out, _ = p.communicate('\n')
             late.cancel()
             self.assertIn(p.returncode, (2, -signal.SIGBUS), out)
+
+    def test_pages_that_can_not_be_cost_who_sees_them(self):
+        """Of a client, of its clone, and of an object with a name; nobody else is told anything."""
+        with Daemon('--memory', '16M') as d:
+            def once(*words):
+                return subprocess.run([SURVIVOR, d.path('pager.sock'), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                      timeout=rig.DEADLINE, text=True, check=False)
+
+            self.assertEqual(once('write', 'sound', '301', str(SEED)).returncode, 0)
+            self.assertEqual(once('write', 'unsound', str(CLONED), str(SEED)).returncode, 0)
+            p, late = self.start_cloned(d)
+            other = start(d, 512, 3, SEED)
+            wait_for('both are there', lambda: clients(d) == 2)
+            os.kill(d.served_by(), signal.SIGSTOP)
+            spoil_pages(d.served_by(), CLONED)
+            kill_daemon(d, 1)
+            self.assertIn(f'process {p.pid} can not be re-attached: EINVAL', d.log())
+            self.assertIn('the object "unsound" is no more', d.log())
+            finish(d, [other])
+            out, _ = p.communicate('\n')
+            late.cancel()
+            self.assertIn(p.returncode, (2, -signal.SIGBUS), out)
+            self.assertEqual(once('compare', 'sound', '301', str(SEED)).returncode, 0)
+            self.assertIn('ENOENT', once('compare', 'unsound', str(CLONED), str(SEED)).stdout)
+            wait_for('all are gone', lambda: clients(d) == 0)
+            kill_daemon(d, 2)
+            self.assertEqual(once('remove', 'sound', '301', str(SEED)).returncode, 0)
+            kill_daemon(d, 3)
+            self.assertIn('pages in place 0, staged 0, compressed 0, in swap 0',
+                          [line for line in d.log().splitlines() if 're-attached' in line][-1])
 
     def test_a_file_that_is_shorter_by_then_costs_what_is_cut_off(self):
         with Daemon('--memory', '16M') as d, tempfile.NamedTemporaryFile(dir=d.dir) as f:
