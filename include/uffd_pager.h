@@ -243,7 +243,15 @@ struct up_config {
 	void (*pager_lost)(void *ctx);
 	void *pager_lost_ctx; /* handed to pager_lost */
 
-	uint64_t reserved[5]; /* must be zero */
+	/*
+	 * up_runtime_connect() only: the daemon is to end, and asks its clients to leave (up_runtime_destroy()).  All works as before for `ms` milliseconds; then the daemon is
+	 * gone, as pager_lost has it.  0: it stays until the last client has left.  Called in a thread of the library's, each time that the daemon is told to end.  It may use the
+	 * runtime, but not destroy it.  In a forked child it is not called.  NULL: nobody is told.
+	 */
+	void (*pager_leaving)(void *ctx, unsigned ms);
+	void *pager_leaving_ctx; /* handed to pager_leaving */
+
+	uint64_t reserved[3]; /* must be zero */
 };
 #define UP_NO_IO_POLL UINT64_MAX
 

@@ -237,6 +237,7 @@ adopt_space(struct adoption *a, const void *item)
 	}
 	re->sp->coming = was->coming;
 	re->sp->acked = true; /* or asks again */
+	atomic_store(&re->sp->leave, atomic_load(&was->leave));
 	/* What was under way is done now. */
 	if (re->sp->client != NULL && re->sp->client->wiring.doing != 0) {
 		re->sp->client->wiring.done = re->sp->client->wiring.doing;

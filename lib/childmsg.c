@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include "childmsg.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
@@ -105,7 +106,19 @@ fds_close(const int fd[], size_t n)
 }
 
 void
-msg_drain(int sock)
+msg_unasked(struct unasked *u, const struct msg *m)
+{
+	const uint64_t one = 1;
+
+	if (u == NULL || u->kick < 0 || m->type != MSG_LEAVE)
+		return;
+	atomic_store(&u->leave, (uint64_t)m->n + 1);
+	if (write(u->kick, &one, sizeof one) < 0)
+		assert(errno == EAGAIN || errno == EBADF); /* or the program has closed it */
+}
+
+void
+msg_drain(int sock, struct unasked *u)
 {
 	int fd[MSG_REGIONS];
 	struct msg m;
@@ -115,6 +128,8 @@ msg_drain(int sock)
 	do {
 		r = msg_receive(sock, &m, fd, &nfd, NULL);
 		fds_close(fd, nfd);
+		if (r == 0)
+			msg_unasked(u, &m);
 	} while (r == 0);
 }
 

@@ -19,6 +19,9 @@
  *	CALL, descriptors ------------>
  *	              <--------------- RETURN, descriptors	of the same serial
  *
+ * A daemon that is to end says LEAVE, whenever that is and unasked: n milliseconds it goes on, 0: until the last client has left.  Who does not know the word
+ * passes over it.  Not to forked children.
+ *
  * A RETURN or REGION of serial 0 and -ERESTART: the pager was killed, and there is another one.  What has been asked and not answered
  * was done or was not, and is asked again.
  *
@@ -31,6 +34,7 @@
 #define UP_CHILDMSG_H
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/types.h>
@@ -58,6 +62,7 @@ enum msg_type {
 	MSG_CONNECT,
 	MSG_CALL,
 	MSG_RETURN,
+	MSG_LEAVE,
 };
 
 enum call_op {
@@ -132,8 +137,17 @@ void fds_close(const int fd[], size_t n);
 /* up_object_stats.pager by a number: the name is where the pager has it, and not where the client does.  NULL: there is no such number. */
 uint32_t pager_number(const char *name);
 const char *pager_name(uint32_t number);
+/*
+ * Where who reads answers leaves what comes unasked, for the thread that tells the program; that thread is waked.
+ */
+struct unasked {
+	_Atomic uint64_t leave; /* LEAVE: its milliseconds, and 1; 0: it has not come */
+	int kick;		/* an eventfd; -1: nobody wants to know */
+};
+/* Of a message that is no answer.  u NULL: as kick -1. */
+void msg_unasked(struct unasked *u, const struct msg *m);
 /* Nothing that is there now is the answer to what is about to be asked. */
-void msg_drain(int sock);
+void msg_drain(int sock, struct unasked *u);
 /* The same as msg_receive(), once there is one, within `ms`.  If it fails there are no descriptors. */
 int msg_await(int sock, struct msg *m, int fd[MSG_REGIONS], size_t *nfd, int ms);
 

@@ -58,6 +58,7 @@ struct ticket {
 	struct ticket *of; /* the client that forks; NULL: the pager's own process does */
 	pthread_mutex_t *
 		lock; /* of a program that is connected: nobody else uses the socket; NULL: a forked child */
+	struct unasked *unasked; /* NULL: nobody wants to know */
 	atomic_size_t n;
 	struct region r[];
 };
@@ -168,7 +169,7 @@ forks_stop(struct up_runtime *rt)
 
 int
 client_add(struct up_runtime *rt, int sock, uint64_t features, pthread_mutex_t *lock,
-	   struct ticket **out)
+	   struct unasked *unasked, struct ticket **out)
 {
 	struct ticket *t = ticket_alloc(rt, 0, NULL);
 	struct stat st;
@@ -185,6 +186,7 @@ client_add(struct up_runtime *rt, int sock, uint64_t features, pthread_mutex_t *
 	t->inode = st.st_ino;
 	t->features = features;
 	t->lock = lock;
+	t->unasked = unasked;
 	signals_hold(&old);
 	pthread_mutex_lock(&registry.lock);
 	t->next = registry.clients;
@@ -281,9 +283,8 @@ prepare_own(struct forks *f)
 	return t;
 }
 
-/* True if the descriptor is still what it was. */
-static bool
-still_open(const struct ticket *t)
+bool
+client_still_open(const struct ticket *t)
 {
 	struct stat st;
 
@@ -344,6 +345,8 @@ hear_regions(struct ticket *of, struct ticket **ticket)
 		if (m.type != MSG_REGION || m.serial != of->serial) {
 			fds_close(fd, nfd);
 			left = 1;
+			if (r == 0)
+				msg_unasked(of->unasked, &m);
 		} else if (r < 0 || error < 0) {
 			fds_close(fd, nfd);
 			error = error < 0 ? error : r;
@@ -363,10 +366,10 @@ prepare_once(struct ticket *of, struct ticket **out)
 	int sock[2], r;
 	ino_t inode = 0;
 
-	r = still_open(of) ? make_sockets(sock, &inode) : -EBADF;
+	r = client_still_open(of) ? make_sockets(sock, &inode) : -EBADF;
 	if (r < 0)
 		return r;
-	msg_drain(of->sock);
+	msg_drain(of->sock, of->unasked);
 	r = msg_send(of->sock, &m, &sock[0], 1);
 	close(sock[0]);
 	if (r == 0) {
@@ -604,7 +607,7 @@ after_in_child(void)
 		struct ticket *heir = tickets;
 
 		registry.clients = t->next;
-		if (still_open(t))
+		if (client_still_open(t))
 			close(t->sock);
 		while (heir != NULL && !(heir->shared && heir->of == t))
 			heir = heir->next;

@@ -388,7 +388,20 @@ heard(struct forks *f, struct space *sp)
 static bool
 says(const struct space *sp)
 {
-	return sp->telling || (sp->attached && !sp->acked);
+	return sp->telling || (sp->attached && (!sp->acked || atomic_load(&sp->leave) != 0));
+}
+
+static int
+ask_to_leave(struct space *sp)
+{
+	unsigned leave = atomic_load(&sp->leave);
+	const struct msg m = { .type = MSG_LEAVE, .n = leave - 1 };
+	const int r = say_now(sp, &m, NULL, 0);
+
+	/* Unless there is something newer to be said. */
+	if (r == 0)
+		(void)atomic_compare_exchange_strong(&sp->leave, &leave, 0);
+	return r == -EAGAIN ? 0 : r;
 }
 
 static void
@@ -400,6 +413,8 @@ go_on_telling(struct forks *f, struct space *sp)
 	sp->later = false;
 	if (sp->attached && !sp->acked)
 		r = acknowledge(f, sp);
+	if (r == 0 && sp->attached && sp->acked && atomic_load(&sp->leave) != 0)
+		r = ask_to_leave(sp);
 	if (r == 0 && sp->telling)
 		r = tell_on(f, sp);
 	if (r < 0)

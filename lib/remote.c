@@ -67,11 +67,13 @@ struct remote {
 	struct region *region; /* REGIONS_MAX of them; length 0: free */
 	char *watcher;
 	atomic_bool over; /* we have hung up */
-	/* up_config.pager_lost */
-	void (*lost)(void *ctx); /* (c) NULL: there is no herald */
-	void *lost_ctx;		 /* (c) */
+	/* up_config.pager_lost and pager_leaving; both NULL: there is no herald */
+	void (*lost)(void *ctx);		 /* (c) */
+	void (*leaving)(void *ctx, unsigned ms); /* (c) */
+	void *lost_ctx, *leaving_ctx;		 /* (c) */
 	pthread_t herald;
-	int stop; /* (c) eventfd: it is to end */
+	struct unasked unasked; /* its kick: (c) -1: there is no herald */
+	atomic_bool hushed;	/* it is to end */
 	_Atomic uint32_t told;
 };
 
@@ -133,7 +135,7 @@ ask(struct remote *re, const struct call *q, int fd)
 
 	if (re->broken)
 		return -ENOTCONN;
-	msg_drain(re->sock);
+	msg_drain(re->sock, &re->unasked);
 	r = msg_send(re->sock, &m, &fd, fd >= 0);
 	return r < 0 ? lost(re, r) : 0;
 }
@@ -151,6 +153,7 @@ hear(struct remote *re, struct msg *m, int fd[MSG_REGIONS], size_t *nfd)
 		     (m->type == MSG_RETURN || m->type == MSG_REGION)) ||
 		    msg_is_restart(m, MSG_RETURN))
 			return 0;
+		msg_unasked(&re->unasked, m);
 		for (size_t i = 0; i < *nfd; i++)
 			close(fd[i]);
 	}
@@ -1061,8 +1064,12 @@ hello(struct up_runtime *rt)
 	size_t nfd = 0;
 
 	r = msg_send(re->sock, &m, &re->uffd, 1);
-	if (r == 0)
-		r = msg_await(re->sock, &m, fd, &nfd, CONNECT_MS);
+	do {
+		if (r == 0)
+			r = msg_await(re->sock, &m, fd, &nfd, CONNECT_MS);
+		if (r == 0)
+			msg_unasked(&re->unasked, &m);
+	} while (r == 0 && m.type == MSG_LEAVE && nfd == 0);
 	if (r == 0 && m.type == MSG_ACK && nfd == 1) {
 		re->pager = fd[0];
 		return 0;
@@ -1130,45 +1137,98 @@ remote_free(struct up_runtime *rt)
 		close(re->uffd);
 	if (re->sock >= 0)
 		close(re->sock);
+	if (re->unasked.kick >= 0)
+		close(re->unasked.kick);
 	munmap(rt, REMOTE_BYTES + TABLE_BYTES);
 }
 
-/* Tells the program, and then the watcher that it may go on. */
+/* What has come while nobody waits for an answer: who does holds the lock, and hears it himself.  False: the socket is ours no more. */
+static bool
+hear_unasked(struct remote *re)
+{
+	bool ours;
+
+	pthread_mutex_lock(&re->lock);
+	ours = client_still_open(re->ticket);
+	if (ours)
+		msg_drain(re->sock, &re->unasked);
+	pthread_mutex_unlock(&re->lock);
+	return ours;
+}
+
+/* True if it is what it was, as far as can be seen: no file, socket or pipe of the program's in its place. */
+static bool
+kick_heard(int kick)
+{
+	struct stat st;
+	uint64_t n;
+
+	return fstat(kick, &st) == 0 && (st.st_mode & S_IFMT) == 0 &&
+	       (read(kick, &n, sizeof n) > 0 || errno == EAGAIN || errno == EINTR);
+}
+
+static void
+tell_lost(struct remote *re)
+{
+	if (re->lost == NULL)
+		return;
+	re->lost(re->lost_ctx);
+	atomic_store(&re->told, 1);
+	syscall(SYS_futex, &re->told, FUTEX_WAKE, 1, NULL, NULL, 0);
+}
+
+/*
+ * Tells the program what comes unasked; at last that the daemon is gone, and then the watcher that it may go on.  A descriptor that the program has closed says
+ * nothing.
+ */
 static void *
 herald(void *arg)
 {
 	struct remote *re = arg;
-	struct pollfd pf[3] = { { .fd = re->stop, .events = POLLIN },
-				{ .fd = re->sock },
+	struct pollfd pf[3] = { { .fd = re->unasked.kick, .events = POLLIN },
+				{ .fd = re->sock, .events = re->leaving != NULL ? POLLIN : 0 },
 				{ .fd = re->pager, .events = POLLIN } };
 
-	while (poll(pf, 3, -1) < 0 && errno == EINTR)
-		;
-	/* A descriptor that the program has closed says nothing. */
-	if (pf[0].revents != 0 || ((pf[1].revents | pf[2].revents) & ~POLLNVAL) == 0)
-		return NULL;
-	re->lost(re->lost_ctx);
-	atomic_store(&re->told, 1);
-	syscall(SYS_futex, &re->told, FUTEX_WAKE, 1, NULL, NULL, 0);
+	while (!atomic_load(&re->hushed)) {
+		const uint64_t leave = atomic_exchange(&re->unasked.leave, 0);
+
+		if (leave != 0 && re->leaving != NULL)
+			re->leaving(re->leaving_ctx, (unsigned)(leave - 1));
+		if (poll(pf, 3, -1) <= 0 || atomic_load(&re->hushed))
+			continue;
+		if (pf[0].revents != 0 && !kick_heard(re->unasked.kick))
+			return NULL;
+		if ((pf[1].revents & POLLIN) && !hear_unasked(re))
+			pf[1].revents = POLLNVAL;
+		if (((pf[1].revents & ~(POLLNVAL | POLLIN)) | (pf[2].revents & ~POLLNVAL)) != 0) {
+			tell_lost(re);
+			return NULL;
+		}
+		for (unsigned i = 1; i < 3; i++)
+			if (pf[i].revents & POLLNVAL)
+				pf[i].fd = -1;
+	}
 	return NULL;
 }
 
+static bool
+has_herald(const struct remote *re)
+{
+	return re->lost != NULL || re->leaving != NULL;
+}
+
+/* => unasked.kick and the ticket are there */
 static int
 herald_start(struct remote *re)
 {
 	sigset_t old;
 	int r;
 
-	if (re->lost == NULL)
+	if (!has_herald(re))
 		return 0;
-	re->stop = eventfd(0, EFD_CLOEXEC);
-	if (re->stop < 0)
-		return -errno;
 	signals_hold(&old);
 	r = pthread_create(&re->herald, NULL, herald, re);
 	signals_release(&old);
-	if (r != 0)
-		close(re->stop);
 	return -r;
 }
 
@@ -1177,12 +1237,12 @@ herald_stop(struct remote *re)
 {
 	const uint64_t one = 1;
 
-	if (re->lost == NULL)
+	if (!has_herald(re))
 		return;
-	if (write(re->stop, &one, sizeof one) < 0)
+	atomic_store(&re->hushed, true);
+	if (write(re->unasked.kick, &one, sizeof one) < 0)
 		assert(errno == EAGAIN);
 	pthread_join(re->herald, NULL);
-	close(re->stop);
 }
 
 static int
@@ -1207,10 +1267,12 @@ connect_once(struct up_runtime **out, const char *path, const struct up_config *
 		rt->p.log = (struct logger){ .fn = cfg->log, .ctx = cfg->log_ctx };
 		re->lost = cfg->pager_lost;
 		re->lost_ctx = cfg->pager_lost_ctx;
+		re->leaving = cfg->pager_leaving;
+		re->leaving_ctx = cfg->pager_leaving_ctx;
 	}
 	re->region = (struct region *)(void *)((char *)rt + REMOTE_BYTES);
 	re->watcher = (char *)rt + REMOTE_BYTES + TABLE_BYTES;
-	re->sock = re->uffd = re->pager = -1;
+	re->sock = re->uffd = re->pager = re->unasked.kick = -1;
 	pthread_mutex_init(&re->lock, NULL);
 	r = cfg != NULL && memcmp(cfg->reserved, none.reserved, sizeof none.reserved) != 0
 		    ? bad(rt, "up_runtime_connect: reserved fields are not zero")
@@ -1218,6 +1280,12 @@ connect_once(struct up_runtime **out, const char *path, const struct up_config *
 	if (r < 0)
 		goto free;
 	re->sock = r;
+	if (has_herald(re)) {
+		re->unasked.kick = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+		r = re->unasked.kick < 0 ? -errno : 0;
+		if (r < 0)
+			goto free;
+	}
 	r = introduce(rt, &features);
 	if (r == 0)
 		r = memory_init(rt);
@@ -1227,7 +1295,8 @@ connect_once(struct up_runtime **out, const char *path, const struct up_config *
 	r = re->uffd < 0 ? re->uffd : hello(rt);
 	if (r < 0)
 		goto free;
-	r = client_add(rt, re->sock, features, &re->lock, &re->ticket);
+	r = client_add(rt, re->sock, features, &re->lock, has_herald(re) ? &re->unasked : NULL,
+		       &re->ticket);
 	if (r < 0)
 		goto free;
 	r = herald_start(re);

@@ -178,12 +178,15 @@ void forks_stop(struct up_runtime *rt);
 
 /*
  * fork.c: a program that is connected to a pager elsewhere.  Its children get what is inherited; `lock` is held by whoever uses the socket, and
- * during forks.  => no lock is held
+ * during forks; what a fork hears unasked goes to `unasked` (childmsg.h).  => no lock is held
  */
 struct ticket;
+struct unasked;
 int client_add(struct up_runtime *rt, int sock, uint64_t features, pthread_mutex_t *lock,
-	       struct ticket **out);
+	       struct unasked *unasked, struct ticket **out);
 void client_remove(struct ticket *t);
+/* True if its descriptor is still what it was, and not closed by the program. */
+bool client_still_open(const struct ticket *t);
 
 /*
  * The entries that map_clip() will use, all or none: 0, or -ENOMEM and a log line.  What is left of them goes back

@@ -12,6 +12,7 @@
  */
 #include <ctype.h>
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -1394,6 +1395,34 @@ client_free(struct up_runtime *rt, struct client *c, uint64_t id)
 	client_discard(rt, c);
 	if (rt->server != NULL && rt->server->ended != NULL)
 		rt->server->ended(rt->server->ctx, id, guest);
+}
+
+int
+serve_leave(struct up_runtime *rt, uint64_t id, unsigned ms)
+{
+	struct pager *p = &rt->p;
+	struct space *sp;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	sp = client_find(p, id);
+	if (sp != NULL && sp->client->guest == NULL)
+		atomic_store(&sp->leave, MIN(ms, UINT_MAX - 1) + 1);
+	pthread_rwlock_unlock(&p->map.lock);
+	keeper_kick(rt->forks);
+	return sp != NULL ? 0 : -ENOENT;
+}
+
+unsigned
+serve_children(struct up_runtime *rt)
+{
+	struct pager *p = &rt->p;
+	unsigned n = 0;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next)
+		n += sp->client == NULL;
+	pthread_rwlock_unlock(&p->map.lock);
+	return n;
 }
 
 int

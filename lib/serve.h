@@ -72,6 +72,13 @@ int serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id, boo
  * A connected SOCK_SEQPACKET, which is the runtime's from here on, also on failure.  Any thread.  0; -EAGAIN: there are too many clients; -ENOMEM.
  */
 int serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits, uint64_t *id);
+/*
+ * Tell it, once it is served, that there will be no pager `ms` milliseconds from now; 0: when the last client has left.  It is served as before.  -ENOENT.  Any
+ * thread.
+ */
+int serve_leave(struct up_runtime *rt, uint64_t id, unsigned ms);
+/* How many forked children of clients are served, those included whose client has gone.  Any thread. */
+unsigned serve_children(struct up_runtime *rt);
 /* Disconnect it: what it has in memory stays there, what is missing is SIGBUS.  ended() follows.  -ENOENT.  Any thread. */
 int serve_end(struct up_runtime *rt, uint64_t id);
 /*

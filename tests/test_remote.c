@@ -46,7 +46,7 @@ struct shared {
 	atomic_uint regions; /* of all clients, when last asked */
 	atomic_uint ask;     /* 1: count them */
 	_Atomic uint64_t used;
-	/* 3: the quota of a client, by the order of their coming; 4: take bytes from it */
+	/* 3: the quota of a client, by the order of their coming; 4: take bytes from it; 5: ask it to leave, `limit` is how many ms */
 	atomic_uint client;
 	_Atomic uint64_t limit, minimum;
 	atomic_int result;
@@ -184,12 +184,14 @@ daemon_run(int listener)
 		if (atomic_load(&shared->ask) >= 3) {
 			const uint64_t who = id[atomic_load(&shared->client)];
 
+			const uint64_t much = atomic_load(&shared->limit);
+			const unsigned ask = atomic_load(&shared->ask);
+
 			atomic_store(&shared->result,
-				     atomic_load(&shared->ask) == 3
-					     ? serve_quota(served, who, atomic_load(&shared->limit),
-							   atomic_load(&shared->minimum))
-					     : (int)serve_evict(served, who,
-								atomic_load(&shared->limit)));
+				     ask == 3	? serve_quota(served, who, much,
+							      atomic_load(&shared->minimum))
+				     : ask == 4 ? (int)serve_evict(served, who, much)
+						: serve_leave(served, who, (unsigned)much));
 			atomic_store(&shared->ask, 0);
 			continue;
 		}
@@ -1404,6 +1406,100 @@ Test(remote, a_program_is_told_before_it_gets_sigbus)
 	cr_assert(eq(int, atomic_load(&lost_over), 1));
 	cr_assert(eq(int, atomic_load(&lost_calls), 1));
 	up_runtime_destroy(rt);
+}
+
+static atomic_uint asked_to_leave, leave_ms;
+
+static void
+on_leaving(void *ctx, unsigned ms)
+{
+	struct up_stats st;
+
+	/* It is served as before, also in here. */
+	if (up_stats_get(*(struct up_runtime **)ctx, &st, sizeof st) == 0) {
+		atomic_store(&leave_ms, ms);
+		atomic_fetch_add(&asked_to_leave, 1);
+	}
+}
+
+static void
+ask_to_leave(unsigned client, unsigned ms)
+{
+	atomic_store(&shared->client, client);
+	atomic_store(&shared->limit, ms);
+	daemon_ask(5);
+	cr_assert(eq(int, atomic_load(&shared->result), 0));
+}
+
+static const struct up_config leaving = { .log = collect,
+					  .pager_leaving = on_leaving,
+					  .pager_leaving_ctx = &rt };
+
+Test(remote, a_program_is_asked_to_leave_and_served_until_it_does)
+{
+	const size_t npages = 2 * daemon_limit / PAGE_SIZE;
+	const double until = seconds() + DEADLINE;
+	struct up_runtime *deaf = must_connect();
+	uint64_t *p, *q;
+
+	cr_assert(eq(int, up_runtime_connect(&rt, path, &leaving), 0));
+	p = must_map(rt, npages, UP_PRIVATE, NULL, 0);
+	q = must_map(deaf, 100, UP_PRIVATE, NULL, 0);
+	fill(p, npages, 7);
+	fill(q, 100, 8);
+	ask_to_leave(0, 1234);
+	ask_to_leave(1, 1234);
+	while (atomic_load(&asked_to_leave) == 0) {
+		cr_assert(seconds() < until, "it has not heard that it is to leave");
+		nap();
+	}
+	cr_assert(eq(uint, atomic_load(&leave_ms), 1234));
+	cr_assert(eq(sz, wrong(p, npages, 7), 0));
+	cr_assert(eq(sz, wrong(q, 100, 8), 0));
+	fill(must_map(rt, 10, UP_PRIVATE, NULL, 0), 10, 9);
+	fill(must_map(deaf, 10, UP_PRIVATE, NULL, 0), 10, 9);
+	cr_assert(eq(uint, atomic_load(&asked_to_leave), 1));
+	up_runtime_destroy(rt);
+	up_runtime_destroy(deaf);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+/* Whose answers come over the same socket. */
+Test(remote, it_is_asked_to_leave_whatever_it_is_doing)
+{
+	const double until = seconds() + DEADLINE;
+	uint64_t *p;
+	int status;
+
+	cr_assert(eq(int, up_runtime_connect(&rt, path, &leaving), 0));
+	p = must_map(rt, 10, UP_PRIVATE, NULL, 0);
+	fill(p, 10, 1);
+	cr_assert(eq(int, up_inherit(rt, p, 10 * PAGE_SIZE, UP_INHERIT_COPY), 0));
+	for (unsigned i = 1; i <= 400; i++) {
+		atomic_store(&shared->client, 0);
+		atomic_store(&shared->limit, i);
+		atomic_store(&shared->ask, 5);
+		while (atomic_load(&leave_ms) != i) {
+			cr_assert(seconds() < until, "it has not heard it the %u. time", i);
+			if (i % 8 == 0) {
+				const pid_t pid = fork();
+
+				if (pid == 0)
+					_exit(wrong(p, 10, 1) != 0);
+				cr_assert(waitpid(pid, &status, 0) == pid);
+				cr_assert(eq(int, status, 0), "%s", logged);
+			} else {
+				void *more = must_map(rt, 1, UP_PRIVATE, NULL, 0);
+
+				cr_assert(eq(int, up_unmap(rt, more, PAGE_SIZE), 0));
+			}
+		}
+	}
+	cr_assert(eq(uint, atomic_load(&asked_to_leave), 400));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
 }
 
 Test(remote, clients_that_are_killed_leave_nothing_behind)

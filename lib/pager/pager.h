@@ -417,6 +417,8 @@ struct space {
 	uint64_t thaw_at; /* until that at most, now_ns() */
 	bool returned;	  /* it may have said that it has, to a predecessor */
 	bool acked;	  /* it has been told that it is served */
+	/* a client is to be told that the pager ends in so many ms: those, and 1; 0: nothing */
+	atomic_uint leave;
 	bool later; /* it could not be told more: too many descriptors are on their way, whosever */
 	bool telling;	 /* what it is to map: as many entries as `told`, so far */
 	uint32_t serial; /* which it has asked with */
