@@ -2,14 +2,12 @@
 /*
  * daemon.h (private): what the parts of uffd-pagerd share.
  *
- *	starting --all sockets are there--> SERVING --`drain`--> DRAINING --last client left--+
- *	                                       |                   |  ^ |                     |
- *	                                       |                   |  +-+ `drain --cancel`    |
- *	                                       +-----SIGTERM-------+--> ENDING --------------->+--> gone
- *	                                                       no client left, or drain_timeout,
- *	                                                       or a second SIGTERM
+ *	starting --all sockets are there--> SERVING --`drain`, SIGTERM--> DRAINING --last client left, or drain_timeout after SIGTERM--> ENDING --> gone
+ *	                                       ^                             |
+ *	                                       +------ `drain --cancel` -----+
  *
- * DRAINING refuses new clients and waits for those there are, however long; ENDING also tells them to end.
+ * DRAINING refuses new clients, asks those there are to leave, and serves them as before: until end_at, if there was a SIGTERM, which can not be taken back; otherwise
+ * however long.  ENDING takes leave of those that are left.  A second SIGTERM ends it on the spot.
  *
  * All of it belongs to the loop's thread.
  */
@@ -38,12 +36,14 @@ struct daemon {
 	struct store *
 		store; /* all that it knows lies in there, for a successor; NULL: it ends with us */
 	enum daemon_state state;
+	uint64_t
+		end_at; /* CLOCK_MONOTONIC, ns: it ends then at the latest; 0: nobody has told it to */
 	uint64_t since;	 /* CLOCK_MONOTONIC, ns */
 	uint64_t budget; /* bytes: up_stats.limit */
 	char run_dir[PATH_MAX], state_dir[PATH_MAX], swap[PATH_MAX];
 };
 
-/* Refuse new clients, and end once the last has left; false: serve again.  -EBUSY: it is ending. */
+/* Refuse new clients, and end once the last has left; false: serve again.  -EBUSY: it is to end in any case. */
 int daemon_drain(struct daemon *d, bool on);
 /* The registry's word that a client has left. */
 void daemon_client_left(struct daemon *d);
@@ -66,6 +66,8 @@ int native_create(struct daemon *d, const struct up_config *uc) __attribute__((w
 int native_start(struct daemon *d);
 /* Limits and minima of groups are to be as the configuration has them now.  Before the first client: nothing to do. */
 void native_quotas(struct daemon *d) __attribute__((weak));
+/* Forked children of clients, those included whose client has gone: they have no sessions. */
+unsigned native_children(struct daemon *d) __attribute__((weak));
 /* Once a second: whether they take more than they have. */
 void native_audit(struct daemon *d) __attribute__((weak));
 accept_fn firecracker_accept __attribute__((weak));

@@ -626,6 +626,16 @@ evict(struct session *s, uint64_t bytes)
 	return gone;
 }
 
+/* There is nobody to be asked.  What has all of its memory does without us; what can be taken back has no room for all of it. */
+static void
+leave(struct session *s, unsigned ms)
+{
+	const struct firecracker *fc = of(s);
+
+	if (ms > 0 && fc->fill != NULL && fc->nguests == 0 && !fc->closing)
+		firecracker_end(s, FILL_END_FILL, ms);
+}
+
 static void
 end(struct session *s)
 {
@@ -656,6 +666,7 @@ static const struct session_ops ops = {
 	.counts = counts,
 	.map = map,
 	.evict = evict,
+	.leave = leave,
 	.end = end,
 	.limit = limit,
 	.latency = latency,

@@ -23,6 +23,8 @@
 
 /* The daemon's end of the socket, in its environment. */
 #define SOCKET_ENV "UFFD_PAGERD_GUARDIAN"
+/* And when it was to end, of one that comes after that. */
+#define ENDING_ENV "UFFD_PAGERD_ENDING"
 #define BUCKETS 4096u
 #define EXEC_TRIES 100u /* 2 s */
 #define CRASHES_MAX 5u	/* in a row, each */
@@ -159,16 +161,18 @@ static struct {
 	char **argv;
 	sigset_t before; /* the signals that were blocked */
 	pid_t self, child;
-	int sock, signal;    /* signal: of which the last one died */
-	bool serves, ending; /* ending: it has been told to */
-	uint64_t since;	     /* when there was a daemon last, ns */
+	int sock, signal; /* signal: of which the last one died */
+	bool serves, drains;
+	unsigned ending; /* how often it has been told to end */
+	uint64_t told;	 /* when, the first time; ns */
+	uint64_t since;	 /* when there was a daemon last, ns */
 } guard = { .sock = -1 };
 
 /* In the child: it is a daemon, in the file that is there now. */
 static void
 become_daemon(int sock)
 {
-	char text[16];
+	char text[24];
 
 	/* Whoever is told that the guardian is gone must not find somebody who serves. */
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -179,6 +183,10 @@ become_daemon(int sock)
 	fcntl(sock, F_SETFD, 0);
 	snprintf(text, sizeof(text), "%d", sock);
 	setenv(SOCKET_ENV, text, 1);
+	if (guard.ending > 0) {
+		snprintf(text, sizeof(text), "%llu", (unsigned long long)guard.told);
+		setenv(ENDING_ENV, text, 1);
+	}
 	/* What systemd said to us is meant for the daemon. */
 	snprintf(text, sizeof(text), "%d", (int)getpid());
 	if (getenv("LISTEN_PID") != NULL)
@@ -294,7 +302,8 @@ on_signal(int sig)
 	} else if (sig == SIGCHLD) {
 		bury_others();
 	} else {
-		guard.ending |= sig == SIGTERM || sig == SIGINT;
+		if ((sig == SIGTERM || sig == SIGINT) && guard.ending++ == 0)
+			guard.told = monotonic_ns();
 		kill(guard.child, sig);
 	}
 }
@@ -357,8 +366,16 @@ wait_before_next(int signals, uint64_t away_ns)
 	return false;
 }
 
+/* True if a daemon that was killed has clients that are to be served on. */
+static bool
+goes_on(void)
+{
+	return guard.ending == 0 ||
+	       (guard.ending == 1 && guard.drains && (guard.serves || guard.since != 0));
+}
+
 int
-guardian_run(char **argv, uint64_t away_ms)
+guardian_run(char **argv, uint64_t away_ms, bool drains)
 {
 	unsigned crashes = 0;
 	uint64_t last = 0;
@@ -372,6 +389,7 @@ guardian_run(char **argv, uint64_t away_ms)
 		return -1;
 	guard.exe[n] = '\0';
 	guard.argv = argv;
+	guard.drains = drains;
 	guard.self = getpid();
 	if (getrlimit(RLIMIT_NOFILE, &lim) == 0) {
 		lim.rlim_cur = lim.rlim_max;
@@ -399,7 +417,7 @@ guardian_run(char **argv, uint64_t away_ms)
 		}
 		status = watch(signals, away_ms * 1000000);
 		/* One that comes after another, and can not start, is tried again: clients wait, and the file may be put right. */
-		if (status > 0 && guard.since != 0 && !guard.serves && !guard.ending) {
+		if (status > 0 && guard.since != 0 && !guard.serves && guard.ending == 0) {
 			log_error("guardian: the daemon has not started (exit status %d)", status);
 			if (!wait_before_next(signals, away_ms * 1000000))
 				exit(status);
@@ -407,7 +425,7 @@ guardian_run(char **argv, uint64_t away_ms)
 		}
 		if (status >= 0)
 			exit(status);
-		if (guard.ending)
+		if (!goes_on())
 			exit(EXIT_FAILURE);
 		guard.since = monotonic_ns();
 		/* One that is killed while it serves may be as often as somebody likes. */
@@ -431,12 +449,13 @@ static struct {
 	int sock, pidfd;
 	pthread_mutex_t lock; /* one message at a time */
 	struct table before;  /* of a predecessor; the loop's thread */
+	uint64_t ending;
 } kept = { .sock = -1, .pidfd = -1, .lock = PTHREAD_MUTEX_INITIALIZER };
 
 bool
 kept_open(void)
 {
-	const char *const text = getenv(SOCKET_ENV);
+	const char *const text = getenv(SOCKET_ENV), *const ending = getenv(ENDING_ENV);
 	struct kept_msg m = { 0 };
 	int fd, r;
 
@@ -444,6 +463,8 @@ kept_open(void)
 		return false;
 	kept.sock = atoi(text);
 	unsetenv(SOCKET_ENV);
+	kept.ending = ending != NULL ? strtoull(ending, NULL, 10) : 0;
+	unsetenv(ENDING_ENV);
 	fcntl(kept.sock, F_SETFD, FD_CLOEXEC);
 	kept.pidfd = (int)syscall(SYS_pidfd_open, getppid(), 0);
 	while ((r = hear(kept.sock, &m, &fd, 0)) == 0 && m.type == KEPT_KEEP) {
@@ -462,6 +483,12 @@ bool
 kept_any(void)
 {
 	return kept.sock >= 0;
+}
+
+uint64_t
+kept_ending(void)
+{
+	return kept.ending;
 }
 
 int

@@ -12,7 +12,7 @@
  * watch is its pidfd.  Should it be killed itself, or the daemon be away for longer than `away_timeout`, all descriptors go with it, and
  * clients are told by that: what they miss is SIGBUS.  The daemon does not outlive it.
  *
- * SIGTERM, SIGINT and SIGHUP are handed on.  SIGUSR2: kill the daemon and start the file that is there now, which is an upgrade.
+ * SIGTERM, SIGINT and SIGHUP are handed on; a daemon that takes leave of its clients, and is killed over it, has a successor that goes on with that.  SIGUSR2: kill the daemon and start the file that is there now, which is an upgrade.
  */
 #ifndef UP_DAEMON_GUARDIAN_H
 #define UP_DAEMON_GUARDIAN_H
@@ -22,8 +22,11 @@
 
 #include "store.h"
 
-/* In the process that was started: become the guardian, and return only in a daemon.  away_ms: how long there may be none.  -1: there can be none. */
-int guardian_run(char **argv, uint64_t away_ms);
+/*
+ * In the process that was started: become the guardian, and return only in a daemon.  away_ms: how long there may be none; drains: one that is to end, and is killed, has a
+ * successor, which asks kept_ending().  -1: there can be none.
+ */
+int guardian_run(char **argv, uint64_t away_ms, bool drains);
 
 /* --- in a daemon --- */
 
@@ -40,6 +43,8 @@ void kept_settle(void);
 void kept_serves(void);
 /* The guardian's. */
 int kept_pidfd(void);
+/* A predecessor had been told to end: when, CLOCK_MONOTONIC in ns.  0: none had. */
+uint64_t kept_ending(void);
 /* For store_create(). */
 const struct store_keeper *kept_keeper(void);
 

@@ -33,6 +33,9 @@
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
+#define END_MS 30000	    /* from the last client's end, or drain_timeout, to ours: at most */
+#define DRAINING "draining" /* what the guardian keeps, so that a successor of ours drains on */
+
 enum { OPT_CONFIG = 'c', OPT_CHECK = 256, OPT_PRINT };
 
 /* A flag of the command line, kept: a reload reads the file, and puts them over it again. */
@@ -53,7 +56,7 @@ static int lock_fd = -1;
 static char lock_path[PATH_MAX];
 static uv_signal_t on_term, on_int, on_hup;
 static uv_timer_t second, drain;
-static bool swap_is_ours, stopping;
+static bool swap_is_ours;
 static struct config_value memory_before; /* a reload has changed it, and it is on its way */
 
 /* ---- configuration ---- */
@@ -411,29 +414,68 @@ create_runtime(struct daemon *d)
 static void
 stop(void)
 {
-	if (stopping)
+	if (the.state == STATE_ENDING)
 		return;
-	stopping = true;
+	the.state = STATE_ENDING;
 	uv_stop(&the.loop);
+}
+
+static unsigned
+children(void)
+{
+	return native_children != NULL ? native_children(&the) : 0;
+}
+
+static void
+end_if_nobody_is_left(void)
+{
+	if (the.state == STATE_DRAINING && session_number() == 0 && children() == 0)
+		stop();
 }
 
 void
 daemon_client_left(struct daemon *d)
 {
-	if (d->state != STATE_SERVING && session_number() == 0)
-		stop();
+	(void)d;
+	end_if_nobody_is_left();
+}
+
+/* For a successor. */
+static void
+keep_draining(bool on)
+{
+	int fd;
+
+	if (!kept_any())
+		return;
+	if (!on) {
+		kept_keeper()->drop(NULL, DRAINING);
+		return;
+	}
+	fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	kept_keeper()->keep(NULL, DRAINING, fd);
+	close(fd);
 }
 
 int
 daemon_drain(struct daemon *d, bool on)
 {
-	if (d->state == STATE_ENDING)
+	const enum daemon_state state = on ? STATE_DRAINING : STATE_SERVING;
+
+	if (d->end_at != 0 || d->state == STATE_ENDING)
 		return -EBUSY;
-	d->state = on ? STATE_DRAINING : STATE_SERVING;
+	if (d->state == state)
+		return 0;
+	d->state = state;
+	keep_draining(on);
 	log_info(on ? "draining: no new clients; %u are left" : "serving again; %u clients",
 		 session_number());
 	notify("STATUS=%s, %u clients", on ? "draining" : "serving", session_number());
-	/* Not in this turn: who asked is answered first. */
+	/* It ends in a later turn: who asked is answered first. */
+	if (on)
+		sessions_leave(0);
 	return 0;
 }
 
@@ -444,7 +486,27 @@ on_drain_over(uv_timer_t *timer)
 	for (const struct session *s = session_first(); s != NULL; s = s->next)
 		log_warning("client %u: %s, process %d: still there after drain_timeout", s->id,
 			    s->name, (int)s->pid);
+	if (children() > 0)
+		log_warning("%u forked children of clients are still there after drain_timeout",
+			    children());
 	stop();
+}
+
+/* Drain, until then at most, monotonic_ns(). */
+static void
+end_by(uint64_t at)
+{
+	const uint64_t now = monotonic_ns(), ms = at > now ? (at - now + 999999) / 1000000 : 0;
+
+	the.end_at = at;
+	the.state = STATE_DRAINING;
+	notify("STOPPING=1\nEXTEND_TIMEOUT_USEC=%" PRIu64 "\nSTATUS=draining, %u clients",
+	       (ms + END_MS) * 1000, session_number());
+	uv_update_time(&the.loop);
+	uv_timer_start(&drain, on_drain_over, ms, 0);
+	if (ms > 0)
+		sessions_leave((unsigned)ms);
+	end_if_nobody_is_left();
 }
 
 static void
@@ -460,7 +522,7 @@ static void
 on_stop_signal(uv_signal_t *handle, int sig)
 {
 	(void)handle;
-	if (the.state == STATE_ENDING) {
+	if (the.end_at != 0) {
 		log_warning("%s once more: ending at once", strsignal(sig));
 		listen_close(NULL);
 		http_close();
@@ -468,15 +530,23 @@ on_stop_signal(uv_signal_t *handle, int sig)
 		listen_unlock(lock_path, lock_fd);
 		_exit(EXIT_FAILED);
 	}
-	log_info("%s: ending; %u clients have %" PRIu64 " s to leave", strsignal(sig),
-		 session_number(), config_n(&the.cfg, KEY_DRAIN_TIMEOUT) / 1000);
-	the.state = STATE_ENDING;
-	notify("STOPPING=1\nSTATUS=ending, %u clients", session_number());
-	listen_close("control");
-	uv_timer_start(&drain, on_drain_over, config_n(&the.cfg, KEY_DRAIN_TIMEOUT), 0);
-	sessions_end();
-	if (session_number() == 0)
-		stop();
+	log_info("%s: ending: no new clients; %u have %.1f s to leave", strsignal(sig),
+		 session_number(), (double)config_n(&the.cfg, KEY_DRAIN_TIMEOUT) / 1000);
+	end_by(monotonic_ns() + config_n(&the.cfg, KEY_DRAIN_TIMEOUT) * 1000000);
+}
+
+/* What a predecessor that was killed had been told.  => its clients are back */
+static void
+drain_on(void)
+{
+	if (kept_any() && kept_ending() != 0) {
+		end_by(kept_ending() + config_n(&the.cfg, KEY_DRAIN_TIMEOUT) * 1000000);
+		log_info("ending, as the last daemon did: no new clients; %u are left",
+			 session_number());
+	} else if (the.state == STATE_DRAINING) {
+		log_info("draining, as the last daemon did: no new clients; %u are left",
+			 session_number());
+	}
 }
 
 /* The budget that was wanted can not be had: then that is not what is in force, and the next reload tries again. */
@@ -570,13 +640,13 @@ on_second(uv_timer_t *timer)
 	control_tick();
 	if (native_audit != NULL)
 		native_audit(&the);
-	if (clients != session_number() && the.state == STATE_SERVING) {
+	if (clients != session_number()) {
 		clients = session_number();
-		notify("STATUS=serving, %u clients", clients);
+		notify("STATUS=%s, %u clients", the.state == STATE_SERVING ? "serving" : "draining",
+		       clients);
 	}
-	/* A drain that finds nobody ends here, when its asker has its answer. */
-	if (the.state == STATE_DRAINING && session_number() == 0)
-		stop();
+	/* A drain that finds nobody ends here, when its asker has its answer; and one that waits for forked children, whose end nobody tells. */
+	end_if_nobody_is_left();
 }
 
 static void
@@ -630,6 +700,14 @@ run(void)
 	sessions_init(d);
 	heirs_begin();
 	r = places(d);
+	if (r == 0 && kept_any()) {
+		const int fd = kept_take(NULL, DRAINING);
+
+		if (fd >= 0) {
+			d->state = STATE_DRAINING;
+			close(fd);
+		}
+	}
 	if (r == 0)
 		r = open_sockets(d);
 	/* Some of them have nobody else who could make them wait. */
@@ -647,6 +725,7 @@ run(void)
 			kept_serves();
 		heirs_knock(d);
 		notify("READY=1\nSTATUS=serving, %u clients", session_number());
+		drain_on();
 		uv_run(&d->loop, UV_RUN_DEFAULT);
 		notify("STOPPING=1");
 	}
@@ -692,7 +771,7 @@ guard_verb(char **argv)
 	log_init("auto", LOG_INFO);
 	if (kept_open())
 		verb_heirs = &heirs;
-	else if (guardian_run(argv, VERB_AWAY_MS) < 0)
+	else if (guardian_run(argv, VERB_AWAY_MS, false) < 0)
 		log_warning("there can be no guardian: %s", strerror(errno));
 }
 
@@ -704,7 +783,7 @@ main(int argc, char **argv)
 		.parser = parse_option,
 		.args_doc = "\nfirecracker SOCK MEMFILE\ncriu --images-dir=DIR [--work-dir=DIR]",
 		.doc = "Page the memory of many processes within one budget.\v"
-		       "Without arguments all of it has a default.  SIGTERM: tell clients to leave, and end; once more: end at once.  "
+		       "Without arguments all of it has a default.  SIGTERM: ask clients to leave, and end when they have, or after drain_timeout; once more: end at once.  "
 		       "SIGHUP: read the file again, and take over its limits.  The exit status is 0 if it ended as it was told to, 1 "
 		       "if it could not start, 2 for bad usage.",
 	};
@@ -736,7 +815,7 @@ main(int argc, char **argv)
 			 (enum log_level)config_n(&the.cfg, KEY_LOG_LEVEL));
 		/* It comes back from there in a daemon only, or if there can be none. */
 		if (!kept_open() && config_n(&the.cfg, KEY_GUARDIAN) != 0 &&
-		    guardian_run(argv, config_n(&the.cfg, KEY_AWAY_TIMEOUT)) < 0)
+		    guardian_run(argv, config_n(&the.cfg, KEY_AWAY_TIMEOUT), true) < 0)
 			log_warning("there can be no guardian: %s", strerror(errno));
 		status = run();
 	}

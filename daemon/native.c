@@ -73,6 +73,12 @@ evict(struct session *s, uint64_t bytes)
 }
 
 static void
+leave(struct session *s, unsigned ms)
+{
+	serve_leave(native.d->rt, ((struct native *)s)->id, ms);
+}
+
+static void
 end(struct session *s)
 {
 	serve_end(native.d->rt, ((struct native *)s)->id);
@@ -90,7 +96,7 @@ latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *
 	return serve_latency(native.d->rt, ((const struct native *)s)->id, kind, steps) == 0;
 }
 
-static const struct session_ops ops = { "native", counts, map, evict, end, limit, latency };
+static const struct session_ops ops = { "native", counts, map, evict, leave, end, limit, latency };
 
 /* --- coming and going --- */
 
@@ -203,6 +209,12 @@ native_quotas(struct daemon *d)
 				  : r == -EBUSY ? "its clients have more than half of that wired"
 						: strerror(-r));
 	}
+}
+
+unsigned
+native_children(struct daemon *d)
+{
+	return native.started ? serve_children(d->rt) : 0;
 }
 
 void

@@ -44,6 +44,11 @@ struct session_ops {
 	json_t *(*map)(const struct session *s);
 	/* Throw out up to so many bytes.  How many there were; -ENOTSUP: its memory can not be taken back. */
 	int64_t (*evict)(struct session *s, uint64_t bytes);
+	/*
+	 * The daemon is to end in so many milliseconds, 0: once all have left: who can be asked to leave is, and what can do without us by then is helped to.  It is served as before
+	 * until it has gone.  NULL: nothing can be done.
+	 */
+	void (*leave)(struct session *s, unsigned ms);
 	/* It is to end now: what it holds is given back, and session_gone() is called, perhaps before this returns. */
 	void (*end)(struct session *s);
 	/* The most memory that it may have, bytes.  0, or -errno; NULL: there is no such limit for it. */

@@ -188,7 +188,7 @@ session_admit(const struct peer *peer, char *why, size_t len)
 
 	if (reg.d->state != STATE_SERVING) {
 		snprintf(why, len, "the daemon is %s, and takes no new clients",
-			 reg.d->state == STATE_DRAINING ? "drained" : "ending");
+			 reg.d->end_at == 0 ? "drained" : "ending");
 		r = -EBUSY;
 	} else if (reg.n >= most) {
 		snprintf(why, len,
@@ -319,17 +319,35 @@ session_find(const char *who, struct session **found)
 	return *found == NULL ? -ESRCH : 0;
 }
 
+/* The first that came after that one; what is done with it may take it off the list, and others with it. */
+static struct session *
+session_after(unsigned id)
+{
+	struct session *s = reg.first;
+
+	while (s != NULL && s->id <= id)
+		s = s->next;
+	return s;
+}
+
+void
+sessions_leave(unsigned ms)
+{
+	struct session *s;
+
+	for (unsigned last = 0; (s = session_after(last)) != NULL;) {
+		last = s->id;
+		if (s->ops->leave != NULL)
+			s->ops->leave(s, ms);
+	}
+}
+
 void
 sessions_end(void)
 {
-	/* end() may take it off the list, and others with it: begin again after each. */
-	for (unsigned last = 0;;) {
-		struct session *s = reg.first;
+	struct session *s;
 
-		while (s != NULL && s->id <= last)
-			s = s->next;
-		if (s == NULL)
-			return;
+	for (unsigned last = 0; (s = session_after(last)) != NULL;) {
 		last = s->id;
 		s->ops->end(s);
 	}

@@ -20,7 +20,8 @@ struct sample {
 void sessions_init(struct daemon *d);
 /* The configuration has changed: groups are looked up again. */
 void sessions_reload(void);
-/* Ask each to end.  More than once does no harm. */
+/* Of each, as session_ops has it.  More than once does no harm. */
+void sessions_leave(unsigned ms);
 void sessions_end(void);
 
 /* Of a session, with room for the ops that leave something out. */

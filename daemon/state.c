@@ -115,8 +115,9 @@ listeners_json(void)
 	return j;
 }
 
-json_t *
-state_status(struct daemon *d)
+/* Of a daemon, told to end or not. */
+static json_t *
+status(struct daemon *d)
 {
 	static const char *const states[] = { "serving", "draining", "ending" };
 	uint64_t faults[UP_FAULT_KINDS];
@@ -161,6 +162,19 @@ state_status(struct daemon *d)
 		number(config_n(&d->cfg, KEY_LIMIT_FDS)), "inflight",
 		number(config_n(&d->cfg, KEY_LIMIT_INFLIGHT)), "groups", groups_json(d),
 		"listeners", listeners_json(), "history", history_json());
+}
+
+json_t *
+state_status(struct daemon *d)
+{
+	json_t *const j = status(d);
+	const uint64_t now = monotonic_ns();
+
+	if (d->end_at != 0)
+		json_object_set_new(j, "ends_in",
+				    json_real(now < d->end_at ? (double)(d->end_at - now) / 1e9
+							      : 0));
+	return j;
 }
 
 /* Kinds that it has had; in a client's small histogram the longest is no better known than the others. */

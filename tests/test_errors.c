@@ -192,7 +192,7 @@ Test(errors, create_names_the_field_that_is_out_of_range)
 	BAD_FIELD(feature_mask, UINT64_MAX, "feature_mask");
 	BAD_FIELD(flags, 4, "flags has unknown bits 0x4");
 	BAD_FIELD(reserved[0], 1, "reserved");
-	BAD_FIELD(reserved[4], 1, "reserved");
+	BAD_FIELD(reserved[2], 1, "reserved");
 	BAD_FIELD(memory_limit_max, 8 * MiB - 1,
 		  "memory_limit_max 8388607 is below memory_limit 8388608");
 	BAD_FIELD(memory_limit_max, UINT64_MAX, "above 8 TiB");

@@ -72,6 +72,9 @@ print_status(const json_t *answer)
 	printf("uffd-pagerd %s, process %.0f: %s for %.0f s, %.0f clients\n",
 	       get_text(st, "version"), get_number(st, "pid"), get_text(st, "state"),
 	       get_number(st, "uptime"), get_number(st, "clients"));
+	if (json_object_get(st, "ends_in") != NULL)
+		printf("ending    when they have left, in %.0f s at the latest\n",
+		       get_number(st, "ends_in"));
 	printf("memory    %s of %s used, at most %s so far: %s mapped, %s staged, %s free, %s metadata\n",
 	       bytes_text(get_number(st, "budget.used")),
 	       bytes_text(get_number(st, "budget.limit")),

@@ -8,6 +8,8 @@
  *	name TEXT, group TEXT
  *	mapped|resident|swapped|zero|major|lost|p99|again|deferred N	what counts() tells; the regions are made up of it
  *	stubborn					it does not end when it is told to
+ *
+ * It is told "leave MS" when it is asked to leave.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -101,6 +103,17 @@ end(struct session *s)
 		leave(p);
 }
 
+static void say(struct puppet *p, const char *text);
+
+static void
+ask(struct session *s, unsigned ms)
+{
+	char line[32];
+
+	snprintf(line, sizeof(line), "leave %u\n", ms);
+	say((struct puppet *)s, line);
+}
+
 /* All of them took as long as one in a hundred. */
 static bool
 latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *steps)
@@ -114,7 +127,7 @@ latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *
 	return true;
 }
 
-static const struct session_ops ops = { "test", counts, map, evict, end, limit, latency };
+static const struct session_ops ops = { "test", counts, map, evict, ask, end, limit, latency };
 
 static void
 obey(struct puppet *p, char *line)

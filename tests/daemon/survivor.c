@@ -5,6 +5,8 @@
  *	survivor SOCKET PAGES SECONDS SEED THREADS
  *	survivor SOCKET write|compare|remove NAME PAGES SEED	the same with one object that has a name, once
  *	survivor SOCKET cloned PAGES				and with a clone: "ready", a line, and it compares
+ *	survivor SOCKET held PAGES				"ready"; for each line it compares: "right"; "fork": its child does from then on.  When it is
+ *								asked to leave: "leaving MS".  It leaves at the end of its input
  *
  * Each thread has a part of a region, of a shared object, of a file if its number is odd, and of ordinary memory in which it notes a version a page; what a page has to be
  * follows from its number and version.  At random: write, read and compare, discard, clone (and compare the clone, then and later), unmap and map
@@ -524,6 +526,45 @@ cut(char **argv)
 	return 0;
 }
 
+static void
+on_leaving(void *ctx, unsigned ms)
+{
+	(void)ctx;
+	printf("leaving %u\n", ms);
+	fflush(stdout);
+}
+
+static int
+held(char **argv)
+{
+	const struct up_config cfg = { .log = logged, .pager_leaving = on_leaving };
+	const size_t n = strtoull(argv[3], NULL, 0);
+	char line[16];
+	void *at;
+
+	need("up_runtime_connect", up_runtime_connect(&rt, argv[1], &cfg));
+	need("up_map",
+	     up_map(rt, NULL, n * UP_PAGE_SIZE, PROT_READ | PROT_WRITE, UP_PRIVATE, NULL, 0, &at));
+	need("up_inherit", up_inherit(rt, at, n * UP_PAGE_SIZE, UP_INHERIT_COPY));
+	for (size_t i = 0; i < n; i++)
+		fill((char *)at + i * UP_PAGE_SIZE, i, 1);
+	puts("ready");
+	fflush(stdout);
+	while (fgets(line, sizeof(line), stdin) != NULL) {
+		const pid_t child = strcmp(line, "fork\n") == 0 ? fork() : 0;
+
+		need("fork", child);
+		if (child > 0)
+			_exit(0);
+		for (size_t i = 0; i < n; i++)
+			compare("page", (char *)at + i * UP_PAGE_SIZE, i, 1);
+		puts("right");
+		fflush(stdout);
+	}
+	up_runtime_destroy(rt);
+	return 0;
+}
+
 /* An object with a name, of one program after the other. */
 static int
 once(char **argv)
@@ -572,6 +613,8 @@ main(int argc, char **argv)
 		return cloned(argv);
 	if (argc == 5 && strcmp(argv[2], "cut") == 0)
 		return cut(argv);
+	if (argc == 4 && strcmp(argv[2], "held") == 0)
+		return held(argv);
 	calm = argc == 7 && strcmp(argv[6], "calm") == 0;
 	if (argc == 6 || calm)
 		nthreads = (unsigned)atoi(argv[5]);
@@ -581,7 +624,8 @@ main(int argc, char **argv)
 		fputs("usage: survivor SOCKET PAGES SECONDS SEED THREADS [calm]\n"
 		      "       survivor SOCKET write|compare|remove NAME PAGES SEED\n"
 		      "       survivor SOCKET cloned PAGES\n"
-		      "       survivor SOCKET cut FILE PAGES\n",
+		      "       survivor SOCKET cut FILE PAGES\n"
+		      "       survivor SOCKET held PAGES\n",
 		      stderr);
 		return 2;
 	}

@@ -144,8 +144,12 @@ class Starting(unittest.TestCase):
                 rig.wait_for('WATCHDOG', lambda: hears('WATCHDOG=1'))
                 d.signal(signal.SIGHUP)
                 rig.wait_for('RELOADING', lambda: hears('RELOADING=1\nMONOTONIC_USEC='))
+                d.configure('[daemon]\ndrain_timeout = 100s\n')
+                d.signal(signal.SIGHUP)
+                d.wait_log('reload: daemon.drain_timeout is 100s now')
                 d.stop()
-                rig.wait_for('STOPPING', lambda: hears('STOPPING=1'))
+                # What the unit has may be less than it takes.
+                rig.wait_for('STOPPING', lambda: hears('STOPPING=1\nEXTEND_TIMEOUT_USEC=130000000\nSTATUS=draining'))
 
     def test_logs_for_the_journal(self):
         with Daemon('--log-to', 'journal') as d:
@@ -210,32 +214,48 @@ class Ending(unittest.TestCase):
                 self.assertEqual(d.wait(), 0)
                 self.assertIn('ended', d.log())
 
-    def test_clients_are_told_to_leave(self):
+    def test_clients_are_asked_to_leave(self):
         with Daemon(config=PUPPETS) as d:
-            s = d.puppet('one')
+            s, t = d.puppet('one'), d.puppet('two')
             d.signal(signal.SIGTERM)
-            self.assertEqual(d.wait(), 0)
-            self.assertEqual(s.recv(1), b'')
-            self.assertRegex(d.log(), r'client 1: one, .* gone')
+            for k in (s, t):
+                self.assertRegex(rig.read_line(k), rb'^leave (30|29)\d\d\d\n$')
+            s.close()
+            d.wait_log(': one, ')
+            rig.wait_for('one client', lambda: d.ask('status')['status']['clients'] == 1)
+            t.close()
+            self.assertEqual(d.wait(10), 0)
 
     def test_drain_timeout_ends_what_does_not_leave(self):
         with Daemon('--drain-timeout', '300ms', config=PUPPETS) as d:
             d.puppet('mule').sendall(b'stubborn\n')
-            d.puppet('last')
+            s = d.puppet('last')
             d.signal(signal.SIGTERM)
-            d.wait_log('mule, process')
             self.assertEqual(d.wait(), 0)
-            self.assertIn('still there after drain_timeout', d.log())
+            for name in ('mule', 'last'):
+                self.assertRegex(d.log(), f'{name}, process [0-9]+: still there after drain_timeout')
+            self.assertRegex(rig.read_line(s), rb'^leave')
+            self.assertEqual(s.recv(1), b'')
+            self.assertRegex(d.log(), r'client 2: last, .* gone')
+
+    def test_no_time_to_leave_is_none(self):
+        with Daemon('--drain-timeout', '0', config=PUPPETS) as d:
+            s = d.puppet('one')
+            d.signal(signal.SIGTERM)
+            self.assertEqual(d.wait(10), 0)
+            self.assertEqual(s.recv(100), b'')
 
     def test_the_control_socket_works_until_the_end(self):
         with Daemon('--drain-timeout', '60s', config=PUPPETS) as d:
             s = d.puppet('mule')
-            s.sendall(b'stubborn\n')
-            rig.read_line(s)
             d.signal(signal.SIGTERM)
             d.wait_log('ending')
-            self.assertEqual(d.ask('status')['status']['state'], 'ending')
-            self.assertFalse(os.path.exists(d.path('pager.sock')))
+            status = d.ask('status')['status']
+            self.assertEqual((status['state'], status['clients']), ('draining', 1))
+            self.assertTrue(50 < status['ends_in'] <= 60, status['ends_in'])
+            with d.connect('puppets.sock') as k:
+                k.sendall(b'name late\n')
+                self.assertIn(b'the daemon is ending', rig.read_line(k))
             self.assertEqual(d.ask('drain')['errno'], 'EBUSY')
             s.close()
             self.assertEqual(d.wait(), 0)
