@@ -219,6 +219,13 @@ struct come {
 	void *ctx;
 };
 
+void
+heirs_listening(void)
+{
+	if (kept_any() && silent(-1) != NULL)
+		heirs_keeper(&(uint64_t){ 0 });
+}
+
 static int
 resume_firecracker(const struct come *c, struct fill_heir *h)
 {
@@ -336,9 +343,8 @@ heirs_come(uv_loop_t *loop, void (*gone)(void *ctx, struct session *s), void *ct
 
 	if (!kept_any())
 		return 0;
-	/* Before anything is accepted, and what has been is nobody's but the old holder's. */
-	if (silent(-1) != NULL)
-		heirs_keeper(&(uint64_t){ 0 });
+	/* What has been accepted is nobody's but the old holder's. */
+	heirs_listening();
 	while (kept_some("fill/", "/note", name))
 		n += resume(&c, strtoull(name + strlen("fill/"), NULL, 10));
 	keep_orphans();

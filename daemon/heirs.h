@@ -30,6 +30,9 @@ int heirs_connection(const char *path);
 struct daemon;
 void heirs_knock(struct daemon *d);
 
+/* There may be a new listener: before anything is accepted there, for which a successor will ask. */
+void heirs_listening(void);
+
 /* For a new session: who keeps what it will leave, and *holder.  NULL: nobody does. */
 const struct store_keeper *heirs_keeper(uint64_t *holder);
 

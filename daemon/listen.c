@@ -408,7 +408,17 @@ listen_add(struct daemon *d, const struct listener *like)
 	return 0;
 }
 
-const struct listener *
+static struct listener *
+find(const char *name)
+{
+	struct listener *l = listeners;
+
+	while (l != NULL && strcmp(l->name, name) != 0)
+		l = l->next;
+	return l;
+}
+
+struct listener *
 listen_first(void)
 {
 	return listeners;
@@ -424,22 +434,75 @@ on_closed(uv_handle_t *handle)
 }
 
 void
-listen_close(const char *keep)
+listen_remove(struct listener *l)
 {
-	for (struct listener **p = &listeners; *p != NULL;) {
-		struct listener *const l = *p;
+	struct listener **p = &listeners;
+	char name[STORE_NAME_MAX];
 
-		if (keep != NULL && strcmp(l->type, keep) == 0) {
-			p = &l->next;
-			continue;
-		}
-		*p = l->next;
-		if (!l->inherited)
-			listen_unlink(l->path, l->dev, l->ino);
-		uv_poll_stop(&l->poll);
-		uv_close((uv_handle_t *)&l->poll, on_closed);
+	while (*p != l)
+		p = &(*p)->next;
+	*p = l->next;
+	if (!l->inherited)
+		listen_unlink(l->path, l->dev, l->ino);
+	/* Another one of its name is kept in its place already. */
+	if (kept_any() && !l->inherited && find(l->name) == NULL) {
+		snprintf(name, sizeof(name), "listen/%s", l->name);
+		kept_keeper()->drop(NULL, name);
 	}
-	if (listeners == NULL && reserve >= 0) {
+	uv_poll_stop(&l->poll);
+	uv_close((uv_handle_t *)&l->poll, on_closed);
+}
+
+/* What needs no other socket. */
+static void
+adapt(struct listener *l, const struct listener *like)
+{
+	/* systemd's has the mode that its unit says. */
+	if (l->mode != like->mode && !l->inherited && chmod(l->path, like->mode) < 0)
+		log_error("%s: %s", l->path, strerror(errno));
+	l->mode = like->mode;
+	memcpy(l->source, like->source, sizeof(l->source));
+	memcpy(l->group, like->group, sizeof(l->group));
+}
+
+int
+listen_change(struct listener *l, const struct listener *like)
+{
+	const bool moved = strcmp(l->path, like->path) != 0 && !l->inherited;
+	struct listener before = *l;
+	int r;
+
+	if (strcmp(l->type, like->type) == 0 && !moved) {
+		if (l->mode == like->mode && strcmp(l->source, like->source) == 0 &&
+		    strcmp(l->group, like->group) == 0)
+			return 0;
+		adapt(l, like);
+		log_info("%s: changed", l->inherited ? l->name : l->path);
+		return 0;
+	}
+	if (l->inherited) {
+		log_error("[listen %s]: it was handed over as %s, and stays so", l->name, l->type);
+		return -EBUSY;
+	}
+	if (moved) {
+		r = listen_add(l->d, like);
+		if (r == 0)
+			listen_remove(l);
+		return r;
+	}
+	listen_remove(l);
+	r = listen_add(before.d, like);
+	if (r < 0)
+		(void)listen_add(before.d, &before);
+	return r;
+}
+
+void
+listen_close(void)
+{
+	while (listeners != NULL)
+		listen_remove(listeners);
+	if (reserve >= 0) {
 		close(reserve);
 		reserve = -1;
 	}

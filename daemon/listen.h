@@ -24,6 +24,7 @@ struct peer {
 struct listener {
 	struct listener *next;
 	char name[48];	  /* "native", "control", "http", or of a [listen NAME] */
+	bool named;	  /* the last */
 	const char *type; /* "native", "firecracker", ...; "control" */
 	int socktype;	  /* SOCK_SEQPACKET or SOCK_STREAM */
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
@@ -45,9 +46,15 @@ struct listener {
  * line.
  */
 int listen_add(struct daemon *d, const struct listener *l);
-const struct listener *listen_first(void);
-/* Stop to accept: all but the type `keep`, which may be NULL.  Files of ours are removed. */
-void listen_close(const char *keep);
+struct listener *listen_first(void);
+/*
+ * The configuration has changed: let l be as `like`, which has its name.  Who has come stays; who waits in its queue waits on, unless the path or the type is another
+ * one.  0: it is, and if it was not before the log says so; -errno with a log line: as listen_add(), and what was there is there, if it could be.
+ */
+int listen_change(struct listener *l, const struct listener *like);
+/* Stop to accept there.  A file of ours is removed. */
+void listen_remove(struct listener *l);
+void listen_close(void);
 
 /*
  * A listening Unix socket at `path`, non-blocking.  The descriptor, or -errno with a log line.  `dev` and `ino` say which file it is,

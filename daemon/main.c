@@ -313,32 +313,81 @@ add_control(struct daemon *d)
 	return r < 0 ? r : listen_add(d, &l);
 }
 
+/* What a [listen NAME] wants.  0, or -errno with a log line. */
 static int
-add_named(struct daemon *d, const struct config_named *n)
+describe_named(const struct daemon *d, const struct config_named *n, struct listener *l)
 {
-	struct listener l = { .mode = (mode_t)config_named_value(n, KEY_LISTEN_MODE)->n };
 	const char *const source = config_named_value(n, KEY_LISTEN_SOURCE)->s,
 			  *const group = config_named_value(n, KEY_LISTEN_GROUP)->s;
-	int r;
 
+	*l = (struct listener){ .named = true,
+				.mode = (mode_t)config_named_value(n, KEY_LISTEN_MODE)->n };
 	/* The table's word, not the configuration's, which a reload replaces. */
 	for (size_t i = 0; i < sizeof(doors) / sizeof(doors[0]); i++)
 		if (strcmp(doors[i].type, config_named_value(n, KEY_LISTEN_TYPE)->s) == 0) {
-			l.type = doors[i].type;
-			l.socktype = doors[i].socktype;
-			l.accept = doors[i].accept;
+			l->type = doors[i].type;
+			l->socktype = doors[i].socktype;
+			l->accept = doors[i].accept;
 		}
-	if (l.accept == NULL) {
+	if (l->accept == NULL) {
 		log_error("[listen %s]: this build does not speak the %s protocol", n->name,
-			  l.type);
+			  l->type);
 		return -EPROTONOSUPPORT;
 	}
-	snprintf(l.name, sizeof(l.name), "%s", n->name);
-	snprintf(l.source, sizeof(l.source), "%s", source != NULL ? source : "");
-	snprintf(l.group, sizeof(l.group), "%s", group != NULL ? group : "");
-	r = socket_path(d, config_named_value(n, KEY_LISTEN_PATH)->s, n->name, l.path,
-			sizeof(l.path));
+	snprintf(l->name, sizeof(l->name), "%s", n->name);
+	snprintf(l->source, sizeof(l->source), "%s", source != NULL ? source : "");
+	snprintf(l->group, sizeof(l->group), "%s", group != NULL ? group : "");
+	return socket_path(d, config_named_value(n, KEY_LISTEN_PATH)->s, n->name, l->path,
+			   sizeof(l->path));
+}
+
+static int
+add_named(struct daemon *d, const struct config_named *n)
+{
+	struct listener l;
+	const int r = describe_named(d, n, &l);
+
 	return r < 0 ? r : listen_add(d, &l);
+}
+
+static struct listener *
+find_named(const char *name)
+{
+	struct listener *l = listen_first();
+
+	while (l != NULL && (!l->named || strcmp(l->name, name) != 0))
+		l = l->next;
+	return l;
+}
+
+/*
+ * Open what is new, close what is no more, and change what has changed.  What can not be is logged; what was there for it stays, and the next reload tries
+ * again.
+ */
+static void
+reload_named(struct daemon *d)
+{
+	/* First: others may have their paths now. */
+	for (struct listener *l = listen_first(), *next; l != NULL; l = next) {
+		next = l->next;
+		if (!l->named || config_find(&d->cfg, "listen", l->name) != NULL)
+			continue;
+		log_info("reload: [listen %s] is closed; who came there stays", l->name);
+		listen_remove(l);
+	}
+	for (const struct config_named *n = d->cfg.named; n != NULL; n = n->next) {
+		struct listener like, *l;
+
+		if (strcmp(n->kind, "listen") != 0)
+			continue;
+		l = find_named(n->name);
+		if (describe_named(d, n, &like) < 0 ||
+		    (l == NULL ? listen_add(d, &like) : listen_change(l, &like)) < 0)
+			log_error("reload: [listen %s] is %s", n->name,
+				  find_named(n->name) != NULL ? "as it was" : "not there");
+	}
+	/* Whoever is accepted from here on is not forgotten. */
+	heirs_listening();
 }
 
 static int
@@ -524,7 +573,7 @@ on_stop_signal(uv_signal_t *handle, int sig)
 	(void)handle;
 	if (the.end_at != 0) {
 		log_warning("%s once more: ending at once", strsignal(sig));
-		listen_close(NULL);
+		listen_close();
 		http_close();
 		remove_files();
 		listen_unlock(lock_path, lock_fd);
@@ -585,11 +634,11 @@ adopt(struct config *new)
 		*a = *b;
 		*b = old;
 	}
-	/* Groups as they are; sockets of [listen NAME] stay as they were opened. */
 	struct config_named *const named = the.cfg.named;
 	the.cfg.named = new->named;
 	new->named = named;
 	log_set_level((enum log_level)config_n(&the.cfg, KEY_LOG_LEVEL));
+	reload_named(&the);
 	sessions_reload();
 	if (!config_same(KEY_MEMORY, &the.cfg.v[KEY_MEMORY], &memory)) {
 		memory_before = memory;
@@ -733,7 +782,7 @@ run(void)
 	sessions_end();
 	control_close();
 	http_close();
-	listen_close(NULL);
+	listen_close();
 	uv_walk(&d->loop, close_any, NULL);
 	uv_run(&d->loop, UV_RUN_DEFAULT);
 	uv_loop_close(&d->loop);

@@ -189,6 +189,64 @@ class Reloading(unittest.TestCase):
                 s.sendall(b'name b\n')
                 self.assertIn(b'1 are allowed', rig.read_line(s))
 
+    def reload(self, d, text):
+        times = d.log().count('reload: done')
+        d.configure(text)
+        d.signal(signal.SIGHUP)
+        rig.wait_for('reloaded', lambda: d.log().count('reload: done') > times)
+
+    def test_further_sockets_come_and_go_and_their_clients_stay(self):
+        other = PUPPETS.replace('puppets', 'others')
+        with Daemon(config=PUPPETS) as d:
+            one = d.puppet('one')
+            self.reload(d, PUPPETS + other)
+            with d.connect('others.sock') as two:
+                rig.obey(two, name='two')
+                self.reload(d, other)
+                self.assertIn('reload: [listen puppets] is closed', d.log())
+                self.assertEqual(sorted(os.listdir(d.run)), ['control.sock', 'http.sock', 'others.sock', 'pager.sock', 'pager.sock.pid'])
+                self.assertEqual(d.ask('status')['status']['clients'], 2)
+                rig.obey(one, mapped=4096)
+                # Of another daemon as well: what was closed is not there again, and what was opened is.
+                os.kill(d.served_by(), signal.SIGKILL)
+                rig.wait_for('the next daemon', lambda: d.log().count('serving: a budget') == 2)
+                self.assertEqual({l['name'] for l in d.ask('status')['status']['listeners']}, {'native', 'control', 'others'})
+            self.reload(d, PUPPETS + other)
+            d.puppet('three')
+
+    def test_what_changes_of_a_further_socket_is_for_those_who_come(self):
+        with Daemon(config=PUPPETS + '[group a]\n[group b]\n') as d:
+            d.puppet('before')
+            inode = os.lstat(d.path('puppets.sock')).st_ino
+            self.reload(d, PUPPETS + 'group = b\nmode = 0600\n[group a]\n[group b]\n')
+            st = os.lstat(d.path('puppets.sock'))
+            self.assertEqual((st.st_ino, stat.S_IMODE(st.st_mode)), (inode, 0o600))
+            d.puppet('after')
+            self.assertEqual([(c['name'], c['group']) for c in d.ask('clients')['clients']], [('before', ''), ('after', 'b')])
+            # Another protocol at the same path, and another path.
+            self.reload(d, PUPPETS.replace('type = test', 'type = native'))
+            with d.connect('puppets.sock', socket.SOCK_SEQPACKET):
+                pass
+            self.reload(d, PUPPETS.replace('puppets.sock', 'moved.sock'))
+            self.assertFalse(os.path.exists(d.path('puppets.sock')))
+            with d.connect('moved.sock') as s:
+                rig.obey(s, name='moved')
+
+    def test_a_further_socket_that_can_not_be_is_told_and_tried_again(self):
+        with Daemon(config=PUPPETS) as d:
+            with open(d.path('late.sock'), 'w', encoding='ascii'):
+                pass
+            for section in ('late', 'puppets'):
+                self.reload(d, PUPPETS + f'[listen {section}]\ntype = test\npath = late.sock\n')
+                self.assertIn('late.sock: is there already, and is no socket', d.log())
+            self.assertIn('reload: [listen late] is not there', d.log())
+            self.assertIn('reload: [listen puppets] is as it was', d.log())
+            d.puppet('here')
+            os.unlink(d.path('late.sock'))
+            self.reload(d, PUPPETS + '[listen late]\ntype = test\npath = late.sock\n')
+            with d.connect('late.sock') as s:
+                rig.obey(s, name='late')
+
     def test_a_bad_file_changes_nothing(self):
         with Daemon(config='[limits]\nclients = 7\n') as d:
             d.configure('[limits]\nclients = 8\nfoo = 1\n')
