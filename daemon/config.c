@@ -10,6 +10,7 @@
  */
 #include "config.h"
 
+#include <arpa/inet.h>
 #include <assert.h>
 #include <ctype.h>
 #include <errno.h>
@@ -18,13 +19,18 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "listen.h"
 #include "uffd_pager.h"
 
 enum type {
 	T_STRING,
-	T_BYTES, /* with K, M, G, T */
-	T_SIZE,	 /* the same; or N% */
+	T_GROUP,   /* of the system, a name or a number */
+	T_USERS,   /* the same, with commas between */
+	T_ADDRESS, /* config_address() */
+	T_BYTES,   /* with K, M, G, T */
+	T_SIZE,	   /* the same; or N% */
 	T_COUNT,
 	T_MODE, /* octal */
 	T_TIME, /* milliseconds; ms, s, m, h */
@@ -53,14 +59,14 @@ static const struct key keys[CONFIG_ALL_KEYS] = {
 			 "Where programs connect; auto: pager.sock in run_dir" },
 	[KEY_SOCKET_MODE] = { "daemon", "socket_mode", T_MODE, "0660", NULL, 0, 0777, NULL, false,
 			      "Permissions of that socket" },
-	[KEY_SOCKET_GROUP] = { "daemon", "socket_group", T_STRING, "none", "none", 0, 0, NULL,
-			       false, "Its group, a name or a number; none: the daemon's" },
+	[KEY_SOCKET_GROUP] = { "daemon", "socket_group", T_GROUP, "none", "none", 0, 0, NULL, false,
+			       "Its group, a name or a number; none: the daemon's" },
 	[KEY_CONTROL] = { "daemon", "control", T_STRING, "auto", "auto", 0, 0, NULL, false,
 			  "Where the command uffd-pager connects; auto: control.sock in run_dir" },
 	[KEY_CONTROL_MODE] = { "daemon", "control_mode", T_MODE, "auto", "auto", 0, 0777, NULL,
 			       false,
 			       "Permissions of that socket; auto: 0600, or 0660 with control_group" },
-	[KEY_CONTROL_GROUP] = { "daemon", "control_group", T_STRING, "none", "none", 0, 0, NULL,
+	[KEY_CONTROL_GROUP] = { "daemon", "control_group", T_GROUP, "none", "none", 0, 0, NULL,
 				false,
 				"Members of this group may steer the daemon, beside root and the daemon's user" },
 	[KEY_MEMORY] = { "daemon", "memory", T_SIZE, "auto", "auto", UP_MEMORY_LIMIT_MIN,
@@ -109,9 +115,9 @@ static const struct key keys[CONFIG_ALL_KEYS] = {
 				 "Unix socket for HTTP; auto: http.sock in run_dir; none: no such socket" },
 	[KEY_METRICS_MODE] = { "metrics", "mode", T_MODE, "0660", NULL, 0, 0777, NULL, false,
 			       "Permissions of that socket" },
-	[KEY_METRICS_GROUP] = { "metrics", "group", T_STRING, "none", "none", 0, 0, NULL, false,
+	[KEY_METRICS_GROUP] = { "metrics", "group", T_GROUP, "none", "none", 0, 0, NULL, false,
 				"Its group, a name or a number; none: the daemon's" },
-	[KEY_METRICS_LISTEN] = { "metrics", "listen", T_STRING, "none", "none", 0, 0, NULL, false,
+	[KEY_METRICS_LISTEN] = { "metrics", "listen", T_ADDRESS, "none", "none", 0, 0, NULL, false,
 				 "The same over TCP: ADDRESS:PORT, or [ADDRESS]:PORT, of the loopback only" },
 	[KEY_LOG_LEVEL] = { "log", "level", T_CHOICE, "info", NULL, 0, 0,
 			    "error|warning|info|debug", true,
@@ -123,7 +129,7 @@ static const struct key keys[CONFIG_ALL_KEYS] = {
 			      "The most memory that its clients have together; percents are of the budget" },
 	[KEY_GROUP_MINIMUM] = { "group", "minimum", T_SIZE, "0", NULL, 0, UINT64_MAX, NULL, true,
 				"Memory that is theirs whatever others do; percents are of the budget" },
-	[KEY_GROUP_USERS] = { "group", "users", T_STRING, "none", "none", 0, 0, NULL, true,
+	[KEY_GROUP_USERS] = { "group", "users", T_USERS, "none", "none", 0, 0, NULL, true,
 			      "Users whose clients are in it: names or numbers, with commas between" },
 	[KEY_LISTEN_TYPE] = { "listen", "type", T_CHOICE, "native", NULL, 0, 0,
 			      "native|firecracker|criu|handoff|test", true,
@@ -192,9 +198,12 @@ const char *
 config_flag_arg(unsigned key)
 {
 	static const char *const arg[] = {
-		[T_STRING] = "TEXT", [T_BYTES] = "BYTES", [T_SIZE] = "BYTES|N%",
-		[T_COUNT] = "N",     [T_MODE] = "MODE",	  [T_TIME] = "TIME",
-		[T_BOOL] = "yes|no", [T_CHOICE] = "WORD",
+		[T_STRING] = "TEXT", [T_GROUP] = "GROUP",
+		[T_USERS] = "USERS", [T_ADDRESS] = "ADDRESS:PORT",
+		[T_BYTES] = "BYTES", [T_SIZE] = "BYTES|N%",
+		[T_COUNT] = "N",     [T_MODE] = "MODE",
+		[T_TIME] = "TIME",   [T_BOOL] = "yes|no",
+		[T_CHOICE] = "WORD",
 	};
 	static char named[CONFIG_ALL_KEYS][24];
 
@@ -311,12 +320,96 @@ is_choice(const char *choices, const char *word, uint64_t *n)
 	}
 }
 
+const char *
+config_address(const char *text, struct sockaddr_storage *ss, socklen_t *len)
+{
+	static const char wanted[] = "is not ADDRESS:PORT, with a number for an address",
+			  outside[] =
+				  "is not the loopback; put a proxy with authentication before it";
+	struct sockaddr_in *const in = (struct sockaddr_in *)ss;
+	struct sockaddr_in6 *const in6 = (struct sockaddr_in6 *)ss;
+	const char *const colon = strrchr(text, ':');
+	char address[64], *end;
+	unsigned long port;
+
+	if (colon == NULL || (size_t)(colon - text) >= sizeof(address) || colon[1] < '0' ||
+	    colon[1] > '9')
+		return wanted;
+	port = strtoul(colon + 1, &end, 10);
+	if (*end != '\0' || port > 65535)
+		return wanted;
+	memset(ss, 0, sizeof(*ss));
+	memcpy(address, text, (size_t)(colon - text));
+	address[colon - text] = '\0';
+	if (address[0] == '[' && colon > text + 1 && colon[-1] == ']') {
+		address[colon - text - 1] = '\0';
+		in6->sin6_family = AF_INET6;
+		in6->sin6_port = htons((uint16_t)port);
+		*len = sizeof(*in6);
+		if (inet_pton(AF_INET6, address + 1, &in6->sin6_addr) != 1)
+			return wanted;
+		return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr) ? NULL : outside;
+	}
+	in->sin_family = AF_INET;
+	in->sin_port = htons((uint16_t)port);
+	*len = sizeof(*in);
+	if (inet_pton(AF_INET, strcmp(address, "localhost") == 0 ? "127.0.0.1" : address,
+		      &in->sin_addr) != 1)
+		return wanted;
+	return ntohl(in->sin_addr.s_addr) >> 24 == 127 ? NULL : outside;
+}
+
+/* Here, and not when somebody connects: who they are may be far away, and would keep all others waiting. */
+static const char *
+parse_users(const char *text, struct config_value *v, char *why, size_t len)
+{
+	for (const char *p = text; *p != '\0'; p += *p == ',') {
+		const size_t part = strcspn(p, ",");
+		char name[64];
+		uid_t *more;
+
+		snprintf(name, sizeof(name), "%.*s", (int)part, p);
+		p += part;
+		/* Blanks around it. */
+		char *const word = name + strspn(name, " \t");
+
+		word[strcspn(word, " \t")] = '\0';
+		more = realloc(v->uid, (v->n + 1) * sizeof(*more));
+		if (more == NULL)
+			abort();
+		v->uid = more;
+		if (user_by_name(word, &v->uid[v->n]) < 0) {
+			snprintf(why, len, "has a user that there is not: '%s'", word);
+			free(v->uid);
+			*v = (struct config_value){ 0 };
+			return why;
+		}
+		v->n++;
+	}
+	v->s = copy(text);
+	return NULL;
+}
+
+static const char *
+parse_group(const char *text, struct config_value *v)
+{
+	gid_t gid;
+
+	if (group_by_name(text, &gid) < 0)
+		return "is no group that there is";
+	v->n = gid;
+	v->s = copy(text);
+	return NULL;
+}
+
 /* NULL, or what is wrong with the text: to be read behind the text itself. */
 static const char *
 parse(const struct key *k, const char *text, struct config_value *v)
 {
 	static __thread char range[120];
+	struct sockaddr_storage ss;
 	const char *wrong = NULL;
+	socklen_t len;
 	char *end;
 
 	*v = (struct config_value){ 0 };
@@ -325,9 +418,19 @@ parse(const struct key *k, const char *text, struct config_value *v)
 	if (*text == '\0')
 		return "is empty";
 	switch (k->type) {
+	case T_ADDRESS:
+		wrong = config_address(text, &ss, &len);
+		if (wrong != NULL)
+			return wrong;
+		v->s = copy(text);
+		return NULL;
 	case T_STRING:
 		v->s = copy(text);
 		return NULL;
+	case T_GROUP:
+		return parse_group(text, v);
+	case T_USERS:
+		return parse_users(text, v, range, sizeof(range));
 	case T_BYTES:
 	case T_SIZE:
 		wrong = parse_size(k, text, v);
@@ -438,17 +541,24 @@ config_init(struct config *c)
 		set_initial(&keys[i], &c->v[i]);
 }
 
+static void
+value_free(const struct config_value *v)
+{
+	free(v->s);
+	free(v->uid);
+}
+
 void
 config_finish(struct config *c)
 {
 	for (unsigned i = 0; i < CONFIG_KEYS; i++)
-		free(c->v[i].s);
+		value_free(&c->v[i]);
 	while (c->named != NULL) {
 		struct config_named *const n = c->named;
 
 		c->named = n->next;
 		for (unsigned i = 0; i < CONFIG_ALL_KEYS - CONFIG_KEYS; i++)
-			free(n->v[i].s);
+			value_free(&n->v[i]);
 		free(n);
 	}
 	*c = (struct config){ 0 };
@@ -494,7 +604,8 @@ named_get(struct config *c, const char *kind, const char *name)
 }
 
 static int
-set(struct config *c, unsigned key, const char *name, const char *text, char *why, size_t whylen)
+set(struct config *c, unsigned key, const char *name, const char *text, unsigned line, char *why,
+    size_t whylen)
 {
 	struct config_value *const slot =
 		is_named(key) ? &named_get(c, keys[key].section, name)->v[key - CONFIG_KEYS]
@@ -506,8 +617,9 @@ set(struct config *c, unsigned key, const char *name, const char *text, char *wh
 		snprintf(why, whylen, "%s: '%.80s' %s", keys[key].name, text, wrong);
 		return -EINVAL;
 	}
-	free(slot->s);
+	value_free(slot);
 	*slot = v;
+	slot->line = line;
 	return 0;
 }
 
@@ -518,7 +630,7 @@ config_flag(struct config *c, unsigned key, const char *text, char *why, size_t 
 	const char *eq;
 
 	if (!is_named(key))
-		return set(c, key, "", text, why, whylen);
+		return set(c, key, "", text, 0, why, whylen);
 	eq = strchr(text, '=');
 	if (eq == NULL || (size_t)(eq - text) >= sizeof(name)) {
 		snprintf(why, whylen, "%s: NAME=VALUE is wanted, not '%.80s'",
@@ -531,7 +643,7 @@ config_flag(struct config *c, unsigned key, const char *text, char *why, size_t 
 		snprintf(why, whylen, "%s: '%s' is no name", config_flag_name(key), name);
 		return -EINVAL;
 	}
-	return set(c, key, name, eq + 1, why, whylen);
+	return set(c, key, name, eq + 1, 0, why, whylen);
 }
 
 void
@@ -562,16 +674,68 @@ wants_source(const char *type)
 	return strcmp(type, "firecracker") == 0 || strcmp(type, "criu") == 0;
 }
 
+void
+config_complain(FILE *err, const char *where, unsigned line, const char *fmt, ...)
+{
+	va_list ap;
+
+	if (line != 0)
+		fprintf(err, "%s:%u: ", where, line);
+	else
+		fprintf(err, "%s: ", where);
+	va_start(ap, fmt);
+	vfprintf(err, fmt, ap);
+	va_end(ap);
+	fputc('\n', err);
+}
+
+/* The number of errors. */
+static int
+check_listen(const struct config *c, const struct config_named *n, const char *where, FILE *err)
+{
+	const struct config_value *const group = config_named_value(n, KEY_LISTEN_GROUP),
+					 *const source = config_named_value(n, KEY_LISTEN_SOURCE),
+					 *const type = config_named_value(n, KEY_LISTEN_TYPE);
+	static const char *const own[] = { "native", "control", "http" };
+	int errors = 0;
+
+	for (size_t i = 0; i < sizeof(own) / sizeof(own[0]); i++)
+		if (strcmp(n->name, own[i]) == 0) {
+			config_complain(err, where, n->line,
+					"[listen %s]: that is the name of a socket of [%s]",
+					n->name, i < 2 ? "daemon" : "metrics");
+			errors++;
+		}
+	if (config_named_value(n, KEY_LISTEN_PATH)->s == NULL) {
+		config_complain(err, where, n->line, "[listen %s] has no path", n->name);
+		errors++;
+	}
+	if (wants_source(type->s) && source->s == NULL) {
+		config_complain(err, where, n->line, "[listen %s] has no source", n->name);
+		errors++;
+	} else if (wants_source(type->s) && access(source->s, F_OK) < 0) {
+		/* It may come yet, and others are not to wait for it. */
+		config_complain(err, where, source->line, "warning: [listen %s]: source: %s: %s",
+				n->name, source->s, strerror(errno));
+	}
+	if (group->s != NULL && config_find(c, "group", group->s) == NULL) {
+		config_complain(err, where, group->line, "[listen %s]: there is no [group %s]",
+				n->name, group->s);
+		errors++;
+	}
+	return errors;
+}
+
 int
 config_check(const struct config *c, const char *where, FILE *err)
 {
 	const struct config_value *const memory = &c->v[KEY_MEMORY], *const most =
 									     &c->v[KEY_MEMORY_MAX];
-	unsigned percents = 0;
+	unsigned percents = 0, last = 0;
 	int errors = 0;
 
 	if (most->n != 0 && memory->percent == most->percent && memory->n > most->n) {
-		fprintf(err, "%s: memory is above memory_max\n", where);
+		config_complain(err, where, memory->line, "memory is above memory_max");
 		errors++;
 	}
 	for (const struct config_named *n = c->named; n != NULL; n = n->next) {
@@ -579,34 +743,22 @@ config_check(const struct config *c, const char *where, FILE *err)
 		const struct config_value *const limit = config_named_value(n, KEY_GROUP_LIMIT);
 
 		if (strcmp(n->kind, "listen") == 0) {
-			const char *const group = config_named_value(n, KEY_LISTEN_GROUP)->s;
-
-			if (config_named_value(n, KEY_LISTEN_PATH)->s == NULL) {
-				fprintf(err, "%s: [listen %s] has no path\n", where, n->name);
-				errors++;
-			}
-			if (wants_source(config_named_value(n, KEY_LISTEN_TYPE)->s) &&
-			    config_named_value(n, KEY_LISTEN_SOURCE)->s == NULL) {
-				fprintf(err, "%s: [listen %s] has no source\n", where, n->name);
-				errors++;
-			}
-			if (group != NULL && config_find(c, "group", group) == NULL) {
-				fprintf(err, "%s: [listen %s]: there is no [group %s]\n", where,
-					n->name, group);
-				errors++;
-			}
+			errors += check_listen(c, n, where, err);
 			continue;
 		}
-		if (minimum->percent)
+		if (minimum->percent) {
 			percents += (unsigned)minimum->n;
+			last = minimum->line;
+		}
 		if (limit->n != 0 && limit->percent == minimum->percent && minimum->n > limit->n) {
-			fprintf(err, "%s: [group %s]: its minimum is above its limit\n", where,
-				n->name);
+			config_complain(err, where, minimum->line,
+					"[group %s]: its minimum is above its limit", n->name);
 			errors++;
 		}
 	}
 	if (percents > 100) {
-		fprintf(err, "%s: the groups are promised %u%% of the budget\n", where, percents);
+		config_complain(err, where, last, "the groups are promised %u%% of the budget",
+				percents);
 		errors++;
 	}
 	return errors;
@@ -731,7 +883,7 @@ on_key(void *user, const char *section, const char *name, const char *value)
 		}
 		r->seen[i] = r->line;
 	}
-	if (set(r->c, i, r->name, value, why, sizeof(why)) < 0)
+	if (set(r->c, i, r->name, value, r->line, why, sizeof(why)) < 0)
 		complain(r, "%s", why);
 	return 1;
 }
@@ -783,8 +935,11 @@ enter_section(struct reading *r, char *text)
 	r->skip = false;
 	snprintf(r->kind, sizeof(r->kind), "%s", sections[i]);
 	snprintf(r->name, sizeof(r->name), "%s", name);
-	if (has_name)
-		named_get(r->c, r->kind, r->name);
+	if (has_name) {
+		struct config_named *const n = named_get(r->c, r->kind, r->name);
+
+		n->line = n->line != 0 ? n->line : r->line;
+	}
 }
 
 /* For inih: the next line.  What it could not read or would read as something else, we complain of, and show it a comment. */

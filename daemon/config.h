@@ -15,6 +15,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/socket.h>
+#include <sys/types.h>
 
 #ifndef CONFIG_FILE /* meson says where the system has its files */
 #define CONFIG_FILE "/etc/uffd-pagerd.conf"
@@ -70,11 +72,13 @@ enum config_key {
 	CONFIG_ALL_KEYS
 };
 
-/* What a key says: a number, or a string.  Strings are owned. */
+/* What a key says: a number, or a string.  Strings and users are owned. */
 struct config_value {
-	uint64_t n;
-	char *s;      /* strings and choices; NULL: none */
-	bool percent; /* n is hundredths of something, see config_bytes() */
+	uint64_t n;    /* of a group of the system: its gid; of users: how many */
+	char *s;       /* strings and choices; NULL: none */
+	uid_t *uid;    /* users, looked up when they were read */
+	bool percent;  /* n is hundredths of something, see config_bytes() */
+	unsigned line; /* of the file that it is from; 0: of none */
 };
 
 /* One [group NAME] or [listen NAME]. */
@@ -82,6 +86,7 @@ struct config_named {
 	struct config_named *next;
 	char kind[8];
 	char name[32];
+	unsigned line; /* where it begins; 0: it is of flags only */
 	struct config_value v[CONFIG_ALL_KEYS - CONFIG_KEYS];
 };
 
@@ -103,8 +108,16 @@ int config_read(struct config *c, const char *path, FILE *err);
 /* One flag: `key` is a KEY_*, the text what followed it.  0, or -EINVAL and a message in why. */
 int config_flag(struct config *c, unsigned key, const char *text, char *why, size_t whylen);
 
-/* What no key by itself shows: groups that promise more than there is.  The number of errors, told to `err`. */
+/*
+ * What no key by itself shows: groups that promise more than there is.  The number of errors, told to `err` with `where`, the file, and the line; what need not be
+ * an error is told there as a warning, and not counted.
+ */
 int config_check(const struct config *c, const char *where, FILE *err);
+/* One of those, of a line or of none (0). */
+void config_complain(FILE *err, const char *where, unsigned line, const char *fmt, ...)
+	__attribute__((format(printf, 4, 5)));
+/* ADDRESS:PORT or [ADDRESS]:PORT of the loopback.  NULL, or what is wrong with it: to be read behind the text. */
+const char *config_address(const char *text, struct sockaddr_storage *ss, socklen_t *len);
 
 /* Flags for argp: their number is CONFIG_ALL_KEYS; their keys begin at CONFIG_FLAG. */
 #define CONFIG_FLAG 1000

@@ -491,12 +491,10 @@ pump(struct conn *c)
 static bool
 is_allowed(struct daemon *d, int fd, const struct peer *peer)
 {
-	const char *const group = config_s(&d->cfg, KEY_CONTROL_GROUP);
-	gid_t gid;
-
 	if (peer->uid == 0 || peer->uid == geteuid())
 		return true;
-	return group != NULL && group_by_name(group, &gid) == 0 && peer_in_group(fd, peer, gid);
+	return config_s(&d->cfg, KEY_CONTROL_GROUP) != NULL &&
+	       peer_in_group(fd, peer, (gid_t)config_n(&d->cfg, KEY_CONTROL_GROUP));
 }
 
 /* The last word to somebody who is not let in: as much as fits. */

@@ -262,59 +262,18 @@ open_unix(struct daemon *d)
 	return serve(d, fd, s);
 }
 
-/* ADDRESS:PORT or [ADDRESS]:PORT of the loopback. */
-static int
-parse_listen(const char *text, struct sockaddr_storage *ss, socklen_t *len)
-{
-	struct sockaddr_in *const in = (struct sockaddr_in *)ss;
-	struct sockaddr_in6 *const in6 = (struct sockaddr_in6 *)ss;
-	const char *const colon = strrchr(text, ':');
-	char address[64], *end;
-	unsigned long port;
-
-	if (colon == NULL || (size_t)(colon - text) >= sizeof(address) || colon[1] < '0' ||
-	    colon[1] > '9')
-		return -EINVAL;
-	port = strtoul(colon + 1, &end, 10);
-	if (*end != '\0' || port > 65535)
-		return -EINVAL;
-	memset(ss, 0, sizeof(*ss));
-	memcpy(address, text, (size_t)(colon - text));
-	address[colon - text] = '\0';
-	if (address[0] == '[' && colon > text + 1 && colon[-1] == ']') {
-		address[colon - text - 1] = '\0';
-		in6->sin6_family = AF_INET6;
-		in6->sin6_port = htons((uint16_t)port);
-		*len = sizeof(*in6);
-		if (inet_pton(AF_INET6, address + 1, &in6->sin6_addr) != 1)
-			return -EINVAL;
-		return IN6_IS_ADDR_LOOPBACK(&in6->sin6_addr) ? 0 : -EACCES;
-	}
-	in->sin_family = AF_INET;
-	in->sin_port = htons((uint16_t)port);
-	*len = sizeof(*in);
-	if (inet_pton(AF_INET, strcmp(address, "localhost") == 0 ? "127.0.0.1" : address,
-		      &in->sin_addr) != 1)
-		return -EINVAL;
-	return ntohl(in->sin_addr.s_addr) >> 24 == 127 ? 0 : -EACCES;
-}
-
 static int
 open_tcp(struct daemon *d, const char *where)
 {
 	struct server *s;
 	struct sockaddr_storage ss;
 	socklen_t len;
-	int fd, r = parse_listen(where, &ss, &len);
 	const int one = 1;
+	int fd, r;
 
-	if (r < 0) {
-		log_error("[metrics] listen = %s: %s", where,
-			  r == -EACCES
-				  ? "not the loopback; put a proxy with authentication before it"
-				  : "ADDRESS:PORT is wanted, with a number for an address");
-		return r;
-	}
+	/* Or it would not be in the configuration. */
+	if (config_address(where, &ss, &len) != NULL)
+		return -EINVAL;
 	s = calloc(1, sizeof(*s));
 	if (s == NULL)
 		return -ENOMEM;

@@ -140,6 +140,49 @@ options(void)
 	return o;
 }
 
+static const struct {
+	const char *type;
+	int socktype;
+	accept_fn *accept;
+} doors[] = {
+	{ "native", SOCK_SEQPACKET, native_accept },
+	{ "firecracker", SOCK_STREAM, firecracker_accept },
+	{ "criu", SOCK_STREAM, criu_accept },
+	{ "handoff", SOCK_STREAM, handoff_accept },
+	{ "test", SOCK_STREAM, test_accept },
+};
+
+static accept_fn *
+door_of(const struct config_named *n, const char **type, int *socktype)
+{
+	for (size_t i = 0; i < sizeof(doors) / sizeof(doors[0]); i++)
+		if (strcmp(doors[i].type, config_named_value(n, KEY_LISTEN_TYPE)->s) == 0) {
+			/* The table's word, not the configuration's, which a reload replaces. */
+			*type = doors[i].type;
+			*socktype = doors[i].socktype;
+			return doors[i].accept;
+		}
+	return NULL;
+}
+
+/* Protocols that this build does not speak.  The number of errors. */
+static int
+check_doors(const struct config *c, const char *where, FILE *err)
+{
+	const char *type = "";
+	int errors = 0, socktype;
+
+	for (const struct config_named *n = c->named; n != NULL; n = n->next) {
+		if (strcmp(n->kind, "listen") != 0 || door_of(n, &type, &socktype) != NULL)
+			continue;
+		config_complain(err, where, config_named_value(n, KEY_LISTEN_TYPE)->line,
+				"[listen %s]: this build does not speak the %s protocol", n->name,
+				type);
+		errors++;
+	}
+	return errors;
+}
+
 /* Defaults, file, flags.  The number of errors, told to `err`. */
 static int
 load(struct config *c, FILE *err)
@@ -152,10 +195,13 @@ load(struct config *c, FILE *err)
 	if (arg.file != NULL || access(file, F_OK) == 0)
 		errors = config_read(c, file, err);
 	for (unsigned i = 0; i < arg.nflags; i++)
-		if (config_flag(c, arg.flag[i].key, arg.flag[i].text, why, sizeof(why)) < 0)
+		/* A user may have gone since the start. */
+		if (config_flag(c, arg.flag[i].key, arg.flag[i].text, why, sizeof(why)) < 0) {
+			fprintf(err, "--%s: %s\n", config_flag_name(arg.flag[i].key), why);
 			errors = errors != 0 ? errors : 1;
+		}
 	if (errors == 0)
-		errors = config_check(c, file, err);
+		errors = config_check(c, file, err) + check_doors(c, file, err);
 	return errors;
 }
 
@@ -253,18 +299,6 @@ socket_path(const struct daemon *d, const char *set, const char *name, char *pat
 
 /* ---- sockets ---- */
 
-static const struct {
-	const char *type;
-	int socktype;
-	accept_fn *accept;
-} doors[] = {
-	{ "native", SOCK_SEQPACKET, native_accept },
-	{ "firecracker", SOCK_STREAM, firecracker_accept },
-	{ "criu", SOCK_STREAM, criu_accept },
-	{ "handoff", SOCK_STREAM, handoff_accept },
-	{ "test", SOCK_STREAM, test_accept },
-};
-
 /* Until the native protocol is built in: so that the socket is there, and who connects is told in the log. */
 static void
 nobody_home(struct daemon *d, const struct listener *l, int fd, const struct peer *peer)
@@ -322,18 +356,8 @@ describe_named(const struct daemon *d, const struct config_named *n, struct list
 
 	*l = (struct listener){ .named = true,
 				.mode = (mode_t)config_named_value(n, KEY_LISTEN_MODE)->n };
-	/* The table's word, not the configuration's, which a reload replaces. */
-	for (size_t i = 0; i < sizeof(doors) / sizeof(doors[0]); i++)
-		if (strcmp(doors[i].type, config_named_value(n, KEY_LISTEN_TYPE)->s) == 0) {
-			l->type = doors[i].type;
-			l->socktype = doors[i].socktype;
-			l->accept = doors[i].accept;
-		}
-	if (l->accept == NULL) {
-		log_error("[listen %s]: this build does not speak the %s protocol", n->name,
-			  l->type);
-		return -EPROTONOSUPPORT;
-	}
+	/* It is there, as load() has looked. */
+	l->accept = door_of(n, &l->type, &l->socktype);
 	snprintf(l->name, sizeof(l->name), "%s", n->name);
 	snprintf(l->source, sizeof(l->source), "%s", source != NULL ? source : "");
 	snprintf(l->group, sizeof(l->group), "%s", group != NULL ? group : "");
@@ -670,7 +694,7 @@ on_reload(uv_signal_t *handle, int sig)
 	errors = load(&new, err);
 	fclose(err);
 	for (line = strtok_r(text, "\n", &save); line != NULL; line = strtok_r(NULL, "\n", &save))
-		log_error("reload: %s", line);
+		daemon_log(errors != 0 ? LOG_ERROR : LOG_WARNING, "reload: %s", line);
 	free(text);
 	if (errors == 0)
 		adopt(&new);

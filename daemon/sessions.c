@@ -123,23 +123,11 @@ sessions_faults(const struct up_stats *st, uint64_t faults[UP_FAULT_KINDS])
 static bool
 user_is_in(const struct config_named *g, uid_t uid)
 {
-	const char *p = config_named_value(g, KEY_GROUP_USERS)->s;
-	char name[64];
-	uid_t id;
+	const struct config_value *const users = config_named_value(g, KEY_GROUP_USERS);
 
-	while (p != NULL && *p != '\0') {
-		const size_t len = strcspn(p, ",");
-
-		snprintf(name, sizeof(name), "%.*s", (int)len, p);
-		/* Blanks around it. */
-		char *const word = name + strspn(name, " \t");
-
-		word[strcspn(word, " \t")] = '\0';
-		if (user_by_name(word, &id) == 0 && id == uid)
+	for (uint64_t i = 0; i < users->n; i++)
+		if (users->uid[i] == uid)
 			return true;
-		p += len;
-		p += *p == ',';
-	}
 	return false;
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
-"""The file, the flags, and what is said of mistakes in them.  test_config.py UFFD-PAGERD UFFD-PAGER EXAMPLE"""
+"""The file, the flags, and what is said of mistakes in them.  test_config.py UFFD-PAGERD-TEST UFFD-PAGER EXAMPLE UFFD-PAGERD"""
 import os
 import re
 import sys
@@ -53,7 +53,7 @@ class Config(unittest.TestCase):
         keys = set(re.findall(r'^(\w+) = ', defaults, re.M))
         self.assertEqual(keys, set(re.findall(r'^#(\w+) = ', plain, re.M)))
         # And all of it.
-        every = re.sub(r'^#(\w+ = |\[)', r'\1', example, flags=re.M)
+        every = re.sub(r'^#(\w+ = |\[)', r'\1', example, flags=re.M).replace('postgres,redis', 'root, 0')
         out = self.printed(every)
         self.assertIn('[group databases]', out)
         self.assertIn('minimum = 25%', out)
@@ -77,7 +77,7 @@ class Config(unittest.TestCase):
                 key, value = line.split(' = ')
                 flag = '--' + (key if section == 'daemon' else f'{section}-{key}').replace('_', '-')
                 self.assertRegex(help_text, re.escape(flag) + r'\b')
-                self.assertEqual(run_pagerd('--check-config', flag, value)[0], 0, flag)
+                self.assertEqual(run_pagerd('--config', self.file(''), '--check-config', flag, value)[0], 0, flag)
         self.assertIn('memory = 2G', self.printed('[daemon]\nmemory = 1G\n', '--memory', '2G'))
         self.assertIn('limit = 1G', self.printed('', '--group-limit', 'web=1G'))
 
@@ -95,6 +95,20 @@ class Config(unittest.TestCase):
         self.refused('[daemon]\nfault_timeout = 3 weeks\n', '2: fault_timeout:')
         self.refused('[daemon]\novercommit = perhaps\n', '2: overcommit:', 'neither yes nor no')
         self.refused('[log]\nlevel = loud\n', '2: level:', 'error|warning|info|debug')
+        self.refused('[metrics]\nlisten = 0.0.0.0:80\n', "2: listen: '0.0.0.0:80' is not the loopback")
+        for bad in ('x', '127.0.0.1', '127.0.0.1:', '127.0.0.1:65536', '[::1]', 'example.org:80', '[127.0.0.1]:80'):
+            self.refused(f'[metrics]\nlisten = {bad}\n', f"2: listen: '{bad}' is not ADDRESS:PORT")
+        self.refused('[metrics]\nlisten = [::2]:80\n', 'is not the loopback')
+        for good in ('127.0.0.1:0', '[::1]:9100', 'localhost:80', 'none'):
+            self.assertIn(f'listen = {good}\n', self.printed(f'[metrics]\nlisten = {good}\n'))
+
+    def test_users_and_groups_are_looked_up(self):
+        self.refused('[group a]\n\nusers = root, no-such-user\n', "3: users: ", "has a user that there is not: 'no-such-user'")
+        self.refused('[group a]\nusers = root,,0\n', "2: users: ", "''")
+        for section, key in (('daemon', 'socket_group'), ('daemon', 'control_group'), ('metrics', 'group')):
+            self.refused(f'[{section}]\n{key} = no-such-group\n', f"2: {key}: 'no-such-group' is no group that there is")
+            self.assertIn(f'{key} = 0\n', self.printed(f'[{section}]\n{key} = 0\n'))
+        self.assertIn('users = root , 12345\n', self.printed('[group a]\nusers = root , 12345\n'))
 
     def test_unknown_keys_are_errors_with_a_suggestion(self):
         self.refused('[daemon]\nmemroy = 1G\n', "2: there is no 'memroy' in [daemon]; did you mean 'memory'?")
@@ -123,14 +137,32 @@ class Config(unittest.TestCase):
         self.assertIn('memory = 1G', self.printed('  [daemon]\n  memory = 1G ; a comment\n\n   \n\tsocket_mode = 0600\r\n'))
 
     def test_groups_must_fit(self):
-        self.refused('[group a]\nminimum = 60%\n[group b]\nminimum = 41%\n', '101% of the budget')
-        self.refused('[group a]\nminimum = 2G\nlimit = 1G\n', '[group a]: its minimum is above its limit')
-        self.refused('[listen a]\ntype = native\n', '[listen a] has no path')
-        self.refused('[listen a]\ntype = criu\npath = a.sock\n', '[listen a] has no source')
-        self.refused('[listen a]\npath = /x\ngroup = none-such\n', 'there is no [group none-such]')
+        self.refused('[group a]\nminimum = 60%\n[group b]\nminimum = 41%\n', '4: the groups are promised 101% of the budget')
+        self.refused('[group a]\nminimum = 2G\nlimit = 1G\n', '2: [group a]: its minimum is above its limit')
+        self.refused('[daemon]\nmemory = 2G\nmemory_max = 1G\n', '2: memory is above memory_max')
+
+    def test_further_sockets_must_be_whole(self):
+        self.refused('[log]\n[listen a]\ntype = native\n', '2: [listen a] has no path')
+        self.refused('[listen a]\ntype = criu\npath = a.sock\n', '1: [listen a] has no source')
+        self.refused('[listen a]\npath = /x\ngroup = none-such\n', '3: [listen a]: there is no [group none-such]')
+        self.refused('[listen control]\npath = /x\n', '1: [listen control]: that is the name of a socket of [daemon]')
+        # What is not there yet may come, and is no reason not to start.
+        path = self.file('[listen a]\ntype = firecracker\npath = /x\nsource = /none/such\n')
+        status, _, err = run_pagerd('--config', path, '--check-config')
+        self.assertEqual((status, err), (0, f'{path}:4: warning: [listen a]: source: /none/such: No such file or directory\n'))
+
+    def test_a_protocol_that_is_not_built_in_is_an_error(self):
+        text = '[listen a]\npath = /x\ntype = test\n'
+        self.assertIn('type = test', self.printed(text))
+        ours, rig.PAGERD = rig.PAGERD, os.path.abspath(sys.argv[4])
+        try:
+            self.refused(text, '3: [listen a]: this build does not speak the test protocol')
+        finally:
+            rig.PAGERD = ours
 
     def test_bad_usage_is_2(self):
-        for flags in (['--bogus'], ['stray'], ['--memory', 'x'], ['--group-limit', 'x'], ['--group-limit', '=1G'], ['--log-level', 'x']):
+        for flags in (['--bogus'], ['stray'], ['--memory', 'x'], ['--group-limit', 'x'], ['--group-limit', '=1G'], ['--log-level', 'x'],
+                      ['--socket-group', 'no-such-group'], ['--metrics-listen', '0.0.0.0:0'], ['--group-users', 'a=no-such-user']):
             status, _, err = run_pagerd(*flags)
             self.assertEqual(status, 2, flags)
             self.assertTrue(err, flags)

@@ -70,11 +70,11 @@ class Starting(unittest.TestCase):
             self.assertEqual(os.listdir(d.dir + '/b'), ['pager.sock'])
 
     def test_bad_places_are_told(self):
-        with Daemon() as d:
+        with Daemon() as d, socket.socket() as taken:
+            taken.bind(('127.0.0.1', 0))
+            taken.listen()
             for flags, says in ((['--run-dir', '/proc/x'], '/proc/x'), (['--run-dir', d.dir + '/' + 'y' * 120], 'longer than'),
-                                (['--run-dir', d.dir + '/c', '--socket-group', 'no-such-group'], "no group 'no-such-group'"),
-                                (['--run-dir', d.dir + '/c', '--metrics-listen', '0.0.0.0:0'], 'not the loopback'),
-                                (['--run-dir', d.dir + '/c', '--metrics-listen', 'x'], 'ADDRESS:PORT')):
+                                (['--run-dir', d.dir + '/c', '--metrics-listen', '127.0.0.1:%d' % taken.getsockname()[1]], 'Address already in use')):
                 status, _, err = rig.run_pagerd('--state-dir', d.dir + '/cs', *flags)
                 self.assertEqual(status, 1, flags)
                 self.assertIn(says, err)
