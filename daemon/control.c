@@ -511,6 +511,12 @@ turn_away(int fd, json_t *j)
 }
 
 void
+control_refuse(int fd, int status, const char *why)
+{
+	turn_away(fd, refuse(-status, "%s", why));
+}
+
+void
 control_accept(struct daemon *d, const struct listener *l, int fd, const struct peer *peer)
 {
 	struct conn *c;

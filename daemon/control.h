@@ -11,6 +11,7 @@
 
 #include "daemon.h"
 
+refuse_fn control_refuse;
 accept_fn control_accept;
 /* Once a second: who is slow, or says nothing, is hung up on. */
 void control_tick(void);

@@ -56,7 +56,11 @@ struct listener;
 struct peer;
 typedef void accept_fn(struct daemon *d, const struct listener *l, int fd, const struct peer *peer);
 
+/* One of those words, to who has just come; the descriptor is used up. */
+typedef void refuse_fn(int fd, int status, const char *why);
+
 accept_fn native_accept __attribute__((weak));
+refuse_fn native_refuse __attribute__((weak));
 /*
  * The runtime, with what the last daemon has left, and its clients.  0 or -errno and a log line.  If what it has left can not be taken over, this process ends
  * on the spot.

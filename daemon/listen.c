@@ -281,7 +281,7 @@ listen_unlock(const char *path, int fd)
 
 /* ---- accepting ---- */
 
-/* No descriptor left: take the connection with the one in reserve, and hang up, or the loop would turn for it for ever. */
+/* No descriptor left: take the connection with the one in reserve, say why not, and hang up, or the loop would turn for it for ever. */
 static bool
 shed(const struct listener *l, int error)
 {
@@ -296,8 +296,10 @@ shed(const struct listener *l, int error)
 	}
 	if (reserve >= 0) {
 		close(reserve);
-		fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC);
-		if (fd >= 0)
+		fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		if (fd >= 0 && l->refuse != NULL)
+			l->refuse(fd, -error, "the daemon has no file descriptors left");
+		else if (fd >= 0)
 			close(fd);
 		reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	}

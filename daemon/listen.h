@@ -33,6 +33,7 @@ struct listener {
 	char group[32];		   /* "": by user */
 	char source[PATH_MAX];	   /* "": none */
 	accept_fn *accept;
+	refuse_fn *refuse; /* NULL: the protocol has no words for it */
 	struct daemon *d;
 	int fd;		/* -1: closed */
 	bool inherited; /* systemd's: the file stays */

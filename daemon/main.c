@@ -317,7 +317,8 @@ add_native(struct daemon *d)
 			      .socktype = SOCK_SEQPACKET,
 			      .mode = (mode_t)config_n(&d->cfg, KEY_SOCKET_MODE),
 			      .group_of_file = config_s(&d->cfg, KEY_SOCKET_GROUP),
-			      .accept = native_accept != NULL ? native_accept : nobody_home };
+			      .accept = native_accept != NULL ? native_accept : nobody_home,
+			      .refuse = native_refuse };
 	const int r =
 		socket_path(d, config_s(&d->cfg, KEY_SOCKET), "pager.sock", l.path, sizeof(l.path));
 
@@ -340,7 +341,8 @@ add_control(struct daemon *d)
 				      : group != NULL ? 0660
 						      : 0600,
 			      .group_of_file = group,
-			      .accept = control_accept };
+			      .accept = control_accept,
+			      .refuse = control_refuse };
 	const int r = socket_path(d, config_s(&d->cfg, KEY_CONTROL), "control.sock", l.path,
 				  sizeof(l.path));
 
@@ -358,6 +360,7 @@ describe_named(const struct daemon *d, const struct config_named *n, struct list
 				.mode = (mode_t)config_named_value(n, KEY_LISTEN_MODE)->n };
 	/* It is there, as load() has looked. */
 	l->accept = door_of(n, &l->type, &l->socktype);
+	l->refuse = l->accept == native_accept ? native_refuse : NULL;
 	snprintf(l->name, sizeof(l->name), "%s", n->name);
 	snprintf(l->source, sizeof(l->source), "%s", source != NULL ? source : "");
 	snprintf(l->group, sizeof(l->group), "%s", group != NULL ? group : "");

@@ -177,14 +177,14 @@ on_ended(uv_async_t *wake)
 	}
 }
 
-/* Why not, as up_runtime_connect() expects it. */
-static void
-refuse(int fd, int status, const char *why)
+void
+native_refuse(int fd, int status, const char *why)
 {
 	struct msg m = { .type = MSG_RETURN, .status = status };
 
+	/* As up_runtime_connect() expects it. */
 	snprintf(m.call.text, sizeof(m.call.text), "%s", why);
-	(void)msg_send(fd, &m, NULL, 0);
+	(void)msg_send_by(fd, &m, NULL, 0, 0);
 	close(fd);
 }
 
@@ -368,13 +368,13 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 		snprintf(why, sizeof(why), "native clients can not be served here: %s",
 			 strerror(-r));
 	if (r < 0) {
-		refuse(fd, r, why);
+		native_refuse(fd, r, why);
 		return;
 	}
 	n = calloc(1, sizeof(*n));
 	if (n == NULL || !put_spare()) {
 		free(n);
-		refuse(fd, -ENOMEM, "out of memory");
+		native_refuse(fd, -ENOMEM, "out of memory");
 		return;
 	}
 	n->session.ops = &ops;
@@ -394,7 +394,17 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 				 .group = n->session.group },
 			 &n->id);
 	if (r < 0) {
-		log_warning("client %u: %s", n->session.id, strerror(-r));
+		if (r == -EAGAIN)
+			snprintf(
+				why, sizeof(why),
+				"there are %d clients and forked children of clients, and more can not be served",
+				SERVE_SPACES_MAX);
+		else
+			snprintf(why, sizeof(why),
+				 "there is no room for another client within the budget: %s",
+				 strerror(-r));
+		log_warning("client %u: refused: %s", n->session.id, why);
+		native_refuse(fd, r, why);
 		uv_mutex_lock(&native.lock);
 		struct gone *const g = take_spare();
 		uv_mutex_unlock(&native.lock);

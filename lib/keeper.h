@@ -11,8 +11,9 @@
 
 #include "childmsg.h"
 #include "runtime.h"
+#include "serve.h"
 
-#define CHILDREN_MAX 4096
+#define CHILDREN_MAX SERVE_SPACES_MAX
 #define FORK_MS 30000  /* who is forking is back within that */
 #define RETURN_MS 2000 /* the same, of who may have been back when a predecessor was killed */
 

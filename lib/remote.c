@@ -1031,16 +1031,21 @@ introduce(struct up_runtime *rt, uint64_t *features)
 	r = msg_send(re->sock, &m, NULL, 0);
 	if (r == 0)
 		r = msg_await(re->sock, &m, fd, &nfd, CONNECT_MS);
+	/* Who refuses us need not have read that, and that he has not is told before what he has said. */
+	for (unsigned tries = 0; r == -ENOTCONN && tries < 2; tries++)
+		r = msg_receive(re->sock, &m, fd, &nfd, NULL);
 	for (size_t i = 0; i < nfd; i++)
 		close(fd[i]);
+	if (r == -EAGAIN)
+		r = -ENOTCONN;
 	if (r == 0 && (m.type != MSG_RETURN || m.status > 0))
 		r = -EPROTO;
 	if (r < 0) {
 		if (is_last_try(re, r))
 			log_line(&rt->p.log, UP_LOG_ERROR, "up_runtime_connect: %s",
 				 r == -ENOTCONN
-					 ? "the daemon has hung up: it has as many clients as it "
-					   "takes, or does not speak this version of the protocol"
+					 ? "the daemon has hung up, and has not said why: it may "
+					   "not speak this version of the protocol"
 					 : strerrorname_np(-r));
 		return r;
 	}

@@ -1370,7 +1370,6 @@ serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits,
 	}
 	if (c != NULL)
 		client_discard(rt, c);
-	close(sock);
 	return r;
 }
 

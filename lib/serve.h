@@ -18,6 +18,8 @@
 
 #include "uffd_pager.h"
 
+#define SERVE_SPACES_MAX 4096
+
 struct serve_limits {
 	unsigned regions; /* map entries */
 	unsigned objects; /* that it holds at a time */
@@ -69,7 +71,7 @@ struct serve_range {
 int serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id, bool guest),
 		void *ctx);
 /*
- * A connected SOCK_SEQPACKET, which is the runtime's from here on, also on failure.  Any thread.  0; -EAGAIN: there are too many clients; -ENOMEM.
+ * A connected SOCK_SEQPACKET.  Any thread.  0: it is the runtime's; -EAGAIN: there are SERVE_SPACES_MAX clients and children of clients; -ENOMEM.
  */
 int serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits, uint64_t *id);
 /*

@@ -173,6 +173,8 @@ daemon_run(int listener)
 
 			if (sock >= 0 && serve_accept(served, sock, &limits, &id[n % 64]) == 0)
 				n++;
+			else if (sock >= 0)
+				close(sock);
 			atomic_store(&shared->accepted, n);
 		}
 		if (now_ns() - audited > 50000000) {
@@ -1623,6 +1625,58 @@ Test(remote, another_version_is_told_why_not)
 	m = (struct msg){ .type = MSG_CALL };
 	say(fd, &m, NULL, 0);
 	must_hang_up(fd);
+}
+
+struct refusal {
+	int listener;
+	bool patient; /* it waits for the question, and does not read it */
+	unsigned times;
+};
+
+static void *
+refuse_all(void *arg)
+{
+	const struct refusal *f = arg;
+	struct msg m = { .type = MSG_RETURN, .status = -EUSERS };
+
+	snprintf(m.call.text, MSG_TEXT, "three is a crowd");
+	for (unsigned i = 0; i < f->times; i++) {
+		struct pollfd pf = { .fd = accept4(f->listener, NULL, NULL, SOCK_CLOEXEC),
+				     .events = POLLIN };
+
+		if (f->patient)
+			poll(&pf, 1, (int)(DEADLINE * 1000));
+		msg_send(pf.fd, &m, NULL, 0);
+		close(pf.fd);
+	}
+	return NULL;
+}
+
+/* Whether the daemon has gone when it asks, or has not heard the question, which the kernel tells before the answer. */
+Test(remote, a_refusal_is_heard_whenever_it_is_said)
+{
+	struct refusal f = { .times = 50 };
+	struct sockaddr_un sun = { .sun_family = AF_UNIX };
+	const struct up_config cfg = { .log = collect };
+	pthread_t thread;
+
+	snprintf(sun.sun_path, sizeof sun.sun_path, "%.60s.no", path);
+	f.listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	cr_assert(bind(f.listener, (struct sockaddr *)&sun, sizeof sun) == 0 &&
+		  listen(f.listener, 8) == 0);
+	for (int patient = 0; patient < 2; patient++) {
+		f.patient = patient != 0;
+		cr_assert(eq(int, pthread_create(&thread, NULL, refuse_all, &f), 0));
+		for (unsigned i = 0; i < f.times; i++) {
+			logged[0] = '\0';
+			cr_assert(eq(int, up_runtime_connect(&rt, sun.sun_path, &cfg), -EUSERS),
+				  "%s", logged);
+			cr_assert(strstr(logged, "three is a crowd") != NULL, "%s", logged);
+		}
+		pthread_join(thread, NULL);
+	}
+	close(f.listener);
+	unlink(sun.sun_path);
 }
 
 /* A client by hand, that has said HELLO; its userfaultfd is left open if `keep` is not NULL. */

@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
 """How the daemon starts, reloads and ends."""
+import errno
+import json
 import os
 import re
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import time
 import unittest
@@ -376,6 +379,9 @@ class Ending(unittest.TestCase):
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 4, soft[1]))
             kept = [d.connect() for _ in range(12)]
             d.wait_log('a connection was refused')
+            self.assertEqual(json.loads(rig.read_line(kept[-1]))['errno'], 'EMFILE')
+            kept.append(d.connect('pager.sock', socket.SOCK_SEQPACKET))
+            self.assertEqual(refusal(kept[-1]), (errno.EMFILE, 'the daemon has no file descriptors left'))
             for s in kept:
                 s.close()
             resource.prlimit(pid, resource.RLIMIT_NOFILE, soft)
@@ -389,7 +395,32 @@ class Ending(unittest.TestCase):
             return False
 
 
+def refusal(s):
+    """What up_runtime_connect() would return, and say (lib/childmsg.h)."""
+    kind, _, status, _, _ = struct.unpack_from('=IIiII', answer := s.recv(65536))
+    assert kind == 8 and status < 0, answer
+    return -status, answer[24 + 4 * 4 + 8 * 4:].split(b'\0')[0].decode()
+
+
 class Native(unittest.TestCase):
+    def test_as_many_as_there_can_be_is_told(self):
+        import resource
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < 5000:
+            self.skipTest(f'{hard} descriptors at most')
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        with Daemon('--memory', '256M', '--limits-clients', '10000', '--log-level', 'warning', wait=False) as d:
+            rig.wait_for('a socket', lambda: os.path.exists(d.path('control.sock')))
+            kept = [d.connect('pager.sock', socket.SOCK_SEQPACKET) for _ in range(4097)]
+            error, why = refusal(kept[-1])
+            self.assertEqual(error, errno.EAGAIN)
+            self.assertIn('there are 4096 clients', why)
+            self.assertIn('refused: there are 4096 clients', d.log())
+            for s in kept:
+                s.close()
+            rig.wait_for('all gone', lambda: d.ask('status')['status']['clients'] == 0)
+
     def test_the_native_socket_takes_connections(self):
         with Daemon() as d:
             with d.connect('pager.sock', socket.SOCK_SEQPACKET) as s:
