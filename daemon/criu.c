@@ -129,10 +129,10 @@ bury(void *owner)
 	/* First: a successor takes what is open and in no session's note for a connection that has only been accepted. */
 	if (c->connection >= 0)
 		close(c->connection);
+	session_gone(&c->s);
 	fill_destroy(c->fill);
 	c->fill = NULL;
 	criu_images_free(c->images);
-	session_gone(&c->s);
 	if (c->cfg.gone != NULL)
 		c->cfg.gone(c->cfg.ctx, &c->s);
 	free(c);

@@ -137,6 +137,7 @@ bury(void *owner)
 	/* First: a successor takes what is open and in no session's note for a connection that has only been accepted. */
 	if (fc->connection >= 0)
 		close(fc->connection);
+	session_gone(&fc->s);
 	fill_destroy(fc->fill);
 	fc->fill = NULL;
 	close_waiting(fc);
@@ -146,7 +147,6 @@ bury(void *owner)
 	free(fc->guest);
 	if (fc->pidfd >= 0)
 		close(fc->pidfd);
-	session_gone(&fc->s);
 	if (fc->cfg.gone != NULL)
 		fc->cfg.gone(fc->cfg.ctx, &fc->s);
 	memfile_unref(fc->cfg.source);

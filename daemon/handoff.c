@@ -100,7 +100,9 @@ bury(void *owner)
 {
 	struct handoff *h = owner;
 
+	session_gone(&h->s);
 	fill_destroy(h->fill);
+	h->fill = NULL;
 	close_waiting(h);
 	free(h->text);
 	free(h->region);
@@ -110,7 +112,6 @@ bury(void *owner)
 		close(h->connection);
 	if (h->pidfd >= 0)
 		close(h->pidfd);
-	session_gone(&h->s);
 	if (h->cfg.gone != NULL)
 		h->cfg.gone(h->cfg.ctx, &h->s);
 	free(h);

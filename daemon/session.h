@@ -86,7 +86,7 @@ bool session_admit_or_close(const struct peer *peer, int fd);
 
 /* Registry (sessions.c).  ops, pid, uid and gid are set, name and group may be; the rest is filled in. */
 void session_come(struct session *s);
-/* It is in no list any more on return; the memory is the caller's. */
+/* It is in no list any more on return; the memory is the caller's.  It is asked for its counts the last time. */
 void session_gone(struct session *s);
 struct session *session_first(void);
 unsigned session_number(void);

@@ -37,7 +37,9 @@ void
 session_gone(struct session *s)
 {
 	struct session **at = &first;
+	struct session_counts last;
 
+	s->ops->counts(s, &last);
 	while (*at != s)
 		at = &(*at)->next;
 	*at = s->next;

@@ -186,6 +186,7 @@ class Drain(unittest.TestCase):
                 d.signal(signal.SIGTERM)
                 self.assertEqual(d.wait(), 0)
                 self.assertNotIn('still there', d.log())
+                self.assertRegex(d.log(), r'gone after .* and [1-9][0-9]{0,4} faults')
                 self.assertRegex(p.looks(), r'looks, 0 wrong$')
                 self.assertEqual(p.leaves(), 0)
 

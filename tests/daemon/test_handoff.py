@@ -27,8 +27,8 @@ USERFAULTFD = 323  # x86_64
 UFFDIO_API, UFFDIO_REGISTER = 0xc018aa3f, 0xc020aa00
 
 
-def monitor(path):
-    """Another process: some pages before it hands over, the others after; says what was wrong at each line that it is told."""
+def monitor(path, twice):
+    """Another process; twice: its memory is mapped a second time, so that it can not be taken back: some pages before it hands over, the others after; says what was wrong at each line that it is told."""
     libc = ctypes.CDLL(None, use_errno=True)
     uffd = libc.syscall(USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
     if uffd < 0:
@@ -38,6 +38,7 @@ def monitor(path):
     memfd = os.memfd_create('guest')
     os.ftruncate(memfd, NPAGES * PAGE)
     memory = mmap.mmap(memfd, NPAGES * PAGE)
+    again = mmap.mmap(memfd, NPAGES * PAGE) if twice else None
     os.close(memfd)
     at = ctypes.addressof((ctypes.c_char * (NPAGES * PAGE)).from_buffer(memory))
     for i in range(0, NPAGES, 4):
@@ -56,6 +57,7 @@ def monitor(path):
         for _ in sys.stdin:
             wrong = sum(ctypes.string_at(at + i * PAGE, PAGE) != bytes([i % 251 + 1]) * PAGE for i in range(NPAGES))
             print('wrong', wrong, flush=True)
+    del again
 
 
 class Handoff(unittest.TestCase):
@@ -69,6 +71,24 @@ class Handoff(unittest.TestCase):
                     vmm.kill()
             rig.wait_for('all of it is given back', lambda: d.ask('status')['status']['clients'] == 0 and
                          d.ask('status')['status']['swap']['swapped'] == 0, 5)
+
+    def test_what_was_filled_is_counted_when_it_has_gone(self):
+        with Daemon(config=CONFIG) as d:
+            with subprocess.Popen([sys.executable, __file__, rig.PAGERD, rig.PAGER, 'monitor', d.path('ch.sock'), 'twice'], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, text=True) as vmm:
+                self.addCleanup(vmm.kill)
+                said = vmm.stdout.readline()
+                if said.startswith('skip'):
+                    self.skipTest(said)
+                vmm.stdin.write('\n')
+                vmm.stdin.flush()
+                self.assertEqual(vmm.stdout.readline(), 'wrong 0\n')
+                self.assertIn('it is filled where something is missing', d.log())
+                before = sum(d.ask('clients')['clients'][0]['faults'].values())
+                self.assertGreaterEqual(before, NPAGES // 4 * 3)
+                vmm.stdin.close()
+            d.wait_log(f'and {before} faults')
+            self.assertEqual(sum(d.ask('status')['status']['faults'].values()), before)
 
     def run_monitor(self, d, vmm):
         said = vmm.stdout.readline()
@@ -91,6 +111,6 @@ class Handoff(unittest.TestCase):
 
 if __name__ == '__main__':
     if sys.argv[3:4] == ['monitor']:
-        monitor(sys.argv[4])
+        monitor(sys.argv[4], sys.argv[5:] == ['twice'])
     else:
         rig.main()
