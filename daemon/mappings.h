@@ -19,7 +19,7 @@ struct mapped {
 
 /*
  * The files behind n ranges: 0, and each has its descriptor and offset.  `memfd`: which file it is; -1: it is opened through /proc/PID/map_files, for which
- * CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN is needed, and the right to trace the process.  Otherwise no descriptor is open, and `why` says what is wrong:
+ * CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN is needed, the right to trace the process, and of another user's CAP_DAC_READ_SEARCH.  Otherwise no descriptor is open, and `why` says what is wrong:
  *
  *	-ENOTSUP	it can not be taken back: private memory, not mapped for writing, not all of one file, mapped a second time, locked, or pinned
  *	-EPERM, -EACCES, -ESRCH and the like	the kernel does not tell

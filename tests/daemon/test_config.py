@@ -35,6 +35,12 @@ class Config(unittest.TestCase):
         for line in says:
             self.assertIn(f'{path}:{line}' if re.match(r'\d+: ', line) else line, err)
 
+    def test_the_unit_waits_longer_than_a_drain(self):
+        with open(os.path.dirname(sys.argv[3]) + '/uffd-pagerd.service.in', encoding='utf-8') as f:
+            waits = int(re.search(r'^TimeoutStopSec=(\d+)s$', f.read(), re.M).group(1))
+        drains = int(re.search(r'^drain_timeout = (\d+)s$', self.printed(''), re.M).group(1))
+        self.assertGreaterEqual(waits, drains + 30)
+
     def test_an_empty_file_is_the_defaults(self):
         status, out, err = run_pagerd('--config', self.file(''), '--check-config')
         self.assertEqual((status, err), (0, ''))
