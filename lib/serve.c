@@ -1467,6 +1467,7 @@ serve_tally(const struct space_tally *t, struct serve_info *info)
 	info->again = atomic_load(&t->again);
 	info->exists = atomic_load(&t->exists);
 	info->deferred = atomic_load(&t->deferred);
+	info->sigbus = atomic_load(&t->sigbus);
 }
 
 int

@@ -48,6 +48,8 @@ struct serve_info {
 	uint64_t again, exists,
 		deferred; /* EAGAIN of the kernel; pages that were there already; faults that had to wait */
 	uint64_t
+		sigbus; /* faults that were answered with that: what is lost, or past the end of its file */
+	uint64_t
 		resident; /* bytes that it has in memory, where it can touch them; objects with names are nobody's */
 	uint64_t
 		swapped; /* what it has written, and is in memory no more, or out of its reach; about, of objects that share pages */

@@ -53,6 +53,9 @@ struct shared {
 	atomic_uint flushing; /* the daemon is told to make a file safe, and has not done so */
 	atomic_bool hold;     /* which takes as long as this */
 	_Atomic uint64_t resident[8], most[8], least[8]; /* of clients, looked at all the time */
+	_Atomic uint64_t sigbus[8];
+	char said[1024]; /* by the daemon, the last error */
+	atomic_uint errors;
 };
 
 static struct shared *shared;
@@ -114,6 +117,10 @@ grumble(void *ctx, enum up_log_level level, const char *line)
 	(void)ctx;
 	if (level <= UP_LOG_WARNING && getenv("UP_TEST_LOG") != NULL)
 		fprintf(stderr, "daemon: %s\n", line);
+	if (level == UP_LOG_ERROR) {
+		snprintf(shared->said, sizeof shared->said, "%s", line);
+		atomic_fetch_add(&shared->errors, 1);
+	}
 }
 
 static bool few_on_their_way;
@@ -162,6 +169,7 @@ daemon_run(int listener)
 			if (serve_info(served, id[i], &info) < 0)
 				continue;
 			atomic_store(&shared->resident[i], info.resident);
+			atomic_store(&shared->sigbus[i], info.sigbus);
 			if (info.resident > atomic_load(&shared->most[i]))
 				atomic_store(&shared->most[i], info.resident);
 			if (info.resident < atomic_load(&shared->least[i]))
@@ -1229,6 +1237,84 @@ Test(remote, a_file_is_mapped_and_written_back)
 	up_object_unref(o);
 	up_runtime_destroy(rt);
 	wait_ended(1);
+	daemon_ask(2);
+	close(fd);
+}
+
+/* So many errors have been logged, the last of them with this in it. */
+static void
+wait_said(unsigned n, const char *text)
+{
+	const double until = seconds() + DEADLINE;
+
+	while (atomic_load(&shared->errors) < n) {
+		cr_assert(seconds() < until, "%u errors, and not %u", atomic_load(&shared->errors),
+			  n);
+		nap();
+	}
+	cr_assert(strstr(shared->said, text) != NULL, "no \"%s\" in \"%s\"", text, shared->said);
+}
+
+static void
+wait_sigbus(unsigned client, uint64_t n)
+{
+	const double until = seconds() + DEADLINE;
+
+	while (atomic_load(&shared->sigbus[client]) != n) {
+		cr_assert(seconds() < until, "%lu times SIGBUS of client %u, and not %lu",
+			  (unsigned long)atomic_load(&shared->sigbus[client]), client,
+			  (unsigned long)n);
+		nap();
+	}
+}
+
+Test(remote, who_gets_sigbus_is_counted_and_named_with_his_own_address)
+{
+	char file[] = "/var/tmp/test_remote_file.XXXXXX", text[200];
+	const int fd = mkstemp(file);
+	struct up_runtime *other;
+	struct up_object *o;
+	uint64_t *p, *q;
+	int status;
+	pid_t child;
+
+	unlink(file);
+	cr_assert(ftruncate(fd, 64 * PAGE_SIZE) == 0);
+	other = must_connect();
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_file(rt, fd, 0, 0, 0, &o), 0), "%s", logged);
+	p = must_map(rt, 64, UP_SHARED, o, 0);
+	q = must_map(rt, 64, UP_PRIVATE, o, 0);
+	cr_assert(eq(u64, p[0], 0));
+	cr_assert(eq(u64, q[0], 0));
+	cr_assert(eq(int, up_inherit(rt, q, 64 * PAGE_SIZE, UP_INHERIT_COPY), 0), "%s", logged);
+	cr_assert(ftruncate(fd, PAGE_SIZE) == 0);
+
+	cr_assert(eq(int, touch(p + 40 * WORDS), SIGBUS));
+	snprintf(text, sizeof text,
+		 "page at %#lx of client %s, process %d: past the end of the file",
+		 (unsigned long)(p + 40 * WORDS), program_invocation_short_name, (int)getpid());
+	wait_said(1, text);
+	wait_sigbus(1, 1);
+	cr_assert(eq(int, touch(q + 50 * WORDS), SIGBUS));
+	snprintf(text, sizeof text, "page at %#lx of client ", (unsigned long)(q + 50 * WORDS));
+	wait_said(2, text);
+	wait_sigbus(1, 2);
+
+	child = fork();
+	if (child == 0)
+		_exit(touch(q + 30 * WORDS));
+	cr_assert(child > 0 && waitpid(child, &status, 0) == child);
+	cr_assert(eq(int, status, SIGBUS << 8));
+	snprintf(text, sizeof text, "page at %#lx of client %s, its forked process %d: ",
+		 (unsigned long)(q + 30 * WORDS), program_invocation_short_name, (int)child);
+	wait_said(3, text);
+	cr_assert(eq(u64, atomic_load(&shared->sigbus[1]), 2), "it is the child's");
+	cr_assert(eq(u64, atomic_load(&shared->sigbus[0]), 0), "the other has lost nothing");
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	up_runtime_destroy(other);
+	wait_ended(2);
 	daemon_ask(2);
 	close(fd);
 }

@@ -27,6 +27,7 @@
 #include "base/probe.h"
 #include "foreign.h"
 #include "pager/source.h"
+#include "who.h"
 
 #define HURRY_NS 5000000      /* a stream waits that long for as many frames as it wants, */
 #define PATIENT_NS 1000000000 /* and so long while writes are under way; */
@@ -134,6 +135,15 @@ tally_deferred(struct pager *p, unsigned space)
 		atomic_fetch_add_explicit(&t->deferred, 1, memory_order_relaxed);
 }
 
+static void
+tally_sigbus(struct pager *p, unsigned space)
+{
+	struct space_tally *t = tally_of(p, space);
+
+	if (t != NULL)
+		atomic_fetch_add_explicit(&t->sigbus, 1, memory_order_relaxed);
+}
+
 PROBE_ONCE void
 fault_answered(struct service *s, unsigned space, enum up_fault_kind kind, uintptr_t va,
 	       uint64_t t0)
@@ -151,7 +161,7 @@ fault_answered(struct service *s, unsigned space, enum up_fault_kind kind, uintp
 }
 
 int
-fault_sigbus(struct service *s, unsigned shard, uintptr_t va)
+fault_sigbus(struct service *s, unsigned space, unsigned shard, uintptr_t va)
 {
 	struct pager *p = s->p;
 	const int r = p->pmap->ops->poison(p->pmap, shard, va);
@@ -165,6 +175,7 @@ fault_sigbus(struct service *s, unsigned shard, uintptr_t va)
 		p->pmap->ops->wake(p->pmap, shard, va, 1);
 	}
 	count(s, C_SIGBUS, 1);
+	tally_sigbus(p, space);
 	PROBE1(fault__sigbus, va);
 	trace_add(&s->trace, now_ns(), TRACE_FAULT_SIGBUS, va, 0);
 	return 0;
@@ -174,7 +185,7 @@ fault_sigbus(struct service *s, unsigned shard, uintptr_t va)
 static enum verdict
 verdict_lost(struct fault *f, struct anon *an)
 {
-	const int r = fault_sigbus(f->s, f->shard, f->va);
+	const int r = fault_sigbus(f->s, f->space, f->shard, f->va);
 
 	page_unbusy(f->p, an, f->shard, f->va);
 	return r == 0 ? V_SIGBUS : V_AGAIN;
@@ -451,9 +462,11 @@ lost_anon(struct pager *p, struct leaf *leaf, unsigned at)
 static enum verdict
 overcommitted(struct fault *f, struct anon *lost)
 {
+	struct who w;
+
 	log_line(&f->p->log, UP_LOG_ERROR,
-		 "fault at %#lx: overcommitted, and the swap is full; SIGBUS",
-		 (unsigned long)f->addr);
+		 "fault at %s: overcommitted, and the swap is full; SIGBUS",
+		 who_at(f->p, f->space, f->addr, &w));
 	return verdict_lost(f, lost);
 }
 
@@ -1218,6 +1231,7 @@ refused_by_source(struct fault *f, const struct source *src, uint64_t index)
 {
 	struct pager *p = f->p;
 	struct anon *an = lost_anon(p, f->leaf, f->at);
+	struct who w;
 
 	pthread_mutex_unlock(&f->leaf->lock);
 	pthread_rwlock_unlock(&p->map.lock);
@@ -1227,8 +1241,8 @@ refused_by_source(struct fault *f, const struct source *src, uint64_t index)
 	}
 	count(f->s, C_SOURCE_ERRORS, 1);
 	log_line(&p->log, UP_LOG_ERROR,
-		 "page at %#lx: the %s pager failed with %s at offset %llu; SIGBUS",
-		 (unsigned long)f->addr, src->ops->name, strerrorname_np(-f->hint.has),
+		 "page at %s: the %s pager failed with %s at offset %llu; SIGBUS",
+		 who_at(p, f->space, f->addr, &w), src->ops->name, strerrorname_np(-f->hint.has),
 		 (unsigned long long)index << PAGE_SHIFT);
 	return verdict_lost(f, an);
 }
@@ -1533,6 +1547,17 @@ p_over(struct pager *p)
 		p->over(p->over_ctx);
 }
 
+/* Not in line: its text is not to be on the stack of every fault. */
+static __attribute__((noinline)) void
+no_metadata(const struct fault *f)
+{
+	struct who w;
+
+	log_line(&f->p->log, UP_LOG_ERROR,
+		 "fault at %s: overcommitted, and no metadata left within the limit; SIGBUS",
+		 who_at(f->p, f->space, f->addr, &w));
+}
+
 /* Steps 1 to 4. */
 static enum verdict
 fault_resolve(struct fault *f)
@@ -1578,16 +1603,13 @@ fault_resolve(struct fault *f)
 		/* Not even the metadata to remember it: the entry does, and may not change till it is done. */
 		if (denied && !f->asked) {
 			atomic_store(entry_unrecorded(e), true);
-			r = fault_sigbus(f->s, f->shard, f->va);
+			r = fault_sigbus(f->s, f->space, f->shard, f->va);
 		}
 		pthread_rwlock_unlock(&p->map.lock);
 		if (denied && f->asked)
 			return V_FULL;
 		if (denied) {
-			log_line(
-				&p->log, UP_LOG_ERROR,
-				"fault at %#lx: overcommitted, and no metadata left within the limit; SIGBUS",
-				(unsigned long)f->addr);
+			no_metadata(f);
 			return r == 0 ? V_SIGBUS : V_AGAIN;
 		}
 		pager_starved(p, METADATA_STEP);
@@ -1904,7 +1926,7 @@ anon_to_lose(struct service *s, const struct parked *pk, struct leaf **leaf, str
 		} else {
 			/* Not even the metadata to remember it: there is nothing there, and the entry does. */
 			atomic_store(entry_unrecorded(e), true);
-			*told = fault_sigbus(s, place->shard, place->va) == 0;
+			*told = fault_sigbus(s, pk->space, place->shard, place->va) == 0;
 		}
 	}
 	pthread_rwlock_unlock(&p->map.lock);
@@ -1947,10 +1969,12 @@ lose(struct service *s, const struct parked *pk, bool empty, const char *why)
 	struct leaf *leaf;
 	bool told;
 	struct anon *an = anon_to_lose(s, pk, &leaf, &place, &told);
+	struct who w;
 	int r;
 
 	if (told)
-		log_line(&p->log, UP_LOG_ERROR, "fault at %#lx%s", (unsigned long)pk->va, why);
+		log_line(&p->log, UP_LOG_ERROR, "fault at %s%s", who_at(p, pk->space, pk->va, &w),
+			 why);
 	if (an == NULL)
 		return told;
 	if (anon_in_core(an) && page_at(&p->pages, an->loc)->state == PAGE_MAPPED) {
@@ -1977,8 +2001,8 @@ lose(struct service *s, const struct parked *pk, bool empty, const char *why)
 		anon_set(an, ANON_LOST, UINT32_MAX);
 		atomic_fetch_add(&p->nlost, 1);
 	}
-	log_line(&p->log, UP_LOG_ERROR, "fault at %#lx%s", (unsigned long)pk->va, why);
-	r = fault_sigbus(s, place.shard, place.va);
+	log_line(&p->log, UP_LOG_ERROR, "fault at %s%s", who_at(p, pk->space, pk->va, &w), why);
+	r = fault_sigbus(s, pk->space, place.shard, place.va);
 	page_unbusy(p, an, place.shard, place.va);
 	return r == 0;
 }
@@ -1998,7 +2022,7 @@ told_stray(struct service *s, uintptr_t va)
 		return false;
 	stray = p->pmap->ops->settled(p->pmap, s->id, p->pmap->ops->token(p->pmap)) &&
 		!foreign_waiting(p->foreign) && map_lookup(&p->map, va) == NULL &&
-		fault_sigbus(s, s->id, va) == 0;
+		fault_sigbus(s, s->id, s->id, va) == 0;
 	pthread_mutex_unlock(&p->map.change);
 	return stray;
 }

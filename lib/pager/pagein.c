@@ -14,6 +14,7 @@
 #include "base/hash.h"
 #include "base/probe.h"
 #include "pager/pager.h"
+#include "who.h"
 
 /* The address of the page `i` behind the one at `va`, if that has one. */
 static uintptr_t
@@ -136,9 +137,9 @@ none:
 	return -ENOMEM;
 }
 
-/* The content of a page is gone for good, and whoever waits for it is told.  Its slot is not used again. */
+/* The content of a page is gone for good, and whoever waits for it, in that space, is told.  Its slot is not used again. */
 static void
-lost(struct service *s, struct page *pg, bool waited_for)
+lost(struct service *s, unsigned space, struct page *pg, bool waited_for)
 {
 	struct pager *p = s->p;
 	struct anon *an = pg->anon;
@@ -157,7 +158,7 @@ lost(struct service *s, struct page *pg, bool waited_for)
 	frame_give(&p->frames, pg->frame, 1);
 	page_free(&p->pages, pg);
 	if (waited_for && va != 0)
-		again = fault_sigbus(s, shard, va) < 0;
+		again = fault_sigbus(s, space, shard, va) < 0;
 	page_unbusy(p, an, shard, va);
 	if (again)
 		fault_again(s, shard, va, now_ns());
@@ -178,17 +179,17 @@ give_up(struct pager *p, struct page *pg)
 
 /* True if the frame holds what was written. */
 static bool
-verify(struct service *s, const struct page *pg)
+verify(struct service *s, unsigned space, const struct page *pg)
 {
 	struct pager *p = s->p;
+	struct who w;
 
 	if (hash_page(p->hash_seed, pmap_frame(p->pmap, pg->frame)) == pg->anon->hash)
 		return true;
 	count(s, C_CHECKSUM, 1);
 	trace_add(&s->trace, now_ns(), TRACE_CHECKSUM, pg->va, pg->slot);
-	log_line(&p->log, UP_LOG_ERROR,
-		 "page at %#lx, swap slot %u: checksum mismatch, content lost",
-		 (unsigned long)pg->va, pg->slot);
+	log_line(&p->log, UP_LOG_ERROR, "page at %s, swap slot %u: checksum mismatch, content lost",
+		 who_page(p, space, pg, &w), pg->slot);
 	return false;
 }
 
@@ -279,17 +280,19 @@ install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for 
 
 /* --- from the compressed pool --- */
 
-/* What was put into the pool does not come back.  => busy, ZIP */
+/* What was put into the pool does not come back.  => busy, ZIP, map locked */
 static void
-lost_zip(struct service *s, struct anon *an, struct leaf *leaf, uintptr_t va)
+lost_zip(struct service *s, struct anon *an, struct leaf *leaf, unsigned at, uintptr_t va,
+	 unsigned shard)
 {
 	const zref_t ref = an->loc;
 	struct pager *p = s->p;
+	struct who w;
 
 	count(s, C_CHECKSUM, 1);
 	trace_add(&s->trace, now_ns(), TRACE_CHECKSUM, va, an->loc);
-	log_line(&p->log, UP_LOG_ERROR,
-		 "page at %#lx: damaged in the compressed pool, content lost", (unsigned long)va);
+	log_line(&p->log, UP_LOG_ERROR, "page at %s: damaged in the compressed pool, content lost",
+		 who_slot(p, s->space, leaf, at, va, shard, &w));
 	anon_set(an, ANON_LOST, UINT32_MAX);
 	tier_free(p, an, ref);
 	atomic_fetch_add(&p->nlost, 1);
@@ -416,8 +419,8 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 	if (nf > 0)
 		frame_give(&p->frames, f, nf);
 	if (i == 0 && r == -EIO) {
-		lost_zip(s, an[0], leaf, va);
-		if (why == FOR_FAULT && va != 0 && fault_sigbus(s, shard, va) < 0)
+		lost_zip(s, an[0], leaf, at, va, shard);
+		if (why == FOR_FAULT && va != 0 && fault_sigbus(s, s->space, shard, va) < 0)
 			r = -EAGAIN;
 	}
 	let_go(p, an, i, n, shard, va, step);
@@ -437,6 +440,7 @@ read_failed(struct service *s, struct request *req)
 {
 	struct pager *p = s->p;
 	struct page *first = req->page[0];
+	struct who w;
 
 	count(s, C_READ_ERRORS, 1);
 	trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, first->va, (uint32_t)-req->io.result);
@@ -458,9 +462,9 @@ read_failed(struct service *s, struct request *req)
 		request_submit(s, req);
 		return;
 	}
-	log_line(&p->log, UP_LOG_ERROR, "page at %#lx, swap slot %u: read error %d, content lost",
-		 (unsigned long)first->va, first->slot, -req->io.result);
-	lost(s, first, true);
+	log_line(&p->log, UP_LOG_ERROR, "page at %s, swap slot %u: read error %d, content lost",
+		 who_page(p, req->space, first, &w), first->slot, -req->io.result);
+	lost(s, req->space, first, true);
 	request_put(s, req);
 }
 
@@ -479,10 +483,10 @@ pagein_done(struct service *s, struct request *req)
 	for (unsigned i = 0; i < req->n; i++) {
 		struct page *pg = req->page[i];
 
-		if (verify(s, pg))
+		if (verify(s, req->space, pg))
 			good[ngood++] = pg;
 		else
-			lost(s, pg, i == 0 && req->demanded);
+			lost(s, req->space, pg, i == 0 && req->demanded);
 		/* Somebody waits for the first: it goes in before the others are even verified. */
 		if (i == 0 && ngood == 1 && req->demanded) {
 			const int r = install(s, good, 1, FOR_FAULT, how_to_lend(req));

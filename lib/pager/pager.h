@@ -125,6 +125,7 @@ struct space_tally {
 	_Atomic uint64_t again;	   /* the kernel said EAGAIN */
 	_Atomic uint64_t exists;   /* the page was there: EEXIST */
 	_Atomic uint64_t deferred; /* put off: busy, no room, or its account was full */
+	_Atomic uint64_t sigbus;   /* answered with that */
 };
 
 struct pager {
@@ -523,10 +524,10 @@ bool fault_full(struct service *s, const struct parked *pk);
 void fault_answered(struct service *s, unsigned space, enum up_fault_kind kind, uintptr_t va,
 		    uint64_t t0);
 /*
- * Answer a fault with SIGBUS.  => the page is LOST, or is about to be, and busy.
+ * Answer a fault of that space with SIGBUS.  => the page is LOST, or is about to be, and busy.
  * 0, or -EAGAIN: the kernel could not do it now, and the fault is still to be answered.
  */
-int fault_sigbus(struct service *s, unsigned shard, uintptr_t va);
+int fault_sigbus(struct service *s, unsigned space, unsigned shard, uintptr_t va);
 /*
  * Put pages with frames into their regions: consecutive ones in one call.
  * => all are busy and in TRANSIT with va, shard and frame set.
@@ -719,7 +720,7 @@ void pagein_done(struct service *s, struct request *req);
 /*
  * The same from the compressed pool, at once: 0, and *got pages are in the page table, or staged if they have no va; -ENOMEM; or of the page at `at`
  * -EIO it is lost, and whoever waits has been told, -EAGAIN not now.
- * => the leaf is locked, and its anon ZIP and busy (ours); neither is on any return.  `back`: its neighbours in front of it are wanted, not those behind;
+ * => map locked; the leaf is, too, and its anon ZIP and busy (ours); neither of these is on any return.  `back`: its neighbours in front of it are wanted, not those behind;
  *    so many are in the leaf
  */
 int pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,

@@ -12,6 +12,7 @@
 #include "base/hash.h"
 #include "base/probe.h"
 #include "pager/source.h"
+#include "who.h"
 
 /* --- references --- */
 
@@ -301,9 +302,9 @@ source_in(struct service *s, struct request *req, struct source *src, uint64_t i
 	return nf;
 }
 
-/* The demanded page can not be had: who touches it is told, until it is discarded. */
+/* The demanded page of that space can not be had: who touches it is told, until it is discarded. */
 static void
-lost(struct service *s, struct page *pg)
+lost(struct service *s, unsigned space, struct page *pg)
 {
 	struct pager *p = s->p;
 	struct anon *an = pg->anon;
@@ -318,7 +319,7 @@ lost(struct service *s, struct page *pg)
 	frame_give(&p->frames, pg->frame, 1);
 	pg->frame = FRAME_NONE;
 	page_free(&p->pages, pg);
-	again = fault_sigbus(s, shard, va) < 0;
+	again = fault_sigbus(s, space, shard, va) < 0;
 	page_unbusy(p, an, shard, va);
 	if (again)
 		fault_again(s, shard, va, now_ns());
@@ -385,6 +386,7 @@ in_done(struct service *s, struct request *req)
 	const uintptr_t va = waited->va;
 	struct page *rest[CLUSTER_MAX]; /* that nobody waits for */
 	unsigned n, nrest = 0, there = 0;
+	struct who w;
 	bool demanded;
 	int r = req->io.result;
 
@@ -424,14 +426,14 @@ in_done(struct service *s, struct request *req)
 	if (r < 0 && demanded) {
 		count_error(s, va, r);
 		log_line(&p->log, UP_LOG_ERROR,
-			 "page at %#lx: the %s pager failed with %s at offset %llu; SIGBUS",
-			 (unsigned long)va, src->ops->name, strerrorname_np(-r),
+			 "page at %s: the %s pager failed with %s at offset %llu; SIGBUS",
+			 who_page(p, req->space, waited, &w), src->ops->name, strerrorname_np(-r),
 			 (unsigned long long)(req->index + req->want) << PAGE_SHIFT);
-		lost(s, waited);
+		lost(s, req->space, waited);
 	} else if (demanded && there == 0) {
-		log_line(&p->log, UP_LOG_ERROR, "page at %#lx: past the end of the %s; SIGBUS",
-			 (unsigned long)va, src->ops->name);
-		lost(s, waited);
+		log_line(&p->log, UP_LOG_ERROR, "page at %s: past the end of the %s; SIGBUS",
+			 who_page(p, req->space, waited, &w), src->ops->name);
+		lost(s, req->space, waited);
 	} else if (demanded &&
 		   install(s, &waited, 1, req->guard ? FOR_LOAD : FOR_FAULT, asked == 1) == 0) {
 		fault_answered(s, req->space, UP_FAULT_MAJOR, va, req->t0);
