@@ -58,6 +58,7 @@ struct criu {
 	bool dropped;		    /* pages were not waited for */
 	bool complete;		    /* see criu_complete() */
 	uint64_t failed_at;	    /* ns */
+	struct session_counts last; /* when what counts is gone */
 	int loaded;		    /* what the work has said */
 	struct criu_images *images; /* from then on */
 	struct fill *fill;	    /* from then on */
@@ -119,6 +120,8 @@ bury(void *owner)
 
 	if (c->fill != NULL)
 		fill_counts(c->fill, &n);
+	c->last = n;
+	c->last.mapped = c->last.resident = 0;
 	c->complete = c->transferred && !c->dropped && n.lost == 0;
 	if (c->transferred)
 		say(c, c->complete ? UP_LOG_INFO : UP_LOG_WARNING,
@@ -443,10 +446,9 @@ counts(const struct session *s, struct session_counts *n)
 {
 	const struct criu *c = of(s);
 
+	*n = c->last;
 	if (c->fill != NULL)
 		fill_counts(c->fill, n);
-	else
-		memset(n, 0, sizeof *n);
 }
 
 static json_t *
@@ -474,12 +476,23 @@ end(struct session *s)
 	criu_end(s, c->transferred ? FILL_END_FILL : FILL_END_POISON, c->cfg.end_ms);
 }
 
+static bool
+latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *steps)
+{
+	const struct criu *c = of(s);
+
+	if (c->fill != NULL)
+		fill_latency(c->fill, kind, steps);
+	return c->fill != NULL;
+}
+
 static const struct session_ops ops = {
 	.kind = "criu",
 	.counts = counts,
 	.map = map,
 	.evict = evict,
 	.end = end,
+	.latency = latency,
 };
 
 bool

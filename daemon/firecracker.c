@@ -66,6 +66,7 @@ struct firecracker {
 struct fc_guest {
 	uint64_t id; /* the runtime's */
 	int uffd;    /* a copy, to ask whether it lives */
+	struct session_counts counts;
 };
 
 static struct firecracker *
@@ -169,6 +170,7 @@ firecracker_end(struct session *s, enum fill_end how, unsigned ms)
 		deaf(fc);
 	uv_timer_stop(&fc->uv.timer);
 	for (unsigned i = 0; i < fc->nguests && !fc->closing; i++) {
+		served_counts(fc->cfg.rt, fc->guest[i].id, &fc->guest[i].counts);
 		if (how == FILL_END_DROP)
 			serve_end(fc->cfg.rt, fc->guest[i].id);
 		else
@@ -381,6 +383,7 @@ serve_guest(struct firecracker *fc, const int fd[2], const struct fc_region *reg
 	free(rg);
 	if (r < 0)
 		return r == -ESTALE ? r : -ENOTSUP;
+	fc->guest[fc->nguests].counts = (struct session_counts){ 0 };
 	fc->guest[fc->nguests++].uffd = fd[0];
 	close(fd[1]);
 	return 0;
@@ -577,23 +580,46 @@ on_socket(uv_poll_t *h, int status, int events)
 
 /* --- operations --- */
 
+/* Of all that serves it. */
+static bool
+latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *steps)
+{
+	const struct firecracker *fc = of(s);
+	struct latency_steps one;
+
+	*steps = (struct latency_steps){ .count = 0 };
+	if (fc->fill != NULL)
+		fill_latency(fc->fill, kind, steps);
+	for (unsigned i = 0; i < fc->nguests; i++)
+		if (served_latency(fc->cfg.rt, fc->guest[i].id, kind, &one))
+			steps_add(steps, &one);
+	return fc->fill != NULL || fc->nguests > 0;
+}
+
 static void
 counts(const struct session *s, struct session_counts *c)
 {
 	const struct firecracker *fc = of(s);
+	struct latency_steps all = { .count = 0 }, steps;
+	struct up_latency of_all;
 
 	memset(c, 0, sizeof *c);
 	if (fc->fill != NULL)
 		fill_counts(fc->fill, c);
 	for (unsigned i = 0; i < fc->nguests; i++) {
-		struct session_counts one = { 0 };
-
-		served_counts(fc->cfg.rt, fc->guest[i].id, &one);
-		c->mapped += one.mapped;
-		c->resident += one.resident;
-		c->swapped += one.swapped;
-		for (unsigned k = 0; k < UP_FAULT_KINDS; k++)
-			c->faults[k] += one.faults[k];
+		served_counts(fc->cfg.rt, fc->guest[i].id, &fc->guest[i].counts);
+		served_add(c, &fc->guest[i].counts);
+	}
+	for (unsigned k = 0; k < UP_FAULT_KINDS && fc->nguests > 0; k++) {
+		if (!latency(s, k, &steps))
+			continue;
+		steps_sum(&steps, &c->latency[k]);
+		steps_add(&all, &steps);
+	}
+	if (all.count > 0) {
+		steps_sum(&all, &of_all);
+		c->p50_ns = of_all.p50;
+		c->p99_ns = of_all.p99;
 	}
 }
 
@@ -640,16 +666,6 @@ static void
 end(struct session *s)
 {
 	firecracker_end(s, FILL_END_POISON, 0);
-}
-
-static bool
-latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *steps)
-{
-	const struct firecracker *fc = of(s);
-
-	if (fc->fill != NULL)
-		fill_latency(fc->fill, kind, steps);
-	return fc->fill != NULL;
 }
 
 /* Of one with memory in several pieces it would be each piece's. */

@@ -621,6 +621,17 @@ limit(struct session *s, uint64_t bytes)
 	return h->guest != 0 ? served_limit(h->cfg.rt, h->guest, bytes) : -ENOTSUP;
 }
 
+static bool
+latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *steps)
+{
+	const struct handoff *h = of(s);
+
+	if (h->fill == NULL)
+		return h->guest != 0 && served_latency(h->cfg.rt, h->guest, kind, steps);
+	fill_latency(h->fill, kind, steps);
+	return true;
+}
+
 static const struct session_ops ops = {
 	.kind = "handoff",
 	.counts = counts,
@@ -628,6 +639,7 @@ static const struct session_ops ops = {
 	.evict = evict,
 	.end = end,
 	.limit = limit,
+	.latency = latency,
 };
 
 /* --- the beginning --- */

@@ -93,7 +93,7 @@ limit(struct session *s, uint64_t bytes)
 static bool
 latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *steps)
 {
-	return serve_latency(native.d->rt, ((const struct native *)s)->id, kind, steps) == 0;
+	return served_latency(native.d->rt, ((const struct native *)s)->id, kind, steps);
 }
 
 static const struct session_ops ops = { "native", counts, map, evict, leave, end, limit, latency };

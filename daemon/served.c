@@ -41,10 +41,44 @@ served_counts(struct up_runtime *rt, uint64_t id, struct session_counts *c)
 	c->again = info.again;
 	c->exists = info.exists;
 	c->deferred = info.deferred;
+	c->lost = info.sigbus;
 	c->p50_ns = info.all.p50;
 	c->p99_ns = info.all.p99;
 	memcpy(c->faults, info.faults, sizeof(c->faults));
 	memcpy(c->latency, info.latency, sizeof(c->latency));
+	c->ours = (struct session_events){
+		.again = c->again, .exists = c->exists, .deferred = c->deferred, .lost = c->lost
+	};
+	memcpy(c->ours.faults, c->faults, sizeof(c->ours.faults));
+}
+
+void
+served_add(struct session_counts *to, const struct session_counts *more)
+{
+	to->mapped += more->mapped;
+	to->resident += more->resident;
+	to->swapped += more->swapped;
+	to->wired += more->wired;
+	to->prefetched += more->prefetched;
+	to->again += more->again;
+	to->exists += more->exists;
+	to->deferred += more->deferred;
+	to->lost += more->lost;
+	to->ours.again += more->ours.again;
+	to->ours.exists += more->ours.exists;
+	to->ours.deferred += more->ours.deferred;
+	to->ours.lost += more->ours.lost;
+	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
+		to->faults[k] += more->faults[k];
+		to->ours.faults[k] += more->ours.faults[k];
+	}
+}
+
+bool
+served_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,
+	       struct latency_steps *steps)
+{
+	return serve_latency(rt, id, kind, steps) == 0;
 }
 
 /* A digit for each 64th of the range: how much of it is in memory.  *resident: pages of it. */

@@ -18,21 +18,27 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "base/histogram.h"
 #include "uffd_pager.h"
 
 struct session;
+
+/* What is only ever added to, as far as the runtime serves a session: its own statistics have it. */
+struct session_events {
+	uint64_t faults[UP_FAULT_KINDS];
+	uint64_t again, exists, deferred, lost;
+};
 
 struct session_counts {
 	uint64_t mapped, resident, swapped, wired; /* bytes */
 	uint64_t faults[UP_FAULT_KINDS];	   /* served */
 	uint64_t again, exists, deferred;	   /* EAGAIN, EEXIST, faults put off */
 	uint64_t prefetched;			   /* pages filled before they were asked for */
-	uint64_t lost;				   /* pages that are SIGBUS */
+	uint64_t lost;				   /* faults, or pages, that were SIGBUS */
+	struct session_events ours;		   /* what of these the runtime has counted, too */
 	uint64_t p50_ns, p99_ns; /* of faults, from the message to the wake-up; 0: none yet */
 	struct up_latency latency[UP_FAULT_KINDS]; /* the same of each kind */
 };
-
-struct latency_steps;
 
 struct session_ops {
 	const char *kind; /* "native", "firecracker", "criu", "handoff" */
@@ -73,6 +79,9 @@ struct session {
 	/* The registry's, once a second: what it had served then, and per second since the time before. */
 	uint64_t served;
 	double rate;
+	struct latency_steps before[UP_FAULT_KINDS];
+	struct up_latency recent[UP_FAULT_KINDS],
+		all; /* of faults between the last two times; all kinds */
 };
 
 /*

@@ -2,8 +2,8 @@
 /*
  * sessions.c: who is there, what they had done when they left, and how it went in the last two minutes.
  *
- * Counters that are shown to the outside never go back: what a session had counted when it left stays in `retired`.  The faults of native
- * sessions are those of the daemon's own runtime, which counts them itself: they are not added a second time.
+ * Counters that are shown to the outside never go back: what a session had counted when it left stays in `retired`.  What the daemon's own
+ * runtime serves, native programs and memory that can be taken back, it counts itself: that is not added a second time.
  */
 #include "sessions.h"
 
@@ -17,6 +17,7 @@
 
 #include "listen.h"
 #include "log.h"
+#include "runtime.h"
 
 const char *const fault_names[UP_FAULT_KINDS] = {
 	[UP_FAULT_MINOR] = "minor", [UP_FAULT_ZERO] = "zero", [UP_FAULT_SOFT] = "soft",
@@ -27,13 +28,15 @@ static struct {
 	struct daemon *d;
 	struct session *first;
 	unsigned n, last_id;
-	struct session_counts retired;		 /* of those that are gone, counters only */
-	uint64_t retired_faults[UP_FAULT_KINDS]; /* of those that the runtime does not count */
+	struct session_counts
+		retired; /* of those that are gone, counters only, without those of the runtime */
 	struct sample ring[SAMPLES];
 	unsigned nsamples; /* ever taken */
 	struct {
 		uint64_t time, faults, major, swap_read, swap_write;
+		struct latency_steps latency[UP_FAULT_KINDS]; /* the runtime's */
 	} before;
+	struct up_latency recent[UP_FAULT_KINDS];
 } reg;
 
 uint64_t
@@ -48,12 +51,6 @@ sessions_init(struct daemon *d)
 	reg.d = d;
 }
 
-static bool
-in_runtime(const struct session *s)
-{
-	return strcmp(s->ops->kind, "native") == 0;
-}
-
 void
 session_counts(const struct session *s, struct session_counts *c)
 {
@@ -63,18 +60,15 @@ session_counts(const struct session *s, struct session_counts *c)
 }
 
 static void
-add_counters(struct session_counts *to, const struct session *s, const struct session_counts *c)
+add_counters(struct session_counts *to, const struct session_counts *c)
 {
 	for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
-		to->faults[i] += c->faults[i];
+		to->faults[i] += c->faults[i] - c->ours.faults[i];
 	to->prefetched += c->prefetched;
-	to->lost += c->lost;
-	/* As with its faults, the runtime counts its own. */
-	if (in_runtime(s))
-		return;
-	to->again += c->again;
-	to->exists += c->exists;
-	to->deferred += c->deferred;
+	to->lost += c->lost - c->ours.lost;
+	to->again += c->again - c->ours.again;
+	to->exists += c->exists - c->ours.exists;
+	to->deferred += c->deferred - c->ours.deferred;
 }
 
 static uint64_t
@@ -95,7 +89,7 @@ sessions_totals(struct session_counts *total)
 	*total = reg.retired;
 	for (const struct session *s = reg.first; s != NULL; s = s->next) {
 		session_counts(s, &c);
-		add_counters(total, s, &c);
+		add_counters(total, &c);
 		total->mapped += c.mapped;
 		total->resident += c.resident;
 		total->swapped += c.swapped;
@@ -105,17 +99,11 @@ sessions_totals(struct session_counts *total)
 void
 sessions_faults(const struct up_stats *st, uint64_t faults[UP_FAULT_KINDS])
 {
-	struct session_counts c;
+	struct session_counts total;
 
+	sessions_totals(&total);
 	for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
-		faults[i] = st->faults[i] + reg.retired_faults[i];
-	for (const struct session *s = reg.first; s != NULL; s = s->next) {
-		if (in_runtime(s))
-			continue;
-		session_counts(s, &c);
-		for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
-			faults[i] += c.faults[i];
-	}
+		faults[i] = st->faults[i] + total.faults[i];
 }
 
 /* ---- groups ---- */
@@ -236,6 +224,9 @@ session_come(struct session *s)
 	s->since = monotonic_ns();
 	s->served = 0;
 	s->rate = 0;
+	memset(s->before, 0, sizeof(s->before));
+	memset(s->recent, 0, sizeof(s->recent));
+	memset(&s->all, 0, sizeof(s->all));
 	if (s->name[0] == '\0')
 		read_comm(s->pid, s->name, sizeof(s->name));
 	s->name[sizeof(s->name) - 1] = '\0';
@@ -263,10 +254,7 @@ session_gone(struct session *s)
 	if (*p == NULL)
 		return;
 	session_counts(s, &c);
-	add_counters(&reg.retired, s, &c);
-	if (!in_runtime(s))
-		for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
-			reg.retired_faults[i] += c.faults[i];
+	add_counters(&reg.retired, &c);
 	*p = s->next;
 	s->next = NULL;
 	reg.n--;
@@ -349,9 +337,45 @@ per_second(uint64_t now, uint64_t before, double seconds)
 	return now > before && seconds > 0 ? (double)(now - before) / seconds : 0;
 }
 
+/* Those of `now` that are not in *before, which becomes `now`; of a session that began anew: all of them. */
+static void
+take_recent(struct latency_steps *now, struct latency_steps *before)
+{
+	const struct latency_steps all = *now;
+	bool more = now->count >= before->count;
+
+	for (unsigned i = 0; i < LATENCY_STEPS; i++)
+		more = more && now->below[i] >= before->below[i];
+	if (more)
+		steps_since(now, before);
+	*before = all;
+}
+
+/* How long its faults took since the last time; those that the runtime has not are added to `all`. */
+static void
+sample_latency(struct session *s, const struct session_counts *c,
+	       struct latency_steps all[UP_FAULT_KINDS])
+{
+	struct latency_steps sum = { .count = 0 };
+
+	for (unsigned k = 0; k < UP_FAULT_KINDS && s->ops->latency != NULL; k++) {
+		struct latency_steps now = { .count = 0 };
+
+		if (!s->ops->latency(s, k, &now))
+			now = s->before[k];
+		take_recent(&now, &s->before[k]);
+		steps_sum(&now, &s->recent[k]);
+		steps_add(&sum, &now);
+		if (c->ours.faults[k] == 0)
+			steps_add(&all[k], &now);
+	}
+	steps_sum(&sum, &s->all);
+}
+
 void
 sessions_sample(void)
 {
+	struct latency_steps all[UP_FAULT_KINDS];
 	struct sample *const s = &reg.ring[reg.nsamples % SAMPLES];
 	const uint64_t now = monotonic_ns();
 	const double seconds = (double)(now - reg.before.time) / 1e9;
@@ -373,10 +397,10 @@ sessions_sample(void)
 			.used = st.used,
 			.swapped = st.swapped,
 		};
-		for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
-			if (st.latency[i].p99 > s->p99_ns)
-				s->p99_ns = st.latency[i].p99;
-		reg.nsamples++;
+	}
+	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
+		stats_latency(reg.d->rt, k, NULL, &all[k]);
+		take_recent(&all[k], &reg.before.latency[k]);
 	}
 	for (struct session *i = reg.first; i != NULL; i = i->next) {
 		session_counts(i, &c);
@@ -384,14 +408,25 @@ sessions_sample(void)
 		/* One that has come since: nothing to compare with. */
 		i->rate = i->since < reg.before.time ? per_second(sum, i->served, seconds) : 0;
 		i->served = sum;
-		if (!in_runtime(i) && c.p99_ns > s->p99_ns)
-			s->p99_ns = c.p99_ns;
+		sample_latency(i, &c, all);
 	}
+	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
+		steps_sum(&all[k], &reg.recent[k]);
+		if (reg.before.time != 0 && reg.recent[k].p99 > s->p99_ns)
+			s->p99_ns = reg.recent[k].p99;
+	}
+	reg.nsamples += reg.before.time != 0;
 	reg.before.time = now;
 	reg.before.faults = all_faults(faults);
 	reg.before.major = faults[UP_FAULT_MAJOR];
 	reg.before.swap_read = st.swap_read_bytes;
 	reg.before.swap_write = st.swap_write_bytes;
+}
+
+const struct up_latency *
+sessions_recent(void)
+{
+	return reg.recent;
 }
 
 unsigned

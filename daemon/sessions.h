@@ -14,7 +14,7 @@ struct sample {
 	double faults, major;	      /* a second */
 	double swap_read, swap_write; /* bytes a second */
 	uint64_t used, swapped;	      /* bytes */
-	uint64_t p99_ns;	      /* the worst kind of the pager's own faults, since it began */
+	uint64_t p99_ns; /* of the worst kind of fault in that second; 0: there was none */
 };
 
 void sessions_init(struct daemon *d);
@@ -29,13 +29,15 @@ void session_counts(const struct session *s, struct session_counts *c);
 
 /* Faults by kind since the daemon began, of all clients, those that are gone included. */
 void sessions_faults(const struct up_stats *st, uint64_t faults[UP_FAULT_KINDS]);
-/* The same of what only sessions count. */
+/* The same of what only sessions count: to be added to what the runtime has.  And what all of them have now. */
 void sessions_totals(struct session_counts *total);
 
 /* Once a second. */
 void sessions_sample(void);
 /* The last `n` seconds, oldest first; how many there were. */
 unsigned sessions_history(struct sample *s, unsigned n);
+/* How long faults of each kind took in the last second, of all clients. */
+const struct up_latency *sessions_recent(void);
 
 extern const char *const fault_names[UP_FAULT_KINDS];
 

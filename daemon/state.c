@@ -56,6 +56,24 @@ latency_json(const struct up_latency latency[UP_FAULT_KINDS])
 	return j;
 }
 
+/* Of the last second: kinds that there were; of one `all` of them, too. */
+static json_t *
+recent_json(const struct up_latency recent[UP_FAULT_KINDS], const struct up_latency *all)
+{
+	json_t *const j = json_object();
+
+	for (unsigned i = 0; i <= UP_FAULT_KINDS; i++) {
+		const struct up_latency *const l = i < UP_FAULT_KINDS ? &recent[i] : all;
+
+		if (l != NULL && l->count != 0)
+			json_object_set_new(j, i < UP_FAULT_KINDS ? fault_names[i] : "all",
+					    json_pack("{s:I, s:I, s:I}", "count", number(l->count),
+						      "p50_ns", number(l->p50), "p99_ns",
+						      number(l->p99)));
+	}
+	return j;
+}
+
 static json_t *
 history_json(void)
 {
@@ -135,7 +153,7 @@ status(struct daemon *d)
 		" s:{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I},"
 		" s:{s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I},"
 		" s:o, s:{s:I, s:I, s:I, s:I, s:I, s:I}, s:o,"
-		" s:{s:f, s:f, s:f, s:f}, s:{s:I, s:I, s:I, s:I}, s:o, s:o, s:o}",
+		" s:o, s:{s:f, s:f, s:f, s:f}, s:{s:I, s:I, s:I, s:I}, s:o, s:o, s:o}",
 		"version", up_version(), "pid", (int)(kept_any() ? getppid() : getpid()), "uptime",
 		(double)(monotonic_ns() - d->since) / 1e9, "state", states[d->state], "clients",
 		(int)session_number(), "budget", "limit", number(st.limit), "limit_max",
@@ -155,9 +173,10 @@ status(struct daemon *d)
 		number(total.again + st.fault_retries), "exists",
 		number(total.exists + st.fault_exists), "deferred",
 		number(total.deferred + st.fault_waits), "prefetched", number(total.prefetched),
-		"latency", latency_json(st.latency), "rate", "faults", now.faults, "major",
-		now.major, "swap_read", now.swap_read, "swap_write", now.swap_write, "limits",
-		"clients", number(config_n(&d->cfg, KEY_LIMIT_CLIENTS)), "regions",
+		"latency", latency_json(st.latency), "recent", recent_json(sessions_recent(), NULL),
+		"rate", "faults", now.faults, "major", now.major, "swap_read", now.swap_read,
+		"swap_write", now.swap_write, "limits", "clients",
+		number(config_n(&d->cfg, KEY_LIMIT_CLIENTS)), "regions",
 		number(config_n(&d->cfg, KEY_LIMIT_REGIONS)), "fds",
 		number(config_n(&d->cfg, KEY_LIMIT_FDS)), "inflight",
 		number(config_n(&d->cfg, KEY_LIMIT_INFLIGHT)), "groups", groups_json(d),
@@ -203,15 +222,16 @@ state_client(const struct session *s)
 
 	session_counts(s, &c);
 	return json_pack(
-		"{s:i, s:i, s:I, s:I, s:o, s:s, s:s, s:f, s:I, s:I, s:I, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o}",
+		"{s:i, s:i, s:I, s:I, s:o, s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}",
 		"id", (int)s->id, "pid", (int)s->pid, "uid", (json_int_t)s->uid, "gid",
 		(json_int_t)s->gid, "name", text(s->name), "group", s->group, "kind", s->ops->kind,
 		"age", (double)(monotonic_ns() - s->since) / 1e9, "mapped", number(c.mapped),
-		"resident", number(c.resident), "swapped", number(c.swapped), "faults",
-		faults_json(c.faults), "rate", s->rate, "again", number(c.again), "exists",
-		number(c.exists), "deferred", number(c.deferred), "prefetched",
-		number(c.prefetched), "lost", number(c.lost), "p50_ns", number(c.p50_ns), "p99_ns",
-		number(c.p99_ns), "latency", client_latency_json(&c));
+		"resident", number(c.resident), "swapped", number(c.swapped), "wired",
+		number(c.wired), "faults", faults_json(c.faults), "rate", s->rate, "again",
+		number(c.again), "exists", number(c.exists), "deferred", number(c.deferred),
+		"prefetched", number(c.prefetched), "lost", number(c.lost), "p50_ns",
+		number(c.p50_ns), "p99_ns", number(c.p99_ns), "latency", client_latency_json(&c),
+		"recent", recent_json(s->recent, &s->all));
 }
 
 json_t *

@@ -203,6 +203,40 @@ Test(histogram, steps_are_exact_at_powers_of_two)
 	cr_assert(eq(u64, of_tally.sum, sum));
 }
 
+/* Of steps there is no more than a doubling; what came in between two looks is what is looked at. */
+Test(histogram, steps_tell_percentiles_of_what_came_since_the_last_look)
+{
+	static struct tally tally;
+	struct latency_steps before, now, sum = { .count = 0 };
+	struct up_latency l;
+
+	tally_steps(&tally, &before);
+	steps_sum(&before, &l);
+	cr_assert(all(zero(u64, l.count), zero(u64, l.p50), zero(u64, l.max)));
+	for (unsigned i = 0; i < 1000; i++)
+		tally_add(&tally, 900000000);
+	tally_steps(&tally, &before);
+	for (unsigned i = 0; i < 100; i++)
+		tally_add(&tally, i < 98 ? 3000 : 100000);
+	tally_steps(&tally, &now);
+	steps_since(&now, &before);
+	steps_sum(&now, &l);
+	cr_assert(eq(u64, l.count, 100));
+	cr_assert(all(ge(u64, l.p50, 2048), le(u64, l.p50, 4096)), "%lu", (unsigned long)l.p50);
+	cr_assert(all(ge(u64, l.p99, 65536), le(u64, l.p99, 131072)), "%lu", (unsigned long)l.p99);
+	cr_assert(all(le(u64, l.p99, l.max), le(u64, l.max, 131072)));
+	steps_add(&sum, &before);
+	steps_add(&sum, &now);
+	steps_sum(&sum, &l);
+	cr_assert(eq(u64, l.count, 1100));
+	cr_assert(ge(u64, l.p50, 450000000), "%lu", (unsigned long)l.p50);
+	/* More than any step is still a number. */
+	tally_add(&tally, UINT64_MAX / 2);
+	tally_steps(&tally, &now);
+	steps_sum(&now, &l);
+	cr_assert(ge(u64, l.max, (uint64_t)1 << (TALLY_SHIFT + LATENCY_STEPS - 1)));
+}
+
 Test(histogram, a_tally_knows_percentiles_within_a_quarter)
 {
 	enum { N = 20000 };

@@ -318,10 +318,11 @@ draw_clients(const struct look *l, FILE *out, json_t *clients, const char *eol, 
 		}
 		fprintf(out, "%6s %8s %7s %7s", bytes_text(get_number(c, "swapped")),
 			rate > 0 || sum_of_faults(c) > 0 ? count_text(rate) : "-",
-			time_text(get_number(c, "p50_ns")), time_text(get_number(c, "p99_ns")));
+			time_text(get_number(c, "recent.all.p50_ns")),
+			time_text(get_number(c, "recent.all.p99_ns")));
 		for (size_t k = 0; kinds && k < NKINDS; k++)
 			fprintf(out, " %7s",
-				time_text(get_number(json_object_get(json_object_get(c, "latency"),
+				time_text(get_number(json_object_get(json_object_get(c, "recent"),
 								     kind_name[k]),
 						     "p99_ns")));
 		fprintf(out, " %4s%s", age_text(get_number(c, "age")), eol);
@@ -371,9 +372,9 @@ top_draw(const struct look *l, FILE *out, const json_t *answer, const char *eol)
 	sparkline(l, out, json_object_get(history, "swap_write"), wide);
 	fprintf(out, "%s %8s/s%s", ink(l, PLAIN), bytes_text(get_number(st, "rate.swap_write")),
 		eol);
-	/* Kinds that there have been; 50 % and 99 %. */
+	/* Kinds that there were in the last second; 50 % and 99 %. */
 	fputs("latency  ", out);
-	json_object_foreach(json_object_get(st, "latency"), kind, lat)
+	json_object_foreach(json_object_get(st, "recent"), kind, lat)
 	{
 		if (get_number(lat, "count") <= 0)
 			continue;
@@ -381,7 +382,7 @@ top_draw(const struct look *l, FILE *out, const json_t *answer, const char *eol)
 		fprintf(out, " %s%s%s %s/%s", ink(l, DIM), kind, ink(l, PLAIN),
 			time_text(get_number(lat, "p50_ns")), time_text(get_number(lat, "p99_ns")));
 	}
-	fprintf(out, "%s%s%s", any ? "" : " no faults of the pager's own yet", eol, eol);
+	fprintf(out, "%s%s%s", any ? "" : " no faults now", eol, eol);
 	draw_clients(l, out, json_object_get(answer, "clients"), eol,
 		     l->rows > 0 ? (l->rows > 11 ? l->rows - 9 : 2) : 0);
 }

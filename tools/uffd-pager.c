@@ -127,12 +127,18 @@ print_clients(const json_t *answer)
 	printf("%5s %8s %-20s %-11s %-10s %7s %7s %7s %9s\n", "ID", "PROCESS", "NAME", "KIND",
 	       "GROUP", "MEMORY", "MAPPED", "SWAP", "FAULTS/s");
 	json_array_foreach(json_object_get(answer, "clients"), i, c)
-		printf("%5.0f %8.0f %-20.20s %-11s %-10.10s %7s %7s %7s %9.0f\n",
-		       get_number(c, "id"), get_number(c, "pid"), get_text(c, "name"),
-		       get_text(c, "kind"),
+	{
+		const double lost = get_number(c, "lost");
+
+		printf("%5.0f %8.0f %-20.20s %-11s %-10.10s %7s %7s %7s %9.0f", get_number(c, "id"),
+		       get_number(c, "pid"), get_text(c, "name"), get_text(c, "kind"),
 		       get_text(c, "group")[0] != '\0' ? get_text(c, "group") : "-",
 		       bytes_text(get_number(c, "resident")), bytes_text(get_number(c, "mapped")),
 		       bytes_text(get_number(c, "swapped")), get_number(c, "rate"));
+		if (lost > 0)
+			printf("  %.0f LOST", lost);
+		putchar('\n');
+	}
 }
 
 static void

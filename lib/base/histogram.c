@@ -150,6 +150,54 @@ tally_steps(const struct tally *t, struct latency_steps *out)
 }
 
 void
+steps_add(struct latency_steps *to, const struct latency_steps *more)
+{
+	for (unsigned i = 0; i < LATENCY_STEPS; i++)
+		to->below[i] += more->below[i];
+	to->count += more->count;
+	to->sum += more->sum;
+}
+
+void
+steps_since(struct latency_steps *now, const struct latency_steps *before)
+{
+	for (unsigned i = 0; i < LATENCY_STEPS; i++)
+		now->below[i] -= before->below[i];
+	now->count -= before->count;
+	now->sum -= before->sum;
+}
+
+/* What so many of them took less than, about. */
+static uint64_t
+steps_value(const struct latency_steps *s, uint64_t rank)
+{
+	uint64_t under = 0, before;
+
+	for (unsigned i = 0; i < LATENCY_STEPS; i++, under = before) {
+		const uint64_t to = UINT64_C(1) << (TALLY_SHIFT + i), from = i > 0 ? to / 2 : 0;
+
+		before = s->below[i];
+		if (before >= rank)
+			return from + (uint64_t)((double)(to - from) * (double)(rank - under) /
+						 (double)(before - under));
+	}
+	return UINT64_C(1) << (TALLY_SHIFT + LATENCY_STEPS);
+}
+
+void
+steps_sum(const struct latency_steps *s, struct up_latency *out)
+{
+	memset(out, 0, sizeof *out);
+	if (s->count == 0)
+		return;
+	out->count = s->count;
+	out->p50 = steps_value(s, (s->count * 500 + 999) / 1000);
+	out->p99 = steps_value(s, (s->count * 990 + 999) / 1000);
+	out->p999 = steps_value(s, (s->count * 999 + 999) / 1000);
+	out->max = steps_value(s, s->count);
+}
+
+void
 tally_sum(const struct tally t[], unsigned n, struct up_latency *out)
 {
 	static const uint64_t permille[] = { 500, 990, 999, 1000 };

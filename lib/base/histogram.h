@@ -45,6 +45,11 @@ void histogram_sum(struct histogram *const h[], unsigned n, struct up_latency *o
 /* The same in steps.  What is added meanwhile may be in `sum` and not in `count` yet; those below a step are never more than those below the next. */
 void histogram_steps(struct histogram *const h[], unsigned n, struct latency_steps *out);
 void tally_steps(const struct tally *t, struct latency_steps *out);
+/* Those of both; those of `now` that were not there `before`, of the same histogram. */
+void steps_add(struct latency_steps *to, const struct latency_steps *more);
+void steps_since(struct latency_steps *now, const struct latency_steps *before);
+/* Percentiles, taken to lie evenly between two steps, and the step that all are below for max; all zero when there are no values. */
+void steps_sum(const struct latency_steps *s, struct up_latency *out);
 /* How many there are, and percentiles, within a quarter of the true value where there are buckets for it; so is max. */
 void tally_sum(const struct tally t[], unsigned n, struct up_latency *out);
 

@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-2-Clause
+"""test_seeing.py: what operators are told of programs that are connected, and of microVMs: that it is so, and whose it is."""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+import rig
+from rig import Daemon
+
+TOLD, MONITOR = map(os.path.abspath, sys.argv[3:5])
+MIB = 1 << 20
+PAGE = 4096
+
+
+class Client:
+    """A connected program (told.c)."""
+
+    def __init__(self, d):
+        self.process = subprocess.Popen([TOLD, d.path('pager.sock')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.pid = self.process.pid
+        said = self.process.stdout.readline()
+        assert said == 'connected\n', said
+
+    def tell(self, *words):
+        self.process.stdin.write(' '.join(map(str, words)) + '\n')
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def at(self, *words):
+        said = self.tell(*words)
+        assert said.startswith('at '), said
+        return int(said[3:], 16)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.process.kill()
+        self.process.wait(rig.DEADLINE)
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+
+def get(d, path):
+    with d.connect('http.sock') as s:
+        s.sendall(f'GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'.encode())
+        data = b''
+        while part := s.recv(65536):
+            data += part
+    head, _, body = data.partition(b'\r\n\r\n')
+    assert head.split()[1] == b'200', head
+    return body.decode()
+
+
+def metric(d, name, **labels):
+    """The values of that metric, of all sets of labels that have these."""
+    found = []
+    for line in get(d, '/metrics').splitlines():
+        if line.startswith(('uffd_pager_' + name + '{', 'uffd_pager_' + name + ' ')) and \
+                all(f'{k}="{v}"' in line for k, v in labels.items()):
+            found.append(float(line.rsplit(' ', 1)[1]))
+    return found
+
+
+def client_of(d, pid):
+    (c,) = [c for c in d.ask('clients')['clients'] if c['pid'] == pid]
+    return c
+
+
+class Lost(unittest.TestCase):
+    def test_sigbus_is_counted_and_logged_of_the_client_that_got_it(self):
+        with Daemon('--memory', '32M') as d, Client(d) as other, Client(d) as c:
+            name = d.dir + '/file'
+            with open(name, 'wb') as f:
+                f.truncate(16 * PAGE)
+            at = c.at('shared', name)
+            self.assertEqual(c.tell('read', at), 'ok')
+            os.truncate(name, PAGE)
+            for page in (9, 12):
+                self.assertEqual(c.tell('read', at + page * PAGE), 'SIGBUS')
+                d.wait_log(f'page at {at + page * PAGE:#x} of client told, process {c.pid}: past the end of the file; SIGBUS')
+            # It is told before it is counted.
+            rig.wait_for('two', lambda: client_of(d, c.pid)['lost'] == 2)
+            self.assertEqual(client_of(d, other.pid)['lost'], 0)
+            self.assertEqual(metric(d, 'client_lost_pages', pid=c.pid), [2])
+            self.assertEqual(metric(d, 'client_lost_pages', pid=other.pid), [0])
+            self.assertEqual(metric(d, 'fault_sigbus_total'), [2])
+            status = d.ask('status')['status']
+            self.assertEqual(status['fault_counts']['sigbus'], 2)
+            self.assertIn('told', d.tool('top', '--once'))
+            self.assertIn('2 LOST', d.tool('clients'))
+            c.__exit__()
+            rig.wait_for('gone', lambda: d.ask('status')['status']['clients'] == 1)
+            self.assertEqual(d.ask('status')['status']['fault_counts']['sigbus'], 2)
+
+
+class Guests(unittest.TestCase):
+    def test_what_the_runtime_serves_is_counted_once(self):
+        with tempfile.TemporaryDirectory(prefix='guests.', dir=os.environ.get('TMPDIR', '/var/tmp')) as where:
+            subprocess.run([MONITOR, 'make', where + '/memfile', '4096', '1'], check=True, timeout=rig.DEADLINE)
+            config = (f'[listen fc]\ntype = firecracker\npath = fc.sock\nsource = {where}/memfile\n'
+                      '[listen ch]\ntype = handoff\npath = ch.sock\n')
+            with Daemon('--memory', '16M', config=config) as d:
+                machines = [subprocess.Popen([MONITOR, kind, d.path(sock), '4096', '600', '1'], stdout=subprocess.DEVNULL)
+                            for kind, sock in (('firecracker', 'fc.sock'), ('handoff', 'ch.sock'))]
+                try:
+                    self.look(d, machines)
+                finally:
+                    for m in machines:
+                        m.kill()
+                        m.wait(rig.DEADLINE)
+
+    def look(self, d, machines):
+        def faults(of):
+            return sum(of['faults'].values())
+
+        def busy():
+            for m in machines:
+                if m.poll() == rig.SKIPPED:
+                    self.skipTest('no userfaultfd here')
+            found = d.ask('clients')['clients']
+            return len(found) == 2 and all(faults(c) > 1000 and c['recent'] for c in found)
+        rig.wait_for('two busy machines', busy)
+        # Each only grows, and is read after what stands before it.
+        answer, after = d.ask('top'), d.ask('status')['status']
+        one, clients = answer['status'], answer['clients']
+        self.assertLessEqual(faults(one), sum(map(faults, clients)))
+        self.assertLessEqual(sum(map(faults, clients)), faults(after))
+        counts = one['fault_counts'], after['fault_counts']
+        for word in 'again', 'exists', 'deferred':
+            # The runtime meets some of these without a fault of anybody.
+            self.assertLessEqual(sum(c[word] for c in clients), counts[1][word], word)
+        for c in clients:
+            self.assertGreater(c['p99_ns'], 0, c['kind'])
+            self.assertGreater(sum(metric(d, 'client_fault_seconds_count', kind=c['kind'])), 1000)
+            self.assertGreater(c['recent']['all']['count'], 0)
+
+
+class Recent(unittest.TestCase):
+    def test_latencies_are_those_of_the_last_second(self):
+        with Daemon(config=rig.PUPPETS) as d:
+            s = d.puppet('vm', major=1000000, p99=900000000)
+            n = 1000000
+
+            def now(ns):
+                nonlocal n
+                n += 10
+                rig.obey(s, major=n, p99=ns)
+                time.sleep(0.05)
+                (c,) = d.ask('clients')['clients']
+                recent = c['recent'].get('major', {'p99_ns': 0})['p99_ns']
+                history = d.ask('status')['status']['history']['p99_ns'][-1:]
+                # Known to a factor of two.
+                return recent and ns / 2 <= recent <= ns * 2 and history == [recent]
+            rig.wait_for('900 ms', lambda: now(900000000))
+            s.close()
+            rig.wait_for('gone', lambda: d.ask('status')['status']['clients'] == 0)
+            s = d.puppet('vm', major=0)
+            n = 0
+            rig.wait_for('5 us', lambda: now(5000))
+            # And none if there are none.
+            rig.wait_for('nothing', lambda: d.ask('status')['status']['history']['p99_ns'][-1] == 0)
+            (c,) = d.ask('clients')['clients']
+            self.assertEqual((c['recent'], c['p99_ns']), ({}, 5000))
+            self.assertIn('no faults now', d.tool('top', '--once'))
+
+
+if __name__ == '__main__':
+    rig.main()
