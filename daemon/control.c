@@ -200,7 +200,10 @@ do_map(struct conn *c, json_t *req)
 	if (json_object_get(req, "client") == NULL)
 		return answer_with("runtime", printed(up_map_dump, c->d->rt, 10000));
 	s = client_of(req, &no);
-	return s == NULL ? no : answer_with("client", state_map(s));
+	if (s == NULL)
+		return no;
+	const struct glance g = state_glance();
+	return answer_with("client", state_map(s, &g));
 }
 
 static json_t *

@@ -452,10 +452,11 @@ counts(const struct session *s, struct session_counts *n)
 }
 
 static json_t *
-map(const struct session *s)
+map(const struct session *s, const struct glance *g)
 {
 	const struct criu *c = of(s);
 
+	(void)g;
 	return c->fill != NULL ? fill_map(c->fill) : json_array();
 }
 

@@ -624,13 +624,13 @@ counts(const struct session *s, struct session_counts *c)
 }
 
 static json_t *
-map(const struct session *s)
+map(const struct session *s, const struct glance *g)
 {
 	const struct firecracker *fc = of(s);
 	json_t *const all = fc->fill != NULL ? fill_map(fc->fill) : json_array();
 
 	for (unsigned i = 0; i < fc->nguests && all != NULL; i++) {
-		json_t *const one = served_map(fc->cfg.rt, fc->guest[i].id);
+		json_t *const one = served_map(fc->cfg.rt, fc->guest[i].id, g);
 
 		json_array_extend(all, one);
 		json_decref(one);

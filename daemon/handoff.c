@@ -592,11 +592,11 @@ counts(const struct session *s, struct session_counts *c)
 }
 
 static json_t *
-map(const struct session *s)
+map(const struct session *s, const struct glance *g)
 {
 	const struct handoff *h = of(s);
 
-	return h->fill != NULL ? fill_map(h->fill) : served_map(h->cfg.rt, h->guest);
+	return h->fill != NULL ? fill_map(h->fill) : served_map(h->cfg.rt, h->guest, g);
 }
 
 static int64_t

@@ -61,9 +61,9 @@ counts(const struct session *s, struct session_counts *c)
 }
 
 static json_t *
-map(const struct session *s)
+map(const struct session *s, const struct glance *g)
 {
-	return served_map(native.d->rt, ((const struct native *)s)->id);
+	return served_map(native.d->rt, ((const struct native *)s)->id, g);
 }
 
 static int64_t

@@ -4,12 +4,15 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 
+#include "pager/pager.h"
 #include "serve.h"
 
 #define STRIP 64u
 #define MAP_RANGES 256u
+#define STEP_MAX 64u
 
 int
 served_whose(struct session *who, int connection, const char *group)
@@ -32,12 +35,16 @@ served_counts(struct up_runtime *rt, uint64_t id, struct session_counts *c)
 
 	if (serve_info(rt, id, &info) < 0) {
 		c->mapped = c->resident = c->swapped = c->wired = 0;
+		c->limit = c->minimum = c->regions = 0;
 		return;
 	}
 	c->mapped = info.mapped;
 	c->resident = info.resident;
 	c->swapped = info.swapped;
 	c->wired = info.wired;
+	c->limit = info.limit;
+	c->minimum = info.minimum;
+	c->regions = info.regions;
 	c->again = info.again;
 	c->exists = info.exists;
 	c->deferred = info.deferred;
@@ -59,6 +66,9 @@ served_add(struct session_counts *to, const struct session_counts *more)
 	to->resident += more->resident;
 	to->swapped += more->swapped;
 	to->wired += more->wired;
+	to->limit += more->limit;
+	to->minimum += more->minimum;
+	to->regions += more->regions;
 	to->prefetched += more->prefetched;
 	to->again += more->again;
 	to->exists += more->exists;
@@ -81,41 +91,93 @@ served_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,
 	return serve_latency(rt, id, kind, steps) == 0;
 }
 
-/* A digit for each 64th of the range: how much of it is in memory.  *resident: pages of it. */
-static int
-draw(struct up_runtime *rt, uint64_t id, const struct serve_range *r, char strip[STRIP + 1],
-     uint64_t *resident)
+/* Every so many pages of it do. */
+static unsigned
+step_for(struct up_runtime *rt, uint64_t id, const struct glance *g)
+{
+	struct serve_info info;
+	unsigned step = 1;
+
+	if (g->pages == 0 || serve_info(rt, id, &info) < 0)
+		return 1;
+	while (step < STEP_MAX && (info.resident + info.swapped) / UP_PAGE_SIZE / step > g->pages)
+		step *= 2;
+	return step;
+}
+
+/* Of what is not where it could be touched: what there is most of; what is lost is seen in any case. */
+static char
+rest_of(const struct range_look *l)
+{
+	const uint32_t most = MAX(l->staged, MAX(l->swapped, l->compressed));
+
+	return l->lost > 0	    ? '!'
+	       : most == 0	    ? '.'
+	       : l->swapped == most ? 'w'
+	       : l->staged == most  ? 's'
+				    : 'c';
+}
+
+/*
+ * The range with a digit for each 64th of it: how much of that is in memory; and a letter: where most of the rest is.  Without those if there is no more
+ * time.  NULL: it has gone.
+ */
+static json_t *
+draw(struct up_runtime *rt, uint64_t id, const struct serve_range *r, unsigned step,
+     const struct glance *g)
 {
 	const size_t npages = r->length / UP_PAGE_SIZE;
 	const unsigned cells = npages < STRIP ? (unsigned)npages : STRIP;
-	uint64_t in[STRIP] = { 0 }, of[STRIP] = { 0 };
+	struct range_look look[STRIP] = { { 0 } };
+	uint64_t in = 0, staged = 0, swapped = 0, compressed = 0, lost = 0;
+	char strip[STRIP + 1], rest[STRIP + 1];
+	int late = 1;
+	json_t *j;
 
-	*resident = 0;
-	for (size_t at = 0, n; at < npages; at += n) {
-		unsigned char vec[SERVE_RESIDENCY_MAX];
+	if (g->until == 0 || now_ns() < g->until)
+		late = serve_look(rt, id, r, step, g->until, look, cells);
+	if (late < 0)
+		return NULL;
+	j = json_pack("{s:I, s:I, s:i, s:I, s:I, s:s, s:s, s:i, s:b, s:b}", "start",
+		      (json_int_t)r->start, "length", (json_int_t)r->length, "page_size",
+		      (int)UP_PAGE_SIZE, "object", (json_int_t)r->object, "offset",
+		      (json_int_t)r->offset, "pager", r->pager, "prot",
+		      (r->prot & PROT_WRITE) != 0  ? "rw"
+		      : (r->prot & PROT_READ) != 0 ? "r"
+						   : "",
+		      "depth", (int)r->depth, "shared", (int)r->shared, "wired",
+		      (int)(r->wired > 0));
+	if (j == NULL || late)
+		return j;
+	for (unsigned i = 0; i < cells; i++) {
+		const struct range_look *const l = &look[i];
+		const uint64_t of = npages * (i + 1) / cells - npages * i / cells;
 
-		n = npages - at < sizeof(vec) ? npages - at : sizeof(vec);
-		if (serve_residency(rt, id, r->start + at * UP_PAGE_SIZE, n, vec) < 0)
-			return -1;
-		for (size_t i = 0; i < n; i++) {
-			const size_t cell = (at + i) * cells / npages;
-
-			const bool there = (vec[i] & UP_PAGE_MAPPED) != 0;
-
-			of[cell]++;
-			in[cell] += there;
-			*resident += there;
-		}
+		/* A page is seen in however many. */
+		strip[i] =
+			(char)('0' + (l->mapped == 0 ? 0 : MIN(MAX(l->mapped * 9ull / of, 1), 9)));
+		rest[i] = rest_of(l);
+		in += l->mapped;
+		staged += l->staged;
+		swapped += l->swapped;
+		compressed += l->compressed;
+		lost += l->lost;
 	}
-	for (unsigned i = 0; i < cells; i++)
-		strip[i] = (char)('0' + in[i] * 9 / of[i]);
-	strip[cells] = '\0';
-	return 0;
+	strip[cells] = rest[cells] = '\0';
+	json_object_update_new(j, json_pack("{s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "resident",
+					    (json_int_t)(in * UP_PAGE_SIZE), "staged",
+					    (json_int_t)(staged * UP_PAGE_SIZE), "swapped",
+					    (json_int_t)(swapped * UP_PAGE_SIZE), "compressed",
+					    (json_int_t)(compressed * UP_PAGE_SIZE), "lost",
+					    (json_int_t)(lost * UP_PAGE_SIZE), "strip", strip,
+					    "rest", rest));
+	return j;
 }
 
 json_t *
-served_map(struct up_runtime *rt, uint64_t id)
+served_map(struct up_runtime *rt, uint64_t id, const struct glance *g)
 {
+	const unsigned step = step_for(rt, id, g);
 	json_t *const list = json_array();
 	struct serve_range range[16];
 	uintptr_t from = 0;
@@ -124,20 +186,11 @@ served_map(struct up_runtime *rt, uint64_t id)
 	while (list != NULL && json_array_size(list) < MAP_RANGES &&
 	       (got = serve_ranges(rt, id, from, range, 16)) > 0) {
 		for (int i = 0; i < got; i++) {
-			char strip[STRIP + 1];
-			uint64_t resident;
+			json_t *const j = draw(rt, id, &range[i], step, g);
 
 			from = range[i].start + range[i].length;
-			if (draw(rt, id, &range[i], strip, &resident) < 0)
-				continue;
-			json_array_append_new(
-				list, json_pack("{s:I, s:I, s:i, s:I, s:s, s:I, s:b}", "start",
-						(json_int_t)range[i].start, "length",
-						(json_int_t)range[i].length, "page_size",
-						(int)UP_PAGE_SIZE, "resident",
-						(json_int_t)resident * UP_PAGE_SIZE, "strip", strip,
-						"object", (json_int_t)range[i].object, "shared",
-						(int)range[i].shared));
+			if (j != NULL)
+				json_array_append_new(list, j);
 		}
 	}
 	return list;

@@ -15,7 +15,7 @@ void served_counts(struct up_runtime *rt, uint64_t id, struct session_counts *c)
 /* Add those of another, of the same client; but for latencies, which can not be added. */
 void served_add(struct session_counts *to, const struct session_counts *more);
 /* As session_ops.map, .latency and .limit. */
-json_t *served_map(struct up_runtime *rt, uint64_t id);
+json_t *served_map(struct up_runtime *rt, uint64_t id, const struct glance *g);
 bool served_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,
 		    struct latency_steps *steps);
 int served_limit(struct up_runtime *rt, uint64_t id, uint64_t bytes);

@@ -31,6 +31,8 @@ struct session_events {
 
 struct session_counts {
 	uint64_t mapped, resident, swapped, wired; /* bytes */
+	uint64_t limit, minimum;		   /* the same; 0: none of its own */
+	uint64_t regions;			   /* ranges; 0: not known */
 	uint64_t faults[UP_FAULT_KINDS];	   /* served */
 	uint64_t again, exists, deferred;	   /* EAGAIN, EEXIST, faults put off */
 	uint64_t prefetched;			   /* pages filled before they were asked for */
@@ -40,14 +42,19 @@ struct session_counts {
 	struct up_latency latency[UP_FAULT_KINDS]; /* the same of each kind */
 };
 
+/* How closely memory is looked at for a picture: all of a client's pages if they are no more than that, and until then, now_ns(). */
+struct glance {
+	uint64_t pages, until;
+};
+
 struct session_ops {
 	const char *kind; /* "native", "firecracker", "criu", "handoff" */
 	void (*counts)(const struct session *s, struct session_counts *c);
 	/*
 	 * What it has mapped: an array of {"start", "length", "page_size", "resident" (bytes), "strip": a string of digits 0..9, at most 64, the part that is
-	 * in memory of each 64th}.  The caller's reference; NULL: no memory.
+	 * in memory of each 64th}, and more of those that the runtime serves.  The caller's reference; NULL: no memory.
 	 */
-	json_t *(*map)(const struct session *s);
+	json_t *(*map)(const struct session *s, const struct glance *g);
 	/* Throw out up to so many bytes.  How many there were; -ENOTSUP: its memory can not be taken back. */
 	int64_t (*evict)(struct session *s, uint64_t bytes);
 	/*

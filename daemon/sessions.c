@@ -27,7 +27,7 @@ const char *const fault_names[UP_FAULT_KINDS] = {
 static struct {
 	struct daemon *d;
 	struct session *first;
-	unsigned n, last_id;
+	unsigned n, last_id, changes;
 	struct session_counts
 		retired; /* of those that are gone, counters only, without those of the runtime */
 	struct sample ring[SAMPLES];
@@ -239,6 +239,7 @@ session_come(struct session *s)
 		p = &(*p)->next;
 	*p = s;
 	reg.n++;
+	reg.changes++;
 	log_info("client %u: %s, process %d, user %u: come (%s%s%s)", s->id, s->name, (int)s->pid,
 		 (unsigned)s->uid, s->ops->kind, s->group[0] != '\0' ? ", group " : "", s->group);
 }
@@ -258,6 +259,7 @@ session_gone(struct session *s)
 	*p = s->next;
 	s->next = NULL;
 	reg.n--;
+	reg.changes++;
 	log_info("client %u: %s, process %d: gone after %.1f s and %" PRIu64 " faults", s->id,
 		 s->name, (int)s->pid, (double)(monotonic_ns() - s->since) / 1e9,
 		 all_faults(c.faults));
@@ -269,6 +271,12 @@ struct session *
 session_first(void)
 {
 	return reg.first;
+}
+
+unsigned
+sessions_changes(void)
+{
+	return reg.changes;
 }
 
 unsigned

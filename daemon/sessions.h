@@ -24,6 +24,9 @@ void sessions_reload(void);
 void sessions_leave(unsigned ms);
 void sessions_end(void);
 
+/* Grows with each session that comes or goes. */
+unsigned sessions_changes(void);
+
 /* Of a session, with room for the ops that leave something out. */
 void session_counts(const struct session *s, struct session_counts *c);
 

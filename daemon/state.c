@@ -5,6 +5,7 @@
 #include "state.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -13,6 +14,11 @@
 #include "sessions.h"
 
 #define PAGE_CLIENTS 64
+#define PAGE_PAGES 262144u /* that are looked at, of all of them together, */
+#define PAGE_NS 50000000u  /* and for how long: the loop does nothing else */
+#define PAGE_GOOD_NS 900000000u
+#define MAP_PAGES 2097152u /* the same of one */
+#define MAP_NS 250000000u
 
 static json_int_t
 number(uint64_t n)
@@ -222,12 +228,13 @@ state_client(const struct session *s)
 
 	session_counts(s, &c);
 	return json_pack(
-		"{s:i, s:i, s:I, s:I, s:o, s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}",
+		"{s:i, s:i, s:I, s:I, s:o, s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}",
 		"id", (int)s->id, "pid", (int)s->pid, "uid", (json_int_t)s->uid, "gid",
 		(json_int_t)s->gid, "name", text(s->name), "group", s->group, "kind", s->ops->kind,
 		"age", (double)(monotonic_ns() - s->since) / 1e9, "mapped", number(c.mapped),
 		"resident", number(c.resident), "swapped", number(c.swapped), "wired",
-		number(c.wired), "faults", faults_json(c.faults), "rate", s->rate, "again",
+		number(c.wired), "limit", number(c.limit), "minimum", number(c.minimum), "regions",
+		number(c.regions), "faults", faults_json(c.faults), "rate", s->rate, "again",
 		number(c.again), "exists", number(c.exists), "deferred", number(c.deferred),
 		"prefetched", number(c.prefetched), "lost", number(c.lost), "p50_ns",
 		number(c.p50_ns), "p99_ns", number(c.p99_ns), "latency", client_latency_json(&c),
@@ -244,23 +251,58 @@ state_clients(void)
 	return j;
 }
 
-json_t *
-state_map(const struct session *s)
+struct glance
+state_glance(void)
 {
-	json_t *const j = state_client(s);
-	json_t *const map = s->ops->map != NULL ? s->ops->map(s) : json_array();
-
-	json_object_set_new(j, "map", map);
-	return j;
+	return (struct glance){ .pages = MAP_PAGES, .until = monotonic_ns() + MAP_NS };
 }
 
 json_t *
-state_page(struct daemon *d)
+state_map(const struct session *s, const struct glance *g)
 {
+	json_t *const j = state_client(s);
+	json_t *const map = s->ops->map != NULL ? s->ops->map(s, g) : json_array();
+	const uint64_t there = json_integer_value(json_object_get(j, "regions")),
+		       listed = json_array_size(map);
+
+	json_object_set_new(j, "map", map);
+	json_object_set_new(j, "more", json_integer(there > listed ? there - listed : 0));
+	return j;
+}
+
+static json_t *
+page(struct daemon *d)
+{
+	const unsigned drawn = session_number() < PAGE_CLIENTS ? session_number() : PAGE_CLIENTS;
+	const struct glance g = { .pages = drawn > 0 ? PAGE_PAGES / drawn : 0,
+				  .until = monotonic_ns() + PAGE_NS };
 	json_t *const clients = json_array();
 	unsigned n = 0;
 
 	for (const struct session *s = session_first(); s != NULL; s = s->next)
-		json_array_append_new(clients, n++ < PAGE_CLIENTS ? state_map(s) : state_client(s));
+		json_array_append_new(clients,
+				      n++ < PAGE_CLIENTS ? state_map(s, &g) : state_client(s));
 	return json_pack("{s:o, s:o}", "status", state_status(d), "clients", clients);
+}
+
+const char *
+state_page(struct daemon *d)
+{
+	static struct {
+		char *text;
+		uint64_t since;
+		unsigned changes;
+	} last;
+	json_t *j;
+
+	if (last.text != NULL && last.changes == sessions_changes() &&
+	    monotonic_ns() - last.since < PAGE_GOOD_NS)
+		return last.text;
+	free(last.text);
+	j = page(d);
+	last.text = j != NULL ? json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(6)) : NULL;
+	json_decref(j);
+	last.since = monotonic_ns();
+	last.changes = sessions_changes();
+	return last.text;
 }

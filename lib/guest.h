@@ -14,7 +14,7 @@
  * If the pager has a store (adopt.h) a guest outlives it: its userfaultfd, its memfds, its source and what it has removed are kept, and the next pager serves it under the same id.  Who has
  * attached it hears of that, as of all clients that are there again, and makes of it what he had.
  *
- * A guest is a client in all else: serve_info(), serve_quota(), serve_evict(), serve_ranges(), serve_residency(), serve_end(), and ended() when it is gone.
+ * A guest is a client in all else: serve_info(), serve_quota(), serve_evict(), serve_ranges(), serve_look(), serve_end(), and ended() when it is gone.
  *
  * What is asked of it: nobody writes to the memfd but through the ranges given here (another mapping, write(), a device that has pages pinned: what is written so while a page
  * is taken out is lost), and nobody punches it without a word: what has been taken out then comes back.  madvise(MADV_REMOVE) is told if its userfaultfd has

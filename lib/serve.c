@@ -1522,6 +1522,12 @@ serve_ranges(struct up_runtime *rt, uint64_t id, uintptr_t from, struct serve_ra
 			.start = e->start,
 			.length = e->end - e->start,
 			.object = e->object->id,
+			.offset = e->offset << PAGE_SHIFT,
+			.depth = object_depth(e->object),
+			.pager = e->object->source != NULL ? e->object->source->ops->name
+							   : "anonymous",
+			.serial = e->serial,
+			.wired = e->wired,
 			.prot = e->prot,
 			.shared = (e->flags & UP_SHARED) != 0,
 		};
@@ -1530,23 +1536,30 @@ serve_ranges(struct up_runtime *rt, uint64_t id, uintptr_t from, struct serve_ra
 }
 
 int
-serve_residency(struct up_runtime *rt, uint64_t id, uintptr_t va, size_t npages,
-		unsigned char vec[])
+serve_look(struct up_runtime *rt, uint64_t id, const struct serve_range *range, unsigned step,
+	   uint64_t until, struct range_look look[], unsigned nlook)
 {
 	struct pager *p = &rt->p;
-	struct space *sp;
-	sigset_t old;
-	int r = -ENOENT;
+	unsigned depth = 0;
+	uint64_t at = 0;
+	bool more;
 
-	change_begin(p, &old);
-	sp = client_find(p, id);
-	if (sp != NULL)
-		r = npages > 0 && map_covers(&sp->map, va, va + (npages << PAGE_SHIFT)) ? 0
-											: -ENOMEM;
-	if (r == 0)
-		map_residency(p, &sp->map, va, va + (npages << PAGE_SHIFT), vec);
-	change_end(p, &old);
-	return r;
+	/* A leaf at a time: who waits to change the map keeps all others waiting. */
+	do {
+		const struct map_entry *e;
+		struct space *sp;
+
+		pthread_rwlock_rdlock(&p->map.lock);
+		sp = client_find(p, id);
+		e = sp != NULL ? map_lookup(&sp->map, range->start) : NULL;
+		if (e == NULL || e->start != range->start || e->serial != range->serial) {
+			pthread_rwlock_unlock(&p->map.lock);
+			return -ENOENT;
+		}
+		more = range_count(p, e, &depth, &at, step, look, nlook);
+		pthread_rwlock_unlock(&p->map.lock);
+	} while (more && (until == 0 || now_ns() < until));
+	return more;
 }
 
 int

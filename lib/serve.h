@@ -62,6 +62,11 @@ struct serve_range {
 	uintptr_t start;
 	size_t length;
 	uint64_t object;
+	uint64_t offset;   /* bytes, in the object */
+	unsigned depth;	   /* objects beneath that */
+	const char *pager; /* what the pages come from, as in up_object_stats; constant */
+	uint64_t serial;   /* of no other mapping */
+	unsigned wired;
 	int prot;
 	bool shared;
 };
@@ -111,9 +116,13 @@ int serve_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,
 /* Its ranges, at most n, from `from` on; how many, or -ENOENT. */
 int serve_ranges(struct up_runtime *rt, uint64_t id, uintptr_t from, struct serve_range range[],
 		 size_t n);
-#define SERVE_RESIDENCY_MAX 1024
-/* Where its pages are, UP_PAGE_*; of one range, SERVE_RESIDENCY_MAX pages at most.  0, -ENOENT, -ENOMEM: not mapped. */
-int serve_residency(struct up_runtime *rt, uint64_t id, uintptr_t va, size_t npages,
-		    unsigned char vec[]);
+/*
+ * Where the pages of a range are, as of serve_ranges(), of which look[] has so many pieces of the same length: see range_count().  It keeps no
+ * fault waiting, and takes as long as there are pages with content, at most until `until`, of now_ns(); 0: however long that is.  0; 1: it was not
+ * enough; -ENOENT: it is not mapped any more.
+ */
+struct range_look;
+int serve_look(struct up_runtime *rt, uint64_t id, const struct serve_range *range, unsigned step,
+	       uint64_t until, struct range_look *look, unsigned nlook);
 
 #endif

@@ -668,12 +668,12 @@ Test(firecracker, its_map_and_counts_can_be_read_at_any_time, .init = up, .fini 
 	begin_4k(&v);
 	connects(&v);
 	vmm_until(has_served, &(struct want){ .kind = UP_FAULT_SOFT }, VMM_DEADLINE_MS, "come");
-	map = session_first()->ops->map(session_first());
+	map = session_first()->ops->map(session_first(), &(struct glance){ 0 });
 	cr_assert(zero(sz, json_array_size(map)));
 	json_decref(map);
 	shakes_hands(&v, V1_12);
 	VERIFIES(&v, 0, N / 2);
-	map = session_first()->ops->map(session_first());
+	map = session_first()->ops->map(session_first(), &(struct glance){ 0 });
 	cr_assert(eq(sz, json_array_size(map), 2));
 	json_decref(map);
 	vmm_stop(&v);

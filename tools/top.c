@@ -202,6 +202,38 @@ gauge(const struct look *l, FILE *out, double part, double whole, size_t width, 
 	fputc(']', out);
 }
 
+/* What else is known of a range: of those of a client whose memory can be taken back. */
+static void
+map_about(FILE *out, const json_t *r)
+{
+	static const struct {
+		const char *key, *what;
+	} rest[] = { { "staged", "out of reach" },
+		     { "compressed", "compressed" },
+		     { "swapped", "in swap" },
+		     { "lost", "LOST" } };
+
+	for (size_t i = 0; i < sizeof(rest) / sizeof(rest[0]); i++)
+		if (get_number(r, rest[i].key) > 0)
+			fprintf(out, ", %s %s", bytes_text(get_number(r, rest[i].key)),
+				rest[i].what);
+	if (json_object_get(r, "object") != NULL) {
+		const char *const prot = get_text(r, "prot");
+
+		fprintf(out, "\n%12s %6s  %s %s, object %.0f (%s)", "", "",
+			prot[0] != '\0' ? prot : "none",
+			json_is_true(json_object_get(r, "shared")) ? "shared" : "private",
+			get_number(r, "object"), get_text(r, "pager"));
+		if (get_number(r, "offset") > 0)
+			fprintf(out, " from %s on", bytes_text(get_number(r, "offset")));
+		if (get_number(r, "depth") > 0)
+			fprintf(out, " over %.0f", get_number(r, "depth"));
+		if (json_is_true(json_object_get(r, "wired")))
+			fputs(", wired", out);
+	}
+	fputc('\n', out);
+}
+
 void
 map_draw(const struct look *l, FILE *out, const json_t *client)
 {
@@ -228,20 +260,33 @@ map_draw(const struct look *l, FILE *out, const json_t *client)
 		fprintf(out, "%12llx %6s%s ", (unsigned long long)start, bytes_text(length),
 			page > 4096 ? "H" : " ");
 		fputs(ink(l, CYAN), out);
+		const char *rest = get_text(r, "rest");
+
 		for (const char *p = get_text(r, "strip"); *p != '\0'; p++) {
 			const unsigned d = *p >= '0' && *p <= '9' ? (unsigned)(*p - '0') : 0;
 
-			fputs((l->utf8 ? shade : ascii)[d == 0	 ? 0
-							: d == 9 ? 4
-								 : 1 + (d - 1) * 3 / 8],
-			      out);
+			if (*rest != '\0' && (*rest == '!' || (d == 0 && *rest != '.')))
+				fprintf(out, "%s%c%s", ink(l, *rest == '!' ? RED : BLUE), *rest,
+					ink(l, CYAN));
+			else
+				fputs((l->utf8 ? shade : ascii)[d == 0	 ? 0
+								: d == 9 ? 4
+									 : 1 + (d - 1) * 3 / 8],
+				      out);
+			rest += *rest != '\0';
 		}
-		fprintf(out, "%s %6s in memory\n", ink(l, PLAIN),
+		if (json_object_get(r, "strip") == NULL)
+			fputs("(no time to look)", out);
+		fprintf(out, "%s %6s in memory", ink(l, PLAIN),
 			bytes_text(get_number(r, "resident")));
+		map_about(out, r);
 	}
+	if (get_number(client, "more") > 0)
+		fprintf(out, "  and %.0f ranges more\n", get_number(client, "more"));
 	if (json_array_size(map) > 0)
 		fprintf(out,
-			"%s  each mark is 1/64 of its range: %s nothing of it is in memory ... %s all of it%s\n",
+			"%s  each mark is 1/64 of its range: %s nothing of it is in memory ... %s all of it; or, of what is not, most is "
+			"in swap (w), compressed (c), in memory but out of reach (s); some is lost (!)%s\n",
 			ink(l, DIM), l->utf8 ? shade[0] : ascii[0], l->utf8 ? shade[4] : ascii[4],
 			ink(l, PLAIN));
 }

@@ -914,6 +914,18 @@ void range_discard(struct pager *p, unsigned shard, uintptr_t va, uint64_t n);
 /* UP_PAGE_* of each page. */
 void range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t n, uintptr_t va,
 		     unsigned shard, unsigned char *vec);
+/* How many of some pages are where. */
+struct range_look {
+	uint32_t mapped, staged, swapped, compressed, lost;
+};
+/*
+ * The same as numbers, for pictures of ranges of any size: of one leaf of an entry's object, or of one that shows through there, at a time; what was never
+ * touched costs nothing.  Page i of the entry counts in look[i * nlook / pages of the entry].  Only every `step`th page, a power of two, is looked at, and stands for as
+ * many.  Nobody is waited for: what is in motion counts as staged.
+ * => map.lock is held.  *depth and *at, 0 at first, say how far it has come.  False: that was all, or as deep as it looks.
+ */
+bool range_count(struct pager *p, const struct map_entry *e, unsigned *depth, uint64_t *at,
+		 unsigned step, struct range_look look[], unsigned nlook);
 /* Ask a service to bring a range of a space in. */
 void range_willneed(struct pager *p, unsigned shard, uintptr_t va, uintptr_t end);
 

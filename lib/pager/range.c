@@ -15,7 +15,8 @@
 #include "foreign.h"
 #include "pager/pager.h"
 
-#define LIVE_TRIES 3 /* ms that a clone waits for one page with everybody else waiting */
+#define COUNT_DEPTH 16 /* objects of a chain that pictures show */
+#define LIVE_TRIES 3   /* ms that a clone waits for one page with everybody else waiting */
 
 void
 range_wait(struct pager *p, struct leaf *leaf, unsigned at)
@@ -858,6 +859,101 @@ range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 		for (unsigned i = 0; i < b.n; i++)
 			vec[base + b.at[i]] = bits[i];
 	}
+}
+
+/*
+ * Where a page is, without waiting.  => its leaf is locked, so that nobody who comes by it can meet it busy, and want it
+ */
+static uint8_t
+peek(struct pager *p, struct anon *an)
+{
+	const uint8_t kind = atomic_load_explicit(&an->kind, memory_order_relaxed);
+	uint8_t bits = UP_PAGE_STAGED;
+
+	switch (kind) {
+	case ANON_SWAP:
+		return UP_PAGE_SWAPPED;
+	case ANON_ZIP:
+		return UP_PAGE_COMPRESSED;
+	case ANON_LOST:
+		return UP_PAGE_LOST;
+	default:
+		break;
+	}
+	if (!anon_trybusy(an))
+		return bits;
+	if (anon_in_core(an) && page_at(&p->pages, an->loc)->state == PAGE_MAPPED)
+		bits = UP_PAGE_MAPPED;
+	anon_unbusy(&p->waitqs, an);
+	return bits;
+}
+
+static void
+count_page(struct range_look *l, uint8_t where, bool beneath, unsigned n)
+{
+	l->mapped += where == UP_PAGE_MAPPED && !beneath ? n : 0;
+	/* Mapped it is somewhere else then. */
+	l->staged += where == UP_PAGE_STAGED || (where == UP_PAGE_MAPPED && beneath) ? n : 0;
+	l->swapped += where == UP_PAGE_SWAPPED ? n : 0;
+	l->compressed += where == UP_PAGE_COMPRESSED ? n : 0;
+	l->lost += where == UP_PAGE_LOST ? n : 0;
+}
+
+/* Something in front of it hides page `index` of the entry's object from those `depth` below. */
+static bool
+is_hidden(struct object *o, uint64_t index, unsigned depth)
+{
+	for (; depth > 0; depth--) {
+		if (object_has(o, index))
+			return true;
+		index += o->backing_offset;
+		o = o->backing;
+	}
+	return false;
+}
+
+bool
+range_count(struct pager *p, const struct map_entry *e, unsigned *depth, uint64_t *at,
+	    unsigned step, struct range_look look[], unsigned nlook)
+{
+	const uint64_t n = (e->end - e->start) >> PAGE_SHIFT;
+	uint8_t where[LEAF_SLOTS] = { 0 };
+	struct object *o = e->object;
+	uint64_t first = e->offset, base, end;
+	struct leaf *leaf;
+
+	for (unsigned i = 0; i < *depth && o != NULL; i++) {
+		first += o->backing_offset;
+		o = o->backing;
+	}
+	if (o == NULL || *depth == COUNT_DEPTH)
+		return false;
+	leaf = object_next_leaf(o, first + *at);
+	if (leaf == NULL || leaf->base >= first + n) {
+		if (leaf != NULL)
+			pthread_mutex_unlock(&leaf->lock);
+		++*depth;
+		*at = 0;
+		return true;
+	}
+	base = leaf->base;
+	*at = MAX(base, first + *at) - first;
+	end = MIN(base + LEAF_SLOTS, first + n) - first;
+	for (uint64_t i = round_up(*at, step); i < end; i += step) {
+		struct anon *an = leaf_anon(leaf, (unsigned)(first + i - base));
+
+		if (an != NULL)
+			where[first + i - base] = peek(p, an);
+	}
+	pthread_mutex_unlock(&leaf->lock);
+	for (uint64_t i = round_up(*at, step); i < end; i += step) {
+		const uint8_t bits = where[first + i - base];
+
+		if (bits != 0 && !is_hidden(e->object, e->offset + i, *depth))
+			count_page(&look[i * nlook / n], bits, *depth > 0, step);
+	}
+	*at = end;
+	return true;
 }
 
 void

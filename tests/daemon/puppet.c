@@ -40,13 +40,14 @@ counts(const struct session *s, struct session_counts *c)
 
 /* Two regions; the first has what is in memory at its beginning, the second is an even mixture. */
 static json_t *
-map(const struct session *s)
+map(const struct session *s, const struct glance *g)
 {
 	const struct session_counts *const c = &((const struct puppet *)s)->counts;
 	const uint64_t half = c->mapped / 2;
 	const unsigned full = half != 0 ? (unsigned)(c->resident * 64 / c->mapped) : 0;
 	char strip[65], mixed[65];
 
+	(void)g;
 	for (unsigned i = 0; i < 64; i++) {
 		strip[i] = i < full ? '9' : i == full ? '4' : '0';
 		mixed[i] = (char)('0' + (full == 0 ? 0 : (i * 7 + full) % 10));

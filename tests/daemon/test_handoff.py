@@ -105,7 +105,7 @@ class Handoff(unittest.TestCase):
             self.assertLessEqual(status['budget']['used'], 16 * MIB)
             self.assertGreater(status['swap']['swapped'], 32 * MIB)
         self.assertRegex(d.tool('map', str(vmm.pid)), r'handoff')
-        self.assertRegex(d.tool('map', str(vmm.pid)), r'64M +[·░▒▓█]{64}')
+        self.assertRegex(d.tool('map', str(vmm.pid)), r'64M +[·░▒▓█wsc]{64}')
         vmm.send_signal(signal.SIGKILL)
 
 

@@ -141,6 +141,87 @@ class Guests(unittest.TestCase):
             self.assertGreater(c['recent']['all']['count'], 0)
 
 
+class Map(unittest.TestCase):
+    def in_time(self, what, ask):
+        start = time.monotonic()
+        answer = ask()
+        took = time.monotonic() - start
+        self.assertLess(took, 1, what)
+        return answer
+
+    def test_terabytes_with_a_few_pages_are_drawn_at_once(self):
+        with Daemon('--memory', '32M') as d, Client(d) as c:
+            length = 16 << 40
+            at = c.at('noreserve', length)
+            for cell in 0, 20, 63:
+                self.assertEqual(c.tell('write', at + cell * length // 64 + 5 * PAGE), 'ok')
+            state = json.loads(self.in_time('state.json', lambda: get(d, '/state.json')))
+            (asked,) = self.in_time('map', lambda: d.ask('map', client=str(c.pid)))['client']['map']
+            (r,) = state['clients'][0]['map']
+            self.assertEqual(asked, r)
+            self.assertEqual(r['strip'], ''.join('1' if i in (0, 20, 63) else '0' for i in range(64)))
+            self.assertEqual(r['rest'], '.' * 64)
+            # With those that came along.
+            self.assertIn(r['resident'] // PAGE, range(3, 64))
+            self.assertEqual((r['length'], r['resident'], r['swapped']), (length, state['clients'][0]['resident'], 0))
+            out = self.in_time('uffd-pager map', lambda: d.tool('map', str(c.pid)))
+            self.assertRegex(out, r'16T +░·{19}░·{42}░ +\d+K in memory\n +rw private, object \d+ \(anonymous\)\n')
+
+    def test_what_is_not_drawn_is_told(self):
+        with Daemon('--memory', '32M') as d, Client(d) as c:
+            for _ in range(300):
+                c.at('map', PAGE)
+            client = d.ask('map', client=str(c.pid))['client']
+            self.assertEqual(client['regions'], 300)
+            self.assertEqual((len(client['map']), client['more']), (256, 44))
+            self.assertIn('  and 44 ranges more\n', d.tool('map', str(c.pid)))
+            self.assertEqual(json.loads(get(d, '/state.json'))['clients'][0]['more'], 44)
+
+    def test_many_viewers_cost_as_much_as_one(self):
+        with Daemon(config=rig.PUPPETS) as d:
+            d.puppet('vm', mapped=MIB, resident=MIB)
+            end = time.monotonic() + 2.5
+            seen = []
+            while time.monotonic() < end:
+                seen.append(json.loads(get(d, '/state.json'))['status']['uptime'])
+            self.assertGreater(len(seen), 10)
+            self.assertIn(len(set(seen)), range(2, 6))
+            # Who has come or gone is seen at once.
+            d.puppet('another')
+            self.assertEqual(len(json.loads(get(d, '/state.json'))['clients']), 2)
+
+    def test_where_pages_are_and_what_of_is_told(self):
+        with Daemon('--memory', '16M') as d, Client(d) as c:
+            n = 8192
+            at = c.at('map', n * PAGE)
+            for page in range(n):
+                self.assertEqual(c.tell('write', at + page * PAGE), 'ok')
+            name = d.dir + '/file'
+            with open(name, 'wb') as f:
+                f.truncate(64 * PAGE)
+            shared = c.at('shared', name)
+            self.assertEqual(c.tell('read', shared), 'ok')
+            os.truncate(name, PAGE)
+            self.assertEqual(c.tell('read', shared + 40 * PAGE), 'SIGBUS')
+            copy = c.at('clone', at, n * PAGE)
+            ranges = {r['start']: r for r in d.ask('map', client=str(c.pid))['client']['map']}
+            self.assertEqual(set(ranges), {at, shared, copy})
+            r = ranges[at]
+            self.assertEqual((r['prot'], r['shared'], r['pager'], r['depth'], r['wired'], r['lost']), ('rw', False, 'anonymous', 1, False, 0))
+            # All of it is beneath both; nothing can be touched yet.
+            self.assertEqual(r['resident'] + r['staged'] + r['swapped'], n * PAGE)
+            self.assertGreater(r['swapped'], 16 * MIB)
+            self.assertLessEqual(set(r['rest']), set('ws'))
+            self.assertEqual([ranges[copy][k] for k in ('depth', 'staged', 'swapped')], [r[k] for k in ('depth', 'staged', 'swapped')])
+            r = ranges[shared]
+            self.assertEqual((r['shared'], r['pager'], r['depth'], r['lost']), (True, 'file', 0, PAGE))
+            self.assertEqual((r['strip'][0], r['rest'][40]), ('9', '!'))
+            self.assertEqual(c.tell('write', copy + 9 * PAGE), 'ok')
+            out = d.tool('map', str(c.pid))
+            self.assertRegex(out, r'rw private, object \d+ \(anonymous\) over 1\n')
+            self.assertRegex(out, r'█[·░▒▓█]{39}!·{23} .* in memory, 4.0K LOST\n +rw shared, object \d+ \(file\)\n')
+
+
 class Recent(unittest.TestCase):
     def test_latencies_are_those_of_the_last_second(self):
         with Daemon(config=rig.PUPPETS) as d:
