@@ -529,6 +529,7 @@ control_accept(struct daemon *d, const struct listener *l, int fd, const struct 
 		log_warning(
 			"control: process %d, user %u: refused: neither root, nor the daemon's user, nor in control_group",
 			(int)peer->pid, (unsigned)peer->uid);
+		session_refused(REFUSED_PERMISSION);
 		turn_away(fd,
 			  refuse(EACCES, "user %u may not steer this daemon", (unsigned)peer->uid));
 		return;

@@ -13,6 +13,7 @@
 #include "heirs.h"
 #include "listen.h"
 #include "log.h"
+#include "sessions.h"
 
 void
 criu_accept(struct daemon *d, const struct listener *l, int fd, const struct peer *peer)
@@ -30,6 +31,7 @@ criu_accept(struct daemon *d, const struct listener *l, int fd, const struct pee
 	r = criu_open(&d->loop, fd, &cfg, &s);
 	if (r < 0) {
 		log_warning("%s: process %d is refused: %s", l->path, (int)peer->pid, strerror(-r));
+		session_refused(REFUSED_FAILED);
 		close(fd);
 	}
 }

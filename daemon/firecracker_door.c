@@ -12,6 +12,7 @@
 #include "heirs.h"
 #include "listen.h"
 #include "log.h"
+#include "sessions.h"
 
 int
 firecracker_returned(struct daemon *d, uint64_t guest, const struct session *who)
@@ -52,6 +53,7 @@ firecracker_accept(struct daemon *d, const struct listener *l, int fd, const str
 	}
 	if (r < 0) {
 		log_warning("%s: process %d is refused: %s", l->path, (int)peer->pid, strerror(-r));
+		session_refused(REFUSED_FAILED);
 		close(fd);
 	}
 }

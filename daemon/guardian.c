@@ -34,7 +34,7 @@
 enum kept_type {
 	KEPT_KEEP = 1, /* a name and its descriptor, either way */
 	KEPT_DROP,
-	KEPT_ALL,    /* to a daemon: that was all of them */
+	KEPT_ALL, /* to a daemon: that was all of them; the name is how many daemons there were before */
 	KEPT_SERVES, /* from a daemon */
 };
 
@@ -166,6 +166,7 @@ static struct {
 	unsigned ending; /* how often it has been told to end */
 	uint64_t told;	 /* when, the first time; ns */
 	uint64_t since;	 /* when there was a daemon last, ns */
+	unsigned before_it;  /* daemons that were started */
 } guard = { .sock = -1 };
 
 /* In the child: it is a daemon, in the file that is there now. */
@@ -210,9 +211,11 @@ static int
 start(void)
 {
 	int pair[2], r = 0;
+	char before[16];
 
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
 		return -errno;
+	snprintf(before, sizeof(before), "%u", guard.before_it);
 	guard.serves = false;
 	guard.child = fork();
 	if (guard.child == 0)
@@ -225,7 +228,8 @@ start(void)
 		for (const struct kept *k = guard.table.bucket[b]; k != NULL && r == 0; k = k->next)
 			r = tell(guard.sock, KEPT_KEEP, k->name, k->fd);
 	if (r == 0)
-		r = tell(guard.sock, KEPT_ALL, "", -1);
+		r = tell(guard.sock, KEPT_ALL, before, -1);
+	guard.before_it++;
 	/* It has died of something meanwhile: that is seen in due time. */
 	return r == -EPIPE || r == -ECONNRESET ? 0 : r;
 }
@@ -450,6 +454,7 @@ static struct {
 	pthread_mutex_t lock; /* one message at a time */
 	struct table before;  /* of a predecessor; the loop's thread */
 	uint64_t ending;
+	unsigned daemons;     /* before this one */
 } kept = { .sock = -1, .pidfd = -1, .lock = PTHREAD_MUTEX_INITIALIZER };
 
 bool
@@ -473,8 +478,10 @@ kept_open(void)
 			break;
 		}
 	}
-	if (r == 0 && m.type == KEPT_ALL && kept.pidfd >= 0)
+	if (r == 0 && m.type == KEPT_ALL && kept.pidfd >= 0) {
+		kept.daemons = (unsigned)strtoul(m.name, NULL, 10);
 		return true;
+	}
 	log_error("the guardian does not say what it keeps: %s", strerror(r < 0 ? -r : EPROTO));
 	_exit(EXIT_FAILURE);
 }
@@ -489,6 +496,12 @@ uint64_t
 kept_ending(void)
 {
 	return kept.ending;
+}
+
+unsigned
+kept_before(void)
+{
+	return kept.daemons;
 }
 
 int

@@ -45,6 +45,8 @@ void kept_serves(void);
 int kept_pidfd(void);
 /* A predecessor had been told to end: when, CLOCK_MONOTONIC in ns.  0: none had. */
 uint64_t kept_ending(void);
+/* How many daemons it has had before this one. */
+unsigned kept_before(void);
 /* For store_create(). */
 const struct store_keeper *kept_keeper(void);
 

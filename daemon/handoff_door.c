@@ -9,6 +9,7 @@
 #include "handoff.h"
 #include "listen.h"
 #include "log.h"
+#include "sessions.h"
 
 static struct handoff_config
 configured(struct daemon *d, const char *group)
@@ -43,6 +44,7 @@ handoff_accept(struct daemon *d, const struct listener *l, int fd, const struct 
 		r = handoff_open(&d->loop, fd, &cfg, &s);
 	if (r < 0) {
 		log_warning("%s: process %d is refused: %s", l->path, (int)peer->pid, strerror(-r));
+		session_refused(REFUSED_FAILED);
 		close(fd);
 	}
 }

@@ -19,6 +19,7 @@
 #include "guardian.h"
 #include "log.h"
 #include "notify.h"
+#include "sessions.h"
 
 /* Linux 6.5; older C library headers lack it. */
 #ifndef SO_PEERPIDFD
@@ -301,6 +302,8 @@ shed(const struct listener *l, int error)
 			l->refuse(fd, -error, "the daemon has no file descriptors left");
 		else if (fd >= 0)
 			close(fd);
+		if (fd >= 0)
+			session_refused(REFUSED_DESCRIPTORS);
 		reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	}
 	return fd >= 0;

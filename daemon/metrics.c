@@ -3,13 +3,21 @@
  * metrics.c: the text that Prometheus reads, version 0.0.4.
  *
  * Latencies are histograms with bounds at powers of two: those of the daemon as a whole from 1 us to 17 s, those of each client at every second of
- * them, and of the kinds of faults that it has had, since there may be a thousand clients.
+ * them, and of the kinds of faults that it has had, since there may be a thousand clients: some 90 lines each at most.
+ *
+ * A client's number begins anew with each daemon, its process and its name do not: what is to outlive a restart is summed without (client).
  */
+#include <dirent.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
 
+#include "guardian.h"
 #include "http.h"
 #include "listen.h"
 #include "runtime.h"
@@ -89,7 +97,6 @@ budget(FILE *f, const struct up_stats *st)
 		uint64_t value;
 	} counter[] = {
 		{ "fault_strays_total", "Faults at addresses being unmapped.", st->fault_strays },
-		{ "fault_sigbus_total", "Faults answered with SIGBUS.", st->fault_sigbus },
 		{ "rescues_total", "Soft faults on pages whose write was in flight.", st->rescues },
 		{ "readahead_pages_total", "Pages read beside the one that was asked for.",
 		  st->readahead_pages },
@@ -156,6 +163,8 @@ faults(FILE *f, struct daemon *d, const struct up_stats *st)
 	head(f, "faults_total", "counter", "Faults served, of all clients that there ever were.");
 	for (unsigned i = 0; i < UP_FAULT_KINDS; i++)
 		fprintf(f, P "faults_total{kind=\"%s\"} %" PRIu64 "\n", fault_names[i], n[i]);
+	single(f, "fault_sigbus_total", "counter", "Faults answered with SIGBUS.",
+	       total.lost + st->fault_sigbus);
 	single(f, "fault_again_total", "counter", "Times that the kernel said EAGAIN.",
 	       total.again + st->fault_retries);
 	single(f, "fault_exists_total", "counter", "Times that the kernel said EEXIST.",
@@ -178,17 +187,16 @@ faults(FILE *f, struct daemon *d, const struct up_stats *st)
 	}
 }
 
-/* One metric of every client; all lines of a name have to stand together. */
+/* One metric of every client, whose numbers are c[]; all lines of a name have to stand together. */
 static void
-of_clients(FILE *f, const char *name, const char *type, const char *help, size_t offset)
+of_clients(FILE *f, const struct session_counts c[], const char *name, const char *type,
+	   const char *help, size_t offset)
 {
-	struct session_counts c;
 	uint64_t value;
 
 	head(f, name, type, help);
-	for (const struct session *s = session_first(); s != NULL; s = s->next) {
-		session_counts(s, &c);
-		memcpy(&value, (const char *)&c + offset, sizeof(value));
+	for (const struct session *s = session_first(); s != NULL; s = s->next, c++) {
+		memcpy(&value, (const char *)c + offset, sizeof(value));
 		fprintf(f, P "%s{", name);
 		client_labels(f, s);
 		fprintf(f, "} %" PRIu64 "\n", value);
@@ -233,6 +241,13 @@ clients(FILE *f)
 		  offsetof(struct session_counts, swapped) },
 		{ "client_wired_bytes", "gauge", "Wired by a client.",
 		  offsetof(struct session_counts, wired) },
+		{ "client_limit_bytes", "gauge",
+		  "The most that a client may have in memory; 0: no limit of its own.",
+		  offsetof(struct session_counts, limit) },
+		{ "client_minimum_bytes", "gauge", "What others can not push out of that.",
+		  offsetof(struct session_counts, minimum) },
+		{ "client_regions", "gauge", "Ranges that are mapped by a client, if known.",
+		  offsetof(struct session_counts, regions) },
 		{ "client_again_total", "counter", "EAGAIN, of a client.",
 		  offsetof(struct session_counts, again) },
 		{ "client_exists_total", "counter", "EEXIST, of a client.",
@@ -241,28 +256,162 @@ clients(FILE *f)
 		  offsetof(struct session_counts, deferred) },
 		{ "client_prefetched_pages_total", "counter", "Pages filled ahead, of a client.",
 		  offsetof(struct session_counts, prefetched) },
-		{ "client_lost_pages", "gauge", "Pages of a client that are SIGBUS.",
+		{ "client_lost_pages", "gauge",
+		  "Pages that were lost to a client: it got SIGBUS, since it came.",
 		  offsetof(struct session_counts, lost) },
 	};
-	struct session_counts c;
+	struct session_counts *const all = calloc(session_number() + 1, sizeof(*all)), *c = all;
 
 	single(f, "clients", "gauge", "Clients that are there.", session_number());
+	single(f, "clients_taken_over", "gauge",
+	       "Clients that the daemon before this one had, and this one serves on.",
+	       sessions_taken_over());
+	if (all == NULL)
+		return;
+	for (const struct session *s = session_first(); s != NULL; s = s->next)
+		session_counts(s, c++);
 	for (size_t i = 0; i < sizeof(metric) / sizeof(metric[0]); i++)
-		of_clients(f, metric[i].name, metric[i].type, metric[i].help, metric[i].offset);
+		of_clients(f, all, metric[i].name, metric[i].type, metric[i].help,
+			   metric[i].offset);
 	head(f, "client_faults_total", "counter", "Faults served, of a client.");
-	for (const struct session *s = session_first(); s != NULL; s = s->next) {
-		session_counts(s, &c);
+	c = all;
+	for (const struct session *s = session_first(); s != NULL; s = s->next, c++) {
 		for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
 			fputs(P "client_faults_total{", f);
 			client_labels(f, s);
 			fprintf(f, ",kind_of_fault=\"%s\"} %" PRIu64 "\n", fault_names[k],
-				c.faults[k]);
+				c->faults[k]);
 		}
 	}
 	head(f, "client_fault_seconds", "histogram",
 	     "The same of a client, since it came; kinds that there have been.");
 	for (const struct session *s = session_first(); s != NULL; s = s->next)
 		client_latency(f, s);
+	free(all);
+}
+
+static void
+group_value(FILE *f, const char *name, const char *group, uint64_t value)
+{
+	fprintf(f, P "%s{group=\"", name);
+	label(f, group);
+	fprintf(f, "\"} %" PRIu64 "\n", value);
+}
+
+static void
+groups(FILE *f, struct daemon *d)
+{
+	static const struct {
+		const char *name, *help;
+	} metric[] = {
+		{ "group_limit_bytes", "The most that a group may have in memory; 0: no limit." },
+		{ "group_minimum_bytes", "What others can not push out of that." },
+		{ "group_resident_bytes", "In memory, of the clients of a group." },
+		{ "group_clients", "Clients of a group." },
+	};
+
+	for (size_t i = 0; i < sizeof(metric) / sizeof(metric[0]); i++) {
+		head(f, metric[i].name, "gauge", metric[i].help);
+		for (const struct config_named *g = d->cfg.named; g != NULL; g = g->next) {
+			uint64_t value[4] = { 0 };
+
+			if (strcmp(g->kind, "group") != 0)
+				continue;
+			session_group(g->name, &value[0], &value[1]);
+			value[3] = sessions_of_group(g->name, &value[2]);
+			group_value(f, metric[i].name, g->name, value[i]);
+		}
+	}
+}
+
+/* Of connections: who came and was not taken. */
+static void
+refusals(FILE *f)
+{
+	head(f, "refused_connections_total", "counter",
+	     "Connections that were refused: the daemon drains, there are as many clients as may be, no descriptor is left, the peer has no right to, or it "
+	     "failed.");
+	for (unsigned i = 0; i < REFUSALS; i++)
+		fprintf(f, P "refused_connections_total{reason=\"%s\"} %" PRIu64 "\n",
+			refusal_names[i], sessions_refused(i));
+}
+
+/* Seconds since 1970: the same at each call, unless the clock is set. */
+static double
+process_began(void)
+{
+	static double began;
+	struct timespec now, boot;
+	unsigned long long ticks = 0;
+	char text[1024];
+	FILE *stat;
+
+	if (began != 0 || (stat = fopen("/proc/self/stat", "re")) == NULL)
+		return began;
+	if (fgets(text, sizeof(text), stat) != NULL && strrchr(text, ')') != NULL)
+		(void)sscanf(strrchr(text, ')') + 1,
+			     " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d "
+			     "%*d %*d %llu",
+			     &ticks);
+	fclose(stat);
+	clock_gettime(CLOCK_REALTIME, &now);
+	clock_gettime(CLOCK_BOOTTIME, &boot);
+	began = (double)(now.tv_sec - boot.tv_sec) + (double)(now.tv_nsec - boot.tv_nsec) / 1e9 +
+		(double)ticks / (double)sysconf(_SC_CLK_TCK);
+	return began;
+}
+
+static unsigned
+open_descriptors(void)
+{
+	DIR *const dir = opendir("/proc/self/fd");
+	unsigned n = 0;
+
+	if (dir == NULL)
+		return 0;
+	while (readdir(dir) != NULL)
+		n++;
+	closedir(dir);
+	return n > 3 ? n - 3 : 0; /* ".", "..", and its own */
+}
+
+/* By the names that client libraries of Prometheus have for it. */
+static void
+process(FILE *f)
+{
+	struct rlimit lim = { 0 };
+	struct rusage use = { 0 };
+	unsigned long long vm = 0, rss = 0;
+	FILE *const statm = fopen("/proc/self/statm", "re");
+
+	if (statm != NULL) {
+		if (fscanf(statm, "%llu %llu", &vm, &rss) != 2)
+			vm = rss = 0;
+		fclose(statm);
+	}
+	getrlimit(RLIMIT_NOFILE, &lim);
+	getrusage(RUSAGE_SELF, &use);
+	fprintf(f,
+		"# HELP process_open_fds Descriptors that are open.\n# TYPE process_open_fds gauge\n"
+		"process_open_fds %u\n"
+		"# HELP process_max_fds Descriptors that may be.\n# TYPE process_max_fds gauge\n"
+		"process_max_fds %llu\n",
+		open_descriptors(), (unsigned long long)lim.rlim_cur);
+	fprintf(f,
+		"# HELP process_start_time_seconds When the daemon began, since 1970.\n"
+		"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds %.3f\n",
+		process_began());
+	fprintf(f,
+		"# HELP process_cpu_seconds_total CPU time of the daemon.\n"
+		"# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total %.3f\n",
+		(double)(use.ru_utime.tv_sec + use.ru_stime.tv_sec) +
+			(double)(use.ru_utime.tv_usec + use.ru_stime.tv_usec) / 1e6);
+	fprintf(f,
+		"# HELP process_virtual_memory_bytes Address space of the daemon.\n"
+		"# TYPE process_virtual_memory_bytes gauge\nprocess_virtual_memory_bytes %llu\n"
+		"# HELP process_resident_memory_bytes What it has in memory, the files of its clients included.\n"
+		"# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes %llu\n",
+		vm * UP_PAGE_SIZE, rss * UP_PAGE_SIZE);
 }
 
 char *
@@ -282,8 +431,15 @@ metrics_text(struct daemon *d, size_t *len)
 	head(f, "uptime_seconds", "gauge", "Since the daemon began.");
 	fprintf(f, P "uptime_seconds %.3f\n", (double)(monotonic_ns() - d->since) / 1e9);
 	single(f, "draining", "gauge", "1: no new clients are taken.", d->state != STATE_SERVING);
+	single(f, "guardian", "gauge", "1: there is one, which starts the next daemon.",
+	       kept_any());
+	single(f, "restarts_total", "counter", "Daemons that the guardian has had before this one.",
+	       kept_any() ? kept_before() : 0);
+	process(f);
 	budget(f, &st);
 	faults(f, d, &st);
+	refusals(f);
+	groups(f, d);
 	clients(f);
 	if (fclose(f) != 0) {
 		free(text);

@@ -25,6 +25,7 @@
 #include "log.h"
 #include "serve.h"
 #include "served.h"
+#include "sessions.h"
 
 #define OBJECTS_MAX 4096u
 
@@ -364,9 +365,11 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 	char why[MSG_TEXT];
 	int r = session_admit(peer, why, sizeof(why));
 
-	if (r == 0 && (r = native_start(d)) < 0)
+	if (r == 0 && (r = native_start(d)) < 0) {
 		snprintf(why, sizeof(why), "native clients can not be served here: %s",
 			 strerror(-r));
+		session_refused(REFUSED_FAILED);
+	}
 	if (r < 0) {
 		native_refuse(fd, r, why);
 		return;
@@ -375,6 +378,7 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 	if (n == NULL || !put_spare()) {
 		free(n);
 		native_refuse(fd, -ENOMEM, "out of memory");
+		session_refused(REFUSED_FAILED);
 		return;
 	}
 	n->session.ops = &ops;
@@ -405,6 +409,7 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 				 strerror(-r));
 		log_warning("client %u: refused: %s", n->session.id, why);
 		native_refuse(fd, r, why);
+		session_refused(REFUSED_FAILED);
 		uv_mutex_lock(&native.lock);
 		struct gone *const g = take_spare();
 		uv_mutex_unlock(&native.lock);

@@ -24,8 +24,16 @@ const char *const fault_names[UP_FAULT_KINDS] = {
 	[UP_FAULT_MAJOR] = "major", [UP_FAULT_WP] = "wp",
 };
 
+const char *const refusal_names[REFUSALS] = {
+	[REFUSED_DRAINING] = "draining",       [REFUSED_CLIENTS] = "clients",
+	[REFUSED_DESCRIPTORS] = "descriptors", [REFUSED_PERMISSION] = "permission",
+	[REFUSED_FAILED] = "failed",
+};
+
 static struct {
 	struct daemon *d;
+	uint64_t refused[REFUSALS];
+	unsigned taken_over;
 	struct session *first;
 	unsigned n, last_id, changes;
 	struct session_counts
@@ -154,7 +162,42 @@ session_group(const char *group, uint64_t *limit, uint64_t *minimum)
 	return 0;
 }
 
+unsigned
+sessions_of_group(const char *group, uint64_t *resident)
+{
+	struct session_counts c;
+	unsigned n = 0;
+
+	*resident = 0;
+	for (const struct session *s = reg.first; s != NULL; s = s->next) {
+		if (strcmp(s->group, group) != 0)
+			continue;
+		session_counts(s, &c);
+		*resident += c.resident;
+		n++;
+	}
+	return n;
+}
+
 /* ---- coming and going ---- */
+
+void
+session_refused(enum refusal why)
+{
+	reg.refused[why]++;
+}
+
+uint64_t
+sessions_refused(enum refusal why)
+{
+	return reg.refused[why];
+}
+
+unsigned
+sessions_taken_over(void)
+{
+	return reg.taken_over;
+}
 
 int
 session_admit(const struct peer *peer, char *why, size_t len)
@@ -172,6 +215,8 @@ session_admit(const struct peer *peer, char *why, size_t len)
 			 reg.n, most);
 		r = -EUSERS;
 	}
+	if (r < 0)
+		session_refused(r == -EBUSY ? REFUSED_DRAINING : REFUSED_CLIENTS);
 	if (r < 0)
 		log_warning("client of process %d, user %u: refused: %s", (int)peer->pid,
 			    (unsigned)peer->uid, why);
@@ -393,6 +438,8 @@ sessions_sample(void)
 
 	if (up_stats_get(reg.d->rt, &st, sizeof(st)) < 0)
 		return;
+	if (reg.before.time == 0)
+		reg.taken_over = reg.n;
 	sessions_faults(&st, faults);
 	sum = all_faults(faults);
 	if (reg.before.time != 0) {

@@ -35,7 +35,26 @@ void sessions_faults(const struct up_stats *st, uint64_t faults[UP_FAULT_KINDS])
 /* The same of what only sessions count: to be added to what the runtime has.  And what all of them have now. */
 void sessions_totals(struct session_counts *total);
 
-/* Once a second. */
+/* Clients that the last daemon has had, and this one took over. */
+unsigned sessions_taken_over(void);
+
+/* Why somebody was turned away before he was a client, or could steer. */
+enum refusal {
+	REFUSED_DRAINING,
+	REFUSED_CLIENTS,     /* there are as many as may be */
+	REFUSED_DESCRIPTORS, /* none is left */
+	REFUSED_PERMISSION,
+	REFUSED_FAILED, /* no memory, no such protocol, or the kernel would not */
+	REFUSALS
+};
+void session_refused(enum refusal why);
+uint64_t sessions_refused(enum refusal why);
+extern const char *const refusal_names[REFUSALS];
+
+/* Of a group, by its name: how many clients it has now, and what they have in memory, bytes. */
+unsigned sessions_of_group(const char *group, uint64_t *resident);
+
+/* Once a second; the first time before anybody can come. */
 void sessions_sample(void);
 /* The last `n` seconds, oldest first; how many there were. */
 unsigned sessions_history(struct sample *s, unsigned n);

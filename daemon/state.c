@@ -107,23 +107,17 @@ groups_json(struct daemon *d)
 	json_t *const j = json_array();
 
 	for (const struct config_named *g = d->cfg.named; g != NULL; g = g->next) {
-		struct session_counts c, sum = { 0 };
-		uint64_t limit = 0, minimum = 0;
-		unsigned n = 0;
+		uint64_t limit = 0, minimum = 0, resident;
+		unsigned n;
 
 		if (strcmp(g->kind, "group") != 0)
 			continue;
 		session_group(g->name, &limit, &minimum);
-		for (const struct session *s = session_first(); s != NULL; s = s->next)
-			if (strcmp(s->group, g->name) == 0) {
-				session_counts(s, &c);
-				sum.resident += c.resident;
-				n++;
-			}
-		json_array_append_new(j, json_pack("{s:s, s:I, s:I, s:i, s:I}", "name", g->name,
-						   "limit", number(limit), "minimum",
-						   number(minimum), "clients", (int)n, "resident",
-						   number(sum.resident)));
+		n = sessions_of_group(g->name, &resident);
+		json_array_append_new(j,
+				      json_pack("{s:s, s:I, s:I, s:i, s:I}", "name", g->name,
+						"limit", number(limit), "minimum", number(minimum),
+						"clients", (int)n, "resident", number(resident)));
 	}
 	return j;
 }

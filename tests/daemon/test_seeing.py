@@ -3,6 +3,7 @@
 """test_seeing.py: what operators are told of programs that are connected, and of microVMs: that it is so, and whose it is."""
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -220,6 +221,57 @@ class Map(unittest.TestCase):
             out = d.tool('map', str(c.pid))
             self.assertRegex(out, r'rw private, object \d+ \(anonymous\) over 1\n')
             self.assertRegex(out, r'█[·░▒▓█]{39}!·{23} .* in memory, 4.0K LOST\n +rw shared, object \d+ \(file\)\n')
+
+
+class Metrics(unittest.TestCase):
+    def test_groups_limits_and_refusals(self):
+        config = '[limits]\nclients = 2\n[group db]\nlimit = 24M\nminimum = 4M\nusers = root\n'
+        with Daemon('--memory', '32M', config=config) as d, Client(d) as c:
+            at = c.at('map', 64 * PAGE)
+            for page in range(64):
+                c.tell('write', at + page * PAGE)
+            d.tool('limit', str(c.pid), '20M')
+            self.assertEqual(metric(d, 'client_limit_bytes', pid=c.pid), [20 * MIB])
+            self.assertEqual(metric(d, 'client_minimum_bytes', pid=c.pid), [0])
+            self.assertEqual(metric(d, 'client_regions', pid=c.pid), [1])
+            self.assertEqual([metric(d, 'group_' + m, group='db') for m in ('limit_bytes', 'minimum_bytes', 'clients')], [[24 * MIB], [4 * MIB], [1]])
+            self.assertEqual(metric(d, 'group_resident_bytes', group='db'), metric(d, 'client_resident_bytes', pid=c.pid))
+            self.assertGreaterEqual(metric(d, 'group_resident_bytes', group='db')[0], 64 * PAGE)
+            with Client(d):
+                self.assertEqual(metric(d, 'refused_connections_total', reason='clients'), [0])
+                said = subprocess.run([TOLD, d.path('pager.sock')], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=rig.DEADLINE,
+                                      text=True, check=False)
+                self.assertEqual(said.returncode, 1)
+                # It has tried more than once.
+                self.assertGreater(metric(d, 'refused_connections_total', reason='clients')[0], 0)
+            d.ask('drain')
+            subprocess.run([TOLD, d.path('pager.sock')], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=rig.DEADLINE, check=False)
+            self.assertGreater(metric(d, 'refused_connections_total', reason='draining')[0], 0)
+            self.assertEqual(metric(d, 'refused_connections_total', reason='failed'), [0])
+            d.ask('drain', cancel=True)
+
+    def process(self, d, name):
+        (line,) = [l for l in get(d, '/metrics').splitlines() if l.startswith(f'process_{name} ')]
+        return float(line.split()[1])
+
+    def test_a_restart_is_seen_and_who_was_taken_over(self):
+        with Daemon('--memory', '32M') as d, Client(d) as c:
+            at = c.at('map', 64 * PAGE)
+            self.assertEqual(c.tell('write', at), 'ok')
+            self.assertEqual(metric(d, 'restarts_total') + metric(d, 'guardian') + metric(d, 'clients_taken_over'), [0, 1, 0])
+            # With that of who asks.
+            self.assertIn(self.process(d, 'open_fds') - len(os.listdir(f'/proc/{d.served_by()}/fd')), (0, 1))
+            self.assertGreater(self.process(d, 'max_fds'), 0)
+            self.assertGreater(self.process(d, 'resident_memory_bytes'), MIB)
+            began = self.process(d, 'start_time_seconds')
+            self.assertLess(abs(began - time.time()), 60)
+            os.kill(d.served_by(), signal.SIGKILL)
+            rig.wait_for('the next daemon', lambda: d.log().count('serving: a budget') == 2)
+            self.assertEqual(metric(d, 'restarts_total') + metric(d, 'guardian') + metric(d, 'clients_taken_over'), [1, 1, 1])
+            self.assertGreater(self.process(d, 'start_time_seconds'), began)
+            self.assertEqual(c.tell('read', at + PAGE), 'ok')
+            # By its process it is the same.
+            self.assertEqual(len(metric(d, 'client_mapped_bytes', pid=c.pid)), 1)
 
 
 class Recent(unittest.TestCase):
