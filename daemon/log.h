@@ -4,6 +4,9 @@
  *
  * Where that is the journal, a line begins with <N>, which journald takes for its level; elsewhere with the time and the level.  A
  * line is one write(), so lines of several threads do not mix.  What is not printable (names are the clients' own) is shown as \xNN.
+ *
+ * No thread waits for whoever reads it: lines that do not fit are dropped, and their number is a line later on.  Of lines that differ in numbers only, 20
+ * errors or warnings a second are said, and 200 others; how many more there were is a line, too.
  */
 #ifndef UP_DAEMON_LOG_H
 #define UP_DAEMON_LOG_H
@@ -17,9 +20,11 @@ enum log_level {
 	LOG_DEBUG,
 };
 
-/* `to`: "auto", "stderr" or "journal". */
+/* `to`: "auto", "stderr" or "journal".  Until then a line may wait. */
 void log_init(const char *to, enum log_level least);
 void log_set_level(enum log_level least);
+/* Once a second: say what has been counted only. */
+void log_tick(void);
 
 /* Any thread. */
 __attribute__((format(printf, 2, 3))) void daemon_log(enum log_level level, const char *fmt, ...);

@@ -714,6 +714,7 @@ on_second(uv_timer_t *timer)
 	(void)timer;
 	sessions_sample();
 	control_tick();
+	log_tick();
 	if (native_audit != NULL)
 		native_audit(&the);
 	if (clients != session_number()) {

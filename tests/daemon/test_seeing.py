@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: BSD-2-Clause
 """test_seeing.py: what operators are told of programs that are connected, and of microVMs: that it is so, and whose it is."""
+import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,6 +144,59 @@ class Guests(unittest.TestCase):
             self.assertGreater(c['recent']['all']['count'], 0)
 
 
+class Log(unittest.TestCase):
+    def test_lines_that_repeat_are_counted(self):
+        with Daemon('--memory', '32M') as d, Client(d) as c:
+            name = d.dir + '/file'
+            with open(name, 'wb') as f:
+                f.truncate(1000 * PAGE)
+            at = c.at('shared', name)
+            os.truncate(name, PAGE)
+            start = time.monotonic()
+            for page in range(100, 1000):
+                self.assertEqual(c.tell('read', at + page * PAGE), 'SIGBUS')
+            seconds = time.monotonic() - start
+
+            def told():
+                said = len(re.findall(r'error: pager: page at 0x[0-9a-f]+ of client told', d.log()))
+                more = sum(map(int, re.findall(r'error: (\d+) more like "pager: page at 0x[0-9a-f]+ of client told', d.log())))
+                self.assertLessEqual(said, 20 * (seconds + 2))
+                return said + more == 900 and said >= 20
+            rig.wait_for('all are accounted for', told)
+            self.assertEqual(client_of(d, c.pid)['lost'], 900)
+
+    def test_nobody_waits_for_who_does_not_read_it(self):
+        reads, writes = os.pipe()
+        fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, PAGE)
+        os.set_blocking(reads, False)
+        with Daemon('--memory', '32M', config=rig.PUPPETS, wait=False, pass_fds=(writes,), preexec=lambda: os.dup2(writes, 2)) as d:
+            os.close(writes)
+            rig.wait_for('its socket', lambda: os.path.exists(d.path('control.sock')))
+            # More than fits.
+            for i in range(60):
+                d.puppet('a client with quite a long name ' + chr(65 + i % 26))
+            with Client(d) as c:
+                self.assertEqual(c.tell('write', c.at('map', PAGE)), 'ok')
+            self.assertEqual(d.ask('status')['status']['state'], 'serving')
+            text = b''
+
+            def read():
+                nonlocal text
+                try:
+                    text += os.read(reads, 65536)
+                except BlockingIOError:
+                    pass
+                return re.search(rb'warning: (\d+) lines are missing here', text)
+            missing = int(rig.wait_for('what is missing', read).group(1))
+            come = len(re.findall(rb'info: client \d+: a client with', text))
+            self.assertGreater(missing, 0)
+            self.assertLess(come, 60)
+            self.assertGreaterEqual(come + missing, 60)
+            d.signal(signal.SIGTERM)
+            rig.wait_for('its end', lambda: read() and d.process.poll() is not None)
+        os.close(reads)
+
+
 class Map(unittest.TestCase):
     def in_time(self, what, ask):
         start = time.monotonic()
@@ -156,6 +211,8 @@ class Map(unittest.TestCase):
             at = c.at('noreserve', length)
             for cell in 0, 20, 63:
                 self.assertEqual(c.tell('write', at + cell * length // 64 + 5 * PAGE), 'ok')
+            # Its neighbours may be on their way yet.
+            rig.wait_for('all is at rest', lambda: d.ask('map', client=str(c.pid))['client']['map'][0]['staged'] == 0)
             state = json.loads(self.in_time('state.json', lambda: get(d, '/state.json')))
             (asked,) = self.in_time('map', lambda: d.ask('map', client=str(c.pid)))['client']['map']
             (r,) = state['clients'][0]['map']
