@@ -736,6 +736,11 @@ struct up_latency {
 /*
  * Counters since creation, and levels at the time of the call.  Fields are only ever
  * appended; see up_stats_get().
+ *
+ * With a daemon as the pager limit and limit_max are the daemon's, for all of its clients.  Of this runtime there are faults,
+ * fault_waits, fault_retries, fault_exists, fault_sigbus and latency (within a quarter), resident, swapped (compressed memory and what is kept in
+ * memory out of the program's reach are in it), wired, mapped, entries and objects; used is resident, and metadata that of
+ * its heaps.  The rest is not told, and 0.
  */
 struct up_stats {
 	/* faults, by outcome; `fault[UP_FAULT_MAJOR]` and so on */

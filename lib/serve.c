@@ -731,6 +731,32 @@ tally_of(const struct pager *p, const struct space *sp)
 	return atomic_load(&p->tally) + (sp->shard - PMAP_POOL - 1);
 }
 
+/* Pages that its own objects have.  => map.lock is held */
+static uint64_t
+written(const struct space *sp)
+{
+	const struct object *before = NULL;
+	uint64_t n = 0;
+
+	for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next) {
+		/* Pieces of one object lie side by side, as a rule. */
+		if (e->object != before && e->object->account != NULL &&
+		    e->object->account == sp->account)
+			n += object_count(e->object);
+		before = e->object;
+	}
+	return n;
+}
+
+/* What it has written, and is not where it can touch it; bytes.  => map.lock is held */
+static uint64_t
+swapped(const struct space *sp, uint64_t resident)
+{
+	const uint64_t bytes = written(sp) << PAGE_SHIFT;
+
+	return bytes - MIN(bytes, resident);
+}
+
 static int
 call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 {
@@ -742,9 +768,12 @@ call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 	st.mapped = sp->map.pages << PAGE_SHIFT;
 	st.entries = sp->map.n;
 	st.wired = sp->map.wired << PAGE_SHIFT;
-	pthread_rwlock_unlock(&rt->p.map.lock);
-	st.objects = sp->client->nheld;
 	st.resident = atomic_load(&sp->client->account->mapped) << PAGE_SHIFT;
+	st.swapped = swapped(sp, st.resident);
+	pthread_rwlock_unlock(&rt->p.map.lock);
+	st.used = st.resident;
+	st.objects = sp->client->nheld;
+	st.fault_sigbus = atomic_load(&tally->sigbus);
 	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
 		tally_sum(&tally->latency[k], 1, &st.latency[k]);
 		st.faults[k] = st.latency[k].count;
@@ -1439,23 +1468,6 @@ serve_end(struct up_runtime *rt, uint64_t id)
 	return sp != NULL ? 0 : -ENOENT;
 }
 
-/* Pages that its own objects have.  => map.lock is held */
-static uint64_t
-written(const struct space *sp)
-{
-	const struct object *before = NULL;
-	uint64_t n = 0;
-
-	for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next) {
-		/* Pieces of one object lie side by side, as a rule. */
-		if (e->object != before && e->object->account != NULL &&
-		    e->object->account == sp->account)
-			n += object_count(e->object);
-		before = e->object;
-	}
-	return n;
-}
-
 static void
 serve_tally(const struct space_tally *t, struct serve_info *info)
 {
@@ -1497,8 +1509,7 @@ serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info)
 			.minimum = atomic_load(&c->account->minimum) << PAGE_SHIFT,
 			.wired = sp->map.wired << PAGE_SHIFT,
 		};
-		info->swapped = written(sp) << PAGE_SHIFT;
-		info->swapped -= MIN(info->swapped, info->resident);
+		info->swapped = swapped(sp, info->resident);
 		memcpy(info->name, c->name, sizeof info->name);
 		serve_tally(tally_of(p, sp), info);
 	}

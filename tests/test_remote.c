@@ -384,6 +384,10 @@ Test(remote, memory_four_times_the_budget_comes_back)
 	cr_assert(eq(int, up_stats_get(rt, &st, sizeof st), 0));
 	cr_assert(eq(u64, st.mapped, npages * PAGE_SIZE));
 	cr_assert(eq(u64, st.limit, daemon_limit));
+	cr_assert(eq(u64, st.resident + st.swapped, npages * PAGE_SIZE));
+	cr_assert(gt(u64, st.swapped, 2 * daemon_limit));
+	cr_assert(eq(u64, st.used, st.resident));
+	cr_assert(zero(u64, st.fault_sigbus));
 	cr_assert(gt(u64, st.faults[UP_FAULT_ZERO], 0));
 	cr_assert(gt(u64, st.faults[UP_FAULT_MAJOR], 0));
 	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
@@ -1274,6 +1278,7 @@ Test(remote, who_gets_sigbus_is_counted_and_named_with_his_own_address)
 	const int fd = mkstemp(file);
 	struct up_runtime *other;
 	struct up_object *o;
+	struct up_stats st;
 	uint64_t *p, *q;
 	int status;
 	pid_t child;
@@ -1311,6 +1316,10 @@ Test(remote, who_gets_sigbus_is_counted_and_named_with_his_own_address)
 	wait_said(3, text);
 	cr_assert(eq(u64, atomic_load(&shared->sigbus[1]), 2), "it is the child's");
 	cr_assert(eq(u64, atomic_load(&shared->sigbus[0]), 0), "the other has lost nothing");
+	cr_assert(eq(int, up_stats_get(rt, &st, sizeof st), 0));
+	cr_assert(eq(u64, st.fault_sigbus, 2));
+	cr_assert(eq(int, up_stats_get(other, &st, sizeof st), 0));
+	cr_assert(eq(u64, st.fault_sigbus, 0));
 	up_object_unref(o);
 	up_runtime_destroy(rt);
 	up_runtime_destroy(other);
