@@ -18,11 +18,13 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "budget.h"
 #include "listen.h"
 #include "log.h"
+#include "serve.h"
 #include "sessions.h"
 #include "state.h"
 
@@ -284,16 +286,62 @@ do_limit(struct conn *c, json_t *req)
 	return json_pack("{s:b, s:I}", "ok", 1, "limit", (json_int_t)bytes);
 }
 
+/* The name of a process that is a client; NULL: it has gone. */
+static const char *
+name_of(pid_t pid)
+{
+	for (const struct session *s = session_first(); s != NULL; s = s->next)
+		if (s->pid == pid)
+			return s->name;
+	return NULL;
+}
+
+/* When it was: ns since 1970. */
+static json_t *
+event_json(const struct serve_event *ev, int64_t since_1970)
+{
+	json_t *const j =
+		json_pack("{s:I, s:s, s:I, s:I}", "time_ns", (json_int_t)ev->time_ns + since_1970,
+			  "kind", ev->kind, "at", (json_int_t)ev->at, "arg", (json_int_t)ev->arg);
+	const char *const name = ev->pid != 0 ? name_of(ev->pid) : NULL;
+
+	if (ev->pid != 0)
+		json_object_set_new(j, "pid", json_integer(ev->pid));
+	if (name != NULL)
+		json_object_set_new(j, "name", json_string(name));
+	if (ev->child != 0)
+		json_object_set_new(j, "child", json_integer(ev->child));
+	return j;
+}
+
 static json_t *
 do_trace(struct conn *c, json_t *req)
 {
 	const json_t *const n = json_object_get(req, "lines");
+	static struct serve_event ev[TRACE_LINES];
+	json_t *no = NULL, *events;
+	const struct session *s = NULL;
+	struct timespec real, mono;
 	size_t most = 200;
+	int got;
 
 	if (json_is_integer(n) && json_integer_value(n) > 0)
 		most = (size_t)json_integer_value(n);
-	return answer_with("trace", printed(up_trace_print, c->d->rt,
-					    most < TRACE_LINES ? most : TRACE_LINES));
+	if (json_object_get(req, "client") != NULL && (s = client_of(req, &no)) == NULL)
+		return no;
+	got = serve_trace(c->d->rt, s != NULL ? s->pid : 0, ev,
+			  most < TRACE_LINES ? most : TRACE_LINES);
+	if (got < 0)
+		return refuse(-got, "%s", strerror(-got));
+	clock_gettime(CLOCK_REALTIME, &real);
+	clock_gettime(CLOCK_MONOTONIC, &mono);
+	events = json_array();
+	for (int i = 0; i < got; i++)
+		json_array_append_new(events,
+				      event_json(&ev[i],
+						 (int64_t)(real.tv_sec - mono.tv_sec) * 1000000000 +
+							 (real.tv_nsec - mono.tv_nsec)));
+	return answer_with("trace", events);
 }
 
 static json_t *

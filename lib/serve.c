@@ -26,6 +26,7 @@
 #include "pager/source.h"
 #include "serve.h"
 #include "store.h"
+#include "who.h"
 
 #define ADDRESS_END ((uint64_t)1 << 47)
 #define PAUSE_MIN 10000000u /* ns, after nothing could be taken from an account; doubling */
@@ -1586,4 +1587,73 @@ serve_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,
 		tally_steps(&tally_of(p, sp)->latency[kind], steps);
 	pthread_rwlock_unlock(&p->map.lock);
 	return sp != NULL ? 0 : -ENOENT;
+}
+
+/* --- events --- */
+
+struct tracing {
+	struct pager *p;
+	pid_t pid;
+	struct serve_event *ev; /* of n, the last ones that there were: number i is in ev[i % n] */
+	size_t n, seen;
+};
+
+/* Whose fault it was, if he is still there. */
+static void
+whose(struct pager *p, const struct trace_event *of, struct serve_event *ev)
+{
+	const size_t i = of->arg2 - PMAP_POOL - 1u;
+	const struct space_tally *tally = atomic_load(&p->tally);
+	const struct client *c = NULL;
+	const struct space *sp = NULL;
+
+	if (of->arg2 <= PMAP_POOL || tally == NULL)
+		return;
+	pthread_rwlock_rdlock(&p->map.lock);
+	if (i < p->nspace_at && of->time_ns >= atomic_load(&tally[i].since))
+		sp = ((struct space **)p->space_at.base)[i];
+	if (sp != NULL)
+		c = space_client(p, sp);
+	ev->pid = c != NULL ? c->pid : 0;
+	ev->child = sp != NULL && sp->client == NULL ? atomic_load(&sp->pid) : 0;
+	pthread_rwlock_unlock(&p->map.lock);
+}
+
+static bool
+take_event(void *ctx, const struct trace_event *of)
+{
+	struct tracing *const t = ctx;
+	struct serve_event ev = { .time_ns = of->time_ns,
+				  .kind = trace_kind_name(of->kind),
+				  .at = of->va,
+				  .arg = of->arg };
+
+	whose(t->p, of, &ev);
+	if (t->pid == 0 || t->pid == ev.pid)
+		t->ev[t->seen++ % t->n] = ev;
+	return true;
+}
+
+int
+serve_trace(struct up_runtime *rt, pid_t pid, struct serve_event ev[], size_t n)
+{
+	struct tracing t = { .p = &rt->p, .pid = pid, .n = n };
+	struct trace *rings[MAX_SERVICES + WORKERS_MAX];
+	unsigned nrings = 0;
+	size_t first;
+
+	t.ev = calloc(MAX(n, 1), sizeof *t.ev);
+	if (t.ev == NULL)
+		return -ENOMEM;
+	for (; pager_server(&rt->p, nrings) != NULL; nrings++)
+		rings[nrings] = &pager_server(&rt->p, nrings)->trace;
+	if (n > 0 && trace_merge(rings, nrings, take_event, &t) < 0) {
+		free(t.ev);
+		return -ENOMEM;
+	}
+	first = t.seen > n ? t.seen - n : 0;
+	for (size_t i = first; i < t.seen; i++)
+		ev[i - first] = t.ev[i % n];
+	free(t.ev);
+	return (int)(t.seen - first);
 }

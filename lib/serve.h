@@ -109,6 +109,17 @@ int64_t serve_evict(struct up_runtime *rt, uint64_t id, uint64_t bytes);
 void serve_audit(struct up_runtime *rt);
 /* Any thread.  -ENOENT. */
 int serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info);
+/* What has happened; of whom, as far as it was somebody's fault. */
+struct serve_event {
+	uint64_t time_ns; /* CLOCK_MONOTONIC */
+	const char *kind; /* as up_trace_print() has it; constant */
+	uint64_t at;	  /* an address: of that process, or of the daemon; or a slot of the swap */
+	uint32_t arg;	  /* pages, or an errno */
+	pid_t pid;	  /* a client's; 0: nobody's in particular */
+	pid_t child;	  /* of its forked child; 0 */
+};
+/* The most recent events, n at most, oldest first; of one process and its children, or 0: all.  How many, or -ENOMEM.  Any thread but one that serves. */
+int serve_trace(struct up_runtime *rt, pid_t pid, struct serve_event ev[], size_t n);
 /* How long its faults of a kind took.  -ENOENT. */
 struct latency_steps;
 int serve_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,

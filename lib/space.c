@@ -224,6 +224,7 @@ tally_reset(struct space_tally *t)
 	atomic_store(&t->exists, 0);
 	atomic_store(&t->deferred, 0);
 	atomic_store(&t->sigbus, 0);
+	atomic_store(&t->since, now_ns());
 }
 
 struct space *

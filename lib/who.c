@@ -18,9 +18,8 @@ space_of(const struct pager *p, unsigned shard)
 						     : NULL;
 }
 
-/* Whose child it is; NULL: ours, or that client has gone.  => the same */
-static const struct client *
-client_of(const struct pager *p, const struct space *sp)
+const struct client *
+space_client(const struct pager *p, const struct space *sp)
 {
 	const struct space *of = p->spaces;
 
@@ -34,7 +33,7 @@ client_of(const struct pager *p, const struct space *sp)
 static const char *
 say(const struct pager *p, const struct space *sp, uintptr_t va, struct who *w)
 {
-	const struct client *c = sp != NULL ? client_of(p, sp) : NULL;
+	const struct client *c = sp != NULL ? space_client(p, sp) : NULL;
 	const unsigned long at = va;
 
 	if (sp == NULL)

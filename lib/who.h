@@ -19,6 +19,9 @@ struct who {
 	char text[160];
 };
 
+/* Whose child it is, or the client itself; NULL: a child of ours, or of one that has gone.  => map.lock is held */
+struct client;
+const struct client *space_client(const struct pager *p, const struct space *sp);
 /* An address of ours, or of another space: a shard, as in struct service.  The text is in *w.  => map.lock is not held */
 const char *who_at(struct pager *p, unsigned space, uintptr_t va, struct who *w);
 /*

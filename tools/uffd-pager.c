@@ -8,6 +8,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "client.h"
 #include "top.h"
@@ -18,11 +19,12 @@ enum {
 	OPT_ONCE = '1',
 	OPT_DELAY = 'd',
 	OPT_LINES = 'n',
+	OPT_CLIENT = 'c',
 	OPT_CANCEL = 256
 };
 
 static struct {
-	const char *socket;
+	const char *socket, *client;
 	const char *word[4]; /* the verb, and what follows it */
 	unsigned nwords;
 	double delay;
@@ -177,7 +179,27 @@ print_limit(const json_t *answer)
 static void
 print_trace(const json_t *answer)
 {
-	print_lines(json_object_get(answer, "trace"));
+	const json_t *ev;
+	size_t i;
+
+	json_array_foreach(json_object_get(answer, "trace"), i, ev)
+	{
+		const json_int_t ns = json_integer_value(json_object_get(ev, "time_ns"));
+		const time_t second = (time_t)(ns / 1000000000);
+		char when[32];
+		struct tm tm;
+
+		strftime(when, sizeof(when), "%H:%M:%S", localtime_r(&second, &tm));
+		printf("%s.%06d %-12s 0x%012llx %5.0f", when, (int)(ns % 1000000000 / 1000),
+		       get_text(ev, "kind"),
+		       (unsigned long long)json_integer_value(json_object_get(ev, "at")),
+		       get_number(ev, "arg"));
+		if (get_number(ev, "pid") > 0)
+			printf("  %s, process %.0f", get_text(ev, "name"), get_number(ev, "pid"));
+		if (get_number(ev, "child") > 0)
+			printf(", forked process %.0f", get_number(ev, "child"));
+		putchar('\n');
+	}
 }
 
 static void
@@ -228,6 +250,7 @@ static const struct argp_option options[] = {
 	{ "delay", OPT_DELAY, "SECONDS", 0, "top: between two frames (default 1)", 0 },
 	{ "lines", OPT_LINES, "N", 0, "trace: the most recent N events (default 200, at most 1000)",
 	  0 },
+	{ "client", OPT_CLIENT, "CLIENT", 0, "trace: of one client only, and its children", 0 },
 	{ "cancel", OPT_CANCEL, NULL, 0, "drain: take it back", 0 },
 	{ 0 },
 };
@@ -258,6 +281,9 @@ parse_option(int key, char *text, struct argp_state *state)
 		if (*end != '\0' || !isdigit((unsigned char)text[0]) || arg.lines < 1 ||
 		    arg.lines > 1000)
 			argp_error(state, "--lines %s: not a number from 1 to 1000", text);
+		break;
+	case OPT_CLIENT:
+		arg.client = text;
 		break;
 	case OPT_CANCEL:
 		arg.cancel = true;
@@ -298,6 +324,11 @@ request(const struct verb *v, struct argp_state *state)
 		bytes = arg.word[2];
 	} else if (n == 1)
 		bytes = arg.word[1];
+	if (bytes != NULL)
+		json_object_set_new(req, "bytes",
+				    json_integer((json_int_t)parse_size(bytes, state)));
+	if (strcmp(v->name, "trace") == 0 && arg.client != NULL)
+		client = arg.client;
 	if (client != NULL) {
 		json_t *const name = json_string(client);
 
@@ -305,9 +336,6 @@ request(const struct verb *v, struct argp_state *state)
 			argp_error(state, "a name is UTF-8");
 		json_object_set_new(req, "client", name);
 	}
-	if (bytes != NULL)
-		json_object_set_new(req, "bytes",
-				    json_integer((json_int_t)parse_size(bytes, state)));
 	if (strcmp(v->name, "trace") == 0)
 		json_object_set_new(req, "lines", json_integer((json_int_t)arg.lines));
 	if (arg.cancel)

@@ -116,6 +116,29 @@ source_earliest(struct source *s, unsigned n)
 	return best;
 }
 
+int
+trace_merge(struct trace *const rings[], unsigned n,
+	    bool (*fn)(void *ctx, const struct trace_event *ev), void *ctx)
+{
+	struct source *sources = calloc(MAX(n, 1), sizeof *sources), *s;
+	bool more = true;
+
+	if (sources == NULL)
+		return -ENOMEM;
+	for (unsigned i = 0; i < n; i++) {
+		s = &sources[i];
+		s->ring = rings[i];
+		s->until = atomic_load_explicit(&s->ring->head, memory_order_acquire);
+		source_advance(s);
+	}
+	while (more && (s = source_earliest(sources, n)) != NULL) {
+		more = fn(ctx, &s->ev);
+		source_advance(s);
+	}
+	free(sources);
+	return 0;
+}
+
 /* False if the stream is broken. */
 static bool
 event_print(const struct trace_event *ev, uint64_t first_ns, FILE *out)
@@ -132,28 +155,31 @@ event_print(const struct trace_event *ev, uint64_t first_ns, FILE *out)
 	return r >= 0 && fputc('\n', out) != EOF;
 }
 
+struct printing {
+	FILE *out;
+	uint64_t first_ns;
+	bool any, ok;
+};
+
+static bool
+print_one(void *ctx, const struct trace_event *ev)
+{
+	struct printing *const p = ctx;
+
+	if (!p->any)
+		p->first_ns = ev->time_ns;
+	p->any = true;
+	p->ok = event_print(ev, p->first_ns, p->out);
+	return p->ok;
+}
+
 int
 trace_print(struct trace *const rings[], unsigned n, FILE *out)
 {
-	struct source *sources = calloc(MAX(n, 1), sizeof *sources), *s;
-	uint64_t first_ns = 0;
-	bool any = false, ok = true;
+	struct printing p = { .out = out, .ok = true };
+	const int r = trace_merge(rings, n, print_one, &p);
 
-	if (sources == NULL)
-		return -ENOMEM;
-	for (unsigned i = 0; i < n; i++) {
-		s = &sources[i];
-		s->ring = rings[i];
-		s->until = atomic_load_explicit(&s->ring->head, memory_order_acquire);
-		source_advance(s);
-	}
-	while (ok && (s = source_earliest(sources, n)) != NULL) {
-		if (!any)
-			first_ns = s->ev.time_ns;
-		any = true;
-		ok = event_print(&s->ev, first_ns, out);
-		source_advance(s);
-	}
-	free(sources);
-	return ok && fflush(out) == 0 ? 0 : -EIO;
+	if (r < 0)
+		return r;
+	return p.ok && fflush(out) == 0 ? 0 : -EIO;
 }

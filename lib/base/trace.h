@@ -57,7 +57,7 @@ struct trace_event {
 	uint64_t va;	  /* or a slot number, where there is no address */
 	uint32_t arg;	  /* of the kind: pages, bytes, an errno */
 	uint16_t kind;	  /* enum trace_kind */
-	uint16_t arg2;
+	uint16_t arg2;	  /* of another space: which, a shard (pager.h) */
 };
 
 struct trace_slot {
@@ -112,6 +112,13 @@ bool trace_read(const struct trace *t, uint64_t *cursor, struct trace_event *ev)
 
 /* Lower case, no spaces; "?" for a number that is no kind. */
 const char *trace_kind_name(unsigned kind);
+
+/*
+ * What the rings hold at the time of the call, merged by time, to fn(), until that says that it is enough (false).  Not for an owner that serves
+ * faults: it allocates.  0 or -ENOMEM.
+ */
+int trace_merge(struct trace *const rings[], unsigned n,
+		bool (*fn)(void *ctx, const struct trace_event *ev), void *ctx);
 
 /*
  * Print what the rings hold at the time of the call, merged by time, one event a line: seconds

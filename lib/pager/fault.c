@@ -157,11 +157,20 @@ fault_answered(struct service *s, unsigned space, enum up_fault_kind kind, uintp
 		tally_add(&tally->latency[kind], ns);
 	histogram_add(&s->latency[kind], ns);
 	PROBE3(fault__end, va, kind, ns);
-	trace_add(&s->trace, now, (enum trace_kind)(TRACE_FAULT_MINOR + kind), va, 1);
+	trace_add2(&s->trace, now, (enum trace_kind)(TRACE_FAULT_MINOR + kind), va, 1,
+		   tally != NULL ? (uint16_t)space : 0);
+}
+
+/* The same of other ends, at an address of that space. */
+static void
+trace_fault(struct service *s, unsigned space, enum trace_kind kind, uintptr_t va, uint64_t at,
+	    uint32_t arg)
+{
+	trace_add2(&s->trace, at, kind, va, arg, space > PMAP_POOL ? (uint16_t)space : 0);
 }
 
 int
-fault_sigbus(struct service *s, unsigned space, unsigned shard, uintptr_t va)
+fault_sigbus(struct service *s, unsigned space, uintptr_t addr, unsigned shard, uintptr_t va)
 {
 	struct pager *p = s->p;
 	const int r = p->pmap->ops->poison(p->pmap, shard, va);
@@ -177,7 +186,7 @@ fault_sigbus(struct service *s, unsigned space, unsigned shard, uintptr_t va)
 	count(s, C_SIGBUS, 1);
 	tally_sigbus(p, space);
 	PROBE1(fault__sigbus, va);
-	trace_add(&s->trace, now_ns(), TRACE_FAULT_SIGBUS, va, 0);
+	trace_fault(s, space, TRACE_FAULT_SIGBUS, addr, now_ns(), 0);
 	return 0;
 }
 
@@ -185,7 +194,7 @@ fault_sigbus(struct service *s, unsigned space, unsigned shard, uintptr_t va)
 static enum verdict
 verdict_lost(struct fault *f, struct anon *an)
 {
-	const int r = fault_sigbus(f->s, f->space, f->shard, f->va);
+	const int r = fault_sigbus(f->s, f->space, f->addr, f->shard, f->va);
 
 	page_unbusy(f->p, an, f->shard, f->va);
 	return r == 0 ? V_SIGBUS : V_AGAIN;
@@ -538,7 +547,7 @@ fault_zero(struct fault *f)
 	if (done == 0)
 		return err == -ENOMEM ? V_ROOM : V_AGAIN;
 	count(f->s, C_ZEROAHEAD, done - 1);
-	fault_answered(f->s, f->space, UP_FAULT_ZERO, f->va, f->t0);
+	fault_answered(f->s, f->space, UP_FAULT_ZERO, f->addr, f->t0);
 	return V_DONE;
 }
 
@@ -572,7 +581,7 @@ fault_mapped_named(struct fault *f, struct anon *an)
 		p->pmap->ops->wake(p->pmap, f->shard, f->va, 1);
 	pg->same = false;
 	page_unbusy(p, an, f->shard, f->va);
-	fault_answered(f->s, f->space, UP_FAULT_MINOR, f->va, f->t0);
+	fault_answered(f->s, f->space, UP_FAULT_MINOR, f->addr, f->t0);
 	return V_DONE;
 }
 
@@ -625,7 +634,7 @@ fault_mapped(struct fault *f, struct anon *an)
 		return V_AGAIN;
 	if (r == 0)
 		count(f->s, C_FOREIGN, 1);
-	fault_answered(f->s, f->space, wp ? UP_FAULT_WP : UP_FAULT_MINOR, f->va, f->t0);
+	fault_answered(f->s, f->space, wp ? UP_FAULT_WP : UP_FAULT_MINOR, f->addr, f->t0);
 	return V_DONE;
 }
 
@@ -649,7 +658,7 @@ fault_soft(struct fault *f, struct anon *an, struct page *pg)
 	page_unbusy(p, an, f->shard, f->va);
 	if (r < 0)
 		return r == -ENOMEM ? V_ROOM : V_AGAIN;
-	fault_answered(f->s, f->space, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->va, f->t0);
+	fault_answered(f->s, f->space, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->addr, f->t0);
 	return V_DONE;
 }
 
@@ -691,7 +700,7 @@ fault_rescue(struct fault *f, struct anon *an, struct page *pg)
 		policy_touched(&p->pages.policy, an->loc);
 		pthread_mutex_unlock(&p->pages.lock);
 		count(f->s, C_RESCUE, 1);
-		trace_add(&f->s->trace, f->t0, TRACE_RESCUE, f->va, 0);
+		trace_fault(f->s, f->space, TRACE_RESCUE, f->addr, f->t0, 0);
 		return fault_soft(f, an, copy);
 	}
 	/* The write ended meanwhile: the frame itself can go back. */
@@ -782,7 +791,7 @@ fault_staged_alone(struct fault *f, struct anon *an, struct page *pg)
 	page_unbusy(p, an, f->shard, f->va);
 	if (r < 0 && r != -EEXIST)
 		return r == -ENOMEM ? V_ROOM : V_AGAIN;
-	fault_answered(f->s, f->space, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->va, f->t0);
+	fault_answered(f->s, f->space, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->addr, f->t0);
 	return V_DONE;
 }
 
@@ -856,7 +865,7 @@ fault_staged(struct fault *f, struct anon *an)
 	}
 	if (done <= touched)
 		return r == -ENOMEM ? V_ROOM : V_AGAIN;
-	fault_answered(f->s, f->space, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->va, f->t0);
+	fault_answered(f->s, f->space, f->wp ? UP_FAULT_WP : UP_FAULT_SOFT, f->addr, f->t0);
 	return V_DONE;
 }
 
@@ -985,7 +994,7 @@ fault_zip(struct fault *f)
 	if (r < 0)
 		return r == -ENOMEM ? V_ROOM : V_AGAIN;
 	f->back = got;
-	fault_answered(f->s, f->space, UP_FAULT_SOFT, f->va, f->t0);
+	fault_answered(f->s, f->space, UP_FAULT_SOFT, f->addr, f->t0);
 	return V_DONE;
 }
 
@@ -1169,7 +1178,7 @@ copy_up(struct fault *f, const struct beneath *b)
 	page_unbusy(p, b->anon, f->shard, 0);
 	page_unbusy(p, an, f->shard, f->va);
 	count(f->s, C_COPY, 1);
-	fault_answered(f->s, f->space, UP_FAULT_SOFT, f->va, f->t0);
+	fault_answered(f->s, f->space, UP_FAULT_SOFT, f->addr, f->t0);
 	return V_DONE;
 }
 
@@ -1398,7 +1407,7 @@ fault_source(struct fault *f, struct object *src, uint64_t index)
 	if (err < 0)
 		return err == -ENOMEM ? V_ROOM : V_AGAIN;
 	count(f->s, C_ZEROAHEAD, n - 1);
-	fault_answered(f->s, f->space, UP_FAULT_ZERO, f->va, f->t0);
+	fault_answered(f->s, f->space, UP_FAULT_ZERO, f->addr, f->t0);
 	return V_DONE;
 }
 
@@ -1603,7 +1612,7 @@ fault_resolve(struct fault *f)
 		/* Not even the metadata to remember it: the entry does, and may not change till it is done. */
 		if (denied && !f->asked) {
 			atomic_store(entry_unrecorded(e), true);
-			r = fault_sigbus(f->s, f->space, f->shard, f->va);
+			r = fault_sigbus(f->s, f->space, f->addr, f->shard, f->va);
 		}
 		pthread_rwlock_unlock(&p->map.lock);
 		if (denied && f->asked)
@@ -1704,6 +1713,7 @@ handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uin
 	fault_begin(&f, s, space, va, write, t0);
 	f.wp = wp;
 	s->space = space;
+	s->addr = va;
 	v = resolve(&f);
 	s->space = 0;
 	switch (v) {
@@ -1719,27 +1729,27 @@ handle(struct service *s, unsigned space, uintptr_t va, bool write, bool wp, uin
 	case V_FROZEN:
 		count(s, C_WAIT, 1);
 		tally_deferred(s->p, space);
-		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 0);
+		trace_fault(s, space, TRACE_FAULT_WAIT, va, t0, 0);
 		break;
 	case V_BUSY_LOOSE:
 	case V_ROOM:
 		count(s, C_WAIT, first); /* however often it is tried again */
 		if (first)
 			tally_deferred(s->p, space);
-		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 1);
+		trace_fault(s, space, TRACE_FAULT_WAIT, va, t0, 1);
 		park(s, &f);
 		break;
 	case V_AGAIN:
 		count(s, C_RETRY, 1);
 		tally_again(s->p, space);
-		trace_add(&s->trace, t0, TRACE_FAULT_RETRY, va, 0);
+		trace_fault(s, space, TRACE_FAULT_RETRY, va, t0, 0);
 		park(s, &f);
 		break;
 	case V_QUOTA:
 		/* Not parked: what is makes room at others' cost.  Whoever reduces the account wakes all that it has. */
 		count(s, C_WAIT, 1);
 		tally_deferred(s->p, space);
-		trace_add(&s->trace, t0, TRACE_FAULT_WAIT, va, 2);
+		trace_fault(s, space, TRACE_FAULT_WAIT, va, t0, 2);
 		p_over(s->p);
 		break;
 	case V_STRAY:
@@ -1926,7 +1936,7 @@ anon_to_lose(struct service *s, const struct parked *pk, struct leaf **leaf, str
 		} else {
 			/* Not even the metadata to remember it: there is nothing there, and the entry does. */
 			atomic_store(entry_unrecorded(e), true);
-			*told = fault_sigbus(s, pk->space, place->shard, place->va) == 0;
+			*told = fault_sigbus(s, pk->space, pk->va, place->shard, place->va) == 0;
 		}
 	}
 	pthread_rwlock_unlock(&p->map.lock);
@@ -2002,7 +2012,7 @@ lose(struct service *s, const struct parked *pk, bool empty, const char *why)
 		atomic_fetch_add(&p->nlost, 1);
 	}
 	log_line(&p->log, UP_LOG_ERROR, "fault at %s%s", who_at(p, pk->space, pk->va, &w), why);
-	r = fault_sigbus(s, pk->space, place.shard, place.va);
+	r = fault_sigbus(s, pk->space, pk->va, place.shard, place.va);
 	page_unbusy(p, an, place.shard, place.va);
 	return r == 0;
 }
@@ -2022,7 +2032,7 @@ told_stray(struct service *s, uintptr_t va)
 		return false;
 	stray = p->pmap->ops->settled(p->pmap, s->id, p->pmap->ops->token(p->pmap)) &&
 		!foreign_waiting(p->foreign) && map_lookup(&p->map, va) == NULL &&
-		fault_sigbus(s, s->id, s->id, va) == 0;
+		fault_sigbus(s, s->id, va, s->id, va) == 0;
 	pthread_mutex_unlock(&p->map.change);
 	return stray;
 }

@@ -119,12 +119,14 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	req->retried = false;
 	req->t0 = t0;
 	req->space = s->space;
+	req->addr = s->addr;
 	request_fill(p, req, SWAP_READ, slot);
 	req->io.urgent = req->demanded;
 	count(s, C_READS, 1);
 	count(s, C_READ_BYTES, n * PAGE_SIZE);
 	PROBE3(swap__read, va, slot, n);
-	trace_add(&s->trace, t0, TRACE_SWAP_READ, va, n);
+	trace_add2(&s->trace, t0, TRACE_SWAP_READ, request_addr(req, va), n,
+		   req->space > PMAP_POOL ? (uint16_t)req->space : 0);
 	request_submit(s, req);
 	*got = n;
 	return 0;
@@ -137,9 +139,9 @@ none:
 	return -ENOMEM;
 }
 
-/* The content of a page is gone for good, and whoever waits for it, in that space, is told.  Its slot is not used again. */
+/* The content of a page is gone for good, and whoever waits for it, whose request that is, is told.  Its slot is not used again. */
 static void
-lost(struct service *s, unsigned space, struct page *pg, bool waited_for)
+lost(struct service *s, const struct request *req, struct page *pg, bool waited_for)
 {
 	struct pager *p = s->p;
 	struct anon *an = pg->anon;
@@ -158,7 +160,7 @@ lost(struct service *s, unsigned space, struct page *pg, bool waited_for)
 	frame_give(&p->frames, pg->frame, 1);
 	page_free(&p->pages, pg);
 	if (waited_for && va != 0)
-		again = fault_sigbus(s, space, shard, va) < 0;
+		again = fault_sigbus(s, req->space, request_addr(req, va), shard, va) < 0;
 	page_unbusy(p, an, shard, va);
 	if (again)
 		fault_again(s, shard, va, now_ns());
@@ -420,7 +422,8 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 		frame_give(&p->frames, f, nf);
 	if (i == 0 && r == -EIO) {
 		lost_zip(s, an[0], leaf, at, va, shard);
-		if (why == FOR_FAULT && va != 0 && fault_sigbus(s, s->space, shard, va) < 0)
+		if (why == FOR_FAULT && va != 0 &&
+		    fault_sigbus(s, s->space, s->space > PMAP_POOL ? s->addr : va, shard, va) < 0)
 			r = -EAGAIN;
 	}
 	let_go(p, an, i, n, shard, va, step);
@@ -464,7 +467,7 @@ read_failed(struct service *s, struct request *req)
 	}
 	log_line(&p->log, UP_LOG_ERROR, "page at %s, swap slot %u: read error %d, content lost",
 		 who_page(p, req->space, first, &w), first->slot, -req->io.result);
-	lost(s, req->space, first, true);
+	lost(s, req, first, true);
 	request_put(s, req);
 }
 
@@ -486,7 +489,7 @@ pagein_done(struct service *s, struct request *req)
 		if (verify(s, req->space, pg))
 			good[ngood++] = pg;
 		else
-			lost(s, req->space, pg, i == 0 && req->demanded);
+			lost(s, req, pg, i == 0 && req->demanded);
 		/* Somebody waits for the first: it goes in before the others are even verified. */
 		if (i == 0 && ngood == 1 && req->demanded) {
 			const int r = install(s, good, 1, FOR_FAULT, how_to_lend(req));
@@ -495,7 +498,8 @@ pagein_done(struct service *s, struct request *req)
 			if (r < 0)
 				fault_again(s, shard0, va0, req->t0);
 			else if (va0 != 0)
-				fault_answered(s, req->space, UP_FAULT_MAJOR, va0, req->t0);
+				fault_answered(s, req->space, UP_FAULT_MAJOR,
+					       request_addr(req, va0), req->t0);
 			ngood = 0;
 		}
 	}

@@ -126,6 +126,7 @@ struct space_tally {
 	_Atomic uint64_t exists;   /* the page was there: EEXIST */
 	_Atomic uint64_t deferred; /* put off: busy, no room, or its account was full */
 	_Atomic uint64_t sigbus;   /* answered with that */
+	_Atomic uint64_t since;	   /* ns; what there is of its shard from before was another's */
 };
 
 struct pager {
@@ -242,6 +243,7 @@ struct request {
 	unsigned n;
 	unsigned want;	/* pagein from a source: which page has a thread waiting */
 	unsigned space; /* whose fault that was, a shard; 0: one of ours */
+	uintptr_t addr; /* where, if it is another's */
 	bool held;	/* (pages.lock) a pager of the program has it: its pages may be taken */
 	bool started;	/* (pages.lock) and may be told that nobody wants it */
 	atomic_bool cancelling; /* it is being told: the request stays until it has been */
@@ -326,6 +328,7 @@ struct service {
 	struct trace trace;
 
 	unsigned space;		/* whose fault it is at, a shard; 0: one of ours, or none */
+	uintptr_t addr;		/* and where, if it is one */
 	struct pmap_fault *msg; /* (c) FAULT_BATCH */
 	struct parked *parked;	/* (c) PARKED_MAX */
 	unsigned nparked;
@@ -440,6 +443,13 @@ space_map(struct pager *p, unsigned shard)
 	return sp != NULL ? &sp->map : NULL;
 }
 
+/* Where a request's fault was, by the name that its process has for it. */
+static inline uintptr_t
+request_addr(const struct request *req, uintptr_t va)
+{
+	return req->space > PMAP_POOL ? req->addr : va;
+}
+
 /* True if faults there wait.  => map.lock */
 #define ALL_FROZEN (1u << 31)
 static inline bool
@@ -520,14 +530,14 @@ enum fault_next fault_serve(struct service *s, struct parked *pk, struct map_ent
 bool fault_time_out(struct service *s, const struct parked *pk);
 /* A service that was asked had nothing to promise for it: true if the page is lost now. */
 bool fault_full(struct service *s, const struct parked *pk);
-/* A fault has been answered. */
+/* A fault has been answered; va is where it was, in that space. */
 void fault_answered(struct service *s, unsigned space, enum up_fault_kind kind, uintptr_t va,
 		    uint64_t t0);
 /*
- * Answer a fault of that space with SIGBUS.  => the page is LOST, or is about to be, and busy.
+ * Answer a fault of that space, at `addr` there, with SIGBUS.  => the page is LOST, or is about to be, and busy.
  * 0, or -EAGAIN: the kernel could not do it now, and the fault is still to be answered.
  */
-int fault_sigbus(struct service *s, unsigned space, unsigned shard, uintptr_t va);
+int fault_sigbus(struct service *s, unsigned space, uintptr_t addr, unsigned shard, uintptr_t va);
 /*
  * Put pages with frames into their regions: consecutive ones in one call.
  * => all are busy and in TRANSIT with va, shard and frame set.

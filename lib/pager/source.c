@@ -295,6 +295,7 @@ source_in(struct service *s, struct request *req, struct source *src, uint64_t i
 	req->retried = false;
 	req->t0 = t0;
 	req->space = s->space;
+	req->addr = s->addr;
 	source_ref(src);
 	req->source = src;
 	req->index = index;
@@ -302,9 +303,9 @@ source_in(struct service *s, struct request *req, struct source *src, uint64_t i
 	return nf;
 }
 
-/* The demanded page of that space can not be had: who touches it is told, until it is discarded. */
+/* The page that a request is for can not be had: who touches it is told, until it is discarded. */
 static void
-lost(struct service *s, unsigned space, struct page *pg)
+lost(struct service *s, const struct request *req, struct page *pg)
 {
 	struct pager *p = s->p;
 	struct anon *an = pg->anon;
@@ -319,7 +320,7 @@ lost(struct service *s, unsigned space, struct page *pg)
 	frame_give(&p->frames, pg->frame, 1);
 	pg->frame = FRAME_NONE;
 	page_free(&p->pages, pg);
-	again = fault_sigbus(s, space, shard, va) < 0;
+	again = fault_sigbus(s, req->space, request_addr(req, va), shard, va) < 0;
 	page_unbusy(p, an, shard, va);
 	if (again)
 		fault_again(s, shard, va, now_ns());
@@ -429,14 +430,14 @@ in_done(struct service *s, struct request *req)
 			 "page at %s: the %s pager failed with %s at offset %llu; SIGBUS",
 			 who_page(p, req->space, waited, &w), src->ops->name, strerrorname_np(-r),
 			 (unsigned long long)(req->index + req->want) << PAGE_SHIFT);
-		lost(s, req->space, waited);
+		lost(s, req, waited);
 	} else if (demanded && there == 0) {
 		log_line(&p->log, UP_LOG_ERROR, "page at %s: past the end of the %s; SIGBUS",
 			 who_page(p, req->space, waited, &w), src->ops->name);
-		lost(s, req->space, waited);
+		lost(s, req, waited);
 	} else if (demanded &&
 		   install(s, &waited, 1, req->guard ? FOR_LOAD : FOR_FAULT, asked == 1) == 0) {
-		fault_answered(s, req->space, UP_FAULT_MAJOR, va, req->t0);
+		fault_answered(s, req->space, UP_FAULT_MAJOR, request_addr(req, va), req->t0);
 	} else if (demanded) {
 		fault_again(s, shard, va, req->t0);
 	}

@@ -74,6 +74,7 @@ class Verbs(unittest.TestCase):
     def test_trace(self):
         with Daemon() as d:
             self.assertIsInstance(d.ask('trace', lines=5)['trace'], list)
+            self.assertEqual(d.ask('trace', client='nobody')['errno'], 'ESRCH')
 
     def test_who_is_meant(self):
         with Daemon(config=PUPPETS) as d:

@@ -331,6 +331,47 @@ class Metrics(unittest.TestCase):
             self.assertEqual(len(metric(d, 'client_mapped_bytes', pid=c.pid)), 1)
 
 
+class Trace(unittest.TestCase):
+    def test_events_have_a_time_and_a_client(self):
+        with Daemon('--memory', '32M') as d, Client(d) as a, Client(d) as b:
+            places = {c.pid: c.at('map', 64 * PAGE) + 7 * PAGE for c in (a, b)}
+            before = time.time_ns()
+            for c in a, b:
+                self.assertEqual(c.tell('write', places[c.pid]), 'ok')
+            after = time.time_ns()
+            trace = d.ask('trace')['trace']
+            for c in a, b:
+                (ev,) = [ev for ev in trace if ev.get('pid') == c.pid and ev['kind'] == 'fault-zero']
+                self.assertEqual((ev['at'], ev['name'], ev['arg']), (places[c.pid], 'told', 1))
+                # The two clocks are read one after the other.
+                self.assertTrue(before - 10**8 < ev['time_ns'] < after + 10**8, ev)
+                only = d.ask('trace', client=str(c.pid))['trace']
+                self.assertIn(ev['at'], [e['at'] for e in only])
+                self.assertEqual({e['pid'] for e in only}, {c.pid})
+            self.assertEqual(trace, sorted(trace, key=lambda ev: ev['time_ns']))
+            out = d.tool('trace', '--client', str(b.pid))
+            self.assertRegex(out, rf'(?m)^\d\d:\d\d:\d\d\.\d{{6}} fault-zero +0x0*{places[b.pid]:x} +1  told, process {b.pid}$')
+            self.assertNotIn(f'process {a.pid}', out)
+            name = d.dir + '/file'
+            with open(name, 'wb') as f:
+                f.truncate(16 * PAGE)
+            at = a.at('shared', name)
+            self.assertEqual(a.tell('read', at), 'ok')
+            os.truncate(name, PAGE)
+            self.assertEqual(a.tell('read', at + 9 * PAGE), 'SIGBUS')
+            events = rig.wait_for('it', lambda: [e for e in d.ask('trace', client=str(a.pid))['trace'] if e['kind'] == 'fault-sigbus'])
+            self.assertEqual([e['at'] for e in events], [at + 9 * PAGE])
+            # What was read for it was read for an address of its own, too.
+            self.assertIn(at, [e['at'] for e in d.ask('trace', client=str(a.pid))['trace'] if e['kind'] == 'fault-major'])
+            # Whose place in the tables it gets is not who it was.
+            old = a.pid
+            a.__exit__()
+            rig.wait_for('gone', lambda: d.ask('status')['status']['clients'] == 1)
+            with Client(d) as new:
+                self.assertEqual(d.ask('trace', client=str(new.pid))['trace'], [])
+                self.assertNotIn(old, [e.get('pid') for e in d.ask('trace')['trace']])
+
+
 class Recent(unittest.TestCase):
     def test_latencies_are_those_of_the_last_second(self):
         with Daemon(config=rig.PUPPETS) as d:
