@@ -202,7 +202,7 @@ class Map(unittest.TestCase):
         start = time.monotonic()
         answer = ask()
         took = time.monotonic() - start
-        self.assertLess(took, 1, what)
+        self.assertLess(took, 5 if rig.SANITIZED else 1, what)
         return answer
 
     def test_terabytes_with_a_few_pages_are_drawn_at_once(self):
@@ -238,12 +238,12 @@ class Map(unittest.TestCase):
     def test_many_viewers_cost_as_much_as_one(self):
         with Daemon(config=rig.PUPPETS) as d:
             d.puppet('vm', mapped=MIB, resident=MIB)
-            end = time.monotonic() + 2.5
+            start = time.monotonic()
             seen = []
-            while time.monotonic() < end:
+            while time.monotonic() < start + 2.5:
                 seen.append(json.loads(get(d, '/state.json'))['status']['uptime'])
-            self.assertGreater(len(seen), 10)
-            self.assertIn(len(set(seen)), range(2, 6))
+            self.assertGreater(len(set(seen)), 1)
+            self.assertLess(len(set(seen)), min(len(seen), (time.monotonic() - start) / 0.9 + 2))
             # Who has come or gone is seen at once.
             d.puppet('another')
             self.assertEqual(len(json.loads(get(d, '/state.json'))['clients']), 2)
@@ -339,6 +339,11 @@ class Trace(unittest.TestCase):
             for c in a, b:
                 self.assertEqual(c.tell('write', places[c.pid]), 'ok')
             after = time.time_ns()
+
+            def zeros():
+                return [ev['pid'] for ev in d.ask('trace')['trace'] if ev['kind'] == 'fault-zero' and 'pid' in ev]
+            # A fault is answered before that is noted.
+            rig.wait_for('both', lambda: sorted(zeros()) == sorted(places))
             trace = d.ask('trace')['trace']
             for c in a, b:
                 (ev,) = [ev for ev in trace if ev.get('pid') == c.pid and ev['kind'] == 'fault-zero']
@@ -362,7 +367,7 @@ class Trace(unittest.TestCase):
             events = rig.wait_for('it', lambda: [e for e in d.ask('trace', client=str(a.pid))['trace'] if e['kind'] == 'fault-sigbus'])
             self.assertEqual([e['at'] for e in events], [at + 9 * PAGE])
             # What was read for it was read for an address of its own, too.
-            self.assertIn(at, [e['at'] for e in d.ask('trace', client=str(a.pid))['trace'] if e['kind'] == 'fault-major'])
+            rig.wait_for('the read', lambda: at in [e['at'] for e in d.ask('trace', client=str(a.pid))['trace'] if e['kind'] == 'fault-major'])
             # Whose place in the tables it gets is not who it was.
             old = a.pid
             a.__exit__()
