@@ -409,7 +409,7 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 				 strerror(-r));
 		log_warning("client %u: refused: %s", n->session.id, why);
 		native_refuse(fd, r, why);
-		session_refused(REFUSED_FAILED);
+		session_refused(r == -EAGAIN ? REFUSED_CLIENTS : REFUSED_FAILED);
 		uv_mutex_lock(&native.lock);
 		struct gone *const g = take_spare();
 		uv_mutex_unlock(&native.lock);
