@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
@@ -20,6 +21,7 @@
 #include "daemon.h"
 #include "descriptors.h"
 #include "log.h"
+#include "notify.h"
 
 /* The daemon's end of the socket, in its environment. */
 #define SOCKET_ENV "UFFD_PAGERD_GUARDIAN"
@@ -30,12 +32,14 @@
 #define CRASHES_MAX 5u	/* in a row, each */
 #define CRASH_MS 10000u /* within so long of the one before */
 #define NEXT_MS 200	/* between two that can not start */
+#define TICKS 8u	/* of hang_timeout: how long the guardian sleeps at most */
 
 enum kept_type {
 	KEPT_KEEP = 1, /* a name and its descriptor, either way */
 	KEPT_DROP,
 	KEPT_ALL, /* to a daemon: that was all of them; the name is how many daemons there were before */
 	KEPT_SERVES, /* from a daemon */
+	KEPT_LIVES,  /* from a daemon: "MS", hang_timeout; "MS WHO": somebody has not answered */
 };
 
 struct kept_msg {
@@ -167,7 +171,45 @@ static struct {
 	uint64_t told;	 /* when, the first time; ns */
 	uint64_t since;	 /* when there was a daemon last, ns */
 	unsigned before_it;  /* daemons that were started */
+	uint64_t away;	     /* how long there may be none, ns */
+	struct {
+		uint64_t limit;	   /* hang_timeout, ns; 0: it is not watched */
+		uint64_t silence;  /* for how long it has not proved that it lives, ns */
+		uint64_t looked;   /* at the clock last, ns */
+		bool traced, hung; /* hung: that is what it was killed for */
+		char who[STORE_NAME_MAX];
+	} life;
+	struct {
+		uint64_t every, last; /* ns; 0: nobody wants to hear of us */
+	} watchdog;
 } guard = { .sock = -1 };
+
+/* poll(), but that systemd hears of us meanwhile. */
+static int
+wait_for(struct pollfd pf[], nfds_t n, int ms)
+{
+	const uint64_t begin = monotonic_ns(),
+		       end = ms < 0 ? UINT64_MAX : begin + (uint64_t)ms * 1000000;
+
+	for (uint64_t now = begin;; now = monotonic_ns()) {
+		uint64_t next = end;
+		int r;
+
+		if (guard.watchdog.every != 0 &&
+		    now - guard.watchdog.last >= guard.watchdog.every) {
+			guard.watchdog.last = now;
+			notify("WATCHDOG=1");
+		}
+		if (guard.watchdog.every != 0 && guard.watchdog.last + guard.watchdog.every < next)
+			next = guard.watchdog.last + guard.watchdog.every;
+		r = poll(pf, n,
+			 next == UINT64_MAX ? -1
+			 : next > now	    ? (int)((next - now) / 1000000) + 1
+					    : 0);
+		if (r > 0 || (r == 0 && monotonic_ns() >= end))
+			return r;
+	}
+}
 
 /* In the child: it is a daemon, in the file that is there now. */
 static void
@@ -188,12 +230,12 @@ become_daemon(int sock)
 		snprintf(text, sizeof(text), "%llu", (unsigned long long)guard.told);
 		setenv(ENDING_ENV, text, 1);
 	}
-	/* What systemd said to us is meant for the daemon. */
+	/* What systemd said to us is meant for the daemon, but that it wants to hear of us. */
 	snprintf(text, sizeof(text), "%d", (int)getpid());
 	if (getenv("LISTEN_PID") != NULL)
 		setenv("LISTEN_PID", text, 1);
-	if (getenv("WATCHDOG_PID") != NULL)
-		setenv("WATCHDOG_PID", text, 1);
+	unsetenv("WATCHDOG_PID");
+	unsetenv("WATCHDOG_USEC");
 	sigprocmask(SIG_SETMASK, &guard.before, NULL);
 	/* Where a new version is just being put. */
 	for (unsigned tries = 0; tries < EXEC_TRIES; tries++) {
@@ -204,6 +246,24 @@ become_daemon(int sock)
 	}
 	fprintf(stderr, "uffd-pagerd: %s: %s\n", guard.exe, strerror(errno));
 	_exit(EXIT_FAILURE);
+}
+
+/* The same to a daemon that may not be reading.  If that takes too long it is killed, which is no error. */
+static int
+tell_daemon(enum kept_type type, const char *name, int fd)
+{
+	int r;
+
+	while ((r = tell(guard.sock, type, name, fd)) == -EAGAIN) {
+		struct pollfd pf = { .fd = guard.sock, .events = POLLOUT };
+
+		wait_for(&pf, 1, NEXT_MS);
+		if (guard.since != 0 && monotonic_ns() >= guard.since + guard.away) {
+			kill(guard.child, SIGKILL);
+			return -EPIPE;
+		}
+	}
+	return r;
 }
 
 /* A daemon, and all that is kept to it.  0 or -errno. */
@@ -217,6 +277,8 @@ start(void)
 		return -errno;
 	snprintf(before, sizeof(before), "%u", guard.before_it);
 	guard.serves = false;
+	guard.life.limit = 0;
+	guard.life.hung = guard.life.traced = false;
 	guard.child = fork();
 	if (guard.child == 0)
 		become_daemon(pair[1]);
@@ -224,14 +286,28 @@ start(void)
 		r = -errno;
 	close(pair[1]);
 	guard.sock = pair[0];
+	fcntl(guard.sock, F_SETFL, O_NONBLOCK);
 	for (unsigned b = 0; b < BUCKETS && r == 0; b++)
 		for (const struct kept *k = guard.table.bucket[b]; k != NULL && r == 0; k = k->next)
-			r = tell(guard.sock, KEPT_KEEP, k->name, k->fd);
+			r = tell_daemon(KEPT_KEEP, k->name, k->fd);
 	if (r == 0)
-		r = tell(guard.sock, KEPT_ALL, before, -1);
+		r = tell_daemon(KEPT_ALL, before, -1);
 	guard.before_it++;
 	/* It has died of something meanwhile: that is seen in due time. */
 	return r == -EPIPE || r == -ECONNRESET ? 0 : r;
+}
+
+/* It says that it lives, or who in it does not answer, and what is to be thought of silence. */
+static void
+lives(const char *text)
+{
+	char *who;
+	const uint64_t ms = strtoull(text, &who, 10);
+
+	guard.life.limit = ms * 1000000;
+	snprintf(guard.life.who, sizeof(guard.life.who), "%s", *who != '\0' ? who + 1 : "");
+	if (*who == '\0')
+		guard.life.silence = 0;
 }
 
 /* False: there is nothing more to hear, or now. */
@@ -258,6 +334,8 @@ listen_to(int flags)
 			close(old);
 	}
 	guard.serves |= m.type == KEPT_SERVES;
+	if (m.type == KEPT_LIVES)
+		lives(m.name);
 	if (fd >= 0)
 		close(fd);
 	return true;
@@ -312,12 +390,71 @@ on_signal(int sig)
 	}
 }
 
-/* Wait until the daemon ends: with what, or -1.  away_ns: so long it may take until it serves. */
+/* Somebody looks at it with a debugger. */
+static bool
+is_traced(void)
+{
+	char path[64], line[128];
+	int tracer = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)guard.child);
+	f = fopen(path, "re");
+	while (f != NULL && fgets(line, sizeof(line), f) != NULL && tracer == 0)
+		(void)sscanf(line, "TracerPid: %d", &tracer);
+	if (f != NULL)
+		fclose(f);
+	return tracer != 0;
+}
+
+/* Whether it is to be looked after: it has said so, and is not about to end. */
+static bool
+is_watched(void)
+{
+	return guard.serves && !guard.ending && guard.life.limit != 0 && !guard.life.hung;
+}
+
+/*
+ * Time has passed.  Silence is counted in looks of our own: if we, or the machine, have been stopped, the daemon has been as well, and that counts as no
+ * more than two of them.
+ */
+static void
+count_silence(void)
+{
+	const uint64_t now = monotonic_ns(), passed = now - guard.life.looked,
+		       most = guard.life.limit / TICKS * 2;
+
+	guard.life.looked = now;
+	if (is_watched())
+		guard.life.silence += passed < most ? passed : most;
+}
+
+/* It has been silent for too long: kill it.  => there is nothing more to hear from it now */
+static void
+end_hang(void)
+{
+	const bool traced = is_traced();
+
+	if (traced && !guard.life.traced)
+		log_warning("guardian: the daemon hangs, and is left to who is tracing it");
+	guard.life.traced = traced;
+	if (traced)
+		return;
+	log_error("guardian: the daemon hangs: %s has not answered for %llu ms; killed",
+		  guard.life.who[0] != '\0' ? guard.life.who : "all of it",
+		  (unsigned long long)(guard.life.silence / 1000000));
+	guard.life.hung = true;
+	kill(guard.child, SIGKILL);
+}
+
+/* Wait until the daemon ends: with what, or -1. */
 static int
-watch(int signals, uint64_t away_ns)
+watch(int signals)
 {
 	const int pidfd = (int)syscall(SYS_pidfd_open, guard.child, 0);
 
+	guard.life.looked = monotonic_ns();
+	guard.life.silence = 0;
 	for (;;) {
 		struct pollfd pf[3] = { { .fd = pidfd, .events = POLLIN },
 					{ .fd = signals, .events = POLLIN },
@@ -328,11 +465,14 @@ watch(int signals, uint64_t away_ns)
 		if (!guard.serves && guard.since != 0) {
 			const uint64_t now = monotonic_ns();
 
-			ms = now < guard.since + away_ns
-				     ? (int)((guard.since + away_ns - now) / 1000000) + 1
+			ms = now < guard.since + guard.away
+				     ? (int)((guard.since + guard.away - now) / 1000000) + 1
 				     : 0;
 		}
-		if (poll(pf, 3, ms) == 0 && ms >= 0) {
+		const int look = is_watched() ? (int)(guard.life.limit / TICKS / 1000000) + 1 : -1;
+
+		/* One that does not serve is not watched. */
+		if (wait_for(pf, 3, ms >= 0 ? ms : look) == 0 && ms >= 0) {
 			log_error("guardian: nobody has served for away_timeout");
 			kill(guard.child, SIGKILL);
 			bury();
@@ -344,6 +484,9 @@ watch(int signals, uint64_t away_ns)
 			pf[0].revents = POLLIN; /* it has closed it, so it ends */
 		if (guard.serves)
 			guard.since = 0;
+		count_silence();
+		if (is_watched() && guard.life.silence > guard.life.limit && pf[2].revents == 0)
+			end_hang();
 		if (pf[0].revents != 0) {
 			const int status = bury();
 
@@ -356,15 +499,16 @@ watch(int signals, uint64_t away_ns)
 
 /* Some time, in which signals are heard.  False: it is over. */
 static bool
-wait_before_next(int signals, uint64_t away_ns)
+wait_before_next(int signals)
 {
 	struct pollfd pf = { .fd = signals, .events = POLLIN };
 	struct signalfd_siginfo si;
 
-	if (poll(&pf, 1, NEXT_MS) > 0 && read(signals, &si, sizeof(si)) == (ssize_t)sizeof(si) &&
+	if (wait_for(&pf, 1, NEXT_MS) > 0 &&
+	    read(signals, &si, sizeof(si)) == (ssize_t)sizeof(si) &&
 	    (si.ssi_signo == SIGTERM || si.ssi_signo == SIGINT))
 		return false;
-	if (monotonic_ns() < guard.since + away_ns)
+	if (monotonic_ns() < guard.since + guard.away)
 		return true;
 	log_error("guardian: nobody has served for away_timeout");
 	return false;
@@ -382,7 +526,7 @@ int
 guardian_run(char **argv, uint64_t away_ms, bool drains)
 {
 	unsigned crashes = 0;
-	uint64_t last = 0;
+	uint64_t last = 0, crash;
 	struct rlimit lim;
 	sigset_t set;
 	int signals, status;
@@ -395,6 +539,7 @@ guardian_run(char **argv, uint64_t away_ms, bool drains)
 	guard.argv = argv;
 	guard.drains = drains;
 	guard.self = getpid();
+	guard.away = away_ms * 1000000;
 	if (getrlimit(RLIMIT_NOFILE, &lim) == 0) {
 		lim.rlim_cur = lim.rlim_max;
 		(void)setrlimit(RLIMIT_NOFILE, &lim);
@@ -412,6 +557,7 @@ guardian_run(char **argv, uint64_t away_ms, bool drains)
 		return -1;
 	}
 	prctl(PR_SET_NAME, "uffd-guardian");
+	guard.watchdog.every = notify_watchdog() / 2;
 	for (;;) {
 		const int r = start();
 
@@ -419,11 +565,11 @@ guardian_run(char **argv, uint64_t away_ms, bool drains)
 			log_error("guardian: no daemon can be started: %s", strerror(-r));
 			exit(EXIT_FAILURE);
 		}
-		status = watch(signals, away_ms * 1000000);
+		status = watch(signals);
 		/* One that comes after another, and can not start, is tried again: clients wait, and the file may be put right. */
 		if (status > 0 && guard.since != 0 && !guard.serves && guard.ending == 0) {
 			log_error("guardian: the daemon has not started (exit status %d)", status);
-			if (!wait_before_next(signals, away_ms * 1000000))
+			if (!wait_before_next(signals))
 				exit(status);
 			continue;
 		}
@@ -433,11 +579,12 @@ guardian_run(char **argv, uint64_t away_ms, bool drains)
 			exit(EXIT_FAILURE);
 		guard.since = monotonic_ns();
 		/* One that is killed while it serves may be as often as somebody likes. */
-		if (guard.serves && guard.signal == SIGKILL)
+		if (guard.serves && guard.signal == SIGKILL && !guard.life.hung)
 			continue;
-		crashes = last != 0 && guard.since - last < CRASH_MS * UINT64_C(1000000)
-				  ? crashes + 1
-				  : 1;
+		/* One that has been killed for its silence crashed when that began. */
+		crash = guard.since - (guard.life.hung ? guard.life.silence : 0);
+		crashes =
+			last != 0 && crash < last + CRASH_MS * UINT64_C(1000000) ? crashes + 1 : 1;
 		last = guard.since;
 		if (crashes >= CRASHES_MAX) {
 			log_error("guardian: %u crashes in a row, each within %u s: giving up",
@@ -582,6 +729,16 @@ kept_settle(void)
 			free(k);
 		}
 	}
+}
+
+void
+kept_lives(uint64_t hang_ms, const char *silent)
+{
+	char text[STORE_NAME_MAX];
+
+	snprintf(text, sizeof(text), "%" PRIu64 "%s%s", hang_ms, *silent != '\0' ? " " : "",
+		 silent);
+	say(KEPT_LIVES, text, -1);
 }
 
 void

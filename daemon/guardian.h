@@ -12,6 +12,8 @@
  * watch is its pidfd.  Should it be killed itself, or the daemon be away for longer than `away_timeout`, all descriptors go with it, and
  * clients are told by that: what they miss is SIGBUS.  The daemon does not outlive it.
  *
+ * A daemon that hangs (pulse.h) is killed, and that is all: the next one goes on.  systemd hears of the guardian (WATCHDOG=1) as long as it looks after a daemon.
+ *
  * SIGTERM, SIGINT and SIGHUP are handed on; a daemon that takes leave of its clients, and is killed over it, has a successor that goes on with that.  SIGUSR2: kill the daemon and start the file that is there now, which is an upgrade.
  */
 #ifndef UP_DAEMON_GUARDIAN_H
@@ -41,6 +43,11 @@ bool kept_some(const char *begin, const char *end, char name[STORE_NAME_MAX]);
 void kept_settle(void);
 /* The same, and clients are served from now on: away_timeout begins anew with the next death. */
 void kept_serves(void);
+/*
+ * To be said about four times in hang_ms, ms: all threads that clients wait for turn, or one of them has not answered (silent, "" if there is none).  Without the
+ * former for that long the daemon is killed, and the next one serves.  0: nothing is expected from here on.  Any thread.
+ */
+void kept_lives(uint64_t hang_ms, const char *silent);
 /* The guardian's. */
 int kept_pidfd(void);
 /* A predecessor had been told to end: when, CLOCK_MONOTONIC in ns.  0: none had. */

@@ -28,6 +28,7 @@
 #include "listen.h"
 #include "log.h"
 #include "notify.h"
+#include "pulse.h"
 #include "sessions.h"
 #include "verb.h"
 
@@ -667,6 +668,7 @@ adopt(struct config *new)
 	log_set_level((enum log_level)config_n(&the.cfg, KEY_LOG_LEVEL));
 	reload_named(&the);
 	sessions_reload();
+	pulse_reload();
 	if (!config_same(KEY_MEMORY, &the.cfg.v[KEY_MEMORY], &memory)) {
 		memory_before = memory;
 		r = budget_set(&the, budget_wanted(&the.cfg), on_budget, NULL);
@@ -795,15 +797,16 @@ run(void)
 	if (r == 0) {
 		sessions_sample();
 		uv_timer_start(&second, on_second, 1000, 1000);
-		notify_watchdog(&d->loop);
 		log_info("serving: a budget of %" PRIu64 " MiB, swap in %s", d->budget >> 20,
 			 d->swap);
 		if (kept_any())
 			kept_serves();
+		pulse_start(d);
 		heirs_knock(d);
 		notify("READY=1\nSTATUS=serving, %u clients", session_number());
 		drain_on();
 		uv_run(&d->loop, UV_RUN_DEFAULT);
+		pulse_stop();
 		notify("STOPPING=1");
 	}
 	/* Whatever the way here: last what was first. */

@@ -28,8 +28,6 @@ static struct {
 	char name[HANDED_MAX][64];
 } handed = { .n = -1 };
 
-static uv_timer_t watchdog;
-
 void
 notify(const char *fmt, ...)
 {
@@ -65,24 +63,12 @@ notify_forget(const char *name)
 	notify("FDSTOREREMOVE=1\nFDNAME=%s", name);
 }
 
-static void
-on_watchdog(uv_timer_t *timer)
-{
-	(void)timer;
-	notify("WATCHDOG=1");
-}
-
-void
-notify_watchdog(uv_loop_t *loop)
+uint64_t
+notify_watchdog(void)
 {
 	uint64_t us;
 
-	if (sd_watchdog_enabled(0, &us) <= 0)
-		return;
-	uv_timer_init(loop, &watchdog);
-	uv_timer_start(&watchdog, on_watchdog, 0, us / 2000 > 0 ? us / 2000 : 1);
-	uv_unref((uv_handle_t *)&watchdog);
-	log_debug("watchdog: every %" PRIu64 " ms", us / 2000);
+	return sd_watchdog_enabled(0, &us) > 0 ? us * 1000 : 0;
 }
 
 static void
@@ -168,10 +154,10 @@ notify_forget(const char *name)
 	(void)name;
 }
 
-void
-notify_watchdog(uv_loop_t *loop)
+uint64_t
+notify_watchdog(void)
 {
-	(void)loop;
+	return 0;
 }
 
 int

@@ -16,8 +16,8 @@ void notify_reloading(void);
 int notify_store(const char *name, int fd);
 void notify_forget(const char *name);
 
-/* Tell systemd as often as it wants that the loop turns. */
-void notify_watchdog(uv_loop_t *loop);
+/* Within what time systemd wants to hear of this process, by "WATCHDOG=1", ns; 0: it does not. */
+uint64_t notify_watchdog(void);
 
 /*
  * A descriptor that was handed over under this name (FileDescriptorName= of the socket unit), once; -1: none.  With a socket type and

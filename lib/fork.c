@@ -127,16 +127,18 @@ ticket_free(struct ticket *t)
 int
 forks_start(struct up_runtime *rt)
 {
+	struct forks *f;
 	sigset_t old;
 	int r = 0;
 
 	signals_hold(&old);
 	pthread_mutex_lock(&registry.lock);
 	if (rt->forks == NULL) {
-		r = keeper_start(rt, &rt->forks);
+		r = keeper_start(rt, &f);
 		if (r == 0) {
-			rt->forks->next = registry.first;
-			registry.first = rt->forks;
+			f->next = registry.first;
+			registry.first = f;
+			rt->forks = f;
 		}
 	}
 	pthread_mutex_unlock(&registry.lock);

@@ -461,6 +461,7 @@ keep(void *arg)
 	struct pager *p = &f->rt->p;
 
 	while (!atomic_load(&f->stop)) {
+		pulse_answer(&f->pulse);
 		const bool again = clients_reduce(f->rt);
 		bool later = false;
 		uint64_t count;
@@ -492,6 +493,7 @@ keep(void *arg)
 			assert(errno == EAGAIN);
 		/* Only we end spaces, each at its own turn: the others stay. */
 		for (nfds_t i = 1; i < n && !atomic_load(&f->stop); i++) {
+			pulse_answer(&f->pulse);
 			if (f->space[i]->slow != NULL && f->poll[i].revents != 0)
 				failed(f, f->space[i], -ENOTCONN);
 			else if (f->poll[i].revents & ~POLLOUT)

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "base/pulse.h"
 #include "childmsg.h"
 #include "runtime.h"
 #include "serve.h"
@@ -25,6 +26,7 @@ struct forks {
 	int kick;  /* eventfd */
 	int pidfd; /* of this process, for watchers */
 	atomic_bool stop;
+	struct pulse pulse;
 	pthread_mutex_t ended_lock;
 	pthread_cond_t ended_cond;
 	unsigned long ended; /* (ended_lock) spaces of children that are gone */

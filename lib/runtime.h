@@ -31,9 +31,9 @@ struct up_runtime {
 	bool swap_open;
 	struct log_held held; /* lines of threads that serve their own faults */
 	struct heaps heaps;
-	struct forks *forks;   /* fork.c; NULL: no child is to get anything */
-	struct server *server; /* serve.c; NULL: no other program is served */
-	struct guests *guests; /* guest.c; NULL: none has come yet */
+	_Atomic(struct forks *) forks; /* fork.c; NULL: no child is to get anything */
+	struct server *server;	       /* serve.c; NULL: no other program is served */
+	struct guests *guests;	       /* guest.c; NULL: none has come yet */
 	struct remote *
 		remote; /* (c) remote.c: the pager is in another process, and of all this only pid and p.log are used; NULL: it is here */
 	struct foreign foreign; /* p.foreign points here, if it is used */

@@ -1657,3 +1657,34 @@ serve_trace(struct up_runtime *rt, pid_t pid, struct serve_event ev[], size_t n)
 	free(t.ev);
 	return (int)(t.seen - first);
 }
+
+void
+serve_ask(struct up_runtime *rt)
+{
+	struct forks *const f = rt->forks;
+
+	if (f != NULL && pulse_ask(&f->pulse))
+		keeper_kick(f);
+	for (unsigned i = 0; i < rt->p.nservices; i++) {
+		struct service *s = rt->p.service[i];
+
+		if (pulse_ask(&s->pulse))
+			s->io->ops->kick(s->io);
+	}
+}
+
+bool
+serve_thread(struct up_runtime *rt, unsigned i, struct serve_thread *t)
+{
+	struct forks *const f = rt->forks;
+
+	if (i == 0 && f != NULL) {
+		*t = (struct serve_thread){ "the keeper", &f->pulse, true };
+		return true;
+	}
+	i -= f != NULL;
+	if (i >= rt->p.nservices)
+		return false;
+	*t = (struct serve_thread){ "a service thread", &rt->p.service[i]->pulse, false };
+	return true;
+}

@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
+#include "base/pulse.h"
 #include "uffd_pager.h"
 
 #define SERVE_SPACES_MAX 4096
@@ -135,5 +136,18 @@ int serve_ranges(struct up_runtime *rt, uint64_t id, uintptr_t from, struct serv
 struct range_look;
 int serve_look(struct up_runtime *rt, uint64_t id, const struct serve_range *range, unsigned step,
 	       uint64_t until, struct range_look *look, unsigned nlook);
+
+/*
+ * Those of its threads that clients wait for: the keeper and the services.  Ask each that has answered to begin a turn.  One thread, and not while the runtime
+ * is created or destroyed.
+ */
+void serve_ask(struct up_runtime *rt);
+struct serve_thread {
+	const char *name;
+	const struct pulse *pulse;
+	bool waits; /* it may wait for a transfer that others have begun; services do not */
+};
+/* The i-th of them; false: there are no more. */
+bool serve_thread(struct up_runtime *rt, unsigned i, struct serve_thread *t);
 
 #endif

@@ -1047,6 +1047,35 @@ skipped(struct polling *pl)
 	return n;
 }
 
+Test(lingering, is_what_was_under_way_at_the_last_look_and_still_is)
+{
+	struct swap_io a = { 0 }, b = { 0 };
+
+	cr_assert(swap_io_lingers() == false, "nothing is under way");
+	swap_io_depart(&a);
+	cr_assert(swap_io_lingers() == false, "it was not there at the last look");
+	cr_assert(swap_io_lingers());
+	swap_io_depart(&b);
+	swap_io_return(&a);
+	cr_assert(swap_io_lingers() == false, "that of the last look has returned");
+	cr_assert(swap_io_lingers(), "and now it is the other");
+	swap_io_return(&b);
+	cr_assert(swap_io_lingers() == false);
+}
+
+Test(lingering, is_not_forgotten_however_long_it_lasts)
+{
+	struct swap_io io = { 0 };
+	unsigned times = 0;
+
+	swap_io_depart(&io);
+	for (unsigned i = 0; i < 100; i++)
+		times += swap_io_lingers();
+	cr_assert_geq(times, 80u);
+	swap_io_return(&io);
+	cr_assert(swap_io_lingers() == false);
+}
+
 Test(polling, a_read_that_comes_soon_is_looked_for_until_it_is_there)
 {
 	struct polling pl;

@@ -35,6 +35,7 @@
 
 #include "base/base.h"
 #include "base/histogram.h"
+#include "base/pulse.h"
 #include "base/trace.h"
 #include "pager/tier.h"
 #include "pmap/pmap.h"
@@ -322,6 +323,7 @@ struct service {
 	struct wired_array codec_mem; /* what that and the frames of its write-backs live in */
 	pthread_t thread;
 	atomic_bool stop;
+	struct pulse pulse;
 
 	_Atomic uint64_t count[COUNTERS];
 	struct histogram *latency; /* (c) one a kind */

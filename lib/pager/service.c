@@ -322,6 +322,7 @@ service_step(struct service *s, int64_t timeout_ns)
 		 (timeout_ns < 0 || timeout_ns > PARKED_NS))
 		timeout_ns = PARKED_NS;
 	s->io->ops->wait(s->io, timeout_ns, &ev);
+	pulse_answer(&s->pulse);
 
 	look = ev.completed != NULL || ev.kicked;
 	service_complete(s, ev.completed);

@@ -23,6 +23,7 @@ blocking_submit(struct io_engine *e, struct swap_io *io)
 		return -EBUSY;
 	e->inflight++;
 	swap_io_begin(io);
+	swap_io_depart(io);
 	*b->last = io;
 	b->last = &io->next;
 	return 0;
@@ -45,6 +46,7 @@ blocking_wait(struct io_engine *e, int64_t timeout_ns, struct io_events *ev)
 		while (!swap_io_step(io, swap_io_transfer(io, b->fd)))
 			;
 		e->inflight--;
+		swap_io_return(io);
 	}
 	b->first = NULL;
 	b->last = &b->first;

@@ -3,6 +3,7 @@
  * io.c: how far one request of I/O has come; the same for every engine.
  */
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "swap/swap.h"
@@ -12,6 +13,10 @@
  * page) before it is an error: the page must not stay busy for ever.
  */
 #define STALLS_MAX 100
+
+/* How many are under way of each era, which swap_io_lingers() ends; their numbers come round. */
+#define ERAS 8u
+static atomic_uint under_way[ERAS], era;
 
 /* Take `bytes` off the front of what is left. */
 static void
@@ -47,6 +52,31 @@ swap_io_begin(struct swap_io *io)
 	io->done = 0;
 	io->stalls = 0;
 	io->next = NULL;
+}
+
+void
+swap_io_depart(struct swap_io *io)
+{
+	io->era = atomic_load_explicit(&era, memory_order_relaxed) % ERAS;
+	atomic_fetch_add_explicit(&under_way[io->era], 1, memory_order_relaxed);
+}
+
+void
+swap_io_return(struct swap_io *io)
+{
+	atomic_fetch_sub_explicit(&under_way[io->era], 1, memory_order_relaxed);
+}
+
+bool
+swap_io_lingers(void)
+{
+	const unsigned now = atomic_fetch_add_explicit(&era, 1, memory_order_relaxed);
+	unsigned n = 0;
+
+	/* What is of the era that ends now may be new; what has been there for ERAS of them is taken for that, this once. */
+	for (unsigned i = 1; i < ERAS; i++)
+		n += atomic_load_explicit(&under_way[(now + i) % ERAS], memory_order_relaxed);
+	return n > 0;
 }
 
 bool

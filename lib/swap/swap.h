@@ -125,6 +125,7 @@ struct swap_io {
 
 	/* engine */
 	unsigned stalls; /* attempts in a row that moved no whole page */
+	unsigned era;	 /* in which it departed */
 	struct swap_io *next;
 };
 
@@ -166,6 +167,11 @@ struct io_engine {
 
 /* For engines.  A request as it is submitted. */
 void swap_io_begin(struct swap_io *io);
+/* An engine has it from here on, and until it is completed. */
+void swap_io_depart(struct swap_io *io);
+void swap_io_return(struct swap_io *io);
+/* Of all engines of this process: whether something that departed before the last call of this has not returned yet.  By one thread. */
+bool swap_io_lingers(void);
 /* Where in its file what is left of it begins. */
 static inline uint64_t
 swap_io_offset(const struct swap_io *io)

@@ -97,6 +97,7 @@ uring_submit(struct io_engine *e, struct swap_io *io)
 		return -EBUSY;
 	e->inflight++;
 	swap_io_begin(io);
+	swap_io_depart(io);
 	if (u->lent && io->elsewhere && !io->direct) {
 		/* Through the page cache: what is not there would be read by a thread of the kernel's. */
 		*u->aside_last = io;
@@ -165,6 +166,7 @@ static void
 uring_finish(struct io_uring_engine *u, struct swap_io *io, struct swap_io ***tail)
 {
 	u->engine.inflight--;
+	swap_io_return(io);
 	io->next = NULL;
 	**tail = io;
 	*tail = &io->next;

@@ -14,11 +14,15 @@
  *
  * With UFFD_PAGERD_LOSES=SUFFIX what was kept under names with that end is lost.
  *
+ * With UFFD_PAGERD_STICKS=FILE the thread of the name that is in that file comes back no more from its next call of poll(), accept4() or
+ * io_uring_enter(); the file is gone then.
+ *
  * The calls are those that the linker has put behind wrappers (daemon/meson.build).  liburing's are
  * io_uring_enter().
  */
 #include <fcntl.h>
 #include <liburing.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -29,6 +33,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -110,10 +115,29 @@ murder(const char *call, unsigned long which)
 		pause();
 }
 
+/* The thread that is to stick does, for good, if it is this one. */
+static void
+stick(void)
+{
+	const char *const name = getenv("UFFD_PAGERD_STICKS");
+	char wanted[16] = "", me[16] = "";
+	int fd;
+
+	if (name == NULL || (fd = open(name, O_RDONLY | O_CLOEXEC)) < 0)
+		return;
+	if (read(fd, wanted, sizeof wanted - 1) > 0 && prctl(PR_GET_NAME, me) == 0 &&
+	    strcmp(wanted, me) == 0 && unlink(name) == 0)
+		for (;;)
+			pause();
+	close(fd);
+}
+
 /* Whether this call is the one. */
 static bool
-is_it(void)
+is_it(const char *call)
 {
+	if (strcmp(call, "accept4") == 0 || strcmp(call, "io_uring_submit_and_wait_timeout") == 0)
+		stick();
 	return file != NULL && atomic_load_explicit(&counts, memory_order_relaxed) &&
 	       atomic_fetch_add(&ncalls, 1) + 1 == number;
 }
@@ -123,7 +147,7 @@ is_it(void)
 	type __wrap_##name params;                             \
 	type __wrap_##name params                              \
 	{                                                      \
-		const bool it = is_it();                       \
+		const bool it = is_it(#name);                  \
 		type r;                                        \
                                                                \
 		if (it && !after)                              \
@@ -150,6 +174,16 @@ WRAP(int, io_uring_submit_and_wait_timeout,
      (struct io_uring * ring, struct io_uring_cqe **cqe, unsigned n, struct __kernel_timespec *ts,
       sigset_t *mask),
      (ring, cqe, n, ts, mask), n)
+
+/* Not one of those to be killed at: it is most of all calls, and comes where nothing is being done. */
+int __real_poll(struct pollfd *pf, nfds_t n, int ms);
+int __wrap_poll(struct pollfd *pf, nfds_t n, int ms);
+int
+__wrap_poll(struct pollfd *pf, nfds_t n, int ms)
+{
+	stick();
+	return __real_poll(pf, n, ms);
+}
 
 void __real_kept_serves(void);
 void __wrap_kept_serves(void);

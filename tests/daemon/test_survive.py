@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The daemon is killed, and its clients do not notice.  Arguments: UFFD-PAGERD UFFD-PAGER SURVIVOR MONITOR [SECONDS [SEED]]."""
 import contextlib
+import ctypes
 import os
 import random
 import re
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -27,6 +29,7 @@ MONITOR = os.path.abspath(sys.argv[4])
 SECONDS = int(sys.argv[5]) if len(sys.argv) > 5 else 3
 SEED = int(sys.argv[6]) if len(sys.argv) > 6 else random.randrange(1 << 30)
 RESTORES = 3 * SECONDS
+PTRACE_SEIZE, PTRACE_DETACH = 0x4206, 17
 CLONED = 3400  # pages: with a copy, more than 16M
 MEMORY = '48M' if rig.SANITIZED else '24M'
 GUEST = '12288' if rig.SANITIZED else '6144'  # pages, of each of two
@@ -197,6 +200,45 @@ class Verb:
             self.process.kill()
             self.process.wait(rig.DEADLINE)
         self.logfile.close()
+
+
+class Systemd:
+    """Who hears of the main process."""
+
+    def __init__(self, where, seconds):
+        self.seconds = seconds
+        self.env = {'NOTIFY_SOCKET': where + '/notify', 'WATCHDOG_USEC': str(seconds * 1000000)}
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(where + '/notify')
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self.heard = []  # when, by whom
+        self.thread = threading.Thread(target=self.hear)
+
+    def hear(self):
+        while True:
+            text, control, _, _ = self.socket.recvmsg(4096, 256)
+            if text == b'':
+                return
+            if b'WATCHDOG=1' in text.split(b'\n'):
+                pid, = (struct.unpack('<i', data[:4])[0] for _, kind, data in control if kind == socket.SCM_CREDENTIALS)
+                self.heard.append((time.monotonic(), pid))
+
+    def check(self, main):
+        times = [t for t, _ in self.heard] + [time.monotonic()]
+        assert {pid for _, pid in self.heard} == {main}, (main, self.heard)
+        assert len(times) > 3, times
+        longest = max(b - a for a, b in zip(times, times[1:]))
+        assert longest < self.seconds, f'systemd heard nothing for {longest} s'
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.sendto(b'', self.env['NOTIFY_SOCKET'])
+        self.thread.join(rig.DEADLINE)
+        self.socket.close()
 
 
 class Filled:
@@ -496,6 +538,91 @@ class Survive(unittest.TestCase):
                     verb.kill(times)
                 program.finish()
                 self.assertEqual(verb.process.wait(rig.DEADLINE), 0, verb.log())
+
+    def test_a_daemon_that_hangs_is_killed_and_its_clients_go_on(self):
+        """All of it, the keeper alone, a service thread, the loop; and systemd hears of the guardian all the time."""
+        names = {'the keeper': 'uffd-keeper', 'a service thread': 'uffd-pager', 'the loop': os.path.basename(rig.PAGERD)[:15]}
+        with tempfile.TemporaryDirectory(prefix='hangs.') as where, Systemd(where, 4) as systemd, \
+                Daemon('--memory', MEMORY, '--hang-timeout', '2s', '--log-level', 'info',
+                       env={'UFFD_PAGERD_STICKS': where + '/thread', **systemd.env}) as d:
+            programs = [start(d, 6144, 16 + SECONDS, SEED + i) for i in range(2)]
+            for times, who in enumerate(('all of it', *names), 1):
+                self.wait_used(d, len(programs))
+                before = d.served_by()
+                if who == 'all of it':
+                    os.kill(before, signal.SIGSTOP)
+                else:
+                    with open(where + '/new', 'w', encoding='ascii') as f:
+                        f.write(names[who])
+                    os.rename(where + '/new', where + '/thread')
+                if who == 'the loop':
+                    d.connect().close()
+                self.wait_served(d, times)
+                self.assertIn(f'the daemon hangs: {who} has not answered for', d.log())
+                self.assertNotEqual(d.served_by(), before)
+            finish(d, programs)
+            self.assertEqual(d.log().count('the daemon hangs'), 4, d.log())
+            systemd.check(d.process.pid)
+
+    def test_without_a_guardian_systemd_is_told_no_more(self):
+        with tempfile.TemporaryDirectory(prefix='hangs.') as where, Systemd(where, 2) as systemd:
+            d = Daemon('--memory', '16M', '--guardian', 'no', env={'UFFD_PAGERD_STICKS': where + '/thread', **systemd.env})
+            try:
+                wait_for('systemd is told', lambda: len(systemd.heard) > 3)
+                systemd.check(d.process.pid)
+                with open(where + '/new', 'w', encoding='ascii') as f:
+                    f.write(os.path.basename(rig.PAGERD)[:15])
+                os.rename(where + '/new', where + '/thread')
+                d.connect().close()
+                wait_for('it is not', lambda: time.monotonic() - systemd.heard[-1][0] > 2)
+                self.assertIn('the loop does not answer', d.log())
+            finally:
+                d.clean()
+
+    def test_who_only_stands_still_with_its_guardian_does_not_hang(self):
+        """Both are stopped, as by a suspended machine or a frozen cgroup, and nothing was amiss; nor is it when nothing happens."""
+        with Daemon('--memory', '16M', '--hang-timeout', '2s') as d:
+            before = d.served_by()
+            d.signal(signal.SIGSTOP)
+            os.kill(before, signal.SIGSTOP)
+            time.sleep(3)  # for longer than that
+            d.signal(signal.SIGCONT)
+            time.sleep(0.1)  # the guardian has looked
+            os.kill(before, signal.SIGCONT)
+            time.sleep(3)
+            self.assertEqual(d.served_by(), before)
+            self.assertNotIn('hangs', d.log())
+
+    def test_a_daemon_that_hangs_is_left_to_its_debugger(self):
+        libc = ctypes.CDLL(None, use_errno=True)
+        with Daemon('--memory', '16M', '--hang-timeout', '1s') as d:
+            pid = d.served_by()
+            self.assertEqual(libc.ptrace(PTRACE_SEIZE, pid, None, None), 0, os.strerror(ctypes.get_errno()))
+            os.kill(pid, signal.SIGSTOP)
+            d.wait_log('is left to who is tracing it')
+            self.assertEqual(d.served_by(), pid)
+            os.waitpid(pid, 0)
+            self.assertEqual(libc.ptrace(PTRACE_DETACH, pid, None, signal.SIGSTOP), 0, os.strerror(ctypes.get_errno()))
+            d.wait_log('the daemon hangs: the loop')
+            self.wait_served(d, 1)
+
+    def test_how_long_a_daemon_may_hang_can_be_reloaded(self):
+        with Daemon('--memory', '16M', config='[daemon]\nhang_timeout = off\n') as d:
+            d.configure('[daemon]\nhang_timeout = 1s\n')
+            d.signal(signal.SIGHUP)
+            d.wait_log('reload: daemon.hang_timeout is 1s now, was off')
+            os.kill(d.served_by(), signal.SIGSTOP)
+            self.wait_served(d, 1)
+            # And off again, which the next one reads.
+            d.configure('[daemon]\nhang_timeout = off\n')
+            d.signal(signal.SIGHUP)
+            d.wait_log('reload: daemon.hang_timeout is off now, was 1s')
+            pid = d.served_by()
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(2.5)  # more than it was
+            os.kill(pid, signal.SIGCONT)
+            self.assertEqual(clients(d), 0)
+            self.assertEqual(d.served_by(), pid)
 
     def test_a_daemon_that_can_not_start_is_tried_again(self):
         """There is an error in its file; who is served by nobody waits, until it has been put right."""
