@@ -27,6 +27,7 @@
 #include "serve.h"
 #include "sessions.h"
 #include "state.h"
+#include "upgrade.h"
 
 #define CONNECTIONS 32
 #define LINE_MAX_BYTES 65536
@@ -355,13 +356,42 @@ do_drain(struct conn *c, json_t *req)
 	return json_pack("{s:b, s:b, s:i}", "ok", 1, "draining", !cancel, "clients", left);
 }
 
+static void
+on_refused(void *ctx, const char *why)
+{
+	struct conn *const c = ctx;
+
+	c->waiting = false;
+	send_answer(c, refuse(ECANCELED, "not upgraded: %s", why));
+	pump(c);
+}
+
+/* It is answered only if nothing comes of it: the connection ends with this daemon.  With "outcome" the next one says what has come of it. */
+static json_t *
+do_upgrade(struct conn *c, json_t *req)
+{
+	const char *const why = upgrade_outcome();
+	int r;
+
+	if (json_is_true(json_object_get(req, "outcome")))
+		return *why != '\0' ? refuse(ECANCELED, "not upgraded: %s", why)
+				    : json_pack("{s:b, s:s}", "ok", 1, "version", up_version());
+	r = upgrade_ask(on_refused, c);
+	if (r == -EBUSY)
+		return refuse(EBUSY, "somebody else has asked for it");
+	if (r < 0)
+		return refuse(-r, "there is no guardian: it takes a restart");
+	c->waiting = true;
+	return NULL;
+}
+
 static const struct {
 	const char *verb;
 	json_t *(*run)(struct conn *c, json_t *req); /* NULL: the answer comes later */
 } verbs[] = {
 	{ "status", do_status }, { "clients", do_clients }, { "top", do_top },
 	{ "map", do_map },	 { "evict", do_evict },	    { "limit", do_limit },
-	{ "trace", do_trace },	 { "drain", do_drain },
+	{ "trace", do_trace },	 { "drain", do_drain },	    { "upgrade", do_upgrade },
 };
 
 /* NULL: the connection is waiting for it. */
@@ -412,6 +442,7 @@ drop(struct conn *c)
 	*p = c->next;
 	nconns--;
 	budget_forget(c);
+	upgrade_forget(c);
 	uv_close((uv_handle_t *)&c->pipe, on_closed);
 }
 

@@ -141,6 +141,8 @@ struct fill_heir {
 /* What is kept as "fill/ID/N/orphan" is for nobody to serve, and not to be closed (fill_orphan()). */
 #define FILL_ORPHAN "orphan"
 
+/* Whether a descriptor of a note ("fill/ID/note") is of this version: 0, or -EPROTO. */
+int fill_heir_look(int note);
 /* 0; -ENOENT: nothing was kept under that id; -EPROTO: it is another version's. */
 int fill_heir_open(struct fill_heir *h, uint64_t id, int (*take)(void *ctx, const char *name),
 		   int (*fetch)(void *ctx, uint64_t holder, int number), void *ctx);

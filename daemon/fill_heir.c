@@ -11,6 +11,21 @@
 
 #include "fill_record.h"
 
+static bool
+is_ours(const struct fill_note *note)
+{
+	return memcmp(note->magic, RECORD_MAGIC, sizeof note->magic) == 0 &&
+	       note->version == RECORD_VERSION && note->sizes == record_sizes();
+}
+
+int
+fill_heir_look(int note)
+{
+	struct fill_note n;
+
+	return pread(note, &n, sizeof n, 0) == (ssize_t)sizeof n && is_ours(&n) ? 0 : -EPROTO;
+}
+
 int
 fill_heir_open(struct fill_heir *h, uint64_t id, int (*take)(void *ctx, const char *name),
 	       int (*fetch)(void *ctx, uint64_t holder, int number), void *ctx)
@@ -31,8 +46,7 @@ fill_heir_open(struct fill_heir *h, uint64_t id, int (*take)(void *ctx, const ch
 	close(fd);
 	if (h->note == MAP_FAILED)
 		h->note = NULL;
-	if (h->note == NULL || memcmp(h->note->magic, RECORD_MAGIC, sizeof h->note->magic) != 0 ||
-	    h->note->version != RECORD_VERSION || h->note->sizes != record_sizes()) {
+	if (h->note == NULL || !is_ours(h->note)) {
 		fill_heir_close(h);
 		return -EPROTO;
 	}

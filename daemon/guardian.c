@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "candidate.h"
 #include "daemon.h"
 #include "descriptors.h"
 #include "log.h"
@@ -28,7 +29,7 @@
 /* And when it was to end, of one that comes after that. */
 #define ENDING_ENV "UFFD_PAGERD_ENDING"
 #define BUCKETS 4096u
-#define EXEC_TRIES 100u /* 2 s */
+#define ASKED_MAX 4096u /* notes of fillers: they are all of one version */
 #define CRASHES_MAX 5u	/* in a row, each */
 #define CRASH_MS 10000u /* within so long of the one before */
 #define NEXT_MS 200	/* between two that can not start */
@@ -37,9 +38,11 @@
 enum kept_type {
 	KEPT_KEEP = 1, /* a name and its descriptor, either way */
 	KEPT_DROP,
-	KEPT_ALL, /* to a daemon: that was all of them; the name is how many daemons there were before */
-	KEPT_SERVES, /* from a daemon */
-	KEPT_LIVES,  /* from a daemon: "MS", hang_timeout; "MS WHO": somebody has not answered */
+	KEPT_ALL,     /* to a daemon: that was all of them; the name is how many daemons there were before */
+	KEPT_SERVES,  /* from a daemon */
+	KEPT_LIVES,   /* from a daemon: "MS", hang_timeout; "MS WHO": somebody has not answered */
+	KEPT_UPGRADE, /* from a daemon: it is asked for */
+	KEPT_REFUSED, /* to a daemon: nothing has come of that, and why */
 };
 
 struct kept_msg {
@@ -161,9 +164,13 @@ hear(int sock, struct kept_msg *m, int *fd, int flags)
 
 static struct {
 	struct table table;
-	char exe[PATH_MAX];
+	char path[PATH_MAX]; /* where the next program is */
+	int exe,
+		before; /* O_PATH: the one that serves, or is to; and the last that did, until this one does, or -1 */
+	struct candidate next;
+	char refused[STORE_NAME_MAX]; /* what the next daemon is to hear */
 	char **argv;
-	sigset_t before; /* the signals that were blocked */
+	sigset_t before_us; /* the signals that were blocked */
 	pid_t self, child;
 	int sock, signal; /* signal: of which the last one died */
 	bool serves, drains;
@@ -182,7 +189,7 @@ static struct {
 	struct {
 		uint64_t every, last; /* ns; 0: nobody wants to hear of us */
 	} watchdog;
-} guard = { .sock = -1 };
+} guard = { .sock = -1, .before = -1, .next = { .answer = -1 } };
 
 /* poll(), but that systemd hears of us meanwhile. */
 static int
@@ -211,7 +218,7 @@ wait_for(struct pollfd pf[], nfds_t n, int ms)
 	}
 }
 
-/* In the child: it is a daemon, in the file that is there now. */
+/* In the child: it is a daemon. */
 static void
 become_daemon(int sock)
 {
@@ -236,15 +243,10 @@ become_daemon(int sock)
 		setenv("LISTEN_PID", text, 1);
 	unsetenv("WATCHDOG_PID");
 	unsetenv("WATCHDOG_USEC");
-	sigprocmask(SIG_SETMASK, &guard.before, NULL);
-	/* Where a new version is just being put. */
-	for (unsigned tries = 0; tries < EXEC_TRIES; tries++) {
-		execv(guard.exe, guard.argv);
-		if (errno != EACCES && errno != ETXTBSY && errno != ENOENT)
-			break;
-		usleep(20000);
-	}
-	fprintf(stderr, "uffd-pagerd: %s: %s\n", guard.exe, strerror(errno));
+	sigprocmask(SIG_SETMASK, &guard.before_us, NULL);
+	/* The file that has been asked, and no other that its name may mean by now. */
+	fprintf(stderr, "uffd-pagerd: %s: %s\n", guard.path,
+		strerror(-candidate_exec(guard.exe, guard.argv)));
 	_exit(EXIT_FAILURE);
 }
 
@@ -292,6 +294,9 @@ start(void)
 			r = tell_daemon(KEPT_KEEP, k->name, k->fd);
 	if (r == 0)
 		r = tell_daemon(KEPT_ALL, before, -1);
+	if (r == 0 && guard.refused[0] != '\0')
+		r = tell_daemon(KEPT_REFUSED, guard.refused, -1);
+	guard.refused[0] = '\0';
 	guard.before_it++;
 	/* It has died of something meanwhile: that is seen in due time. */
 	return r == -EPIPE || r == -ECONNRESET ? 0 : r;
@@ -308,6 +313,40 @@ lives(const char *text)
 	snprintf(guard.life.who, sizeof(guard.life.who), "%s", *who != '\0' ? who + 1 : "");
 	if (*who == '\0')
 		guard.life.silence = 0;
+}
+
+/* Nothing has come of an upgrade. */
+static void
+refuse(const char *why)
+{
+	log_error("guardian: %s is not started, and the daemon goes on: %s", guard.path, why);
+	/* If it does not hear that, whoever has asked it hears nothing, which is the truth as well. */
+	(void)tell(guard.sock, KEPT_REFUSED, why, -1);
+}
+
+/* Is there something that can take over? */
+static void
+ask_next(void)
+{
+	static int fd[ASKED_MAX];
+	unsigned n = 0;
+	int r;
+
+	if (guard.next.pid != 0)
+		return;
+	for (unsigned b = 0; b < BUCKETS; b++) {
+		for (const struct kept *k = guard.table.bucket[b]; k != NULL; k = k->next) {
+			const size_t len = strlen(k->name);
+
+			if (n < ASKED_MAX && (strcmp(k->name, "store") == 0 ||
+					      (strncmp(k->name, "fill/", 5) == 0 && len > 5 &&
+					       strcmp(k->name + len - 5, "/note") == 0)))
+				fd[n++] = k->fd;
+		}
+	}
+	r = candidate_start(&guard.next, guard.path, guard.argv, &guard.before_us, fd, n);
+	if (r < 0)
+		refuse(strerror(-r));
 }
 
 /* False: there is nothing more to hear, or now. */
@@ -333,9 +372,16 @@ listen_to(int flags)
 		if (old >= 0)
 			close(old);
 	}
-	guard.serves |= m.type == KEPT_SERVES;
+	if (m.type == KEPT_SERVES) {
+		guard.serves = true;
+		if (guard.before >= 0)
+			close(guard.before);
+		guard.before = -1;
+	}
 	if (m.type == KEPT_LIVES)
 		lives(m.name);
+	if (m.type == KEPT_UPGRADE)
+		ask_next();
 	if (fd >= 0)
 		close(fd);
 	return true;
@@ -368,19 +414,54 @@ bury_others(void)
 	siginfo_t si = { .si_pid = 0 };
 
 	while (waitid(P_ALL, 0, &si, WEXITED | WNOHANG | WNOWAIT) == 0 && si.si_pid != 0 &&
-	       si.si_pid != guard.child) {
+	       si.si_pid != guard.child && si.si_pid != guard.next.pid) {
 		waitpid(si.si_pid, NULL, 0);
 		si.si_pid = 0;
 	}
 }
 
-/* The exit status; what is handed on, or done with it, when a signal has come.  -1: go on. */
+/* It has said whether it can. */
+static void
+hear_next(void)
+{
+	char why[CANDIDATE_WHY];
+
+	if (!candidate_end(&guard.next, why)) {
+		refuse(why);
+	} else {
+		log_info("guardian: starting %s anew", guard.path);
+		/* If this is the second that comes to nothing, the one that has served is still the one to go back to. */
+		if (guard.before < 0)
+			guard.before = guard.exe;
+		else
+			close(guard.exe);
+		guard.exe = guard.next.exe;
+		kill(guard.child, SIGKILL);
+	}
+	bury_others();
+}
+
+/* The new program has ended before it served: the last one is it again.  False: there is none. */
+static bool
+go_back(void)
+{
+	if (guard.serves || guard.before < 0 || guard.ending)
+		return false;
+	close(guard.exe);
+	guard.exe = guard.before;
+	guard.before = -1;
+	guard.since = monotonic_ns();
+	log_error("guardian: %s does not come to serve: starting the last one again", guard.path);
+	snprintf(guard.refused, sizeof(guard.refused), "it does not come to serve: see the log");
+	return true;
+}
+
+/* What is handed on, or done with it, when a signal has come. */
 static void
 on_signal(int sig)
 {
 	if (sig == SIGUSR2) {
-		log_info("guardian: starting %s anew", guard.exe);
-		kill(guard.child, SIGKILL);
+		ask_next();
 	} else if (sig == SIGCHLD) {
 		bury_others();
 	} else {
@@ -456,9 +537,10 @@ watch(int signals)
 	guard.life.looked = monotonic_ns();
 	guard.life.silence = 0;
 	for (;;) {
-		struct pollfd pf[3] = { { .fd = pidfd, .events = POLLIN },
+		struct pollfd pf[4] = { { .fd = pidfd, .events = POLLIN },
 					{ .fd = signals, .events = POLLIN },
-					{ .fd = guard.sock, .events = POLLIN } };
+					{ .fd = guard.sock, .events = POLLIN },
+					{ .fd = guard.next.answer, .events = POLLIN } };
 		struct signalfd_siginfo si;
 		int ms = -1;
 
@@ -469,19 +551,27 @@ watch(int signals)
 				     ? (int)((guard.since + guard.away - now) / 1000000) + 1
 				     : 0;
 		}
-		const int look = is_watched() ? (int)(guard.life.limit / TICKS / 1000000) + 1 : -1;
+		/* Meanwhile, the time of others. */
+		int look = is_watched() ? (int)(guard.life.limit / TICKS / 1000000) + 1 : -1;
 
-		/* One that does not serve is not watched. */
-		if (wait_for(pf, 3, ms >= 0 ? ms : look) == 0 && ms >= 0) {
+		if (guard.next.pid != 0 && (look < 0 || look > NEXT_MS))
+			look = NEXT_MS;
+		if (wait_for(pf, 4, look < 0 || (ms >= 0 && ms < look) ? ms : look) == 0 &&
+		    ms >= 0 && monotonic_ns() >= guard.since + guard.away) {
 			log_error("guardian: nobody has served for away_timeout");
 			kill(guard.child, SIGKILL);
 			bury();
+			if (pidfd >= 0)
+				close(pidfd);
 			return EXIT_FAILURE;
 		}
 		if (pf[1].revents != 0 && read(signals, &si, sizeof(si)) == (ssize_t)sizeof(si))
 			on_signal((int)si.ssi_signo);
 		if (pf[2].revents != 0 && !listen_to(MSG_DONTWAIT) && (pf[2].revents & POLLHUP))
 			pf[0].revents = POLLIN; /* it has closed it, so it ends */
+		if (guard.next.pid != 0 &&
+		    (pf[3].revents != 0 || monotonic_ns() >= guard.next.until))
+			hear_next();
 		if (guard.serves)
 			guard.since = 0;
 		count_silence();
@@ -532,10 +622,11 @@ guardian_run(char **argv, uint64_t away_ms, bool drains)
 	int signals, status;
 	ssize_t n;
 
-	n = readlink("/proc/self/exe", guard.exe, sizeof(guard.exe) - 1);
-	if (n <= 0)
+	n = readlink("/proc/self/exe", guard.path, sizeof(guard.path) - 1);
+	guard.exe = open("/proc/self/exe", O_PATH | O_CLOEXEC);
+	if (n <= 0 || guard.exe < 0)
 		return -1;
-	guard.exe[n] = '\0';
+	guard.path[n] = '\0';
 	guard.argv = argv;
 	guard.drains = drains;
 	guard.self = getpid();
@@ -550,10 +641,10 @@ guardian_run(char **argv, uint64_t away_ms, bool drains)
 	sigaddset(&set, SIGHUP);
 	sigaddset(&set, SIGUSR2);
 	sigaddset(&set, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &set, &guard.before);
+	sigprocmask(SIG_BLOCK, &set, &guard.before_us);
 	signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (signals < 0) {
-		sigprocmask(SIG_SETMASK, &guard.before, NULL);
+		sigprocmask(SIG_SETMASK, &guard.before_us, NULL);
 		return -1;
 	}
 	prctl(PR_SET_NAME, "uffd-guardian");
@@ -566,6 +657,8 @@ guardian_run(char **argv, uint64_t away_ms, bool drains)
 			exit(EXIT_FAILURE);
 		}
 		status = watch(signals);
+		if (go_back())
+			continue;
 		/* One that comes after another, and can not start, is tried again: clients wait, and the file may be put right. */
 		if (status > 0 && guard.since != 0 && !guard.serves && guard.ending == 0) {
 			log_error("guardian: the daemon has not started (exit status %d)", status);
@@ -617,6 +710,8 @@ kept_open(void)
 	unsetenv(SOCKET_ENV);
 	kept.ending = ending != NULL ? strtoull(ending, NULL, 10) : 0;
 	unsetenv(ENDING_ENV);
+	/* Started by a descriptor it is called as that, before Linux 6.14. */
+	prctl(PR_SET_NAME, program_invocation_short_name);
 	fcntl(kept.sock, F_SETFD, FD_CLOEXEC);
 	kept.pidfd = (int)syscall(SYS_pidfd_open, getppid(), 0);
 	while ((r = hear(kept.sock, &m, &fd, 0)) == 0 && m.type == KEPT_KEEP) {
@@ -729,6 +824,33 @@ kept_settle(void)
 			free(k);
 		}
 	}
+}
+
+void
+kept_upgrade(void)
+{
+	say(KEPT_UPGRADE, "", -1);
+}
+
+bool
+kept_refused(char why[STORE_NAME_MAX])
+{
+	struct kept_msg m = { 0 };
+	int fd;
+
+	if (hear(kept.sock, &m, &fd, MSG_DONTWAIT) < 0)
+		return false;
+	if (fd >= 0)
+		close(fd);
+	memcpy(why, m.type == KEPT_REFUSED ? m.name : "",
+	       m.type == KEPT_REFUSED ? sizeof(m.name) : 1);
+	return m.type == KEPT_REFUSED;
+}
+
+int
+kept_socket(void)
+{
+	return kept.sock;
 }
 
 void

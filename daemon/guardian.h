@@ -14,7 +14,15 @@
  *
  * A daemon that hangs (pulse.h) is killed, and that is all: the next one goes on.  systemd hears of the guardian (WATCHDOG=1) as long as it looks after a daemon.
  *
- * SIGTERM, SIGINT and SIGHUP are handed on; a daemon that takes leave of its clients, and is killed over it, has a successor that goes on with that.  SIGUSR2: kill the daemon and start the file that is there now, which is an upgrade.
+ * SIGTERM, SIGINT and SIGHUP are handed on; a daemon that takes leave of its clients, and is killed over it, has a successor that goes on with that.  SIGUSR2 is an upgrade, to the program that lies at the path of this one now:
+ *
+ *	a process of it says that it can take over (candidate.h)? --no--> that is logged, and all is as it was
+ *	   | yes
+ *	the daemon is killed, the new program started --ends before it serves--> the last one is started again
+ *	   | serves
+ *	it is the one that is started from now on
+ *
+ * A program is started by a descriptor of its file: what somebody has put at its path and not asked for is not started after a crash.
  */
 #ifndef UP_DAEMON_GUARDIAN_H
 #define UP_DAEMON_GUARDIAN_H
@@ -48,6 +56,13 @@ void kept_serves(void);
  * former for that long the daemon is killed, and the next one serves.  0: nothing is expected from here on.  Any thread.
  */
 void kept_lives(uint64_t hang_ms, const char *silent);
+/*
+ * Ask for an upgrade.  Either this process is killed for it, or when kept_socket() is readable kept_refused() says, once, why not.  It may say that without having
+ * been asked: somebody else has asked the guardian, or has asked the predecessor, and what was to be the next did not come to serve.
+ */
+void kept_upgrade(void);
+int kept_socket(void);
+bool kept_refused(char why[STORE_NAME_MAX]);
 /* The guardian's. */
 int kept_pidfd(void);
 /* A predecessor had been told to end: when, CLOCK_MONOTONIC in ns.  0: none had. */

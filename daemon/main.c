@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "budget.h"
+#include "candidate.h"
 #include "control.h"
 #include "daemon.h"
 #include "guardian.h"
@@ -30,6 +31,7 @@
 #include "notify.h"
 #include "pulse.h"
 #include "sessions.h"
+#include "upgrade.h"
 #include "verb.h"
 
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
@@ -802,10 +804,12 @@ run(void)
 		if (kept_any())
 			kept_serves();
 		pulse_start(d);
+		upgrade_open(d);
 		heirs_knock(d);
 		notify("READY=1\nSTATUS=serving, %u clients", session_number());
 		drain_on();
 		uv_run(&d->loop, UV_RUN_DEFAULT);
+		upgrade_close();
 		pulse_stop();
 		notify("STOPPING=1");
 	}
@@ -867,11 +871,20 @@ main(int argc, char **argv)
 		       "SIGHUP: read the file again, and take over its limits.  The exit status is 0 if it ended as it was told to, 1 "
 		       "if it could not start, 2 for bad usage.",
 	};
+	const char *adopts = NULL;
 	int errors, status;
 
+	if (argc > 1 && strncmp(argv[1], CANDIDATE_OPTION, strlen(CANDIDATE_OPTION)) == 0) {
+		adopts = argv[1] + strlen(CANDIDATE_OPTION);
+		argv[1] = argv[0];
+		argv++;
+		argc--;
+	}
 	for (size_t i = 0; argc > 1 && i < sizeof(verbs) / sizeof(verbs[0]); i++) {
 		if (strcmp(argv[1], verbs[i].name) != 0)
 			continue;
+		if (verbs[i].main != NULL && adopts != NULL)
+			candidate_answer(adopts, NULL);
 		if (verbs[i].main != NULL) {
 			guard_verb(argv);
 			return verbs[i].main(argc - 1, argv + 1);
@@ -883,6 +896,8 @@ main(int argc, char **argv)
 	argp_err_exit_status = EXIT_USAGE;
 	argp_parse(&argp, argc, argv, 0, NULL, NULL);
 	errors = load(&the.cfg, stderr);
+	if (adopts != NULL)
+		candidate_answer(adopts, errors != 0 ? "its configuration has errors" : NULL);
 	if (errors == 0 && arg.print)
 		config_print(&the.cfg, stdout);
 	else if (errors == 0 && arg.check)

@@ -429,6 +429,14 @@ end_room(struct up_runtime *rt, const struct up_config *cfg, const struct store_
 }
 
 int
+adopt_look(int store)
+{
+	struct store_root root;
+
+	return past_look(store, &root);
+}
+
+int
 adopt_create(struct up_runtime **rt, const struct up_config *cfg, struct store *s,
 	     const struct adopt_from *from, void (*ended)(void *ctx, uint64_t id, bool guest),
 	     void *ctx, bool *adopted)

@@ -56,6 +56,9 @@ struct adopt_from {
 	void (*orphan)(void *ctx, uint64_t id, int uffd);
 };
 
+/* Whether a store was left by this version: 0; -EPROTO: by another; -EINVAL: it is none, or not complete. */
+int adopt_look(int store);
+
 /*
  * up_runtime_create() of a pager that may have a successor, and serve_start().  `from`: of one that has had a predecessor, whose store is taken as "store";
  * NULL, or there is no "store": it is the first.  adopted: whether there was one.  `s` has to outlive it, and so has *from until this returns.  0 or -errno and

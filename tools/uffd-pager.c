@@ -9,9 +9,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "client.h"
 #include "top.h"
+
+/* How long an upgrade may take, which is longer than away_timeout is by default; and how often that is looked at. */
+#define NEXT_MS 30000u
+#define NEXT_AGAIN_MS 20u
 
 enum {
 	OPT_JSON = 'j',
@@ -214,6 +219,12 @@ print_drain(const json_t *answer)
 		puts("draining: there are no clients, it ends now");
 }
 
+static void
+print_upgrade(const json_t *answer)
+{
+	printf("uffd-pagerd %s serves\n", get_text(answer, "version"));
+}
+
 static const struct verb {
 	const char *name;
 	unsigned least, most; /* words behind it */
@@ -228,6 +239,7 @@ static const struct verb {
 	{ "limit", 0, 2, " [BYTES | PID|NAME BYTES]", print_limit },
 	{ "trace", 0, 0, "", print_trace },
 	{ "drain", 0, 0, "", print_drain },
+	{ "upgrade", 0, 0, "", print_upgrade },
 };
 
 static const struct verb *
@@ -309,6 +321,30 @@ parse_option(int key, char *text, struct argp_state *state)
 	return 0;
 }
 
+/* The daemon that was asked is gone: what the next one says, once it serves.  NULL and errno: there is none. */
+static json_t *
+outcome(struct client *c)
+{
+	int r = -ETIMEDOUT;
+
+	for (unsigned tries = 0; tries < NEXT_MS / NEXT_AGAIN_MS; tries++) {
+		json_t *answer = NULL;
+
+		client_close(c);
+		r = client_connect(c, arg.socket);
+		if (r == 0) {
+			answer = client_ask(c, json_pack("{s:s, s:b}", "verb", "upgrade", "outcome",
+							 1));
+			r = -errno;
+		}
+		if (answer != NULL)
+			return answer;
+		usleep(NEXT_AGAIN_MS * 1000);
+	}
+	errno = -r;
+	return NULL;
+}
+
 /* The request that the words mean. */
 static json_t *
 request(const struct verb *v, struct argp_state *state)
@@ -350,7 +386,7 @@ main(int argc, char **argv)
 		.options = options,
 		.parser = parse_option,
 		.args_doc =
-			"status\nclients\ntop\nmap [PID|NAME]\nevict PID|NAME BYTES\nlimit [BYTES]\nlimit PID|NAME BYTES\ntrace\ndrain",
+			"status\nclients\ntop\nmap [PID|NAME]\nevict PID|NAME BYTES\nlimit [BYTES]\nlimit PID|NAME BYTES\ntrace\ndrain\nupgrade",
 		.doc = "Look at uffd-pagerd, and steer it.\v"
 		       "BYTES takes the suffixes K, M, G and T.  A client is named by its process, by its name, or by #ID.  The exit status "
 		       "is 0 if it was done, 1 if it was refused or failed, 2 for bad usage, 3 if the daemon is not reachable.",
@@ -382,6 +418,8 @@ main(int argc, char **argv)
 		return status;
 	}
 	answer = client_ask(&c, req);
+	if (answer == NULL && errno == ECONNRESET && strcmp(v->name, "upgrade") == 0)
+		answer = outcome(&c);
 	if (answer == NULL) {
 		fprintf(stderr, "uffd-pager: %s: %s\n", arg.socket, strerror(errno));
 		client_close(&c);

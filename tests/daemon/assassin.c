@@ -17,6 +17,8 @@
  * With UFFD_PAGERD_STICKS=FILE the thread of the name that is in that file comes back no more from its next call of poll(), accept4() or
  * io_uring_enter(); the file is gone then.
  *
+ * A program beside which lies another file, named as it and ".other", is of another version; with ".broken" it ends before it serves.
+ *
  * The calls are those that the linker has put behind wrappers (daemon/meson.build).  liburing's are
  * io_uring_enter().
  */
@@ -57,6 +59,27 @@ mix(uint64_t x)
 	return x ^ (x >> 31);
 }
 
+/* There is a file beside the program's, as it is called now. */
+static bool
+beside(const char *suffix)
+{
+	char path[4096];
+	const ssize_t n = readlink("/proc/self/exe", path, sizeof path - 16);
+
+	if (n < 0)
+		return false;
+	snprintf(path + n, sizeof path - (size_t)n, "%s", suffix);
+	return access(path, F_OK) == 0;
+}
+
+uint32_t __real_store_sizes(void);
+uint32_t __wrap_store_sizes(void);
+uint32_t
+__wrap_store_sizes(void)
+{
+	return __real_store_sizes() + beside(".other");
+}
+
 /*
  * Before main(): the guardian's word is still in the environment, which is how a daemon is told from
  * the guardian.
@@ -67,6 +90,8 @@ static void __attribute__((constructor)) hire(void)
 	char *end;
 	uint64_t x, bits;
 
+	if (getenv("UFFD_PAGERD_GUARDIAN") != NULL && beside(".broken"))
+		_exit(EXIT_FAILURE);
 	if (text == NULL || getenv("UFFD_PAGERD_GUARDIAN") == NULL)
 		return;
 	x = mix(strtoull(text, &end, 0) ^ (uint64_t)getpid() << 32);

@@ -539,6 +539,15 @@ class Survive(unittest.TestCase):
                 program.finish()
                 self.assertEqual(verb.process.wait(rig.DEADLINE), 0, verb.log())
 
+    def test_a_verb_is_upgraded(self):
+        with files() as where, Verb('firecracker', where + '/fc.sock', where + '/memfile') as verb:
+            wait_for('it serves', lambda: verb.log().count(': serving ') == 1)
+            verb.process.send_signal(signal.SIGUSR2)
+            wait_for('the next one serves', lambda: verb.log().count(': serving ') == 2)
+            self.assertIn('anew', verb.log())
+            verb.process.send_signal(signal.SIGTERM)
+            self.assertEqual(verb.process.wait(rig.DEADLINE), 0, verb.log())
+
     def test_a_daemon_that_hangs_is_killed_and_its_clients_go_on(self):
         """All of it, the keeper alone, a service thread, the loop; and systemd hears of the guardian all the time."""
         names = {'the keeper': 'uffd-keeper', 'a service thread': 'uffd-pager', 'the loop': os.path.basename(rig.PAGERD)[:15]}
@@ -645,6 +654,93 @@ class Survive(unittest.TestCase):
                 d.signal(signal.SIGUSR2)
                 self.wait_served(d, times)
                 self.assertNotEqual(d.served_by(), before)
+            finish(d, [program])
+
+    @contextlib.contextmanager
+    def own_program(self, *flags, **more):
+        """A daemon whose program is a copy of its own; put(suffix) puts another one in its place, with a file of that name beside it."""
+        before = rig.PAGERD
+        with tempfile.TemporaryDirectory(prefix='upgrade.', dir=os.environ.get('TMPDIR', '/var/tmp')) as where:
+            path = where + '/uffd-pagerd'
+
+            def put(suffix=None, source=before):
+                for mark in ('.other', '.broken'):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(path + mark)
+                if suffix:
+                    with open(path + suffix, 'w', encoding='ascii'):
+                        pass
+                shutil.copy(source, path + '.new')
+                os.rename(path + '.new', path)
+
+            put()
+            rig.PAGERD = path
+            try:
+                with Daemon('--memory', MEMORY, *flags, **more) as d:
+                    yield d, put
+            finally:
+                rig.PAGERD = before
+
+    def program_of(self, d):
+        return os.stat(f'/proc/{d.served_by()}/exe').st_ino
+
+    def test_an_upgrade_to_what_can_not_take_over_is_refused_and_all_are_served(self):
+        """Another version, a configuration that it does not understand, what is no such program or none at all, nothing."""
+        with self.own_program(config='[daemon]\ncompression = none\n') as (d, put):
+            program = start(d, 4096, 6 + SECONDS, SEED)
+            self.wait_used(d, 1)
+            pid, ino = d.served_by(), self.program_of(d)
+            put('.other')
+            self.assertIn('not upgraded: it is another version', d.tool('upgrade', status=1))
+            put()
+            d.configure('[daemon]\ncompresion = none\n')
+            self.assertIn('not upgraded: its configuration has errors', d.tool('upgrade', status=1))
+            self.assertIn("there is no 'compresion'", d.log())
+            d.configure('[daemon]\ncompression = none\n')
+            put(source='/bin/true')
+            self.assertIn('not upgraded: exit status 0', d.tool('upgrade', status=1))
+            put(source=rig.__file__)
+            self.assertIn('not upgraded: ', d.tool('upgrade', status=1))
+            os.unlink(rig.PAGERD)
+            self.assertIn('not upgraded: No such file', d.tool('upgrade', status=1))
+            # By the signal as well; it is said in the log.
+            put('.other')
+            before = d.log().count('is not started, and the daemon goes on')
+            self.assertEqual(before, 5)
+            d.signal(signal.SIGUSR2)
+            wait_for('it is refused', lambda: d.log().count('is not started, and the daemon goes on') == before + 1)
+            self.assertEqual((d.served_by(), clients(d)), (pid, 1))
+            # And after a crash it is not what nobody has asked for that is started.
+            kill_daemon(d, 1)
+            self.assertEqual(self.program_of(d), ino)
+            self.wait_used(d, 1)
+            finish(d, [program])
+
+    def test_an_upgrade_by_command_is_another_program(self):
+        with self.own_program() as (d, put):
+            program = start(d, 4096, 3 + SECONDS, SEED)
+            for times in range(1, 4):
+                self.wait_used(d, 1)
+                before = self.program_of(d)
+                put()
+                self.assertRegex(d.tool('upgrade'), r'^uffd-pagerd [0-9.]+ serves$')
+                self.wait_served(d, times)
+                self.assertNotEqual(self.program_of(d), before)
+            finish(d, [program])
+
+    def test_an_upgrade_that_does_not_come_to_serve_is_taken_back(self):
+        with self.own_program() as (d, put):
+            program = start(d, 4096, 3 + SECONDS, SEED)
+            self.wait_used(d, 1)
+            before = self.program_of(d)
+            put('.broken')
+            self.assertIn('not upgraded: it does not come to serve', d.tool('upgrade', status=1))
+            self.assertEqual((self.program_of(d), clients(d)), (before, 1))
+            # Nothing of that is left.
+            put()
+            d.tool('upgrade')
+            self.assertNotEqual(self.program_of(d), before)
+            self.wait_used(d, 1)
             finish(d, [program])
 
     def test_an_upgrade_may_change_how_pages_are_compressed(self):
@@ -773,24 +869,17 @@ class Survive(unittest.TestCase):
             d.clean()
 
     def test_a_daemon_that_does_not_come_back_is_not_waited_for_for_ever(self):
-        copy = tempfile.mkdtemp(prefix='uffd-pagerd.', dir=os.environ.get('TMPDIR', '/var/tmp'))
-        before = rig.PAGERD
-        rig.PAGERD = shutil.copy(rig.PAGERD, copy)
+        d = Daemon('--memory', MEMORY, '--away-timeout', '500ms', config='')
         try:
-            d = Daemon('--memory', MEMORY, '--away-timeout', '500ms')
-            try:
-                program = start(d, 6144, 20, SEED)
-                wait_for('it is there', lambda: clients(d) == 1)
-                os.unlink(rig.PAGERD)
-                os.kill(d.served_by(), signal.SIGKILL)
-                self.assertEqual(d.wait(), 1)
-                self.assertIn('nobody has served', d.log())
-                self.told(program)
-            finally:
-                d.clean()
+            program = start(d, 6144, 20, SEED)
+            wait_for('it is there', lambda: clients(d) == 1)
+            d.configure('[daemon]\nno_such_key = 1\n')
+            os.kill(d.served_by(), signal.SIGKILL)
+            self.assertEqual(d.wait(), 1)
+            self.assertIn('nobody has served', d.log())
+            self.told(program)
         finally:
-            rig.PAGERD = before
-            shutil.rmtree(copy, ignore_errors=True)
+            d.clean()
 
     def told(self, program):
         """A call that says so, or SIGBUS; other bytes (1) never."""
