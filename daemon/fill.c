@@ -242,15 +242,69 @@ finish(struct fill *f, enum fill_end how)
 	} while (f->born != NULL);
 }
 
+/* Those whose service threads are to turn. */
+static struct {
+	pthread_mutex_t lock;
+	struct fill *first;
+} turning = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static void
+begin_turning(struct fill *f)
+{
+	pthread_mutex_lock(&turning.lock);
+	f->turns_too = turning.first;
+	turning.first = f;
+	pthread_mutex_unlock(&turning.lock);
+}
+
+static void
+end_turning(struct fill *f)
+{
+	struct fill **link = &turning.first;
+
+	pthread_mutex_lock(&turning.lock);
+	while (*link != f)
+		link = &(*link)->turns_too;
+	*link = f->turns_too;
+	pthread_mutex_unlock(&turning.lock);
+}
+
+void
+fill_ask(void)
+{
+	const uint64_t one = 1;
+
+	pthread_mutex_lock(&turning.lock);
+	for (struct fill *f = turning.first; f != NULL; f = f->turns_too)
+		if (pulse_ask(&f->pulse) && write(f->door, &one, sizeof one) < 0)
+			assert(errno == EAGAIN);
+	pthread_mutex_unlock(&turning.lock);
+}
+
+bool
+fill_any(bool (*is)(const struct pulse *pulse))
+{
+	const struct fill *f;
+
+	pthread_mutex_lock(&turning.lock);
+	for (f = turning.first; f != NULL && !is(&f->pulse); f = f->turns_too)
+		;
+	pthread_mutex_unlock(&turning.lock);
+	return f != NULL;
+}
+
 static void *
 service_main(void *arg)
 {
 	struct fill *f = arg;
 	enum fill_end how = FILL_END_DROP;
 
+	begin_turning(f);
 	for (;;) {
 		struct epoll_event ev[16];
 		int n;
+
+		pulse_answer(&f->pulse);
 
 		if (f->born != NULL)
 			link_born(f);
@@ -291,6 +345,7 @@ service_main(void *arg)
 				break;
 		}
 	}
+	end_turning(f);
 	finish(f, how);
 	fill_at_the_end(f);
 	return NULL;

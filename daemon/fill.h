@@ -27,6 +27,7 @@
 #include <stdint.h>
 
 #include "base/base.h"
+#include "base/pulse.h"
 #include "descriptors.h"
 #include "memfile.h"
 #include "session.h"
@@ -190,6 +191,11 @@ void fill_stop(struct fill *f, enum fill_end how, unsigned ms);
 
 /* Waits for the threads.  NULL is fine. */
 void fill_destroy(struct fill *f);
+
+/* Ask the service threads of all fillers of this process, those that have answered, to begin a turn; but those that have been told to stop and are at their end.  By one thread. */
+void fill_ask(void);
+/* Whether this is so of one of them.  Meanwhile none of them can come or go. */
+bool fill_any(bool (*is)(const struct pulse *pulse));
 
 /* Whether any space that has not been let go has a process: asks the kernel. */
 bool fill_alive(struct fill *f);

@@ -316,6 +316,8 @@ fspace_attend(struct space *sp)
 	do {
 		const size_t n = fspace_drain(sp, fault, &more);
 
+		pulse_answer(&sp->f->pulse);
+
 		if (!sp->f->ticking)
 			fill_tick(sp->f, true);
 		if (sp->nparked > 0 || sp->wake_all)

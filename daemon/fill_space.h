@@ -103,6 +103,8 @@ struct fill {
 	unsigned nspaces;	      /* (f) */
 	int epoll, door, clock;	      /* (c) the door: an eventfd; a timerfd */
 	pthread_t service, aide;
+	struct pulse pulse;	/* the service's */
+	struct fill *turns_too; /* of all that turn */
 	bool has_aide;
 	atomic_int threads;   /* (a) that are not at their end */
 	atomic_bool stop;     /* (a) */

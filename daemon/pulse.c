@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "base/pulse.h"
+#include "fill.h"
 #include "guardian.h"
 #include "log.h"
 #include "notify.h"
@@ -64,6 +65,14 @@ is_stuck(const struct serve_thread *t, bool disk)
 	return pulse_silent(t->pulse) && !(t->waits && disk) && (tid == 0 || state_of(tid) != 'D');
 }
 
+static bool
+is_stuck_filler(const struct pulse *pl)
+{
+	const struct serve_thread t = { .pulse = pl };
+
+	return is_stuck(&t, false);
+}
+
 /* Who has been asked and does not answer; "": nobody. */
 static const char *
 look(void)
@@ -73,7 +82,7 @@ look(void)
 
 	for (unsigned i = 0; !is_stuck(&t, disk); i++)
 		if (!serve_thread(pulse.d->rt, i, &t))
-			return "";
+			return fill_any(is_stuck_filler) ? "a filler" : "";
 	return t.name;
 }
 
@@ -83,6 +92,7 @@ ask(void)
 	if (pulse_ask(&pulse.loop))
 		uv_async_send(&pulse.wake);
 	serve_ask(pulse.d->rt);
+	fill_ask();
 }
 
 static void

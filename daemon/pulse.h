@@ -2,7 +2,7 @@
 /*
  * pulse.h (private): the proof that the daemon lives.
  *
- *	pulse thread                       the loop, the keeper, each service thread
+ *	pulse thread                       the loop, the keeper, each service thread, each filler's
  *	four times in hang_timeout:
  *	  ask, kick --------------------->  begins a turn, and has answered (lib/base/pulse.h)
  *	  all have answered ---> kept_lives(), and without a guardian WATCHDOG=1
@@ -14,7 +14,7 @@
  * Not silent is a thread
  *	in state D: it waits in the kernel, does not die of SIGKILL, and a successor would wait for the same;
  *	that may wait for a disk, the loop and the keeper, while a transfer has been under way since the last look: it may be what is waited for, by way of
- *	others.  The successor would wait for that as well.  Service threads wait for nothing (lib/pager/service.c); a stuck one's own transfers prove nothing.
+ *	others.  The successor would wait for that as well.  Service threads wait for nothing (lib/pager/service.c), and fillers in the kernel only; a stuck one's own transfers prove nothing.
  * A disk that never answers so keeps a daemon from being taken for one that hangs; a busy one does not.
  */
 #ifndef UP_DAEMON_PULSE_H

@@ -14,8 +14,8 @@
  *
  * With UFFD_PAGERD_LOSES=SUFFIX what was kept under names with that end is lost.
  *
- * With UFFD_PAGERD_STICKS=FILE the thread of the name that is in that file comes back no more from its next call of poll(), accept4() or
- * io_uring_enter(); the file is gone then.
+ * With UFFD_PAGERD_STICKS=FILE the thread of the name that is in that file comes back no more from its next call of poll(), accept4(), ioctl()
+ * or io_uring_enter(); the file is gone then.
  *
  * A program beside which lies another file, named as it and ".other", is of another version; with ".broken" it ends before it serves.
  *
@@ -150,7 +150,7 @@ stick(void)
 
 	if (name == NULL || (fd = open(name, O_RDONLY | O_CLOEXEC)) < 0)
 		return;
-	if (read(fd, wanted, sizeof wanted - 1) > 0 && prctl(PR_GET_NAME, me) == 0 &&
+	if (pread(fd, wanted, sizeof wanted - 1, 0) > 0 && prctl(PR_GET_NAME, me) == 0 &&
 	    strcmp(wanted, me) == 0 && unlink(name) == 0)
 		for (;;)
 			pause();
@@ -161,7 +161,8 @@ stick(void)
 static bool
 is_it(const char *call)
 {
-	if (strcmp(call, "accept4") == 0 || strcmp(call, "io_uring_submit_and_wait_timeout") == 0)
+	if (strcmp(call, "accept4") == 0 || strcmp(call, "ioctl") == 0 ||
+	    strcmp(call, "io_uring_submit_and_wait_timeout") == 0)
 		stick();
 	return file != NULL && atomic_load_explicit(&counts, memory_order_relaxed) &&
 	       atomic_fetch_add(&ncalls, 1) + 1 == number;

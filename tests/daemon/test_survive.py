@@ -573,6 +573,19 @@ class Survive(unittest.TestCase):
             self.assertEqual(d.log().count('the daemon hangs'), 4, d.log())
             systemd.check(d.process.pid)
 
+    def test_so_do_microvms_when_their_filler_hangs(self):
+        with files() as where:
+            with Daemon('--memory', MEMORY, '--hang-timeout', '1s', '--log-level', 'info', env={'UFFD_PAGERD_STICKS': where + '/thread'},
+                        config=f'[listen fc]\ntype = firecracker\npath = fc.sock\nsource = {where}/memfile\n') as d:
+                program = Filled(d, 'firecracker', where)
+                program.is_there()
+                with open(where + '/new', 'w', encoding='ascii') as f:
+                    f.write('fill')
+                os.rename(where + '/new', where + '/thread')
+                self.wait_served(d, 1)
+                self.assertIn('the daemon hangs: a filler has not answered for', d.log())
+                program.finish()
+
     def test_without_a_guardian_systemd_is_told_no_more(self):
         with tempfile.TemporaryDirectory(prefix='hangs.') as where, Systemd(where, 2) as systemd:
             d = Daemon('--memory', '16M', '--guardian', 'no', env={'UFFD_PAGERD_STICKS': where + '/thread', **systemd.env})
