@@ -8,7 +8,6 @@
 #include <systemd/sd-daemon.h>
 #endif
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -44,23 +43,6 @@ void
 notify_reloading(void)
 {
 	notify("RELOADING=1\nMONOTONIC_USEC=%" PRIu64, uv_hrtime() / 1000);
-}
-
-int
-notify_store(const char *name, int fd)
-{
-	char text[128];
-	int r;
-
-	snprintf(text, sizeof(text), "FDSTORE=1\nFDNAME=%s", name);
-	r = sd_pid_notify_with_fds(0, 0, text, &fd, 1);
-	return r > 0 ? 0 : r == 0 ? -ENOTCONN : r;
-}
-
-void
-notify_forget(const char *name)
-{
-	notify("FDSTOREREMOVE=1\nFDNAME=%s", name);
 }
 
 uint64_t
@@ -138,20 +120,6 @@ notify(const char *fmt, ...)
 void
 notify_reloading(void)
 {
-}
-
-int
-notify_store(const char *name, int fd)
-{
-	(void)name;
-	(void)fd;
-	return -ENOSYS;
-}
-
-void
-notify_forget(const char *name)
-{
-	(void)name;
 }
 
 uint64_t

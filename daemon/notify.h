@@ -12,10 +12,6 @@ __attribute__((format(printf, 1, 2))) void notify(const char *fmt, ...);
 /* RELOADING=1 with the time, as Type=notify-reload wants it. */
 void notify_reloading(void);
 
-/* Hand a descriptor to systemd, which gives it to the next daemon under that name; 0, or -errno. */
-int notify_store(const char *name, int fd);
-void notify_forget(const char *name);
-
 /* Within what time systemd wants to hear of this process, by "WATCHDOG=1", ns; 0: it does not. */
 uint64_t notify_watchdog(void);
 
