@@ -185,7 +185,7 @@ fault_sigbus(struct service *s, unsigned space, uintptr_t addr, unsigned shard, 
 	}
 	count(s, C_SIGBUS, 1);
 	tally_sigbus(p, space);
-	PROBE1(fault__sigbus, va);
+	PROBE1(fault__sigbus, addr);
 	trace_fault(s, space, TRACE_FAULT_SIGBUS, addr, now_ns(), 0);
 	return 0;
 }
