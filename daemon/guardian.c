@@ -38,7 +38,7 @@
 enum kept_type {
 	KEPT_KEEP = 1, /* a name and its descriptor, either way */
 	KEPT_DROP,
-	KEPT_ALL,     /* to a daemon: that was all of them; the name is how many daemons there were before */
+	KEPT_ALL, /* to a daemon: that was all of them; the name is how many daemons there were before */
 	KEPT_SERVES,  /* from a daemon */
 	KEPT_LIVES,   /* from a daemon: "MS", hang_timeout; "MS WHO": somebody has not answered */
 	KEPT_UPGRADE, /* from a daemon: it is asked for */
@@ -174,11 +174,11 @@ static struct {
 	pid_t self, child;
 	int sock, signal; /* signal: of which the last one died */
 	bool serves, drains;
-	unsigned ending; /* how often it has been told to end */
-	uint64_t told;	 /* when, the first time; ns */
-	uint64_t since;	 /* when there was a daemon last, ns */
-	unsigned before_it;  /* daemons that were started */
-	uint64_t away;	     /* how long there may be none, ns */
+	unsigned ending;    /* how often it has been told to end */
+	uint64_t told;	    /* when, the first time; ns */
+	uint64_t since;	    /* when there was a daemon last, ns */
+	unsigned before_it; /* daemons that were started */
+	uint64_t away;	    /* how long there may be none, ns */
 	struct {
 		uint64_t limit;	   /* hang_timeout, ns; 0: it is not watched */
 		uint64_t silence;  /* for how long it has not proved that it lives, ns */
@@ -694,7 +694,7 @@ static struct {
 	pthread_mutex_t lock; /* one message at a time */
 	struct table before;  /* of a predecessor; the loop's thread */
 	uint64_t ending;
-	unsigned daemons;     /* before this one */
+	unsigned daemons; /* before this one */
 } kept = { .sock = -1, .pidfd = -1, .lock = PTHREAD_MUTEX_INITIALIZER };
 
 bool
