@@ -768,6 +768,7 @@ fault_staged_alone(struct fault *f, struct anon *an, struct page *pg)
 
 	pg->va = f->va;
 	pg->shard = (uint8_t)f->shard;
+	policy_prefetch(&p->pages.policy, page_no(&p->pages, pg));
 	r = p->pmap->ops->enter(p->pmap, pg->shard, pg->va, frame, 1, &got);
 	if (r < 0) {
 		/* It is there already, or has to wait. */
