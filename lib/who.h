@@ -15,6 +15,9 @@
 
 #include "pager/pager.h"
 
+/* Who makes one has it on its stack: not to be a part of what is done at every fault. */
+#define WHO_TELLS __attribute__((noinline, cold))
+
 struct who {
 	char text[160];
 };

@@ -144,6 +144,16 @@ tally_sigbus(struct pager *p, unsigned space)
 		atomic_fetch_add_explicit(&t->sigbus, 1, memory_order_relaxed);
 }
 
+/* What is of other processes only: ours are not to pay for it. */
+static __attribute__((noinline)) void
+answered_to(struct service *s, struct space_tally *tally, unsigned space, enum up_fault_kind kind,
+	    uintptr_t va, uint64_t now, uint64_t ns)
+{
+	tally_add(&tally->latency[kind], ns);
+	trace_add2(&s->trace, now, (enum trace_kind)(TRACE_FAULT_MINOR + kind), va, 1,
+		   (uint16_t)space);
+}
+
 PROBE_ONCE void
 fault_answered(struct service *s, unsigned space, enum up_fault_kind kind, uintptr_t va,
 	       uint64_t t0)
@@ -153,12 +163,12 @@ fault_answered(struct service *s, unsigned space, enum up_fault_kind kind, uintp
 	struct space_tally *tally = tally_of(s->p, space);
 
 	count(s, C_FAULT + kind, 1);
-	if (tally != NULL)
-		tally_add(&tally->latency[kind], ns);
 	histogram_add(&s->latency[kind], ns);
 	PROBE3(fault__end, va, kind, ns);
-	trace_add2(&s->trace, now, (enum trace_kind)(TRACE_FAULT_MINOR + kind), va, 1,
-		   tally != NULL ? (uint16_t)space : 0);
+	if (tally != NULL)
+		answered_to(s, tally, space, kind, va, now, ns);
+	else
+		trace_add(&s->trace, now, (enum trace_kind)(TRACE_FAULT_MINOR + kind), va, 1);
 }
 
 /* The same of other ends, at an address of that space. */
@@ -468,7 +478,7 @@ lost_anon(struct pager *p, struct leaf *leaf, unsigned at)
 	return an;
 }
 
-static enum verdict
+static WHO_TELLS enum verdict
 overcommitted(struct fault *f, struct anon *lost)
 {
 	struct who w;
@@ -1236,7 +1246,7 @@ ask_source(struct fault *f, struct source *src, uint64_t index)
 }
 
 /* The source can not say, or says that it can not: lost.  => as fault_source() */
-static enum verdict
+static WHO_TELLS enum verdict
 refused_by_source(struct fault *f, const struct source *src, uint64_t index)
 {
 	struct pager *p = f->p;
@@ -1557,8 +1567,7 @@ p_over(struct pager *p)
 		p->over(p->over_ctx);
 }
 
-/* Not in line: its text is not to be on the stack of every fault. */
-static __attribute__((noinline)) void
+static WHO_TELLS void
 no_metadata(const struct fault *f)
 {
 	struct who w;
@@ -1972,7 +1981,7 @@ too_long(struct pager *p, const struct parked *pk, uint64_t now)
  * Nobody can serve a fault: its page is lost, whatever it held; or, if `empty`, only if there has never been anything.
  * False if that can not be done, now.
  */
-static bool
+static WHO_TELLS bool
 lose(struct service *s, const struct parked *pk, bool empty, const char *why)
 {
 	struct pager *p = s->p;

@@ -179,19 +179,27 @@ give_up(struct pager *p, struct page *pg)
 	page_unbusy(p, an, shard, va);
 }
 
+static WHO_TELLS void
+tell_damaged(struct service *s, unsigned space, const struct page *pg)
+{
+	struct pager *p = s->p;
+	struct who w;
+
+	count(s, C_CHECKSUM, 1);
+	trace_add(&s->trace, now_ns(), TRACE_CHECKSUM, pg->va, pg->slot);
+	log_line(&p->log, UP_LOG_ERROR, "page at %s, swap slot %u: checksum mismatch, content lost",
+		 who_page(p, space, pg, &w), pg->slot);
+}
+
 /* True if the frame holds what was written. */
 static bool
 verify(struct service *s, unsigned space, const struct page *pg)
 {
 	struct pager *p = s->p;
-	struct who w;
 
 	if (hash_page(p->hash_seed, pmap_frame(p->pmap, pg->frame)) == pg->anon->hash)
 		return true;
-	count(s, C_CHECKSUM, 1);
-	trace_add(&s->trace, now_ns(), TRACE_CHECKSUM, pg->va, pg->slot);
-	log_line(&p->log, UP_LOG_ERROR, "page at %s, swap slot %u: checksum mismatch, content lost",
-		 who_page(p, space, pg, &w), pg->slot);
+	tell_damaged(s, space, pg);
 	return false;
 }
 
@@ -283,7 +291,7 @@ install(struct service *s, struct page *const pg[], unsigned n, enum pagein_for 
 /* --- from the compressed pool --- */
 
 /* What was put into the pool does not come back.  => busy, ZIP, map locked */
-static void
+static WHO_TELLS void
 lost_zip(struct service *s, struct anon *an, struct leaf *leaf, unsigned at, uintptr_t va,
 	 unsigned shard)
 {
@@ -438,7 +446,7 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 	return first;
 }
 
-static void
+static WHO_TELLS void
 read_failed(struct service *s, struct request *req)
 {
 	struct pager *p = s->p;

@@ -375,6 +375,24 @@ count_error(struct service *s, uintptr_t va, int r)
 	trace_add(&s->trace, now_ns(), TRACE_SWAP_ERROR, va, (uint32_t)-r);
 }
 
+/* Why the page that it is for can not be had: an error, or 0, since it is past the end. */
+static WHO_TELLS void
+tell_failed(const struct request *req, int r)
+{
+	struct pager *p = req->service->p;
+	struct who w;
+	const char *const who = who_page(p, req->space, req->page[req->want], &w);
+
+	if (r == 0)
+		log_line(&p->log, UP_LOG_ERROR, "page at %s: past the end of the %s; SIGBUS", who,
+			 req->source->ops->name);
+	else
+		log_line(&p->log, UP_LOG_ERROR,
+			 "page at %s: the %s pager failed with %s at offset %llu; SIGBUS", who,
+			 req->source->ops->name, strerrorname_np(-r),
+			 (unsigned long long)(req->index + req->want) << PAGE_SHIFT);
+}
+
 static void
 in_done(struct service *s, struct request *req)
 {
@@ -387,7 +405,6 @@ in_done(struct service *s, struct request *req)
 	const uintptr_t va = waited->va;
 	struct page *rest[CLUSTER_MAX]; /* that nobody waits for */
 	unsigned n, nrest = 0, there = 0;
-	struct who w;
 	bool demanded;
 	int r = req->io.result;
 
@@ -426,14 +443,10 @@ in_done(struct service *s, struct request *req)
 	}
 	if (r < 0 && demanded) {
 		count_error(s, va, r);
-		log_line(&p->log, UP_LOG_ERROR,
-			 "page at %s: the %s pager failed with %s at offset %llu; SIGBUS",
-			 who_page(p, req->space, waited, &w), src->ops->name, strerrorname_np(-r),
-			 (unsigned long long)(req->index + req->want) << PAGE_SHIFT);
+		tell_failed(req, r);
 		lost(s, req, waited);
 	} else if (demanded && there == 0) {
-		log_line(&p->log, UP_LOG_ERROR, "page at %s: past the end of the %s; SIGBUS",
-			 who_page(p, req->space, waited, &w), src->ops->name);
+		tell_failed(req, 0);
 		lost(s, req, waited);
 	} else if (demanded &&
 		   install(s, &waited, 1, req->guard ? FOR_LOAD : FOR_FAULT, asked == 1) == 0) {
