@@ -132,7 +132,8 @@ class Guests(unittest.TestCase):
         # Each only grows, and is read after what stands before it.
         answer, after = d.ask('top'), d.ask('status')['status']
         one, clients = answer['status'], answer['clients']
-        self.assertLessEqual(faults(one), sum(map(faults, clients)))
+        # Of a few that are being answered the runtime has counted some, and nobody the client's.
+        self.assertLessEqual(faults(one), sum(map(faults, clients)) + 32)
         self.assertLessEqual(sum(map(faults, clients)), faults(after))
         counts = one['fault_counts'], after['fault_counts']
         for word in 'again', 'exists', 'deferred':
