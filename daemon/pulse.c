@@ -78,12 +78,16 @@ static const char *
 look(void)
 {
 	const bool disk = swap_io_lingers();
-	struct serve_thread t = { "the loop", &pulse.loop, true };
+	const struct serve_thread loop = { "the loop", &pulse.loop, true };
+	struct serve_thread t;
 
-	for (unsigned i = 0; !is_stuck(&t, disk); i++)
-		if (!serve_thread(pulse.d->rt, i, &t))
-			return fill_any(is_stuck_filler) ? "a filler" : "";
-	return t.name;
+	/* Who waits for nobody first: it may be the one whom the others wait for. */
+	for (unsigned i = 0; serve_thread(pulse.d->rt, i, &t); i++)
+		if (is_stuck(&t, disk))
+			return t.name;
+	if (fill_any(is_stuck_filler))
+		return "a filler";
+	return is_stuck(&loop, disk) ? loop.name : "";
 }
 
 static void

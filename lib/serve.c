@@ -1678,13 +1678,11 @@ serve_thread(struct up_runtime *rt, unsigned i, struct serve_thread *t)
 {
 	struct forks *const f = rt->forks;
 
-	if (i == 0 && f != NULL) {
+	if (i < rt->p.nservices)
+		*t = (struct serve_thread){ "a service thread", &rt->p.service[i]->pulse, false };
+	else if (i == rt->p.nservices && f != NULL)
 		*t = (struct serve_thread){ "the keeper", &f->pulse, true };
-		return true;
-	}
-	i -= f != NULL;
-	if (i >= rt->p.nservices)
+	else
 		return false;
-	*t = (struct serve_thread){ "a service thread", &rt->p.service[i]->pulse, false };
 	return true;
 }

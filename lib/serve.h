@@ -147,7 +147,7 @@ struct serve_thread {
 	const struct pulse *pulse;
 	bool waits; /* it may wait for a transfer that others have begun; services do not */
 };
-/* The i-th of them; false: there are no more. */
+/* The i-th of them, who may wait for those before it; false: there are no more. */
 bool serve_thread(struct up_runtime *rt, unsigned i, struct serve_thread *t);
 
 #endif
