@@ -34,6 +34,7 @@
 #define CRASH_MS 10000u /* within so long of the one before */
 #define NEXT_MS 200	/* between two that can not start */
 #define TICKS 8u	/* of hang_timeout: how long the guardian sleeps at most */
+#define QUEUE_MAX 4096u /* more messages than a socket holds */
 
 enum kept_type {
 	KEPT_KEEP = 1, /* a name and its descriptor, either way */
@@ -510,12 +511,17 @@ count_silence(void)
 		guard.life.silence += passed < most ? passed : most;
 }
 
-/* It has been silent for too long: kill it.  => there is nothing more to hear from it now */
+/* It has been silent for too long, unless its proof is in what it has said and we have not heard: kill it. */
 static void
 end_hang(void)
 {
-	const bool traced = is_traced();
+	bool traced;
 
+	for (unsigned n = 0; n < QUEUE_MAX && listen_to(MSG_DONTWAIT); n++)
+		;
+	if (!is_watched() || guard.life.silence <= guard.life.limit)
+		return;
+	traced = is_traced();
 	if (traced && !guard.life.traced)
 		log_warning("guardian: the daemon hangs, and is left to who is tracing it");
 	guard.life.traced = traced;
@@ -575,7 +581,7 @@ watch(int signals)
 		if (guard.serves)
 			guard.since = 0;
 		count_silence();
-		if (is_watched() && guard.life.silence > guard.life.limit && pf[2].revents == 0)
+		if (is_watched() && guard.life.silence > guard.life.limit)
 			end_hang();
 		if (pf[0].revents != 0) {
 			const int status = bury();
