@@ -756,7 +756,7 @@ Test(policy, what_was_kept_is_like_others_a_turn_or_two_later)
 		for (pageno_t no = 0; no < 50; no++)
 			keep(no);
 		/* The others make room for each other, for a turn that began with the first. */
-		for (unsigned i = 0; i < 50; i++) {
+		for (unsigned i = 0; i < 100; i++) {
 			const pageno_t no = stage();
 
 			cr_assert(ge(u32, no, 50));
@@ -907,7 +907,7 @@ model_kept_age(size_t at[])
 		model.turn_left--;
 	} else if (model.since[no] + 2 > model.turn) {
 		model.turn++;
-		model.turn_left = model.n[PQ_FRESH] + model.n[PQ_MAIN];
+		model.turn_left = model_mapped();
 	}
 	if (model.since[no] + 2 > model.turn)
 		return;

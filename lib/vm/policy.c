@@ -304,7 +304,7 @@ kept_age(struct policy *p, pageno_t at[])
 		p->kept_over = p->kept_before;
 		p->kept_before = policy_length(p, PQ_KEPT) - p->kept_over;
 		p->turn++;
-		p->turn_left = policy_length(p, PQ_FRESH) + policy_length(p, PQ_MAIN);
+		p->turn_left = policy_count(p, POLICY_MAPPED);
 	}
 	if (p->kept_over == 0)
 		return;

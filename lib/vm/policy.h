@@ -25,8 +25,8 @@
  *
  * What somebody brought in on purpose (up_prefault()) is promised to be there when the last of it is: policy_kept().  No policy's
  * order would do, since a page that has earned rounds goes round behind the youngest.  So such pages lie on KEPT, whatever the
- * policy, and go when nothing else is left.  They stay that for one to two turns, a turn being as many victims as there were other
- * mapped pages when it began, and are pages like others from then on, or memory would be full of what was wanted once.
+ * policy, and go when nothing else is left.  They stay that for one to two turns, a turn being as many victims as there were mapped
+ * pages when it began (fewer, and a range that fits might have a turn or two before the last of it is there), and are pages like others from then on, or memory would be full of what was wanted once.
  *
  * So to observe a page costs a move out of the page table, and a soft fault if it is in use: a policy that
  * looks at everything all the time would be exact and slow.  Whatever it does, a page must be staged before
