@@ -91,7 +91,7 @@ in_force(uint64_t bytes)
 {
 	change.d->budget = bytes;
 	if (native_quotas != NULL)
-		native_quotas(change.d);
+		native_quotas(change.d, false);
 }
 
 /* A thread of the pool. */

@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "listen.h"
+#include "serve.h"
 #include "uffd_pager.h"
 
 enum type {
@@ -103,8 +104,10 @@ static const struct key keys[CONFIG_ALL_KEYS] = {
 	[KEY_HANG_TIMEOUT] = { "daemon", "hang_timeout", T_TIME, "1m", "off", 200, 3600000, NULL,
 			       true,
 			       "A daemon that has hung for this long is killed, and the next one serves its clients; off: never" },
-	[KEY_LIMIT_CLIENTS] = { "limits", "clients", T_COUNT, "1024", NULL, 1, 1 << 20, NULL, true,
-				"Clients at a time" },
+	[KEY_LIMIT_CLIENTS] = { "limits", "clients", T_COUNT, "1024", NULL, 1, CLIENTS_MAX, NULL,
+				true, "Clients at a time" },
+	[KEY_LIMIT_USER] = { "limits", "clients_per_user", T_COUNT, "512", "none", 1, CLIENTS_MAX,
+			     NULL, true, "Clients of one user" },
 	[KEY_LIMIT_REGIONS] = { "limits", "regions", T_COUNT, "4096", NULL, 1, 1 << 20, NULL, true,
 				"Regions of one client" },
 	[KEY_LIMIT_FDS] = { "limits", "fds", T_COUNT, "4096", NULL, 1, 65536, NULL, true,
@@ -114,6 +117,18 @@ static const struct key keys[CONFIG_ALL_KEYS] = {
 				 "Bytes that are read ahead for one client at a time; what its threads wait for comes in any case" },
 	[KEY_LIMIT_FUSE] = { "limits", "fuse", T_BOOL, "no", NULL, 0, 0, NULL, true,
 			     "Take files of file systems that a process answers for (FUSE): while it does not, other clients wait" },
+	[KEY_LIMIT_MAPPED] = { "limits", "mapped", T_BYTES, "1T", "none", 1 << 20,
+			       UINT64_C(1) << 47, NULL, true,
+			       "What one client maps, touched or not" },
+	[KEY_LIMIT_SWAP] = { "limits", "swap", T_SIZE, "75%", "none", 1 << 20, UINT64_MAX, NULL,
+			     true,
+			     "Swap that one client may be promised; percents are of all that can be promised" },
+	[KEY_LIMIT_LIMIT] = { "limits", "client_limit", T_SIZE, "none", "none", 4096, UINT64_MAX,
+			      NULL, true,
+			      "The most memory that each client has; percents are of the budget" },
+	[KEY_LIMIT_MINIMUM] = { "limits", "client_minimum", T_SIZE, "0", NULL, 0, UINT64_MAX, NULL,
+				true,
+				"Memory that is each client's whatever others do; percents are of the budget" },
 	[KEY_METRICS_SOCKET] = { "metrics", "socket", T_STRING, "auto", "auto", 0, 0, NULL, false,
 				 "Unix socket for HTTP; auto: http.sock in run_dir; none: no such socket" },
 	[KEY_METRICS_MODE] = { "metrics", "mode", T_MODE, "0660", NULL, 0, 0777, NULL, false,
@@ -132,6 +147,15 @@ static const struct key keys[CONFIG_ALL_KEYS] = {
 			      "The most memory that its clients have together; percents are of the budget" },
 	[KEY_GROUP_MINIMUM] = { "group", "minimum", T_SIZE, "0", NULL, 0, UINT64_MAX, NULL, true,
 				"Memory that is theirs whatever others do; percents are of the budget" },
+	[KEY_GROUP_SWAP] = { "group", "swap", T_SIZE, "none", "none", 1 << 20, UINT64_MAX, NULL,
+			     true,
+			     "Swap that its clients may be promised together; percents are of all that can be promised" },
+	[KEY_GROUP_CLIENT_LIMIT] = { "group", "client_limit", T_SIZE, "none", "none", 4096,
+				     UINT64_MAX, NULL, true,
+				     "As in [limits], for its clients; none: as there" },
+	[KEY_GROUP_CLIENT_MINIMUM] = { "group", "client_minimum", T_SIZE, "none", "none", 1,
+				       UINT64_MAX, NULL, true,
+				       "As in [limits], for its clients; none: as there" },
 	[KEY_GROUP_USERS] = { "group", "users", T_USERS, "none", "none", 0, 0, NULL, true,
 			      "Users whose clients are in it: names or numbers, with commas between" },
 	[KEY_LISTEN_TYPE] = { "listen", "type", T_CHOICE, "native", NULL, 0, 0,
@@ -539,7 +563,7 @@ set_initial(const struct key *k, struct config_value *v)
 void
 config_init(struct config *c)
 {
-	c->named = NULL;
+	*c = (struct config){ .named = NULL };
 	for (unsigned i = 0; i < CONFIG_KEYS; i++)
 		set_initial(&keys[i], &c->v[i]);
 }
@@ -734,7 +758,6 @@ config_check(const struct config *c, const char *where, FILE *err)
 {
 	const struct config_value *const memory = &c->v[KEY_MEMORY], *const most =
 									     &c->v[KEY_MEMORY_MAX];
-	unsigned percents = 0, last = 0;
 	int errors = 0;
 
 	if (most->n != 0 && memory->percent == most->percent && memory->n > most->n) {
@@ -742,27 +765,9 @@ config_check(const struct config *c, const char *where, FILE *err)
 		errors++;
 	}
 	for (const struct config_named *n = c->named; n != NULL; n = n->next) {
-		const struct config_value *const minimum = config_named_value(n, KEY_GROUP_MINIMUM);
-		const struct config_value *const limit = config_named_value(n, KEY_GROUP_LIMIT);
-
 		if (strcmp(n->kind, "listen") == 0) {
 			errors += check_listen(c, n, where, err);
-			continue;
 		}
-		if (minimum->percent) {
-			percents += (unsigned)minimum->n;
-			last = minimum->line;
-		}
-		if (limit->n != 0 && limit->percent == minimum->percent && minimum->n > limit->n) {
-			config_complain(err, where, minimum->line,
-					"[group %s]: its minimum is above its limit", n->name);
-			errors++;
-		}
-	}
-	if (percents > 100) {
-		config_complain(err, where, last, "the groups are promised %u%% of the budget",
-				percents);
-		errors++;
 	}
 	return errors;
 }

@@ -47,10 +47,15 @@ enum config_key {
 	KEY_HANG_TIMEOUT,
 	/* [limits] */
 	KEY_LIMIT_CLIENTS,
+	KEY_LIMIT_USER,
 	KEY_LIMIT_REGIONS,
 	KEY_LIMIT_FDS,
 	KEY_LIMIT_INFLIGHT,
 	KEY_LIMIT_FUSE,
+	KEY_LIMIT_MAPPED,
+	KEY_LIMIT_SWAP,
+	KEY_LIMIT_LIMIT,
+	KEY_LIMIT_MINIMUM,
 	/* [metrics] */
 	KEY_METRICS_SOCKET,
 	KEY_METRICS_MODE,
@@ -63,6 +68,9 @@ enum config_key {
 	/* [group NAME] */
 	KEY_GROUP_LIMIT = CONFIG_KEYS,
 	KEY_GROUP_MINIMUM,
+	KEY_GROUP_SWAP,
+	KEY_GROUP_CLIENT_LIMIT,
+	KEY_GROUP_CLIENT_MINIMUM,
 	KEY_GROUP_USERS,
 	/* [listen NAME] */
 	KEY_LISTEN_TYPE,
@@ -110,7 +118,7 @@ int config_read(struct config *c, const char *path, FILE *err);
 int config_flag(struct config *c, unsigned key, const char *text, char *why, size_t whylen);
 
 /*
- * What no key by itself shows: groups that promise more than there is.  The number of errors, told to `err` with `where`, the file, and the line; what need not be
+ * What no key by itself shows: and no machine has to be looked at for.  The number of errors, told to `err` with `where`, the file, and the line; what need not be
  * an error is told there as a warning, and not counted.
  */
 int config_check(const struct config *c, const char *where, FILE *err);

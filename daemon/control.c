@@ -259,32 +259,87 @@ set_budget(struct conn *c, uint64_t bytes)
 	return NULL;
 }
 
-static json_t *
-do_limit(struct conn *c, json_t *req)
+/* A number of bytes of that name, if there is one. */
+static bool
+may_have(json_t *req, const char *name, uint64_t *bytes, json_t **no)
 {
-	const bool has_client = json_object_get(req, "client") != NULL;
-	json_t *no = NULL;
-	struct session *s;
-	uint64_t bytes;
-	int r;
+	json_t *const n = json_object_get(req, name);
 
-	if (json_object_get(req, "bytes") == NULL && !has_client)
-		return answer_with("limit", json_integer((json_int_t)c->d->budget));
-	if (!bytes_of(req, &bytes, &no))
-		return no;
-	if (!has_client)
-		return set_budget(c, bytes);
-	s = client_of(req, &no);
-	if (s == NULL)
-		return no;
-	r = s->ops->limit != NULL ? s->ops->limit(s, bytes) : -ENOTSUP;
+	*bytes = LIMIT_KEEP;
+	if (n == NULL)
+		return true;
+	if (!json_is_integer(n) || json_integer_value(n) < 0) {
+		*no = refuse(EINVAL, "'%s' is wanted to be a whole number", name);
+		return false;
+	}
+	*bytes = (uint64_t)json_integer_value(n);
+	return true;
+}
+
+static json_t *
+limited(const char *who, uint64_t most, uint64_t least)
+{
+	log_info("%s: limited to %" PRIu64 " bytes, minimum %" PRIu64, who, most, least);
+	return json_pack("{s:b, s:I, s:I}", "ok", 1, "limit", (json_int_t)most, "minimum",
+			 (json_int_t)least);
+}
+
+static json_t *
+limit_group(struct daemon *d, const char *group, uint64_t most, uint64_t least)
+{
+	char who[64];
+	int r = native_group_limit != NULL ? native_group_limit(d, group, &most, &least) : -ESRCH;
+
+	if (r == -ESRCH)
+		return refuse(ESRCH, "there is no [group %.64s]", group);
+	if (r < 0)
+		return refuse(-r, "group %s: %s", group, native_quota_refused(r));
+	snprintf(who, sizeof(who), "group %s", group);
+	return limited(who, most, least);
+}
+
+static json_t *
+limit_client(struct session *s, uint64_t most, uint64_t least)
+{
+	struct session_counts c;
+	char who[96];
+	const int r = s->ops->limit != NULL ? s->ops->limit(s, most, least) : -ENOTSUP;
+
 	if (r == -ENOTSUP)
 		return refuse(ENOTSUP, "there is no limit of its own for %s (%s)", s->name,
 			      s->ops->kind);
 	if (r < 0)
-		return refuse(-r, "%s: %s", s->name, strerror(-r));
-	log_info("client %u: %s: limited to %" PRIu64 " bytes", s->id, s->name, bytes);
-	return json_pack("{s:b, s:I}", "ok", 1, "limit", (json_int_t)bytes);
+		return refuse(-r, "%s: %s", s->name,
+			      native_quota_refused != NULL ? native_quota_refused(r)
+							   : strerror(-r));
+	session_counts(s, &c);
+	snprintf(who, sizeof(who), "client %u: %s", s->id, s->name);
+	return limited(who, c.limit, c.minimum);
+}
+
+static json_t *
+do_limit(struct conn *c, json_t *req)
+{
+	const bool has_client = json_object_get(req, "client") != NULL;
+	const char *const group = json_string_value(json_object_get(req, "group"));
+	uint64_t bytes, least;
+	json_t *no = NULL;
+	struct session *s;
+
+	if (!may_have(req, "bytes", &bytes, &no) || !may_have(req, "minimum", &least, &no))
+		return no;
+	if (bytes == LIMIT_KEEP && least == LIMIT_KEEP) {
+		if (!has_client && group == NULL)
+			return answer_with("limit", json_integer((json_int_t)c->d->budget));
+		return refuse(EINVAL, "'bytes' is wanted: a whole number");
+	}
+	if (group != NULL)
+		return limit_group(c->d, group, bytes, least);
+	if (!has_client)
+		return least != LIMIT_KEEP ? refuse(EINVAL, "a minimum is a client's or a group's")
+					   : set_budget(c, bytes);
+	s = client_of(req, &no);
+	return s == NULL ? no : limit_client(s, bytes, least);
 }
 
 /* The name of a process that is a client; NULL: it has gone. */

@@ -68,10 +68,25 @@ refuse_fn native_refuse __attribute__((weak));
 int native_create(struct daemon *d, const struct up_config *uc) __attribute__((weak));
 /* Before the first client that is the runtime's: 0 or a negative errno.  More than once does no harm. */
 int native_start(struct daemon *d);
-/* Limits and minima of groups are to be as the configuration has them now.  Before the first client: nothing to do. */
-void native_quotas(struct daemon *d) __attribute__((weak));
 /* Forked children of clients, those included whose client has gone: they have no sessions. */
 unsigned native_children(struct daemon *d) __attribute__((weak));
+/*
+ * Limits and minima of groups are to be as the configuration and the budget have them now; what can not be is in the log.  anew: and not as native_group_limit()
+ * has set them since.
+ */
+void native_quotas(struct daemon *d, bool anew) __attribute__((weak));
+/* Until the configuration is read again; LIMIT_KEEP: as it is, and *most, *least are what they were.  0, -ESRCH: no such group; as serve_quota(). */
+int native_group_limit(struct daemon *d, const char *group, uint64_t *most, uint64_t *least)
+	__attribute__((weak));
+/* What serve_quota() says, in words. */
+const char *native_quota_refused(int r) __attribute__((weak));
+/* What is in force for a group, and why that is not what is configured; "": it is. */
+struct serve_group;
+void native_group(struct daemon *d, const char *group, struct serve_group *is, const char **why)
+	__attribute__((weak));
+/* What a client in that group may have beside regions, as configured.  The loop's thread. */
+struct serve_limits;
+void native_limits(const char *group, struct serve_limits *l);
 /* Once a second: whether they take more than they have. */
 void native_audit(struct daemon *d) __attribute__((weak));
 accept_fn firecracker_accept __attribute__((weak));

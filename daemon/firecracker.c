@@ -333,10 +333,8 @@ serve_guest(struct firecracker *fc, const int fd[2], const struct fc_region *reg
 	struct mapped *file = calloc(n, sizeof *file);
 	struct guest_region *rg = calloc(n, sizeof *rg);
 	struct fc_guest *more = realloc(fc->guest, (fc->nguests + 1) * sizeof *more);
-	const struct guest_config cfg = {
-		.limits = { .regions = fc->cfg.regions_max,
-			    .mapped = UINT64_MAX / 2,
-			    .group = fc->group },
+	struct guest_config cfg = {
+		.limits = { .regions = fc->cfg.regions_max, .group = fc->group },
 		.pid = fc->s.pid,
 		.uid = fc->s.uid,
 		.gid = fc->s.gid,
@@ -346,6 +344,8 @@ serve_guest(struct firecracker *fc, const int fd[2], const struct fc_region *reg
 	};
 	int r = file == NULL || rg == NULL || more == NULL || cfg.uffd < 0 ? -ENOMEM : 0;
 
+	if (fc->cfg.limits != NULL)
+		fc->cfg.limits(fc->group, &cfg.limits);
 	if (more != NULL)
 		fc->guest = more;
 	if (r < 0)
@@ -670,11 +670,27 @@ end(struct session *s)
 
 /* Of one with memory in several pieces it would be each piece's. */
 static int
-limit(struct session *s, uint64_t bytes)
+limit(struct session *s, uint64_t most, uint64_t least)
 {
 	const struct firecracker *fc = of(s);
 
-	return fc->nguests == 1 ? served_limit(fc->cfg.rt, fc->guest[0].id, bytes) : -ENOTSUP;
+	return fc->nguests == 1 ? served_limit(fc->cfg.rt, fc->guest[0].id, most, least) : -ENOTSUP;
+}
+
+static int
+regroup(struct session *s, const char *group)
+{
+	struct firecracker *fc = of(s);
+	int r = 0;
+
+	/* Also what comes later. */
+	snprintf(fc->group, sizeof fc->group, "%s", group);
+	for (unsigned i = 0; i < fc->nguests; i++) {
+		const int one = serve_regroup(fc->cfg.rt, fc->guest[i].id, group);
+
+		r = one < 0 && one != -ENOENT ? one : r;
+	}
+	return r;
 }
 
 static const struct session_ops ops = {
@@ -685,6 +701,7 @@ static const struct session_ops ops = {
 	.leave = leave,
 	.end = end,
 	.limit = limit,
+	.regroup = regroup,
 	.latency = latency,
 };
 
@@ -832,6 +849,7 @@ firecracker_guest(uv_loop_t *loop, const struct firecracker_config *cfg, uint64_
 	fc->guest[fc->nguests++] = (struct fc_guest){ .id = guest, .uffd = uffd };
 	fc->cfg.rt = cfg->rt;
 	fc->cfg.regions_max = cfg->regions_max;
+	fc->cfg.limits = cfg->limits;
 	say(fc, UP_LOG_INFO, "a memfd is served on, as the last daemon did");
 	look(fc);
 	return 0;

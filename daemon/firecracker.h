@@ -11,6 +11,7 @@
 #include "base/base.h"
 #include "fill.h"
 #include "memfile.h"
+#include "serve.h"
 #include "session.h"
 
 #define FC_RECORD_SECONDS 5u   /* by default */
@@ -33,6 +34,8 @@ struct firecracker_config {
 	struct up_runtime *rt;
 	const char *group;    /* that they are in; copied.  "" or NULL: none */
 	unsigned regions_max; /* of one of them */
+	/* What else one that is in this group may have; NULL: any. */
+	void (*limits)(const char *group, struct serve_limits *l);
 	/* As in struct fill_config: what a successor of this process needs. */
 	const struct store_keeper *keeper;
 	uint64_t holder;

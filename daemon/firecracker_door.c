@@ -22,6 +22,7 @@ firecracker_returned(struct daemon *d, uint64_t guest, const struct session *who
 		.rt = d->rt,
 		.group = who->group,
 		.regions_max = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
+		.limits = native_limits,
 	};
 
 	return firecracker_guest(&d->loop, &cfg, guest, who);
@@ -36,6 +37,7 @@ firecracker_accept(struct daemon *d, const struct listener *l, int fd, const str
 		.record_seconds = FC_RECORD_SECONDS,
 		.group = l->group,
 		.regions_max = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
+		.limits = native_limits,
 	};
 	struct session *s;
 	int r;

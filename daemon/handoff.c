@@ -220,10 +220,8 @@ become_guest(struct handoff *h, const struct handoff_message *m, char *why, size
 {
 	struct mapped *file = calloc(m->n, sizeof *file);
 	struct guest_region *rg = calloc(m->n, sizeof *rg);
-	const struct guest_config cfg = {
-		.limits = { .regions = h->cfg.regions_max,
-			    .mapped = UINT64_MAX / 2,
-			    .group = h->group },
+	struct guest_config cfg = {
+		.limits = { .regions = h->cfg.regions_max, .group = h->group },
 		.pid = h->s.pid,
 		.uid = h->s.uid,
 		.gid = h->s.gid,
@@ -233,6 +231,8 @@ become_guest(struct handoff *h, const struct handoff_message *m, char *why, size
 	};
 	int r = file == NULL || rg == NULL || cfg.uffd < 0 ? -ENOMEM : 0;
 
+	if (h->cfg.limits != NULL)
+		h->cfg.limits(h->group, &cfg.limits);
 	if (r < 0)
 		snprintf(why, size, "no memory, or no descriptor");
 	else
@@ -614,11 +614,21 @@ end(struct session *s)
 }
 
 static int
-limit(struct session *s, uint64_t bytes)
+limit(struct session *s, uint64_t most, uint64_t least)
 {
 	const struct handoff *h = of(s);
 
-	return h->guest != 0 ? served_limit(h->cfg.rt, h->guest, bytes) : -ENOTSUP;
+	return h->guest != 0 ? served_limit(h->cfg.rt, h->guest, most, least) : -ENOTSUP;
+}
+
+static int
+regroup(struct session *s, const char *group)
+{
+	struct handoff *h = of(s);
+
+	/* Also what it hands over later. */
+	snprintf(h->group, sizeof h->group, "%s", group);
+	return h->guest != 0 ? serve_regroup(h->cfg.rt, h->guest, group) : 0;
 }
 
 static bool
@@ -640,6 +650,7 @@ static const struct session_ops ops = {
 	.end = end,
 	.limit = limit,
 	.latency = latency,
+	.regroup = regroup,
 };
 
 /* --- the beginning --- */

@@ -8,6 +8,7 @@
 #include <uv.h>
 
 #include "base/base.h"
+#include "serve.h"
 #include "session.h"
 #include "uffd_pager.h"
 
@@ -18,6 +19,8 @@ struct handoff_config {
 	struct logger log;
 	const char *group;    /* "" or NULL: none; copied */
 	unsigned regions_max; /* of one client */
+	/* What else one that is in this group may have; NULL: any. */
+	void (*limits)(const char *group, struct serve_limits *l);
 	/* The session has ended, and is freed on return. */
 	void (*gone)(void *ctx, struct session *s);
 	void *ctx;

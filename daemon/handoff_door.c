@@ -19,6 +19,7 @@ configured(struct daemon *d, const char *group)
 		.log = { .fn = log_library },
 		.group = group,
 		.regions_max = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
+		.limits = native_limits,
 	};
 }
 

@@ -30,6 +30,7 @@
 #include "log.h"
 #include "notify.h"
 #include "pulse.h"
+#include "quotas.h"
 #include "sessions.h"
 #include "upgrade.h"
 #include "verb.h"
@@ -204,7 +205,8 @@ load(struct config *c, FILE *err)
 			errors = errors != 0 ? errors : 1;
 		}
 	if (errors == 0)
-		errors = config_check(c, file, err) + check_doors(c, file, err);
+		errors = config_check(c, file, err) + check_doors(c, file, err) +
+			 quotas_check(c, file, err);
 	return errors;
 }
 
@@ -439,21 +441,6 @@ open_sockets(struct daemon *d)
 
 /* ---- the runtime ---- */
 
-/* Said, not refused: what was promised is kept as far as it goes. */
-static void
-warn_of_promises(const struct daemon *d)
-{
-	uint64_t sum = 0;
-
-	for (const struct config_named *n = d->cfg.named; n != NULL; n = n->next)
-		if (strcmp(n->kind, "group") == 0)
-			sum += config_bytes(config_named_value(n, KEY_GROUP_MINIMUM), d->budget);
-	if (sum > d->budget)
-		log_warning("the groups are promised %" PRIu64 " MiB, the budget is %" PRIu64
-			    " MiB",
-			    sum >> 20, d->budget >> 20);
-}
-
 static int
 create_runtime(struct daemon *d)
 {
@@ -484,7 +471,8 @@ create_runtime(struct daemon *d)
 		return r;
 	}
 	d->budget = st.limit;
-	warn_of_promises(d);
+	if (native_quotas != NULL)
+		native_quotas(d, true);
 	return 0;
 }
 
@@ -680,8 +668,7 @@ adopt(struct config *new)
 		}
 	}
 	if (native_quotas != NULL)
-		native_quotas(&the);
-	warn_of_promises(&the);
+		native_quotas(&the, true);
 }
 
 static void

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "adopt.h"
+#include "budget.h"
 #include "childmsg.h"
 #include "daemon.h"
 #include "guardian.h"
@@ -86,9 +87,15 @@ end(struct session *s)
 }
 
 static int
-limit(struct session *s, uint64_t bytes)
+limit(struct session *s, uint64_t most, uint64_t least)
 {
-	return served_limit(native.d->rt, ((struct native *)s)->id, bytes);
+	return served_limit(native.d->rt, ((struct native *)s)->id, most, least);
+}
+
+static int
+regroup(struct session *s, const char *group)
+{
+	return serve_regroup(native.d->rt, ((struct native *)s)->id, group);
 }
 
 static bool
@@ -97,7 +104,8 @@ latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *
 	return served_latency(native.d->rt, ((const struct native *)s)->id, kind, steps);
 }
 
-static const struct session_ops ops = { "native", counts, map, evict, leave, end, limit, latency };
+static const struct session_ops ops = { "native", counts, map,	   evict,  leave,
+					end,	  limit,  regroup, latency };
 
 /* --- coming and going --- */
 
@@ -189,26 +197,103 @@ native_refuse(int fd, int status, const char *why)
 	close(fd);
 }
 
-void
-native_quotas(struct daemon *d)
+/* What percents of swap are of; 0: nobody knows. */
+static uint64_t
+swap_there(void)
 {
-	if (!native.started)
-		return;
-	for (const struct config_named *g = d->cfg.named; g != NULL; g = g->next) {
-		uint64_t most, least;
-		int r;
+	struct up_stats st = { 0 };
 
+	return up_stats_get(native.d->rt, &st, sizeof(st)) == 0 ? st.reserve_max : 0;
+}
+
+/* Of a group: why its quota is not as it was to be, until it is; and what it is to be by the operator's word, until the next reload. */
+static struct note {
+	struct note *next;
+	char group[32];
+	char why[120];
+	bool by_hand;
+	uint64_t most, least; /* by hand */
+} * notes;
+
+static struct note *
+note_of(const char *group)
+{
+	struct note *f = notes;
+
+	while (f != NULL && strcmp(f->group, group) != 0)
+		f = f->next;
+	return f;
+}
+
+/* NULL: no memory. */
+static struct note *
+note_make(const char *group)
+{
+	struct note *f = note_of(group);
+
+	if (f == NULL && (f = calloc(1, sizeof(*f))) != NULL) {
+		snprintf(f->group, sizeof(f->group), "%s", group);
+		f->next = notes;
+		notes = f;
+	}
+	return f;
+}
+
+const char *
+native_quota_refused(int r)
+{
+	return r == -ENOSPC
+		       ? "half of the budget at most can be promised, and three quarters with what is wired"
+	       : r == -EBUSY ? "its clients have more than half of that wired"
+	       : r == -EINVAL
+		       ? "the limit is below what its clients are served with, or below the minimum"
+		       : strerror(-r);
+}
+
+static void
+set_group(struct daemon *d, const char *group, uint64_t most, uint64_t least)
+{
+	const int r = serve_group_quota(d->rt, group, most, least);
+	struct note *const f = r < 0 ? note_make(group) : note_of(group);
+
+	if (r < 0)
+		log_error("group %s: limit %llu, minimum %llu: not in force: %s", group,
+			  (unsigned long long)most, (unsigned long long)least,
+			  native_quota_refused(r));
+	if (f != NULL)
+		snprintf(f->why, sizeof(f->why), "%s", r < 0 ? native_quota_refused(r) : "");
+}
+
+/* Those that give something back come first: what others are promised may be that. */
+static void
+set_groups(struct daemon *d, bool larger)
+{
+	struct serve_group is;
+
+	for (unsigned n = 0; !larger && serve_group_nth(d->rt, n, &is) == 0; n++)
+		if (config_find(&d->cfg, "group", is.name) == NULL &&
+		    (is.limit != 0 || is.minimum != 0 || is.swap != 0)) {
+			set_group(d, is.name, 0, 0);
+			(void)serve_group_swap(d->rt, is.name, 0);
+		}
+	for (const struct config_named *g = d->cfg.named; g != NULL; g = g->next) {
+		const struct note *const f = note_of(g->name);
+		uint64_t most, least;
+
+		if (strcmp(g->kind, "group") == 0 && larger)
+			(void)serve_group_swap(d->rt, g->name,
+					       config_bytes(config_named_value(g, KEY_GROUP_SWAP),
+							    swap_there()));
 		if (strcmp(g->kind, "group") != 0 || session_group(g->name, &most, &least) < 0)
 			continue;
-		r = serve_group_quota(d->rt, g->name, most, least);
-		if (r < 0)
-			log_error("group %s: limit %llu, minimum %llu: %s", g->name,
-				  (unsigned long long)most, (unsigned long long)least,
-				  r == -ENOSPC
-					  ? "half of the budget at most can be promised, and three "
-					    "quarters with what is wired"
-				  : r == -EBUSY ? "its clients have more than half of that wired"
-						: strerror(-r));
+		if (f != NULL && f->by_hand) {
+			most = f->most;
+			least = f->least;
+		}
+		is.minimum = 0;
+		(void)serve_group_info(d->rt, g->name, &is);
+		if ((least > is.minimum) == larger)
+			set_group(d, g->name, most, least);
 	}
 }
 
@@ -216,6 +301,61 @@ unsigned
 native_children(struct daemon *d)
 {
 	return native.started ? serve_children(d->rt) : 0;
+}
+
+void
+native_quotas(struct daemon *d, bool anew)
+{
+	bool any = native.started;
+	int r;
+
+	for (struct note *f = notes; f != NULL && anew; f = f->next)
+		f->by_hand = false;
+	for (const struct config_named *g = d->cfg.named; g != NULL && !any; g = g->next)
+		any = strcmp(g->kind, "group") == 0;
+	r = any ? native_start(d) : 0;
+	if (r < 0)
+		log_error("groups have no effect: %s", strerror(-r));
+	if (!native.started)
+		return;
+	set_groups(d, false);
+	set_groups(d, true);
+}
+
+void
+native_group(struct daemon *d, const char *group, struct serve_group *is, const char **why)
+{
+	const struct note *const f = note_of(group);
+
+	*is = (struct serve_group){ .limit = 0 };
+	if (native.started)
+		(void)serve_group_info(d->rt, group, is);
+	*why = !native.started ? "no client can have a limit here" : f != NULL ? f->why : "";
+}
+
+int
+native_group_limit(struct daemon *d, const char *group, uint64_t *most, uint64_t *least)
+{
+	struct serve_group is = { .limit = 0 };
+	struct note *f;
+	int r;
+
+	if (!native.started || config_find(&d->cfg, "group", group) == NULL)
+		return -ESRCH;
+	f = note_make(group);
+	if (f == NULL)
+		return -ENOMEM;
+	(void)serve_group_info(d->rt, group, &is);
+	*most = *most != LIMIT_KEEP ? *most : is.limit;
+	*least = *least != LIMIT_KEEP ? *least : is.minimum;
+	r = serve_group_quota(d->rt, group, *most, *least);
+	if (r < 0)
+		return r;
+	f->by_hand = true;
+	f->most = *most;
+	f->least = *least;
+	f->why[0] = '\0';
+	return 0;
 }
 
 void
@@ -253,7 +393,6 @@ native_start(struct daemon *d)
 	if (r < 0)
 		return r;
 	native.started = true;
-	native_quotas(d);
 	return 0;
 }
 
@@ -353,14 +492,43 @@ native_create(struct daemon *d, const struct up_config *uc)
 	if (r < 0)
 		return r;
 	native.started = true;
-	native_quotas(d);
 	return_guests(d);
+	/* They are where their accounts were; the configuration may be another one. */
+	sessions_reload();
 	return 0;
+}
+
+/* Of what each client of a group has there, or else in [limits]. */
+static uint64_t
+of_client(const char *group, enum config_key here, enum config_key there)
+{
+	const struct config *const c = &native.d->cfg;
+	const struct config_named *const g = config_find(c, "group", group);
+	const uint64_t own =
+		g != NULL ? config_bytes(config_named_value(g, here), native.d->budget) : 0;
+
+	return own != 0 ? own : config_bytes(&c->v[there], native.d->budget);
+}
+
+void
+native_limits(const char *group, struct serve_limits *l)
+{
+	const struct config *const c = &native.d->cfg;
+	const uint64_t least =
+		serve_limit_min((unsigned)config_n(c, KEY_SERVICE_THREADS), budget_wanted(c));
+
+	l->mapped = config_n(c, KEY_LIMIT_MAPPED);
+	l->swap = config_bytes(&c->v[KEY_LIMIT_SWAP], swap_there());
+	l->limit = of_client(group, KEY_GROUP_CLIENT_LIMIT, KEY_LIMIT_LIMIT);
+	/* A percentage of a budget that has become small. */
+	l->limit = l->limit != 0 && l->limit < least ? least : l->limit;
+	l->minimum = of_client(group, KEY_GROUP_CLIENT_MINIMUM, KEY_LIMIT_MINIMUM);
 }
 
 void
 native_accept(struct daemon *d, const struct listener *l, int fd, const struct peer *peer)
 {
+	struct serve_limits limits;
 	struct native *n;
 	char why[MSG_TEXT];
 	int r = session_admit(peer, why, sizeof(why));
@@ -386,28 +554,22 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 	n->session.uid = peer->uid;
 	n->session.gid = peer->gid;
 	snprintf(n->session.group, sizeof(n->session.group), "%s", l->group);
+	n->session.by_door = l->group[0] != '\0';
 	session_come(&n->session);
-	r = serve_accept(d->rt, fd,
-			 &(struct serve_limits){
-				 .regions = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
-				 .objects = OBJECTS_MAX,
-				 .fds = (unsigned)config_n(&d->cfg, KEY_LIMIT_FDS),
-				 .mapped = UINT64_MAX / 2,
-				 .inflight = config_n(&d->cfg, KEY_LIMIT_INFLIGHT),
-				 .fuse = config_n(&d->cfg, KEY_LIMIT_FUSE) != 0,
-				 .group = n->session.group },
-			 &n->id);
+	limits = (struct serve_limits){ .regions = (unsigned)config_n(&d->cfg, KEY_LIMIT_REGIONS),
+					.objects = OBJECTS_MAX,
+					.fds = (unsigned)config_n(&d->cfg, KEY_LIMIT_FDS),
+					.inflight = config_n(&d->cfg, KEY_LIMIT_INFLIGHT),
+					.fuse = config_n(&d->cfg, KEY_LIMIT_FUSE) != 0,
+					.group = n->session.group };
+	native_limits(n->session.group, &limits);
+	r = serve_accept(d->rt, fd, &limits, &n->id);
 	if (r < 0) {
-		if (r == -EAGAIN)
-			snprintf(
-				why, sizeof(why),
-				"there are %d clients and forked children of clients, and more can not be served",
-				SERVE_SPACES_MAX);
-		else
-			snprintf(why, sizeof(why),
-				 "there is no room for another client within the budget: %s",
-				 strerror(-r));
-		log_warning("client %u: refused: %s", n->session.id, why);
+		snprintf(why, sizeof(why), "%s", serve_refused(r));
+		log_warning("client %u: %s: refused: limit %llu, minimum %llu: %s", n->session.id,
+			    n->session.name, (unsigned long long)limits.limit,
+			    (unsigned long long)limits.minimum,
+			    r == -ENOSPC || r == -EINVAL ? native_quota_refused(r) : why);
 		native_refuse(fd, r, why);
 		session_refused(r == -EAGAIN ? REFUSED_CLIENTS : REFUSED_FAILED);
 		uv_mutex_lock(&native.lock);

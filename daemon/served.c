@@ -25,6 +25,7 @@ served_whose(struct session *who, int connection, const char *group)
 	*who = (struct session){ .pid = cred.pid, .uid = cred.uid, .gid = cred.gid };
 	if (group != NULL)
 		snprintf(who->group, sizeof(who->group), "%s", group);
+	who->by_door = who->group[0] != '\0';
 	return 0;
 }
 
@@ -34,7 +35,7 @@ served_counts(struct up_runtime *rt, uint64_t id, struct session_counts *c)
 	struct serve_info info;
 
 	if (serve_info(rt, id, &info) < 0) {
-		c->mapped = c->resident = c->swapped = c->wired = 0;
+		c->mapped = c->resident = c->swapped = c->wired = c->promised = 0;
 		c->limit = c->minimum = c->regions = 0;
 		return;
 	}
@@ -45,6 +46,8 @@ served_counts(struct up_runtime *rt, uint64_t id, struct session_counts *c)
 	c->limit = info.limit;
 	c->minimum = info.minimum;
 	c->regions = info.regions;
+	c->promised = info.promised;
+	c->swap = info.swap;
 	c->again = info.again;
 	c->exists = info.exists;
 	c->deferred = info.deferred;
@@ -197,10 +200,13 @@ served_map(struct up_runtime *rt, uint64_t id, const struct glance *g)
 }
 
 int
-served_limit(struct up_runtime *rt, uint64_t id, uint64_t bytes)
+served_limit(struct up_runtime *rt, uint64_t id, uint64_t most, uint64_t least)
 {
 	struct serve_info info;
 	int r = serve_info(rt, id, &info);
 
-	return r < 0 ? r : serve_quota(rt, id, bytes, info.minimum);
+	if (r < 0)
+		return r;
+	return serve_quota(rt, id, most != LIMIT_KEEP ? most : info.limit,
+			   least != LIMIT_KEEP ? least : info.minimum);
 }

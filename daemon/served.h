@@ -18,6 +18,6 @@ void served_add(struct session_counts *to, const struct session_counts *more);
 json_t *served_map(struct up_runtime *rt, uint64_t id, const struct glance *g);
 bool served_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,
 		    struct latency_steps *steps);
-int served_limit(struct up_runtime *rt, uint64_t id, uint64_t bytes);
+int served_limit(struct up_runtime *rt, uint64_t id, uint64_t most, uint64_t least);
 
 #endif

@@ -31,13 +31,14 @@ struct session_events {
 
 struct session_counts {
 	uint64_t mapped, resident, swapped, wired; /* bytes */
-	uint64_t limit, minimum;		   /* the same; 0: none of its own */
-	uint64_t regions;			   /* ranges; 0: not known */
-	uint64_t faults[UP_FAULT_KINDS];	   /* served */
-	uint64_t again, exists, deferred;	   /* EAGAIN, EEXIST, faults put off */
-	uint64_t prefetched;			   /* pages filled before they were asked for */
-	uint64_t lost;				   /* faults, or pages, that were SIGBUS */
-	struct session_events ours;		   /* what of these the runtime has counted, too */
+	uint64_t limit, minimum; /* of what is resident, in force; bytes, 0: none of its own */
+	uint64_t promised, swap; /* swap that it was promised, and may be; bytes, 0: any */
+	uint64_t regions;	 /* ranges; 0: not known */
+	uint64_t faults[UP_FAULT_KINDS];  /* served */
+	uint64_t again, exists, deferred; /* EAGAIN, EEXIST, faults put off */
+	uint64_t prefetched;		  /* pages filled before they were asked for */
+	uint64_t lost;			  /* faults, or pages, that were SIGBUS */
+	struct session_events ours;	  /* what of these the runtime has counted, too */
 	uint64_t p50_ns, p99_ns; /* of faults, from the message to the wake-up; 0: none yet */
 	struct up_latency latency[UP_FAULT_KINDS]; /* the same of each kind */
 };
@@ -64,8 +65,14 @@ struct session_ops {
 	void (*leave)(struct session *s, unsigned ms);
 	/* It is to end now: what it holds is given back, and session_gone() is called, perhaps before this returns. */
 	void (*end)(struct session *s);
-	/* The most memory that it may have, bytes.  0, or -errno; NULL: there is no such limit for it. */
-	int (*limit)(struct session *s, uint64_t bytes);
+	/*
+	 * The most memory that it may have, and what of that others do not push out; bytes, 0: none, LIMIT_KEEP: as it is.  0, or as
+	 * serve_quota(); NULL: there is no such limit for it.
+	 */
+#define LIMIT_KEEP UINT64_MAX
+	int (*limit)(struct session *s, uint64_t most, uint64_t least);
+	/* It is in that group from here on, "" in none, with all that it has.  0 or -errno; NULL: what it has is in no account, and in no group's. */
+	int (*regroup)(struct session *s, const char *group);
 	/* How long its faults of a kind took.  False: it is gone.  NULL: nobody knows. */
 	bool (*latency)(const struct session *s, enum up_fault_kind kind,
 			struct latency_steps *steps);
@@ -81,6 +88,7 @@ struct session {
 	gid_t gid;
 	char name[64];	/* from /proc/PID/comm, or what the client calls itself */
 	char group[32]; /* "" none */
+	bool by_door;	/* it is, by the socket where it came, and not by its user */
 	uint64_t since; /* CLOCK_MONOTONIC, ns */
 
 	/* The registry's, once a second: what it had served then, and per second since the time before. */
@@ -111,8 +119,8 @@ unsigned session_number(void);
 int session_find(const char *who, struct session **found);
 
 /*
- * What a group allows its clients, bytes: its limit (0: none) and its guaranteed minimum.  -ENOENT: no such group.  May change with
- * every SIGHUP, so it is asked for, not kept.
+ * What a group is to allow its clients, bytes: its limit (0: none) and its guaranteed minimum; native_group() has what is in force.  -ENOENT: no such
+ * group.  May change with every SIGHUP, so it is asked for, not kept.
  */
 int session_group(const char *group, uint64_t *limit, uint64_t *minimum);
 

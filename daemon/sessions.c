@@ -127,26 +127,44 @@ user_is_in(const struct config_named *g, uid_t uid)
 	return false;
 }
 
-static void
-find_group(struct session *s)
+/* The group that a user is in; "": none. */
+static const char *
+group_of(uid_t uid)
 {
 	/* Of a verb that serves one protocol alone there is no daemon, and no group. */
 	for (const struct config_named *g = reg.d != NULL ? reg.d->cfg.named : NULL; g != NULL;
 	     g = g->next)
-		if (strcmp(g->kind, "group") == 0 && user_is_in(g, s->uid)) {
-			snprintf(s->group, sizeof(s->group), "%s", g->name);
-			return;
-		}
+		if (strcmp(g->kind, "group") == 0 && user_is_in(g, uid))
+			return g->name;
+	return "";
+}
+
+/* What its group is called is where its memory counts: one that can not be moved stays in both. */
+static void
+regroup(struct session *s, const char *group)
+{
+	const int r = s->ops->regroup != NULL ? s->ops->regroup(s, group) : 0;
+
+	/* The other word for a client that is about to go. */
+	if (r < 0 && r != -ENOENT) {
+		log_error("client %u: %s: stays in group '%s', and not '%s': %s", s->id, s->name,
+			  s->group, group, strerror(-r));
+		return;
+	}
+	log_info("client %u: %s: group '%s' now, was '%s'", s->id, s->name, group, s->group);
+	snprintf(s->group, sizeof(s->group), "%s", group);
 }
 
 void
 sessions_reload(void)
 {
 	for (struct session *s = reg.first; s != NULL; s = s->next) {
-		if (s->group[0] != '\0' && config_find(&reg.d->cfg, "group", s->group) == NULL)
-			s->group[0] = '\0';
-		if (s->group[0] == '\0')
-			find_group(s);
+		const char *group = s->group;
+
+		if (!s->by_door || config_find(&reg.d->cfg, "group", group) == NULL)
+			group = group_of(s->uid);
+		if (strcmp(group, s->group) != 0)
+			regroup(s, group);
 	}
 }
 
@@ -203,8 +221,12 @@ int
 session_admit(const struct peer *peer, char *why, size_t len)
 {
 	const uint64_t most = config_n(&reg.d->cfg, KEY_LIMIT_CLIENTS);
+	const uint64_t user = config_n(&reg.d->cfg, KEY_LIMIT_USER);
+	unsigned same = 0;
 	int r = 0;
 
+	for (const struct session *s = reg.first; s != NULL; s = s->next)
+		same += s->uid == peer->uid;
 	if (reg.d->state != STATE_SERVING) {
 		snprintf(why, len, "the daemon is %s, and takes no new clients",
 			 reg.d->end_at == 0 ? "drained" : "ending");
@@ -213,6 +235,12 @@ session_admit(const struct peer *peer, char *why, size_t len)
 		snprintf(why, len,
 			 "there are %u clients, and %" PRIu64 " are allowed ([limits] clients)",
 			 reg.n, most);
+		r = -EUSERS;
+	} else if (user != 0 && same >= user) {
+		snprintf(why, len,
+			 "user %u has %u clients, and %" PRIu64
+			 " are allowed ([limits] clients_per_user)",
+			 (unsigned)peer->uid, same, user);
 		r = -EUSERS;
 	}
 	if (r < 0)
@@ -277,7 +305,10 @@ session_come(struct session *s)
 	s->name[sizeof(s->name) - 1] = '\0';
 	make_printable(s->name);
 	if (s->group[0] == '\0')
-		find_group(s);
+		snprintf(s->group, sizeof(s->group), "%s", group_of(s->uid));
+	else
+		/* One that comes back is not asked again where it had come. */
+		s->by_door |= strcmp(s->group, group_of(s->uid)) != 0;
 	s->next = NULL;
 	struct session **p = &reg.first;
 	while (*p != NULL)

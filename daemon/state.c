@@ -11,6 +11,7 @@
 
 #include "guardian.h"
 #include "listen.h"
+#include "serve.h"
 #include "sessions.h"
 
 #define PAGE_CLIENTS 64
@@ -107,17 +108,24 @@ groups_json(struct daemon *d)
 	json_t *const j = json_array();
 
 	for (const struct config_named *g = d->cfg.named; g != NULL; g = g->next) {
+		struct serve_group is = { .limit = 0 };
 		uint64_t limit = 0, minimum = 0, resident;
+		const char *why = "";
 		unsigned n;
 
 		if (strcmp(g->kind, "group") != 0)
 			continue;
 		session_group(g->name, &limit, &minimum);
 		n = sessions_of_group(g->name, &resident);
-		json_array_append_new(j,
-				      json_pack("{s:s, s:I, s:I, s:i, s:I}", "name", g->name,
-						"limit", number(limit), "minimum", number(minimum),
-						"clients", (int)n, "resident", number(resident)));
+		if (native_group != NULL)
+			native_group(d, g->name, &is, &why);
+		json_array_append_new(
+			j, json_pack("{s:s, s:I, s:I, s:I, s:I, s:i, s:I, s:{s:I, s:I}, s:s}",
+				     "name", g->name, "limit", number(is.limit), "minimum",
+				     number(is.minimum), "swap_limit", number(is.swap), "promised",
+				     number(is.promised), "clients", (int)n, "resident",
+				     number(is.resident), "configured", "limit", number(limit),
+				     "minimum", number(minimum), "refused", why));
 	}
 	return j;
 }
@@ -222,17 +230,18 @@ state_client(const struct session *s)
 
 	session_counts(s, &c);
 	return json_pack(
-		"{s:i, s:i, s:I, s:I, s:o, s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}",
+		"{s:i, s:i, s:I, s:I, s:o, s:s, s:s, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o}",
 		"id", (int)s->id, "pid", (int)s->pid, "uid", (json_int_t)s->uid, "gid",
 		(json_int_t)s->gid, "name", text(s->name), "group", s->group, "kind", s->ops->kind,
 		"age", (double)(monotonic_ns() - s->since) / 1e9, "mapped", number(c.mapped),
 		"resident", number(c.resident), "swapped", number(c.swapped), "wired",
-		number(c.wired), "limit", number(c.limit), "minimum", number(c.minimum), "regions",
-		number(c.regions), "faults", faults_json(c.faults), "rate", s->rate, "again",
-		number(c.again), "exists", number(c.exists), "deferred", number(c.deferred),
-		"prefetched", number(c.prefetched), "lost", number(c.lost), "p50_ns",
-		number(c.p50_ns), "p99_ns", number(c.p99_ns), "latency", client_latency_json(&c),
-		"recent", recent_json(s->recent, &s->all));
+		number(c.wired), "limit", number(c.limit), "minimum", number(c.minimum), "promised",
+		number(c.promised), "swap_limit", number(c.swap), "regions", number(c.regions),
+		"faults", faults_json(c.faults), "rate", s->rate, "again", number(c.again),
+		"exists", number(c.exists), "deferred", number(c.deferred), "prefetched",
+		number(c.prefetched), "lost", number(c.lost), "p50_ns", number(c.p50_ns), "p99_ns",
+		number(c.p99_ns), "latency", client_latency_json(&c), "recent",
+		recent_json(s->recent, &s->all));
 }
 
 json_t *

@@ -33,6 +33,7 @@ adopt_account(struct adoption *a, uint64_t then, struct account **now)
 	if (*now == NULL)
 		return -ENOMEM;
 	atomic_store(&(*now)->reads_max, atomic_load(&was->reads_max));
+	atomic_store(&(*now)->swap_limit, atomic_load(&was->swap_limit));
 	r = table_put(&a->accounts, then, *now);
 	if (r < 0)
 		account_unref(*now);
@@ -218,7 +219,7 @@ adopt_object(struct adoption *a, uint64_t then, struct object **out, unsigned de
 	if (r == 0)
 		r = adopt_account(a, then_of(was->account), &account);
 	if (r == 0 && account != NULL)
-		h->o->account = account_ref(account);
+		object_pays(h->o, account_ref(account));
 	if (r == 0 && was->pool != 0)
 		r = adopt_pool(a, h, then);
 	adopt_shape(a, was, then, &root, &backing, &offset);

@@ -92,10 +92,18 @@ int client_create(struct up_runtime *rt, const struct serve_limits *limits, pid_
 		  gid_t gid, const char *name, struct client **out);
 /* Its space, in the list; sock is the space's.  0; -EAGAIN: there are too many; -ENOMEM.  => map.change is held */
 int client_space(struct pager *p, struct client *c, int sock, struct space **out);
+/* The quota that it is to have from the beginning.  0, or as serve_quota().  => map.change is held, before client_space() */
+int client_quota(struct up_runtime *rt, struct client *c);
 /* NULL: it has gone.  => map.change or map.lock is held */
 struct space *client_find(struct pager *p, uint64_t id);
-/* 0, or why the client can not have [addr, addr + length) as well.  => map.change is held */
-int client_room(const struct space *sp, uint64_t addr, uint64_t length, size_t regions);
+/*
+ * 0, or why the client can not have [addr, addr + length) as well, in so many regions and with swap for so many pages.  -EDQUOT: with a log line, and the
+ * same in `why`, MSG_TEXT bytes or NULL.  => map.change is held
+ */
+int client_room(struct up_runtime *rt, const struct space *sp, uint64_t addr, uint64_t length,
+		size_t regions, uint64_t nswap, char *why);
+/* The same of what it is to have without a region: more swap. */
+int client_swap(struct up_runtime *rt, const struct client *c, uint64_t nswap, char *why);
 
 /* guest.c.  guests_stop(): nothing is done for guests any more; before the keeper stops.  guests_free(): when no guest is left. */
 void guests_stop(struct up_runtime *rt);

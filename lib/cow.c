@@ -62,6 +62,9 @@ part_prepare(struct up_runtime *rt, const char *call, struct part *part)
 	if (r < 0 || from->parting)
 		return r;
 	r = object_create(rt, call, from->npages, 0, from->noreserve, &part->under);
+	/* It gets the pages, and whoever has been promised them has them still. */
+	if (r == 0 && from->account != NULL)
+		object_pays(part->under, account_ref(from->account));
 	from->parting = r == 0;
 	return r;
 }

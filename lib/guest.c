@@ -546,7 +546,7 @@ add(struct up_runtime *rt, struct space *sp, const struct guest_region *rg, stru
 	int r = t == NULL || e == NULL ? -ENOMEM : 0;
 
 	if (r == 0)
-		r = client_room(sp, rg->start, rg->length, 1);
+		r = client_room(rt, sp, rg->start, rg->length, 1, rg->length >> PAGE_SHIFT, NULL);
 	if (r == 0)
 		r = check_file(p, rg);
 	if (r == 0 && marked_by_other(rt->guests, rg->memfd))
@@ -556,7 +556,7 @@ add(struct up_runtime *rt, struct space *sp, const struct guest_region *rg, stru
 	if (r != 0)
 		goto fail;
 	o->apart = o->guest = true;
-	o->account = account_ref(c->account);
+	object_pays(o, account_ref(c->account));
 	r = server_note_file(rt, o, &what, rg->memfd);
 	if (r < 0)
 		goto unref;
@@ -624,7 +624,10 @@ make_space(struct up_runtime *rt, const struct guest_config *cfg, struct client 
 	const int sock = guest_return(c), removed = sock >= 0 ? removals_file() : -1;
 	struct pager *p = &rt->p;
 	struct space *sp = NULL;
-	int r = sock < 0 ? sock : removed < 0 ? removed : client_space(p, c, sock, &sp);
+	int r = sock < 0 ? sock : removed < 0 ? removed : client_quota(rt, c);
+
+	if (r == 0)
+		r = client_space(p, c, sock, &sp);
 
 	if (r == 0) {
 		sp->attached = true;

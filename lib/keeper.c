@@ -227,17 +227,44 @@ keeper_tell(struct forks *f, struct space *sp, uint32_t serial)
 	return tell_on(f, sp);
 }
 
-/* 0, or why a client or what it has forked may not fork now. */
+/* 0, or why a client or what it has forked may not fork now.  For its child as much is promised as for a clone. */
 static int
 may_fork(const struct forks *f, const struct space *parent)
 {
-	size_t all = 0, same = 0;
+	size_t all = 0, forked = 0, same = 0, user = 0;
+	const struct client *c = NULL;
+	uint64_t nswap = 0;
 
-	for (const struct space *sp = f->rt->p.spaces; sp != NULL; sp = sp->next, all++)
-		same += sp->account == parent->account;
-	return all >= CHILDREN_MAX || (parent->account != NULL && same >= CHILDREN_MAX / 8)
-		       ? -EAGAIN
-		       : 0;
+	for (const struct space *sp = f->rt->p.spaces; sp != NULL; sp = sp->next, all++) {
+		const bool mine = sp->account == parent->account;
+
+		same += mine;
+		forked += sp->client == NULL;
+		user += sp->client == NULL && sp->uid == parent->uid;
+		c = mine && sp->client != NULL ? sp->client : c;
+	}
+	if (all >= CHILDREN_MAX)
+		return -EAGAIN;
+	if (parent->account == NULL)
+		return 0;
+	/* The rest is for other users', and for clients. */
+	if (same >= CHILDREN_MAX / 8 || user >= CHILDREN_MAX / 4 ||
+	    forked >= CHILDREN_MAX - CLIENTS_MAX) {
+		log_line(
+			&f->rt->p.log, UP_LOG_WARNING,
+			"process %d: refused: a fork: there are %zu processes of its client, %zu forked ones "
+			"of user %u, and %zu of all; %u, %u and %u are allowed",
+			atomic_load(&parent->pid), same, user, (unsigned)parent->uid, forked,
+			CHILDREN_MAX / 8, CHILDREN_MAX / 4, CHILDREN_MAX - CLIENTS_MAX);
+		return -EAGAIN;
+	}
+	for (const struct map_entry *e = parent->map.first; e != NULL; e = e->next) {
+		if (e->inherit == UP_INHERIT_COPY && !e->object->noreserve)
+			nswap += (e->end - e->start) >> PAGE_SHIFT;
+	}
+	if (c != NULL)
+		return client_swap(f->rt, c, nswap, NULL);
+	return nswap == 0 || account_may_promise(parent->account, nswap) ? 0 : -EDQUOT;
 }
 
 /*
@@ -436,20 +463,40 @@ did_not_come_back(struct forks *f, struct space *sp)
 	fork_over(f, sp, late ? -ETIMEDOUT : 0);
 }
 
-/* Whose faults wait for a fork does not wait for ever.  When that is to be looked at again: ms; INT_MAX: there is none. */
+/* It has connected, and is not served yet. */
+static bool
+is_silent(const struct space *sp)
+{
+	return sp->client != NULL && sp->client->guest == NULL && !sp->attached && sp->thaw_at != 0;
+}
+
+/* It keeps a place that somebody else could have. */
+static void
+said_no_hello(struct forks *f, struct space *sp)
+{
+	log_line(&f->rt->p.log, UP_LOG_WARNING,
+		 "client %s, process %d: disconnected: it has not said hello within %u ms",
+		 sp->client->name, (int)sp->client->pid, sp->client->limits.hello_ms);
+	sp->thaw_at = 0;
+	shutdown(sp->sock, SHUT_RDWR);
+}
+
+/* Whose faults wait for a fork does not wait for ever, nor does who says nothing stay.  When that is to be looked at again: ms; INT_MAX: there is none. */
 static int
 forks_in_time(struct forks *f)
 {
 	uint64_t now = 0, next = UINT64_MAX;
 
 	for (struct space *sp = f->rt->p.spaces; sp != NULL; sp = sp->next) {
-		if (sp->coming == 0)
+		if (sp->coming == 0 && !is_silent(sp))
 			continue;
 		now = now != 0 ? now : now_ns();
-		if (now >= sp->thaw_at)
-			did_not_come_back(f, sp);
-		else
+		if (now < sp->thaw_at)
 			next = MIN(next, sp->thaw_at);
+		else if (sp->coming == 0)
+			said_no_hello(f, sp);
+		else
+			did_not_come_back(f, sp);
 	}
 	return next == UINT64_MAX ? INT_MAX : (int)((next - now) / 1000000) + 1;
 }

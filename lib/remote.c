@@ -61,10 +61,11 @@ struct remote {
 	bool again;	   /* (c) should the daemon be killed over it, we connect again */
 	bool broken;	   /* (lock) the daemon is gone, or has answered what it may not */
 	struct ticket *ticket;
-	uint64_t limit;	       /* (c) the daemon's */
-	bool memory;	       /* (c) there is memory for heaps */
-	atomic_size_t nregion; /* (lock) to change */
-	struct region *region; /* REGIONS_MAX of them; length 0: free */
+	const struct logger *log; /* (c) */
+	uint64_t limit;		  /* (c) the daemon's */
+	bool memory;		  /* (c) there is memory for heaps */
+	atomic_size_t nregion;	  /* (lock) to change */
+	struct region *region;	  /* REGIONS_MAX of them; length 0: free */
 	char *watcher;
 	atomic_bool over; /* we have hung up */
 	/* up_config.pager_lost and pager_leaving; both NULL: there is no herald */
@@ -151,8 +152,14 @@ hear(struct remote *re, struct msg *m, int fd[MSG_REGIONS], size_t *nfd)
 			return lost(re, r);
 		if ((m->serial == (SERIAL_CALL | re->serial) &&
 		     (m->type == MSG_RETURN || m->type == MSG_REGION)) ||
-		    msg_is_restart(m, MSG_RETURN))
+		    msg_is_restart(m, MSG_RETURN)) {
+			/* Which of its limits it was; nothing else that has no more than a number to say is that. */
+			if (m->type == MSG_RETURN && m->status == -EDQUOT &&
+			    m->call.text[0] != '\0')
+				log_line(re->log, UP_LOG_WARNING, "refused by the daemon: %.*s",
+					 (int)MSG_TEXT - 1, m->call.text);
 			return 0;
+		}
 		msg_unasked(&re->unasked, m);
 		for (size_t i = 0; i < *nfd; i++)
 			close(fd[i]);
@@ -1265,6 +1272,7 @@ connect_once(struct up_runtime **out, const char *path, const struct up_config *
 	if (rt == MAP_FAILED)
 		return -errno;
 	re = (struct remote *)(void *)(rt + 1);
+	re->log = &rt->p.log;
 	rt->remote = re;
 	rt->pid = getpid();
 	re->again = again;

@@ -131,8 +131,8 @@ choose_limit(size_t configured, const struct logger *log)
 	return configured;
 }
 
-static unsigned
-default_services(size_t limit)
+unsigned
+runtime_services(size_t limit)
 {
 	const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 
@@ -431,7 +431,7 @@ runtime_create(struct up_runtime **out, const struct up_config *cfg, const struc
 								   : IO_POLL_US);
 	p->workers.mask = cfg->feature_mask;
 	p->nservices = cfg->service_threads != 0 ? cfg->service_threads
-						 : default_services(rt->memory_limit);
+						 : runtime_services(rt->memory_limit);
 	p->store = b->store;
 	p->idle = b->idle;
 	p->idle_ctx = b->ctx;
@@ -747,6 +747,7 @@ release_one(struct object *o)
 	if (o->pool != 0)
 		p->pmap->ops->pool_destroy(p->pmap, o->pool);
 	resv_give(&p->resv_swap, o->reserved);
+	account_promise(o->account, -(int64_t)o->reserved);
 	resv_give(&p->resv_meta, META_PER_OBJECT + (o->noreserve ? 0 : meta_for(o->npages)));
 	if (o->next != NULL)
 		o->next->prev = o->prev;
@@ -893,6 +894,7 @@ object_extend(struct up_runtime *rt, const char *call, struct object *o, uint64_
 		return -ENOMEM;
 	}
 	o->reserved += nswap;
+	account_promise(o->account, (int64_t)nswap);
 	return 0;
 }
 
@@ -1402,6 +1404,7 @@ entry_destroy(struct pager *p, struct map_entry *e)
 		assert(o->reserved >= npages);
 		o->reserved -= npages;
 		resv_give(&p->resv_swap, npages);
+		account_promise(o->account, -(int64_t)npages);
 	}
 	object_unref(o);
 	entry_free(p, e);

@@ -135,6 +135,9 @@ int object_create_source(struct up_runtime *rt, const char *call, struct source 
 int object_create_device(struct up_runtime *rt, int fd, uint64_t size, unsigned flags,
 			 struct up_object **obj);
 
+/* Service threads, unless the configuration says how many. */
+unsigned runtime_services(size_t limit);
+
 /* An anonymous object that outlives its mappings; the reference is the program's.  => map.change is held */
 int object_create_handle(struct up_runtime *rt, const char *call, uint64_t npages, unsigned flags,
 			 struct object **o);
@@ -158,7 +161,7 @@ object_copy_client(struct object *copy, const struct object *from)
 {
 	copy->apart = from->apart;
 	if (from->account != NULL)
-		copy->account = account_ref(from->account);
+		object_pays(copy, account_ref(from->account));
 }
 
 /* From here on faults of spaces are counted, for each.  0 or -ENOMEM.  => map.change is held */

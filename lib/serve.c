@@ -13,6 +13,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -41,6 +42,12 @@ account_room(const struct pager *p, size_t limit)
 	const size_t room = MAX(limit / 8, (size_t)RUN_MAX * p->nservices * 2);
 
 	return limit > room ? limit - room : 0;
+}
+
+static size_t
+pages_of(uint64_t bytes)
+{
+	return (size_t)MIN(bytes >> PAGE_SHIFT, SIZE_MAX / 2);
 }
 
 /* --- objects --- */
@@ -82,7 +89,7 @@ unhold(struct client *c, uint64_t id)
 	up_object_unref((struct up_object *)o);
 }
 
-/* A new object of the client's: nothing maps it yet. */
+/* A new object of the client's: nothing maps it yet.  => map.change is held */
 static void
 own(struct client *c, struct object *o)
 {
@@ -90,7 +97,7 @@ own(struct client *c, struct object *o)
 		return;
 	o->apart = true;
 	if (o->account == NULL)
-		o->account = account_ref(c->account);
+		object_pays(o, account_ref(c->account));
 }
 
 /* --- who owns what has a name --- */
@@ -300,20 +307,100 @@ prepare_entry(struct pager *p, const struct space *sp, struct part *part, uintpt
 	return 0;
 }
 
+/* The client is told as much as the operator: which limit it is. */
+__attribute__((format(printf, 4, 5))) static int
+over_limit(struct up_runtime *rt, const struct client *c, char *why, const char *fmt, ...)
+{
+	char text[MSG_TEXT];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	log_line(&rt->p.log, UP_LOG_WARNING, "client %s, process %d: refused: %s", c->name,
+		 (int)c->pid, text);
+	if (why != NULL)
+		memcpy(why, text, sizeof text);
+	return -EDQUOT;
+}
+
+/* Rounded up: what is refused is more than is allowed. */
+static unsigned long long
+mib(uint64_t pages)
+{
+	return round_up(pages, 256) >> 8;
+}
+
+/* Pages of swap that a group's clients were promised.  => map.change is held */
+static uint64_t
+group_promised(const struct pager *p, const struct account *g)
+{
+	uint64_t n = atomic_load(&g->promised);
+
+	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
+		if (sp->client != NULL && sp->client->account->group == g)
+			n += atomic_load(&sp->client->account->touched);
+	}
+	return n;
+}
+
 int
-client_room(const struct space *sp, uint64_t addr, uint64_t length, size_t regions)
+client_swap(struct up_runtime *rt, const struct client *c, uint64_t nswap, char *why)
+{
+	const struct account *a = c->account, *g = a->group;
+	uint64_t n, most;
+
+	if (nswap == 0)
+		return 0;
+	if (!account_may_promise(a, nswap)) {
+		n = atomic_load(&a->promised) + atomic_load(&a->touched) + nswap;
+		most = atomic_load(&a->swap_limit);
+		return over_limit(rt, c, why,
+				  "%llu MiB of swap promised, and %llu are allowed (swap)", mib(n),
+				  mib(most));
+	}
+	most = g != NULL ? atomic_load(&g->swap_limit) : 0;
+	n = most != 0 ? group_promised(&rt->p, g) + nswap : 0;
+	return n <= most
+		       ? 0
+		       : over_limit(
+				 rt, c, why,
+				 "%llu MiB of swap promised to group %s, and %llu are allowed (swap)",
+				 mib(n), g->name, mib(most));
+}
+
+int
+client_room(struct up_runtime *rt, const struct space *sp, uint64_t addr, uint64_t length,
+	    size_t regions, uint64_t nswap, char *why)
 {
 	const struct client *c = sp->client;
 	struct map *m = (struct map *)(uintptr_t)&sp->map;
+	const uint64_t mapped = (sp->map.pages << PAGE_SHIFT) + length;
 	const struct map_entry *e;
 
 	if (!valid_range(addr, length))
 		return -EINVAL;
-	if (sp->map.n + regions > c->limits.regions ||
-	    (sp->map.pages << PAGE_SHIFT) + length > c->limits.mapped)
-		return -EDQUOT;
+	if (sp->map.n + regions > c->limits.regions)
+		return over_limit(rt, c, why, "%zu regions, and %u are allowed (regions)",
+				  sp->map.n + regions, c->limits.regions);
+	if (c->limits.mapped != 0 && mapped > c->limits.mapped)
+		return over_limit(rt, c, why, "%llu MiB mapped, and %llu are allowed (mapped)",
+				  mib(mapped >> PAGE_SHIFT), mib(c->limits.mapped >> PAGE_SHIFT));
 	e = map_first_from(m, addr);
-	return e != NULL && e->start < addr + length ? -EEXIST : 0;
+	if (e != NULL && e->start < addr + length)
+		return -EEXIST;
+	return client_swap(rt, c, nswap, why);
+}
+
+/* What a mapping of `o`, or NULL, is promised as it is made; see object_to_map(). */
+static uint64_t
+swap_of_map(const struct up_runtime *rt, const struct object *o, unsigned flags, uint64_t npages)
+{
+	const bool noreserve = o != NULL && o->source == NULL
+				       ? o->noreserve
+				       : rt->overcommit || (flags & UP_NORESERVE) != 0;
+
+	return noreserve || (o != NULL && (flags & UP_SHARED) != 0) ? 0 : npages;
 }
 
 static int
@@ -328,14 +415,15 @@ pend(struct pager *p, struct client *c, size_t n)
 
 /* => map.change is held, as for all calls */
 static int
-call_map(struct up_runtime *rt, struct space *sp, const struct call *q)
+call_map(struct up_runtime *rt, struct space *sp, const struct call *q, char *why)
 {
 	struct client *c = sp->client;
 	struct pager *p = &rt->p;
 	unsigned flags = q->flags & ~(unsigned)UP_FIXED;
 	struct object *o = held(c, q->object), *mapped;
 	uint64_t first = q->offset >> PAGE_SHIFT;
-	int r = client_room(sp, q->addr, q->length, 1);
+	int r = client_room(rt, sp, q->addr, q->length, 1,
+			    swap_of_map(rt, o, flags, q->length >> PAGE_SHIFT), why);
 
 	if (r == 0 && q->object != 0 && o == NULL)
 		r = -EBADF;
@@ -365,13 +453,14 @@ call_map(struct up_runtime *rt, struct space *sp, const struct call *q)
 }
 
 static int
-call_clone(struct up_runtime *rt, struct space *sp, const struct call *q)
+call_clone(struct up_runtime *rt, struct space *sp, const struct call *q, char *why)
 {
 	const uint64_t start = q->addr, end = start + q->length;
 	struct client *c = sp->client;
 	struct pager *p = &rt->p;
 	const struct map_entry *e;
 	uintptr_t to = q->offset;
+	uint64_t nswap = 0;
 	size_t n = 0;
 	int r;
 
@@ -379,10 +468,12 @@ call_clone(struct up_runtime *rt, struct space *sp, const struct call *q)
 		return -EINVAL;
 	r = check_covered(rt, &sp->map, "up_clone", start, end);
 	for (e = map_first_from(&sp->map, start); r == 0 && e != NULL && e->start < end;
-	     e = e->next)
-		n++;
+	     e = e->next, n++) {
+		if (!e->object->noreserve)
+			nswap += (MIN(end, e->end) - MAX(start, e->start)) >> PAGE_SHIFT;
+	}
 	if (r == 0)
-		r = client_room(sp, to, q->length, n);
+		r = client_room(rt, sp, to, q->length, n, nswap, why);
 	if (r == 0 && !has_fds(p, c, n))
 		r = -EMFILE;
 	if (r == 0)
@@ -649,6 +740,39 @@ call_range(struct up_runtime *rt, struct space *sp, const struct call *q, struct
 	}
 }
 
+/* 0, or why an object may not be promised its swap.  => map.change is not held */
+static int
+may_promise(struct up_runtime *rt, const struct client *c, const struct call *q, char *why)
+{
+	const struct object *o = q->op == CALL_SNAPSHOT ? held(c, q->object) : NULL;
+	const uint64_t npages =
+		o != NULL ? o->npages : round_up(q->length, PAGE_SIZE) >> PAGE_SHIFT;
+	struct server *sv = rt->server;
+	uint64_t n = npages;
+	sigset_t old;
+	int r = 0;
+
+	if (o != NULL ? o->noreserve : rt->overcommit || (q->flags & UP_NORESERVE) != 0)
+		return 0;
+	change_begin(&rt->p, &old);
+	if (o != NULL || q->text[0] == '\0') {
+		r = client_swap(rt, c, npages, why);
+	} else if (c->limits.swap != 0) {
+		/* What has a name is in nobody's account: a user's names together have as much as one client. */
+		pthread_mutex_lock(&sv->lock);
+		for (const struct owner *of = sv->owners; of != NULL; of = of->next)
+			n += of->uid == c->uid && of->object != NULL ? of->object->reserved : 0;
+		pthread_mutex_unlock(&sv->lock);
+		if (n > c->limits.swap >> PAGE_SHIFT)
+			r = over_limit(
+				rt, c, why,
+				"%llu MiB of swap promised to names of user %u, and %llu are allowed (swap)",
+				mib(n), (unsigned)c->uid, mib(c->limits.swap >> PAGE_SHIFT));
+	}
+	change_end(&rt->p, &old);
+	return r;
+}
+
 /* => map.change is not held */
 static bool
 may_open(struct up_runtime *rt, const struct client *c)
@@ -667,8 +791,10 @@ static int
 call_object(struct up_runtime *rt, struct server *sv, struct client *c, const struct call *q,
 	    int fd, struct call *answer)
 {
+	struct account *account = NULL;
 	struct up_object *o = NULL;
 	struct up_object_stats info;
+	sigset_t old;
 	int r;
 
 	/* Before there is one, with a name perhaps, that nobody would have in hand. */
@@ -676,6 +802,9 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 		return -EDQUOT;
 	switch (q->op) {
 	case CALL_CREATE_ANON:
+		r = may_promise(rt, c, q, answer->text);
+		if (r < 0)
+			return r;
 		if (q->text[0] == '\0') {
 			r = up_object_create_anon(rt, q->length, q->flags, &o);
 			break;
@@ -707,19 +836,27 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 	default:
 		if (held(c, q->object) == NULL)
 			return -EBADF;
-		r = up_object_snapshot(rt, (struct up_object *)held(c, q->object), &o);
+		r = may_promise(rt, c, q, answer->text);
+		if (r == 0)
+			r = up_object_snapshot(rt, (struct up_object *)held(c, q->object), &o);
 		break;
 	}
 	if (r < 0)
 		return r;
+	/* It counts what is in its file all the same. */
+	if (q->op == CALL_CREATE_ANON && q->text[0] != '\0')
+		account = account_create(&rt->p.zones, NULL);
+	change_begin(&rt->p, &old);
 	/* What has a name outlives its client, and is nobody's. */
 	if ((q->op != CALL_CREATE_ANON && q->op != CALL_OPEN) || q->text[0] == '\0')
 		own(c, (struct object *)o);
 	else if (((struct object *)o)->pool == 0)
 		((struct object *)o)->apart = true;
-	/* It counts what is in its file all the same. */
-	if (q->op == CALL_CREATE_ANON && q->text[0] != '\0')
-		((struct object *)o)->account = account_create(&rt->p.zones, NULL);
+	if (account != NULL) {
+		atomic_store(&account->swap_limit, pages_of(c->limits.swap));
+		object_pays((struct object *)o, account);
+	}
+	change_end(&rt->p, &old);
 	r = up_object_info(o, &info, sizeof info);
 	answer->length = info.size;
 	answer->object = hold(c, (struct object *)o);
@@ -856,7 +993,8 @@ call(struct forks *f, struct space *sp, int fd)
 	switch (q.op) {
 	case CALL_MAP:
 	case CALL_CLONE:
-		r = q.op == CALL_MAP ? call_map(rt, sp, &q) : call_clone(rt, sp, &q);
+		r = q.op == CALL_MAP ? call_map(rt, sp, &q, answer.call.text)
+				     : call_clone(rt, sp, &q, answer.call.text);
 		if (r < 0)
 			abandon(&rt->p, c);
 		break;
@@ -1091,12 +1229,6 @@ clients_reduce(struct up_runtime *rt)
 	return full;
 }
 
-static size_t
-pages_of(uint64_t bytes)
-{
-	return (size_t)MIN(bytes >> PAGE_SHIFT, SIZE_MAX / 2);
-}
-
 /* At most half of memory, and three quarters with what is wired. */
 bool
 clients_fit(struct up_runtime *rt, size_t limit)
@@ -1107,13 +1239,19 @@ clients_fit(struct up_runtime *rt, size_t limit)
 	       (promised <= limit / PAGE_SIZE / 2 && wired_fits(rt, promised, 0, limit));
 }
 
+uint64_t
+serve_limit_min(unsigned service_threads, size_t memory_limit)
+{
+	const uint64_t n = service_threads != 0 ? service_threads : runtime_services(memory_limit);
+
+	return (RUN_MAX * n * 4) << PAGE_SHIFT;
+}
+
 /* => map.change is held */
 static int
 set_quota(struct up_runtime *rt, struct account *a, uint64_t limit, uint64_t minimum)
 {
-	const size_t least = (size_t)RUN_MAX * rt->p.nservices * 4;
-
-	if (limit != 0 && pages_of(limit) < least)
+	if (limit != 0 && limit < serve_limit_min(rt->p.nservices, 0))
 		return -EINVAL;
 	if (limit != 0 && minimum > limit)
 		return -EINVAL;
@@ -1186,6 +1324,98 @@ serve_group_quota(struct up_runtime *rt, const char *group, uint64_t limit, uint
 	change_end(&rt->p, &old);
 	keeper_kick(rt->forks);
 	return r;
+}
+
+int
+serve_group_swap(struct up_runtime *rt, const char *group, uint64_t swap)
+{
+	struct account *a = group_account(rt, group);
+
+	if (a == NULL)
+		return -ENOMEM;
+	atomic_store(&a->swap_limit, pages_of(swap));
+	return 0;
+}
+
+static void
+group_info(const struct account *a, struct serve_group *info)
+{
+	*info = (struct serve_group){
+		.limit = atomic_load(&a->limit) << PAGE_SHIFT,
+		.minimum = atomic_load(&a->minimum) << PAGE_SHIFT,
+		.resident = atomic_load(&a->mapped) << PAGE_SHIFT,
+		.swap = atomic_load(&a->swap_limit) << PAGE_SHIFT,
+		.promised = atomic_load(&a->promised) << PAGE_SHIFT,
+	};
+	memcpy(info->name, a->name, sizeof info->name);
+}
+
+int
+serve_group_info(struct up_runtime *rt, const char *group, struct serve_group *info)
+{
+	struct server *sv = rt->server;
+	const struct group *g;
+
+	if (sv == NULL)
+		return -ENOENT;
+	pthread_mutex_lock(&sv->lock);
+	for (g = sv->groups; g != NULL && strcmp(g->account->name, group) != 0; g = g->next)
+		;
+	if (g != NULL)
+		group_info(g->account, info);
+	pthread_mutex_unlock(&sv->lock);
+	return g != NULL ? 0 : -ENOENT;
+}
+
+int
+serve_group_nth(struct up_runtime *rt, unsigned n, struct serve_group *info)
+{
+	struct server *sv = rt->server;
+	const struct group *g;
+
+	if (sv == NULL)
+		return -ENOENT;
+	pthread_mutex_lock(&sv->lock);
+	for (g = sv->groups; g != NULL && n > 0; g = g->next)
+		n--;
+	if (g != NULL)
+		group_info(g->account, info);
+	pthread_mutex_unlock(&sv->lock);
+	return g != NULL ? 0 : -ENOENT;
+}
+
+int
+serve_regroup(struct up_runtime *rt, uint64_t id, const char *group)
+{
+	struct account *to = NULL, *from = NULL;
+	struct pager *p = &rt->p;
+	struct space *sp;
+	sigset_t old;
+
+	if (rt->server == NULL)
+		return -ENOENT;
+	if (group[0] != '\0' && (to = group_account(rt, group)) == NULL)
+		return -ENOMEM;
+	change_begin(p, &old);
+	sp = client_find(p, id);
+	if (sp != NULL) {
+		struct account *a = sp->client->account;
+
+		from = a->group;
+		if (from != to) {
+			page_account_move(&p->pages, a, to != NULL ? account_ref(to) : NULL);
+			if (to != NULL && account_is_full(p, to))
+				atomic_store(&to->over, true);
+			/* Who was turned away by the old one comes again. */
+			wake_turned_away(p);
+		} else {
+			from = NULL;
+		}
+	}
+	change_end(p, &old);
+	account_unref(from);
+	keeper_kick(rt->forks);
+	return sp != NULL ? 0 : -ENOENT;
 }
 
 int64_t
@@ -1307,6 +1537,8 @@ client_alloc(struct up_runtime *rt, const struct serve_limits *limits)
 	memset(c, 0, sizeof *c);
 	c->limits = *limits;
 	c->limits.group = NULL;
+	if (c->limits.hello_ms == 0)
+		c->limits.hello_ms = HELLO_MS;
 	if (wired_array_init(&c->object, &rt->p.arena, sizeof(struct object *), limits->objects) <
 	    0) {
 		zone_free(&rt->server->client_zone, c);
@@ -1341,11 +1573,21 @@ client_create(struct up_runtime *rt, const struct serve_limits *limits, pid_t pi
 		client_discard(rt, c);
 		return -ENOMEM;
 	}
+	atomic_store(&c->account->swap_limit, pages_of(limits->swap));
 	if (limits->inflight != 0)
 		atomic_store(&c->account->reads_max,
 			     (unsigned)MAX(MIN(limits->inflight >> PAGE_SHIFT, UINT32_MAX / 2), 1));
 	*out = c;
 	return 0;
+}
+
+/* Not in the list yet, its own minimum is none of those that there are. */
+int
+client_quota(struct up_runtime *rt, struct client *c)
+{
+	return c->limits.limit == 0 && c->limits.minimum == 0
+		       ? 0
+		       : set_quota(rt, c->account, c->limits.limit, c->limits.minimum);
 }
 
 int
@@ -1365,6 +1607,7 @@ client_space(struct pager *p, struct client *c, int sock, struct space **out)
 	sp->client = c;
 	sp->account = account_ref(c->account);
 	sp->uid = c->uid;
+	sp->thaw_at = now_ns() + (uint64_t)c->limits.hello_ms * 1000000;
 	space_link(p, sp);
 	*out = sp;
 	return 0;
@@ -1389,7 +1632,9 @@ serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits,
 		r = client_create(rt, limits, cred.pid, cred.uid, cred.gid, name, &c);
 	if (r == 0) {
 		change_begin(p, &old);
-		r = client_space(p, c, sock, &sp);
+		r = client_quota(rt, c);
+		if (r == 0)
+			r = client_space(p, c, sock, &sp);
 		if (r == 0)
 			*id = sp->id;
 		change_end(p, &old);
@@ -1401,6 +1646,21 @@ serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits,
 	if (c != NULL)
 		client_discard(rt, c);
 	return r;
+}
+
+const char *
+serve_refused(int r)
+{
+	switch (r) {
+	case -EAGAIN:
+		return "there are as many clients and forked children of clients as there may be, and more can not be served";
+	case -ENOSPC:
+		return "what each client is to be promised can not be promised to one more (client_minimum)";
+	case -EINVAL:
+		return "what each client is to have at most is too little (client_limit)";
+	default:
+		return strerror(-r);
+	}
 }
 
 /* What a client had, when its space is about to end.  => map.change is held */
@@ -1509,6 +1769,10 @@ serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info)
 			.limit = atomic_load(&c->account->limit) << PAGE_SHIFT,
 			.minimum = atomic_load(&c->account->minimum) << PAGE_SHIFT,
 			.wired = sp->map.wired << PAGE_SHIFT,
+			.swap = atomic_load(&c->account->swap_limit) << PAGE_SHIFT,
+			.promised = (atomic_load(&c->account->promised) +
+				     atomic_load(&c->account->touched))
+				    << PAGE_SHIFT,
 		};
 		info->swapped = swapped(sp, info->resident);
 		memcpy(info->name, c->name, sizeof info->name);

@@ -20,17 +20,23 @@
 #include "uffd_pager.h"
 
 #define SERVE_SPACES_MAX 4096
+#define CLIENTS_MAX 2048u /* at a time; what they fork leaves room for so many */
+#define HELLO_MS 10000u
 
 struct serve_limits {
 	unsigned regions; /* map entries */
 	unsigned objects; /* that it holds at a time */
 	unsigned
 		fds; /* descriptors that are held for it: a file for each object that is mapped, or comes from one; 0: any */
-	uint64_t mapped; /* bytes */
+	uint64_t mapped; /* bytes; 0: any */
+	uint64_t
+		swap; /* bytes of it that may be promised to it and its children; 0: any; and to all that has a name and is its user's */
 	uint64_t
 		inflight; /* bytes that are read for it ahead of what it waits for, at a time; 0: any */
 	bool fuse; /* files of file systems that a process answers for; all clients wait while it does not */
-	const char *group; /* "" or NULL: none */
+	uint64_t limit, minimum; /* bytes: its quota from the beginning, as serve_quota() */
+	unsigned hello_ms;	 /* it is served within that, or disconnected; 0: HELLO_MS */
+	const char *group;	 /* "" or NULL: none */
 };
 
 struct serve_info {
@@ -55,6 +61,7 @@ struct serve_info {
 	uint64_t
 		swapped; /* what it has written, and is in memory no more, or out of its reach; about, of objects that share pages */
 	uint64_t limit, minimum; /* bytes; 0: none */
+	uint64_t promised, swap; /* bytes of swap that it was promised, and may be; 0: any */
 	uint64_t wired;		 /* bytes; part of what is resident */
 };
 
@@ -79,9 +86,12 @@ struct serve_range {
 int serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id, bool guest),
 		void *ctx);
 /*
- * A connected SOCK_SEQPACKET.  Any thread.  0: it is the runtime's; -EAGAIN: there are SERVE_SPACES_MAX clients and children of clients; -ENOMEM.
+ * A connected SOCK_SEQPACKET.  Any thread.  0: it is the runtime's; -EAGAIN: there are as many clients and children of clients as there may be; -ENOSPC, -EINVAL: its
+ * quota, as serve_quota(); -ENOMEM.
  */
 int serve_accept(struct up_runtime *rt, int sock, const struct serve_limits *limits, uint64_t *id);
+/* Why, in words that the client may be told. */
+const char *serve_refused(int r);
 /*
  * Tell it, once it is served, that there will be no pager `ms` milliseconds from now; 0: when the last client has left.  It is served as before.  -ENOENT.  Any
  * thread.
@@ -100,6 +110,24 @@ int serve_end(struct up_runtime *rt, uint64_t id);
 int serve_quota(struct up_runtime *rt, uint64_t id, uint64_t limit, uint64_t minimum);
 /* The same of all clients of a group together. */
 int serve_group_quota(struct up_runtime *rt, const char *group, uint64_t limit, uint64_t minimum);
+/* Bytes of swap that may be promised to them; 0: any.  What is promised stays so.  0 or -ENOMEM. */
+int serve_group_swap(struct up_runtime *rt, const char *group, uint64_t swap);
+/* What is in force for a group that has ever had clients or a quota.  -ENOENT.  Any thread. */
+struct serve_group {
+	char name[32];
+	uint64_t limit, minimum, swap; /* bytes; 0: none */
+	uint64_t promised;	       /* bytes of swap that they were promised */
+	uint64_t resident; /* bytes that its clients have in memory, where they can touch them */
+};
+int serve_group_info(struct up_runtime *rt, const char *group, struct serve_group *info);
+/* All of those, one after the other: n counts from 0.  -ENOENT: there are no more. */
+int serve_group_nth(struct up_runtime *rt, unsigned n, struct serve_group *info);
+/*
+ * A client, its children and what they have count for that group from here on, "" for none, and not for the one before.  0, -ENOENT, -ENOMEM.  Any thread.
+ */
+int serve_regroup(struct up_runtime *rt, uint64_t id, const char *group);
+/* The least that a limit can be, bytes; 0 threads: as many as there are by themselves with that memory limit. */
+uint64_t serve_limit_min(unsigned service_threads, size_t memory_limit);
 /* Take up to so many bytes out of its reach.  How many, or -ENOENT. */
 int64_t serve_evict(struct up_runtime *rt, uint64_t id, uint64_t bytes);
 /*

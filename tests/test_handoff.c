@@ -484,7 +484,7 @@ Test(handoff, a_microvm_with_a_memfd_is_taken_back)
 	session_first()->ops->counts(session_first(), &c);
 	cr_assert(gt(u64, c.swapped, 0));
 	cr_assert(gt(i64, session_first()->ops->evict(session_first(), 1 << 20), 0));
-	cr_assert(zero(int, session_first()->ops->limit(session_first(), LIMIT / 2)));
+	cr_assert(zero(int, session_first()->ops->limit(session_first(), LIMIT / 2, LIMIT_KEEP)));
 	cr_assert(zero(i64, vmm_do(&v, VMM_WRITTEN, 500, N / 2 - 750, 0x33)));
 	vmm_stop(&v);
 	down();

@@ -46,8 +46,11 @@ struct shared {
 	atomic_uint regions; /* of all clients, when last asked */
 	atomic_uint ask;     /* 1: count them */
 	_Atomic uint64_t used;
-	/* 3: the quota of a client, by the order of their coming; 4: take bytes from it; 5: ask it to leave, `limit` is how many ms */
+	/* 3: the quota of a client, by the order of their coming; 4: take bytes from it; 5: the quota of `group`; 6: the client is in `group` from here on; 7: swap of `group`; 8: ask the client to leave, `limit` is how many ms */
 	atomic_uint client;
+	char group[32];	  /* that clients come into */
+	char watched[32]; /* the group whose memory is looked at all the time */
+	_Atomic uint64_t group_most, group_least;
 	_Atomic uint64_t limit, minimum;
 	atomic_int result;
 	atomic_uint flushing; /* the daemon is told to make a file safe, and has not done so */
@@ -140,6 +143,17 @@ give_up_rights(void)
 		_exit(1);
 }
 
+/* As native_refuse() does it. */
+static void
+turn_away(int sock, int r)
+{
+	struct msg m = { .type = MSG_RETURN, .status = r };
+
+	snprintf(m.call.text, sizeof m.call.text, "%s", serve_refused(r));
+	(void)msg_send_by(sock, &m, NULL, 0, 0);
+	close(sock);
+}
+
 static int
 daemon_run(int listener)
 {
@@ -175,14 +189,27 @@ daemon_run(int listener)
 			if (info.resident < atomic_load(&shared->least[i]))
 				atomic_store(&shared->least[i], info.resident);
 		}
+		struct serve_group group;
+
+		if (serve_group_info(served, shared->watched, &group) == 0) {
+			if (group.resident > atomic_load(&shared->group_most))
+				atomic_store(&shared->group_most, group.resident);
+			if (group.resident < atomic_load(&shared->group_least))
+				atomic_store(&shared->group_least, group.resident);
+		}
 		if (poll(&pf, 1, 1) > 0) {
+			struct serve_limits with = limits;
 			const int sock =
 				accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
-			if (sock >= 0 && serve_accept(served, sock, &limits, &id[n % 64]) == 0)
+			with.group = shared->group;
+			if (sock >= 0)
+				r = serve_accept(served, sock, &with, &id[n % 64]);
+			if (sock >= 0 && r == 0)
 				n++;
 			else if (sock >= 0)
-				close(sock);
+				turn_away(sock, r);
+			r = 0;
 			atomic_store(&shared->accepted, n);
 		}
 		if (now_ns() - audited > 50000000) {
@@ -192,16 +219,32 @@ daemon_run(int listener)
 		if (atomic_load(&shared->ask) == 0)
 			continue;
 		if (atomic_load(&shared->ask) >= 3) {
-			const uint64_t who = id[atomic_load(&shared->client)];
+			const uint64_t who = id[atomic_load(&shared->client)],
+				       most = atomic_load(&shared->limit),
+				       least = atomic_load(&shared->minimum);
 
-			const uint64_t much = atomic_load(&shared->limit);
-			const unsigned ask = atomic_load(&shared->ask);
-
-			atomic_store(&shared->result,
-				     ask == 3	? serve_quota(served, who, much,
-							      atomic_load(&shared->minimum))
-				     : ask == 4 ? (int)serve_evict(served, who, much)
-						: serve_leave(served, who, (unsigned)much));
+			switch (atomic_load(&shared->ask)) {
+			case 3:
+				r = serve_quota(served, who, most, least);
+				break;
+			case 4:
+				r = (int)serve_evict(served, who, most);
+				break;
+			case 5:
+				r = serve_group_quota(served, shared->group, most, least);
+				break;
+			case 7:
+				r = serve_group_swap(served, shared->group, most);
+				break;
+			case 8:
+				r = serve_leave(served, who, (unsigned)most);
+				break;
+			default:
+				r = serve_regroup(served, who, shared->group);
+				break;
+			}
+			atomic_store(&shared->result, r);
+			r = 0;
 			atomic_store(&shared->ask, 0);
 			continue;
 		}
@@ -1524,7 +1567,7 @@ ask_to_leave(unsigned client, unsigned ms)
 {
 	atomic_store(&shared->client, client);
 	atomic_store(&shared->limit, ms);
-	daemon_ask(5);
+	daemon_ask(8);
 	cr_assert(eq(int, atomic_load(&shared->result), 0));
 }
 
@@ -1565,7 +1608,6 @@ Test(remote, a_program_is_asked_to_leave_and_served_until_it_does)
 /* Whose answers come over the same socket. */
 Test(remote, it_is_asked_to_leave_whatever_it_is_doing)
 {
-	const double until = seconds() + DEADLINE;
 	uint64_t *p;
 	int status;
 
@@ -1574,9 +1616,11 @@ Test(remote, it_is_asked_to_leave_whatever_it_is_doing)
 	fill(p, 10, 1);
 	cr_assert(eq(int, up_inherit(rt, p, 10 * PAGE_SIZE, UP_INHERIT_COPY), 0));
 	for (unsigned i = 1; i <= 400; i++) {
+		const double until = seconds() + DEADLINE;
+
 		atomic_store(&shared->client, 0);
 		atomic_store(&shared->limit, i);
-		atomic_store(&shared->ask, 5);
+		atomic_store(&shared->ask, 8);
 		while (atomic_load(&leave_ms) != i) {
 			cr_assert(seconds() < until, "it has not heard it the %u. time", i);
 			if (i % 8 == 0) {
@@ -3123,5 +3167,443 @@ Test(quota, what_was_promised_to_others_is_not_wired)
 	for (unsigned i = 0; i < 4; i++)
 		up_runtime_destroy(in[i]);
 	wait_ended(4);
+	daemon_ask(2);
+}
+
+/* --- groups --- */
+
+static int
+group_quota(const char *group, uint64_t limit, uint64_t minimum)
+{
+	strcpy(shared->group, group);
+	strcpy(shared->watched, group);
+	atomic_store(&shared->limit, limit);
+	atomic_store(&shared->minimum, minimum);
+	daemon_ask(5);
+	return atomic_load(&shared->result);
+}
+
+/* The next client comes into that group. */
+static struct up_runtime *
+connect_in(const char *group)
+{
+	const unsigned n = atomic_load(&shared->accepted);
+	const double until = seconds() + DEADLINE;
+	struct up_runtime *in;
+
+	strcpy(shared->group, group);
+	in = must_connect();
+	while (atomic_load(&shared->accepted) == n) {
+		cr_assert(seconds() < until, "a client that is served was not accepted");
+		nap();
+	}
+	return in;
+}
+
+static int
+regroup(unsigned client, const char *group)
+{
+	strcpy(shared->group, group);
+	atomic_store(&shared->client, client);
+	daemon_ask(6);
+	return atomic_load(&shared->result);
+}
+
+struct filler {
+	pthread_t thread;
+	uint64_t *p;
+	size_t npages;
+	unsigned rounds;
+	size_t wrong;
+};
+
+static void *
+fill_often(void *arg)
+{
+	struct filler *f = arg;
+
+	for (uint64_t i = 0; i < f->rounds; i++) {
+		fill(f->p, f->npages, i);
+		f->wrong += wrong(f->p, f->npages, i);
+	}
+	return NULL;
+}
+
+/* Each alone would have more than they may together, and one at a time has nearly all of it. */
+Test(quota, a_group_never_has_more_than_its_limit_together)
+{
+	struct up_runtime *in[3];
+	struct filler f[3];
+
+	cr_assert(eq(int, group_quota("g", 12 * MiB, 0), 0));
+	in[0] = connect_in("g");
+	in[1] = connect_in("g");
+	in[2] = connect_in("");
+	for (unsigned i = 0; i < 3; i++)
+		f[i] = (struct filler){ .p = must_map(in[i], 4096, UP_PRIVATE, NULL, 0),
+					.npages = 4096,
+					.rounds = 3 };
+	fill(f[0].p, 4096, 9);
+	cr_assert(ge(u64, atomic_load(&shared->most[0]), 8 * MiB));
+	for (unsigned i = 0; i < 3; i++)
+		cr_assert(eq(int, pthread_create(&f[i].thread, NULL, fill_often, &f[i]), 0));
+	for (unsigned i = 0; i < 3; i++) {
+		pthread_join(f[i].thread, NULL);
+		cr_assert(eq(sz, f[i].wrong, 0), "client %u", i);
+	}
+	daemon_ask(1);
+	cr_assert(le(u64, atomic_load(&shared->group_most), 12 * MiB));
+	cr_assert(ge(u64, atomic_load(&shared->group_most), 8 * MiB));
+	/* Both had a part of it, and who is in no group is not held to it. */
+	cr_assert(gt(u64, atomic_load(&shared->most[1]), 1 * MiB));
+	cr_assert(ge(u64, atomic_load(&shared->most[2]), 15 * MiB));
+	for (unsigned i = 0; i < 3; i++)
+		up_runtime_destroy(in[i]);
+	wait_ended(3);
+	daemon_ask(2);
+}
+
+Test(quota, what_a_group_may_keep_is_not_pushed_out)
+{
+	struct up_runtime *in[3];
+	uint64_t *p[2];
+	struct filler f = { .npages = 20000, .rounds = 3 };
+
+	cr_assert(eq(int, group_quota("g", 0, 16 * MiB), 0));
+	in[0] = connect_in("g");
+	in[1] = connect_in("g");
+	in[2] = connect_in("other");
+	for (unsigned i = 0; i < 2; i++) {
+		p[i] = must_map(in[i], 2048, UP_PRIVATE, NULL, 0);
+		fill(p[i], 2048, i);
+	}
+	f.p = must_map(in[2], f.npages, UP_PRIVATE, NULL, 0);
+	daemon_ask(1);
+	atomic_store(&shared->group_least, UINT64_MAX);
+	fill_often(&f);
+	daemon_ask(1);
+	cr_assert(eq(sz, f.wrong, 0));
+	cr_assert(ge(u64, atomic_load(&shared->group_least), 16 * MiB - 64 * PAGE_SIZE));
+	for (unsigned i = 0; i < 2; i++)
+		cr_assert(eq(sz, wrong(p[i], 2048, i), 0));
+	for (unsigned i = 0; i < 3; i++)
+		up_runtime_destroy(in[i]);
+	wait_ended(3);
+	daemon_ask(2);
+}
+
+/* With all that it has, while it uses it; and what it does not count for any more does not hold it. */
+Test(quota, a_client_that_changes_its_group_counts_for_the_new_one_only)
+{
+	struct up_runtime *other;
+	struct filler f = { .npages = 6000, .rounds = 40 };
+	uint64_t *q;
+
+	cr_assert(eq(int, group_quota("small", 8 * MiB, 0), 0));
+	cr_assert(eq(int, group_quota("g", 0, 0), 0));
+	rt = connect_in("g");
+	other = connect_in("g");
+	f.p = must_map(rt, f.npages, UP_PRIVATE, NULL, 0);
+	q = must_map(other, 1024, UP_PRIVATE, NULL, 0);
+	fill(q, 1024, 1);
+	fill(f.p, f.npages, 0);
+	cr_assert(eq(int, pthread_create(&f.thread, NULL, fill_often, &f), 0));
+	for (unsigned i = 0; i < 50; i++)
+		cr_assert(eq(int, regroup(0, i % 2 == 0 ? "small" : i % 3 == 0 ? "" : "g"), 0));
+	cr_assert(eq(int, regroup(0, "small"), 0));
+	cr_assert(eq(int, regroup(9, "small"), -ENOENT));
+	pthread_join(f.thread, NULL);
+	cr_assert(eq(sz, f.wrong, 0));
+	atomic_store(&shared->most[0], 0);
+	fill(f.p, f.npages, 7);
+	daemon_ask(1);
+	cr_assert(le(u64, atomic_load(&shared->most[0]), 8 * MiB));
+	cr_assert(ge(u64, atomic_load(&shared->most[0]), 4 * MiB));
+	/* It is in none, and the limit of the one that it was in is that of others. */
+	cr_assert(eq(int, regroup(0, ""), 0));
+	atomic_store(&shared->most[0], 0);
+	fill(f.p, f.npages, 8);
+	daemon_ask(1);
+	cr_assert(ge(u64, atomic_load(&shared->most[0]), 16 * MiB));
+	strcpy(shared->watched, "small");
+	daemon_ask(1);
+	atomic_store(&shared->group_most, 0);
+	daemon_ask(1);
+	cr_assert(eq(u64, atomic_load(&shared->group_most), 0));
+	cr_assert(eq(sz, wrong(f.p, f.npages, 8), 0));
+	up_runtime_destroy(rt);
+	up_runtime_destroy(other);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+/* --- what may be promised --- */
+
+static void
+set_up_promises(void)
+{
+	daemon_limit = 16 * MiB;
+	limits.swap = 64 * MiB;
+	limits.mapped = 160 * MiB;
+	daemon_start();
+}
+
+TestSuite(promises, .init = set_up_promises, .fini = tear_down, .timeout = 60);
+
+#define NPAGES(mib) ((mib)*MiB / PAGE_SIZE)
+
+static int
+try_map(struct up_runtime *in, size_t npages, unsigned flags, void **p)
+{
+	logged[0] = '\0';
+	return up_map(in, NULL, npages * PAGE_SIZE, RW, flags, NULL, 0, p);
+}
+
+Test(promises, swap_of_a_client_is_limited_whatever_it_is_for)
+{
+	struct up_object *o, *snapshot;
+	struct up_runtime *other;
+	void *p, *q, *copy;
+
+	rt = must_connect();
+	cr_assert(eq(int, try_map(rt, NPAGES(40), UP_PRIVATE, &p), 0), "%s", logged);
+	cr_assert(eq(int, try_map(rt, NPAGES(25), UP_PRIVATE, &q), -EDQUOT));
+	cr_assert(strstr(logged, "65 MiB of swap promised, and 64 are allowed (swap)") != NULL,
+		  "%s", logged);
+	cr_assert(eq(int, up_clone(rt, p, 25 * MiB, &copy), -EDQUOT));
+	cr_assert(eq(int, up_clone(rt, p, 4 * MiB, &copy), 0), "%s", logged);
+	cr_assert(eq(int, up_object_create_anon(rt, 21 * MiB, 0, &o), -EDQUOT));
+	cr_assert(eq(int, up_object_create_anon(rt, 10 * MiB, 0, &o), 0), "%s", logged);
+	cr_assert(eq(int, up_object_snapshot(rt, o, &snapshot), 0), "%s", logged);
+	cr_assert(eq(int, try_map(rt, 1, UP_PRIVATE, &q), -EDQUOT));
+	/* All of it comes back. */
+	up_object_unref(snapshot);
+	up_object_unref(o);
+	cr_assert(eq(int, up_unmap(rt, copy, 4 * MiB), 0));
+	cr_assert(eq(int, up_unmap(rt, p, 20 * MiB), 0));
+	cr_assert(eq(int, try_map(rt, NPAGES(44) + 1, UP_PRIVATE, &q), -EDQUOT));
+	cr_assert(eq(int, try_map(rt, NPAGES(44), UP_PRIVATE, &q), 0), "%s", logged);
+	fill(q, NPAGES(44), 3);
+	cr_assert(eq(sz, wrong(q, NPAGES(44), 3), 0));
+	/* It is its own only. */
+	other = must_connect();
+	cr_assert(eq(int, try_map(other, NPAGES(64), UP_PRIVATE, &p), 0), "%s", logged);
+	up_runtime_destroy(rt);
+	up_runtime_destroy(other);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+Test(promises, names_of_a_user_have_as_much_swap_as_one_client)
+{
+	struct up_object *o[3];
+
+	rt = must_connect();
+	cr_assert(eq(int, up_object_create_named(rt, "a", 40 * MiB, 0, &o[0]), 0));
+	cr_assert(eq(int, up_object_create_named(rt, "b", 25 * MiB, 0, &o[1]), -EDQUOT));
+	cr_assert(strstr(logged, "promised to names of user") != NULL, "%s", logged);
+	cr_assert(eq(int, up_object_create_named(rt, "b", 24 * MiB, 0, &o[1]), 0));
+	/* Not of those that are gone, nor of what is promised to the client itself. */
+	cr_assert(eq(int, up_object_remove(rt, "b"), 0));
+	up_object_unref(o[1]);
+	cr_assert(eq(int, up_object_create_named(rt, "c", 24 * MiB, 0, &o[2]), 0), "%s", logged);
+	must_map(rt, NPAGES(64), UP_PRIVATE, NULL, 0);
+	up_object_unref(o[0]);
+	up_object_unref(o[2]);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* The signal that writing this raises, or 0.  Zeros that are only read are promised nothing once they are out. */
+static int
+store(volatile uint64_t *p)
+{
+	const int sig = sigsetjmp(out, 1);
+
+	signal(SIGBUS, on_signal);
+	if (sig == 0)
+		*p = 1;
+	signal(SIGBUS, SIG_DFL);
+	return sig;
+}
+
+/* What is promised when it is touched counts then, wherever its pages go; what is beyond that is SIGBUS. */
+Test(promises, what_is_not_reserved_counts_as_it_is_touched)
+{
+	const unsigned flags = UP_PRIVATE | UP_NORESERVE;
+	void *p, *q, *copy, *spare;
+	size_t n = 0;
+	int sig = 0;
+
+	rt = must_connect();
+	cr_assert(eq(int, try_map(rt, NPAGES(80), flags, &p), 0), "%s", logged);
+	cr_assert(eq(int, try_map(rt, NPAGES(24), UP_PRIVATE, &q), 0), "%s", logged);
+	fill(p, NPAGES(16), 1);
+	cr_assert(eq(int, try_map(rt, NPAGES(25), UP_PRIVATE, &copy), -EDQUOT));
+	/* What a clone takes along is the client's still. */
+	cr_assert(eq(int, up_clone(rt, p, 12 * MiB, &copy), 0), "%s", logged);
+	cr_assert(eq(int, try_map(rt, NPAGES(25), UP_PRIVATE, &spare), -EDQUOT));
+	cr_assert(eq(sz, wrong(p, NPAGES(16), 1), 0));
+	cr_assert(eq(sz, wrong(copy, NPAGES(12), 1), 0));
+	while (sig == 0 && n < NPAGES(30))
+		sig = store((uint64_t *)p + (NPAGES(50) + n++) * WORDS);
+	cr_assert(eq(int, sig, SIGBUS));
+	cr_assert(le(sz, n, NPAGES(24) + 1), "more is touched than may be promised");
+	cr_assert(ge(sz, n, NPAGES(10)), "less may be touched than may be promised");
+	cr_assert(eq(sz, wrong(p, NPAGES(16), 1), 0));
+	/* All of it comes back, what the clone has last. */
+	cr_assert(eq(int, up_unmap(rt, p, 80 * MiB), 0));
+	cr_assert(eq(sz, wrong(copy, NPAGES(12), 1), 0));
+	cr_assert(eq(int, try_map(rt, NPAGES(29), UP_PRIVATE, &p), -EDQUOT));
+	cr_assert(eq(int, up_unmap(rt, copy, 12 * MiB), 0));
+	cr_assert(eq(int, try_map(rt, NPAGES(40), flags, &p), 0), "%s", logged);
+	fill(p, NPAGES(39), 5);
+	cr_assert(eq(sz, wrong(p, NPAGES(39), 5), 0));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+Test(promises, a_fork_is_held_to_it)
+{
+	uint64_t *p;
+	int status;
+	pid_t pid;
+
+	rt = must_connect();
+	p = must_map(rt, NPAGES(36), UP_PRIVATE, NULL, 0);
+	fill(p, NPAGES(36), 4);
+	cr_assert(eq(int, up_inherit(rt, p, 36 * MiB, UP_INHERIT_COPY), 0));
+	for (unsigned i = 0; i < 2; i++) {
+		pid = fork();
+		if (pid == 0)
+			_exit(touch(p) != 0 ? 1 : wrong(p, 16, 4) != 0 ? 2 : 0);
+		cr_assert(waitpid(pid, &status, 0) == pid);
+		/* Without the memory first, and then with less to inherit. */
+		cr_assert(eq(int, status, i == 0 ? 1 << 8 : 0));
+		cr_assert(eq(int, up_inherit(rt, p + NPAGES(20) * WORDS, 16 * MiB, UP_INHERIT_NONE),
+			     0));
+	}
+	cr_assert(eq(sz, wrong(p, NPAGES(36), 4), 0));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+Test(promises, a_group_has_it_together)
+{
+	struct up_runtime *other;
+	void *p;
+
+	strcpy(shared->group, "g");
+	atomic_store(&shared->limit, 80 * MiB);
+	daemon_ask(7);
+	rt = connect_in("g");
+	other = connect_in("g");
+	cr_assert(eq(int, try_map(rt, NPAGES(60), UP_PRIVATE, &p), 0), "%s", logged);
+	cr_assert(eq(int, try_map(other, NPAGES(21), UP_PRIVATE, &p), -EDQUOT));
+	cr_assert(strstr(logged, "promised to group g, and 80 are allowed") != NULL, "%s", logged);
+	cr_assert(eq(int, try_map(other, NPAGES(20), UP_PRIVATE, &p), 0), "%s", logged);
+	/* What the one takes along, the other may have. */
+	cr_assert(eq(int, regroup(0, ""), 0));
+	cr_assert(eq(int, try_map(other, NPAGES(44), UP_PRIVATE, &p), 0), "%s", logged);
+	up_runtime_destroy(rt);
+	up_runtime_destroy(other);
+	wait_ended(2);
+	daemon_ask(2);
+}
+
+Test(promises, addresses_of_a_client_are_limited)
+{
+	void *p, *q;
+
+	rt = must_connect();
+	cr_assert(eq(int, try_map(rt, NPAGES(120), UP_PRIVATE | UP_NORESERVE, &p), 0));
+	cr_assert(eq(int, try_map(rt, NPAGES(41), UP_PRIVATE | UP_NORESERVE, &q), -EDQUOT));
+	cr_assert(strstr(logged, "161 MiB mapped, and 160 are allowed (mapped)") != NULL, "%s",
+		  logged);
+	cr_assert(eq(int, try_map(rt, NPAGES(40), UP_PRIVATE | UP_NORESERVE, &q), 0));
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	daemon_ask(2);
+}
+
+/* --- a quota from the beginning --- */
+
+static void
+set_up_with_quota(void)
+{
+	daemon_limit = 48 * MiB;
+	limits.limit = 9 * MiB;
+	limits.minimum = 8 * MiB;
+	daemon_start();
+}
+
+TestSuite(each, .init = set_up_with_quota, .fini = tear_down, .timeout = 60);
+
+Test(each, client_has_its_limit_and_its_minimum_or_is_told_why_not)
+{
+	const struct up_config cfg = { .log = collect };
+	struct up_runtime *in[4];
+	uint64_t *p;
+
+	for (unsigned i = 0; i < 3; i++)
+		in[i] = must_connect();
+	/* Three times 8 MiB are half of the budget. */
+	logged[0] = '\0';
+	cr_assert(eq(int, up_runtime_connect(&in[3], path, &cfg), -ENOSPC));
+	cr_assert(strstr(logged, "can not be promised to one more (client_minimum)") != NULL, "%s",
+		  logged);
+	p = must_map(in[0], 4096, UP_PRIVATE, NULL, 0);
+	fill(p, 4096, 1);
+	cr_assert(eq(sz, wrong(p, 4096, 1), 0));
+	cr_assert(le(u64, atomic_load(&shared->most[0]), 9 * MiB));
+	cr_assert(ge(u64, atomic_load(&shared->most[0]), 4 * MiB));
+	/* Who goes gives it back. */
+	up_runtime_destroy(in[2]);
+	wait_ended(1);
+	in[2] = must_connect();
+	for (unsigned i = 0; i < 3; i++)
+		up_runtime_destroy(in[i]);
+	wait_ended(4);
+	daemon_ask(2);
+}
+
+/* --- who says nothing --- */
+
+static void
+set_up_impatient(void)
+{
+	limits.hello_ms = 300;
+	daemon_start();
+}
+
+TestSuite(hello, .init = set_up_impatient, .fini = tear_down, .timeout = 60);
+
+Test(hello, who_does_not_say_it_is_disconnected_and_others_stay)
+{
+	const double began = seconds();
+	struct msg m = { .type = MSG_CONNECT, .n = PROTOCOL_VERSION };
+	int fd[2], with[MSG_REGIONS];
+	uint64_t *p;
+	size_t n;
+
+	rt = must_connect();
+	p = must_map(rt, 100, UP_PRIVATE, NULL, 0);
+	fill(p, 100, 1);
+	fd[0] = raw_connect();
+	fd[1] = raw_connect();
+	say(fd[1], &m, NULL, 0);
+	cr_assert(eq(int, msg_await(fd[1], &m, with, &n, 5000), 0));
+	cr_assert(eq(int, m.status, 0));
+	must_hang_up(fd[0]);
+	must_hang_up(fd[1]);
+	cr_assert(ge(dbl, seconds() - began, 0.3));
+	wait_ended(2);
+	fill(p, 100, 2);
+	cr_assert(eq(sz, wrong(p, 100, 2), 0));
+	up_runtime_destroy(rt);
+	wait_ended(3);
 	daemon_ask(2);
 }

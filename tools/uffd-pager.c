@@ -25,7 +25,10 @@ enum {
 	OPT_DELAY = 'd',
 	OPT_LINES = 'n',
 	OPT_CLIENT = 'c',
-	OPT_CANCEL = 256
+	OPT_CANCEL = 256,
+	OPT_LIMIT,
+	OPT_MINIMUM,
+	OPT_GROUP
 };
 
 static struct {
@@ -35,6 +38,7 @@ static struct {
 	double delay;
 	unsigned long lines;
 	bool json, once, cancel;
+	const char *limit, *minimum, *group; /* of `limit` */
 } arg = { .delay = 1, .lines = 200 };
 
 const char *argp_program_version = "uffd-pager " VERSION;
@@ -64,6 +68,12 @@ parse_size(const char *text, struct argp_state *state)
 	if (n > (uint64_t)INT64_MAX >> shift)
 		argp_error(state, "%s: too large", text);
 	return (uint64_t)n << shift;
+}
+
+static json_int_t
+size_or_none(const char *text, struct argp_state *state)
+{
+	return strcmp(text, "none") == 0 ? 0 : (json_int_t)parse_size(text, state);
 }
 
 /* ---- answers, for people ---- */
@@ -116,11 +126,20 @@ print_status(const json_t *answer)
 		       time_text(get_number(l, "p50_ns")), time_text(get_number(l, "p99_ns")),
 		       time_text(get_number(l, "p999_ns")), time_text(get_number(l, "max_ns")));
 	json_array_foreach(json_object_get(st, "groups"), i, g)
+	{
 		printf("group     %s: %.0f clients, %s in memory; limit %s, minimum %s\n",
 		       get_text(g, "name"), get_number(g, "clients"),
 		       bytes_text(get_number(g, "resident")),
 		       get_number(g, "limit") > 0 ? bytes_text(get_number(g, "limit")) : "none",
 		       bytes_text(get_number(g, "minimum")));
+		if (get_text(g, "refused")[0] != '\0')
+			printf("          NOT IN FORCE: limit %s, minimum %s: %s\n",
+			       get_number(g, "configured.limit") > 0
+				       ? bytes_text(get_number(g, "configured.limit"))
+				       : "none",
+			       bytes_text(get_number(g, "configured.minimum")),
+			       get_text(g, "refused"));
+	}
 	json_array_foreach(json_object_get(st, "listeners"), i, l)
 		printf("socket    %s (%s)\n", get_text(l, "path"), get_text(l, "type"));
 }
@@ -178,7 +197,13 @@ print_evict(const json_t *answer)
 static void
 print_limit(const json_t *answer)
 {
-	printf("%s\n", bytes_text(get_number(answer, "limit")));
+	const double limit = get_number(answer, "limit");
+
+	if (arg.limit != NULL || arg.minimum != NULL || arg.group != NULL)
+		printf("limit %s, minimum %s\n", limit > 0 ? bytes_text(limit) : "none",
+		       bytes_text(get_number(answer, "minimum")));
+	else
+		printf("%s\n", bytes_text(limit));
 }
 
 static void
@@ -236,7 +261,9 @@ static const struct verb {
 	{ "top", 0, 0, "", NULL },
 	{ "map", 0, 1, " [PID|NAME]", print_map },
 	{ "evict", 2, 2, " PID|NAME BYTES", print_evict },
-	{ "limit", 0, 2, " [BYTES | PID|NAME BYTES]", print_limit },
+	{ "limit", 0, 2,
+	  " [BYTES | PID|NAME BYTES | PID|NAME|--group=NAME [--limit=BYTES] [--minimum=BYTES]]",
+	  print_limit },
 	{ "trace", 0, 0, "", print_trace },
 	{ "drain", 0, 0, "", print_drain },
 	{ "upgrade", 0, 0, "", print_upgrade },
@@ -263,6 +290,10 @@ static const struct argp_option options[] = {
 	{ "lines", OPT_LINES, "N", 0, "trace: the most recent N events (default 200, at most 1000)",
 	  0 },
 	{ "client", OPT_CLIENT, "CLIENT", 0, "trace: of one client only, and its children", 0 },
+	{ "limit", OPT_LIMIT, "BYTES", 0, "limit: the most memory that it has, or none", 0 },
+	{ "minimum", OPT_MINIMUM, "BYTES", 0,
+	  "limit: memory of it that others do not push out, or none", 0 },
+	{ "group", OPT_GROUP, "NAME", 0, "limit: of a group, instead of a client", 0 },
 	{ "cancel", OPT_CANCEL, NULL, 0, "drain: take it back", 0 },
 	{ 0 },
 };
@@ -300,6 +331,15 @@ parse_option(int key, char *text, struct argp_state *state)
 	case OPT_CANCEL:
 		arg.cancel = true;
 		break;
+	case OPT_LIMIT:
+		arg.limit = text;
+		break;
+	case OPT_MINIMUM:
+		arg.minimum = text;
+		break;
+	case OPT_GROUP:
+		arg.group = text;
+		break;
 	case ARGP_KEY_ARG:
 		if (arg.nwords == sizeof(arg.word) / sizeof(arg.word[0]))
 			argp_error(state, "%s: one word too many", text);
@@ -314,6 +354,17 @@ parse_option(int key, char *text, struct argp_state *state)
 			argp_error(state, "%s: there is no such verb", arg.word[0]);
 		else if (arg.nwords - 1 < v->least || arg.nwords - 1 > v->most)
 			argp_error(state, "usage: uffd-pager %s%s", v->name, v->usage);
+		if (arg.limit != NULL || arg.minimum != NULL || arg.group != NULL) {
+			/* One who it is for, and one word for the limit at most. */
+			const unsigned words =
+				arg.nwords - 1 + (arg.group != NULL) + (arg.limit != NULL);
+
+			if (strcmp(arg.word[0], "limit") != 0 || words > 2 ||
+			    arg.nwords - 1 + (arg.group != NULL) == 0 ||
+			    (words == 1 && arg.minimum == NULL))
+				argp_error(state, "usage: uffd-pager limit%s",
+					   find_verb("limit")->usage);
+		}
 		break;
 	default:
 		return ARGP_ERR_UNKNOWN;
@@ -351,18 +402,16 @@ request(const struct verb *v, struct argp_state *state)
 {
 	json_t *const req = json_pack("{s:s}", "verb", v->name);
 	const unsigned n = arg.nwords - 1;
-	const char *client = NULL, *bytes = NULL;
+	const char *client = NULL, *bytes = arg.limit;
 
-	if (strcmp(v->name, "map") == 0 && n == 1)
+	if (n == 1 && (strcmp(v->name, "map") == 0 ||
+		       (arg.group == NULL && (arg.limit != NULL || arg.minimum != NULL))))
 		client = arg.word[1];
 	else if (n == 2) {
 		client = arg.word[1];
 		bytes = arg.word[2];
 	} else if (n == 1)
 		bytes = arg.word[1];
-	if (bytes != NULL)
-		json_object_set_new(req, "bytes",
-				    json_integer((json_int_t)parse_size(bytes, state)));
 	if (strcmp(v->name, "trace") == 0 && arg.client != NULL)
 		client = arg.client;
 	if (client != NULL) {
@@ -372,6 +421,12 @@ request(const struct verb *v, struct argp_state *state)
 			argp_error(state, "a name is UTF-8");
 		json_object_set_new(req, "client", name);
 	}
+	if (arg.group != NULL)
+		json_object_set_new(req, "group", json_string(arg.group));
+	if (bytes != NULL)
+		json_object_set_new(req, "bytes", json_integer(size_or_none(bytes, state)));
+	if (arg.minimum != NULL)
+		json_object_set_new(req, "minimum", json_integer(size_or_none(arg.minimum, state)));
 	if (strcmp(v->name, "trace") == 0)
 		json_object_set_new(req, "lines", json_integer((json_int_t)arg.lines));
 	if (arg.cancel)
@@ -386,7 +441,7 @@ main(int argc, char **argv)
 		.options = options,
 		.parser = parse_option,
 		.args_doc =
-			"status\nclients\ntop\nmap [PID|NAME]\nevict PID|NAME BYTES\nlimit [BYTES]\nlimit PID|NAME BYTES\ntrace\ndrain\nupgrade",
+			"status\nclients\ntop\nmap [PID|NAME]\nevict PID|NAME BYTES\nlimit [BYTES]\nlimit PID|NAME BYTES\nlimit PID|NAME|--group=NAME --limit=BYTES --minimum=BYTES\ntrace\ndrain\nupgrade",
 		.doc = "Look at uffd-pagerd, and steer it.\v"
 		       "BYTES takes the suffixes K, M, G and T.  A client is named by its process, by its name, or by #ID.  The exit status "
 		       "is 0 if it was done, 1 if it was refused or failed, 2 for bad usage, 3 if the daemon is not reachable.",

@@ -483,10 +483,18 @@ overcommitted(struct fault *f, struct anon *lost)
 {
 	struct who w;
 
-	log_line(&f->p->log, UP_LOG_ERROR,
-		 "fault at %s: overcommitted, and the swap is full; SIGBUS",
-		 who_at(f->p, f->space, f->addr, &w));
+	log_line(
+		&f->p->log, UP_LOG_ERROR,
+		"fault at %s: overcommitted, and the swap is full, or what its client may have of it; SIGBUS",
+		who_at(f->p, f->space, f->addr, &w));
 	return verdict_lost(f, lost);
+}
+
+/* What was not promised when it was mapped: of what there is, and of what its client may have. */
+static bool
+promise_page(struct pager *p, const struct object *o)
+{
+	return account_may_promise(o->account, 1) && resv_try(&p->resv_swap, 1);
 }
 
 /* => leaf and map are locked; both are unlocked on return. */
@@ -515,7 +523,7 @@ fault_zero(struct fault *f)
 		struct anon *an;
 
 		/* What was not promised when it was mapped must be had now. */
-		if (f->object->noreserve && !resv_try(&p->resv_swap, 1)) {
+		if (f->object->noreserve && !promise_page(p, f->object)) {
 			full = true;
 			break;
 		}
@@ -1060,7 +1068,7 @@ promised_anon(struct fault *f, bool *full)
 {
 	struct anon *an;
 
-	*full = f->object->noreserve && !resv_try(&f->p->resv_swap, 1);
+	*full = f->object->noreserve && !promise_page(f->p, f->object);
 	if (*full)
 		return NULL;
 	an = anon_alloc(&f->p->zones.anon);
@@ -1276,7 +1284,7 @@ source_page(struct fault *f, int k, bool promise, bool *full)
 	struct anon *an;
 	struct page *pg;
 
-	*full = promise && !resv_try(&p->resv_swap, 1);
+	*full = promise && !promise_page(p, f->object);
 	an = *full ? NULL : anon_alloc(&p->zones.anon);
 	pg = an != NULL ? page_alloc(&p->pages, an, f->leaf, at) : NULL;
 	if (pg == NULL) {

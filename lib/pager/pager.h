@@ -419,10 +419,11 @@ struct space {
 	uid_t uid;	/* (c) the same's */
 	atomic_int pid; /* for people; 0: the child has not said yet that it is there */
 	/* keeper: */
-	uint64_t coming;  /* its map is frozen, since it is about to fork that space; 0 */
-	uint64_t thaw_at; /* until that at most, now_ns() */
-	bool returned;	  /* it may have said that it has, to a predecessor */
-	bool acked;	  /* it has been told that it is served */
+	uint64_t coming; /* its map is frozen, since it is about to fork that space; 0 */
+	/* until that at most, now_ns(); of a client that is not attached: it is to say hello until then */
+	uint64_t thaw_at;
+	bool returned; /* it may have said that it has, to a predecessor */
+	bool acked;    /* it has been told that it is served */
 	/* a client is to be told that the pager ends in so many ms: those, and 1; 0: nothing */
 	atomic_uint leave;
 	bool later; /* it could not be told more: too many descriptors are on their way, whosever */

@@ -168,8 +168,38 @@ account_unref(struct account *a)
 	if (a == NULL || atomic_fetch_sub(&a->refs, 1) > 1)
 		return;
 	assert(atomic_load(&a->mapped) == 0);
+	assert(atomic_load(&a->promised) == 0 && atomic_load(&a->touched) == 0);
 	account_unref(a->group);
 	zone_free(a->zone, a);
+}
+
+void
+account_promise(struct account *a, int64_t n)
+{
+	for (; a != NULL; a = a->group) {
+		assert(n >= 0 || atomic_load(&a->promised) >= (size_t)-n);
+		atomic_fetch_add(&a->promised, (size_t)n);
+	}
+}
+
+bool
+account_may_promise(const struct account *a, uint64_t n)
+{
+	const size_t limit =
+		a != NULL ? atomic_load_explicit(&a->swap_limit, memory_order_relaxed) : 0;
+
+	return limit == 0 ||
+	       atomic_load_explicit(&a->promised, memory_order_relaxed) +
+			       atomic_load_explicit(&a->touched, memory_order_relaxed) + n <=
+		       limit;
+}
+
+void
+object_pays(struct object *o, struct account *a)
+{
+	assert(o->account == NULL);
+	o->account = a;
+	account_promise(a, (int64_t)o->reserved);
 }
 
 unsigned
@@ -453,6 +483,15 @@ hand_on(void *at, unsigned level, struct object *to)
 		struct leaf *l = at;
 
 		pthread_mutex_lock(&l->lock);
+		for (unsigned i = 0;
+		     i < LEAF_SLOTS && l->noreserve && l->object->account != to->account; i++) {
+			const bool is = (l->slot[i] & SLOT_ANON) != 0;
+
+			if (is && l->object->account != NULL)
+				atomic_fetch_sub(&l->object->account->touched, 1);
+			if (is && to->account != NULL)
+				atomic_fetch_add(&to->account->touched, 1);
+		}
 		l->object = to;
 		pthread_mutex_unlock(&l->lock);
 		return;

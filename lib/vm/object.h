@@ -106,16 +106,20 @@ struct object_zones {
  * Keys: (p) pages.lock to change, (a) atomic, (m) map->change.
  */
 struct account {
-	atomic_uint refs;	/* (a) objects, and whoever has made it */
-	struct zone *zone;	/* (c) */
-	char name[32];		/* (c) of a group; else "" */
-	struct account *group;	/* (c) counts as well; NULL: none */
-	atomic_size_t mapped;	/* (p) pages */
-	atomic_size_t limit;	/* (a) pages; 0: none */
-	atomic_size_t minimum;	/* (a) pages that others do not push out */
-	atomic_bool over;	/* (a) somebody waits for it to have less */
-	atomic_uint reads;	/* (a) pages that are being read in, as far as that is limited */
-	atomic_uint reads_max;	/* (a) of those, but for one that somebody waits for; 0: any */
+	atomic_uint refs;  /* (a) objects, and whoever has made it */
+	struct zone *zone; /* (c) */
+	char name[32];	   /* (c) of a group; else "" */
+	struct account *_Atomic
+		group; /* (p) to change, (a) to read: counts as well; NULL: none.  One that it was in stays, whoever looks there still */
+	atomic_size_t mapped;	  /* (p) pages */
+	atomic_size_t limit;	  /* (a) pages; 0: none */
+	atomic_size_t minimum;	  /* (a) pages that others do not push out */
+	atomic_size_t swap_limit; /* (a) pages of swap that it may be promised; 0: any */
+	atomic_size_t promised;	  /* (m) to change: what its objects were promised as a whole */
+	atomic_size_t touched; /* (a) and page by page, for those that were not; not of its group */
+	atomic_bool over;      /* (a) somebody waits for it to have less */
+	atomic_uint reads;     /* (a) pages that are being read in, as far as that is limited */
+	atomic_uint reads_max; /* (a) of those, but for one that somebody waits for; 0: any */
 	uint64_t object, index; /* (m) where to go on when it is to have less: object id and page */
 	uint64_t again, pause;	/* (m) not before then, ns; and for how long the last time */
 	size_t files;		/* (m) audit.c: pages that the files of its pools have */
@@ -127,6 +131,10 @@ struct account *account_create(struct object_zones *z, struct account *group);
 struct account *account_ref(struct account *a);
 /* NULL is fine. */
 void account_unref(struct account *a);
+/* Swap for so many pages more, or less, was promised to an object of it.  NULL is fine.  => map->change is held */
+void account_promise(struct account *a, int64_t n);
+/* True if it may be promised so much more; what its group may, only a call is held to.  NULL: yes. */
+bool account_may_promise(const struct account *a, uint64_t n);
 /* How many of `want` pages may be read in now: one in any case.  NULL: all. */
 unsigned account_share(const struct account *a, unsigned want);
 /* So many are being read in; account_read() follows.  NULL: nobody counts. */
@@ -181,6 +189,8 @@ void object_zones_check(struct object_zones *z);
 /* One reference, the caller's.  NULL when the budget has no room. */
 struct object *object_alloc(struct object_zones *z, uint64_t npages, enum zone_wait wait);
 void object_ref(struct object *o);
+/* From here on the account has it, whose reference is the object's; it has had none, and no pages.  => map->change is held */
+void object_pays(struct object *o, struct account *a);
 /* The last one calls o->release, which empties the object and calls object_free(). */
 void object_unref(struct object *o);
 /* The same, but leaves that to the caller: true if it was the last. */
@@ -235,9 +245,19 @@ leaf_anon(const struct leaf *l, unsigned i)
 }
 
 static inline void
+leaf_touched(const struct leaf *l, bool more)
+{
+	struct account *a = l->noreserve ? l->object->account : NULL;
+
+	if (a != NULL)
+		atomic_fetch_add_explicit(&a->touched, more ? 1 : SIZE_MAX, memory_order_relaxed);
+}
+
+static inline void
 leaf_set_anon(struct leaf *l, unsigned i, struct anon *an)
 {
 	assert((l->slot[i] & SLOT_ANON) == 0);
+	leaf_touched(l, true);
 	if (l->slot[i] == 0)
 		l->nused++;
 	stores_in_order(); /* what an anon is, before it is somebody's */
@@ -249,6 +269,8 @@ leaf_mark(struct leaf *l, unsigned i)
 {
 	if (l->slot[i] == 0)
 		l->nused++;
+	else if (l->slot[i] & SLOT_ANON)
+		leaf_touched(l, false);
 	l->slot[i] = SLOT_BASE;
 }
 
@@ -256,6 +278,8 @@ static inline void
 leaf_clear(struct leaf *l, unsigned i)
 {
 	assert(l->slot[i] != 0 && l->nused > 0);
+	if (l->slot[i] & SLOT_ANON)
+		leaf_touched(l, false);
 	l->slot[i] = 0;
 	l->nused--;
 }

@@ -153,6 +153,24 @@ charge(struct account *a, bool more)
 	}
 }
 
+void
+page_account_move(struct pages *ps, struct account *a, struct account *group)
+{
+	pthread_mutex_lock(&ps->lock);
+	for (int more = 0; more < 2; more++) {
+		for (struct account *g = a->group; g != NULL; g = g->group) {
+			const size_t n = atomic_load(&g->mapped), mine = atomic_load(&a->mapped);
+
+			assert(more || n >= mine);
+			atomic_store(&g->mapped, more ? n + mine : n - mine);
+			atomic_fetch_add(&g->promised, more ? atomic_load(&a->promised)
+							    : -atomic_load(&a->promised));
+		}
+		a->group = group;
+	}
+	pthread_mutex_unlock(&ps->lock);
+}
+
 static inline void
 set_state(struct pages *ps, struct page *pg, enum page_state state)
 {

@@ -157,6 +157,8 @@ void page_enqueue_head_locked(struct pages *ps, struct page *pg, enum page_queue
 /* Off its queue; state becomes TRANSIT. */
 void page_dequeue_locked(struct pages *ps, struct page *pg);
 void page_set_state_locked(struct pages *ps, struct page *pg, enum page_state state);
+/* What an account has counts for another group from here on, NULL for none, whose reference is the account's now; that to the one before is the caller's.  => map->change is held */
+void page_account_move(struct pages *ps, struct account *a, struct account *group);
 /*
  * A page that was touched while it was STAGED, busy and on its queue all the time, is in its region: to ACTIVE.  True if it was read ahead and this is
  * its first use.

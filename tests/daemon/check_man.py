@@ -35,8 +35,8 @@ def main(pagerd, pager, directory):
         elif line:
             wanted.setdefault(section, set()).add(line.split(' = ')[0])
     usage = output(pagerd, '--help')
-    for kind, key in re.findall(r'--(group|listen)-(\w+)=NAME=', usage):
-        wanted.setdefault(kind, set()).add(key)
+    for kind, key in re.findall(r'--(group|listen)-([\w-]+)=NAME=', usage):
+        wanted.setdefault(kind, set()).add(key.replace('-', '_'))
     for section in wanted.keys() | documented.keys():
         a, b = wanted.get(section, set()), documented.get(section, set())
         if a != b:

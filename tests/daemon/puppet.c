@@ -26,7 +26,6 @@ struct puppet {
 	struct session session; /* first */
 	uv_pipe_t pipe;
 	struct session_counts counts;
-	uint64_t limit;
 	bool come, stubborn, gone;
 	size_t have;
 	char buf[256];
@@ -72,10 +71,15 @@ evict(struct session *s, uint64_t bytes)
 }
 
 static int
-limit(struct session *s, uint64_t bytes)
+limit(struct session *s, uint64_t most, uint64_t least)
 {
-	((struct puppet *)s)->limit = bytes;
-	return bytes < 4096 ? -EINVAL : 0;
+	if (most != LIMIT_KEEP && most < 4096)
+		return -EINVAL;
+	if (most != LIMIT_KEEP)
+		((struct puppet *)s)->counts.limit = most;
+	if (least != LIMIT_KEEP)
+		((struct puppet *)s)->counts.minimum = least;
+	return 0;
 }
 
 static void
@@ -128,7 +132,9 @@ latency(const struct session *s, enum up_fault_kind kind, struct latency_steps *
 	return true;
 }
 
-static const struct session_ops ops = { "test", counts, map, evict, ask, end, limit, latency };
+static const struct session_ops ops = {
+	"test", counts, map, evict, ask, end, limit, NULL, latency
+};
 
 static void
 obey(struct puppet *p, char *line)
@@ -233,6 +239,7 @@ test_accept(struct daemon *d, const struct listener *l, int fd, const struct pee
 	p->session.uid = peer->uid;
 	p->session.gid = peer->gid;
 	snprintf(p->session.group, sizeof(p->session.group), "%s", l->group);
+	p->session.by_door = l->group[0] != '\0';
 	uv_pipe_init(&d->loop, &p->pipe, 0);
 	p->pipe.data = p;
 	if (uv_pipe_open(&p->pipe, fd) < 0 ||

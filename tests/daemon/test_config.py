@@ -143,8 +143,22 @@ class Config(unittest.TestCase):
         self.assertIn('memory = 1G', self.printed('  [daemon]\n  memory = 1G ; a comment\n\n   \n\tsocket_mode = 0600\r\n'))
 
     def test_groups_must_fit(self):
-        self.refused('[group a]\nminimum = 60%\n[group b]\nminimum = 41%\n', '4: the groups are promised 101% of the budget')
+        self.refused('[group a]\nminimum = 20%\n[group b]\nminimum = 31%\n',
+                     '4: [group b]: with it the groups are promised 51% of the budget')
+        self.refused('[daemon]\nmemory = 64M\n[group a]\nminimum = 20M\n[group b]\nminimum = 20%\n',
+                     '6: [group b]: with it the groups are promised 51% of the budget (64 MiB)')
+        self.refused('[group a]\nusers = 0\n', '--group-minimum: [group a]: with it the groups are promised 51% of the budget',
+                     flags=['--group-minimum', 'a=51%'])
         self.refused('[group a]\nminimum = 2G\nlimit = 1G\n', '2: [group a]: its minimum is above its limit')
+        self.refused('[daemon]\nmemory = 1G\n[group a]\nlimit = 100M\nminimum = 10%\n', '5: [group a]: its minimum is above its limit')
+        self.refused('[daemon]\nmemory = 1G\nservice_threads = 4\n[group a]\nlimit = 15M\n', '5: [group a]: a limit is at least 16 MiB')
+        # As many threads as there would be here.
+        self.refused('[daemon]\nmemory = 1G\n[group a]\nlimit = 3M\n', '4: [group a]: a limit is at least')
+        self.refused('[daemon]\nmemory = 1G\nservice_threads = 4\n[limits]\nclient_limit = 15M\n', '5: client_limit: a limit is at least 16 MiB')
+        self.refused('[group a]\nclient_minimum = 51%\n', '2: [group a]: each client is promised more than half')
+        self.refused('[limits]\nclients = 5000\n', "2: clients: '5000' is not between 1 and 2048")
+        for fits in ('minimum = 50%', 'limit = 16M\nminimum = 16M', 'limit = 2%'):
+            self.printed('[daemon]\nmemory = 1G\nservice_threads = 4\n[group a]\n' + fits)
         self.refused('[daemon]\nmemory = 2G\nmemory_max = 1G\n', '2: memory is above memory_max')
 
     def test_further_sockets_must_be_whole(self):

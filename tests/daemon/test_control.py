@@ -140,7 +140,7 @@ class Budget(unittest.TestCase):
         with Daemon(config=f'[daemon]\nmemory = 64M\n[group a]\n{users}\nlimit = 50%\nminimum = 40%\n') as d:
             self.assertTrue(d.ask('limit', bytes=32 * MIB)['ok'])
             group = d.ask('status')['status']['groups'][0]
-            self.assertEqual((group['limit'], group['minimum']), (16 * MIB, 32 * MIB * 40 // 100))
+            self.assertEqual((group['limit'], group['minimum']), (16 * MIB, 32 * MIB * 40 // 100 // 4096 * 4096))
 
     def test_what_is_said_meanwhile_is_answered_in_order(self):
         with Daemon('--memory', '64M') as d, d.connect() as s:

@@ -180,14 +180,15 @@ class Reloading(unittest.TestCase):
         with Daemon(config='[limits]\nclients = 7\n' + PUPPETS) as d:
             d.puppet('a')
             d.configure('[daemon]\ncompression = lz4\n[limits]\nclients = 1\n[group all]\nusers = ' + str(os.getuid()) +
-                        '\nlimit = 1M\n' + PUPPETS)
+                        '\nlimit = 16M\n' + PUPPETS)
             d.signal(signal.SIGHUP)
             d.wait_log('reload: done')
             self.assertIn('reload: limits.clients is 1 now, was 7', d.log())
             self.assertIn('reload: daemon.compression stays none: lz4 takes a restart', d.log())
             status = d.ask('status')['status']
             self.assertEqual(status['limits']['clients'], 1)
-            self.assertEqual(status['groups'], [{'name': 'all', 'limit': 1 << 20, 'minimum': 0, 'clients': 1, 'resident': 0}])
+            self.assertEqual(status['groups'], [{'name': 'all', 'limit': 16 << 20, 'minimum': 0, 'swap_limit': 0, 'promised': 0, 'clients': 1, 'resident': 0,
+                                                 'configured': {'limit': 16 << 20, 'minimum': 0}, 'refused': ''}])
             with d.connect('puppets.sock') as s:
                 s.sendall(b'name b\n')
                 self.assertIn(b'1 are allowed', rig.read_line(s))
@@ -410,13 +411,13 @@ class Native(unittest.TestCase):
             self.skipTest(f'{hard} descriptors at most')
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-        with Daemon('--memory', '256M', '--limits-clients', '10000', '--log-level', 'warning', wait=False) as d:
+        with Daemon('--memory', '256M', '--limits-clients', '2048', '--limits-clients-per-user', 'none', '--log-level', 'warning', wait=False) as d:
             rig.wait_for('a socket', lambda: os.path.exists(d.path('control.sock')))
-            kept = [d.connect('pager.sock', socket.SOCK_SEQPACKET) for _ in range(4097)]
+            kept = [d.connect('pager.sock', socket.SOCK_SEQPACKET) for _ in range(2049)]
             error, why = refusal(kept[-1])
-            self.assertEqual(error, errno.EAGAIN)
-            self.assertIn('there are 4096 clients', why)
-            self.assertIn('refused: there are 4096 clients', d.log())
+            self.assertEqual(error, errno.EUSERS)
+            self.assertIn('there are 2048 clients', why)
+            self.assertIn('refused: there are 2048 clients', d.log())
             for s in kept:
                 s.close()
             rig.wait_for('all gone', lambda: d.ask('status')['status']['clients'] == 0)

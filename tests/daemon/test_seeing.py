@@ -209,7 +209,7 @@ class Map(unittest.TestCase):
         return answer
 
     def test_terabytes_with_a_few_pages_are_drawn_at_once(self):
-        with Daemon('--memory', '32M') as d, Client(d) as c:
+        with Daemon('--memory', '32M', '--limits-mapped', '32T') as d, Client(d) as c:
             length = 16 << 40
             at = c.at('noreserve', length)
             for cell in 0, 20, 63:

@@ -27,7 +27,7 @@ class Words(unittest.TestCase):
             out = d.tool('status')
             self.assertIn('serving', out)
             self.assertIn('of 64M used', out)
-            self.assertIn('group     db: 1 clients, 16M in memory; limit 32M, minimum 0', out)
+            self.assertIn('group     db: 1 clients, 0 in memory; limit 32M, minimum 0', out)
             self.assertRegex(d.tool('clients'), r'vm-1 +test +db +16M +64M +8.0M')
             out = d.tool('map', 'vm-1')
             self.assertEqual(len(re.findall(r'^ *[0-9a-f]+ +32M +[·░▒▓█]{64} +8.0M in memory$', out, re.M)), 2, out)
