@@ -523,6 +523,9 @@ cut(char **argv)
 			gone += i >= n / 2 ? 1 : n;
 	}
 	printf("gone %zu\n", gone);
+	up_object_unref(o);
+	up_runtime_destroy(rt);
+	close(fd);
 	return 0;
 }
 
