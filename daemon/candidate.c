@@ -24,8 +24,6 @@
 #define AT_EMPTY_PATH 0x1000
 #endif
 
-extern char **environ;
-
 int
 candidate_exec(int exe, char **argv)
 {

@@ -26,8 +26,13 @@ struct check {
 __attribute__((format(printf, 4, 5))) static void
 complain(struct check *k, const struct config_named *n, enum config_key key, const char *fmt, ...)
 {
-	const unsigned line = n != NULL ? config_named_value(n, key)->line : k->c->v[key].line;
+	unsigned line = 0;
 	va_list ap;
+
+	if (n != NULL)
+		line = config_named_value(n, key)->line;
+	else if (key < CONFIG_KEYS)
+		line = k->c->v[key].line;
 
 	k->errors++;
 	if (line != 0)

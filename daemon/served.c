@@ -121,6 +121,14 @@ rest_of(const struct range_look *l)
 				    : 'c';
 }
 
+static json_int_t
+bytes_of(uint64_t pages)
+{
+	const uint64_t bytes = pages * UP_PAGE_SIZE;
+
+	return (json_int_t)bytes;
+}
+
 /*
  * The range with a digit for each 64th of it: how much of that is in memory; and a letter: where most of the rest is.  Without those if there is no more
  * time.  NULL: it has gone.
@@ -168,12 +176,9 @@ draw(struct up_runtime *rt, uint64_t id, const struct serve_range *r, unsigned s
 	}
 	strip[cells] = rest[cells] = '\0';
 	json_object_update_new(j, json_pack("{s:I, s:I, s:I, s:I, s:I, s:s, s:s}", "resident",
-					    (json_int_t)(in * UP_PAGE_SIZE), "staged",
-					    (json_int_t)(staged * UP_PAGE_SIZE), "swapped",
-					    (json_int_t)(swapped * UP_PAGE_SIZE), "compressed",
-					    (json_int_t)(compressed * UP_PAGE_SIZE), "lost",
-					    (json_int_t)(lost * UP_PAGE_SIZE), "strip", strip,
-					    "rest", rest));
+					    bytes_of(in), "staged", bytes_of(staged), "swapped",
+					    bytes_of(swapped), "compressed", bytes_of(compressed),
+					    "lost", bytes_of(lost), "strip", strip, "rest", rest));
 	return j;
 }
 

@@ -93,6 +93,7 @@ unhold(struct client *c, uint64_t id)
 static void
 own(struct client *c, struct object *o)
 {
+	assert(o != NULL);
 	if (o->pool != 0)
 		return;
 	o->apart = true;

@@ -93,8 +93,8 @@ collect(void *ctx, enum up_log_level level, const char *line)
 /* --- the daemon --- */
 
 /* As with a disk that takes its time. */
-int
-fdatasync(int fd)
+static int
+held_fdatasync(int fd)
 {
 	if (shared != NULL) {
 		atomic_fetch_add(&shared->flushing, 1);
@@ -104,6 +104,8 @@ fdatasync(int fd)
 	}
 	return (int)syscall(SYS_fdatasync, fd);
 }
+
+int fdatasync(int) __attribute__((alias("held_fdatasync")));
 
 static void
 gone(void *ctx, uint64_t id, bool guest)

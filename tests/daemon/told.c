@@ -121,10 +121,10 @@ main(int argc, char **argv)
 		line[strcspn(line, "\n")] = '\0';
 		if (rest != NULL)
 			*rest++ = '\0';
-		if (strcmp(line, "stats") == 0)
-			stats();
-		else if (rest == NULL)
+		if (rest == NULL && strcmp(line, "stats") != 0)
 			return 1;
+		if (rest == NULL)
+			stats();
 		else if (strcmp(line, "map") == 0)
 			map(strtoull(rest, NULL, 0), UP_PRIVATE, NULL);
 		else if (strcmp(line, "noreserve") == 0)
