@@ -775,13 +775,10 @@ range_unwire(struct pager *p, struct object *o, uint64_t first, uint64_t n, uint
 	}
 }
 
-/* => busy */
-static unsigned char
-residency(struct pager *p, const struct anon *an)
+/* Of a page that is in no frame; else 0. */
+static uint8_t
+residency_out(const struct anon *an)
 {
-	const struct page *pg;
-	unsigned char bits;
-
 	switch (atomic_load_explicit(&an->kind, memory_order_relaxed)) {
 	case ANON_SWAP:
 		return UP_PAGE_SWAPPED;
@@ -790,8 +787,20 @@ residency(struct pager *p, const struct anon *an)
 	case ANON_LOST:
 		return UP_PAGE_LOST;
 	default:
-		break;
+		return 0;
 	}
+}
+
+/* => busy */
+static unsigned char
+residency(struct pager *p, const struct anon *an)
+{
+	const struct page *pg;
+	unsigned char bits;
+
+	bits = residency_out(an);
+	if (bits != 0)
+		return bits;
 	pg = page_at(&p->pages, an->loc);
 	pthread_mutex_lock(&p->pages.lock);
 	bits = pg->state == PAGE_MAPPED ? UP_PAGE_MAPPED : UP_PAGE_STAGED;
@@ -867,21 +876,11 @@ range_residency(struct pager *p, struct object *o, uint64_t first, uint64_t n, u
 static uint8_t
 peek(struct pager *p, struct anon *an)
 {
-	const uint8_t kind = atomic_load_explicit(&an->kind, memory_order_relaxed);
+	const uint8_t out = residency_out(an);
 	uint8_t bits = UP_PAGE_STAGED;
 
-	switch (kind) {
-	case ANON_SWAP:
-		return UP_PAGE_SWAPPED;
-	case ANON_ZIP:
-		return UP_PAGE_COMPRESSED;
-	case ANON_LOST:
-		return UP_PAGE_LOST;
-	default:
-		break;
-	}
-	if (!anon_trybusy(an))
-		return bits;
+	if (out != 0 || !anon_trybusy(an))
+		return out != 0 ? out : bits;
 	if (anon_in_core(an) && page_at(&p->pages, an->loc)->state == PAGE_MAPPED)
 		bits = UP_PAGE_MAPPED;
 	anon_unbusy(&p->waitqs, an);
