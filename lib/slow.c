@@ -90,7 +90,7 @@ start_thread(struct flush *fl)
 	return -r;
 }
 
-/* False: there are as many as there may be.  Where no thread is to be had it is done here. */
+/* False: there are as many as there may be, or no room for one, and both ends.  Where the system has no thread it is done here. */
 static bool
 flush_begin(struct forks *f, struct slow *s)
 {
@@ -101,8 +101,11 @@ flush_begin(struct forks *f, struct slow *s)
 	if (sv->nflushes == FLUSHES)
 		return false;
 	fl = calloc(1, sizeof *fl);
-	if (fl == NULL || !frames_trade(p, FLUSH_OVERHEAD))
-		goto here;
+	if (fl == NULL || !frames_trade(p, FLUSH_OVERHEAD)) {
+		free(fl);
+		services_press(p);
+		return false;
+	}
 	fl->forks = f;
 	fl->source = s->sync.flush;
 	fl->wanted = true;
@@ -115,7 +118,6 @@ flush_begin(struct forks *f, struct slow *s)
 	}
 	source_unref(fl->source);
 	budget_uncharge(&p->budget, FLUSH_OVERHEAD);
-here:
 	free(fl);
 	sync_flushed(f->rt, &s->sync, source_settle(s->sync.flush));
 	return true;
