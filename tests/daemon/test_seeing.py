@@ -390,7 +390,6 @@ class Recent(unittest.TestCase):
                 nonlocal n
                 n += 10
                 rig.obey(s, major=n, p99=ns)
-                time.sleep(0.05)
                 (c,) = d.ask('clients')['clients']
                 recent = c['recent'].get('major', {'p99_ns': 0})['p99_ns']
                 history = d.ask('status')['status']['history']['p99_ns'][-1:]
