@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * slow.c: what is done for a client piece by piece.  See client.h.
+ * slow.c: what is done for a client piece by piece.  See slow.h.
  */
 #include <errno.h>
 #include <stdlib.h>

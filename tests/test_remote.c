@@ -34,6 +34,7 @@
 #include "dump.h"
 #include "fuse_file.h"
 #include "serve.h"
+#include "slow.h"
 #include "timely.h"
 
 #define MiB ((size_t)1 << 20)
@@ -2554,6 +2555,50 @@ set_up_many_regions(void)
 }
 
 TestSuite(many, .init = set_up_many_regions, .fini = tear_down, .timeout = 60);
+
+/* Each is a thread of the daemon's: who is one too many waits, and nobody else. */
+Test(many, disks_that_take_their_time_are_waited_for_by_those_who_asked)
+{
+	struct msg m = { .type = MSG_CALL, .serial = 7 };
+	int file[FLUSHES + 2], fd[FLUSHES + 2], with[MSG_REGIONS];
+	const double until = seconds() + DEADLINE;
+	double t0;
+	size_t n;
+
+	rt = must_connect();
+	atomic_store(&shared->hold, true);
+	for (unsigned i = 0; i < ARRAY_SIZE(fd); i++) {
+		file[i] = zeros_file();
+		fd[i] = raw_file_client(file[i], &m.call);
+		say(fd[i], &m, NULL, 0);
+	}
+	while (atomic_load(&shared->flushing) < FLUSHES) {
+		cr_assert(seconds() < until, "%u flushes", atomic_load(&shared->flushing));
+		nap();
+	}
+	t0 = seconds();
+	fill(must_map(rt, 100, UP_PRIVATE, NULL, 0), 100, 1);
+	cr_assert(lt(dbl, seconds() - t0, 1));
+	cr_assert(eq(uint, atomic_load(&shared->flushing), FLUSHES));
+	/* One of those goes while it waits: it is not waited for. */
+	close(fd[0]);
+	wait_ended(1);
+	cr_assert(eq(uint, atomic_load(&shared->flushing), FLUSHES));
+	atomic_store(&shared->hold, false);
+	for (unsigned i = 1; i < ARRAY_SIZE(fd); i++) {
+		do
+			cr_assert(zero(int, msg_await(fd[i], &m, with, &n, 10000)), "client %u", i);
+		while (m.type == MSG_ACK);
+		cr_assert(eq(uint, m.type, MSG_RETURN));
+		cr_assert(zero(int, m.status));
+		close(fd[i]);
+	}
+	up_runtime_destroy(rt);
+	wait_ended(ARRAY_SIZE(fd) + 1);
+	daemon_ask(2);
+	for (unsigned i = 0; i < ARRAY_SIZE(file); i++)
+		close(file[i]);
+}
 
 /* What it is to map does not fit its queue. */
 Test(many, who_does_not_read_keeps_nobody_waiting_and_is_told_all_of_it_later)
