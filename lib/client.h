@@ -8,6 +8,7 @@
 #include "childmsg.h"
 #include "cow.h"
 #include "keeper.h"
+#include "quota.h"
 #include "serve.h"
 #include "slow.h"
 
@@ -78,8 +79,6 @@ int client_create(struct up_runtime *rt, const struct serve_limits *limits, pid_
 		  gid_t gid, const char *name, struct client **out);
 /* Its space, in the list; sock is the space's.  0; -EAGAIN: there are too many; -ENOMEM.  => map.change is held */
 int client_space(struct pager *p, struct client *c, int sock, struct space **out);
-/* The quota that it is to have from the beginning.  0, or as serve_quota().  => map.change is held, before client_space() */
-int client_quota(struct up_runtime *rt, struct client *c);
 /* NULL: it has gone.  => map.change or map.lock is held */
 struct space *client_find(struct pager *p, uint64_t id);
 /*
@@ -88,8 +87,6 @@ struct space *client_find(struct pager *p, uint64_t id);
  */
 int client_room(struct up_runtime *rt, const struct space *sp, uint64_t addr, uint64_t length,
 		size_t regions, uint64_t nswap, char *why);
-/* The same of what it is to have without a region: more swap. */
-int client_swap(struct up_runtime *rt, const struct client *c, uint64_t nswap, char *why);
 
 /* guest.c.  guests_stop(): nothing is done for guests any more; before the keeper stops.  guests_free(): when no guest is left. */
 void guests_stop(struct up_runtime *rt);
@@ -123,15 +120,13 @@ int server_note_file(struct up_runtime *rt, const struct object *o, const struct
 		     int fd);
 /* It goes. */
 void server_forget(struct up_runtime *rt, const struct object *o);
-/* Limits and minima of a new account are those of an old one.  => as for account_create().  NULL: no memory */
-struct account *server_account(struct up_runtime *rt, const char *group, size_t limit,
-			       size_t minimum);
 /* A client without anything, but with room for so many objects; NULL: no memory.  client_discard() or an end of its space takes it back. */
 struct client *client_alloc(struct up_runtime *rt, const struct serve_limits *limits);
 void client_discard(struct up_runtime *rt, struct client *c);
-/* True if what clients and groups were promised fits such a limit.  => map.change is held */
-bool clients_fit(struct up_runtime *rt, size_t limit);
-/* Take pages from whoever has more than it may.  True: to be done again soon. */
-bool clients_reduce(struct up_runtime *rt);
+
+/* serve_info.c.  What is counted of a space's faults. */
+const struct space_tally *client_tally(const struct pager *p, const struct space *sp);
+/* What it has written, and is not where it can touch it; bytes.  => map.lock is held */
+uint64_t client_swapped(const struct space *sp, uint64_t resident);
 
 #endif

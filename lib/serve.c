@@ -13,7 +13,6 @@
 #include <ctype.h>
 #include <errno.h>
 #include <limits.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -27,28 +26,10 @@
 #include "pager/source.h"
 #include "serve.h"
 #include "store.h"
-#include "who.h"
 
 #define ADDRESS_END ((uint64_t)1 << 47)
-#define PAUSE_MIN 10000000u /* ns, after nothing could be taken from an account; doubling */
-#define PAUSE_MAX 1000000000u
 #define DUMP_NS 2000000u /* for lines of one answer, which count pages: other clients wait */
 #define NAMES_MAX 256u	 /* of objects of one user, which outlive those who made them */
-
-/* What an account with this limit is brought down to once it is full, pages. */
-static size_t
-account_room(const struct pager *p, size_t limit)
-{
-	const size_t room = MAX(limit / 8, (size_t)RUN_MAX * p->nservices * 2);
-
-	return limit > room ? limit - room : 0;
-}
-
-static size_t
-pages_of(uint64_t bytes)
-{
-	return (size_t)MIN(bytes >> PAGE_SHIFT, SIZE_MAX / 2);
-}
 
 /* --- objects --- */
 
@@ -308,68 +289,6 @@ prepare_entry(struct pager *p, const struct space *sp, struct part *part, uintpt
 	return 0;
 }
 
-/* The client is told as much as the operator: which limit it is. */
-__attribute__((format(printf, 4, 5))) static int
-over_limit(struct up_runtime *rt, const struct client *c, char *why, const char *fmt, ...)
-{
-	char text[MSG_TEXT];
-	va_list ap;
-
-	va_start(ap, fmt);
-	vsnprintf(text, sizeof text, fmt, ap);
-	va_end(ap);
-	log_line(&rt->p.log, UP_LOG_WARNING, "client %s, process %d: refused: %s", c->name,
-		 (int)c->pid, text);
-	if (why != NULL)
-		memcpy(why, text, sizeof text);
-	return -EDQUOT;
-}
-
-/* Rounded up: what is refused is more than is allowed. */
-static unsigned long long
-mib(uint64_t pages)
-{
-	return round_up(pages, 256) >> 8;
-}
-
-/* Pages of swap that a group's clients were promised.  => map.change is held */
-static uint64_t
-group_promised(const struct pager *p, const struct account *g)
-{
-	uint64_t n = atomic_load(&g->promised);
-
-	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
-		if (sp->client != NULL && sp->client->account->group == g)
-			n += atomic_load(&sp->client->account->touched);
-	}
-	return n;
-}
-
-int
-client_swap(struct up_runtime *rt, const struct client *c, uint64_t nswap, char *why)
-{
-	const struct account *a = c->account, *g = a->group;
-	uint64_t n, most;
-
-	if (nswap == 0)
-		return 0;
-	if (!account_may_promise(a, nswap)) {
-		n = atomic_load(&a->promised) + atomic_load(&a->touched) + nswap;
-		most = atomic_load(&a->swap_limit);
-		return over_limit(rt, c, why,
-				  "%llu MiB of swap promised, and %llu are allowed (swap)", mib(n),
-				  mib(most));
-	}
-	most = g != NULL ? atomic_load(&g->swap_limit) : 0;
-	n = most != 0 ? group_promised(&rt->p, g) + nswap : 0;
-	return n <= most
-		       ? 0
-		       : over_limit(
-				 rt, c, why,
-				 "%llu MiB of swap promised to group %s, and %llu are allowed (swap)",
-				 mib(n), g->name, mib(most));
-}
-
 int
 client_room(struct up_runtime *rt, const struct space *sp, uint64_t addr, uint64_t length,
 	    size_t regions, uint64_t nswap, char *why)
@@ -382,11 +301,13 @@ client_room(struct up_runtime *rt, const struct space *sp, uint64_t addr, uint64
 	if (!valid_range(addr, length))
 		return -EINVAL;
 	if (sp->map.n + regions > c->limits.regions)
-		return over_limit(rt, c, why, "%zu regions, and %u are allowed (regions)",
-				  sp->map.n + regions, c->limits.regions);
+		return client_over_limit(rt, c, why, "%zu regions, and %u are allowed (regions)",
+					 sp->map.n + regions, c->limits.regions);
 	if (c->limits.mapped != 0 && mapped > c->limits.mapped)
-		return over_limit(rt, c, why, "%llu MiB mapped, and %llu are allowed (mapped)",
-				  mib(mapped >> PAGE_SHIFT), mib(c->limits.mapped >> PAGE_SHIFT));
+		return client_over_limit(rt, c, why,
+					 "%llu MiB mapped, and %llu are allowed (mapped)",
+					 mib(mapped >> PAGE_SHIFT),
+					 mib(c->limits.mapped >> PAGE_SHIFT));
 	e = map_first_from(m, addr);
 	if (e != NULL && e->start < addr + length)
 		return -EEXIST;
@@ -598,76 +519,6 @@ call_prefault(struct up_runtime *rt, struct space *sp, const struct call *q)
 	return advise_range(rt, &sp->map, start, end, UP_ADVICE_WILLNEED);
 }
 
-/* All that clients and groups may keep, pages; `of` aside.  => map.change is held */
-static size_t
-minima(struct up_runtime *rt, const struct account *of)
-{
-	struct pager *p = &rt->p;
-	size_t sum = 0;
-
-	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
-		if (sp->client != NULL && sp->client->account != of)
-			sum += atomic_load(&sp->client->account->minimum);
-	}
-	pthread_mutex_lock(&rt->server->lock);
-	for (const struct group *g = rt->server->groups; g != NULL; g = g->next) {
-		if (g->account != of)
-			sum += atomic_load(&g->account->minimum);
-	}
-	pthread_mutex_unlock(&rt->server->lock);
-	return sum;
-}
-
-/* Pages that are wired by whoever counts for the account.  => map.change is held */
-static uint64_t
-wired_of(const struct pager *p, const struct account *of)
-{
-	uint64_t n = 0;
-
-	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
-		const struct account *a = sp->account;
-
-		while (a != NULL && a != of)
-			a = a->group;
-		if (a != NULL)
-			n += sp->map.wired;
-	}
-	return n;
-}
-
-/* True if so much may be wired and promised, pages, within a limit: a quarter is left to page with. */
-static bool
-wired_fits(struct up_runtime *rt, uint64_t minimum, uint64_t wired, size_t limit)
-{
-	return minimum + wired + atomic_load(&rt->p.nwired) <= limit / PAGE_SIZE / 4 * 3;
-}
-
-/* 0, or why the client may not wire so many pages more.  => map.change is held */
-static int
-may_wire(struct up_runtime *rt, const struct space *sp, uint64_t more)
-{
-	const uint64_t most = (rt->wire_limit >> PAGE_SHIFT) / 4;
-	struct pager *p = &rt->p;
-
-	if (more == 0)
-		return 0;
-	if (sp->map.wired + more > most) {
-		log_line(&p->log, UP_LOG_WARNING,
-			 "client %s, process %d: refused: %llu pages wired, and one may have %llu",
-			 sp->client->name, (int)sp->client->pid,
-			 (unsigned long long)sp->map.wired + more, (unsigned long long)most);
-		return -EDQUOT;
-	}
-	/* The rest is for what it has to page in and out; see account_room(). */
-	for (const struct account *a = sp->account; a != NULL; a = a->group) {
-		const size_t limit = atomic_load(&a->limit);
-
-		if (limit != 0 && wired_of(p, a) + more > limit / 2)
-			return -EDQUOT;
-	}
-	return wired_fits(rt, minima(rt, NULL), more, rt->memory_limit) ? 0 : -ENOMEM;
-}
-
 /*
  * Nobody waits for pages here: whoever asks touches what is missing himself, and comes again.  So one call takes a piece, which
  * stays there while the next one comes in.
@@ -691,7 +542,7 @@ call_wire(struct up_runtime *rt, struct space *sp, const struct call *q)
 		return -EINVAL;
 	r = check_wire(rt, &sp->map, start, end, &more);
 	if (r == 0)
-		r = may_wire(rt, sp, more);
+		r = client_may_wire(rt, sp, more);
 	if (r < 0 || (q->flags & WIRE_LOOK))
 		return r;
 	r = wire_entries(rt, &sp->map, start, end, &c->wiring, q->offset);
@@ -765,7 +616,7 @@ may_promise(struct up_runtime *rt, const struct client *c, const struct call *q,
 			n += of->uid == c->uid && of->object != NULL ? of->object->reserved : 0;
 		pthread_mutex_unlock(&sv->lock);
 		if (n > c->limits.swap >> PAGE_SHIFT)
-			r = over_limit(
+			r = client_over_limit(
 				rt, c, why,
 				"%llu MiB of swap promised to names of user %u, and %llu are allowed (swap)",
 				mib(n), (unsigned)c->uid, mib(c->limits.swap >> PAGE_SHIFT));
@@ -864,43 +715,11 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 	return answer->object == 0 ? -EDQUOT : r;
 }
 
-static const struct space_tally *
-tally_of(const struct pager *p, const struct space *sp)
-{
-	return atomic_load(&p->tally) + (sp->shard - PMAP_POOL - 1);
-}
-
-/* Pages that its own objects have.  => map.lock is held */
-static uint64_t
-written(const struct space *sp)
-{
-	const struct object *before = NULL;
-	uint64_t n = 0;
-
-	for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next) {
-		/* Pieces of one object lie side by side, as a rule. */
-		if (e->object != before && e->object->account != NULL &&
-		    e->object->account == sp->account)
-			n += object_count(e->object);
-		before = e->object;
-	}
-	return n;
-}
-
-/* What it has written, and is not where it can touch it; bytes.  => map.lock is held */
-static uint64_t
-swapped(const struct space *sp, uint64_t resident)
-{
-	const uint64_t bytes = written(sp) << PAGE_SHIFT;
-
-	return bytes - MIN(bytes, resident);
-}
-
 static int
 call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 {
 	struct up_stats st = { .limit = rt->memory_limit, .limit_max = rt->memory_most };
-	const struct space_tally *const tally = tally_of(&rt->p, sp);
+	const struct space_tally *const tally = client_tally(&rt->p, sp);
 
 	static_assert(sizeof st <= MSG_BYTES, "up_stats fits a message");
 	pthread_rwlock_rdlock(&rt->p.map.lock);
@@ -908,7 +727,7 @@ call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 	st.entries = sp->map.n;
 	st.wired = sp->map.wired << PAGE_SHIFT;
 	st.resident = atomic_load(&sp->client->account->mapped) << PAGE_SHIFT;
-	st.swapped = swapped(sp, st.resident);
+	st.swapped = client_swapped(sp, st.resident);
 	pthread_rwlock_unlock(&rt->p.map.lock);
 	st.used = st.resident;
 	st.objects = sp->client->nheld;
@@ -1148,8 +967,6 @@ client_heard(struct forks *f, struct space *sp, int fd[], size_t *nfd)
 	return r;
 }
 
-/* --- quotas --- */
-
 struct space *
 client_find(struct pager *p, uint64_t id)
 {
@@ -1158,285 +975,6 @@ client_find(struct pager *p, uint64_t id)
 	while (sp != NULL && (sp->id != id || sp->client == NULL))
 		sp = sp->next;
 	return sp;
-}
-
-static void
-over(void *forks)
-{
-	keeper_kick(forks);
-}
-
-/* True if somebody waits for it.  => map.change is held */
-static bool
-reduce(struct pager *p, struct account *a, bool *full)
-{
-	const size_t limit = atomic_load(&a->limit);
-
-	if (!atomic_load(&a->over))
-		return false;
-	if (now_ns() < a->again) {
-		*full = true;
-		return false;
-	}
-	atomic_store(&a->over, false);
-	if (limit != 0 && account_reduce(p, a, account_room(p, limit)) == 0 &&
-	    account_is_full(p, a)) {
-		/* Pinned, all of it, or on its way: looking for something else takes time that all clients wait for. */
-		a->pause = MIN(MAX(a->pause * 2, PAUSE_MIN), PAUSE_MAX);
-		a->again = now_ns() + a->pause;
-	} else {
-		a->pause = 0;
-	}
-	*full |= account_is_full(p, a);
-	return true;
-}
-
-/* Whoever waits since its account had no more comes again, forked children too.  => map.change is held */
-static void
-wake_turned_away(struct pager *p)
-{
-	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
-		for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next) {
-			if (e->object->account != NULL)
-				p->pmap->ops->wake(p->pmap, e->shard, e->start,
-						   (e->end - e->start) >> PAGE_SHIFT);
-		}
-	}
-}
-
-bool
-clients_reduce(struct up_runtime *rt)
-{
-	struct server *sv = rt->server;
-	struct pager *p = &rt->p;
-	bool any = false, full = false;
-	sigset_t old;
-
-	if (sv == NULL)
-		return false;
-	change_begin(p, &old);
-	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
-		/* Also of those whose client has gone, and its children have not: they are held to what it was. */
-		if (sp->account != NULL)
-			any |= reduce(p, sp->account, &full);
-	}
-	pthread_mutex_lock(&sv->lock);
-	for (const struct group *g = sv->groups; g != NULL; g = g->next)
-		any |= reduce(p, g->account, &full);
-	pthread_mutex_unlock(&sv->lock);
-	if (any)
-		wake_turned_away(p);
-	change_end(p, &old);
-	return full;
-}
-
-/* At most half of memory, and three quarters with what is wired. */
-bool
-clients_fit(struct up_runtime *rt, size_t limit)
-{
-	const size_t promised = rt->server != NULL ? minima(rt, NULL) : 0;
-
-	return rt->server == NULL ||
-	       (promised <= limit / PAGE_SIZE / 2 && wired_fits(rt, promised, 0, limit));
-}
-
-uint64_t
-serve_limit_min(unsigned service_threads, size_t memory_limit)
-{
-	const uint64_t n = service_threads != 0 ? service_threads : runtime_services(memory_limit);
-
-	return (RUN_MAX * n * 4) << PAGE_SHIFT;
-}
-
-/* => map.change is held */
-static int
-set_quota(struct up_runtime *rt, struct account *a, uint64_t limit, uint64_t minimum)
-{
-	if (limit != 0 && limit < serve_limit_min(rt->p.nservices, 0))
-		return -EINVAL;
-	if (limit != 0 && minimum > limit)
-		return -EINVAL;
-	if (minima(rt, a) + pages_of(minimum) > rt->memory_limit / PAGE_SIZE / 2 ||
-	    (minimum > 0 &&
-	     !wired_fits(rt, minima(rt, a) + pages_of(minimum), 0, rt->memory_limit)))
-		return -ENOSPC;
-	if (limit != 0 && wired_of(&rt->p, a) > pages_of(limit) / 2)
-		return -EBUSY;
-	atomic_store(&a->limit, pages_of(limit));
-	atomic_store(&a->minimum, pages_of(minimum));
-	if (limit != 0 && account_is_full(&rt->p, a))
-		atomic_store(&a->over, true);
-	return 0;
-}
-
-int
-serve_quota(struct up_runtime *rt, uint64_t id, uint64_t limit, uint64_t minimum)
-{
-	struct space *sp;
-	sigset_t old;
-	int r = -ENOENT;
-
-	change_begin(&rt->p, &old);
-	sp = client_find(&rt->p, id);
-	if (sp != NULL)
-		r = set_quota(rt, sp->client->account, limit, minimum);
-	change_end(&rt->p, &old);
-	keeper_kick(rt->forks);
-	return r;
-}
-
-/* => no lock is held, as anything may be asked to make room */
-static struct account *
-group_account(struct up_runtime *rt, const char *name)
-{
-	struct server *sv = rt->server;
-	struct account *fresh = account_create(&rt->p.zones, NULL);
-	struct group *g, *more = calloc(1, sizeof *more);
-
-	pthread_mutex_lock(&sv->lock);
-	for (g = sv->groups; g != NULL && strcmp(g->account->name, name) != 0; g = g->next)
-		;
-	if (g == NULL && more != NULL && fresh != NULL) {
-		g = more;
-		more = NULL;
-		g->account = fresh;
-		fresh = NULL;
-		snprintf(g->account->name, sizeof g->account->name, "%s", name);
-		g->next = sv->groups;
-		sv->groups = g;
-	}
-	pthread_mutex_unlock(&sv->lock);
-	free(more);
-	account_unref(fresh);
-	return g != NULL ? g->account : NULL;
-}
-
-int
-serve_group_quota(struct up_runtime *rt, const char *group, uint64_t limit, uint64_t minimum)
-{
-	struct account *a = group_account(rt, group);
-	sigset_t old;
-	int r;
-
-	if (a == NULL)
-		return -ENOMEM;
-	change_begin(&rt->p, &old);
-	r = set_quota(rt, a, limit, minimum);
-	change_end(&rt->p, &old);
-	keeper_kick(rt->forks);
-	return r;
-}
-
-int
-serve_group_swap(struct up_runtime *rt, const char *group, uint64_t swap)
-{
-	struct account *a = group_account(rt, group);
-
-	if (a == NULL)
-		return -ENOMEM;
-	atomic_store(&a->swap_limit, pages_of(swap));
-	return 0;
-}
-
-static void
-group_info(const struct account *a, struct serve_group *info)
-{
-	*info = (struct serve_group){
-		.limit = atomic_load(&a->limit) << PAGE_SHIFT,
-		.minimum = atomic_load(&a->minimum) << PAGE_SHIFT,
-		.resident = atomic_load(&a->mapped) << PAGE_SHIFT,
-		.swap = atomic_load(&a->swap_limit) << PAGE_SHIFT,
-		.promised = atomic_load(&a->promised) << PAGE_SHIFT,
-	};
-	memcpy(info->name, a->name, sizeof info->name);
-}
-
-int
-serve_group_info(struct up_runtime *rt, const char *group, struct serve_group *info)
-{
-	struct server *sv = rt->server;
-	const struct group *g;
-
-	if (sv == NULL)
-		return -ENOENT;
-	pthread_mutex_lock(&sv->lock);
-	for (g = sv->groups; g != NULL && strcmp(g->account->name, group) != 0; g = g->next)
-		;
-	if (g != NULL)
-		group_info(g->account, info);
-	pthread_mutex_unlock(&sv->lock);
-	return g != NULL ? 0 : -ENOENT;
-}
-
-int
-serve_group_nth(struct up_runtime *rt, unsigned n, struct serve_group *info)
-{
-	struct server *sv = rt->server;
-	const struct group *g;
-
-	if (sv == NULL)
-		return -ENOENT;
-	pthread_mutex_lock(&sv->lock);
-	for (g = sv->groups; g != NULL && n > 0; g = g->next)
-		n--;
-	if (g != NULL)
-		group_info(g->account, info);
-	pthread_mutex_unlock(&sv->lock);
-	return g != NULL ? 0 : -ENOENT;
-}
-
-int
-serve_regroup(struct up_runtime *rt, uint64_t id, const char *group)
-{
-	struct account *to = NULL, *from = NULL;
-	struct pager *p = &rt->p;
-	struct space *sp;
-	sigset_t old;
-
-	if (rt->server == NULL)
-		return -ENOENT;
-	if (group[0] != '\0' && (to = group_account(rt, group)) == NULL)
-		return -ENOMEM;
-	change_begin(p, &old);
-	sp = client_find(p, id);
-	if (sp != NULL) {
-		struct account *a = sp->client->account;
-
-		from = a->group;
-		if (from != to) {
-			page_account_move(&p->pages, a, to != NULL ? account_ref(to) : NULL);
-			if (to != NULL && account_is_full(p, to))
-				atomic_store(&to->over, true);
-			/* Who was turned away by the old one comes again. */
-			wake_turned_away(p);
-		} else {
-			from = NULL;
-		}
-	}
-	change_end(p, &old);
-	account_unref(from);
-	keeper_kick(rt->forks);
-	return sp != NULL ? 0 : -ENOENT;
-}
-
-int64_t
-serve_evict(struct up_runtime *rt, uint64_t id, uint64_t bytes)
-{
-	struct space *sp;
-	sigset_t old;
-	int64_t gone = -ENOENT;
-
-	change_begin(&rt->p, &old);
-	sp = client_find(&rt->p, id);
-	if (sp != NULL) {
-		struct account *a = sp->client->account;
-		const size_t has = atomic_load(&a->mapped);
-
-		gone = (int64_t)account_reduce(&rt->p, a, has - MIN(has, pages_of(bytes)))
-		       << PAGE_SHIFT;
-	}
-	change_end(&rt->p, &old);
-	return gone;
 }
 
 /* --- the daemon's side --- */
@@ -1480,7 +1018,7 @@ serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id, bool gu
 	}
 	rt->server = sv;
 	rt->p.over_ctx = rt->forks;
-	rt->p.over = over;
+	rt->p.over = clients_over;
 	return 0;
 }
 
@@ -1512,20 +1050,6 @@ server_free(struct up_runtime *rt)
 	free(sv);
 	rt->server = NULL;
 	rt->p.over = NULL;
-}
-
-struct account *
-server_account(struct up_runtime *rt, const char *group, size_t limit, size_t minimum)
-{
-	const bool has = group != NULL && group[0] != '\0';
-	struct account *of = has ? group_account(rt, group) : NULL;
-	struct account *a = has && of == NULL ? NULL : account_create(&rt->p.zones, of);
-
-	if (a != NULL) {
-		atomic_store(&a->limit, limit);
-		atomic_store(&a->minimum, minimum);
-	}
-	return a;
 }
 
 struct client *
@@ -1580,15 +1104,6 @@ client_create(struct up_runtime *rt, const struct serve_limits *limits, pid_t pi
 			     (unsigned)MAX(MIN(limits->inflight >> PAGE_SHIFT, UINT32_MAX / 2), 1));
 	*out = c;
 	return 0;
-}
-
-/* Not in the list yet, its own minimum is none of those that there are. */
-int
-client_quota(struct up_runtime *rt, struct client *c)
-{
-	return c->limits.limit == 0 && c->limits.minimum == 0
-		       ? 0
-		       : set_quota(rt, c->account, c->limits.limit, c->limits.minimum);
 }
 
 int
@@ -1728,226 +1243,4 @@ serve_end(struct up_runtime *rt, uint64_t id)
 		shutdown(sp->sock, SHUT_RDWR);
 	pthread_rwlock_unlock(&p->map.lock);
 	return sp != NULL ? 0 : -ENOENT;
-}
-
-static void
-serve_tally(const struct space_tally *t, struct serve_info *info)
-{
-	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
-		tally_sum(&t->latency[k], 1, &info->latency[k]);
-		info->faults[k] = info->latency[k].count;
-	}
-	tally_sum(t->latency, UP_FAULT_KINDS, &info->all);
-	info->again = atomic_load(&t->again);
-	info->exists = atomic_load(&t->exists);
-	info->deferred = atomic_load(&t->deferred);
-	info->sigbus = atomic_load(&t->sigbus);
-}
-
-int
-serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info)
-{
-	struct pager *p = &rt->p;
-	const struct space *sp;
-
-	pthread_rwlock_rdlock(&p->map.lock);
-	sp = client_find(p, id);
-	if (sp != NULL) {
-		const struct client *c = sp->client;
-
-		*info = (struct serve_info){
-			.id = id,
-			.pid = c->pid,
-			.uid = c->uid,
-			.gid = c->gid,
-			.guest = c->guest != NULL,
-			.tag = c->tag,
-			.attached = sp->attached,
-			.mapped = sp->map.pages << PAGE_SHIFT,
-			.regions = sp->map.n,
-			.objects = c->nheld,
-			.resident = atomic_load(&c->account->mapped) << PAGE_SHIFT,
-			.limit = atomic_load(&c->account->limit) << PAGE_SHIFT,
-			.minimum = atomic_load(&c->account->minimum) << PAGE_SHIFT,
-			.wired = sp->map.wired << PAGE_SHIFT,
-			.swap = atomic_load(&c->account->swap_limit) << PAGE_SHIFT,
-			.promised = (atomic_load(&c->account->promised) +
-				     atomic_load(&c->account->touched))
-				    << PAGE_SHIFT,
-		};
-		info->swapped = swapped(sp, info->resident);
-		memcpy(info->name, c->name, sizeof info->name);
-		serve_tally(tally_of(p, sp), info);
-	}
-	pthread_rwlock_unlock(&p->map.lock);
-	return sp != NULL ? 0 : -ENOENT;
-}
-
-int
-serve_ranges(struct up_runtime *rt, uint64_t id, uintptr_t from, struct serve_range range[],
-	     size_t n)
-{
-	struct pager *p = &rt->p;
-	struct space *sp;
-	size_t i = 0;
-
-	pthread_rwlock_rdlock(&p->map.lock);
-	sp = client_find(p, id);
-	for (const struct map_entry *e = sp != NULL ? map_first_from(&sp->map, from) : NULL;
-	     e != NULL && i < n; e = e->next, i++)
-		range[i] = (struct serve_range){
-			.start = e->start,
-			.length = e->end - e->start,
-			.object = e->object->id,
-			.offset = e->offset << PAGE_SHIFT,
-			.depth = object_depth(e->object),
-			.pager = e->object->source != NULL ? e->object->source->ops->name
-							   : "anonymous",
-			.serial = e->serial,
-			.wired = e->wired,
-			.prot = e->prot,
-			.shared = (e->flags & UP_SHARED) != 0,
-		};
-	pthread_rwlock_unlock(&p->map.lock);
-	return sp != NULL ? (int)i : -ENOENT;
-}
-
-int
-serve_look(struct up_runtime *rt, uint64_t id, const struct serve_range *range, unsigned step,
-	   uint64_t until, struct range_look look[], unsigned nlook)
-{
-	struct pager *p = &rt->p;
-	unsigned depth = 0;
-	uint64_t at = 0;
-	bool more;
-
-	/* A leaf at a time: who waits to change the map keeps all others waiting. */
-	do {
-		const struct map_entry *e;
-		struct space *sp;
-
-		pthread_rwlock_rdlock(&p->map.lock);
-		sp = client_find(p, id);
-		e = sp != NULL ? map_lookup(&sp->map, range->start) : NULL;
-		if (e == NULL || e->start != range->start || e->serial != range->serial) {
-			pthread_rwlock_unlock(&p->map.lock);
-			return -ENOENT;
-		}
-		more = range_count(p, e, &depth, &at, step, look, nlook);
-		pthread_rwlock_unlock(&p->map.lock);
-	} while (more && (until == 0 || now_ns() < until));
-	return more;
-}
-
-int
-serve_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,
-	      struct latency_steps *steps)
-{
-	struct pager *p = &rt->p;
-	const struct space *sp;
-
-	pthread_rwlock_rdlock(&p->map.lock);
-	sp = client_find(p, id);
-	if (sp != NULL)
-		tally_steps(&tally_of(p, sp)->latency[kind], steps);
-	pthread_rwlock_unlock(&p->map.lock);
-	return sp != NULL ? 0 : -ENOENT;
-}
-
-/* --- events --- */
-
-struct tracing {
-	struct pager *p;
-	pid_t pid;
-	struct serve_event *ev; /* of n, the last ones that there were: number i is in ev[i % n] */
-	size_t n, seen;
-};
-
-/* Whose fault it was, if he is still there. */
-static void
-whose(struct pager *p, const struct trace_event *of, struct serve_event *ev)
-{
-	const size_t i = of->arg2 - PMAP_POOL - 1u;
-	const struct space_tally *tally = atomic_load(&p->tally);
-	const struct client *c = NULL;
-	const struct space *sp = NULL;
-
-	if (of->arg2 <= PMAP_POOL || tally == NULL)
-		return;
-	pthread_rwlock_rdlock(&p->map.lock);
-	if (i < p->nspace_at && of->time_ns >= atomic_load(&tally[i].since))
-		sp = ((struct space **)p->space_at.base)[i];
-	if (sp != NULL)
-		c = space_client(p, sp);
-	ev->pid = c != NULL ? c->pid : 0;
-	ev->child = sp != NULL && sp->client == NULL ? atomic_load(&sp->pid) : 0;
-	pthread_rwlock_unlock(&p->map.lock);
-}
-
-static bool
-take_event(void *ctx, const struct trace_event *of)
-{
-	struct tracing *const t = ctx;
-	struct serve_event ev = { .time_ns = of->time_ns,
-				  .kind = trace_kind_name(of->kind),
-				  .at = of->va,
-				  .arg = of->arg };
-
-	whose(t->p, of, &ev);
-	if (t->pid == 0 || t->pid == ev.pid)
-		t->ev[t->seen++ % t->n] = ev;
-	return true;
-}
-
-int
-serve_trace(struct up_runtime *rt, pid_t pid, struct serve_event ev[], size_t n)
-{
-	struct tracing t = { .p = &rt->p, .pid = pid, .n = n };
-	struct trace *rings[MAX_SERVICES + WORKERS_MAX];
-	unsigned nrings = 0;
-	size_t first;
-
-	t.ev = calloc(MAX(n, 1), sizeof *t.ev);
-	if (t.ev == NULL)
-		return -ENOMEM;
-	for (; pager_server(&rt->p, nrings) != NULL; nrings++)
-		rings[nrings] = &pager_server(&rt->p, nrings)->trace;
-	if (n > 0 && trace_merge(rings, nrings, take_event, &t) < 0) {
-		free(t.ev);
-		return -ENOMEM;
-	}
-	first = t.seen > n ? t.seen - n : 0;
-	for (size_t i = first; i < t.seen; i++)
-		ev[i - first] = t.ev[i % n];
-	free(t.ev);
-	return (int)(t.seen - first);
-}
-
-void
-serve_ask(struct up_runtime *rt)
-{
-	struct forks *const f = rt->forks;
-
-	if (f != NULL && pulse_ask(&f->pulse))
-		keeper_kick(f);
-	for (unsigned i = 0; i < rt->p.nservices; i++) {
-		struct service *s = rt->p.service[i];
-
-		if (pulse_ask(&s->pulse))
-			s->io->ops->kick(s->io);
-	}
-}
-
-bool
-serve_thread(struct up_runtime *rt, unsigned i, struct serve_thread *t)
-{
-	struct forks *const f = rt->forks;
-
-	if (i < rt->p.nservices)
-		*t = (struct serve_thread){ "a service thread", &rt->p.service[i]->pulse, false };
-	else if (i == rt->p.nservices && f != NULL)
-		*t = (struct serve_thread){ "the keeper", &f->pulse, true };
-	else
-		return false;
-	return true;
 }

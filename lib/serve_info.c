@@ -1,0 +1,264 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * serve_info.c: what there is to be seen of clients: see serve.h.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client.h"
+#include "pager/source.h"
+#include "who.h"
+
+const struct space_tally *
+client_tally(const struct pager *p, const struct space *sp)
+{
+	return atomic_load(&p->tally) + (sp->shard - PMAP_POOL - 1);
+}
+
+/* Pages that its own objects have.  => map.lock is held */
+static uint64_t
+written(const struct space *sp)
+{
+	const struct object *before = NULL;
+	uint64_t n = 0;
+
+	for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next) {
+		/* Pieces of one object lie side by side, as a rule. */
+		if (e->object != before && e->object->account != NULL &&
+		    e->object->account == sp->account)
+			n += object_count(e->object);
+		before = e->object;
+	}
+	return n;
+}
+
+uint64_t
+client_swapped(const struct space *sp, uint64_t resident)
+{
+	const uint64_t bytes = written(sp) << PAGE_SHIFT;
+
+	return bytes - MIN(bytes, resident);
+}
+
+static void
+serve_tally(const struct space_tally *t, struct serve_info *info)
+{
+	for (unsigned k = 0; k < UP_FAULT_KINDS; k++) {
+		tally_sum(&t->latency[k], 1, &info->latency[k]);
+		info->faults[k] = info->latency[k].count;
+	}
+	tally_sum(t->latency, UP_FAULT_KINDS, &info->all);
+	info->again = atomic_load(&t->again);
+	info->exists = atomic_load(&t->exists);
+	info->deferred = atomic_load(&t->deferred);
+	info->sigbus = atomic_load(&t->sigbus);
+}
+
+int
+serve_info(struct up_runtime *rt, uint64_t id, struct serve_info *info)
+{
+	struct pager *p = &rt->p;
+	const struct space *sp;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	sp = client_find(p, id);
+	if (sp != NULL) {
+		const struct client *c = sp->client;
+
+		*info = (struct serve_info){
+			.id = id,
+			.pid = c->pid,
+			.uid = c->uid,
+			.gid = c->gid,
+			.guest = c->guest != NULL,
+			.tag = c->tag,
+			.attached = sp->attached,
+			.mapped = sp->map.pages << PAGE_SHIFT,
+			.regions = sp->map.n,
+			.objects = c->nheld,
+			.resident = atomic_load(&c->account->mapped) << PAGE_SHIFT,
+			.limit = atomic_load(&c->account->limit) << PAGE_SHIFT,
+			.minimum = atomic_load(&c->account->minimum) << PAGE_SHIFT,
+			.wired = sp->map.wired << PAGE_SHIFT,
+			.swap = atomic_load(&c->account->swap_limit) << PAGE_SHIFT,
+			.promised = (atomic_load(&c->account->promised) +
+				     atomic_load(&c->account->touched))
+				    << PAGE_SHIFT,
+		};
+		info->swapped = client_swapped(sp, info->resident);
+		memcpy(info->name, c->name, sizeof info->name);
+		serve_tally(client_tally(p, sp), info);
+	}
+	pthread_rwlock_unlock(&p->map.lock);
+	return sp != NULL ? 0 : -ENOENT;
+}
+
+int
+serve_ranges(struct up_runtime *rt, uint64_t id, uintptr_t from, struct serve_range range[],
+	     size_t n)
+{
+	struct pager *p = &rt->p;
+	struct space *sp;
+	size_t i = 0;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	sp = client_find(p, id);
+	for (const struct map_entry *e = sp != NULL ? map_first_from(&sp->map, from) : NULL;
+	     e != NULL && i < n; e = e->next, i++)
+		range[i] = (struct serve_range){
+			.start = e->start,
+			.length = e->end - e->start,
+			.object = e->object->id,
+			.offset = e->offset << PAGE_SHIFT,
+			.depth = object_depth(e->object),
+			.pager = e->object->source != NULL ? e->object->source->ops->name
+							   : "anonymous",
+			.serial = e->serial,
+			.wired = e->wired,
+			.prot = e->prot,
+			.shared = (e->flags & UP_SHARED) != 0,
+		};
+	pthread_rwlock_unlock(&p->map.lock);
+	return sp != NULL ? (int)i : -ENOENT;
+}
+
+int
+serve_look(struct up_runtime *rt, uint64_t id, const struct serve_range *range, unsigned step,
+	   uint64_t until, struct range_look look[], unsigned nlook)
+{
+	struct pager *p = &rt->p;
+	unsigned depth = 0;
+	uint64_t at = 0;
+	bool more;
+
+	/* A leaf at a time: who waits to change the map keeps all others waiting. */
+	do {
+		const struct map_entry *e;
+		struct space *sp;
+
+		pthread_rwlock_rdlock(&p->map.lock);
+		sp = client_find(p, id);
+		e = sp != NULL ? map_lookup(&sp->map, range->start) : NULL;
+		if (e == NULL || e->start != range->start || e->serial != range->serial) {
+			pthread_rwlock_unlock(&p->map.lock);
+			return -ENOENT;
+		}
+		more = range_count(p, e, &depth, &at, step, look, nlook);
+		pthread_rwlock_unlock(&p->map.lock);
+	} while (more && (until == 0 || now_ns() < until));
+	return more;
+}
+
+int
+serve_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,
+	      struct latency_steps *steps)
+{
+	struct pager *p = &rt->p;
+	const struct space *sp;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	sp = client_find(p, id);
+	if (sp != NULL)
+		tally_steps(&client_tally(p, sp)->latency[kind], steps);
+	pthread_rwlock_unlock(&p->map.lock);
+	return sp != NULL ? 0 : -ENOENT;
+}
+
+/* --- events --- */
+
+struct tracing {
+	struct pager *p;
+	pid_t pid;
+	struct serve_event *ev; /* of n, the last ones that there were: number i is in ev[i % n] */
+	size_t n, seen;
+};
+
+/* Whose fault it was, if he is still there. */
+static void
+whose(struct pager *p, const struct trace_event *of, struct serve_event *ev)
+{
+	const size_t i = of->arg2 - PMAP_POOL - 1u;
+	const struct space_tally *tally = atomic_load(&p->tally);
+	const struct client *c = NULL;
+	const struct space *sp = NULL;
+
+	if (of->arg2 <= PMAP_POOL || tally == NULL)
+		return;
+	pthread_rwlock_rdlock(&p->map.lock);
+	if (i < p->nspace_at && of->time_ns >= atomic_load(&tally[i].since))
+		sp = ((struct space **)p->space_at.base)[i];
+	if (sp != NULL)
+		c = space_client(p, sp);
+	ev->pid = c != NULL ? c->pid : 0;
+	ev->child = sp != NULL && sp->client == NULL ? atomic_load(&sp->pid) : 0;
+	pthread_rwlock_unlock(&p->map.lock);
+}
+
+static bool
+take_event(void *ctx, const struct trace_event *of)
+{
+	struct tracing *const t = ctx;
+	struct serve_event ev = { .time_ns = of->time_ns,
+				  .kind = trace_kind_name(of->kind),
+				  .at = of->va,
+				  .arg = of->arg };
+
+	whose(t->p, of, &ev);
+	if (t->pid == 0 || t->pid == ev.pid)
+		t->ev[t->seen++ % t->n] = ev;
+	return true;
+}
+
+int
+serve_trace(struct up_runtime *rt, pid_t pid, struct serve_event ev[], size_t n)
+{
+	struct tracing t = { .p = &rt->p, .pid = pid, .n = n };
+	struct trace *rings[MAX_SERVICES + WORKERS_MAX];
+	unsigned nrings = 0;
+	size_t first;
+
+	t.ev = calloc(MAX(n, 1), sizeof *t.ev);
+	if (t.ev == NULL)
+		return -ENOMEM;
+	for (; pager_server(&rt->p, nrings) != NULL; nrings++)
+		rings[nrings] = &pager_server(&rt->p, nrings)->trace;
+	if (n > 0 && trace_merge(rings, nrings, take_event, &t) < 0) {
+		free(t.ev);
+		return -ENOMEM;
+	}
+	first = t.seen > n ? t.seen - n : 0;
+	for (size_t i = first; i < t.seen; i++)
+		ev[i - first] = t.ev[i % n];
+	free(t.ev);
+	return (int)(t.seen - first);
+}
+
+void
+serve_ask(struct up_runtime *rt)
+{
+	struct forks *const f = rt->forks;
+
+	if (f != NULL && pulse_ask(&f->pulse))
+		keeper_kick(f);
+	for (unsigned i = 0; i < rt->p.nservices; i++) {
+		struct service *s = rt->p.service[i];
+
+		if (pulse_ask(&s->pulse))
+			s->io->ops->kick(s->io);
+	}
+}
+
+bool
+serve_thread(struct up_runtime *rt, unsigned i, struct serve_thread *t)
+{
+	struct forks *const f = rt->forks;
+
+	if (i < rt->p.nservices)
+		*t = (struct serve_thread){ "a service thread", &rt->p.service[i]->pulse, false };
+	else if (i == rt->p.nservices && f != NULL)
+		*t = (struct serve_thread){ "the keeper", &f->pulse, true };
+	else
+		return false;
+	return true;
+}
