@@ -23,7 +23,7 @@ account_room(const struct pager *p, size_t limit)
 int
 client_over_limit(struct up_runtime *rt, const struct client *c, char *why, const char *fmt, ...)
 {
-	char text[MSG_TEXT];
+	char text[MSG_TEXT] = ""; /* all of it goes to the client */
 	va_list ap;
 
 	va_start(ap, fmt);
