@@ -268,6 +268,17 @@ serve_quota(struct up_runtime *rt, uint64_t id, uint64_t limit, uint64_t minimum
 	return r;
 }
 
+/* NULL: there is none.  => lock */
+static struct group *
+find_group(struct server *sv, const char *name)
+{
+	struct group *g = sv->groups;
+
+	while (g != NULL && strcmp(g->account->name, name) != 0)
+		g = g->next;
+	return g;
+}
+
 /* => no lock is held, as anything may be asked to make room */
 static struct account *
 group_account(struct up_runtime *rt, const char *name)
@@ -277,8 +288,7 @@ group_account(struct up_runtime *rt, const char *name)
 	struct group *g, *more = calloc(1, sizeof *more);
 
 	pthread_mutex_lock(&sv->lock);
-	for (g = sv->groups; g != NULL && strcmp(g->account->name, name) != 0; g = g->next)
-		;
+	g = find_group(sv, name);
 	if (g == NULL && more != NULL && fresh != NULL) {
 		g = more;
 		more = NULL;
@@ -343,8 +353,7 @@ serve_group_info(struct up_runtime *rt, const char *group, struct serve_group *i
 	if (sv == NULL)
 		return -ENOENT;
 	pthread_mutex_lock(&sv->lock);
-	for (g = sv->groups; g != NULL && strcmp(g->account->name, group) != 0; g = g->next)
-		;
+	g = find_group(sv, group);
 	if (g != NULL)
 		group_info(g->account, info);
 	pthread_mutex_unlock(&sv->lock);

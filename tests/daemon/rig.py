@@ -37,6 +37,12 @@ def wait_for(what, check, deadline=DEADLINE):
         time.sleep(0.01)
 
 
+def end(process):
+    if process.poll() is None:
+        process.kill()
+        process.wait(DEADLINE)
+
+
 class Daemon:
     """uffd-pagerd with these flags, serving; `config` is the text of its file."""
 
@@ -123,9 +129,7 @@ class Daemon:
     def clean(self):
         for p in self.puppets:
             p.close()
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(DEADLINE)
+        end(self.process)
         shutil.rmtree(self.dir, ignore_errors=True)
 
     def __enter__(self):

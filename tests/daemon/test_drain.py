@@ -57,9 +57,7 @@ class Program:
         return self
 
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(rig.DEADLINE)
+        rig.end(self.process)
         for f in (self.process.stdin, self.process.stdout):
             f.close()
 

@@ -196,9 +196,7 @@ class Verb:
         return self
 
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(rig.DEADLINE)
+        rig.end(self.process)
         self.logfile.close()
 
 
@@ -266,9 +264,7 @@ class Filled:
 class Survive(unittest.TestCase):
     def tearDown(self):
         for p in PROGRAMS:
-            if p.poll() is None:
-                p.kill()
-                p.wait()
+            rig.end(p)
         PROGRAMS.clear()
 
     def test_clients_go_on_with_every_byte_when_it_is_killed_at_any_moment(self):
