@@ -442,11 +442,19 @@ hear_next(void)
 	bury_others();
 }
 
+/* True if a daemon that was killed has clients that are to be served on. */
+static bool
+goes_on(void)
+{
+	return guard.ending == 0 ||
+	       (guard.ending == 1 && guard.drains && (guard.serves || guard.since != 0));
+}
+
 /* The new program has ended before it served: the last one is it again.  False: there is none. */
 static bool
 go_back(void)
 {
-	if (guard.serves || guard.before < 0 || guard.ending)
+	if (guard.serves || guard.before < 0 || !goes_on())
 		return false;
 	close(guard.exe);
 	guard.exe = guard.before;
@@ -489,11 +497,11 @@ is_traced(void)
 	return tracer != 0;
 }
 
-/* Whether it is to be looked after: it has said so, and is not about to end. */
+/* Whether it is to be looked after: it has said so, and is not about to end; one that takes leave of its clients serves them still. */
 static bool
 is_watched(void)
 {
-	return guard.serves && !guard.ending && guard.life.limit != 0 && !guard.life.hung;
+	return guard.serves && goes_on() && guard.life.limit != 0 && !guard.life.hung;
 }
 
 /*
@@ -608,14 +616,6 @@ wait_before_next(int signals)
 		return true;
 	log_error("guardian: nobody has served for away_timeout");
 	return false;
-}
-
-/* True if a daemon that was killed has clients that are to be served on. */
-static bool
-goes_on(void)
-{
-	return guard.ending == 0 ||
-	       (guard.ending == 1 && guard.drains && (guard.serves || guard.since != 0));
 }
 
 int

@@ -151,6 +151,18 @@ class Drain(unittest.TestCase):
             self.assertEqual(p.leaves(), 0)
             self.assertEqual(d.wait(10), 0)
 
+    def test_so_has_one_that_hangs_meanwhile(self):
+        with Daemon('--memory', MEMORY, '--hang-timeout', '1s') as d, Held(d) as p:
+            d.signal(signal.SIGTERM)
+            p.hears()
+            os.kill(d.served_by(), signal.SIGSTOP)
+            d.wait_log('ending, as the last daemon did')
+            self.assertIn('the daemon hangs', d.log())
+            p.hears()
+            self.assertEqual(p.looks(), 'right')
+            self.assertEqual(p.leaves(), 0)
+            self.assertEqual(d.wait(10), 0)
+
     def test_drain_asks_as_well_and_waits_however_long(self):
         with Daemon('--memory', MEMORY, '--drain-timeout', '0') as d, Held(d) as p:
             self.assertTrue(d.ask('drain')['draining'])

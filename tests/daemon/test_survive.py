@@ -755,6 +755,19 @@ class Survive(unittest.TestCase):
             self.wait_used(d, 1)
             finish(d, [program])
 
+    def test_so_is_one_while_it_takes_leave_of_its_clients(self):
+        with self.own_program() as (d, put):
+            program = start(d, 4096, 3 + SECONDS, SEED)
+            self.wait_used(d, 1)
+            before = self.program_of(d)
+            d.signal(signal.SIGTERM)
+            wait_for('it drains', lambda: d.ask('status')['status']['state'] != 'serving')
+            put('.broken')
+            self.assertIn('not upgraded: it does not come to serve', d.tool('upgrade', status=1))
+            self.assertEqual(self.program_of(d), before)
+            finish(d, [program])
+            self.assertEqual(d.wait(), 0)
+
     def test_an_upgrade_may_change_how_pages_are_compressed(self):
         rnd = random.Random(SEED)
         # So many threads that there are not enough free frames for what zstd needs more in each.
