@@ -1005,9 +1005,12 @@ serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id, bool gu
 	change_begin(&rt->p, &old);
 	r = space_tallies(&rt->p);
 	change_end(&rt->p, &old);
+	/* Before there is a keeper, who looks. */
+	rt->server = sv;
 	if (r == 0)
 		r = forks_start(rt);
 	if (r < 0) {
+		rt->server = NULL;
 		zone_fini(&sv->slow_zone);
 		zone_fini(&sv->file_zone);
 		zone_fini(&sv->owner_zone);
@@ -1016,7 +1019,6 @@ serve_start(struct up_runtime *rt, void (*ended)(void *ctx, uint64_t id, bool gu
 		free(sv);
 		return r;
 	}
-	rt->server = sv;
 	rt->p.over_ctx = rt->forks;
 	rt->p.over = clients_over;
 	return 0;

@@ -409,9 +409,9 @@ struct space {
 	struct space *next; /* (map.lock) */
 	unsigned shard;	    /* (c) */
 	struct map map;	    /* (map.lock) */
-	uint64_t id;   /* (c) younger ones have greater ones; no mapping has it as its serial */
-	int sock;      /* (c) once linked: to the child or client; fork.c */
-	bool attached; /* fork.c's keeper */
+	uint64_t id; /* (c) younger ones have greater ones; no mapping has it as its serial */
+	int sock;    /* (c) once linked: to the child or client; fork.c */
+	atomic_bool attached; /* fork.c's keeper; others look */
 	struct client *
 		client; /* (c) once linked: of a program that is connected; NULL: of a forked child */
 	struct account *
