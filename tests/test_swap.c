@@ -27,6 +27,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -2184,6 +2185,39 @@ Test(swap, a_file_is_reopened_with_what_is_in_it)
 	swap_area_close(&after);
 	runmap_fini(&before.slots);
 	rig_down();
+}
+
+static bool
+is_locked(void)
+{
+	const int fd = open(path, O_RDWR | O_CLOEXEC);
+	bool locked;
+
+	cr_assert(ge(int, fd, 0));
+	locked = flock(fd, LOCK_EX | LOCK_NB) < 0;
+	close(fd);
+	return locked;
+}
+
+Test(swap, an_area_that_is_shared_is_held_by_its_rings)
+{
+	for (unsigned share = 0; share < 2; share++) {
+		struct swap_area s;
+		struct io_engine *e;
+
+		rig_up();
+		cr_assert(zero(int, swap_area_open(&s, &heap.arena, path, 0, 0, 0, &logger)));
+		if (share)
+			swap_area_share(&s);
+		cr_assert(zero(int, io_engine_uring_create(&e, &s, -1, -1, 4, 0, &logger)));
+		/* As it is when its process is gone. */
+		close(s.fd);
+		cr_assert(eq(int, is_locked(), share));
+		e->ops->destroy(e);
+		cr_assert(not(is_locked()));
+		runmap_fini(&s.slots);
+		rig_down();
+	}
 }
 
 Test(swap, a_file_that_somebody_still_has_is_waited_for)

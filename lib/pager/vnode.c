@@ -82,32 +82,21 @@ inside(const struct vnode *v, uint64_t offset, size_t len, size_t *in)
 }
 
 static int
-write_now(const struct vnode *v, const char *from, size_t len, uint64_t offset)
-{
-	int r = inside(v, offset, len, &len);
-
-	while (r == 0 && len > 0) {
-		const ssize_t n = pwrite(v->fd, from, len, (off_t)offset);
-
-		if (n < 0 && errno != EINTR)
-			return -errno;
-		if (n == 0)
-			return -EIO;
-		if (n > 0) {
-			from += n;
-			offset += (uint64_t)n;
-			len -= (size_t)n;
-		}
-	}
-	return r;
-}
-
-static int
 cache_look(int fd, uint64_t offset, size_t len, struct cache_state *st)
 {
 	const struct cache_range range = { offset, len };
 
 	return syscall(SYS_cachestat, fd, &range, st, 0) < 0 ? -errno : 0;
+}
+
+/* True if it has failed because O_DIRECT can be had, but not with pages at multiples of their size: no other is to go past the page cache. */
+static bool
+refuses(struct vnode *v, int error)
+{
+	if (v->direct == v->fd || (error != -EINVAL && error != -EOPNOTSUPP))
+		return false;
+	atomic_store_explicit(&v->refused, true, memory_order_relaxed);
+	return true;
 }
 
 /* True if a transfer is to go past the page cache. */
@@ -122,6 +111,34 @@ past_cache(const struct vnode *v, uint64_t offset, size_t len, bool write)
 	    cache_look(v->fd, offset, len, &st) < 0)
 		return false;
 	return st.cached < (write ? 1 : round_up(len, PAGE_SIZE) >> PAGE_SHIFT);
+}
+
+/* Also a page that could go through the page cache does not, if others past it may be under way beside it: the kernel would call that a collision. */
+static int
+write_now(struct vnode *v, const char *from, size_t len, uint64_t offset)
+{
+	int r = inside(v, offset, len, &len);
+	bool direct = r == 0 && (len & PAGE_MASK) == 0 && past_cache(v, offset, len, true);
+
+	while (r == 0 && len > 0) {
+		const ssize_t n = pwrite(direct ? v->direct : v->fd, from, len, (off_t)offset);
+
+		if (n < 0 && direct && refuses(v, -errno)) {
+			direct = false;
+			continue;
+		}
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		if (n == 0)
+			return -EIO;
+		if (n > 0) {
+			from += n;
+			offset += (uint64_t)n;
+			len -= (size_t)n;
+			direct = direct && (len & PAGE_MASK) == 0;
+		}
+	}
+	return r;
 }
 
 static int
@@ -151,17 +168,10 @@ vnode_aim(struct source *src, uint64_t index, unsigned n, bool write, struct swa
 	return 0;
 }
 
-/* O_DIRECT can be had, but not with pages at multiples of their size. */
 static bool
 vnode_refused(struct source *src, const struct swap_io *io)
 {
-	struct vnode *v = vnode_of(src);
-
-	if (!io->direct || v->direct == v->fd ||
-	    (io->result != -EINVAL && io->result != -EOPNOTSUPP))
-		return false;
-	atomic_store_explicit(&v->refused, true, memory_order_relaxed);
-	return true;
+	return io->direct && refuses(vnode_of(src), io->result);
 }
 
 static int

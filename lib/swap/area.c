@@ -672,9 +672,15 @@ swap_area_open(struct swap_area *s, struct arena *arena, const char *path, int f
 	return area_open(s, arena, path, fd, size, mask, false, log);
 }
 
+void
+swap_area_share(struct swap_area *s)
+{
+	s->shared = true;
+}
+
 /*
- * The predecessor's io_uring outlives it for a moment, until what was under way has ended, and has the file open until then.  So to have it
- * for ourselves is also to know that nothing of that is written any more.
+ * The predecessor's io_urings outlive it for a moment, until what was under way has ended, and have the file open until then.  So to have it
+ * for ourselves is also to know that nothing of that is written any more, here or to a file of an object.
  */
 int
 swap_area_reopen(struct swap_area *s, struct arena *arena, const char *path, int fd, uint64_t size,

@@ -44,6 +44,7 @@ struct swap_area {
 	bool unreserved; /* (c) the file system has no fallocate(): space is not certain */
 	bool truncate;	 /* (c) a file that others can see: to be left behind empty */
 	bool locked;	 /* (c) flock()ed, and the lock is ours to drop */
+	bool shared;	 /* (c) by every io_uring: swap_area_share() */
 	const struct logger *log;
 	pthread_mutex_t grow_lock;
 	pthread_mutex_t lock;
@@ -76,6 +77,11 @@ int swap_area_open(struct swap_area *s, struct arena *arena, const char *path, i
  */
 int swap_area_reopen(struct swap_area *s, struct arena *arena, const char *path, int fd,
 		     uint64_t size, uint64_t mask, const struct logger *log);
+/*
+ * What is under way when a process is killed goes on, into files as well as into swap.  From here on every io_uring holds the area, so that
+ * swap_area_reopen() waits for all of it.  Before the first is made.
+ */
+void swap_area_share(struct swap_area *s);
 /* A slot that was used.  False: it is in use again already, or there is none of that number. */
 bool swap_claim(struct swap_area *s, slot_t slot);
 /* True if nobody could open it again by a name. */
@@ -218,6 +224,7 @@ struct io_uring_engine {
 	unsigned urgent;	  /* (t) in flight */
 	int fd;			  /* (c) the swap area's; not ours to close */
 	bool lent;		  /* (c) of several threads in turn, in memory that is not ours */
+	bool holds;		  /* (c) the area */
 	bool plain_rw;		  /* (c) READ and WRITE exist, not only their vectored forms */
 	bool multishot;		  /* (t) until the kernel refuses it */
 	struct ring_poll watch;	  /* (t) fd -1: nothing to watch */

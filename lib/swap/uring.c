@@ -395,6 +395,9 @@ uring_destroy(struct io_engine *e)
 
 	assert(e->inflight == 0);
 	uring_disarm(u);
+	/* The ring itself goes some time later, and somebody else may want the area. */
+	if (u->holds)
+		io_uring_unregister_files(&u->ring);
 	io_uring_queue_exit(&u->ring);
 	if (u->lent)
 		return;
@@ -470,6 +473,13 @@ uring_setup(struct io_uring_engine *u, uint64_t mask)
 	return r;
 }
 
+/* The ring holds the area's file until the last of its requests has ended, whatever file that is for and whoever is still there. */
+static int
+uring_hold(struct io_uring_engine *u, const struct swap_area *area)
+{
+	return area->shared ? io_uring_register_files(&u->ring, &area->fd, 1) : 0;
+}
+
 /* Find out what the ring can do; masked: what one of Linux 5.10 could. */
 static void
 uring_probe(struct io_uring_engine *u, uint64_t mask)
@@ -531,7 +541,13 @@ io_engine_uring_create(struct io_engine **e, const struct swap_area *area, int w
 		log_line(log, UP_LOG_ERROR, "io_uring: MADV_DONTFORK: %s", strerror(-r));
 		goto exit;
 	}
+	r = uring_hold(u, area);
+	if (r < 0) {
+		uring_explain(log, r);
+		goto exit;
+	}
 	uring_probe(u, mask);
+	u->holds = area->shared;
 	*e = &u->engine;
 	return 0;
 exit:
@@ -567,7 +583,11 @@ io_engine_uring_init(struct io_uring_engine *u, const struct swap_area *area, un
 	if (r < 0)
 		return r == -EINVAL ? -EOPNOTSUPP : r;
 	r = io_uring_ring_dontfork(&u->ring);
+	if (r == 0)
+		r = uring_hold(u, area);
 	if (r < 0)
 		io_uring_queue_exit(&u->ring);
+	else
+		u->holds = area->shared;
 	return r;
 }

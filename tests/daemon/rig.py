@@ -4,6 +4,7 @@
 Every wait has a deadline.  A program that uses it is run as  TEST.py UFFD-PAGERD UFFD-PAGER  with the build that has the protocol
 "test" (tests/daemon/puppet.c); it is skipped (77) where no userfaultfd or io_uring is allowed.
 """
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,8 @@ import unittest
 
 PAGERD, PAGER = map(os.path.abspath, sys.argv[1:3])
 DEADLINE = 60.0
+WORK = os.environ.get('TMPDIR', '/var/tmp')
+BLKIO = '/sys/fs/cgroup/blkio'
 # Its memory is its sanitizer's, and says nothing.
 with open(PAGERD, 'rb') as f:
     SANITIZED = b'__asan_init' in f.read()
@@ -37,6 +40,43 @@ def wait_for(what, check, deadline=DEADLINE):
         time.sleep(0.01)
 
 
+def set_bps(group, path, bps):
+    device = os.stat(path).st_dev
+    with open(os.path.join(group, 'blkio.throttle.write_bps_device'), 'w', encoding='ascii') as f:
+        f.write(f'{os.major(device)}:{os.minor(device)} {bps}')
+
+
+@contextlib.contextmanager
+def slow_disk(pid, path, bps):
+    """What the process has written to the disk of that path, so many bytes a second; at the end what is still under way is no longer held up."""
+    group = tempfile.mkdtemp(prefix='uffd-pager.', dir=BLKIO)
+    try:
+        set_bps(group, path, bps)
+        if pid is not None:
+            with open(os.path.join(group, 'cgroup.procs'), 'w', encoding='ascii') as f:
+                f.write(str(pid))
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            set_bps(group, path, 0)
+        # Who is not gone yet would keep it there.
+        with open(os.path.join(group, 'cgroup.procs'), encoding='ascii') as f:
+            left = f.read().split()
+        for one in left:
+            with contextlib.suppress(OSError), open(os.path.join(BLKIO, 'cgroup.procs'), 'w', encoding='ascii') as f:
+                f.write(one)
+        with contextlib.suppress(OSError):
+            os.rmdir(group)
+
+
+def can_throttle():
+    try:
+        with slow_disk(None, WORK, 1 << 20):
+            return True
+    except OSError:
+        return False
+
+
 def end(process):
     if process.poll() is None:
         process.kill()
@@ -47,7 +87,7 @@ class Daemon:
     """uffd-pagerd with these flags, serving; `config` is the text of its file."""
 
     def __init__(self, *flags, config=None, env=None, wait=True, preexec=None, keep=None, pass_fds=()):
-        self.dir = keep or tempfile.mkdtemp(prefix='uffd-pagerd.', dir=os.environ.get('TMPDIR', '/var/tmp'))
+        self.dir = keep or tempfile.mkdtemp(prefix='uffd-pagerd.', dir=WORK)
         self.run = self.dir + '/uffd-pagerd'
         self.state = self.dir + '/state'
         self.file = self.dir + '/conf'

@@ -602,6 +602,80 @@ once(char **argv)
 	return 0;
 }
 
+static void *
+sync_it(void *arg)
+{
+	const struct part *const p = arg;
+
+	need("up_sync", up_sync(rt, p->shared, npages * UP_PAGE_SIZE, 0));
+	return NULL;
+}
+
+static void
+compare_device(const char *what, int fd, uint32_t version)
+{
+	static char page[UP_PAGE_SIZE];
+
+	for (size_t i = 0; i < npages; i++) {
+		if (pread(fd, page, sizeof(page), (off_t)(i * UP_PAGE_SIZE)) !=
+		    (ssize_t)sizeof(page))
+			need("pread", -errno);
+		compare(what, page, i, version);
+	}
+}
+
+static void
+wait_for_line(const char *said)
+{
+	puts(said);
+	fflush(stdout);
+	(void)getchar();
+}
+
+/*
+ * A file that is written back on a slow disk when the daemon is killed, between "writing" and the line that it reads; the disk is as fast as ever at
+ * the next one.
+ */
+static int
+late(char **argv)
+{
+	const struct up_config cfg = { .log = logged };
+	const struct timespec nap = { .tv_nsec = 300000000 };
+	struct part p = { .file = open(argv[3], O_RDWR | O_CLOEXEC) };
+	pthread_t thread;
+	void *at;
+
+	npages = strtoull(argv[4], NULL, 0);
+	if (p.file < 0)
+		need("a file", -errno);
+	need("up_runtime_connect", up_runtime_connect(&rt, argv[1], &cfg));
+	need("up_object_create_file",
+	     up_object_create_file(rt, p.file, 0, npages * UP_PAGE_SIZE, 0, &p.object));
+	NEED("up_map", up_map(rt, NULL, npages * UP_PAGE_SIZE, PROT_READ | PROT_WRITE, UP_SHARED,
+			      p.object, 0, &at));
+	p.shared = at;
+	for (size_t i = 0; i < npages; i++)
+		fill(p.shared + i * UP_PAGE_SIZE, i, 1);
+	wait_for_line("ready");
+	if (pthread_create(&thread, NULL, sync_it, &p) != 0)
+		need("pthread_create", -EAGAIN);
+	nanosleep(&nap, NULL);
+	wait_for_line("writing");
+	for (size_t i = 0; i < npages; i++)
+		fill(p.shared + i * UP_PAGE_SIZE, i, 2);
+	pthread_join(thread, NULL);
+	sync_it(&p);
+	compare_device("written", p.file, 2);
+	wait_for_line("written");
+	if (posix_fadvise(p.file, 0, 0, POSIX_FADV_DONTNEED) != 0)
+		need("posix_fadvise", -EIO);
+	compare_device("what has come late", p.file, 2);
+	up_object_unref(p.object);
+	up_runtime_destroy(rt);
+	close(p.file);
+	return 0;
+}
+
 int
 main(int argc, char **argv)
 {
@@ -616,6 +690,8 @@ main(int argc, char **argv)
 		return cloned(argv);
 	if (argc == 5 && strcmp(argv[2], "cut") == 0)
 		return cut(argv);
+	if (argc == 5 && strcmp(argv[2], "late") == 0)
+		return late(argv);
 	if (argc == 4 && strcmp(argv[2], "held") == 0)
 		return held(argv);
 	calm = argc == 7 && strcmp(argv[6], "calm") == 0;
@@ -628,6 +704,7 @@ main(int argc, char **argv)
 		      "       survivor SOCKET write|compare|remove NAME PAGES SEED\n"
 		      "       survivor SOCKET cloned PAGES\n"
 		      "       survivor SOCKET cut FILE PAGES\n"
+		      "       survivor SOCKET late FILE PAGES\n"
 		      "       survivor SOCKET held PAGES\n",
 		      stderr);
 		return 2;

@@ -870,6 +870,30 @@ class Survive(unittest.TestCase):
             late.cancel()
             self.assertEqual((p.returncode, out), (0, 'gone 128\n'), d.log())
 
+    @unittest.skipUnless(rig.can_throttle(), 'no blkio cgroup (v1) to slow a disk down with')
+    def test_what_a_daemon_was_writing_to_a_file_does_not_overtake_the_next_one(self):
+        # The kernel goes on with it when the process is gone: here for some two seconds, while the next daemon's disk is not slow.
+        # Its own files are not on that disk, where ext4 would have the next daemon wait for its lock's file.
+        with (Daemon('--memory', '32M', keep=tempfile.mkdtemp(prefix='uffd-pagerd.', dir='/dev/shm')) as d,
+              tempfile.NamedTemporaryFile(prefix='uffd-pagerd.', dir=rig.WORK) as f):
+            f.write(bytes(1024 << 12))
+            f.flush()
+            os.fsync(f.fileno())
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            p, late = self.start_waiting(d, 'late', f.name, '1024')
+            with rig.slow_disk(d.served_by(), f.name, 1 << 20):
+                p.stdin.write('\n')
+                p.stdin.flush()
+                self.assertEqual(p.stdout.readline(), 'writing\n')
+                kill_daemon(d, 1)
+                p.stdin.write('\n')
+                p.stdin.flush()
+                self.assertEqual(p.stdout.readline(), 'written\n', d.log())
+            time.sleep(1)
+            out, _ = p.communicate('\n')
+            late.cancel()
+            self.assertEqual((p.returncode, out), (0, ''), d.log())
+
     def test_what_has_a_name_is_still_there(self):
         with Daemon('--memory', MEMORY) as d:
             def run(*words):
