@@ -4,14 +4,14 @@
 # check_external_sort.sh EXTERNAL_SORT [MIB]: sort real text in a few MiB, compare with coreutils.
 #
 # The text is what Debian packages put on every machine (licences, documentation, package file
-# lists, perl), repeated to MIB MiB (default 56), and shuffled by line, always in the same order.
+# lists, perl), repeated to MIB MiB (default 40), and shuffled by line, always in the same order.
 # Generated text would be easier, but has no long common prefixes, no empty lines by the thousand and
 # no lines of every length; paths and licences do.
 # shellcheck source=tests/check_lib.sh
 . "${0%/*}/check_lib.sh"
 
 sort_bin=$1
-mib=${2:-56}
+mib=${2:-40}
 deadline=150
 
 printf 'b\na\n' >"$dir/tiny"

@@ -144,7 +144,7 @@ stats(void)
 static void
 mill(unsigned threads, unsigned services, size_t memory, uint64_t seed)
 {
-	const struct stress cfg = { .seconds = 4,
+	const struct stress cfg = { .seconds = 3,
 				    .threads = threads,
 				    .services = services,
 				    .memory = memory,
@@ -228,7 +228,7 @@ call_everything(void *arg)
 Test(stress, a_signal_handler_may_touch_paged_memory_during_a_call)
 {
 	struct sigaction sa = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
-	const uint64_t end = deadline(4);
+	const uint64_t end = deadline(3);
 	uint64_t sum = 0;
 
 	rig_up(UP_MEMORY_LIMIT_MIN, 1);
@@ -411,7 +411,7 @@ Test(stress, unmapping_right_after_writing_leaves_neither_page_nor_slot)
 {
 	static const enum up_advice advice[] = { UP_ADVICE_COLD, UP_ADVICE_WILLNEED,
 						 UP_ADVICE_SEQUENTIAL };
-	const uint64_t end = deadline(4);
+	const uint64_t end = deadline(3);
 
 	rig_up(UP_MEMORY_LIMIT_MIN, 2);
 	for (uint64_t round = 0; stress_now() < end; round++) {
@@ -471,7 +471,7 @@ follow(void *arg)
 
 Test(stress, an_object_keeps_its_pages_while_it_is_unmapped_under_faults)
 {
-	const uint64_t end = deadline(5);
+	const uint64_t end = deadline(4);
 	unsigned places = 0;
 	char *room;
 	void *p;
@@ -548,7 +548,7 @@ count_up(void *arg)
  */
 Test(stress, discarded_content_does_not_come_back_under_writers)
 {
-	const uint64_t end = deadline(5);
+	const uint64_t end = deadline(4);
 	uint64_t n = 99, discards = 0;
 
 	rig_up(UP_MEMORY_LIMIT_MIN, 2);
@@ -614,7 +614,7 @@ Test(stress, advice_never_changes_what_streams_of_readers_see)
 	static const enum up_advice advice[] = { UP_ADVICE_WILLNEED, UP_ADVICE_COLD,
 						 UP_ADVICE_WILLNEED, UP_ADVICE_SEQUENTIAL,
 						 UP_ADVICE_RANDOM,   UP_ADVICE_NORMAL };
-	const uint64_t end = deadline(5);
+	const uint64_t end = deadline(4);
 	unsigned char vec[64];
 	uint64_t n = 5;
 
@@ -702,7 +702,7 @@ Test(stress, what_is_reserved_never_pays_for_what_is_overcommitted)
 	const struct up_config cfg = { .memory_limit = UP_MEMORY_LIMIT_MIN,
 				       .service_threads = 2,
 				       .swap_size = (STRICT_PAGES + 300) * PAGE };
-	const uint64_t end = deadline(5);
+	const uint64_t end = deadline(4);
 	void *p;
 	int r;
 
@@ -804,7 +804,7 @@ roam(void *arg)
 
 Test(stress, a_sparse_terabyte_is_pruned_while_others_grow_it)
 {
-	const uint64_t end = deadline(4);
+	const uint64_t end = deadline(3);
 	uint64_t before;
 	void *p;
 
