@@ -199,6 +199,9 @@ pulse_reload(void)
 		return;
 	pthread_mutex_lock(&pulse.lock);
 	pulse.hang_ms = config_n(&pulse.d->cfg, KEY_HANG_TIMEOUT);
+	/* At once: who hangs right after this is to be held to it. */
+	if (kept_any())
+		kept_lives(pulse.hang_ms, "");
 	pthread_cond_signal(&pulse.cond);
 	pthread_mutex_unlock(&pulse.lock);
 }

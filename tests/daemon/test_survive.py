@@ -632,12 +632,14 @@ class Survive(unittest.TestCase):
             d.configure('[daemon]\nhang_timeout = 1s\n')
             d.signal(signal.SIGHUP)
             d.wait_log('reload: daemon.hang_timeout is 1s now, was off')
+            d.ask('status')  # the reload is over
             os.kill(d.served_by(), signal.SIGSTOP)
             self.wait_served(d, 1)
             # And off again, which the next one reads.
             d.configure('[daemon]\nhang_timeout = off\n')
             d.signal(signal.SIGHUP)
             d.wait_log('reload: daemon.hang_timeout is off now, was 1s')
+            d.ask('status')
             pid = d.served_by()
             os.kill(pid, signal.SIGSTOP)
             time.sleep(2.5)  # more than it was
