@@ -124,6 +124,9 @@ void server_forget(struct up_runtime *rt, const struct object *o);
 struct client *client_alloc(struct up_runtime *rt, const struct serve_limits *limits);
 void client_discard(struct up_runtime *rt, struct client *c);
 
+/* who.c.  For log_line_about(): *about, filled in. */
+const struct log_about *client_about(const struct client *c, struct log_about *about);
+
 /* serve_info.c.  What is counted of a space's faults. */
 const struct space_tally *client_tally(const struct pager *p, const struct space *sp);
 /* What it has written, and is not where it can touch it; bytes.  => map.lock is held */

@@ -59,7 +59,8 @@ class Daemon:
             flags = ['--config', self.file] + flags
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(('XDG_', 'LISTEN_', 'NOTIFY_', 'WATCHDOG_'))
                     and k not in ('RUNTIME_DIRECTORY', 'JOURNAL_STREAM')}
-        self.env.update({'XDG_RUNTIME_DIR': self.dir, 'STATE_DIRECTORY': self.state, 'LC_ALL': 'C.UTF-8'})
+        self.env.update({'XDG_RUNTIME_DIR': self.dir, 'STATE_DIRECTORY': self.state, 'LC_ALL': 'C.UTF-8',
+                         'UP_TEST_JOURNAL': self.dir + '/journal'})
         self.env.update(env or {})
         try:
             with open(self.logfile, 'wb') as log:
