@@ -779,7 +779,8 @@ struct up_stats {
 	uint64_t used;	      /* the four above and I/O buffers; never above limit */
 	uint64_t used_max;    /* highest `used` since the limit was last changed */
 	uint64_t swapped;     /* out of memory, content in swap */
-	uint64_t lost;	      /* unreadable */
+	uint64_t
+		lost; /* unreadable; of a connected runtime: of what it has mapped, as often as it has */
 
 	/* reservation (swap space promised to mapped regions), bytes */
 	uint64_t reserve_max, reserve_used, reserve_free;

@@ -730,6 +730,7 @@ call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 	st.resident = atomic_load(&sp->client->account->mapped) << PAGE_SHIFT;
 	st.swapped = client_swapped(sp, st.resident);
 	pthread_rwlock_unlock(&rt->p.map.lock);
+	st.lost = client_lost(&rt->p, sp);
 	st.used = st.resident;
 	st.objects = sp->client->nheld;
 	st.fault_sigbus = atomic_load(&tally->sigbus);

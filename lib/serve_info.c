@@ -41,6 +41,37 @@ client_swapped(const struct space *sp, uint64_t resident)
 	return bytes - MIN(bytes, resident);
 }
 
+uint64_t
+client_lost(struct pager *p, struct space *sp)
+{
+	struct range_look look = { .lost = 0 };
+	uint64_t serial = 0, at = 0, n = 0;
+	unsigned depth = 0;
+	uintptr_t va = 0;
+
+	if (atomic_load(&p->nlost) == 0)
+		return 0;
+	/* A leaf at a time, as serve_look(). */
+	for (const struct map_entry *e;;) {
+		pthread_rwlock_rdlock(&p->map.lock);
+		e = map_first_from(&sp->map, va);
+		if (e != NULL && e->serial != serial) {
+			serial = e->serial;
+			depth = 0;
+			at = 0;
+		}
+		if (e != NULL && !range_count(p, e, &depth, &at, 1, &look, 1)) {
+			va = e->end;
+			serial = 0;
+		}
+		pthread_rwlock_unlock(&p->map.lock);
+		n += look.lost;
+		look.lost = 0;
+		if (e == NULL)
+			return n << PAGE_SHIFT;
+	}
+}
+
 static void
 serve_tally(const struct space_tally *t, struct serve_info *info)
 {

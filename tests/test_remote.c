@@ -1364,8 +1364,17 @@ Test(remote, who_gets_sigbus_is_counted_and_named_with_his_own_address)
 	cr_assert(eq(u64, atomic_load(&shared->sigbus[0]), 0), "the other has lost nothing");
 	cr_assert(eq(int, up_stats_get(rt, &st, sizeof st), 0));
 	cr_assert(eq(u64, st.fault_sigbus, 2));
+	/* One shows through in the other mapping as well. */
+	cr_assert(eq(u64, st.lost, 3 * PAGE_SIZE));
 	cr_assert(eq(int, up_stats_get(other, &st, sizeof st), 0));
 	cr_assert(eq(u64, st.fault_sigbus, 0));
+	cr_assert(eq(u64, st.lost, 0));
+	cr_assert(eq(int, up_unmap(rt, p, 64 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(int, up_stats_get(rt, &st, sizeof st), 0));
+	cr_assert(eq(u64, st.lost, PAGE_SIZE));
+	cr_assert(eq(int, up_unmap(rt, q, 64 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(int, up_stats_get(rt, &st, sizeof st), 0));
+	cr_assert(eq(u64, st.lost, 0));
 	up_object_unref(o);
 	up_runtime_destroy(rt);
 	up_runtime_destroy(other);
