@@ -872,6 +872,9 @@ call(struct forks *f, struct space *sp, int fd)
 			call_dump(rt, sp, &q, &answer);
 			r = 0;
 			break;
+		case CALL_TRACE:
+			r = client_trace(rt, sp, &q, &answer);
+			break;
 		case CALL_STATS:
 			r = call_stats(rt, sp, &answer);
 			break;
