@@ -171,6 +171,32 @@ class Orders(unittest.TestCase):
                 self.assertIn('usage', d.tool('limit', *words, status=2))
             self.assertIn('usage', d.tool('map', who, '--limit', '9M', status=2))
 
+    def test_a_client_has_them_as_long_as_it_is_there(self):
+        config = MEMORY + '[limits]\nclient_limit = 24M\n'
+        with Daemon(config=config) as d, Tenant(d) as t, Tenant(d) as other:
+            for one in (t, other):
+                one.tell('map', pages(40))
+                self.assertEqual(one.tell('fill', 1), 'ok')
+            d.tool('limit', str(t.p.pid), '--limit', '12M', '--minimum', '8M')
+
+            def now():
+                found = {c['pid']: (c['limit'], c['minimum'], c['resident']) for c in d.ask('clients')['clients']}
+                self.assertEqual((found[t.p.pid][:2], found[other.p.pid][:2]), ((12 * MIB, 8 * MIB), (24 * MIB, 0)))
+                return found[t.p.pid][2]
+            reload(d, config + 'client_minimum = 1M\n')
+            wait_for('the rest to go', lambda: now() <= 12 * MIB)
+            for n in range(2):
+                os.kill(d.served_by(), signal.SIGKILL)
+                wait_for('the next daemon', lambda n=n: d.log().count('serving: a budget') == n + 2)
+                for one in (t, other):
+                    self.assertEqual(one.tell('fill', n + 2), 'ok')
+                self.assertTrue(6 * MIB < now() <= 12 * MIB)
+            d.tool('limit', str(t.p.pid), '--limit', 'none', '--minimum', 'none')
+            os.kill(d.served_by(), signal.SIGKILL)
+            wait_for('the next daemon', lambda: d.log().count('serving: a budget') == 4)
+            (one,) = [c for c in d.ask('clients')['clients'] if c['pid'] == t.p.pid]
+            self.assertEqual((one['limit'], one['minimum']), (0, 0))
+
     def test_a_group_has_them_until_the_next_reload(self):
         config = MEMORY + f'[group a]\nusers = {UID}\nlimit = 50%\n'
         with Daemon(config=config) as d, Tenant(d) as t:
