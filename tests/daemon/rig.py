@@ -44,9 +44,9 @@ def end(process):
 
 
 class Daemon:
-    """uffd-pagerd with these flags, serving; `config` is the text of its file."""
+    """uffd-pagerd with these flags, serving; `config` is the text of its file, `under` a command that becomes it."""
 
-    def __init__(self, *flags, config=None, env=None, wait=True, preexec=None, keep=None, pass_fds=()):
+    def __init__(self, *flags, config=None, env=None, wait=True, preexec=None, keep=None, pass_fds=(), under=()):
         self.dir = keep or tempfile.mkdtemp(prefix='uffd-pagerd.', dir=os.environ.get('TMPDIR', '/var/tmp'))
         self.run = self.dir + '/uffd-pagerd'
         self.state = self.dir + '/state'
@@ -64,7 +64,7 @@ class Daemon:
         self.env.update(env or {})
         try:
             with open(self.logfile, 'wb') as log:
-                self.process = subprocess.Popen([PAGERD] + flags, env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                self.process = subprocess.Popen([*under, PAGERD] + flags, env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                                                 preexec_fn=preexec, pass_fds=pass_fds, cwd=self.dir)
         except BaseException:
             shutil.rmtree(self.dir, ignore_errors=True)
