@@ -234,6 +234,36 @@ class Limits(unittest.TestCase):
                         self.assertEqual(other.said, 'there')
                         self.refused(d, 'there are 3 clients, and 3 are allowed ([limits] clients)')
 
+    def test_forks_of_one_client_and_of_one_user_leave_places(self):
+        with Daemon('--socket-mode', '0666', config=MEMORY, preexec=lambda: os.umask(0o022)) as d:
+            os.chmod(d.dir, 0o755)
+            with Tenant(d) as a, Tenant(d) as b, Tenant(d) as c:
+                for t in (a, b, c):
+                    self.assertEqual(t.tell('map', 1, 'noreserve'), 'ok')
+
+                def forks(t, n, why=''):
+                    was = d.log().count('refused: a fork')
+                    said = t.tell('fork', n)
+                    found = int(said.split()[0])
+                    self.assertEqual(d.log().count('refused: a fork') - was, 1 if found < n else 0)
+                    self.assertIn(why, d.log())
+                    return found
+                # A client has 512 places with itself, and its user's clients 1024 for what they fork.
+                self.assertEqual(forks(a, 600, 'there are 512 processes of its client'), 511)
+                self.assertEqual(forks(b, 512), 511)
+                self.assertEqual(forks(c, 10, f'1024 forked ones of user {UID}'), 2)
+                # Whoever comes is served all the same, and what other users fork.
+                with Tenant(d) as t:
+                    self.assertEqual((t.said, t.tell('map', 1, 'noreserve'), t.tell('fill', 1)), ('there', 'ok', 'ok'))
+                    self.assertEqual(forks(t, 1, f'1024 forked ones of user {UID}'), 0)
+                if UID == 0:
+                    with Tenant(d, 12345) as other:
+                        self.assertEqual((other.said, other.tell('map', 1, 'noreserve')), ('there', 'ok'))
+                        self.assertEqual(forks(other, 20), 20)
+                # The places of those who go are free again.
+                self.assertEqual(forks(a, 0), 0)
+                wait_for('places', lambda: forks(c, 10) == 10)
+
     def test_addresses_and_swap(self):
         text = '[limits]\nmapped = 256M\nswap = 10%\n'
         with Daemon(config=MEMORY + f'swap_size = 1G\n{text}[group g]\nusers = {UID}\nswap = 160M\n') as d, \
