@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -198,6 +199,22 @@ def read_line(s):
             return line
         line += s.recv(part.find(b'\n') + 1 or len(part))
     return line
+
+
+def fields(datagram):
+    """A line as journald reads it."""
+    found = {}
+    while datagram:
+        name, datagram = datagram.split(b'\n', 1)
+        if b'=' in name:
+            name, value = name.split(b'=', 1)
+        else:
+            n, = struct.unpack_from('<Q', datagram)
+            value, datagram = datagram[8:8 + n], datagram[8 + n:]
+            assert datagram[:1] == b'\n', datagram
+            datagram = datagram[1:]
+        found[name.decode()] = value.decode()
+    return found
 
 
 def run_pagerd(*flags, env=None):

@@ -18,22 +18,6 @@ import rig
 from rig import Daemon, PUPPETS
 
 
-def fields(datagram):
-    """A line as journald reads it."""
-    found = {}
-    while datagram:
-        name, datagram = datagram.split(b'\n', 1)
-        if b'=' in name:
-            name, value = name.split(b'=', 1)
-        else:
-            n, = struct.unpack_from('<Q', datagram)
-            value, datagram = datagram[8:8 + n], datagram[8 + n:]
-            assert datagram[:1] == b'\n', datagram
-            datagram = datagram[1:]
-        found[name.decode()] = value.decode()
-    return found
-
-
 class Starting(unittest.TestCase):
     def test_it_starts_with_no_arguments(self):
         with Daemon() as d:
@@ -181,19 +165,19 @@ class Starting(unittest.TestCase):
             journal.bind(at + '/journal')
             journal.settimeout(rig.DEADLINE)
             with Daemon('--log-to', 'journal', config=PUPPETS, env={'UP_TEST_JOURNAL': at + '/journal'}, wait=False) as d:
-                heard = [fields(journal.recv(65536))]
+                heard = [rig.fields(journal.recv(65536))]
                 while 'serving: a budget' not in heard[-1]['MESSAGE']:
-                    heard.append(fields(journal.recv(65536)))
+                    heard.append(rig.fields(journal.recv(65536)))
                 a = d.puppet('a b')
                 while ': come' not in heard[-1]['MESSAGE']:
-                    heard.append(fields(journal.recv(65536)))
+                    heard.append(rig.fields(journal.recv(65536)))
                 self.assertEqual({f['PRIORITY'] for f in heard if f['MESSAGE'].startswith('serving')}, {'6'})
                 self.assertEqual({f['SYSLOG_IDENTIFIER'] for f in heard}, {'uffd-pagerd'})
                 self.assertEqual({k: v for k, v in heard[-1].items() if k.startswith('UFFD_')},
                                  {'UFFD_PAGER_CLIENT': '1', 'UFFD_PAGER_PID': str(os.getpid()), 'UFFD_PAGER_NAME': 'a b'})
                 self.assertEqual([f for f in heard[:-1] if 'UFFD_PAGER_PID' in f], [])
                 rig.obey(a, log='c|d')
-                heard.append(fields(journal.recv(65536)))
+                heard.append(rig.fields(journal.recv(65536)))
                 # What has an end of line in it is told by its length.
                 self.assertEqual((heard[-1]['MESSAGE'], heard[-1]['UFFD_PAGER_NAME'], heard[-1]['PRIORITY']), (r'c\x0ad', 'c\nd', '4'))
                 self.assertEqual(d.log(), '')
@@ -226,7 +210,7 @@ class Starting(unittest.TestCase):
                 st = os.fstat(log.fileno())
             env['JOURNAL_STREAM'] = f'{st.st_dev}:{st.st_ino}'
             with Daemon(keep=at + '/daemon', env=env, wait=False) as d:
-                while 'serving: a budget' not in fields(journal.recv(65536))['MESSAGE']:
+                while 'serving: a budget' not in rig.fields(journal.recv(65536))['MESSAGE']:
                     pass
                 self.assertEqual(d.log(), '')
 

@@ -3,8 +3,10 @@
 """What clients and groups may have, with real ones.  Arguments: UFFD-PAGERD UFFD-PAGER TENANT."""
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import unittest
 
@@ -289,6 +291,21 @@ class Limits(unittest.TestCase):
             self.assertIn('161 MiB of swap promised to group g', b.tell('map', pages(1)))
             self.assertEqual(a.tell('unmap'), 'ok')
             self.assertEqual(b.tell('map', pages(40)), 'ok')
+
+    def test_the_journal_is_told_who_was_refused(self):
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as at, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+            journal.bind(at + '/journal')
+            journal.settimeout(rig.DEADLINE)
+            config = MEMORY + '[limits]\nmapped = 16M\n'
+            with Daemon('--log-to', 'journal', config=config, env={'UP_TEST_JOURNAL': at + '/journal'}, wait=False) as d:
+                while 'serving: a budget' not in rig.fields(journal.recv(65536))['MESSAGE']:
+                    pass
+                with Tenant(d) as t:
+                    self.assertIn('EDQUOT', t.tell('map', pages(17), 'noreserve'))
+                    heard = {'MESSAGE': ''}
+                    while 'refused' not in heard['MESSAGE']:
+                        heard = rig.fields(journal.recv(65536))
+                    self.assertEqual((heard['UFFD_PAGER_NAME'], heard['UFFD_PAGER_PID'], heard['PRIORITY']), ('tenant', str(t.p.pid), '4'))
 
     def test_each_client_has_a_quota_from_the_beginning(self):
         text = f'[limits]\nclient_limit = 16M\nclient_minimum = 10%\n[group g]\nusers = {UID}\nclient_limit = 12M\n'
