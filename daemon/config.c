@@ -141,7 +141,7 @@ static const struct key keys[CONFIG_ALL_KEYS] = {
 			    "error|warning|info|debug", true,
 			    "The least important lines that are logged" },
 	[KEY_LOG_TO] = { "log", "to", T_CHOICE, "auto", NULL, 0, 0, "auto|stderr|journal", false,
-			 "auto: as the journal wants it where standard error is the journal" },
+			 "auto: to the journal where standard error is the journal; journal: there in any case, and what it does not take to standard error" },
 	[KEY_GROUP_LIMIT] = { "group", "limit", T_SIZE, "none", "none", 4096, UINT64_MAX, NULL,
 			      true,
 			      "The most memory that its clients have together; percents are of the budget" },

@@ -226,7 +226,8 @@ do_evict(struct conn *c, json_t *req)
 			      s->name, s->ops->kind);
 	if (n < 0)
 		return refuse((int)-n, "%s: %s", s->name, strerror((int)-n));
-	log_info("client %u: %s: %" PRId64 " bytes thrown out, as asked for", s->id, s->name, n);
+	log_session(LOG_INFO, s, "client %u: %s: %" PRId64 " bytes thrown out, as asked for", s->id,
+		    s->name, n);
 	return json_pack("{s:b, s:I}", "ok", 1, "evicted", (json_int_t)n);
 }
 

@@ -83,12 +83,13 @@ static void __attribute__((format(printf, 3, 4)))
 say(const struct criu *c, enum up_log_level level, const char *fmt, ...)
 {
 	char line[PATH_MAX + 200], name[80];
+	const struct log_about about = session_about(&c->s);
 	va_list ap;
 
 	va_start(ap, fmt);
 	vsnprintf(line, sizeof line, fmt, ap);
 	va_end(ap);
-	log_line(&c->cfg.log, level, "%s: %s", name_of(c, name), line);
+	log_line_about(&c->cfg.log, &about, level, "%s: %s", name_of(c, name), line);
 }
 
 /* And for a successor. */

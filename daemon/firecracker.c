@@ -104,12 +104,13 @@ static void __attribute__((format(printf, 3, 4)))
 say(const struct firecracker *fc, enum up_log_level level, const char *fmt, ...)
 {
 	char line[400], name[80];
+	const struct log_about about = session_about(&fc->s);
 	va_list ap;
 
 	va_start(ap, fmt);
 	vsnprintf(line, sizeof line, fmt, ap);
 	va_end(ap);
-	log_line(&fc->cfg.log, level, "%s: %s", name_of(fc, name), line);
+	log_line_about(&fc->cfg.log, &about, level, "%s: %s", name_of(fc, name), line);
 }
 
 /* --- the end --- */

@@ -76,13 +76,14 @@ static void __attribute__((format(printf, 3, 4)))
 say(const struct handoff *h, enum up_log_level level, const char *fmt, ...)
 {
 	char line[400];
+	const struct log_about about = session_about(&h->s);
 	va_list ap;
 
 	va_start(ap, fmt);
 	vsnprintf(line, sizeof line, fmt, ap);
 	va_end(ap);
-	log_line(&h->cfg.log, level, "%.60s[%d]: %s", h->s.name[0] != '\0' ? h->s.name : "handoff",
-		 (int)h->s.pid, line);
+	log_line_about(&h->cfg.log, &about, level, "%.60s[%d]: %s",
+		       h->s.name[0] != '\0' ? h->s.name : "handoff", (int)h->s.pid, line);
 }
 
 /* --- the end --- */

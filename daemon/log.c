@@ -22,12 +22,15 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "journal.h"
+
 #define SOURCES 64u
 #define WARNINGS_MAX 20u /* of a source, and errors, a second; */
 #define LINES_MAX 200u	 /* and others */
 
 static _Atomic int threshold = LOG_INFO;
-static bool journal;
+static bool journal; /* what is written is its own stream, or stands in for it */
+static bool native;  /* it has a socket */
 
 static struct {
 	int fd;
@@ -87,6 +90,7 @@ log_init(const char *to, enum log_level least)
 		open_out();
 	journal =
 		strcmp(to, "journal") == 0 || (strcmp(to, "auto") == 0 && stderr_is_the_journal());
+	native = journal && journal_open();
 	log_set_level(least);
 }
 
@@ -96,17 +100,18 @@ log_set_level(enum log_level least)
 	atomic_store(&threshold, (int)least);
 }
 
+static const int priorities[] = { 3, 4, 6, 7 }; /* syslog's */
+
 static size_t
 prefix(enum log_level level, char *buf, size_t len)
 {
 	static const char *const names[] = { "error", "warning", "info", "debug" };
-	static const char *const journald[] = { "<3>", "<4>", "<6>", "<7>" };
 	struct timespec now;
 	struct tm tm;
 	size_t n;
 
 	if (journal)
-		return (size_t)snprintf(buf, len, "%s", journald[level]);
+		return (size_t)snprintf(buf, len, "<%d>", priorities[level]);
 	clock_gettime(CLOCK_REALTIME, &now);
 	gmtime_r(&now.tv_sec, &tm);
 	n = strftime(buf, len, "%Y-%m-%dT%H:%M:%S", &tm);
@@ -125,11 +130,12 @@ try_write(const char *line, size_t n)
 
 /* A line, with what its level begins with and without what a terminal would obey.  False: it can not be written now. */
 static bool
-put_line(enum log_level level, const char *text)
+put_line(enum log_level level, const struct log_about *about, const char *text)
 {
 	static const char hex[] = "0123456789abcdef";
 	char line[PIPE_BUF]; /* all of it or nothing, then */
-	size_t n = prefix(level, line, sizeof(line));
+	const size_t begin = prefix(level, line, sizeof(line));
+	size_t n = begin;
 
 	for (const char *p = text; *p != '\0' && n + 5 < sizeof(line); p++) {
 		const unsigned char ch = (unsigned char)*p;
@@ -144,6 +150,8 @@ put_line(enum log_level level, const char *text)
 			line[n++] = hex[ch & 15];
 		}
 	}
+	if (native && journal_send(priorities[level], line + begin, n - begin, about))
+		return true;
 	line[n++] = '\n';
 	return try_write(line, n) >= 0 || (errno != EAGAIN && errno != EINTR && errno != ENOBUFS);
 }
@@ -158,16 +166,16 @@ put_note(void)
 	if (lost == 0)
 		return true;
 	snprintf(note, sizeof(note), "%u lines are missing here: nobody read them in time", lost);
-	if (put_line(LOG_WARNING, note))
+	if (put_line(LOG_WARNING, NULL, note))
 		return true;
 	atomic_fetch_add(&out.lost, lost);
 	return false;
 }
 
 static void
-put_or_count(enum log_level level, const char *text)
+put_or_count(enum log_level level, const struct log_about *about, const char *text)
 {
-	if (!put_note() || !put_line(level, text))
+	if (!put_note() || !put_line(level, about, text))
 		atomic_fetch_add(&out.lost, 1);
 }
 
@@ -198,7 +206,7 @@ tell_more(const struct source *s)
 	if (s->more == 0)
 		return;
 	snprintf(text, sizeof(text), "%u more like \"%s\"", s->more, s->text);
-	put_or_count(s->level, text);
+	put_or_count(s->level, NULL, text);
 }
 
 /* Whether a line is said, or only counted.  *over: one whose second is over, for tell_more(). */
@@ -250,18 +258,15 @@ log_tick(void)
 	put_note();
 }
 
-void
-daemon_log(enum log_level level, const char *fmt, ...)
+static void
+say(enum log_level level, const struct log_about *about, const char *fmt, va_list ap)
 {
 	struct source over;
 	char text[1024];
-	va_list ap;
 
 	if ((int)level > atomic_load(&threshold))
 		return;
-	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
-	va_end(ap);
 	if (level < LOG_DEBUG) {
 		const bool may = may_say(level, text, &over);
 
@@ -269,7 +274,27 @@ daemon_log(enum log_level level, const char *fmt, ...)
 		if (!may)
 			return;
 	}
-	put_or_count(level, text);
+	put_or_count(level, about, text);
+}
+
+void
+daemon_log(enum log_level level, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	say(level, NULL, fmt, ap);
+	va_end(ap);
+}
+
+void
+daemon_log_about(enum log_level level, const struct log_about *about, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	say(level, about, fmt, ap);
+	va_end(ap);
 }
 
 void
@@ -280,5 +305,5 @@ log_library(void *ctx, enum up_log_level level, const char *line)
 	};
 
 	(void)ctx;
-	daemon_log(levels[level], "pager: %s", line);
+	daemon_log_about(levels[level], log_about, "pager: %s", line);
 }

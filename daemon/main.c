@@ -551,7 +551,8 @@ on_drain_over(uv_timer_t *timer)
 {
 	(void)timer;
 	for (const struct session *s = session_first(); s != NULL; s = s->next)
-		log_warning("client %u: %s, process %d: still there after drain_timeout", s->id,
+		log_session(LOG_WARNING, s,
+			    "client %u: %s, process %d: still there after drain_timeout", s->id,
 			    s->name, (int)s->pid);
 	if (children() > 0)
 		log_warning("%u forked children of clients are still there after drain_timeout",

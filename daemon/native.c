@@ -566,7 +566,8 @@ native_accept(struct daemon *d, const struct listener *l, int fd, const struct p
 	r = serve_accept(d->rt, fd, &limits, &n->id);
 	if (r < 0) {
 		snprintf(why, sizeof(why), "%s", serve_refused(r));
-		log_warning("client %u: %s: refused: limit %llu, minimum %llu: %s", n->session.id,
+		log_session(LOG_WARNING, &n->session,
+			    "client %u: %s: refused: limit %llu, minimum %llu: %s", n->session.id,
 			    n->session.name, (unsigned long long)limits.limit,
 			    (unsigned long long)limits.minimum,
 			    r == -ENOSPC || r == -EINVAL ? native_quota_refused(r) : why);

@@ -16,8 +16,10 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/types.h>
 
+#include "base/base.h"
 #include "base/histogram.h"
 #include "uffd_pager.h"
 
@@ -98,6 +100,22 @@ struct session {
 	struct up_latency recent[UP_FAULT_KINDS],
 		all; /* of faults between the last two times; all kinds */
 };
+
+/* Whom a line is about. */
+static inline struct log_about
+session_about(const struct session *s)
+{
+	struct log_about about = { .client = s->id, .pid = (int)s->pid };
+
+	memcpy(about.name, s->name, sizeof(about.name));
+	return about;
+}
+
+#define log_session(level, s, ...)                                \
+	do {                                                      \
+		const struct log_about about_ = session_about(s); \
+		daemon_log_about(level, &about_, __VA_ARGS__);    \
+	} while (0)
 
 /*
  * Whether one more may come: 0; -EBUSY: the daemon drains or ends; -EUSERS: there are as many as are allowed.  `why` says it in words, for

@@ -147,11 +147,12 @@ regroup(struct session *s, const char *group)
 
 	/* The other word for a client that is about to go. */
 	if (r < 0 && r != -ENOENT) {
-		log_error("client %u: %s: stays in group '%s', and not '%s': %s", s->id, s->name,
-			  s->group, group, strerror(-r));
+		log_session(LOG_ERROR, s, "client %u: %s: stays in group '%s', and not '%s': %s",
+			    s->id, s->name, s->group, group, strerror(-r));
 		return;
 	}
-	log_info("client %u: %s: group '%s' now, was '%s'", s->id, s->name, group, s->group);
+	log_session(LOG_INFO, s, "client %u: %s: group '%s' now, was '%s'", s->id, s->name, group,
+		    s->group);
 	snprintf(s->group, sizeof(s->group), "%s", group);
 }
 
@@ -316,8 +317,9 @@ session_come(struct session *s)
 	*p = s;
 	reg.n++;
 	reg.changes++;
-	log_info("client %u: %s, process %d, user %u: come (%s%s%s)", s->id, s->name, (int)s->pid,
-		 (unsigned)s->uid, s->ops->kind, s->group[0] != '\0' ? ", group " : "", s->group);
+	log_session(LOG_INFO, s, "client %u: %s, process %d, user %u: come (%s%s%s)", s->id,
+		    s->name, (int)s->pid, (unsigned)s->uid, s->ops->kind,
+		    s->group[0] != '\0' ? ", group " : "", s->group);
 }
 
 void
@@ -336,9 +338,10 @@ session_gone(struct session *s)
 	s->next = NULL;
 	reg.n--;
 	reg.changes++;
-	log_info("client %u: %s, process %d: gone after %.1f s and %" PRIu64 " faults", s->id,
-		 s->name, (int)s->pid, (double)(monotonic_ns() - s->since) / 1e9,
-		 all_faults(c.faults));
+	log_session(LOG_INFO, s,
+		    "client %u: %s, process %d: gone after %.1f s and %" PRIu64 " faults", s->id,
+		    s->name, (int)s->pid, (double)(monotonic_ns() - s->since) / 1e9,
+		    all_faults(c.faults));
 	if (reg.d != NULL)
 		daemon_client_left(reg.d);
 }

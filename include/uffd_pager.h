@@ -301,7 +301,7 @@ UP_API int up_runtime_set_limit(struct up_runtime *rt, size_t bytes, unsigned ti
  * The same, with a daemon (uffd-pagerd) as the pager, to whose socket at `path` this connects: one budget and one swap for all its clients.  Of
  * `cfg`, which may be NULL, log and log_ctx are used, and feature_mask; the rest is the daemon's to say.
  *
- * All calls work on it but those of custom pagers, up_remap() and up_trace_print(), which are -ENOTSUP.  An object with a
+ * All calls work on it but those of custom pagers and up_remap(), which are -ENOTSUP.  An object with a
  * name is found by other programs of the same user as well.  up_stats_get() tells of this program's part.  A call for which the
  * daemon can not be reached any more is -ENOTCONN: what is in memory stays there, and can be unmapped; touching a page that is not raises SIGBUS.
  * If it is killed, and its guardian starts another one, calls and faults wait until that serves, and go on; up_object_remove() may then say -ENOENT of what it has
@@ -739,7 +739,7 @@ struct up_latency {
  *
  * With a daemon as the pager limit and limit_max are the daemon's, for all of its clients.  Of this runtime there are faults,
  * fault_waits, fault_retries, fault_exists, fault_sigbus and latency (within a quarter), resident, swapped (compressed memory and what is kept in
- * memory out of the program's reach are in it), wired, mapped, entries and objects; used is resident, and metadata that of
+ * memory out of the program's reach are in it), wired, lost, mapped, entries and objects; used is resident, and metadata that of
  * its heaps.  The rest is not told, and 0.
  */
 struct up_stats {
@@ -779,7 +779,8 @@ struct up_stats {
 	uint64_t used;	      /* the four above and I/O buffers; never above limit */
 	uint64_t used_max;    /* highest `used` since the limit was last changed */
 	uint64_t swapped;     /* out of memory, content in swap */
-	uint64_t lost;	      /* unreadable */
+	uint64_t
+		lost; /* unreadable; of a connected runtime: of what it has mapped, as often as it has */
 
 	/* reservation (swap space promised to mapped regions), bytes */
 	uint64_t reserve_max, reserve_used, reserve_free;
@@ -822,6 +823,7 @@ UP_API int up_stats_print(struct up_runtime *rt, FILE *out);
 /*
  * Print the most recent events (faults, pageouts, swap I/O), oldest first, one a line.
  * The pager goes on recording meanwhile: an event overwritten while it is read is left out.
+ * With a daemon as the pager: this program's faults and those of its children, and what was read for them.
  */
 UP_API int up_trace_print(struct up_runtime *rt, FILE *out);
 

@@ -42,12 +42,13 @@ static void
 disconnect(struct pager *p, const struct account *a)
 {
 	const size_t mapped = atomic_load(&a->mapped);
+	struct log_about about;
 
 	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next) {
 		if (sp->client == NULL || !has_part(sp, a))
 			continue;
-		log_line(
-			&p->log, UP_LOG_ERROR,
+		log_line_about(
+			&p->log, client_about(sp->client, &about), UP_LOG_ERROR,
 			"client %s, process %d: %zu KiB in the files of its memory are not the pager's: disconnected",
 			sp->client->name, (int)sp->client->pid,
 			(a->files - MIN(a->files, mapped)) << (PAGE_SHIFT - 10));

@@ -39,6 +39,7 @@
 #include <stddef.h>
 #include <sys/types.h>
 
+#include "base/trace.h"
 #include "watcher.h"
 
 #define MSG_REGIONS 32u /* and descriptors, at most */
@@ -91,6 +92,8 @@ enum call_op {
 	CALL_UNWIRE, /* addr, length, offset: as for CALL_WIRE */
 	CALL_DUMP, /* the lines after one of object: space, addr and length: range, offset: serial, flags: depth; all 0: from the first on.
 		      * => bytes: n times struct dump_record (dump.h); left: 1, there may be more */
+	CALL_TRACE, /* offset: after those of that time, of which it has had length; addr: until then; all 0: from the first on.
+		     * => bytes: struct trace_page; left: 1, there are more */
 };
 
 /* 0 is no object. */
@@ -113,6 +116,12 @@ struct msg {
 		struct call call;
 		unsigned char bytes[MSG_BYTES];
 	};
+};
+
+/* What CALL_TRACE tells: n events, in order, arg2 of the client's own being 0. */
+struct trace_page {
+	uint64_t until; /* what is asked for next does not go further, or it would never end */
+	struct trace_event event[(MSG_BYTES - sizeof(uint64_t)) / sizeof(struct trace_event)];
 };
 
 static inline bool

@@ -124,9 +124,19 @@ void server_forget(struct up_runtime *rt, const struct object *o);
 struct client *client_alloc(struct up_runtime *rt, const struct serve_limits *limits);
 void client_discard(struct up_runtime *rt, struct client *c);
 
+/* who.c.  For log_line_about(): *about, filled in. */
+const struct log_about *client_about(const struct client *c, struct log_about *about);
+
 /* serve_info.c.  What is counted of a space's faults. */
 const struct space_tally *client_tally(const struct pager *p, const struct space *sp);
 /* What it has written, and is not where it can touch it; bytes.  => map.lock is held */
 uint64_t client_swapped(const struct space *sp, uint64_t resident);
+/*
+ * The answer to CALL_TRACE: what has been recorded of it and its children, and of nobody else.  0, -ENOMEM.  => no lock is held
+ */
+int client_trace(struct up_runtime *rt, const struct space *sp, const struct call *q,
+		 struct msg *answer);
+/* What it has mapped and can not be had any more, bytes; what is mapped twice counts twice.  It looks at all of it if anything is lost to anybody.  => no lock is held */
+uint64_t client_lost(struct pager *p, struct space *sp);
 
 #endif

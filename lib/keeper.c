@@ -474,9 +474,11 @@ is_silent(const struct space *sp)
 static void
 said_no_hello(struct forks *f, struct space *sp)
 {
-	log_line(&f->rt->p.log, UP_LOG_WARNING,
-		 "client %s, process %d: disconnected: it has not said hello within %u ms",
-		 sp->client->name, (int)sp->client->pid, sp->client->limits.hello_ms);
+	struct log_about about;
+
+	log_line_about(&f->rt->p.log, client_about(sp->client, &about), UP_LOG_WARNING,
+		       "client %s, process %d: disconnected: it has not said hello within %u ms",
+		       sp->client->name, (int)sp->client->pid, sp->client->limits.hello_ms);
 	sp->thaw_at = 0;
 	shutdown(sp->sock, SHUT_RDWR);
 }

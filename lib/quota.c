@@ -24,13 +24,14 @@ int
 client_over_limit(struct up_runtime *rt, const struct client *c, char *why, const char *fmt, ...)
 {
 	char text[MSG_TEXT] = ""; /* all of it goes to the client */
+	struct log_about about;
 	va_list ap;
 
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof text, fmt, ap);
 	va_end(ap);
-	log_line(&rt->p.log, UP_LOG_WARNING, "client %s, process %d: refused: %s", c->name,
-		 (int)c->pid, text);
+	log_line_about(&rt->p.log, client_about(c, &about), UP_LOG_WARNING,
+		       "client %s, process %d: refused: %s", c->name, (int)c->pid, text);
 	if (why != NULL)
 		memcpy(why, text, sizeof text);
 	return -EDQUOT;
@@ -123,14 +124,16 @@ client_may_wire(struct up_runtime *rt, const struct space *sp, uint64_t more)
 {
 	const uint64_t most = (rt->wire_limit >> PAGE_SHIFT) / 4;
 	struct pager *p = &rt->p;
+	struct log_about about;
 
 	if (more == 0)
 		return 0;
 	if (sp->map.wired + more > most) {
-		log_line(&p->log, UP_LOG_WARNING,
-			 "client %s, process %d: refused: %llu pages wired, and one may have %llu",
-			 sp->client->name, (int)sp->client->pid,
-			 (unsigned long long)sp->map.wired + more, (unsigned long long)most);
+		log_line_about(
+			&p->log, client_about(sp->client, &about), UP_LOG_WARNING,
+			"client %s, process %d: refused: %llu pages wired, and one may have %llu",
+			sp->client->name, (int)sp->client->pid,
+			(unsigned long long)sp->map.wired + more, (unsigned long long)most);
 		return -EDQUOT;
 	}
 	/* The rest is for what it has to page in and out; see account_room(). */

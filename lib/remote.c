@@ -985,6 +985,38 @@ remote_dump(struct up_runtime *rt, FILE *out)
 	return fflush(out) != 0 || ferror(out) ? -EIO : 0;
 }
 
+int
+remote_trace(struct up_runtime *rt, FILE *out)
+{
+	struct call q = { .op = CALL_TRACE };
+	struct trace_page page;
+	uint64_t first = 0;
+	struct msg m;
+	bool ok = true;
+	int r;
+
+	do {
+		r = ask_object(rt, "up_trace_print", &q, &m);
+		if (r == 0 &&
+		    (m.n > sizeof page.event / sizeof page.event[0] || (m.n == 0 && m.left > 0)))
+			r = -EPROTO;
+		if (r < 0)
+			return failed(rt, "up_trace_print", r);
+		memcpy(&page, m.bytes, sizeof page);
+		q.addr = page.until;
+		for (uint32_t i = 0; i < m.n && ok; i++) {
+			const struct trace_event *const ev = &page.event[i];
+
+			if (q.offset == 0)
+				first = ev->time_ns;
+			q.length = ev->time_ns == q.offset ? q.length + 1 : 1;
+			q.offset = ev->time_ns;
+			ok = trace_print_event(ev, first, out);
+		}
+	} while (ok && m.left > 0);
+	return !ok || fflush(out) != 0 || ferror(out) ? -EIO : 0;
+}
+
 uint64_t
 remote_features(const struct up_runtime *rt)
 {

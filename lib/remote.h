@@ -42,6 +42,7 @@ void remote_ref(struct up_object *obj);
 void remote_unref(struct up_object *obj);
 int remote_stats(struct up_runtime *rt, struct up_stats *st);
 int remote_dump(struct up_runtime *rt, FILE *out);
+int remote_trace(struct up_runtime *rt, FILE *out);
 uint64_t remote_features(const struct up_runtime *rt);
 /* -ENOTSUP and a log line. */
 int remote_lacks(struct up_runtime *rt, const char *call);

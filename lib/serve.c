@@ -231,6 +231,7 @@ static bool
 has_fds(const struct pager *p, const struct client *c, size_t more)
 {
 	size_t n = 2 + more; /* its socket and its userfaultfd */
+	struct log_about about;
 
 	if (c->limits.fds == 0)
 		return true;
@@ -240,9 +241,9 @@ has_fds(const struct pager *p, const struct client *c, size_t more)
 	}
 	if (n <= c->limits.fds)
 		return true;
-	log_line(&p->log, UP_LOG_WARNING,
-		 "client %s, process %d: refused: %zu descriptors, and %u are allowed", c->name,
-		 (int)c->pid, n, c->limits.fds);
+	log_line_about(&p->log, client_about(c, &about), UP_LOG_WARNING,
+		       "client %s, process %d: refused: %zu descriptors, and %u are allowed",
+		       c->name, (int)c->pid, n, c->limits.fds);
 	return false;
 }
 
@@ -729,6 +730,7 @@ call_stats(struct up_runtime *rt, struct space *sp, struct msg *answer)
 	st.resident = atomic_load(&sp->client->account->mapped) << PAGE_SHIFT;
 	st.swapped = client_swapped(sp, st.resident);
 	pthread_rwlock_unlock(&rt->p.map.lock);
+	st.lost = client_lost(&rt->p, sp);
 	st.used = st.resident;
 	st.objects = sp->client->nheld;
 	st.fault_sigbus = atomic_load(&tally->sigbus);
@@ -870,6 +872,9 @@ call(struct forks *f, struct space *sp, int fd)
 			call_dump(rt, sp, &q, &answer);
 			r = 0;
 			break;
+		case CALL_TRACE:
+			r = client_trace(rt, sp, &q, &answer);
+			break;
 		case CALL_STATS:
 			r = call_stats(rt, sp, &answer);
 			break;
@@ -913,6 +918,7 @@ client_vet(struct forks *f, const struct space *sp, const int fd[], size_t *nfd)
 	const struct client *c = sp->client;
 	const struct msg *m = &f->msg;
 	struct msg answer = { .type = MSG_RETURN, .serial = m->serial };
+	struct log_about about = { .pid = (int)atomic_load(&sp->pid) };
 	bool harmful[MSG_REGIONS] = { false };
 
 	for (size_t i = 0; i < *nfd; i++) {
@@ -930,12 +936,16 @@ client_vet(struct forks *f, const struct space *sp, const int fd[], size_t *nfd)
 			close(fd[i]);
 	}
 	*nfd = 0;
-	log_line(&f->rt->p.log, UP_LOG_WARNING, "client %s, process %d: refused: a descriptor %s",
-		 c != NULL ? c->name : "", c != NULL ? (int)c->pid : atomic_load(&sp->pid),
-		 answer.status == -ENOTSUP ? "of a file system that a process answers for (FUSE)"
-		 : answer.status == -EXDEV
-			 ? "of a file that is mounted neither here nor where the client is"
-			 : strerrorname_np(-answer.status));
+	if (c != NULL)
+		client_about(c, &about);
+	log_line_about(&f->rt->p.log, &about, UP_LOG_WARNING,
+		       "client %s, process %d: refused: a descriptor %s", c != NULL ? c->name : "",
+		       c != NULL ? (int)c->pid : atomic_load(&sp->pid),
+		       answer.status == -ENOTSUP
+			       ? "of a file system that a process answers for (FUSE)"
+		       : answer.status == -EXDEV
+			       ? "of a file that is mounted neither here nor where the client is"
+			       : strerrorname_np(-answer.status));
 	if (m->type != MSG_CALL || c == NULL || !sp->attached)
 		return -EPROTO;
 	return msg_send_by(sp->sock, &answer, NULL, 0, 0) < 0 ? -EPROTO : 1;

@@ -41,6 +41,37 @@ client_swapped(const struct space *sp, uint64_t resident)
 	return bytes - MIN(bytes, resident);
 }
 
+uint64_t
+client_lost(struct pager *p, struct space *sp)
+{
+	struct range_look look = { .lost = 0 };
+	uint64_t serial = 0, at = 0, n = 0;
+	unsigned depth = 0;
+	uintptr_t va = 0;
+
+	if (atomic_load(&p->nlost) == 0)
+		return 0;
+	/* A leaf at a time, as serve_look(). */
+	for (const struct map_entry *e;;) {
+		pthread_rwlock_rdlock(&p->map.lock);
+		e = map_first_from(&sp->map, va);
+		if (e != NULL && e->serial != serial) {
+			serial = e->serial;
+			depth = 0;
+			at = 0;
+		}
+		if (e != NULL && !range_count(p, e, &depth, &at, 1, &look, 1)) {
+			va = e->end;
+			serial = 0;
+		}
+		pthread_rwlock_unlock(&p->map.lock);
+		n += look.lost;
+		look.lost = 0;
+		if (e == NULL)
+			return n << PAGE_SHIFT;
+	}
+}
+
 static void
 serve_tally(const struct space_tally *t, struct serve_info *info)
 {
@@ -174,20 +205,27 @@ struct tracing {
 	size_t n, seen;
 };
 
-/* Whose fault it was, if he is still there. */
-static void
-whose(struct pager *p, const struct trace_event *of, struct serve_event *ev)
+/* Whose fault it was, if he is still there; NULL.  => map.lock is held */
+static const struct space *
+space_of_event(const struct pager *p, const struct trace_event *of)
 {
 	const size_t i = of->arg2 - PMAP_POOL - 1u;
 	const struct space_tally *tally = atomic_load(&p->tally);
-	const struct client *c = NULL;
-	const struct space *sp = NULL;
 
-	if (of->arg2 <= PMAP_POOL || tally == NULL)
-		return;
+	return of->arg2 > PMAP_POOL && tally != NULL && i < p->nspace_at &&
+			       of->time_ns >= atomic_load(&tally[i].since)
+		       ? ((struct space **)p->space_at.base)[i]
+		       : NULL;
+}
+
+static void
+whose(struct pager *p, const struct trace_event *of, struct serve_event *ev)
+{
+	const struct client *c = NULL;
+	const struct space *sp;
+
 	pthread_rwlock_rdlock(&p->map.lock);
-	if (i < p->nspace_at && of->time_ns >= atomic_load(&tally[i].since))
-		sp = ((struct space **)p->space_at.base)[i];
+	sp = space_of_event(p, of);
 	if (sp != NULL)
 		c = space_client(p, sp);
 	ev->pid = c != NULL ? c->pid : 0;
@@ -210,19 +248,28 @@ take_event(void *ctx, const struct trace_event *of)
 	return true;
 }
 
+/* The rings there are. */
+static unsigned
+rings_of(struct pager *p, struct trace *rings[MAX_SERVICES + WORKERS_MAX])
+{
+	unsigned n = 0;
+
+	for (; pager_server(p, n) != NULL; n++)
+		rings[n] = &pager_server(p, n)->trace;
+	return n;
+}
+
 int
 serve_trace(struct up_runtime *rt, pid_t pid, struct serve_event ev[], size_t n)
 {
 	struct tracing t = { .p = &rt->p, .pid = pid, .n = n };
 	struct trace *rings[MAX_SERVICES + WORKERS_MAX];
-	unsigned nrings = 0;
+	const unsigned nrings = rings_of(&rt->p, rings);
 	size_t first;
 
 	t.ev = calloc(MAX(n, 1), sizeof *t.ev);
 	if (t.ev == NULL)
 		return -ENOMEM;
-	for (; pager_server(&rt->p, nrings) != NULL; nrings++)
-		rings[nrings] = &pager_server(&rt->p, nrings)->trace;
 	if (n > 0 && trace_merge(rings, nrings, take_event, &t) < 0) {
 		free(t.ev);
 		return -ENOMEM;
@@ -232,6 +279,64 @@ serve_trace(struct up_runtime *rt, pid_t pid, struct serve_event ev[], size_t n)
 		ev[i - first] = t.ev[i % n];
 	free(t.ev);
 	return (int)(t.seen - first);
+}
+
+struct paging {
+	struct pager *p;
+	const struct space *sp;
+	struct trace_page *page;
+	uint64_t after, skip; /* not what is older; nor so many of that very time */
+	uint32_t n;
+	bool more;
+};
+
+static bool
+page_event(void *ctx, const struct trace_event *of)
+{
+	struct paging *const pg = ctx;
+	const struct space *sp;
+	bool its;
+
+	if (of->time_ns < pg->after || of->time_ns > pg->page->until)
+		return true;
+	pthread_rwlock_rdlock(&pg->p->map.lock);
+	sp = space_of_event(pg->p, of);
+	its = sp != NULL && space_client(pg->p, sp) == pg->sp->client;
+	pthread_rwlock_unlock(&pg->p->map.lock);
+	if (!its)
+		return true;
+	if (of->time_ns == pg->after && pg->skip > 0) {
+		pg->skip--;
+		return true;
+	}
+	if (pg->n == sizeof pg->page->event / sizeof pg->page->event[0]) {
+		pg->more = true;
+		return false;
+	}
+	pg->page->event[pg->n] = *of;
+	if (sp == pg->sp)
+		pg->page->event[pg->n].arg2 = 0;
+	pg->n++;
+	return true;
+}
+
+int
+client_trace(struct up_runtime *rt, const struct space *sp, const struct call *q,
+	     struct msg *answer)
+{
+	struct trace_page page = { .until = q->addr != 0 ? q->addr : now_ns() };
+	struct trace *rings[MAX_SERVICES + WORKERS_MAX];
+	const unsigned nrings = rings_of(&rt->p, rings);
+	struct paging pg = {
+		.p = &rt->p, .sp = sp, .page = &page, .after = q->offset, .skip = q->length
+	};
+	const int r = trace_merge(rings, nrings, page_event, &pg);
+
+	static_assert(sizeof page <= MSG_BYTES, "a page of events fits a message");
+	answer->n = pg.n;
+	answer->left = pg.more;
+	memcpy(answer->bytes, &page, sizeof page);
+	return r;
 }
 
 void

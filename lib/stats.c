@@ -264,8 +264,6 @@ up_trace_print(struct up_runtime *rt, FILE *out)
 	unsigned n = 0;
 	int r;
 
-	if (rt != NULL && rt->remote != NULL)
-		return remote_lacks(rt, "up_trace_print");
 	if (rt == NULL)
 		return -EINVAL;
 	r = check_process(rt, "up_trace_print");
@@ -273,6 +271,8 @@ up_trace_print(struct up_runtime *rt, FILE *out)
 		return r;
 	if (out == NULL)
 		return refuse_null(rt, "up_trace_print: out");
+	if (rt->remote != NULL)
+		return remote_trace(rt, out);
 	for (; pager_server(&rt->p, n) != NULL; n++)
 		rings[n] = &pager_server(&rt->p, n)->trace;
 	trace_print(rings, n, out);

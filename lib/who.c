@@ -5,6 +5,7 @@
 #include "who.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "client.h"
 
@@ -30,12 +31,24 @@ space_client(const struct pager *p, const struct space *sp)
 	return of != NULL ? of->client : NULL;
 }
 
+const struct log_about *
+client_about(const struct client *c, struct log_about *about)
+{
+	about->client = 0;
+	about->pid = (int)c->pid;
+	memcpy(about->name, c->name, sizeof about->name);
+	return about;
+}
+
 static const char *
 say(const struct pager *p, const struct space *sp, uintptr_t va, struct who *w)
 {
 	const struct client *c = sp != NULL ? space_client(p, sp) : NULL;
 	const unsigned long at = va;
 
+	w->about.client = 0;
+	w->about.pid = sp == NULL ? 0 : sp->client != NULL ? (int)c->pid : atomic_load(&sp->pid);
+	snprintf(w->about.name, sizeof w->about.name, "%s", c != NULL ? c->name : "");
 	if (sp == NULL)
 		snprintf(w->text, sizeof w->text, "%#lx", at);
 	else if (sp->client != NULL)
@@ -108,6 +121,7 @@ who_slot(struct pager *p, unsigned space, struct leaf *leaf, unsigned at, uintpt
 	}
 	if (va != 0)
 		return say(p, sp, va, w);
+	w->about.pid = 0;
 	snprintf(w->text, sizeof w->text, "offset %#llx of object %llu",
 		 (unsigned long long)index << PAGE_SHIFT, (unsigned long long)id);
 	return w->text;

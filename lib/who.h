@@ -20,6 +20,7 @@
 
 struct who {
 	char text[160];
+	struct log_about about; /* whom log_line_about() is told; pid 0: nobody */
 };
 
 /* Whose child it is, or the client itself; NULL: a child of ours, or of one that has gone.  => map.lock is held */

@@ -8,6 +8,7 @@
 #include <criterion/new/assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <linux/capability.h>
 #include <linux/userfaultfd.h>
 #include <netinet/in.h>
@@ -1364,14 +1365,110 @@ Test(remote, who_gets_sigbus_is_counted_and_named_with_his_own_address)
 	cr_assert(eq(u64, atomic_load(&shared->sigbus[0]), 0), "the other has lost nothing");
 	cr_assert(eq(int, up_stats_get(rt, &st, sizeof st), 0));
 	cr_assert(eq(u64, st.fault_sigbus, 2));
+	/* One shows through in the other mapping as well. */
+	cr_assert(eq(u64, st.lost, 3 * PAGE_SIZE));
 	cr_assert(eq(int, up_stats_get(other, &st, sizeof st), 0));
 	cr_assert(eq(u64, st.fault_sigbus, 0));
+	cr_assert(eq(u64, st.lost, 0));
+	cr_assert(eq(int, up_unmap(rt, p, 64 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(int, up_stats_get(rt, &st, sizeof st), 0));
+	cr_assert(eq(u64, st.lost, PAGE_SIZE));
+	cr_assert(eq(int, up_unmap(rt, q, 64 * PAGE_SIZE), 0), "%s", logged);
+	cr_assert(eq(int, up_stats_get(rt, &st, sizeof st), 0));
+	cr_assert(eq(u64, st.lost, 0));
 	up_object_unref(o);
 	up_runtime_destroy(rt);
 	up_runtime_destroy(other);
 	wait_ended(2);
 	daemon_ask(2);
 	close(fd);
+}
+
+/* How many events are told, all of them of [p, p + npages); and of those, how many of children. */
+static size_t
+events(struct up_runtime *of, const uint64_t *p, size_t npages, size_t *forked)
+{
+	char *text, *save, *line;
+	size_t len, n = 0;
+	FILE *f = open_memstream(&text, &len);
+
+	*forked = 0;
+	cr_assert(eq(int, up_trace_print(of, f), 0), "%s", logged);
+	fclose(f);
+	for (line = strtok_r(text, "\n", &save); line != NULL;
+	     line = strtok_r(NULL, "\n", &save), n++) {
+		uintptr_t va = 0;
+		unsigned of_child;
+
+		*forked += sscanf(line, "%*s %*s %" SCNxPTR " %*u %u", &va, &of_child) == 2;
+		cr_assert(va - (uintptr_t)p < npages * PAGE_SIZE, "not its own: %s", line);
+	}
+	free(text);
+	return n;
+}
+
+/* As many events, and of children; who is awake may be so before his event is there. */
+static void
+wait_events(struct up_runtime *of, const uint64_t *p, size_t npages, size_t least, size_t forked)
+{
+	const double until = seconds() + DEADLINE;
+	size_t n, of_children;
+
+	while ((n = events(of, p, npages, &of_children)) < least || of_children < forked) {
+		cr_assert(seconds() < until, "%zu events, %zu of children", n, of_children);
+		nap();
+	}
+	cr_assert(forked > 0 || of_children == 0, "another's");
+}
+
+Test(remote, who_asks_for_events_is_told_his_own_and_his_childrens)
+{
+	const size_t npages = 200;
+	struct up_runtime *other;
+	uint64_t *p, *q;
+	size_t forked;
+	int status, done[2];
+	pid_t child;
+	char byte;
+
+	rt = must_connect();
+	other = must_connect();
+	p = must_map(rt, npages, UP_PRIVATE, NULL, 0);
+	q = must_map(other, npages, UP_PRIVATE, NULL, 0);
+	cr_assert(eq(sz, events(rt, p, npages, &forked), 0));
+	cr_assert(eq(int, up_advise(rt, p, npages * PAGE_SIZE, UP_ADVICE_RANDOM), 0));
+	for (size_t i = 0; i < npages; i++) {
+		p[i * WORDS] = i;
+		if (i % 2 == 0)
+			q[i * WORDS] = i;
+	}
+	/* More than one answer has room for. */
+	wait_events(rt, p, npages, npages, 0);
+	wait_events(other, q, npages, 1, 0);
+	cr_assert(eq(int, up_inherit(other, q, npages * PAGE_SIZE, UP_INHERIT_COPY), 0));
+	cr_assert(eq(int, pipe(done), 0));
+	child = fork();
+	if (child == 0) {
+		q[0] = 1;
+		_exit(write(done[1], q, 1) != 1 || pause() == 0);
+	}
+	cr_assert(child > 0 && read(done[0], &byte, 1) == 1);
+	wait_events(other, q, npages, 2, 1);
+	kill(child, SIGKILL);
+	cr_assert(waitpid(child, &status, 0) == child);
+	wait_events(rt, p, npages, npages, 0);
+	cr_assert(eq(int, up_trace_print(rt, NULL), -EINVAL));
+	close(done[0]);
+	close(done[1]);
+	up_runtime_destroy(rt);
+	wait_ended(1);
+	/* Whoever comes next, in his place perhaps, has done nothing yet. */
+	rt = must_connect();
+	cr_assert(eq(sz, events(rt, p, npages, &forked), 0));
+	up_runtime_destroy(rt);
+	up_runtime_destroy(other);
+	wait_ended(3);
+	daemon_ask(2);
 }
 
 /* A descriptor that was opened without the right to read is no right to read. */

@@ -89,6 +89,16 @@ struct log_held {
 	} line[LOG_HELD];
 };
 
+/* Whom a line is about: a process that is served. */
+struct log_about {
+	unsigned client; /* the daemon's number of it; 0: not known */
+	int pid;
+	char name[64];
+};
+
+/* While the callback is called, for one that has more to say of it than the text; NULL: nobody in particular.  Not of lines that were held. */
+extern _Thread_local const struct log_about *log_about __attribute__((tls_model("initial-exec")));
+
 /* Where log lines go: the user's callback, or nowhere. */
 struct logger {
 	up_log_fn fn;
@@ -114,6 +124,10 @@ void log_flush(const struct logger *log);
 /* One line through the callback; takes no lock, but to hold it, and allocates nothing. */
 void log_line(const struct logger *log, enum up_log_level level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+/* The same of somebody; pid 0: of nobody.  What is in *about is looked at when the arguments have been. */
+void log_line_about(const struct logger *log, const struct log_about *about,
+		    enum up_log_level level, const char *fmt, ...)
+	__attribute__((format(printf, 4, 5)));
 
 /*
  * What is stored before is there before what is stored after, to whoever looks at this memory once the process has been killed (adopt.h): its

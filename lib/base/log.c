@@ -8,6 +8,7 @@
 uint64_t (*test_clock)(void);
 
 _Thread_local bool log_hold;
+_Thread_local const struct log_about *log_about;
 
 static void
 hold(struct log_held *h, enum up_log_level level, const char *line)
@@ -58,19 +59,41 @@ log_flush(const struct logger *log)
 	}
 }
 
-void
-log_line(const struct logger *log, enum up_log_level level, const char *fmt, ...)
+static void
+say(const struct logger *log, const struct log_about *about, enum up_log_level level,
+    const char *fmt, va_list ap)
 {
 	char line[512];
-	va_list ap;
 
 	if (log == NULL || log->fn == NULL)
 		return;
-	va_start(ap, fmt);
 	vsnprintf(line, sizeof line, fmt, ap);
-	va_end(ap);
-	if (log->held != NULL && log_hold)
+	if (log->held != NULL && log_hold) {
 		hold(log->held, level, line);
-	else
-		log->fn(log->ctx, level, line);
+		return;
+	}
+	log_about = about != NULL && about->pid != 0 ? about : NULL;
+	log->fn(log->ctx, level, line);
+	log_about = NULL;
+}
+
+void
+log_line(const struct logger *log, enum up_log_level level, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	say(log, NULL, level, fmt, ap);
+	va_end(ap);
+}
+
+void
+log_line_about(const struct logger *log, const struct log_about *about, enum up_log_level level,
+	       const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	say(log, about, level, fmt, ap);
+	va_end(ap);
 }

@@ -139,9 +139,8 @@ trace_merge(struct trace *const rings[], unsigned n,
 	return 0;
 }
 
-/* False if the stream is broken. */
-static bool
-event_print(const struct trace_event *ev, uint64_t first_ns, FILE *out)
+bool
+trace_print_event(const struct trace_event *ev, uint64_t first_ns, FILE *out)
 {
 	/* An owner that took its time stamps in another order than it added has earlier ones. */
 	const bool before = ev->time_ns < first_ns;
@@ -169,7 +168,7 @@ print_one(void *ctx, const struct trace_event *ev)
 	if (!p->any)
 		p->first_ns = ev->time_ns;
 	p->any = true;
-	p->ok = event_print(ev, p->first_ns, p->out);
+	p->ok = trace_print_event(ev, p->first_ns, p->out);
 	return p->ok;
 }
 

@@ -120,6 +120,8 @@ const char *trace_kind_name(unsigned kind);
 int trace_merge(struct trace *const rings[], unsigned n,
 		bool (*fn)(void *ctx, const struct trace_event *ev), void *ctx);
 
+/* Print one, as below.  False: it failed. */
+bool trace_print_event(const struct trace_event *ev, uint64_t first_ns, FILE *out);
 /*
  * Print what the rings hold at the time of the call, merged by time, one event a line: seconds
  * since the first one, kind, address, arg, and arg2 if it is not 0.  Not for an owner that

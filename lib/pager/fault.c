@@ -483,8 +483,8 @@ overcommitted(struct fault *f, struct anon *lost)
 {
 	struct who w;
 
-	log_line(
-		&f->p->log, UP_LOG_ERROR,
+	log_line_about(
+		&f->p->log, &w.about, UP_LOG_ERROR,
 		"fault at %s: overcommitted, and the swap is full, or what its client may have of it; SIGBUS",
 		who_at(f->p, f->space, f->addr, &w));
 	return verdict_lost(f, lost);
@@ -1268,10 +1268,10 @@ refused_by_source(struct fault *f, const struct source *src, uint64_t index)
 		return V_ROOM;
 	}
 	count(f->s, C_SOURCE_ERRORS, 1);
-	log_line(&p->log, UP_LOG_ERROR,
-		 "page at %s: the %s pager failed with %s at offset %llu; SIGBUS",
-		 who_at(p, f->space, f->addr, &w), src->ops->name, strerrorname_np(-f->hint.has),
-		 (unsigned long long)index << PAGE_SHIFT);
+	log_line_about(&p->log, &w.about, UP_LOG_ERROR,
+		       "page at %s: the %s pager failed with %s at offset %llu; SIGBUS",
+		       who_at(p, f->space, f->addr, &w), src->ops->name,
+		       strerrorname_np(-f->hint.has), (unsigned long long)index << PAGE_SHIFT);
 	return verdict_lost(f, an);
 }
 
@@ -1580,9 +1580,9 @@ no_metadata(const struct fault *f)
 {
 	struct who w;
 
-	log_line(&f->p->log, UP_LOG_ERROR,
-		 "fault at %s: overcommitted, and no metadata left within the limit; SIGBUS",
-		 who_at(f->p, f->space, f->addr, &w));
+	log_line_about(&f->p->log, &w.about, UP_LOG_ERROR,
+		       "fault at %s: overcommitted, and no metadata left within the limit; SIGBUS",
+		       who_at(f->p, f->space, f->addr, &w));
 }
 
 /* Steps 1 to 4. */
@@ -2001,8 +2001,8 @@ lose(struct service *s, const struct parked *pk, bool empty, const char *why)
 	int r;
 
 	if (told)
-		log_line(&p->log, UP_LOG_ERROR, "fault at %s%s", who_at(p, pk->space, pk->va, &w),
-			 why);
+		log_line_about(&p->log, &w.about, UP_LOG_ERROR, "fault at %s%s",
+			       who_at(p, pk->space, pk->va, &w), why);
 	if (an == NULL)
 		return told;
 	if (anon_in_core(an) && page_at(&p->pages, an->loc)->state == PAGE_MAPPED) {
@@ -2029,7 +2029,8 @@ lose(struct service *s, const struct parked *pk, bool empty, const char *why)
 		anon_set(an, ANON_LOST, UINT32_MAX);
 		atomic_fetch_add(&p->nlost, 1);
 	}
-	log_line(&p->log, UP_LOG_ERROR, "fault at %s%s", who_at(p, pk->space, pk->va, &w), why);
+	log_line_about(&p->log, &w.about, UP_LOG_ERROR, "fault at %s%s",
+		       who_at(p, pk->space, pk->va, &w), why);
 	r = fault_sigbus(s, pk->space, pk->va, place.shard, place.va);
 	page_unbusy(p, an, place.shard, place.va);
 	return r == 0;

@@ -187,8 +187,9 @@ tell_damaged(struct service *s, unsigned space, const struct page *pg)
 
 	count(s, C_CHECKSUM, 1);
 	trace_add(&s->trace, now_ns(), TRACE_CHECKSUM, pg->va, pg->slot);
-	log_line(&p->log, UP_LOG_ERROR, "page at %s, swap slot %u: checksum mismatch, content lost",
-		 who_page(p, space, pg, &w), pg->slot);
+	log_line_about(&p->log, &w.about, UP_LOG_ERROR,
+		       "page at %s, swap slot %u: checksum mismatch, content lost",
+		       who_page(p, space, pg, &w), pg->slot);
 }
 
 /* True if the frame holds what was written. */
@@ -301,8 +302,9 @@ lost_zip(struct service *s, struct anon *an, struct leaf *leaf, unsigned at, uin
 
 	count(s, C_CHECKSUM, 1);
 	trace_add(&s->trace, now_ns(), TRACE_CHECKSUM, va, an->loc);
-	log_line(&p->log, UP_LOG_ERROR, "page at %s: damaged in the compressed pool, content lost",
-		 who_slot(p, s->space, leaf, at, va, shard, &w));
+	log_line_about(&p->log, &w.about, UP_LOG_ERROR,
+		       "page at %s: damaged in the compressed pool, content lost",
+		       who_slot(p, s->space, leaf, at, va, shard, &w));
 	anon_set(an, ANON_LOST, UINT32_MAX);
 	tier_free(p, an, ref);
 	atomic_fetch_add(&p->nlost, 1);
@@ -473,8 +475,9 @@ read_failed(struct service *s, struct request *req)
 		request_submit(s, req);
 		return;
 	}
-	log_line(&p->log, UP_LOG_ERROR, "page at %s, swap slot %u: read error %d, content lost",
-		 who_page(p, req->space, first, &w), first->slot, -req->io.result);
+	log_line_about(&p->log, &w.about, UP_LOG_ERROR,
+		       "page at %s, swap slot %u: read error %d, content lost",
+		       who_page(p, req->space, first, &w), first->slot, -req->io.result);
 	lost(s, req, first, true);
 	request_put(s, req);
 }

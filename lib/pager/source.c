@@ -384,13 +384,14 @@ tell_failed(const struct request *req, int r)
 	const char *const who = who_page(p, req->space, req->page[req->want], &w);
 
 	if (r == 0)
-		log_line(&p->log, UP_LOG_ERROR, "page at %s: past the end of the %s; SIGBUS", who,
-			 req->source->ops->name);
+		log_line_about(&p->log, &w.about, UP_LOG_ERROR,
+			       "page at %s: past the end of the %s; SIGBUS", who,
+			       req->source->ops->name);
 	else
-		log_line(&p->log, UP_LOG_ERROR,
-			 "page at %s: the %s pager failed with %s at offset %llu; SIGBUS", who,
-			 req->source->ops->name, strerrorname_np(-r),
-			 (unsigned long long)(req->index + req->want) << PAGE_SHIFT);
+		log_line_about(&p->log, &w.about, UP_LOG_ERROR,
+			       "page at %s: the %s pager failed with %s at offset %llu; SIGBUS",
+			       who, req->source->ops->name, strerrorname_np(-r),
+			       (unsigned long long)(req->index + req->want) << PAGE_SHIFT);
 }
 
 static void

@@ -7,8 +7,10 @@
  *
  *	name TEXT, group TEXT
  *	mapped|resident|swapped|zero|major|lost|p99|again|deferred N	what counts() tells; the regions are made up of it
+ *	log TEXT					a warning about it, whose name is that text too; | is an end of line
  *	stubborn					it does not end when it is told to
  *
+ * $UP_TEST_JOURNAL is where that build thinks that journald listens.
  * It is told "leave MS" when it is asked to leave.
  */
 #include <errno.h>
@@ -19,8 +21,17 @@
 
 #include "base/histogram.h"
 #include "daemon.h"
+#include "journal.h"
 #include "listen.h"
 #include "log.h"
+
+static void __attribute__((constructor)) have_journal(void)
+{
+	const char *const path = getenv("UP_TEST_JOURNAL");
+
+	if (path != NULL)
+		journal_socket = path;
+}
 
 struct puppet {
 	struct session session; /* first */
@@ -137,6 +148,17 @@ static const struct session_ops ops = {
 };
 
 static void
+log_text(const struct puppet *p, char *text)
+{
+	struct log_about about = session_about(&p->session);
+
+	for (char *bar = text; (bar = strchr(bar, '|')) != NULL;)
+		*bar = '\n';
+	snprintf(about.name, sizeof(about.name), "%s", text);
+	daemon_log_about(LOG_WARNING, &about, "%s", text);
+}
+
+static void
 obey(struct puppet *p, char *line)
 {
 	struct session_counts *const c = &p->counts;
@@ -160,6 +182,8 @@ obey(struct puppet *p, char *line)
 		p->stubborn = true;
 	else if (value != NULL && strcmp(line, "name") == 0)
 		snprintf(p->session.name, sizeof(p->session.name), "%s", value);
+	else if (value != NULL && strcmp(line, "log") == 0)
+		log_text(p, value);
 	else if (value != NULL && strcmp(line, "group") == 0)
 		snprintf(p->session.group, sizeof(p->session.group), "%s", value);
 	else

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -84,9 +85,9 @@ def end(process):
 
 
 class Daemon:
-    """uffd-pagerd with these flags, serving; `config` is the text of its file."""
+    """uffd-pagerd with these flags, serving; `config` is the text of its file, `under` a command that becomes it."""
 
-    def __init__(self, *flags, config=None, env=None, wait=True, preexec=None, keep=None, pass_fds=()):
+    def __init__(self, *flags, config=None, env=None, wait=True, preexec=None, keep=None, pass_fds=(), under=()):
         self.dir = keep or tempfile.mkdtemp(prefix='uffd-pagerd.', dir=WORK)
         self.run = self.dir + '/uffd-pagerd'
         self.state = self.dir + '/state'
@@ -99,11 +100,12 @@ class Daemon:
             flags = ['--config', self.file] + flags
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(('XDG_', 'LISTEN_', 'NOTIFY_', 'WATCHDOG_'))
                     and k not in ('RUNTIME_DIRECTORY', 'JOURNAL_STREAM')}
-        self.env.update({'XDG_RUNTIME_DIR': self.dir, 'STATE_DIRECTORY': self.state, 'LC_ALL': 'C.UTF-8'})
+        self.env.update({'XDG_RUNTIME_DIR': self.dir, 'STATE_DIRECTORY': self.state, 'LC_ALL': 'C.UTF-8',
+                         'UP_TEST_JOURNAL': self.dir + '/journal'})
         self.env.update(env or {})
         try:
             with open(self.logfile, 'wb') as log:
-                self.process = subprocess.Popen([PAGERD] + flags, env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                self.process = subprocess.Popen([*under, PAGERD] + flags, env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
                                                 preexec_fn=preexec, pass_fds=pass_fds, cwd=self.dir)
         except BaseException:
             shutil.rmtree(self.dir, ignore_errors=True)
@@ -237,6 +239,22 @@ def read_line(s):
             return line
         line += s.recv(part.find(b'\n') + 1 or len(part))
     return line
+
+
+def fields(datagram):
+    """A line as journald reads it."""
+    found = {}
+    while datagram:
+        name, datagram = datagram.split(b'\n', 1)
+        if b'=' in name:
+            name, value = name.split(b'=', 1)
+        else:
+            n, = struct.unpack_from('<Q', datagram)
+            value, datagram = datagram[8:8 + n], datagram[8 + n:]
+            assert datagram[:1] == b'\n', datagram
+            datagram = datagram[1:]
+        found[name.decode()] = value.decode()
+    return found
 
 
 def run_pagerd(*flags, env=None):

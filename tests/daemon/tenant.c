@@ -9,6 +9,7 @@
  *	wire PAGES			of the first region
  *	object NAME PAGES		a new one, which is mapped and has that name
  *	clone				of the first region
+ *	fork N				as many children, until one is refused, with copies of the first region; they stay until they are forked again.  How many there are
  */
 #include <errno.h>
 #include <grp.h>
@@ -20,11 +21,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "uffd_pager.h"
 
 #define REGIONS_MAX 64u
+#define CHILDREN_MAX 600u
 #define WORDS (UP_PAGE_SIZE / sizeof(uint64_t))
 
 static struct up_runtime *rt;
@@ -102,6 +106,50 @@ copy_first(void)
 	return r;
 }
 
+static pid_t child[CHILDREN_MAX];
+static unsigned nchildren;
+
+/* One that is not served has no such memory, and dies of it. */
+static bool
+fork_one(void)
+{
+	int end[2];
+	char byte;
+	pid_t pid;
+
+	if (pipe(end) < 0)
+		return false;
+	pid = fork();
+	if (pid == 0) {
+		signal(SIGBUS, SIG_DFL);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		byte = (char)(*(volatile uint64_t *)region[0].at == 0);
+		_exit(write(end[1], &byte, 1) != 1 || pause());
+	}
+	close(end[1]);
+	if (pid > 0 && read(end[0], &byte, 1) == 1) {
+		child[nchildren++] = pid;
+	} else if (pid > 0) {
+		waitpid(pid, NULL, 0);
+		pid = -1;
+	}
+	close(end[0]);
+	return pid > 0;
+}
+
+static void
+fork_many(unsigned n)
+{
+	while (nchildren > 0) {
+		kill(child[--nchildren], SIGKILL);
+		waitpid(child[nchildren], NULL, 0);
+	}
+	if (up_inherit(rt, region[0].at, region[0].npages * UP_PAGE_SIZE, UP_INHERIT_COPY) == 0)
+		while (nchildren < n && nchildren < CHILDREN_MAX && fork_one())
+			;
+	printf("%u %s\n", nchildren, said);
+}
+
 static void
 fill(uint64_t tag)
 {
@@ -167,6 +215,8 @@ main(int argc, char **argv)
 			answer(named(name, n));
 		else if (strcmp(word, "clone") == 0)
 			answer(copy_first());
+		else if (strcmp(word, "fork") == 0)
+			fork_many((unsigned)first);
 		else if (strcmp(word, "unmap") == 0) {
 			for (r = 0; nregions > 0 && r == 0; nregions -= r == 0)
 				r = up_unmap(rt, region[nregions - 1].at,
@@ -175,6 +225,8 @@ main(int argc, char **argv)
 		} else
 			puts("?");
 	}
+	while (nchildren > 0)
+		kill(child[--nchildren], SIGKILL);
 	up_runtime_destroy(rt);
 	return 0;
 }

@@ -10,6 +10,7 @@ import socket
 import stat
 import struct
 import subprocess
+import tempfile
 import time
 import unittest
 
@@ -158,6 +159,60 @@ class Starting(unittest.TestCase):
         with Daemon('--log-to', 'journal') as d:
             for line in d.log().splitlines():
                 self.assertRegex(line, r'^<[3467]>')
+
+    def test_logs_to_the_journal(self):
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as at, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+            journal.bind(at + '/journal')
+            journal.settimeout(rig.DEADLINE)
+            with Daemon('--log-to', 'journal', config=PUPPETS, env={'UP_TEST_JOURNAL': at + '/journal'}, wait=False) as d:
+                heard = [rig.fields(journal.recv(65536))]
+                while 'serving: a budget' not in heard[-1]['MESSAGE']:
+                    heard.append(rig.fields(journal.recv(65536)))
+                a = d.puppet('a b')
+                while ': come' not in heard[-1]['MESSAGE']:
+                    heard.append(rig.fields(journal.recv(65536)))
+                self.assertEqual({f['PRIORITY'] for f in heard if f['MESSAGE'].startswith('serving')}, {'6'})
+                self.assertEqual({f['SYSLOG_IDENTIFIER'] for f in heard}, {'uffd-pagerd'})
+                self.assertEqual({k: v for k, v in heard[-1].items() if k.startswith('UFFD_')},
+                                 {'UFFD_PAGER_CLIENT': '1', 'UFFD_PAGER_PID': str(os.getpid()), 'UFFD_PAGER_NAME': 'a b'})
+                self.assertEqual([f for f in heard[:-1] if 'UFFD_PAGER_PID' in f], [])
+                rig.obey(a, log='c|d')
+                heard.append(rig.fields(journal.recv(65536)))
+                # What has an end of line in it is told by its length.
+                self.assertEqual((heard[-1]['MESSAGE'], heard[-1]['UFFD_PAGER_NAME'], heard[-1]['PRIORITY']), (r'c\x0ad', 'c\nd', '4'))
+                self.assertEqual(d.log(), '')
+                # It is not read any more: nobody waits for it, and nothing is missing.
+                os.remove(at + '/journal')
+                d.puppet('c')
+                d.wait_log(': c,')
+                self.assertRegex(d.log(), r'^<6>client 2: c, process ')
+
+    def test_a_journal_that_is_not_read_keeps_nobody_waiting(self):
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as at, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+            journal.bind(at + '/journal')
+            with Daemon('--log-to', 'journal', config=PUPPETS, env={'UP_TEST_JOURNAL': at + '/journal'}, wait=False) as d:
+                rig.wait_for('a socket', lambda: os.path.exists(d.path('puppets.sock')))
+                n = 0
+                while ': come' not in d.log() and n < 2000:
+                    d.puppet('more').close()
+                    n += 1
+                self.assertIn(': come', d.log(), 'its queue is never full')
+
+    def test_logs_to_the_journal_where_standard_error_is_that(self):
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as at, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+            journal.bind(at + '/journal')
+            journal.settimeout(rig.DEADLINE)
+            env = {'UP_TEST_JOURNAL': at + '/journal', 'JOURNAL_STREAM': '1:1'}
+            with Daemon(env=env) as d:
+                self.assertNotRegex(d.log(), '^<')
+            os.mkdir(at + '/daemon')
+            with open(at + '/daemon/log', 'wb') as log:
+                st = os.fstat(log.fileno())
+            env['JOURNAL_STREAM'] = f'{st.st_dev}:{st.st_ino}'
+            with Daemon(keep=at + '/daemon', env=env, wait=False) as d:
+                while 'serving: a budget' not in rig.fields(journal.recv(65536))['MESSAGE']:
+                    pass
+                self.assertEqual(d.log(), '')
 
     def test_logs_for_people(self):
         with Daemon('--log-level', 'debug') as d:

@@ -3,8 +3,10 @@
 """What clients and groups may have, with real ones.  Arguments: UFFD-PAGERD UFFD-PAGER TENANT."""
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import unittest
 
@@ -171,6 +173,32 @@ class Orders(unittest.TestCase):
                 self.assertIn('usage', d.tool('limit', *words, status=2))
             self.assertIn('usage', d.tool('map', who, '--limit', '9M', status=2))
 
+    def test_a_client_has_them_as_long_as_it_is_there(self):
+        config = MEMORY + '[limits]\nclient_limit = 24M\n'
+        with Daemon(config=config) as d, Tenant(d) as t, Tenant(d) as other:
+            for one in (t, other):
+                one.tell('map', pages(40))
+                self.assertEqual(one.tell('fill', 1), 'ok')
+            d.tool('limit', str(t.p.pid), '--limit', '12M', '--minimum', '8M')
+
+            def now():
+                found = {c['pid']: (c['limit'], c['minimum'], c['resident']) for c in d.ask('clients')['clients']}
+                self.assertEqual((found[t.p.pid][:2], found[other.p.pid][:2]), ((12 * MIB, 8 * MIB), (24 * MIB, 0)))
+                return found[t.p.pid][2]
+            reload(d, config + 'client_minimum = 1M\n')
+            wait_for('the rest to go', lambda: now() <= 12 * MIB)
+            for n in range(2):
+                os.kill(d.served_by(), signal.SIGKILL)
+                wait_for('the next daemon', lambda n=n: d.log().count('serving: a budget') == n + 2)
+                for one in (t, other):
+                    self.assertEqual(one.tell('fill', n + 2), 'ok')
+                self.assertTrue(6 * MIB < now() <= 12 * MIB)
+            d.tool('limit', str(t.p.pid), '--limit', 'none', '--minimum', 'none')
+            os.kill(d.served_by(), signal.SIGKILL)
+            wait_for('the next daemon', lambda: d.log().count('serving: a budget') == 4)
+            (one,) = [c for c in d.ask('clients')['clients'] if c['pid'] == t.p.pid]
+            self.assertEqual((one['limit'], one['minimum']), (0, 0))
+
     def test_a_group_has_them_until_the_next_reload(self):
         config = MEMORY + f'[group a]\nusers = {UID}\nlimit = 50%\n'
         with Daemon(config=config) as d, Tenant(d) as t:
@@ -208,6 +236,36 @@ class Limits(unittest.TestCase):
                         self.assertEqual(other.said, 'there')
                         self.refused(d, 'there are 3 clients, and 3 are allowed ([limits] clients)')
 
+    def test_forks_of_one_client_and_of_one_user_leave_places(self):
+        with Daemon('--socket-mode', '0666', config=MEMORY, preexec=lambda: os.umask(0o022)) as d:
+            os.chmod(d.dir, 0o755)
+            with Tenant(d) as a, Tenant(d) as b, Tenant(d) as c:
+                for t in (a, b, c):
+                    self.assertEqual(t.tell('map', 1, 'noreserve'), 'ok')
+
+                def forks(t, n, why=''):
+                    was = d.log().count('refused: a fork')
+                    said = t.tell('fork', n)
+                    found = int(said.split()[0])
+                    self.assertEqual(d.log().count('refused: a fork') - was, 1 if found < n else 0)
+                    self.assertIn(why, d.log())
+                    return found
+                # A client has 512 places with itself, and its user's clients 1024 for what they fork.
+                self.assertEqual(forks(a, 600, 'there are 512 processes of its client'), 511)
+                self.assertEqual(forks(b, 512), 511)
+                self.assertEqual(forks(c, 10, f'1024 forked ones of user {UID}'), 2)
+                # Whoever comes is served all the same, and what other users fork.
+                with Tenant(d) as t:
+                    self.assertEqual((t.said, t.tell('map', 1, 'noreserve'), t.tell('fill', 1)), ('there', 'ok', 'ok'))
+                    self.assertEqual(forks(t, 1, f'1024 forked ones of user {UID}'), 0)
+                if UID == 0:
+                    with Tenant(d, 12345) as other:
+                        self.assertEqual((other.said, other.tell('map', 1, 'noreserve')), ('there', 'ok'))
+                        self.assertEqual(forks(other, 20), 20)
+                # The places of those who go are free again.
+                self.assertEqual(forks(a, 0), 0)
+                wait_for('places', lambda: forks(c, 10) == 10)
+
     def test_addresses_and_swap(self):
         text = '[limits]\nmapped = 256M\nswap = 10%\n'
         with Daemon(config=MEMORY + f'swap_size = 1G\n{text}[group g]\nusers = {UID}\nswap = 160M\n') as d, \
@@ -233,6 +291,21 @@ class Limits(unittest.TestCase):
             self.assertIn('161 MiB of swap promised to group g', b.tell('map', pages(1)))
             self.assertEqual(a.tell('unmap'), 'ok')
             self.assertEqual(b.tell('map', pages(40)), 'ok')
+
+    def test_the_journal_is_told_who_was_refused(self):
+        with tempfile.TemporaryDirectory(dir='/var/tmp') as at, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+            journal.bind(at + '/journal')
+            journal.settimeout(rig.DEADLINE)
+            config = MEMORY + '[limits]\nmapped = 16M\n'
+            with Daemon('--log-to', 'journal', config=config, env={'UP_TEST_JOURNAL': at + '/journal'}, wait=False) as d:
+                while 'serving: a budget' not in rig.fields(journal.recv(65536))['MESSAGE']:
+                    pass
+                with Tenant(d) as t:
+                    self.assertIn('EDQUOT', t.tell('map', pages(17), 'noreserve'))
+                    heard = {'MESSAGE': ''}
+                    while 'refused' not in heard['MESSAGE']:
+                        heard = rig.fields(journal.recv(65536))
+                    self.assertEqual((heard['UFFD_PAGER_NAME'], heard['UFFD_PAGER_PID'], heard['PRIORITY']), ('tenant', str(t.p.pid), '4'))
 
     def test_each_client_has_a_quota_from_the_beginning(self):
         text = f'[limits]\nclient_limit = 16M\nclient_minimum = 10%\n[group g]\nusers = {UID}\nclient_limit = 12M\n'
