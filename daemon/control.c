@@ -155,6 +155,13 @@ do_clients(struct conn *c, json_t *req)
 	return answer_with("clients", state_clients());
 }
 
+static json_t *
+do_objects(struct conn *c, json_t *req)
+{
+	(void)req;
+	return answer_with("objects", state_objects(c->d));
+}
+
 /* Both of one moment, for `top`. */
 static json_t *
 do_top(struct conn *c, json_t *req)
@@ -445,9 +452,10 @@ static const struct {
 	const char *verb;
 	json_t *(*run)(struct conn *c, json_t *req); /* NULL: the answer comes later */
 } verbs[] = {
-	{ "status", do_status }, { "clients", do_clients }, { "top", do_top },
-	{ "map", do_map },	 { "evict", do_evict },	    { "limit", do_limit },
-	{ "trace", do_trace },	 { "drain", do_drain },	    { "upgrade", do_upgrade },
+	{ "status", do_status },   { "clients", do_clients }, { "top", do_top },
+	{ "map", do_map },	   { "evict", do_evict },     { "limit", do_limit },
+	{ "trace", do_trace },	   { "drain", do_drain },     { "upgrade", do_upgrade },
+	{ "objects", do_objects },
 };
 
 /* NULL: the connection is waiting for it. */

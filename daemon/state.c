@@ -254,6 +254,36 @@ state_clients(void)
 	return j;
 }
 
+/* As ls(1) has it, without what is never set. */
+static const char *
+mode_text(unsigned mode, char text[10])
+{
+	for (unsigned i = 0; i < 9; i++)
+		text[i] = mode & (0400u >> i) ? "rwx"[i % 3] : '-';
+	text[9] = '\0';
+	return text;
+}
+
+json_t *
+state_objects(struct daemon *d)
+{
+	const struct glance g = state_glance();
+	struct serve_name n = { .id = 0 };
+	json_t *const j = json_array();
+	char mode[10];
+
+	while (serve_name(d->rt, g.until, &n) == 0)
+		json_array_append_new(
+			j,
+			json_pack("{s:I, s:o, s:I, s:I, s:s, s:I, s:I, s:I, s:I, s:b, s:i}",
+				  "object", number(n.id), "name", text(n.name), "uid",
+				  (json_int_t)n.uid, "gid", (json_int_t)n.gid, "mode",
+				  mode_text(n.mode, mode), "size", number(n.size), "resident",
+				  number(n.resident), "swapped", number(n.swapped), "lost",
+				  number(n.lost), "partly", n.partly, "clients", (int)n.clients));
+	return j;
+}
+
 struct glance
 state_glance(void)
 {

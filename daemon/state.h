@@ -13,6 +13,8 @@
 json_t *state_status(struct daemon *d);
 json_t *state_client(const struct session *s);
 json_t *state_clients(void);
+/* Those with names, of native clients. */
+json_t *state_objects(struct daemon *d);
 /* A client with its map; "more": ranges that are not in it. */
 json_t *state_map(const struct session *s, const struct glance *g);
 /*

@@ -36,6 +36,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/types.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -302,10 +303,10 @@ UP_API int up_runtime_set_limit(struct up_runtime *rt, size_t bytes, unsigned ti
  * `cfg`, which may be NULL, log and log_ctx are used, and feature_mask; the rest is the daemon's to say.
  *
  * All calls work on it but those of custom pagers and up_remap(), which are -ENOTSUP.  An object with a
- * name is found by other programs of the same user as well.  up_stats_get() tells of this program's part.  A call for which the
+ * name is found by other programs as well, of the same user and of those whom its mode lets (up_object_create_mode()).  up_stats_get() tells of this program's part.  A call for which the
  * daemon can not be reached any more is -ENOTCONN: what is in memory stays there, and can be unmapped; touching a page that is not raises SIGBUS.
  * If it is killed, and its guardian starts another one, calls and faults wait until that serves, and go on; up_object_remove() may then say -ENOENT of what it has
- * just removed, and creating an object with a name may find one that somebody else has made.
+ * just removed, and creating an object with a name may find one that another program of the same user has made.
  *
  * -EINVAL, what connect() says, -ENOTCONN: the daemon does not take us, -EPROTONOSUPPORT: it speaks another version; -EPERM, -ENOSYS as above.
  */
@@ -344,7 +345,8 @@ UP_API int up_runtime_connect(struct up_runtime **rt, const char *path,
  * -EINVAL  an argument is out of range.      -ENOMEM  limit too small for the metadata of a
  * -ENOSPC  the swap can not hold the region.          reserved region, or address space is out.
  * -EEXIST  UP_FIXED and occupied.            -EBUSY   see above.
- * -EACCES  PROT_WRITE and a snapshot.        -ENOTSUP a combination that this version does not have.
+ * -EACCES  PROT_WRITE and a snapshot;        -ENOTSUP a combination that this version does not have.
+ *          UP_SHARED and a name that may be read only (up_object_create_mode()).
  */
 UP_API int up_map(struct up_runtime *rt, void *hint, size_t length, int prot, unsigned flags,
 		  struct up_object *object, uint64_t offset, void **addr);
@@ -531,13 +533,36 @@ UP_API int up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned 
  * the object and its content until up_object_remove(), or up_runtime_destroy(), whoever drops his references.
  *
  * create_named: as up_object_create_anon(); -EEXIST if there is one of that name.  open: *obj holds one more reference,
- * yours; -ENOENT.  remove: the name is free again; the object lives on while it is mapped or referenced; -ENOENT.
+ * yours; -ENOENT, -EACCES (up_object_create_mode()).  remove: the name is free again; the object lives on while it is mapped or referenced; -ENOENT,
+ * -EACCES.
  * All: -EINVAL for a name that is empty or too long.
  */
 UP_API int up_object_create_named(struct up_runtime *rt, const char *name, uint64_t size,
 				  unsigned flags, struct up_object **obj);
 UP_API int up_object_open(struct up_runtime *rt, const char *name, struct up_object **obj);
 UP_API int up_object_remove(struct up_runtime *rt, const char *name);
+
+/*
+ * With a daemon as the pager a name belongs to the user and the group of the program that made it, as they were when it connected, and has a mode as
+ * a file has: who is the owner has the first three bits of it, else who is in the group the next three, else the last; root may everything.
+ * A runtime of the program's own is one user's, and only checks that the arguments make sense.
+ *
+ *	read and write  open, and map UP_SHARED or UP_PRIVATE.  What others map shared then depends on this program as well.
+ *	read            open, and map UP_PRIVATE (PROT_WRITE is fine: a copy as it is now, see up_map()) and up_object_snapshot().  UP_SHARED is
+ *			-EACCES, with PROT_READ alone as well: the kernel serves no faults of memory that can not be made writable.
+ *	write alone     nothing, as what is mapped can always be read
+ *	neither         -EACCES, of up_object_open()
+ *
+ * What somebody has open or mapped stays as it is when the mode changes.  remove, chmod and chown are the owner's and root's: -EACCES for others.
+ *
+ * create_mode: as up_object_create_named(), which is 0600.  Of `mode` only 0666 may be set (-EINVAL); no umask is applied; who makes it may write, whatever
+ * the mode.  chmod: -ENOENT.  chown: (uid_t)-1 and (gid_t)-1 leave what is there; the owner may give it to a group that he is in, and nobody but root to another
+ * user (-EPERM), who has no more names with it than he may (-EDQUOT); -ENOENT.
+ */
+UP_API int up_object_create_mode(struct up_runtime *rt, const char *name, uint64_t size,
+				 unsigned flags, unsigned mode, struct up_object **obj);
+UP_API int up_object_chmod(struct up_runtime *rt, const char *name, unsigned mode);
+UP_API int up_object_chown(struct up_runtime *rt, const char *name, uid_t uid, gid_t gid);
 
 /*
  * Named objects: their pages come from somewhere, and go back there.
@@ -708,6 +733,7 @@ struct up_object_stats {
 	const char *pager; /* "anonymous", "file", "device" or "custom"; static storage */
 	uint32_t refs; /* yours, its name's, and those of ranges that map it and objects above it */
 	uint32_t depth; /* objects beneath, whose pages show through where it has none */
+	int prot; /* PROT_READ, and PROT_WRITE unless a writable shared mapping would be -EACCES */
 };
 
 /*

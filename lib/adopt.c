@@ -191,13 +191,13 @@ fail_unsound(struct adoption *a)
 	}
 	for (struct returned *re = a->spaces; re != NULL; re = re->next) {
 		const struct client *c = re->sp->client;
-		struct object *const *held = c != NULL ? c->object.base : NULL;
+		const struct handle *held = c != NULL ? c->object.base : NULL;
 		bool bad = false;
 
 		for (const struct map_entry *e = re->sp->map.first; e != NULL && !bad; e = e->next)
 			bad = is_unsound(a, e->object);
 		for (size_t i = 0; held != NULL && i < c->object.n && !bad; i++)
-			bad = is_unsound(a, held[i]);
+			bad = is_unsound(a, atomic_load(&held[i].object));
 		if (bad && !re->failed)
 			adopt_failed(a, re, -EINVAL);
 	}

@@ -89,7 +89,8 @@ adopt_entry(struct adoption *a, struct returned *re, const struct map_entry *was
 static int
 adopt_handles(struct adoption *a, struct client *c, const struct client *was)
 {
-	const uint64_t *table;
+	const struct handle *table;
+	struct handle *h;
 	int r;
 
 	if (was->object.n > was->object.max || was->object.n > c->object.max)
@@ -103,15 +104,19 @@ adopt_handles(struct adoption *a, struct client *c, const struct client *was)
 	for (size_t i = 0; i < was->object.n && r == 0; i++) {
 		struct object *o;
 
-		if (table[i] == 0)
+		const struct object *then = atomic_load(&table[i].object);
+
+		if (then == NULL)
 			continue;
-		r = adopt_object(a, table[i], &o, 0);
+		r = adopt_object(a, then_of(then), &o, 0);
 		if (r < 0)
 			break;
-		((struct object **)c->object.base)[i] =
-			(struct object *)up_object_ref((struct up_object *)o);
+		h = &((struct handle *)c->object.base)[i];
+		h->readonly = table[i].readonly;
+		atomic_store(&h->object, (struct object *)up_object_ref((struct up_object *)o));
 		c->nheld++;
 	}
+	atomic_store(&c->nhandles, c->object.n);
 	return r;
 }
 
@@ -305,6 +310,7 @@ adopt_owner(struct adoption *a, const void *item)
 	}
 	up_object_ref((struct up_object *)object); /* as the name is a handle */
 	*o = *was;
+	o->mode &= MODE_BITS;
 	o->object = object;
 	o->next = sv->owners;
 	sv->owners = o;

@@ -500,6 +500,7 @@ object_info(struct pager *p, struct object *o, struct up_object_stats *info)
 		.pager = o->source != NULL ? o->source->ops->name : "anonymous",
 		.refs = atomic_load(&o->refs),
 		.depth = depth,
+		.prot = PROT_READ | (o->readonly ? 0 : PROT_WRITE),
 	};
 }
 

@@ -46,13 +46,19 @@
 #define SEND_MS 2000	/* the other side has read something within that */
 #define ANSWER_MS 30000 /* the pager answers within that */
 
-#define PROTOCOL_VERSION 1u
+#define PROTOCOL_VERSION 2u
 #define RESTARTS_MAX 8u /* of the pager, during one call */
 #define MSG_TEXT 256u	/* with its end */
 #define MSG_BYTES 1024u
 
 #define WIRE_PAGES 512u /* one CALL_WIRE does at most */
 #define WIRE_LOOK 1u	/* only say whether all of the range may be wired, however long it is */
+
+#define OPEN_OWN 1u	/* only what is the client's own: it may have made it, and not been told */
+#define MODE_BITS 0666u /* of an object with a name */
+#define ACCESS_MODE 1u	/* CALL_ACCESS: which of them are to change */
+#define ACCESS_UID 2u
+#define ACCESS_GID 4u
 
 enum msg_type {
 	MSG_HELLO = 1,
@@ -77,10 +83,10 @@ enum call_op {
 	CALL_CLONE,	  /* addr, length, offset: where to */
 	CALL_SYNC,	  /* addr, length, flags */
 	CALL_RESIDENCY,	  /* addr, length (MSG_BYTES pages at most): bytes */
-	CALL_CREATE_ANON, /* length, flags, text: a name or "".  => object */
+	CALL_CREATE_ANON, /* length, flags, mode, text: a name or "".  => object, length, prot */
 	CALL_CREATE_FILE, /* offset, length, flags, a descriptor.  => object, length */
 	CALL_CREATE_DEVICE,
-	CALL_OPEN,     /* text.  => object, length */
+	CALL_OPEN, /* text, flags: OPEN_OWN.  => object, length, prot: PROT_WRITE if it may be mapped shared */
 	CALL_REMOVE,   /* text */
 	CALL_SNAPSHOT, /* object.  => object, length */
 	CALL_UNREF,    /* object */
@@ -92,6 +98,7 @@ enum call_op {
 	CALL_UNWIRE, /* addr, length, offset: as for CALL_WIRE */
 	CALL_DUMP, /* the lines after one of object: space, addr and length: range, offset: serial, flags: depth; all 0: from the first on.
 		      * => bytes: n times struct dump_record (dump.h); left: 1, there may be more */
+	CALL_ACCESS, /* text, flags: ACCESS_..., mode, addr: uid, length: gid */
 	CALL_TRACE, /* offset: after those of that time, of which it has had length; addr: until then; all 0: from the first on.
 		     * => bytes: struct trace_page; left: 1, there are more */
 };
@@ -100,7 +107,7 @@ enum call_op {
 struct call {
 	uint32_t op, flags;
 	int32_t prot;
-	uint32_t unused;
+	uint32_t mode;
 	uint64_t addr, length, offset, object;
 	char text[MSG_TEXT];
 };

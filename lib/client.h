@@ -12,7 +12,13 @@
 #include "serve.h"
 #include "slow.h"
 
-/* Keys: (c) constant, (k) the keeper's thread, (m) map.change to change. */
+/* What a client has of an object that it holds. */
+struct handle {
+	struct object *_Atomic object; /* (k, a) with a reference; NULL: a free place */
+	bool readonly; /* (k) opened by who may not write: never mapped shared, see `struct owner` */
+};
+
+/* Keys: (c) constant, (k) the keeper's thread, (m) map.change to change, (a) atomic, for others to look at. */
 struct client {
 	struct serve_limits limits; /* (c) */
 	pid_t pid;		    /* (c) */
@@ -20,11 +26,11 @@ struct client {
 	gid_t gid;		    /* (c) */
 	char name[64];		    /* (k) */
 	bool connected;		    /* (k) it speaks our version */
-	struct wired_array
-		object; /* (k) struct object *, by their numbers, less 1; each with a handle */
-	unsigned nheld; /* (k) */
-	struct account *account; /* (c) */
-	struct part *pending;	 /* (m) */
+	struct wired_array object;  /* (k) struct handle, by their numbers, less 1 */
+	atomic_size_t nhandles;	    /* (k, a) of those */
+	unsigned nheld;		    /* (k) */
+	struct account *account;    /* (c) */
+	struct part *pending;	    /* (m) */
 	size_t npending;
 	struct wired_array pending_mem;
 	struct wire_note wiring; /* (m) */
@@ -34,10 +40,20 @@ struct client {
 		guest; /* (c) once it has a space: of one that does not know of us (guest.c); NULL */
 };
 
-/* Who may open a named object: as of a file with mode 0600, its owner and root. */
+/*
+ * Who may open a named object: as of a file, the first class of its mode that a client is in decides, and root may everything.
+ *
+ * Who may read and not write never gets a descriptor of the object's pool: even one that is open for reading puts zeros where the pager has
+ * punched a hole, as soon as it is mapped and touched there, and what is mapped through it can not be registered with a userfaultfd (EPERM).  So what
+ * it maps is a copy-on-write copy in a file of its own, and UP_SHARED is refused.
+ *
+ * The keeper changes it, with the lock, and reads it without.
+ */
 struct owner {
 	struct owner *next;
 	uid_t uid;
+	gid_t gid;
+	uint32_t mode;	       /* of MODE_BITS */
 	struct object *object; /* whose name it is; NULL: it is still to be made */
 	char name[MSG_TEXT];
 };

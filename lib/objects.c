@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "childmsg.h"
 #include "pager/custom.h"
 #include "pager/source.h"
 #include "pager/vnode.h"
@@ -61,44 +62,42 @@ check_name(struct up_runtime *rt, const char *call, const char *name)
 	return 0;
 }
 
-int
-up_object_create_named(struct up_runtime *rt, const char *name, uint64_t size, unsigned flags,
-		       struct up_object **obj)
+static int
+create_named(struct up_runtime *rt, const char *call, const char *name, uint64_t size,
+	     unsigned flags, unsigned mode, struct up_object **obj)
 {
 	struct object *o;
 	sigset_t old;
 	char *copy;
 	int r;
 
+	if (rt != NULL && (mode & ~MODE_BITS) != 0)
+		return bad(rt, "%s: mode %#o has other bits than 0666", call, mode);
 	if (rt != NULL && rt->remote != NULL)
-		return remote_create_anon(rt, name, size, flags, obj);
+		return remote_create_anon(rt, name, size, flags, mode, obj);
 	if (obj != NULL)
 		*obj = NULL;
-	r = check_name(rt, "up_object_create_named", name);
+	r = check_name(rt, call, name);
 	if (r < 0)
 		return r;
 	if (obj == NULL)
-		return bad(rt, "up_object_create_named: obj is NULL");
+		return bad(rt, "%s: obj is NULL", call);
 	if (size == 0 || (size & PAGE_MASK))
-		return bad(
-			rt,
-			"up_object_create_named: size %llu is not a positive multiple of the page size",
-			(unsigned long long)size);
+		return bad(rt, "%s: size %llu is not a positive multiple of the page size", call,
+			   (unsigned long long)size);
 	if (flags & ~UP_NORESERVE)
-		return bad(rt, "up_object_create_named: unknown flags %#x", flags & ~UP_NORESERVE);
+		return bad(rt, "%s: unknown flags %#x", call, flags & ~UP_NORESERVE);
 
 	copy = strdup(name);
 	change_begin(&rt->p, &old);
 	if (copy == NULL) {
-		log_line(&rt->p.log, UP_LOG_ERROR, "up_object_create_named: out of memory");
+		log_line(&rt->p.log, UP_LOG_ERROR, "%s: out of memory", call);
 		r = -ENOMEM;
 	} else if (find_name(&rt->p, copy) != NULL) {
-		log_line(&rt->p.log, UP_LOG_ERROR,
-			 "up_object_create_named: there is a \"%s\" already", copy);
+		log_line(&rt->p.log, UP_LOG_ERROR, "%s: there is a \"%s\" already", call, copy);
 		r = -EEXIST;
 	} else {
-		r = object_create_handle(rt, "up_object_create_named", size >> PAGE_SHIFT, flags,
-					 &o);
+		r = object_create_handle(rt, call, size >> PAGE_SHIFT, flags, &o);
 	}
 	if (r == 0) {
 		/* The name is a handle of its own. */
@@ -111,6 +110,61 @@ up_object_create_named(struct up_runtime *rt, const char *name, uint64_t size, u
 		*obj = (struct up_object *)o;
 	free(copy);
 	return r;
+}
+
+int
+up_object_create_named(struct up_runtime *rt, const char *name, uint64_t size, unsigned flags,
+		       struct up_object **obj)
+{
+	return create_named(rt, "up_object_create_named", name, size, flags, 0600, obj);
+}
+
+int
+up_object_create_mode(struct up_runtime *rt, const char *name, uint64_t size, unsigned flags,
+		      unsigned mode, struct up_object **obj)
+{
+	return create_named(rt, "up_object_create_mode", name, size, flags, mode, obj);
+}
+
+/* Whose a name is only a daemon asks.  0, or -ENOENT and a log line. */
+static int
+access_change(struct up_runtime *rt, const char *call, const char *name, uint32_t flags,
+	      unsigned mode, uid_t uid, gid_t gid)
+{
+	char key[UP_OBJECT_NAME_MAX + 1];
+	sigset_t old;
+	bool found;
+	int r;
+
+	if (rt != NULL && rt->remote != NULL)
+		return remote_access(rt, call, name, flags, mode, uid, gid);
+	r = check_name(rt, call, name);
+	if (r < 0)
+		return r;
+	strcpy(key, name);
+	change_begin(&rt->p, &old);
+	found = find_name(&rt->p, key) != NULL;
+	if (!found)
+		log_line(&rt->p.log, UP_LOG_ERROR, "%s: there is no \"%s\"", call, key);
+	change_end(&rt->p, &old);
+	return found ? 0 : -ENOENT;
+}
+
+int
+up_object_chmod(struct up_runtime *rt, const char *name, unsigned mode)
+{
+	if (rt != NULL && (mode & ~MODE_BITS) != 0)
+		return bad(rt, "up_object_chmod: mode %#o has other bits than 0666", mode);
+	return access_change(rt, "up_object_chmod", name, ACCESS_MODE, mode, 0, 0);
+}
+
+int
+up_object_chown(struct up_runtime *rt, const char *name, uid_t uid, gid_t gid)
+{
+	const uint32_t flags =
+		(uid != (uid_t)-1 ? ACCESS_UID : 0) | (gid != (gid_t)-1 ? ACCESS_GID : 0);
+
+	return access_change(rt, "up_object_chown", name, flags, 0, uid, gid);
 }
 
 int

@@ -82,6 +82,7 @@ struct remote {
 struct remote_object {
 	struct up_runtime *rt;
 	uint64_t id, size;
+	int prot; /* of CALL_OPEN */
 	atomic_uint refs;
 };
 
@@ -153,8 +154,9 @@ hear(struct remote *re, struct msg *m, int fd[MSG_REGIONS], size_t *nfd)
 		if ((m->serial == (SERIAL_CALL | re->serial) &&
 		     (m->type == MSG_RETURN || m->type == MSG_REGION)) ||
 		    msg_is_restart(m, MSG_RETURN)) {
-			/* Which of its limits it was; nothing else that has no more than a number to say is that. */
-			if (m->type == MSG_RETURN && m->status == -EDQUOT &&
+			/* Which of its limits it was, or why it may not; nothing else that has no more than a number to say is that. */
+			if (m->type == MSG_RETURN &&
+			    (m->status == -EDQUOT || m->status == -EACCES) &&
 			    m->call.text[0] != '\0')
 				log_line(re->log, UP_LOG_WARNING, "refused by the daemon: %.*s",
 					 (int)MSG_TEXT - 1, m->call.text);
@@ -778,9 +780,9 @@ object_call(struct up_runtime *rt, const char *call, const struct call *q, int f
 		r = request(rt->remote, q, fd, &m);
 		/* It has been made, and the answer got lost. */
 		if (r == -EEXIST && restarts != rt->remote->restarts && q->op == CALL_CREATE_ANON) {
-			struct call there = *q;
+			struct call there = { .op = CALL_OPEN, .flags = OPEN_OWN };
 
-			there.op = CALL_OPEN;
+			strcpy(there.text, q->text);
 			r = request(rt->remote, &there, -1, &m);
 		}
 		end(rt, &old);
@@ -792,6 +794,7 @@ object_call(struct up_runtime *rt, const char *call, const struct call *q, int f
 	o->rt = rt;
 	o->id = m.call.object;
 	o->size = m.call.length;
+	o->prot = m.call.prot;
 	atomic_init(&o->refs, 1);
 	*obj = (struct up_object *)((uintptr_t)o + 1);
 	return 0;
@@ -808,9 +811,9 @@ put_name(struct up_runtime *rt, const char *call, const char *name, struct call 
 
 int
 remote_create_anon(struct up_runtime *rt, const char *name, uint64_t size, unsigned flags,
-		   struct up_object **obj)
+		   unsigned mode, struct up_object **obj)
 {
-	struct call q = { .op = CALL_CREATE_ANON, .length = size, .flags = flags };
+	struct call q = { .op = CALL_CREATE_ANON, .length = size, .flags = flags, .mode = mode };
 	int r = 0;
 
 	if (name != NULL)
@@ -889,6 +892,19 @@ remote_remove(struct up_runtime *rt, const char *name)
 }
 
 int
+remote_access(struct up_runtime *rt, const char *call, const char *name, uint32_t flags,
+	      unsigned mode, uid_t uid, gid_t gid)
+{
+	struct call q = {
+		.op = CALL_ACCESS, .flags = flags, .mode = mode, .addr = uid, .length = gid
+	};
+	struct msg m;
+	int r = put_name(rt, call, name, &q);
+
+	return r < 0 ? r : failed(rt, call, ask_object(rt, call, &q, &m));
+}
+
+int
 remote_info(struct up_object *obj, struct up_object_stats *info)
 {
 	struct remote_object *o = remote_object(obj);
@@ -901,6 +917,7 @@ remote_info(struct up_object *obj, struct up_object_stats *info)
 	if (failed(o->rt, "up_object_info", r) == 0) {
 		memcpy(info, m.bytes, sizeof *info);
 		info->pager = pager_name(m.n);
+		info->prot = o->prot;
 	}
 	return r;
 }

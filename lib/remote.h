@@ -30,11 +30,14 @@ int remote_residency(struct up_runtime *rt, const void *addr, size_t length, uns
 int remote_sync(struct up_runtime *rt, void *addr, size_t length, unsigned flags);
 int remote_clone(struct up_runtime *rt, void *addr, size_t length, void **copy);
 int remote_create_anon(struct up_runtime *rt, const char *name, uint64_t size, unsigned flags,
-		       struct up_object **obj);
+		       unsigned mode, struct up_object **obj);
 int remote_create_file(struct up_runtime *rt, int fd, uint64_t offset, uint64_t size,
 		       unsigned flags, struct up_object **obj);
 int remote_create_device(struct up_runtime *rt, int fd, unsigned flags, struct up_object **obj);
 int remote_open(struct up_runtime *rt, const char *name, struct up_object **obj);
+/* flags: ACCESS_... */
+int remote_access(struct up_runtime *rt, const char *call, const char *name, uint32_t flags,
+		  unsigned mode, uid_t uid, gid_t gid);
 int remote_remove(struct up_runtime *rt, const char *name);
 int remote_snapshot(struct up_runtime *rt, struct up_object *obj, struct up_object **snapshot);
 int remote_info(struct up_object *obj, struct up_object_stats *info);

@@ -1831,7 +1831,7 @@ up_object_create_anon(struct up_runtime *rt, uint64_t size, unsigned flags, stru
 	int r;
 
 	if (rt != NULL && rt->remote != NULL)
-		return remote_create_anon(rt, NULL, size, flags, out);
+		return remote_create_anon(rt, NULL, size, flags, 0, out);
 	if (out != NULL)
 		*out = NULL;
 	if (rt == NULL)

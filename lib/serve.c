@@ -36,24 +36,36 @@
 static struct object *
 held(const struct client *c, uint64_t id)
 {
-	return id > 0 && id <= c->object.n ? ((struct object **)c->object.base)[id - 1] : NULL;
+	const struct handle *table = c->object.base;
+
+	return id > 0 && id <= c->object.n ? atomic_load(&table[id - 1].object) : NULL;
+}
+
+/* => it is held */
+static bool
+held_readonly(const struct client *c, uint64_t id)
+{
+	return ((struct handle *)c->object.base)[id - 1].readonly;
 }
 
 /* The reference is the client's from here on, or given back.  Its number, 0: it has as many as it gets. */
 static uint64_t
-hold(struct client *c, struct object *o)
+hold(struct client *c, struct object *o, bool readonly)
 {
-	struct object **table = c->object.base;
+	struct handle *table = c->object.base;
 	size_t i = 0;
 
-	while (i < c->object.n && table[i] != NULL)
+	while (i < c->object.n && atomic_load(&table[i].object) != NULL)
 		i++;
 	if (i == c->object.max ||
 	    (i == c->object.n && wired_array_grow_wait(&c->object, i + 1) < 0)) {
 		up_object_unref((struct up_object *)o);
 		return 0;
 	}
-	table[i] = o;
+	/* First: a successor finds no object with more rights than it was opened with. */
+	table[i].readonly = readonly;
+	atomic_store(&table[i].object, o);
+	atomic_store(&c->nhandles, c->object.n);
 	c->nheld++;
 	return i + 1;
 }
@@ -65,7 +77,7 @@ unhold(struct client *c, uint64_t id)
 
 	if (o == NULL)
 		return;
-	((struct object **)c->object.base)[id - 1] = NULL;
+	atomic_store(&((struct handle *)c->object.base)[id - 1].object, NULL);
 	c->nheld--;
 	up_object_unref((struct up_object *)o);
 }
@@ -94,36 +106,92 @@ find_owner(struct server *sv, const char *name)
 	return link;
 }
 
+/* Of the peer of a connection, as it was when it connected: a successor finds the same there. */
+static bool
+peer_in_group(int sock, gid_t gid)
+{
+	gid_t few[64], *groups = few;
+	socklen_t len = sizeof few;
+	bool in = false;
+
+	/* ERANGE: there are more, and len says how much room they take. */
+	if (getsockopt(sock, SOL_SOCKET, SO_PEERGROUPS, few, &len) < 0) {
+		groups = errno == ERANGE ? malloc(len) : NULL;
+		if (groups == NULL)
+			return false;
+		if (getsockopt(sock, SOL_SOCKET, SO_PEERGROUPS, groups, &len) < 0)
+			len = 0;
+	}
+	for (size_t i = 0; i < len / sizeof groups[0] && !in; i++)
+		in = groups[i] == gid;
+	if (groups != few)
+		free(groups);
+	return in;
+}
+
+static bool
+is_owner(const struct owner *o, const struct client *c)
+{
+	return c->uid == 0 || o->uid == c->uid;
+}
+
+/* 0, or why not: -ENOENT; -EACCES: it may not read.  *readonly: it may do no more than that.  => the keeper's thread */
+static int
+may_open_name(struct server *sv, const struct space *sp, const char *name, bool *readonly)
+{
+	const struct client *c = sp->client;
+	const struct owner *o = *find_owner(sv, name);
+	uint32_t bits;
+
+	/* What the daemon itself has is nobody's. */
+	if (o == NULL)
+		return -ENOENT;
+	if (c->uid == 0)
+		bits = 6;
+	else if (o->uid == c->uid)
+		bits = o->mode >> 6;
+	else if (o->gid == c->gid || peer_in_group(sp->sock, o->gid))
+		bits = o->mode >> 3;
+	else
+		bits = o->mode;
+	*readonly = (bits & 2) == 0;
+	return (bits & 4) != 0 ? 0 : -EACCES;
+}
+
+/* 0; -ENOENT; -EACCES: the name is somebody else's.  => the keeper's thread */
 static int
 check_owner(struct server *sv, const struct client *c, const char *name)
 {
-	const struct owner *o;
-	int r;
+	const struct owner *o = *find_owner(sv, name);
 
-	pthread_mutex_lock(&sv->lock);
-	o = *find_owner(sv, name);
-	/* What the daemon itself has is nobody's. */
-	r = o == NULL ? -ENOENT : o->uid != c->uid && c->uid != 0 ? -EACCES : 0;
-	pthread_mutex_unlock(&sv->lock);
-	return r;
+	return o == NULL ? -ENOENT : is_owner(o, c) ? 0 : -EACCES;
+}
+
+static unsigned
+names_of(const struct server *sv, uid_t uid)
+{
+	unsigned n = 0;
+
+	for (const struct owner *o = sv->owners; o != NULL; o = o->next)
+		n += o->uid == uid;
+	return n;
 }
 
 static int
-add_owner(struct server *sv, const struct client *c, const char *name)
+add_owner(struct server *sv, const struct client *c, const char *name, uint32_t mode)
 {
 	struct owner *o;
-	unsigned n = 0;
 
-	pthread_mutex_lock(&sv->lock);
-	for (o = sv->owners; o != NULL; o = o->next)
-		n += o->uid == c->uid;
-	pthread_mutex_unlock(&sv->lock);
-	if (n >= NAMES_MAX)
+	if ((mode & ~MODE_BITS) != 0)
+		return -EINVAL;
+	if (names_of(sv, c->uid) >= NAMES_MAX)
 		return -EDQUOT;
 	o = zone_alloc(&sv->owner_zone, ZONE_WAIT);
 	if (o == NULL)
 		return -ENOMEM;
 	o->uid = c->uid;
+	o->gid = c->gid;
+	o->mode = mode;
 	o->object = NULL;
 	snprintf(o->name, sizeof o->name, "%s", name);
 	pthread_mutex_lock(&sv->lock);
@@ -158,6 +226,43 @@ remove_owner(struct server *sv, const char *name)
 		*link = o->next;
 	pthread_mutex_unlock(&sv->lock);
 	zone_free(&sv->owner_zone, o);
+}
+
+/* As chmod() and chown(): the mode is the owner's to change, the group as long as he is in the new one, and root gives a name to somebody else. */
+static int
+call_access(struct server *sv, const struct space *sp, const struct call *q)
+{
+	const uid_t uid = (uid_t)q->addr;
+	const gid_t gid = (gid_t)q->length;
+	const struct client *c = sp->client;
+	struct owner *o;
+	int r;
+
+	if ((q->flags & ~(ACCESS_MODE | ACCESS_UID | ACCESS_GID)) != 0 ||
+	    ((q->flags & ACCESS_MODE) && (q->mode & ~MODE_BITS) != 0) ||
+	    ((q->flags & ACCESS_UID) && q->addr >= UINT32_MAX) ||
+	    ((q->flags & ACCESS_GID) && q->length >= UINT32_MAX))
+		return -EINVAL;
+	r = check_owner(sv, c, q->text);
+	if (r < 0)
+		return r;
+	o = *find_owner(sv, q->text);
+	if (c->uid != 0 && (q->flags & ACCESS_UID) && uid != o->uid)
+		return -EPERM;
+	if (c->uid != 0 && (q->flags & ACCESS_GID) && gid != o->gid && gid != c->gid &&
+	    !peer_in_group(sp->sock, gid))
+		return -EPERM;
+	if ((q->flags & ACCESS_UID) && uid != o->uid && names_of(sv, uid) >= NAMES_MAX)
+		return -EDQUOT;
+	pthread_mutex_lock(&sv->lock);
+	if (q->flags & ACCESS_GID)
+		o->gid = gid;
+	if (q->flags & ACCESS_MODE)
+		o->mode = q->mode;
+	if (q->flags & ACCESS_UID)
+		o->uid = uid;
+	pthread_mutex_unlock(&sv->lock);
+	return 0;
 }
 
 /* --- files --- */
@@ -350,6 +455,11 @@ call_map(struct up_runtime *rt, struct space *sp, const struct call *q, char *wh
 
 	if (r == 0 && q->object != 0 && o == NULL)
 		r = -EBADF;
+	if (r == 0 && o != NULL && (flags & UP_SHARED) != 0 && held_readonly(c, q->object)) {
+		snprintf(why, MSG_TEXT,
+			 "the object may be read only: UP_PRIVATE maps a copy of it as it is now");
+		r = -EACCES;
+	}
 	/* Each is in a pool: that it may be mapped in several places costs nothing. */
 	if (flags & UP_SHARED)
 		flags |= UP_MULTI;
@@ -641,9 +751,11 @@ may_open(struct up_runtime *rt, const struct client *c)
 
 /* A new object, or one that has a name.  => map.change is not held, as for all calls on objects */
 static int
-call_object(struct up_runtime *rt, struct server *sv, struct client *c, const struct call *q,
+call_object(struct up_runtime *rt, struct server *sv, const struct space *sp, const struct call *q,
 	    int fd, struct call *answer)
 {
+	struct client *c = sp->client;
+	bool readonly = false;
 	struct account *account = NULL;
 	struct up_object *o = NULL;
 	struct up_object_stats info;
@@ -662,7 +774,7 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 			r = up_object_create_anon(rt, q->length, q->flags, &o);
 			break;
 		}
-		r = add_owner(sv, c, q->text);
+		r = add_owner(sv, c, q->text, q->mode);
 		if (r < 0)
 			return r;
 		r = up_object_create_named(rt, q->text, q->length, q->flags, &o);
@@ -682,7 +794,14 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 			up_object_unref(o);
 		break;
 	case CALL_OPEN:
-		r = check_owner(sv, c, q->text);
+		if ((q->flags & ~OPEN_OWN) != 0)
+			return -EINVAL;
+		r = may_open_name(sv, sp, q->text, &readonly);
+		/* As if it were made now, whatever its mode is. */
+		if (r != -ENOENT && (q->flags & OPEN_OWN)) {
+			r = (*find_owner(sv, q->text))->uid == c->uid ? 0 : -EEXIST;
+			readonly = false;
+		}
 		if (r == 0)
 			r = up_object_open(rt, q->text, &o);
 		break;
@@ -712,7 +831,8 @@ call_object(struct up_runtime *rt, struct server *sv, struct client *c, const st
 	change_end(&rt->p, &old);
 	r = up_object_info(o, &info, sizeof info);
 	answer->length = info.size;
-	answer->object = hold(c, (struct object *)o);
+	answer->prot = PROT_READ | (readonly || ((struct object *)o)->readonly ? 0 : PROT_WRITE);
+	answer->object = hold(c, (struct object *)o, readonly);
 	return answer->object == 0 ? -EDQUOT : r;
 }
 
@@ -849,7 +969,7 @@ call(struct forks *f, struct space *sp, int fd)
 		case CALL_CREATE_DEVICE:
 		case CALL_OPEN:
 		case CALL_SNAPSHOT:
-			r = call_object(rt, rt->server, c, &q, fd, &answer.call);
+			r = call_object(rt, rt->server, sp, &q, fd, &answer.call);
 			break;
 		case CALL_REMOVE:
 			r = check_owner(rt->server, c, q.text);
@@ -860,6 +980,9 @@ call(struct forks *f, struct space *sp, int fd)
 				r = up_object_remove(rt, q.text);
 			if (r == 0)
 				remove_owner(rt->server, q.text);
+			break;
+		case CALL_ACCESS:
+			r = call_access(rt->server, sp, &q);
 			break;
 		case CALL_UNREF:
 			unhold(c, q.object);
@@ -1076,7 +1199,7 @@ client_alloc(struct up_runtime *rt, const struct serve_limits *limits)
 	c->limits.group = NULL;
 	if (c->limits.hello_ms == 0)
 		c->limits.hello_ms = HELLO_MS;
-	if (wired_array_init(&c->object, &rt->p.arena, sizeof(struct object *), limits->objects) <
+	if (wired_array_init(&c->object, &rt->p.arena, sizeof(struct handle), limits->objects) <
 	    0) {
 		zone_free(&rt->server->client_zone, c);
 		return NULL;

@@ -149,6 +149,23 @@ struct serve_event {
 };
 /* The most recent events, n at most, oldest first; of one process and its children, or 0: all.  How many, or -ENOMEM.  Any thread but one that serves. */
 int serve_trace(struct up_runtime *rt, pid_t pid, struct serve_event ev[], size_t n);
+/* An object with a name. */
+struct serve_name {
+	uint64_t id; /* of the object, as in struct serve_range */
+	char name[UP_OBJECT_NAME_MAX + 1];
+	uid_t uid;
+	gid_t gid;
+	unsigned mode;
+	uint64_t size;			  /* bytes, */
+	uint64_t resident, swapped, lost; /* and of those in memory, in swap, unreadable */
+	bool partly;			  /* there was no time to count all of it */
+	unsigned clients; /* that have it open, or mapped shared, their children among them */
+};
+/*
+ * The one with the lowest number above info->id; 0: the first.  Its pages are counted until `until`, of now_ns(); no fault is kept waiting.  -ENOENT: there are no more.  Any
+ * thread.
+ */
+int serve_name(struct up_runtime *rt, uint64_t until, struct serve_name *info);
 /* How long its faults of a kind took.  -ENOENT. */
 struct latency_steps;
 int serve_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,

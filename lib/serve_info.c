@@ -181,6 +181,86 @@ serve_look(struct up_runtime *rt, uint64_t id, const struct serve_range *range, 
 	return more;
 }
 
+/* => map.lock is held */
+static bool
+has_object(const struct space *sp, const struct object *o)
+{
+	const struct client *c = sp->client;
+	const struct handle *h = c != NULL ? c->object.base : NULL;
+	const size_t n = c != NULL ? atomic_load(&c->nhandles) : 0;
+
+	for (size_t i = 0; i < n; i++) {
+		if (atomic_load(&h[i].object) == o)
+			return true;
+	}
+	for (const struct map_entry *e = sp->map.first; e != NULL; e = e->next) {
+		if (e->object == o)
+			return true;
+	}
+	return false;
+}
+
+/* => the object has a reference of the caller's */
+static void
+count_name(struct pager *p, struct object *o, uint64_t until, struct serve_name *info)
+{
+	const struct map_entry all = { .end = o->npages << PAGE_SHIFT, .object = o };
+	struct range_look look = { .mapped = 0 };
+	unsigned depth = 0;
+	uint64_t at = 0;
+
+	pthread_rwlock_rdlock(&p->map.lock);
+	for (const struct space *sp = p->spaces; sp != NULL; sp = sp->next)
+		info->clients += has_object(sp, o);
+	pthread_rwlock_unlock(&p->map.lock);
+	/* A leaf at a time, as in serve_look(). */
+	do {
+		pthread_rwlock_rdlock(&p->map.lock);
+		info->partly = range_count(p, &all, &depth, &at, 1, &look, 1);
+		pthread_rwlock_unlock(&p->map.lock);
+	} while (info->partly && now_ns() < until);
+	info->resident = ((uint64_t)look.mapped + look.staged + look.compressed) << PAGE_SHIFT;
+	info->swapped = (uint64_t)look.swapped << PAGE_SHIFT;
+	info->lost = (uint64_t)look.lost << PAGE_SHIFT;
+}
+
+int
+serve_name(struct up_runtime *rt, uint64_t until, struct serve_name *info)
+{
+	struct server *sv = rt->server;
+	const struct owner *next = NULL;
+	const uint64_t after = info->id;
+	struct object *object = NULL;
+
+	if (sv == NULL)
+		return -ENOENT;
+	pthread_mutex_lock(&sv->lock);
+	for (const struct owner *o = sv->owners; o != NULL; o = o->next) {
+		if (o->object != NULL && o->object->id > after &&
+		    (next == NULL || o->object->id < next->object->id))
+			next = o;
+	}
+	if (next != NULL) {
+		/* The name has one, and is not taken away before its owner says so here. */
+		object = next->object;
+		up_object_ref((struct up_object *)object);
+		*info = (struct serve_name){
+			.id = object->id,
+			.uid = next->uid,
+			.gid = next->gid,
+			.mode = next->mode,
+			.size = object->npages << PAGE_SHIFT,
+		};
+		memcpy(info->name, next->name, sizeof info->name);
+	}
+	pthread_mutex_unlock(&sv->lock);
+	if (object == NULL)
+		return -ENOENT;
+	count_name(&rt->p, object, until, info);
+	up_object_unref((struct up_object *)object);
+	return 0;
+}
+
 int
 serve_latency(struct up_runtime *rt, uint64_t id, enum up_fault_kind kind,
 	      struct latency_steps *steps)

@@ -142,6 +142,7 @@ store_sizes(void)
 		sizeof(struct client),
 		sizeof(struct account),
 		sizeof(struct owner),
+		sizeof(struct handle),
 		sizeof(struct served_file),
 		sizeof(struct zslide),
 		ZENTRY_BYTES,

@@ -27,7 +27,7 @@
 
 /* Of what is in there.  To be raised with any change to a struct that adopt.c reads. */
 #define STORE_MAGIC "uffdpgr"
-#define STORE_VERSION 6u
+#define STORE_VERSION 7u
 
 /*
  * At the front, for the successor: where things are.  Addresses are those of the process that wrote them.  All constant before the

@@ -156,6 +156,7 @@ say(int sock, const uint8_t *d, size_t n, bool *on)
 	m.call = (struct call){ .op = b[1] & 31,
 				.flags = (uint32_t)number(b[2]),
 				.prot = (int32_t)number(b[3]),
+				.mode = (uint32_t)number(b[3]),
 				.addr = number(b[4]),
 				.length = number(b[5]),
 				.offset = number(b[6]),

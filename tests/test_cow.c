@@ -570,6 +570,34 @@ Test(cow, a_name_keeps_an_object_until_it_is_removed)
 	rig_down(r);
 }
 
+/* Whose a name is only a daemon asks: here that there is one, and that the mode is one. */
+Test(cow, a_mode_is_checked_and_keeps_nobody_out_of_his_own_memory)
+{
+	struct up_object *obj, *again;
+	struct up_object_stats info;
+
+	scene((struct rig_config){ .seed = 1 });
+	cr_assert(eq(int, up_object_create_mode(r->rt, "x", PAGE_SIZE, 0, 0700, &obj), -EINVAL));
+	cr_assert(zero(int, up_object_create_mode(r->rt, "x", PAGE_SIZE, 0, 0, &obj)));
+	cr_assert(zero(int, up_object_open(r->rt, "x", &again)));
+	cr_assert(zero(int, up_object_info(again, &info, sizeof info)));
+	cr_assert(eq(int, info.prot, PROT_READ | PROT_WRITE));
+	cr_assert(zero(int, up_object_chmod(r->rt, "x", 0640)));
+	cr_assert(eq(int, up_object_chmod(r->rt, "x", 01640), -EINVAL));
+	cr_assert(eq(int, up_object_chmod(r->rt, "y", 0640), -ENOENT));
+	cr_assert(zero(int, up_object_chown(r->rt, "x", (uid_t)-1, 1)));
+	cr_assert(eq(int, up_object_chown(r->rt, "y", (uid_t)-1, 1), -ENOENT));
+	cr_assert(eq(int, up_object_chown(r->rt, "", (uid_t)-1, 1), -EINVAL));
+	cr_assert(eq(int, up_object_chmod(NULL, "x", 0640), -EINVAL));
+	up_object_unref(again);
+	cr_assert(zero(int, up_object_snapshot(r->rt, obj, &again)));
+	cr_assert(zero(int, up_object_info(again, &info, sizeof info)));
+	cr_assert(eq(int, info.prot, PROT_READ));
+	up_object_unref(again);
+	up_object_unref(obj);
+	rig_down(r);
+}
+
 Test(cow, residency_tells_of_what_shows_through)
 {
 	unsigned char vec[3];

@@ -5,7 +5,9 @@
 #include <argp.h>
 #include <ctype.h>
 #include <errno.h>
+#include <grp.h>
 #include <inttypes.h>
+#include <pwd.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -167,6 +169,58 @@ print_clients(const json_t *answer)
 	}
 }
 
+/* Of its user or group, or the number. */
+static const char *
+who_text(const char *name, double id, char text[24])
+{
+	if (name != NULL)
+		return name;
+	snprintf(text, 24, "%.0f", id);
+	return text;
+}
+
+/* A client gave it: nothing of it is for the terminal to act upon. */
+static void
+print_name(const char *name)
+{
+	for (; *name != '\0'; name++) {
+		/* Those of 8 bits are two bytes of UTF-8. */
+		const bool wide = (unsigned char)name[0] == 0xc2 && (unsigned char)name[1] < 0xa0;
+
+		putchar(wide || iscntrl((unsigned char)*name) ? '?' : *name);
+		name += wide && name[1] != '\0';
+	}
+}
+
+static void
+print_objects(const json_t *answer)
+{
+	const json_t *o;
+	size_t i;
+
+	printf("%-9s %-12s %-12s %7s %7s %7s %7s NAME\n", "MODE", "OWNER", "GROUP", "SIZE",
+	       "MEMORY", "SWAP", "CLIENTS");
+	json_array_foreach(json_object_get(answer, "objects"), i, o)
+	{
+		const struct passwd *const user = getpwuid((uid_t)get_number(o, "uid"));
+		const struct group *const group = getgrgid((gid_t)get_number(o, "gid"));
+		const bool partly = json_is_true(json_object_get(o, "partly"));
+		char uid[24], gid[24];
+
+		printf("%-9s %-12s %-12s %7s %7s %7s %7.0f ", get_text(o, "mode"),
+		       who_text(user != NULL ? user->pw_name : NULL, get_number(o, "uid"), uid),
+		       who_text(group != NULL ? group->gr_name : NULL, get_number(o, "gid"), gid),
+		       bytes_text(get_number(o, "size")),
+		       partly ? "?" : bytes_text(get_number(o, "resident")),
+		       partly ? "?" : bytes_text(get_number(o, "swapped")),
+		       get_number(o, "clients"));
+		print_name(get_text(o, "name"));
+		if (get_number(o, "lost") > 0)
+			printf("  %s LOST", bytes_text(get_number(o, "lost")));
+		putchar('\n');
+	}
+}
+
 static void
 print_lines(const json_t *lines)
 {
@@ -258,6 +312,7 @@ static const struct verb {
 } verbs[] = {
 	{ "status", 0, 0, "", print_status },
 	{ "clients", 0, 0, "", print_clients },
+	{ "objects", 0, 0, "", print_objects },
 	{ "top", 0, 0, "", NULL },
 	{ "map", 0, 1, " [PID|NAME]", print_map },
 	{ "evict", 2, 2, " PID|NAME BYTES", print_evict },
@@ -441,7 +496,7 @@ main(int argc, char **argv)
 		.options = options,
 		.parser = parse_option,
 		.args_doc =
-			"status\nclients\ntop\nmap [PID|NAME]\nevict PID|NAME BYTES\nlimit [BYTES]\nlimit PID|NAME BYTES\nlimit PID|NAME|--group=NAME --limit=BYTES --minimum=BYTES\ntrace\ndrain\nupgrade",
+			"status\nclients\nobjects\ntop\nmap [PID|NAME]\nevict PID|NAME BYTES\nlimit [BYTES]\nlimit PID|NAME BYTES\nlimit PID|NAME|--group=NAME --limit=BYTES --minimum=BYTES\ntrace\ndrain\nupgrade",
 		.doc = "Look at uffd-pagerd, and steer it.\v"
 		       "BYTES takes the suffixes K, M, G and T.  A client is named by its process, by its name, or by #ID.  The exit status "
 		       "is 0 if it was done, 1 if it was refused or failed, 2 for bad usage, 3 if the daemon is not reachable.",

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * tenant.c: a client of uffd-pagerd that does what it is told, a line at a time, and says what came of it; for tests of quotas.
+ * tenant.c: a client of uffd-pagerd that does what it is told, a line at a time, and says what came of it; for tests of quotas, and of names.
  *
- *	tenant SOCKET [UID [GID]]	"there", or the name of an error and what was said about it
+ *	tenant SOCKET [UID [GID [GROUP]]]	"there", or the name of an error and what was said about it
  *	map PAGES [noreserve]		a further region.  "ok", or the name of an error
  *	fill N				write all of it, with another number than the last time, and compare.  "ok", or how many pages are wrong
  *	unmap				all of it
@@ -10,6 +10,13 @@
  *	object NAME PAGES		a new one, which is mapped and has that name
  *	clone				of the first region
  *	fork N				as many children, until one is refused, with copies of the first region; they stay until they are forked again.  How many there are
+ *	look N				compare, as fill has left it; of the others too, and write nothing
+ *	mode NAME PAGES MODE		as object, with that mode
+ *	chmod NAME MODE
+ *	remove NAME
+ *	keep NAME			open it, for
+ *	share PAGES			map that shared,
+ *	copy PAGES			or a copy of it
  */
 #include <errno.h>
 #include <grp.h>
@@ -81,10 +88,10 @@ map(size_t npages, unsigned flags, struct up_object *o)
 }
 
 static int
-named(const char *name, size_t npages)
+named(const char *name, size_t npages, unsigned mode)
 {
 	struct up_object *o;
-	int r = up_object_create_named(rt, name, npages * UP_PAGE_SIZE, 0, &o);
+	int r = up_object_create_mode(rt, name, npages * UP_PAGE_SIZE, 0, mode, &o);
 
 	if (r == 0) {
 		r = map(npages, UP_SHARED, o);
@@ -151,7 +158,7 @@ fork_many(unsigned n)
 }
 
 static void
-fill(uint64_t tag)
+fill(uint64_t tag, int from)
 {
 	volatile size_t wrong = 0;
 
@@ -159,7 +166,7 @@ fill(uint64_t tag)
 		puts("SIGBUS");
 		return;
 	}
-	for (int look = 0; look < 2; look++)
+	for (int look = from; look < 2; look++)
 		for (unsigned i = 0; i < nregions; i++)
 			for (size_t k = 0; k < region[i].npages; k++) {
 				uint64_t *const word = &region[i].at[k * WORDS + k % WORDS];
@@ -180,7 +187,8 @@ int
 main(int argc, char **argv)
 {
 	const struct up_config cfg = { .log = logged };
-	char line[256], word[32], name[64];
+	char line[256], word[32], name[64], third[16];
+	struct up_object *kept = NULL;
 	int r;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
@@ -188,7 +196,10 @@ main(int argc, char **argv)
 	if (argc > 2) {
 		const gid_t gid = (gid_t)atoi(argv[argc > 3 ? 3 : 2]);
 
-		if (setgroups(0, NULL) < 0 || setgid(gid) < 0 || setuid((uid_t)atoi(argv[2])) < 0)
+		const gid_t group = argc > 4 ? (gid_t)atoi(argv[4]) : 0;
+
+		if (setgroups(argc > 4, &group) < 0 || setgid(gid) < 0 ||
+		    setuid((uid_t)atoi(argv[2])) < 0)
 			return 2;
 	}
 	r = up_runtime_connect(&rt, argv[1], &cfg);
@@ -198,8 +209,9 @@ main(int argc, char **argv)
 	}
 	puts("there");
 	while (fgets(line, sizeof(line), stdin) != NULL) {
-		unsigned long n = 0;
-		const int words = sscanf(line, "%31s %63s %lu", word, name, &n);
+		unsigned mode = 0;
+		const int words = sscanf(line, "%31s %63s %15s %o", word, name, third, &mode);
+		const unsigned long n = words > 2 ? strtoul(third, NULL, 10) : 0;
 		const unsigned long first = words > 1 ? strtoul(name, NULL, 10) : 0;
 
 		said[0] = '\0';
@@ -208,11 +220,25 @@ main(int argc, char **argv)
 				   UP_PRIVATE | (strstr(line, "noreserve") ? UP_NORESERVE : 0),
 				   NULL));
 		else if (strcmp(word, "fill") == 0)
-			fill(first);
+			fill(first, 0);
+		else if (strcmp(word, "look") == 0)
+			fill(first, 1);
 		else if (strcmp(word, "wire") == 0)
 			answer(up_wire(rt, region[0].at, first * UP_PAGE_SIZE));
 		else if (strcmp(word, "object") == 0)
-			answer(named(name, n));
+			answer(named(name, n, 0600));
+		else if (strcmp(word, "mode") == 0)
+			answer(named(name, n, mode));
+		else if (strcmp(word, "chmod") == 0)
+			answer(up_object_chmod(rt, name, (unsigned)strtoul(third, NULL, 8)));
+		else if (strcmp(word, "remove") == 0)
+			answer(up_object_remove(rt, name));
+		else if (strcmp(word, "keep") == 0)
+			answer(up_object_open(rt, name, &kept));
+		else if (strcmp(word, "share") == 0)
+			answer(map(first, UP_SHARED, kept));
+		else if (strcmp(word, "copy") == 0)
+			answer(map(first, UP_PRIVATE, kept));
 		else if (strcmp(word, "clone") == 0)
 			answer(copy_first());
 		else if (strcmp(word, "fork") == 0)

@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: BSD-2-Clause
+"""Objects with names: whose they are, and what is to be seen of them.  Arguments: UFFD-PAGERD UFFD-PAGER TENANT."""
+import grp
+import json
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import threading
+import unittest
+
+import rig
+from rig import Daemon, wait_for
+
+TENANT = os.path.abspath(sys.argv[3])
+PAGES = 64
+PAGE = 4096
+OWNER, OTHER, GROUP, STRANGER = 61001, 61002, 61003, 61004
+CONFIG = '[daemon]\nmemory = 64M\nservice_threads = 1\nsocket_mode = 0666\n'
+
+
+class Tenant:
+    """A client (tenant.c)."""
+
+    def __init__(self, d, *ids):
+        self.p = subprocess.Popen([TENANT, d.path('pager.sock'), *map(str, ids)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.said = self.line()
+
+    def line(self):
+        late = threading.Timer(rig.DEADLINE, self.p.kill)
+        late.start()
+        line = self.p.stdout.readline().strip()
+        late.cancel()
+        return line
+
+    def tell(self, *words):
+        print(*words, file=self.p.stdin, flush=True)
+        return self.line().split(' ')[0]
+
+    def __enter__(self):
+        if self.said.startswith(('EPERM', 'ENOSYS')):
+            self.__exit__()
+            raise unittest.SkipTest(self.said)
+        return self
+
+    def __exit__(self, *what):
+        self.p.stdin.close()
+        self.p.stdout.close()
+        try:
+            self.p.wait(rig.DEADLINE)
+        finally:
+            self.p.kill()
+
+
+def killed(d):
+    before = d.served_by()
+    os.kill(before, signal.SIGKILL)
+
+    def another():
+        try:
+            return d.served_by() != before
+        except (IndexError, OSError):
+            return False
+    wait_for('another daemon', another)
+
+
+def names(d):
+    return {o['name']: o for o in d.ask('objects')['objects']}
+
+
+class Seen(unittest.TestCase):
+    def test_objects_are_listed_as_files_are(self):
+        with Daemon(config=CONFIG) as d:
+            self.assertEqual(d.tool('objects').split(), 'MODE OWNER GROUP SIZE MEMORY SWAP CLIENTS NAME'.split())
+            with Tenant(d) as t, Tenant(d) as u:
+                self.assertEqual(t.tell('mode', 'table', PAGES, '640'), 'ok')
+                self.assertEqual(t.tell('fill', 1), 'ok')
+                self.assertEqual(t.tell('object', 'chair\x1b[2J', 1), 'ok')
+                self.assertEqual(u.tell('keep', 'table'), 'ok')
+                o = names(d)['table']
+                self.assertEqual((o['uid'], o['gid'], o['mode'], o['size'], o['resident'], o['swapped'], o['lost'], o['clients']),
+                                 (os.getuid(), os.getgid(), 'rw-r-----', PAGES * PAGE, PAGES * PAGE, 0, 0, 2))
+                self.assertEqual(names(d)['chair\x1b[2J']['clients'], 1)
+                lines = d.tool('objects').splitlines()
+                me, mine = pwd.getpwuid(os.getuid()).pw_name, grp.getgrgid(os.getgid()).gr_name
+                self.assertEqual(lines[1].split(), ['rw-r-----', me, mine, '256K', '256K', '0', '2', 'table'])
+                self.assertEqual(lines[2].split()[-1], 'chair?[2J')
+                self.assertEqual([n['name'] for n in json.loads(d.tool('objects', '--json'))['objects']], ['table', 'chair\x1b[2J'])
+                # Whoever maps a copy has not the object, and nothing of it is gone.
+                self.assertEqual(u.tell('copy', PAGES), 'ok')
+                self.assertEqual(u.tell('look', 1), 'ok')
+                self.assertEqual(names(d)['table']['resident'], PAGES * PAGE)
+                self.assertEqual(t.tell('chmod', 'table', '604'), 'ok')
+                self.assertEqual(names(d)['table']['mode'], 'rw----r--')
+                self.assertEqual(t.tell('remove', 'chair\x1b[2J'), 'ok')
+                self.assertEqual(list(names(d)), ['table'])
+                self.assertIn('object', d.tool('map', str(t.p.pid)))
+            wait_for('both to go', lambda: names(d)['table']['clients'] == 0)
+            d.tool('objects', 'table', status=2)
+
+    def test_without_a_daemon_that_is_the_exit_status(self):
+        with Daemon(config=CONFIG) as d:
+            run = d.run
+        r = subprocess.run([rig.PAGER, '--socket', run + '/control.sock', 'objects'], stderr=subprocess.PIPE, timeout=rig.DEADLINE, check=False)
+        self.assertEqual(r.returncode, 3)
+
+
+@unittest.skipIf(os.getuid() != 0, 'needs root, to be somebody else')
+class Owners(unittest.TestCase):
+    def check(self, d, owner, reader, member, before):
+        """Of a name of mode 0640, with content 1."""
+        self.assertEqual(reader.tell('share', PAGES), 'EACCES')
+        self.assertEqual(member.tell('keep', 'ward'), 'ok')
+        self.assertEqual(member.tell('share', PAGES), 'EACCES')
+        self.assertEqual(reader.tell('copy', PAGES), 'ok')
+        self.assertEqual(reader.tell('fill', before), 'ok')
+        self.assertEqual(reader.tell('remove', 'ward'), 'EACCES')
+        self.assertEqual(reader.tell('chmod', 'ward', '666'), 'EACCES')
+        self.assertEqual(reader.tell('mode', 'ward', PAGES, '666'), 'EEXIST')
+        with Tenant(d, STRANGER, STRANGER) as stranger:
+            self.assertEqual(stranger.tell('keep', 'ward'), 'EACCES')
+            self.assertEqual(stranger.tell('remove', 'ward'), 'EACCES')
+        with Tenant(d, STRANGER, STRANGER, GROUP) as late:
+            self.assertEqual(late.tell('keep', 'ward'), 'ok')
+            self.assertEqual(late.tell('share', PAGES), 'EACCES')
+            self.assertEqual(late.tell('copy', PAGES), 'ok')
+            self.assertEqual(late.tell('look', 1), 'ok')
+        with Tenant(d) as root:
+            self.assertEqual(root.tell('keep', 'ward'), 'ok')
+            self.assertEqual(root.tell('share', PAGES), 'ok')
+            self.assertEqual(root.tell('look', 1), 'ok')
+        self.assertEqual(owner.tell('look', 1), 'ok')
+        o = names(d)['ward']
+        self.assertEqual((o['uid'], o['gid'], o['mode']), (OWNER, GROUP, 'rw-r-----'))
+
+    def test_they_and_what_was_granted_outlive_a_daemon_that_is_killed(self):
+        with Daemon(config=CONFIG) as d:
+            os.chmod(d.dir, 0o755)
+            os.chmod(d.run, 0o755)
+            with Tenant(d, OWNER, GROUP) as owner, Tenant(d, OTHER, OTHER, GROUP) as reader, Tenant(d, STRANGER, OTHER, GROUP) as member:
+                self.assertEqual(owner.tell('mode', 'ward', PAGES, '640'), 'ok')
+                self.assertEqual(owner.tell('fill', 1), 'ok')
+                self.assertEqual(reader.tell('keep', 'ward'), 'ok')
+                self.check(d, owner, reader, member, 7)
+                for n in range(3):
+                    killed(d)
+                    self.check(d, owner, reader, member, 8 + n)
+                    self.assertEqual(reader.tell('look', 8 + n), 'ok')
+                # What changes is taken along as well, and what is open stays what it was.
+                self.assertEqual(owner.tell('chmod', 'ward', '600'), 'ok')
+                killed(d)
+                self.assertEqual(reader.tell('share', PAGES), 'EACCES')
+                self.assertEqual(reader.tell('keep', 'ward'), 'EACCES')
+                self.assertEqual(owner.tell('remove', 'ward'), 'ok')
+                self.assertEqual(names(d), {})
+                self.assertEqual(owner.tell('look', 1), 'ok')
+
+
+if __name__ == '__main__':
+    rig.main()
