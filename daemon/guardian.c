@@ -788,7 +788,9 @@ say(enum kept_type type, const char *name, int fd)
 	int r;
 
 	pthread_mutex_lock(&kept.lock);
-	r = tell(kept.sock, type, name, fd);
+	/* The loop looks at it (upgrade.c), for which libuv has made it one that does not block. */
+	while ((r = tell(kept.sock, type, name, fd)) == -EAGAIN)
+		(void)poll(&(struct pollfd){ .fd = kept.sock, .events = POLLOUT }, 1, -1);
 	pthread_mutex_unlock(&kept.lock);
 	/* If it is gone, so are we in a moment. */
 	if (r < 0 && r != -EPIPE)

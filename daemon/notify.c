@@ -8,24 +8,96 @@
 #include <systemd/sd-daemon.h>
 #endif
 
+#include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include "daemon.h"
+#include "descriptors.h"
 #include "log.h"
 
 #ifdef UP_HAVE_SYSTEMD
 
 #define HANDED_MAX 64
+#define SAY_MS \
+	5000 /* what has to be known there is waited with for that long, if its queue is full */
 
 static struct {
 	int n;		    /* -1: not looked at yet */
 	int fd[HANDED_MAX]; /* -1: taken */
 	char name[HANDED_MAX][64];
 } handed = { .n = -1 };
+
+static int sock = -1;
+
+/* Connected to the manager's socket; -1. */
+static int
+manager(void)
+{
+	static pid_t pid;
+	struct sockaddr_un sun = { .sun_family = AF_UNIX };
+	const char *const where = getenv("NOTIFY_SOCKET");
+	size_t len;
+
+	/* A child's is its own. */
+	if (where == NULL || (sock >= 0 && pid == getpid()))
+		return where == NULL ? -1 : sock;
+	len = strlen(where);
+	if ((where[0] != '/' && where[0] != '@') || len >= sizeof(sun.sun_path))
+		return -1;
+	memcpy(sun.sun_path, where, len);
+	if (where[0] == '@')
+		sun.sun_path[0] = '\0';
+	sock = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (sock >= 0 && connect(sock, (const struct sockaddr *)&sun,
+				 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len)) < 0) {
+		close(sock);
+		sock = -1;
+	}
+	pid = getpid();
+	return sock;
+}
+
+int
+notify_send(const char *text, int fd, int ms)
+{
+	const uint64_t end = monotonic_ns() + (uint64_t)ms * 1000000;
+	int r;
+
+	if (manager() < 0)
+		return -ENOTCONN;
+	r = descriptors_send(sock, text, strlen(text), fd);
+	if (r == -ECONNREFUSED || r == -ECONNRESET) {
+		/* It has been started anew, with another one. */
+		close(sock);
+		sock = -1;
+		if (manager() < 0)
+			return r;
+	}
+	while (r != 0 && ((r = descriptors_send(sock, text, strlen(text), fd)) == -EAGAIN ||
+			  r == -ETOOMANYREFS)) {
+		struct pollfd pf = { .fd = sock, .events = POLLOUT };
+		const uint64_t now = monotonic_ns();
+
+		if (now >= end)
+			return -ETIMEDOUT;
+		if (r == -ETOOMANYREFS) {
+			pf.fd = -1; /* it has not read enough of them yet, and nobody is told when */
+			(void)poll(&pf, 1, 1);
+		} else {
+			(void)poll(&pf, 1, (int)((end - now) / 1000000) + 1);
+		}
+	}
+	return r;
+}
 
 void
 notify(const char *fmt, ...)
@@ -36,7 +108,14 @@ notify(const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	(void)sd_notify(0, text);
+	if (manager() < 0)
+		(void)sd_notify(0, text);
+	else /* a manager that hangs does not stop us: the rest is said again, or is no loss */
+		(void)notify_send(text, -1,
+				  strncmp(text, "STATUS=", 7) == 0 ||
+						  strncmp(text, "WATCHDOG=", 9) == 0
+					  ? 0
+					  : SAY_MS);
 }
 
 void
@@ -110,6 +189,15 @@ notify_close_rest(void)
 }
 
 #else
+
+int
+notify_send(const char *text, int fd, int ms)
+{
+	(void)text;
+	(void)fd;
+	(void)ms;
+	return -ENOTSUP;
+}
 
 void
 notify(const char *fmt, ...)
