@@ -338,18 +338,14 @@ open_swap(void *ctx, struct swap_area *s, struct arena *arena, const struct up_c
 	const struct foundation *f = ctx;
 	int fd, r;
 
-	if (f->from == NULL) {
-		r = swap_area_open(s, arena, cfg->swap_path, cfg->swap_fd, cfg->swap_size,
-				   cfg->feature_mask, log);
-	} else {
-		fd = f->from->take(f->from->ctx, "swap");
-		r = swap_area_reopen(s, arena, fd >= 0 ? NULL : cfg->swap_path, fd, cfg->swap_size,
-				     cfg->feature_mask, log);
-		if (fd >= 0)
-			close(fd);
-	}
-	if (r == 0)
-		swap_area_share(s);
+	if (f->from == NULL)
+		return swap_area_open_shared(s, arena, cfg->swap_path, cfg->swap_fd, cfg->swap_size,
+					     cfg->feature_mask, false, log);
+	fd = f->from->take(f->from->ctx, "swap");
+	r = swap_area_open_shared(s, arena, fd >= 0 ? NULL : cfg->swap_path, fd, cfg->swap_size,
+				  cfg->feature_mask, true, log);
+	if (fd >= 0)
+		close(fd);
 	return r;
 }
 

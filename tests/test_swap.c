@@ -2168,7 +2168,8 @@ Test(swap, a_file_is_reopened_with_what_is_in_it)
 	/* As it is when its process is gone: no close of ours, but that of the lock. */
 	close(before.fd);
 
-	cr_assert(zero(int, swap_area_reopen(&after, &heap.arena, path, 0, 0, 0, &logger)));
+	cr_assert(zero(int,
+		       swap_area_open_shared(&after, &heap.arena, path, 0, 0, 0, true, &logger)));
 	cr_assert(ge(sz, after.nslots, 128));
 	cr_assert(swap_claim(&after, first));
 	cr_assert(not(swap_claim(&after, first)));
@@ -2206,9 +2207,10 @@ Test(swap, an_area_that_is_shared_is_held_by_its_rings)
 		struct io_engine *e;
 
 		rig_up();
-		cr_assert(zero(int, swap_area_open(&s, &heap.arena, path, 0, 0, 0, &logger)));
-		if (share)
-			swap_area_share(&s);
+		cr_assert(
+			zero(int, share ? swap_area_open_shared(&s, &heap.arena, path, 0, 0, 0,
+								false, &logger)
+					: swap_area_open(&s, &heap.arena, path, 0, 0, 0, &logger)));
 		cr_assert(zero(int, io_engine_uring_create(&e, &s, -1, -1, 4, 0, &logger)));
 		/* As it is when its process is gone. */
 		close(s.fd);
@@ -2227,7 +2229,8 @@ Test(swap, a_file_that_somebody_still_has_is_waited_for)
 
 	rig_up();
 	cr_assert(zero(int, swap_area_open(&before, &heap.arena, path, 0, 0, 0, &logger)));
-	cr_assert(eq(int, swap_area_reopen(&after, &heap.arena, path, 0, 0, 0, &logger), -EBUSY));
+	cr_assert(eq(int, swap_area_open_shared(&after, &heap.arena, path, 0, 0, 0, true, &logger),
+		     -EBUSY));
 	cr_assert(ge(u64, now_ns() - t0, (uint64_t)4000000000));
 	cr_assert(logged("is locked"));
 	swap_area_close(&before);

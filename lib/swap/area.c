@@ -39,7 +39,9 @@
 #define WORD ((size_t)64)
 #define GROW_MAX (SLOTS_MAX / WORD * WORD)
 
-#define REOPEN_TRIES 1000 /* 5 s */
+#define NAP_NS 5000000
+#define KEPT_TRIES 1000u  /* 5 s */
+#define SHARED_TRIES 200u /* 1 s */
 /* The least that a file grows by: 16 MiB, so that a fallocate() is rare. */
 #define GROW_STEP (((size_t)16 << 20) >> PAGE_SHIFT)
 
@@ -51,8 +53,17 @@ struct source {
 	bool borrowed;	  /* the open file description is the caller's too */
 	bool device;
 	bool kept;	/* with what a predecessor has written */
+	unsigned tries; /* while somebody else has it */
 	uint64_t bytes; /* of the device */
 };
+
+static void
+nap(void)
+{
+	const struct timespec ts = { .tv_nsec = NAP_NS };
+
+	nanosleep(&ts, NULL);
+}
 
 static off_t
 slot_offset(size_t slot)
@@ -166,6 +177,7 @@ open_path(struct source *src, const struct logger *log)
 {
 	/* O_EXCL without O_CREAT: of a block device, be the only user, or EBUSY. */
 	const int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_EXCL;
+	unsigned tries = src->tries;
 	struct stat st;
 	int fd, r;
 
@@ -181,7 +193,8 @@ open_path(struct source *src, const struct logger *log)
 			fd = open(src->name, flags | O_CREAT, 0600);
 			src->created = fd >= 0;
 		}
-	} while (fd < 0 && errno == EEXIST); /* somebody else has just created it */
+		/* Somebody else has just created it; or its io_urings have the device still. */
+	} while (fd < 0 && (errno == EEXIST || (errno == EBUSY && tries-- > 0 && (nap(), true))));
 	if (fd < 0) {
 		r = -errno;
 		log_line(log, UP_LOG_ERROR, "swap: %s: %s%s", src->name,
@@ -258,10 +271,14 @@ area_lock(struct swap_area *s, const struct source *src)
 	if (src->temporary || src->device)
 		return 0;
 	/* The caller's own lock would be ours, and dropped by us. */
-	if (!src->borrowed && flock(s->fd, LOCK_EX | LOCK_NB) == 0) {
-		s->locked = true;
-		return 0;
+	for (unsigned tries = src->tries; !src->borrowed && !s->locked; tries--) {
+		s->locked = flock(s->fd, LOCK_EX | LOCK_NB) == 0;
+		if (s->locked || errno != EWOULDBLOCK || tries == 0)
+			break;
+		nap();
 	}
+	if (s->locked)
+		return 0;
 	if (!src->borrowed && errno == EWOULDBLOCK) {
 		log_line(s->log, UP_LOG_ERROR,
 			 "swap: %s is locked: another swap area, or a program, uses it", src->name);
@@ -538,6 +555,10 @@ area_report(const struct swap_area *s, const struct source *src, uint64_t mask)
 	char size[48] = "grows as needed";
 	const char *how;
 
+	if (src->kept) {
+		log_line(s->log, UP_LOG_INFO, "swap: as the last process has left it");
+		return;
+	}
 	if (s->fixed)
 		snprintf(size, sizeof size, "%zu KiB", (size_t)s->nslots << (PAGE_SHIFT - 10));
 	if (s->odirect)
@@ -627,10 +648,10 @@ area_drop(struct swap_area *s)
 
 static int
 area_open(struct swap_area *s, struct arena *arena, const char *path, int fd, uint64_t size,
-	  uint64_t mask, bool kept, const struct logger *log)
+	  uint64_t mask, bool kept, unsigned tries, const struct logger *log)
 {
 	char number[sizeof "descriptor " + 11];
-	struct source src = { .name = path, .kept = kept };
+	struct source src = { .name = path, .kept = kept, .tries = tries };
 	struct stat st;
 	int r;
 
@@ -669,37 +690,21 @@ int
 swap_area_open(struct swap_area *s, struct arena *arena, const char *path, int fd, uint64_t size,
 	       uint64_t mask, const struct logger *log)
 {
-	return area_open(s, arena, path, fd, size, mask, false, log);
-}
-
-void
-swap_area_share(struct swap_area *s)
-{
-	s->shared = true;
+	return area_open(s, arena, path, fd, size, mask, false, 0, log);
 }
 
 /*
- * The predecessor's io_urings outlive it for a moment, until what was under way has ended, and have the file open until then.  So to have it
+ * The io_urings of a process that was killed outlive it for a moment, until what was under way has ended, and have the file open until then.  So to have it
  * for ourselves is also to know that nothing of that is written any more, here or to a file of an object.
  */
 int
-swap_area_reopen(struct swap_area *s, struct arena *arena, const char *path, int fd, uint64_t size,
-		 uint64_t mask, const struct logger *log)
+swap_area_open_shared(struct swap_area *s, struct arena *arena, const char *path, int fd,
+		      uint64_t size, uint64_t mask, bool kept, const struct logger *log)
 {
-	static const struct logger quiet;
-	const struct timespec nap = { .tv_nsec = 5000000 };
-	int r = -EBUSY;
+	const int r = area_open(s, arena, path, fd, size, mask, kept,
+				kept ? KEPT_TRIES : SHARED_TRIES, log);
 
-	for (unsigned tries = 0; r == -EBUSY && tries < REOPEN_TRIES; tries++) {
-		if (tries > 0)
-			nanosleep(&nap, NULL);
-		r = area_open(s, arena, path, fd, size, mask, true,
-			      tries + 1 < REOPEN_TRIES ? &quiet : log);
-	}
-	if (r == 0) {
-		s->log = log;
-		log_line(log, UP_LOG_INFO, "swap: as the last process has left it");
-	}
+	s->shared = r == 0;
 	return r;
 }
 

@@ -44,7 +44,7 @@ struct swap_area {
 	bool unreserved; /* (c) the file system has no fallocate(): space is not certain */
 	bool truncate;	 /* (c) a file that others can see: to be left behind empty */
 	bool locked;	 /* (c) flock()ed, and the lock is ours to drop */
-	bool shared;	 /* (c) by every io_uring: swap_area_share() */
+	bool shared;	 /* (c) every io_uring holds it */
 	const struct logger *log;
 	pthread_mutex_t grow_lock;
 	pthread_mutex_t lock;
@@ -72,16 +72,12 @@ struct swap_area {
 int swap_area_open(struct swap_area *s, struct arena *arena, const char *path, int fd,
 		   uint64_t size, uint64_t mask, const struct logger *log);
 /*
- * The same of an area that a process which was killed has left, with all that is in it: swap_claim() says which slots are used.  A file by its path, or if it has
- * none by a descriptor.
+ * The same of a process that is followed by another when it is killed.  What is under way then goes on, into files as well as into swap: so every
+ * io_uring holds the area, and this waits for those of the last one: 1 s, or 5 s with `kept`, as -EBUSY takes that much longer.
+ * `kept`: with all that the last process has left there: swap_claim() says which slots are used.  A file by its path, or if it has none by a descriptor.
  */
-int swap_area_reopen(struct swap_area *s, struct arena *arena, const char *path, int fd,
-		     uint64_t size, uint64_t mask, const struct logger *log);
-/*
- * What is under way when a process is killed goes on, into files as well as into swap.  From here on every io_uring holds the area, so that
- * swap_area_reopen() waits for all of it.  Before the first is made.
- */
-void swap_area_share(struct swap_area *s);
+int swap_area_open_shared(struct swap_area *s, struct arena *arena, const char *path, int fd,
+			  uint64_t size, uint64_t mask, bool kept, const struct logger *log);
 /* A slot that was used.  False: it is in use again already, or there is none of that number. */
 bool swap_claim(struct swap_area *s, slot_t slot);
 /* True if nobody could open it again by a name. */

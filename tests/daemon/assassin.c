@@ -15,7 +15,7 @@
  * With UFFD_PAGERD_LOSES=SUFFIX what was kept under names with that end is lost.
  *
  * With UFFD_PAGERD_STICKS=FILE the thread of the name that is in that file comes back no more from its next call of poll(), accept4(), ioctl()
- * or io_uring_enter(); the file is gone then.
+ * or io_uring_enter(); the file is gone then.  The keeper does so in poll() only, where it holds no lock: others would wait for it, and be taken for the one.
  *
  * A program beside which lies another file, named as it and ".other", is of another version; with ".broken" it ends before it serves.
  *
@@ -142,7 +142,7 @@ murder(const char *call, unsigned long which)
 
 /* The thread that is to stick does, for good, if it is this one. */
 static void
-stick(void)
+stick(bool idle)
 {
 	const char *const name = getenv("UFFD_PAGERD_STICKS");
 	char wanted[16] = "", me[16] = "";
@@ -151,7 +151,8 @@ stick(void)
 	if (name == NULL || (fd = open(name, O_RDONLY | O_CLOEXEC)) < 0)
 		return;
 	if (pread(fd, wanted, sizeof wanted - 1, 0) > 0 && prctl(PR_GET_NAME, me) == 0 &&
-	    strcmp(wanted, me) == 0 && unlink(name) == 0)
+	    strcmp(wanted, me) == 0 && (idle || strcmp(me, "uffd-keeper") != 0) &&
+	    unlink(name) == 0)
 		for (;;)
 			pause();
 	close(fd);
@@ -163,7 +164,7 @@ is_it(const char *call)
 {
 	if (strcmp(call, "accept4") == 0 || strcmp(call, "ioctl") == 0 ||
 	    strcmp(call, "io_uring_submit_and_wait_timeout") == 0)
-		stick();
+		stick(false);
 	return file != NULL && atomic_load_explicit(&counts, memory_order_relaxed) &&
 	       atomic_fetch_add(&ncalls, 1) + 1 == number;
 }
@@ -207,7 +208,7 @@ int __wrap_poll(struct pollfd *pf, nfds_t n, int ms);
 int
 __wrap_poll(struct pollfd *pf, nfds_t n, int ms)
 {
-	stick();
+	stick(true);
 	return __real_poll(pf, n, ms);
 }
 
