@@ -809,6 +809,19 @@ class Survive(unittest.TestCase):
             print(f'{took * 1000:.0f} ms')
             finish(d, programs)
 
+    def test_a_guardian_that_is_behind_keeps_everything(self):
+        with Daemon('--memory', MEMORY) as d:
+            # More than its queue has room for: the daemon waits for it.
+            d.signal(signal.SIGSTOP)
+            programs = [start(d, 64, 4, SEED + i, threads=1) for i in range(60)]
+            time.sleep(1)
+            d.signal(signal.SIGCONT)
+            wait_for('all are there', lambda: sum(c['mapped'] > 0 for c in d.ask('clients')['clients']) == 60)
+            kill_daemon(d, 1)
+            self.assertEqual(clients(d), 60)
+            self.assertNotIn('the guardian does not take', d.log())
+            finish(d, programs)
+
     def test_a_page_is_not_taken_for_one_that_had_its_address_before(self):
         with Daemon('--memory', '16M') as d:
             p, late = self.start_cloned(d)
