@@ -93,6 +93,12 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	for (; npages < n; npages++) {
 		struct page *pg = page_alloc(&p->pages, an[npages], leaf, at + npages);
 
+		/* They have taken the room that it needs, and would the next time: it is worth more than the last of them. */
+		if (pg == NULL && npages == 0 && n > 1) {
+			frames_drop(p, f[--n], 1);
+			let_go(p, an, n, n + 1, shard, va, 1);
+			pg = page_alloc(&p->pages, an[0], leaf, at);
+		}
 		if (pg == NULL)
 			break;
 		pg->va = va_behind(va, (int)npages);
