@@ -17,8 +17,7 @@
 #ifndef UP_TESTS_SCENE_H
 #define UP_TESTS_SCENE_H
 
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <stdio.h>
 #include <string.h>
 

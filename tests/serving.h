@@ -5,8 +5,7 @@
 #ifndef UP_TESTS_SERVING_H
 #define UP_TESTS_SERVING_H
 
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <stdio.h>
 #include <unistd.h>
 

@@ -6,8 +6,7 @@
  *	writes images		memory behind a userfaultfd		a session in a loop
  *	plays CRIU: gives the vmm's userfaultfd away, as a task's, and keeps no copy; nor does the vmm
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>

@@ -3,8 +3,7 @@
  * test_events.c: the list of what the program did to regions itself, and what foreign.c makes of it, over the simulated kernel,
  * which knows nothing of events: the test says what happened, and in which order it is heard of.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 
 #include "pmap/events.h"
 #include "rig.h"

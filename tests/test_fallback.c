@@ -5,8 +5,7 @@
  * A page is lost here the way it would be in life: the swap file comes back with other bytes than
  * were written.  It is ours (up_config.swap_fd), so we can see to that.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>

@@ -1573,6 +1573,60 @@ Test(fault, sequential_advice_reads_a_cluster_at_once)
 	over();
 }
 
+/* The table of pages is full, and to grow takes more than it has committed.  What was taken for that, to be freed. */
+static size_t
+fill_table(struct anon *an, struct page *taken[], size_t most)
+{
+	static struct leaf leaf;
+	struct pages *ps = &r->p->pages;
+	size_t n = 0;
+
+	while (ps->free != PAGE_NONE ||
+	       round_up((ps->table.n + 64) * ps->table.item, PAGE_SIZE) <= ps->table.committed) {
+		cr_assert(lt(sz, n, most));
+		taken[n] = page_alloc(ps, an, &leaf, 0);
+		cr_assert(ne(ptr, taken[n++], NULL));
+	}
+	return n;
+}
+
+/* Pageout makes room for it, and the frames of a page-in have to leave that alone. */
+Test(fault, a_cluster_does_not_take_the_room_that_its_table_needs)
+{
+	static struct page *taken[4096];
+	static frame_t held[4096];
+	unsigned nheld = 0;
+	struct budget *b;
+	size_t n, room;
+	uint64_t word;
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1, .memory = 4 << 20 });
+	va = map_written(192, 192, 100);
+	swap_out();
+	advise(va, 192, UP_ADVICE_SEQUENTIAL);
+	b = &r->p->budget;
+	n = fill_table(anon_at(va), taken, ARRAY_SIZE(taken));
+	while (frame_take(&r->p->frames, 1, &held[nheld]) > 0)
+		nheld++;
+	room = b->limit - atomic_load(&b->used) - METADATA_STEP;
+	cr_assert(budget_charge(b, room));
+	atomic_store(&r->p->no_hurry, UINT64_MAX); /* for it does not get better */
+	seen();
+	cr_assert(eq(int, rig_try_touch(r, 0, va, false, &word, 0, sizeof word), SIM_FAULT));
+	for (unsigned i = 0; i < 20 && rig_stats(r).swap_reads == scene_seen.swap_reads; i++)
+		rig_step(r);
+	cr_assert(gt(u64, rig_stats(r).swap_reads, scene_seen.swap_reads),
+		  "it waits for the room that it takes itself");
+	budget_uncharge(b, room);
+	for (size_t i = 0; i < n; i++)
+		page_free(&r->p->pages, taken[i]);
+	frames_release(r->p, held, nheld);
+	atomic_store(&r->p->no_hurry, 0);
+	check_pages(va, 192, 100);
+	over();
+}
+
 Test(fault, what_is_needed_soon_is_read_before_it_is_touched)
 {
 	uintptr_t va;

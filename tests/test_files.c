@@ -2,8 +2,7 @@
 /*
  * test_files.c: named objects on the real kernel: files, devices, and a pager with threads of its own.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/loop.h>

@@ -2,8 +2,7 @@
 /*
  * test_fill.c: memory of other processes is filled, on the real kernel; and the record of a working set.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

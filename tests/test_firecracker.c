@@ -4,8 +4,7 @@
  *
  * The loop, and with it the daemon's side, is this process; each microVM is a child (vmm.h), whose memory is really behind a userfaultfd.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>

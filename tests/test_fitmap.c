@@ -4,8 +4,7 @@
  */
 #include "base/fitmap.h"
 
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <string.h>
 
 #include "heap_arena.h"

@@ -5,8 +5,7 @@
  * Every page holds its own word, a pattern made of a number that is the page's; so memory that is somebody else's is found
  * out by its content.  Every test runs in a process of its own with an alarm.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>

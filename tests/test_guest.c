@@ -4,8 +4,7 @@
  *
  * The pager is this process, a guest is a child (vmm.h).  How much of it is in memory is seen from outside: blocks of its memfd.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>

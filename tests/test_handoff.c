@@ -4,8 +4,7 @@
  *
  * The loop and the pager are this process; a monitor is a child (vmm.h).  How much of it is in memory is seen from outside: blocks of its memfd.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>

@@ -9,8 +9,7 @@
  *
  * The last part needs each allocation of metadata to fail in turn, and runs on the simulated kernel.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>

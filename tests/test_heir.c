@@ -7,8 +7,7 @@
  *	as the guardian does	of which nobody else has	with what the last one has kept
  *	kills the server	a copy
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>

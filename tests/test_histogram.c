@@ -4,8 +4,7 @@
  */
 #include "base/histogram.h"
 
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>

@@ -9,8 +9,7 @@
  *
  *	"2-6 a+0, 6-8 b+3"	[2, 6) is page 0 and on of object a, [6, 8) page 3 and on of b
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>

@@ -7,8 +7,7 @@
  *
  * The test itself is a client where something has to stay what it is meanwhile.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>

@@ -4,8 +4,7 @@
  *
  * Over heap, without a pager: what the pager does with them is in test_fault.c and test_pageout.c.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>

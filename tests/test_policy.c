@@ -5,8 +5,7 @@
  */
 #include "vm/policy.h"
 
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>

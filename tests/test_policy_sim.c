@@ -4,8 +4,7 @@
  */
 #include "model.h"
 
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -5,8 +5,7 @@
  * As in test_uffd.c nobody serves faults but the test itself.  A process that shares a pool is a child that
  * obeys: it touches what it is told to and says what came of it.  hammer.c is the race.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>

@@ -4,8 +4,7 @@
  *
  * The daemon is a child of the test; the test is the client.  What it serves is in memory that both have.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>

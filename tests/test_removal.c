@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* test_removal.c: what guests say that they remove (pmap/removal.h), and what is left of it when the process is killed. */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <string.h>
 #include <sys/eventfd.h>

@@ -4,8 +4,7 @@
  */
 #include "base/runmap.h"
 
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <signal.h>
 #include <string.h>

@@ -6,8 +6,7 @@
  * end in abort(): they run in a child process whose last words are compared, since "it died" alone
  * would also pass when it died of something else.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>

@@ -5,8 +5,7 @@
  *
  * Every thread has a post of the watch: whoever hangs ends the test with the state of all.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>

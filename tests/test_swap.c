@@ -10,8 +10,7 @@
  * (UP_MASK_RING_FLAGS), each with O_DIRECT where it works and through the page cache
  * (UP_MASK_ODIRECT), where requests go by the kernel's worker threads.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -2220,6 +2219,54 @@ Test(swap, an_area_that_is_shared_is_held_by_its_rings)
 		runmap_fini(&s.slots);
 		rig_down();
 	}
+}
+
+/* Somebody else's descriptor, which goes while it is waited for. */
+static void *
+let_go(void *fd)
+{
+	const struct timespec moment = { .tv_nsec = 30000000 };
+
+	nanosleep(&moment, NULL);
+	close(*(int *)fd);
+	*(int *)fd = -1;
+	return NULL;
+}
+
+static void
+expect_waited(const char *name, int fd)
+{
+	struct swap_area s;
+	pthread_t thread;
+	int r;
+
+	cr_assert(zero(int, pthread_create(&thread, NULL, let_go, &fd)));
+	r = swap_area_open_shared(&s, &heap.arena, name, 0, 0, 0, false, &logger);
+	pthread_join(thread, NULL);
+	cr_assert(zero(int, r));
+	cr_assert(eq(int, fd, -1));
+	swap_area_close(&s);
+}
+
+Test(swap, who_is_about_to_go_is_waited_for)
+{
+	char name[32];
+	int fd, backing, device;
+
+	rig_up();
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	cr_assert(zero(int, flock(fd, LOCK_EX | LOCK_NB)));
+	expect_waited(path, fd);
+
+	backing = open(path, O_RDWR | O_CLOEXEC);
+	cr_assert(zero(int, ftruncate(backing, 4 * MIB)));
+	device = make_loop(backing, name);
+	fd = open(name, O_RDWR | O_EXCL | O_CLOEXEC);
+	cr_assert(ge(int, fd, 0));
+	expect_waited(name, fd);
+	close(device);
+	close(backing);
+	rig_down();
 }
 
 Test(swap, a_file_that_somebody_still_has_is_waited_for)

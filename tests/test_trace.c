@@ -2,8 +2,7 @@
 /*
  * Tests of lib/base/trace.c: the event ring, read while it is written, and its printing.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>

@@ -7,8 +7,7 @@
  * thread, to race with.  Most tests run once with UFFDIO_MOVE and once as on a kernel without.
  * What needs fewer rights or a system call that fails runs in a child process.
  */
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>

@@ -4,8 +4,7 @@
  */
 #include "vm/zone.h"
 
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>

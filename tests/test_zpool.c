@@ -4,8 +4,7 @@
  */
 #include "swap/zpool.h"
 
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 #include <errno.h>
 #include <lz4.h>
 #include <signal.h>

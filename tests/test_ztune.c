@@ -4,8 +4,7 @@
  */
 #include "swap/ztune.h"
 
-#include <criterion/criterion.h>
-#include <criterion/new/assert.h>
+#include "assertions.h"
 
 #define MIB ((size_t)1 << 20)
 

@@ -93,7 +93,10 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	for (; npages < n; npages++) {
 		struct page *pg = page_alloc(&p->pages, an[npages], leaf, at + npages);
 
-		/* They have taken the room that it needs, and would the next time: it is worth more than the last of them. */
+		/*
+		 * They have taken the room that it needs, and would the next time: it is worth more than the last of them.  With the pages
+		 * before the frames the table would grow for those that get none, too, and never be smaller again.
+		 */
 		if (pg == NULL && npages == 0 && n > 1) {
 			frames_drop(p, f[--n], 1);
 			let_go(p, an, n, n + 1, shard, va, 1);

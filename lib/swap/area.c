@@ -53,16 +53,21 @@ struct source {
 	bool borrowed;	  /* the open file description is the caller's too */
 	bool device;
 	bool kept;	/* with what a predecessor has written */
-	unsigned tries; /* while somebody else has it */
+	unsigned tries; /* that are left, while somebody else has it */
 	uint64_t bytes; /* of the device */
 };
 
-static void
-nap(void)
+/* Who has it is perhaps about to go: true after a moment, false if that was long enough.  errno stays as it is if false. */
+static bool
+try_again(struct source *src)
 {
-	const struct timespec ts = { .tv_nsec = NAP_NS };
+	const struct timespec nap = { .tv_nsec = NAP_NS };
 
-	nanosleep(&ts, NULL);
+	if (src->tries == 0)
+		return false;
+	src->tries--;
+	nanosleep(&nap, NULL);
+	return true;
 }
 
 static off_t
@@ -177,7 +182,6 @@ open_path(struct source *src, const struct logger *log)
 {
 	/* O_EXCL without O_CREAT: of a block device, be the only user, or EBUSY. */
 	const int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NOCTTY | O_EXCL;
-	unsigned tries = src->tries;
 	struct stat st;
 	int fd, r;
 
@@ -194,7 +198,7 @@ open_path(struct source *src, const struct logger *log)
 			src->created = fd >= 0;
 		}
 		/* Somebody else has just created it; or its io_urings have the device still. */
-	} while (fd < 0 && (errno == EEXIST || (errno == EBUSY && tries-- > 0 && (nap(), true))));
+	} while (fd < 0 && (errno == EEXIST || (errno == EBUSY && try_again(src))));
 	if (fd < 0) {
 		r = -errno;
 		log_line(log, UP_LOG_ERROR, "swap: %s: %s%s", src->name,
@@ -266,17 +270,14 @@ open_descriptor(struct source *src, int given, const struct logger *log)
  * for devices (O_EXCL), and nobody else can open a nameless file.
  */
 static int
-area_lock(struct swap_area *s, const struct source *src)
+area_lock(struct swap_area *s, struct source *src)
 {
 	if (src->temporary || src->device)
 		return 0;
 	/* The caller's own lock would be ours, and dropped by us. */
-	for (unsigned tries = src->tries; !src->borrowed && !s->locked; tries--) {
-		s->locked = flock(s->fd, LOCK_EX | LOCK_NB) == 0;
-		if (s->locked || errno != EWOULDBLOCK || tries == 0)
-			break;
-		nap();
-	}
+	do
+		s->locked = !src->borrowed && flock(s->fd, LOCK_EX | LOCK_NB) == 0;
+	while (!src->borrowed && !s->locked && errno == EWOULDBLOCK && try_again(src));
 	if (s->locked)
 		return 0;
 	if (!src->borrowed && errno == EWOULDBLOCK) {
