@@ -49,14 +49,21 @@ def set_bps(group, path, bps):
 
 @contextlib.contextmanager
 def slow_disk(pid, path, bps):
-    """What the process has written to the disk of that path, so many bytes a second; at the end what is still under way is no longer held up."""
+    """
+    What the process has written to the disk of that path, so many bytes a second; at the end what is still under way is no longer held up.
+    As: how many bytes have got through, of which the first wait as well.
+    """
+    def written():
+        with open(os.path.join(group, 'blkio.throttle.io_service_bytes'), encoding='ascii') as f:
+            return sum(int(line.split()[2]) for line in f if line.split()[1] == 'Write')
+
     group = tempfile.mkdtemp(prefix='uffd-pager.', dir=BLKIO)
     try:
         set_bps(group, path, bps)
         if pid is not None:
             with open(os.path.join(group, 'cgroup.procs'), 'w', encoding='ascii') as f:
                 f.write(str(pid))
-        yield
+        yield written
     finally:
         with contextlib.suppress(OSError):
             set_bps(group, path, 0)

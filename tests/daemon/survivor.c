@@ -640,7 +640,6 @@ static int
 late(char **argv)
 {
 	const struct up_config cfg = { .log = logged };
-	const struct timespec nap = { .tv_nsec = 300000000 };
 	struct part p = { .file = open(argv[3], O_RDWR | O_CLOEXEC) };
 	pthread_t thread;
 	void *at;
@@ -659,7 +658,6 @@ late(char **argv)
 	wait_for_line("ready");
 	if (pthread_create(&thread, NULL, sync_it, &p) != 0)
 		need("pthread_create", -EAGAIN);
-	nanosleep(&nap, NULL);
 	wait_for_line("writing");
 	for (size_t i = 0; i < npages; i++)
 		fill(p.shared + i * UP_PAGE_SIZE, i, 2);

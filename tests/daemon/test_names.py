@@ -7,51 +7,16 @@ import os
 import pwd
 import signal
 import subprocess
-import sys
-import threading
 import unittest
 
 import rig
 from rig import Daemon, wait_for
+from tenant import Tenant
 
-TENANT = os.path.abspath(sys.argv[3])
 PAGES = 64
 PAGE = 4096
 OWNER, OTHER, GROUP, STRANGER = 61001, 61002, 61003, 61004
 CONFIG = '[daemon]\nmemory = 64M\nservice_threads = 1\nsocket_mode = 0666\n'
-
-
-class Tenant:
-    """A client (tenant.c)."""
-
-    def __init__(self, d, *ids):
-        self.p = subprocess.Popen([TENANT, d.path('pager.sock'), *map(str, ids)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.said = self.line()
-
-    def line(self):
-        late = threading.Timer(rig.DEADLINE, self.p.kill)
-        late.start()
-        line = self.p.stdout.readline().strip()
-        late.cancel()
-        return line
-
-    def tell(self, *words):
-        print(*words, file=self.p.stdin, flush=True)
-        return self.line().split(' ')[0]
-
-    def __enter__(self):
-        if self.said.startswith(('EPERM', 'ENOSYS')):
-            self.__exit__()
-            raise unittest.SkipTest(self.said)
-        return self
-
-    def __exit__(self, *what):
-        self.p.stdin.close()
-        self.p.stdout.close()
-        try:
-            self.p.wait(rig.DEADLINE)
-        finally:
-            self.p.kill()
 
 
 def killed(d):
@@ -75,10 +40,10 @@ class Seen(unittest.TestCase):
         with Daemon(config=CONFIG) as d:
             self.assertEqual(d.tool('objects').split(), 'MODE OWNER GROUP SIZE MEMORY SWAP CLIENTS NAME'.split())
             with Tenant(d) as t, Tenant(d) as u:
-                self.assertEqual(t.tell('mode', 'table', PAGES, '640'), 'ok')
-                self.assertEqual(t.tell('fill', 1), 'ok')
-                self.assertEqual(t.tell('object', 'chair\x1b[2J', 1), 'ok')
-                self.assertEqual(u.tell('keep', 'table'), 'ok')
+                self.assertEqual(t.code('mode', 'table', PAGES, '640'), 'ok')
+                self.assertEqual(t.code('fill', 1), 'ok')
+                self.assertEqual(t.code('object', 'chair\x1b[2J', 1), 'ok')
+                self.assertEqual(u.code('keep', 'table'), 'ok')
                 o = names(d)['table']
                 self.assertEqual((o['uid'], o['gid'], o['mode'], o['size'], o['resident'], o['swapped'], o['lost'], o['clients']),
                                  (os.getuid(), os.getgid(), 'rw-r-----', PAGES * PAGE, PAGES * PAGE, 0, 0, 2))
@@ -89,12 +54,12 @@ class Seen(unittest.TestCase):
                 self.assertEqual(lines[2].split()[-1], 'chair?[2J')
                 self.assertEqual([n['name'] for n in json.loads(d.tool('objects', '--json'))['objects']], ['table', 'chair\x1b[2J'])
                 # Whoever maps a copy has not the object, and nothing of it is gone.
-                self.assertEqual(u.tell('copy', PAGES), 'ok')
-                self.assertEqual(u.tell('look', 1), 'ok')
+                self.assertEqual(u.code('copy', PAGES), 'ok')
+                self.assertEqual(u.code('look', 1), 'ok')
                 self.assertEqual(names(d)['table']['resident'], PAGES * PAGE)
-                self.assertEqual(t.tell('chmod', 'table', '604'), 'ok')
+                self.assertEqual(t.code('chmod', 'table', '604'), 'ok')
                 self.assertEqual(names(d)['table']['mode'], 'rw----r--')
-                self.assertEqual(t.tell('remove', 'chair\x1b[2J'), 'ok')
+                self.assertEqual(t.code('remove', 'chair\x1b[2J'), 'ok')
                 self.assertEqual(list(names(d)), ['table'])
                 self.assertIn('object', d.tool('map', str(t.p.pid)))
             wait_for('both to go', lambda: names(d)['table']['clients'] == 0)
@@ -111,27 +76,27 @@ class Seen(unittest.TestCase):
 class Owners(unittest.TestCase):
     def check(self, d, owner, reader, member, before):
         """Of a name of mode 0640, with content 1."""
-        self.assertEqual(reader.tell('share', PAGES), 'EACCES')
-        self.assertEqual(member.tell('keep', 'ward'), 'ok')
-        self.assertEqual(member.tell('share', PAGES), 'EACCES')
-        self.assertEqual(reader.tell('copy', PAGES), 'ok')
-        self.assertEqual(reader.tell('fill', before), 'ok')
-        self.assertEqual(reader.tell('remove', 'ward'), 'EACCES')
-        self.assertEqual(reader.tell('chmod', 'ward', '666'), 'EACCES')
-        self.assertEqual(reader.tell('mode', 'ward', PAGES, '666'), 'EEXIST')
+        self.assertEqual(reader.code('share', PAGES), 'EACCES')
+        self.assertEqual(member.code('keep', 'ward'), 'ok')
+        self.assertEqual(member.code('share', PAGES), 'EACCES')
+        self.assertEqual(reader.code('copy', PAGES), 'ok')
+        self.assertEqual(reader.code('fill', before), 'ok')
+        self.assertEqual(reader.code('remove', 'ward'), 'EACCES')
+        self.assertEqual(reader.code('chmod', 'ward', '666'), 'EACCES')
+        self.assertEqual(reader.code('mode', 'ward', PAGES, '666'), 'EEXIST')
         with Tenant(d, STRANGER, STRANGER) as stranger:
-            self.assertEqual(stranger.tell('keep', 'ward'), 'EACCES')
-            self.assertEqual(stranger.tell('remove', 'ward'), 'EACCES')
+            self.assertEqual(stranger.code('keep', 'ward'), 'EACCES')
+            self.assertEqual(stranger.code('remove', 'ward'), 'EACCES')
         with Tenant(d, STRANGER, STRANGER, GROUP) as late:
-            self.assertEqual(late.tell('keep', 'ward'), 'ok')
-            self.assertEqual(late.tell('share', PAGES), 'EACCES')
-            self.assertEqual(late.tell('copy', PAGES), 'ok')
-            self.assertEqual(late.tell('look', 1), 'ok')
+            self.assertEqual(late.code('keep', 'ward'), 'ok')
+            self.assertEqual(late.code('share', PAGES), 'EACCES')
+            self.assertEqual(late.code('copy', PAGES), 'ok')
+            self.assertEqual(late.code('look', 1), 'ok')
         with Tenant(d) as root:
-            self.assertEqual(root.tell('keep', 'ward'), 'ok')
-            self.assertEqual(root.tell('share', PAGES), 'ok')
-            self.assertEqual(root.tell('look', 1), 'ok')
-        self.assertEqual(owner.tell('look', 1), 'ok')
+            self.assertEqual(root.code('keep', 'ward'), 'ok')
+            self.assertEqual(root.code('share', PAGES), 'ok')
+            self.assertEqual(root.code('look', 1), 'ok')
+        self.assertEqual(owner.code('look', 1), 'ok')
         o = names(d)['ward']
         self.assertEqual((o['uid'], o['gid'], o['mode']), (OWNER, GROUP, 'rw-r-----'))
 
@@ -140,22 +105,22 @@ class Owners(unittest.TestCase):
             os.chmod(d.dir, 0o755)
             os.chmod(d.run, 0o755)
             with Tenant(d, OWNER, GROUP) as owner, Tenant(d, OTHER, OTHER, GROUP) as reader, Tenant(d, STRANGER, OTHER, GROUP) as member:
-                self.assertEqual(owner.tell('mode', 'ward', PAGES, '640'), 'ok')
-                self.assertEqual(owner.tell('fill', 1), 'ok')
-                self.assertEqual(reader.tell('keep', 'ward'), 'ok')
+                self.assertEqual(owner.code('mode', 'ward', PAGES, '640'), 'ok')
+                self.assertEqual(owner.code('fill', 1), 'ok')
+                self.assertEqual(reader.code('keep', 'ward'), 'ok')
                 self.check(d, owner, reader, member, 7)
                 for n in range(3):
                     killed(d)
                     self.check(d, owner, reader, member, 8 + n)
-                    self.assertEqual(reader.tell('look', 8 + n), 'ok')
+                    self.assertEqual(reader.code('look', 8 + n), 'ok')
                 # What changes is taken along as well, and what is open stays what it was.
-                self.assertEqual(owner.tell('chmod', 'ward', '600'), 'ok')
+                self.assertEqual(owner.code('chmod', 'ward', '600'), 'ok')
                 killed(d)
-                self.assertEqual(reader.tell('share', PAGES), 'EACCES')
-                self.assertEqual(reader.tell('keep', 'ward'), 'EACCES')
-                self.assertEqual(owner.tell('remove', 'ward'), 'ok')
+                self.assertEqual(reader.code('share', PAGES), 'EACCES')
+                self.assertEqual(reader.code('keep', 'ward'), 'EACCES')
+                self.assertEqual(owner.code('remove', 'ward'), 'ok')
                 self.assertEqual(names(d), {})
-                self.assertEqual(owner.tell('look', 1), 'ok')
+                self.assertEqual(owner.code('look', 1), 'ok')
 
 
 if __name__ == '__main__':

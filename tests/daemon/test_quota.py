@@ -4,52 +4,17 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
-import threading
 import unittest
 
 import rig
 from rig import Daemon, wait_for
+from tenant import Tenant
 
-TENANT = os.path.abspath(sys.argv[3])
 MIB = 1 << 20
 PAGE = 4096
 UID = os.getuid()
 MEMORY = '[daemon]\nmemory = 64M\nservice_threads = 2\n'
-
-
-class Tenant:
-    """A client (tenant.c); `said` is the first that it says."""
-
-    def __init__(self, d, *ids, socket='pager.sock'):
-        self.p = subprocess.Popen([TENANT, d.path(socket), *map(str, ids)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.said = self.line()
-
-    def line(self):
-        late = threading.Timer(rig.DEADLINE, self.p.kill)
-        late.start()
-        line = self.p.stdout.readline().strip()
-        late.cancel()
-        if line.startswith(('EPERM', 'ENOSYS')):
-            raise unittest.SkipTest(line)
-        return line
-
-    def tell(self, *words):
-        print(*words, file=self.p.stdin, flush=True)
-        return self.line()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *what):
-        self.p.stdin.close()
-        self.p.stdout.close()
-        try:
-            self.p.wait(rig.DEADLINE)
-        finally:
-            self.p.kill()
 
 
 def pages(mib):

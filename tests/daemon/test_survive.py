@@ -60,6 +60,17 @@ def kill_daemon(d, times):
         raise AssertionError('the guardian has ended:\n' + d.log())
 
 
+def waits_for_one(pid):
+    """One of its threads is in poll() for a single descriptor, for as long as it takes."""
+    for task in os.listdir(f'/proc/{pid}/task'):
+        with contextlib.suppress(OSError), open(f'/proc/{pid}/task/{task}/syscall', encoding='ascii') as f:
+            _, _, n, until = (f.read().split() + ['', '', '', ''])[:4]
+            # poll(), of which -1 is no end, or ppoll(), of which NULL is.
+            if n == '0x1' and until in ('0xffffffff', '0xffffffffffffffff', '0x0'):
+                return True
+    return False
+
+
 @contextlib.contextmanager
 def store_of(pid):
     """The memory that a daemon which stands still leaves to the next one: its descriptor, and the stretches of it that are there."""
@@ -815,10 +826,11 @@ class Survive(unittest.TestCase):
 
     def test_a_guardian_that_is_behind_keeps_everything(self):
         with Daemon('--memory', MEMORY) as d:
+            daemon = d.served_by()
             # More than its queue has room for: the daemon waits for it.
             d.signal(signal.SIGSTOP)
             programs = [start(d, 64, 4, SEED + i, threads=1) for i in range(60)]
-            time.sleep(1)
+            wait_for('its queue is full', lambda: waits_for_one(daemon))
             d.signal(signal.SIGCONT)
             wait_for('all are there', lambda: sum(c['mapped'] > 0 for c in d.ask('clients')['clients']) == 60)
             kill_daemon(d, 1)
@@ -900,15 +912,17 @@ class Survive(unittest.TestCase):
             os.fsync(f.fileno())
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             p, late = self.start_waiting(d, 'late', f.name, '1024')
-            with rig.slow_disk(d.served_by(), f.name, 1 << 20):
+            with rig.slow_disk(d.served_by(), f.name, 1 << 20) as written:
                 p.stdin.write('\n')
                 p.stdin.flush()
                 self.assertEqual(p.stdout.readline(), 'writing\n')
+                wait_for('the rest is under way', lambda: written() > 0)
                 kill_daemon(d, 1)
                 p.stdin.write('\n')
                 p.stdin.flush()
                 self.assertEqual(p.stdout.readline(), 'written\n', d.log())
-            time.sleep(1)
+            # This waits for whatever goes past the page cache to that file.
+            os.posix_fallocate(f.fileno(), 1024 << 12, 1 << 12)
             out, _ = p.communicate('\n')
             late.cancel()
             self.assertEqual((p.returncode, out), (0, ''), d.log())
