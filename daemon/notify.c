@@ -8,27 +8,23 @@
 #include <systemd/sd-daemon.h>
 #endif
 
-#include <errno.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "daemon.h"
-#include "descriptors.h"
 #include "log.h"
 
 #ifdef UP_HAVE_SYSTEMD
 
 #define HANDED_MAX 64
-#define SAY_MS \
-	5000 /* what has to be known there is waited with for that long, if its queue is full */
+#define SAY_S 5 /* how long the manager is waited for, if its queue is full */
 
 static struct {
 	int n;		    /* -1: not looked at yet */
@@ -36,67 +32,37 @@ static struct {
 	char name[HANDED_MAX][64];
 } handed = { .n = -1 };
 
-static int sock = -1;
-
-/* Connected to the manager's socket; -1. */
-static int
-manager(void)
+/*
+ * As sd_notify(), which waits for as long as the manager's queue is full.  What is said again anyway does not wait at all.  False: it is to say it, for this is
+ * no socket of AF_UNIX.
+ */
+static bool
+say(const char *text)
 {
-	static pid_t pid;
+	const bool again =
+		strncmp(text, "STATUS=", 7) == 0 || strncmp(text, "WATCHDOG=", 9) == 0;
+	const struct timeval most = { .tv_sec = SAY_S };
 	struct sockaddr_un sun = { .sun_family = AF_UNIX };
 	const char *const where = getenv("NOTIFY_SOCKET");
-	size_t len;
+	const size_t len = where != NULL ? strlen(where) : 0;
+	int sock;
 
-	/* A child's is its own. */
-	if (where == NULL || (sock >= 0 && pid == getpid()))
-		return where == NULL ? -1 : sock;
-	len = strlen(where);
+	if (len == 0)
+		return true;
 	if ((where[0] != '/' && where[0] != '@') || len >= sizeof(sun.sun_path))
-		return -1;
+		return false;
 	memcpy(sun.sun_path, where, len);
 	if (where[0] == '@')
 		sun.sun_path[0] = '\0';
-	sock = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (sock >= 0 && connect(sock, (const struct sockaddr *)&sun,
-				 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len)) < 0) {
-		close(sock);
-		sock = -1;
-	}
-	pid = getpid();
-	return sock;
-}
-
-int
-notify_send(const char *text, int fd, int ms)
-{
-	const uint64_t end = monotonic_ns() + (uint64_t)ms * 1000000;
-	int r;
-
-	if (manager() < 0)
-		return -ENOTCONN;
-	r = descriptors_send(sock, text, strlen(text), fd);
-	if (r == -ECONNREFUSED || r == -ECONNRESET) {
-		/* It has been started anew, with another one. */
-		close(sock);
-		sock = -1;
-		if (manager() < 0)
-			return r;
-	}
-	while (r != 0 && ((r = descriptors_send(sock, text, strlen(text), fd)) == -EAGAIN ||
-			  r == -ETOOMANYREFS)) {
-		struct pollfd pf = { .fd = sock, .events = POLLOUT };
-		const uint64_t now = monotonic_ns();
-
-		if (now >= end)
-			return -ETIMEDOUT;
-		if (r == -ETOOMANYREFS) {
-			pf.fd = -1; /* it has not read enough of them yet, and nobody is told when */
-			(void)poll(&pf, 1, 1);
-		} else {
-			(void)poll(&pf, 1, (int)((end - now) / 1000000) + 1);
-		}
-	}
-	return r;
+	sock = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (sock < 0)
+		return true;
+	(void)setsockopt(sock, SOL_SOCKET, SO_SNDTIMEO, &most, sizeof(most));
+	(void)sendto(sock, text, strlen(text), MSG_NOSIGNAL | (again ? MSG_DONTWAIT : 0),
+		     (const struct sockaddr *)&sun,
+		     (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len));
+	close(sock);
+	return true;
 }
 
 void
@@ -108,14 +74,8 @@ notify(const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
-	if (manager() < 0)
+	if (!say(text))
 		(void)sd_notify(0, text);
-	else /* a manager that hangs does not stop us: the rest is said again, or is no loss */
-		(void)notify_send(text, -1,
-				  strncmp(text, "STATUS=", 7) == 0 ||
-						  strncmp(text, "WATCHDOG=", 9) == 0
-					  ? 0
-					  : SAY_MS);
 }
 
 void
@@ -189,15 +149,6 @@ notify_close_rest(void)
 }
 
 #else
-
-int
-notify_send(const char *text, int fd, int ms)
-{
-	(void)text;
-	(void)fd;
-	(void)ms;
-	return -ENOTSUP;
-}
 
 void
 notify(const char *fmt, ...)

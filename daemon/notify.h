@@ -7,10 +7,8 @@
 
 #include <uv.h>
 
-/* "READY=1" and the like; several with newlines between. */
+/* "READY=1" and the like; several with newlines between.  A manager that does not read is waited for for 5 s, for STATUS= and WATCHDOG= not at all.  Any thread. */
 __attribute__((format(printf, 1, 2))) void notify(const char *fmt, ...);
-/* The same, and a descriptor along with it unless that is -1.  0: it is in the manager's queue; or a negative errno, after `ms`: it has no room. */
-int notify_send(const char *text, int fd, int ms);
 /* RELOADING=1 with the time, as Type=notify-reload wants it. */
 void notify_reloading(void);
 

@@ -152,7 +152,7 @@ uint64_t client_swapped(const struct space *sp, uint64_t resident);
  */
 int client_trace(struct up_runtime *rt, const struct space *sp, const struct call *q,
 		 struct msg *answer);
-/* What it has mapped and can not be had any more, bytes; what is mapped twice counts twice.  It looks at all of it if anything is lost to anybody.  => no lock is held */
+/* What it has mapped and can not be had any more, bytes; what is mapped twice counts twice.  If anything is lost to anybody it looks at all of it, for 20 ms at most: others wait for that.  => no lock is held */
 uint64_t client_lost(struct pager *p, struct space *sp);
 
 #endif

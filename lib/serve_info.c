@@ -10,6 +10,8 @@
 #include "pager/source.h"
 #include "who.h"
 
+#define LOST_NS 20000000u /* how long what is lost is looked for */
+
 const struct space_tally *
 client_tally(const struct pager *p, const struct space *sp)
 {
@@ -44,6 +46,7 @@ client_swapped(const struct space *sp, uint64_t resident)
 uint64_t
 client_lost(struct pager *p, struct space *sp)
 {
+	const uint64_t until = now_ns() + LOST_NS;
 	struct range_look look = { .lost = 0 };
 	uint64_t serial = 0, at = 0, n = 0;
 	unsigned depth = 0;
@@ -67,7 +70,7 @@ client_lost(struct pager *p, struct space *sp)
 		pthread_rwlock_unlock(&p->map.lock);
 		n += look.lost;
 		look.lost = 0;
-		if (e == NULL)
+		if (e == NULL || now_ns() > until)
 			return n << PAGE_SHIFT;
 	}
 }

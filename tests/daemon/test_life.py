@@ -126,6 +126,18 @@ class Starting(unittest.TestCase):
                 d.stop()
                 self.assertTrue(os.path.exists(path), 'the socket is systemd\'s, and stays')
 
+    def test_a_manager_that_does_not_read_stops_nobody(self):
+        with tempfile.TemporaryDirectory(prefix='uffd-pagerd.') as where, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s, \
+                socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as full:
+            s.bind(where + '/notify')
+            full.setblocking(False)
+            with self.assertRaises(BlockingIOError):
+                while True:
+                    full.sendto(b'STATUS=full', where + '/notify')
+            with Daemon('--guardian', 'no', env={'NOTIFY_SOCKET': where + '/notify', 'WATCHDOG_USEC': '100000'}) as d:
+                self.assertEqual(d.ask('status')['status']['state'], 'serving')
+                s.close()  # what it says at its end nobody waits for
+
     def test_systemd_is_told(self):
         with Daemon() as other:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
