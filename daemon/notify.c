@@ -39,8 +39,7 @@ static struct {
 static bool
 say(const char *text)
 {
-	const bool again =
-		strncmp(text, "STATUS=", 7) == 0 || strncmp(text, "WATCHDOG=", 9) == 0;
+	const bool again = strncmp(text, "STATUS=", 7) == 0 || strncmp(text, "WATCHDOG=", 9) == 0;
 	const struct timeval most = { .tv_sec = SAY_S };
 	struct sockaddr_un sun = { .sun_family = AF_UNIX };
 	const char *const where = getenv("NOTIFY_SOCKET");

@@ -799,7 +799,9 @@ call_object(struct up_runtime *rt, struct server *sv, const struct space *sp, co
 		r = may_open_name(sv, sp, q->text, &readonly);
 		/* As if it were made now, whatever its mode is. */
 		if (r != -ENOENT && (q->flags & OPEN_OWN)) {
-			r = (*find_owner(sv, q->text))->uid == c->uid ? 0 : -EEXIST;
+			const struct owner *own = *find_owner(sv, q->text);
+
+			r = own != NULL && own->uid == c->uid ? 0 : -EEXIST;
 			readonly = false;
 		}
 		if (r == 0)

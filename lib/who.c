@@ -47,13 +47,15 @@ say(const struct pager *p, const struct space *sp, uintptr_t va, struct who *w)
 	const unsigned long at = va;
 
 	w->about.client = 0;
-	w->about.pid = sp == NULL ? 0 : sp->client != NULL ? (int)c->pid : atomic_load(&sp->pid);
+	w->about.pid = sp == NULL	    ? 0
+		       : sp->client != NULL ? (int)sp->client->pid
+					    : atomic_load(&sp->pid);
 	snprintf(w->about.name, sizeof w->about.name, "%s", c != NULL ? c->name : "");
 	if (sp == NULL)
 		snprintf(w->text, sizeof w->text, "%#lx", at);
 	else if (sp->client != NULL)
-		snprintf(w->text, sizeof w->text, "%#lx of client %s, process %d", at, c->name,
-			 (int)c->pid);
+		snprintf(w->text, sizeof w->text, "%#lx of client %s, process %d", at,
+			 sp->client->name, (int)sp->client->pid);
 	else if (c != NULL)
 		snprintf(w->text, sizeof w->text, "%#lx of client %s, its forked process %d", at,
 			 c->name, atomic_load(&sp->pid));
