@@ -360,22 +360,30 @@ frames_shrink(struct pager *p)
 
 /*
  * By address: pages that lie side by side leave in one call.  Nearly sorted already, as a rule.  From the
- * oldest upwards and round to it, so that it goes first whoever else is in the batch: pinned pages at
+ * run of the oldest upwards and round to it, so that it goes first whoever else is in the batch: pinned pages at
  * low addresses would otherwise use up the calls every time.
  */
 static void
 sort_by_va(struct page *pg[], unsigned n)
 {
-	const uintptr_t base = n > 0 ? pg[0]->va : 0;
+	struct page *const oldest = pg[0], *low[CLUSTER_MAX];
+	unsigned first = 0;
 
 	for (unsigned i = 1; i < n; i++) {
 		struct page *key = pg[i];
 		unsigned j = i;
 
-		for (; j > 0 && pg[j - 1]->va - base > key->va - base; j--)
+		for (; j > 0 && pg[j - 1]->va > key->va; j--)
 			pg[j] = pg[j - 1];
 		pg[j] = key;
 	}
+	while (first < n && pg[first] != oldest)
+		first++;
+	while (first > 0 && pg[first - 1]->va + PAGE_SIZE == pg[first]->va)
+		first--;
+	memcpy(low, pg, first * sizeof pg[0]);
+	memmove(pg, pg + first, (n - first) * sizeof pg[0]);
+	memcpy(pg + n - first, low, first * sizeof pg[0]);
 }
 
 /* The same of pages that are staged, with their hashes: neighbours go back to their source in one request. */
