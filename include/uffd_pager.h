@@ -394,7 +394,7 @@ UP_API int up_remap(struct up_runtime *rt, void *addr, size_t old_length, size_t
 
 enum up_advice {
 	UP_ADVICE_NORMAL = 0, /* read ahead as the pattern suggests (the default) */
-	UP_ADVICE_SEQUENTIAL, /* read far ahead from the first fault on */
+	UP_ADVICE_SEQUENTIAL, /* read far ahead from the first fault on; what was compressed and read so leaves before other pages */
 	UP_ADVICE_RANDOM,     /* never read ahead */
 	UP_ADVICE_WILLNEED,   /* start bringing the range in; returns at once */
 	UP_ADVICE_DONTNEED, /* discard the contents: the range reads as zeros afterwards; see below */

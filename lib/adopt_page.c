@@ -174,7 +174,7 @@ put_page(struct pager *p, struct anon *an, struct leaf *leaf, unsigned at, const
 
 	if (!budget_charge(&p->budget, PAGE_SIZE))
 		return -ENOMEM;
-	pg = page_alloc(&p->pages, an, leaf, at);
+	pg = page_alloc(&p->pages, an, leaf, at, false);
 	if (pg == NULL) {
 		budget_uncharge(&p->budget, PAGE_SIZE);
 		return -ENOMEM;

@@ -121,7 +121,7 @@ take_run(struct pager *p, struct object *o, uint64_t first, unsigned n)
 		if (taken == paid)
 			break;
 		an = anon_alloc(&p->zones.anon);
-		pg[taken] = an != NULL ? page_alloc(&p->pages, an, leaf, at) : NULL;
+		pg[taken] = an != NULL ? page_alloc(&p->pages, an, leaf, at, false) : NULL;
 		if (pg[taken] == NULL) {
 			if (an != NULL)
 				anon_gone(p, an, PMAP_POOL, 0);

@@ -1584,7 +1584,7 @@ fill_table(struct anon *an, struct page *taken[], size_t most)
 	while (ps->free != PAGE_NONE ||
 	       round_up((ps->table.n + 64) * ps->table.item, PAGE_SIZE) <= ps->table.committed) {
 		cr_assert(lt(sz, n, most));
-		taken[n] = page_alloc(ps, an, &leaf, 0);
+		taken[n] = page_alloc(ps, an, &leaf, 0, false);
 		cr_assert(ne(ptr, taken[n++], NULL));
 	}
 	return n;

@@ -909,7 +909,7 @@ TestSuite(page, .init = pages_up, .fini = pages_down, .timeout = 120);
 static struct page *
 new_page(void)
 {
-	struct page *pg = page_alloc(&pages, some_anon, some_leaf, 3);
+	struct page *pg = page_alloc(&pages, some_anon, some_leaf, 3, false);
 
 	cr_assert(pg != NULL);
 	return pg;
@@ -995,7 +995,7 @@ Test(page, there_are_as_many_as_promised_and_no_more)
 			cr_assert(eq(u32, page_no(&pages, page_at(&pages, page_no(&pages, pg[i]))),
 				     page_no(&pages, pg[i])));
 		}
-		cr_assert(page_alloc(&pages, some_anon, some_leaf, 0) == NULL);
+		cr_assert(page_alloc(&pages, some_anon, some_leaf, 0, false) == NULL);
 		cr_assert(eq(sz, pages.count[PAGE_TRANSIT], NPAGES));
 		pages_check(&pages);
 		for (unsigned i = 0; i < NPAGES; i++)
@@ -1010,7 +1010,7 @@ Test(page, without_room_for_the_table_there_is_none)
 
 	cr_assert(zero(sz, pages.table.n), "the table starts empty");
 	heap_arena_fail_commit(&heap, 1);
-	cr_assert(page_alloc(&pages, some_anon, some_leaf, 0) == NULL);
+	cr_assert(page_alloc(&pages, some_anon, some_leaf, 0, false) == NULL);
 	cr_assert(heap_arena_disarm(&heap));
 	cr_assert(zero(sz, pages.table.n));
 	pages_check(&pages);
@@ -1558,7 +1558,7 @@ Test(page, what_is_mapped_counts_for_the_account_and_its_group)
 	struct page *pg;
 
 	some_object.account = a;
-	pg = page_alloc(&pages, some_anon, some_leaf, 3);
+	pg = page_alloc(&pages, some_anon, some_leaf, 3, false);
 	cr_assert(eq(sz, atomic_load(&a->mapped), 0));
 	page_enqueue(&pages, pg, Q_ACTIVE, PAGE_MAPPED);
 	cr_assert(eq(sz, atomic_load(&a->mapped), 1));

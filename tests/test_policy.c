@@ -175,6 +175,7 @@ Test(ghost, without_memory_nothing_is_remembered)
 /* --- policies --- */
 
 #define PAGES 256
+#define ONCE_MIN 8
 
 /* Nodes are part of something larger, as in struct page. */
 static struct thing {
@@ -195,6 +196,7 @@ up(enum policy_kind kind, size_t frames)
 						      .nodes = &thing[0].node,
 						      .stride = sizeof thing[0],
 						      .frames = frames,
+						      .once_min = ONCE_MIN,
 						      .ghost = ghosts });
 }
 
@@ -774,6 +776,88 @@ Test(policy, what_was_kept_is_like_others_a_turn_or_two_later)
 	}
 }
 
+/* --- streams --- */
+
+#define MEMORY 96
+
+/* A stream goes over [first, first + n) so many times in memory for MEMORY pages; returns how many pages of the last time were missed. */
+static unsigned
+go_over(pageno_t first, unsigned n, unsigned rounds)
+{
+	unsigned missed = 0;
+
+	for (unsigned i = 0; i < n * rounds; i++) {
+		const pageno_t no = first + i % n;
+
+		if (i % n == 0)
+			missed = 0;
+		if (policy_node(&policy, no)->queue != PQ_NONE)
+			continue;
+		missed++;
+		while (policy_count(&policy, POLICY_MAPPED) >= MEMORY) {
+			const pageno_t out = stage();
+
+			evict(out, out);
+		}
+		policy_insert(&policy, no);
+		policy_once(&policy, no);
+		come_back(no, no);
+	}
+	return missed;
+}
+
+Test(policy, of_a_loop_over_more_than_memory_a_part_stays)
+{
+	for (unsigned kind = 0; kind < POLICY_KINDS; kind++) {
+		up(kind, MEMORY);
+		go_over(0, 2 * MEMORY, 4);
+		for (unsigned i = 0; i < 8; i++) {
+			const unsigned missed = go_over(0, 2 * MEMORY, 1);
+
+			/* Without a memory of what has left, all that it can go by is the order: half of it, at best. */
+			cr_assert(le(uint, missed, 2 * MEMORY * 7 / 10), "policy %u: %u of %u",
+				  kind, missed, 2 * MEMORY);
+		}
+		down();
+	}
+}
+
+Test(policy, what_a_stream_has_left_makes_room_for_another_that_fits)
+{
+	for (unsigned kind = 0; kind < POLICY_KINDS; kind++) {
+		unsigned last;
+
+		/* So small that each page comes back soon: at once, where that is known. */
+		up(kind, MEMORY);
+		go_over(0, 2 * MEMORY, 8);
+		last = go_over(2 * MEMORY, 32, 4);
+		if (kind != POLICY_SFIFO)
+			cr_assert(le(uint, last, 32 / 4), "policy %u: %u of 32", kind, last);
+		down();
+		/* Else by and by. */
+		up(kind, MEMORY);
+		go_over(0, 2 * MEMORY, 8);
+		cr_assert(eq(uint, go_over(2 * MEMORY, 60, 1), 60));
+		last = go_over(2 * MEMORY, 60, 32);
+		cr_assert(le(uint, last, 60 / 4), "policy %u: %u of 60 after 32 times", kind, last);
+		down();
+	}
+}
+
+Test(policy, a_stream_pushes_out_little_but_itself)
+{
+	unsigned there = 0;
+
+	up(POLICY_S3FIFO, MEMORY);
+	for (pageno_t no = 0; no < 64; no++)
+		arrive(no);
+	go_over(64, PAGES - 64, 1);
+	for (pageno_t no = 0; no < 64; no++)
+		there += policy_node(&policy, no)->queue != PQ_NONE;
+	cr_assert(ge(uint, there, 48), "%u of 64", there);
+	down();
+}
+
 /* --- everything at random --- */
 
 #define KEYS 1024
@@ -788,12 +872,14 @@ static struct {
 	uint64_t turn, turn_left;
 	uint64_t left[KEYS]; /* the number of the key's eviction, from 1; 0: it is not out */
 	uint64_t clock;
+	unsigned requests; /* for mapped victims */
 } model;
 
 static size_t
 model_mapped(void)
 {
-	return model.n[PQ_COLD] + model.n[PQ_FRESH] + model.n[PQ_MAIN] + model.n[PQ_KEPT];
+	return model.n[PQ_COLD] + model.n[PQ_ONCE] + model.n[PQ_FRESH] + model.n[PQ_MAIN] +
+	       model.n[PQ_KEPT];
 }
 
 static size_t
@@ -817,6 +903,12 @@ model_add(pageno_t no, enum policy_place place, bool head)
 	if (head)
 		memmove(list + 1, list, n * sizeof list[0]);
 	list[head ? 0 : n] = no;
+}
+
+static size_t
+model_once_share(void)
+{
+	return MAX(model_all() / 16, ONCE_MIN);
 }
 
 static void
@@ -854,6 +946,8 @@ model_refault(pageno_t no, unsigned key, bool demanded)
 	const uint32_t distance = left == 0 ? GHOST_UNKNOWN : (uint32_t)(model.clock - left);
 
 	model.left[key] = 0;
+	if (model.home[no] == PQ_ONCE && (left == 0 || distance > model_all() / 2))
+		return distance;
 	model_new(no);
 	if (!demanded || left == 0)
 		return distance;
@@ -864,6 +958,21 @@ model_refault(pageno_t no, unsigned key, bool demanded)
 	if (model.kind == POLICY_SFIFO_REFAULT && distance <= model.n[PQ_MAIN])
 		model.count[no] = 1;
 	return distance;
+}
+
+/* To the tail; if it is ONCE that has too much then, its oldest is like others. */
+static void
+model_put(pageno_t no, enum policy_place place)
+{
+	const pageno_t oldest = model.list[PQ_ONCE][0];
+	const size_t before = model.n[PQ_ONCE];
+
+	model_add(no, place, false);
+	if (model.n[PQ_ONCE] > before && model.n[PQ_ONCE] > 2 * model_once_share()) {
+		model_remove(PQ_ONCE, 0);
+		model_new(oldest);
+		model.list[model.home[oldest]][model.n[model.home[oldest]]++] = oldest;
+	}
 }
 
 static void
@@ -877,7 +986,7 @@ model_touched(pageno_t no)
 static void
 model_evicted(pageno_t no, unsigned key)
 {
-	const bool remembered = model.home[no] == PQ_FRESH ||
+	const bool remembered = model.home[no] == PQ_FRESH || model.home[no] == PQ_ONCE ||
 				(model.home[no] != PQ_COLD && model.kind == POLICY_SFIFO_REFAULT);
 
 	model.clock++;
@@ -921,7 +1030,13 @@ model_victims(enum policy_place from, unsigned max, pageno_t out[])
 {
 	size_t at[PQ_COUNT] = { 0 };
 	unsigned n = 0, refused = 0, spared = 0;
+	bool once = false;
 
+	if (from == POLICY_MAPPED) {
+		once = model.n[PQ_ONCE] > model_once_share();
+		if (model.requests++ % 16 == 0)
+			once = !once;
+	}
 	while (n < max && refused < 4 * max) {
 		enum policy_queue q = from == POLICY_STAGED  ? PQ_STAGED
 				      : from == POLICY_CLEAN ? PQ_CLEAN
@@ -933,9 +1048,13 @@ model_victims(enum policy_place from, unsigned max, pageno_t out[])
 			const bool fresh =
 				model.kind == POLICY_S3FIFO && model.n[PQ_FRESH] > model_all() / 10;
 
-			q = fresh ? PQ_FRESH : PQ_MAIN;
+			q = once && at[PQ_ONCE] < model.n[PQ_ONCE] ? PQ_ONCE
+			    : fresh				   ? PQ_FRESH
+								   : PQ_MAIN;
 			if (at[q] == model.n[q])
 				q = fresh ? PQ_MAIN : PQ_FRESH;
+			if (at[q] == model.n[q])
+				q = PQ_ONCE;
 			if (at[q] == model.n[q])
 				q = PQ_KEPT;
 		}
@@ -954,7 +1073,7 @@ model_victims(enum policy_place from, unsigned max, pageno_t out[])
 		} else {
 			model_remove(q, at[q]);
 			out[n++] = no;
-			if ((q == PQ_FRESH || q == PQ_MAIN) && model.n[PQ_KEPT] > 0)
+			if ((q == PQ_ONCE || q == PQ_FRESH || q == PQ_MAIN) && model.n[PQ_KEPT] > 0)
 				model_kept_age(at);
 		}
 	}
@@ -996,7 +1115,7 @@ dispose(pageno_t no, enum policy_place from, uint64_t *seed, bool used[])
 		break;
 	case 1:
 		policy_put(&policy, no, from);
-		model_add(no, from, false);
+		model_put(no, from);
 		break;
 	case 2:
 		policy_removed(&policy, no);
@@ -1010,7 +1129,7 @@ dispose(pageno_t no, enum policy_place from, uint64_t *seed, bool used[])
 			used[no] = false;
 		} else {
 			policy_put(&policy, no, on);
-			model_add(no, on, false);
+			model_put(no, on);
 		}
 		break;
 	}
@@ -1033,17 +1152,20 @@ run_model(enum policy_kind kind, uint64_t seed)
 		if (!used[no]) {
 			const enum policy_place to = dice == 0 ? place : POLICY_MAPPED;
 
-			if (dice < 10) {
-				policy_insert(&policy, no);
-				model_new(no);
-			} else {
+			policy_insert(&policy, no);
+			model_new(no);
+			if (rnd(&seed) % 2 == 0) {
+				policy_once(&policy, no);
+				model.home[no] = PQ_ONCE;
+			}
+			if (dice >= 10) {
 				cr_assert(eq(u32, policy_refault(&policy, no, key, dice < 15),
 					     model_refault(no, key, dice < 15)),
 					  "op %u", op);
 			}
 			used[no] = true;
 			policy_put(&policy, no, to);
-			model_add(no, to, false);
+			model_put(no, to);
 		} else if (dice < 6) {
 			const unsigned max = 1 + (unsigned)(rnd(&seed) % 16);
 			const enum policy_place from =

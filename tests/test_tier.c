@@ -461,6 +461,67 @@ Test(tier, a_stream_that_goes_backwards_unpacks_many_at_a_time)
 }
 
 /* Damage in the middle of a run is told to who comes to it, whichever way he goes. */
+static enum policy_queue
+queue_of(uintptr_t va)
+{
+	const struct page *pg = page_of(va);
+
+	cr_assert(pg != NULL, "%#lx is not in memory", (unsigned long)va);
+	return (enum policy_queue)pg->node.queue;
+}
+
+/* So that a loop finds a part of it in memory; of a small region nobody knows that it is more than once.  The second half comes back soon after it left. */
+Test(tier, what_is_read_in_order_will_have_been_used_once)
+{
+	for (unsigned told = 0; told < 2; told++) {
+		const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+		unsigned once = 0;
+
+		advise(va, N, told ? UP_ADVICE_SEQUENTIAL : UP_ADVICE_NORMAL);
+		for (unsigned i = 0; i < N; i++)
+			check_half(PAGE(i), i);
+		for (unsigned i = 0; i < N / 2; i++)
+			once += queue_of(PAGE(i)) == PQ_ONCE;
+		cr_assert(eq(uint, once, told ? N / 2 : 0));
+		cr_assert(ne(int, queue_of(PAGE(N - 1)), PQ_ONCE));
+		over();
+	}
+}
+
+Test(tier, what_a_stream_reads_is_like_other_pages_as_soon_as_there_is_the_disk)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+
+	advise(va, N, UP_ADVICE_SEQUENTIAL);
+	check_half(PAGE(0), 0);
+	cr_assert(eq(int, queue_of(PAGE(0)), PQ_ONCE));
+	tier_falls_short(r->p);
+	for (unsigned i = N / 2; i < N; i++) {
+		const bool was = page_of(PAGE(i)) != NULL;
+
+		check_half(PAGE(i), i);
+		cr_assert(was || queue_of(PAGE(i)) != PQ_ONCE, "page %u", i);
+	}
+	over();
+}
+
+Test(tier, a_stream_over_more_than_memory_is_one_untold)
+{
+	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
+	size_t less;
+
+	advise(va, N, UP_ADVICE_NORMAL);
+	less = (frames_most(r->p) - N * 5 / 8) * PAGE_SIZE;
+	r->p->budget.limit -= less;
+	/* The pool gives room back meanwhile.  By then its window is a cluster. */
+	for (unsigned i = 0; i < N * 5 / 8; i++)
+		check_half(PAGE(i), i);
+	cr_assert(ne(int, queue_of(PAGE(N / 4)), PQ_ONCE));
+	cr_assert(eq(int, queue_of(PAGE(N * 5 / 8 - 1)), PQ_ONCE));
+	r->p->budget.limit += less;
+	over();
+}
+
 Test(tier, a_run_ends_in_front_of_what_is_damaged)
 {
 	for (unsigned back = 0; back < 2; back++) {

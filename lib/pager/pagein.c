@@ -91,7 +91,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	for (unsigned i = 0; i < n; i++)
 		tier_missed(p, an[i], n == 1);
 	for (; npages < n; npages++) {
-		struct page *pg = page_alloc(&p->pages, an[npages], leaf, at + npages);
+		struct page *pg = page_alloc(&p->pages, an[npages], leaf, at + npages, s->once);
 
 		/*
 		 * They have taken the room that it needs, and would the next time: it is worth more than the last of them.  With the pages
@@ -100,7 +100,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 		if (pg == NULL && npages == 0 && n > 1) {
 			frames_drop(p, f[--n], 1);
 			let_go(p, an, n, n + 1, shard, va, 1);
-			pg = page_alloc(&p->pages, an[0], leaf, at);
+			pg = page_alloc(&p->pages, an[0], leaf, at, s->once);
 		}
 		if (pg == NULL)
 			break;
@@ -327,7 +327,7 @@ unpack(struct service *s, struct anon *an, struct leaf *leaf, unsigned at, frame
 {
 	struct pager *p = s->p;
 	void *content = pmap_frame(p->pmap, f);
-	struct page *pg = page_alloc(&p->pages, an, leaf, at);
+	struct page *pg = page_alloc(&p->pages, an, leaf, at, s->once);
 
 	*r = -ENOMEM;
 	if (pg == NULL) {
@@ -585,6 +585,7 @@ pagein_ahead(struct service *s, unsigned space, uintptr_t *va, uintptr_t end, en
 	}
 	index = e->offset + ((*va - e->start) >> PAGE_SHIFT);
 	place = entry_place(e, *va);
+	s->once = why == FOR_STREAM && readahead_once(p, e, true, NULL);
 	if (why == FOR_STREAM && of_source(e, index)) {
 		const size_t left = MIN((end - *va) >> PAGE_SHIFT, LEAF_SLOTS - index % LEAF_SLOTS);
 

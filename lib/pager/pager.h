@@ -331,6 +331,7 @@ struct service {
 
 	unsigned space;		/* whose fault it is at, a shard; 0: one of ours, or none */
 	uintptr_t addr;		/* and where, if it is one */
+	bool once;		/* what it reads is a stream's: policy_once() */
 	struct pmap_fault *msg; /* (c) FAULT_BATCH */
 	struct parked *parked;	/* (c) PARKED_MAX */
 	unsigned nparked;
@@ -650,6 +651,13 @@ struct ra_range {
 	int step;	     /* every so many of them; < 0: the last ones first */
 };
 bool readahead_more(const struct map_entry *e, struct ra_stream *st, struct ra_range *r);
+/*
+ * True if what a fault reads, or `early` what is read ahead, will have been used once when it leaves: a stream goes over more than memory holds, or
+ * the program has said so.  Only while all that leaves is compressed: on the disk it is better to have in one place what has left in one go, and to write what
+ * is dirty while a stream waits anyway.  stream: or NULL.  => map locked
+ */
+bool readahead_once(struct pager *p, const struct map_entry *e, bool early,
+		    const struct ra_stream *stream);
 /* Of pages read ahead n have been used; n < 0: so many have not. */
 void readahead_credit(struct object *o, int n);
 /* The same of the object that a leaf of a busy page belongs to.  => no leaf locked */

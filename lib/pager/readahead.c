@@ -238,6 +238,19 @@ readahead_back(const struct ra_stream *st)
 	return step_of(st) == -1;
 }
 
+bool
+readahead_once(struct pager *p, const struct map_entry *e, bool early,
+	       const struct ra_stream *stream)
+{
+	if (!tier_suffices(p))
+		return false;
+	if (e->advice == UP_ADVICE_SEQUENTIAL)
+		return true;
+	if (e->object->npages <= frames_most(p))
+		return false;
+	return early || (stream != NULL && readahead_reach(stream) >= CLUSTER_MAX);
+}
+
 void
 readahead_done(struct ra_stream *st, uint64_t index, unsigned n)
 {

@@ -26,6 +26,7 @@ pages_init(struct pages *ps, struct arena *arena, size_t max, size_t frames, siz
 								   offsetof(struct page, node),
 							  .stride = sizeof(struct page),
 							  .frames = frames,
+							  .once_min = 2 * CLUSTER_MAX,
 							  .ghost = ps->ghosts.base });
 	(void)mutex_init_brief(&ps->lock);
 	return 0;
@@ -79,7 +80,7 @@ grow_locked(struct pages *ps)
 }
 
 struct page *
-page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index)
+page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index, bool once)
 {
 	struct page *pg = NULL;
 
@@ -99,6 +100,8 @@ page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index)
 					    : word == SLOT_BASE ? PAGE_RAW_MARKED
 								: PAGE_RAW_NOT };
 		policy_insert(&ps->policy, page_no(ps, pg));
+		if (once)
+			policy_once(&ps->policy, page_no(ps, pg));
 		page_set_state_locked(ps, pg, PAGE_TRANSIT);
 	}
 	pthread_mutex_unlock(&ps->lock);

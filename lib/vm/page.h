@@ -119,6 +119,7 @@ page_queue_locked(const struct page *pg)
 {
 	switch ((enum policy_queue)pg->node.queue) {
 	case PQ_COLD:
+	case PQ_ONCE:
 	case PQ_FRESH:
 	case PQ_MAIN:
 	case PQ_KEPT:
@@ -144,7 +145,8 @@ page_count(const struct pages *ps, enum page_queue q)
 }
 
 /* A page in TRANSIT for a busy anon; NULL when the budget has no room. */
-struct page *page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index);
+struct page *page_alloc(struct pages *ps, struct anon *an, struct leaf *leaf, unsigned index,
+			bool once);
 /* From TRANSIT, or an orphan; on no queue.  Evicted: the same of a page in TRANSIT, which the policy may remember by `key`. */
 void page_free(struct pages *ps, struct page *pg);
 void page_evicted(struct pages *ps, struct page *pg, uint64_t key);

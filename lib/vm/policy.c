@@ -7,6 +7,10 @@
 /* Busy pages, and pages with rounds to their credit, that one request for victims passes by per victim. */
 #define LOOK 4
 
+/* ONCE may have this part of memory before its pages go first, and one request in so many goes where the others do not. */
+#define ONCE_PART 16
+#define ONCE_TURNS 16
+
 static const struct policy_ops *const policies[POLICY_KINDS] = {
 	[POLICY_SFIFO] = &policy_sfifo,
 	[POLICY_SFIFO_REFAULT] = &policy_sfifo_refault,
@@ -32,7 +36,8 @@ policy_init(struct policy *p, const struct policy_config *cfg)
 	*p = (struct policy){ .ops = policies[cfg->kind],
 			      .nodes = cfg->nodes,
 			      .stride = cfg->stride,
-			      .frames = cfg->frames };
+			      .frames = cfg->frames,
+			      .once_min = cfg->once_min };
 	for (unsigned q = 0; q < PQ_COUNT; q++)
 		p->queue[q].head = p->queue[q].tail = PAGE_NONE;
 	ghost_init(&p->ghost, p->ops->ghosts ? cfg->ghost : NULL, cfg->frames);
@@ -158,10 +163,26 @@ queue_for(const struct policy_node *nd, enum policy_place place)
 	}
 }
 
+static size_t
+once_share(const struct policy *p)
+{
+	return MAX(policy_in_memory(p) / ONCE_PART, p->once_min);
+}
+
 void
 policy_put(struct policy *p, pageno_t no, enum policy_place place)
 {
-	link_tail(p, no, queue_for(policy_node(p, no), place));
+	const enum policy_queue q = queue_for(policy_node(p, no), place);
+
+	link_tail(p, no, q);
+	if (q == PQ_ONCE && policy_length(p, PQ_ONCE) > 2 * once_share(p)) {
+		const pageno_t oldest = p->queue[PQ_ONCE].head;
+		struct policy_node *nd = policy_node(p, oldest);
+
+		policy_take(p, oldest);
+		p->ops->insert(p, nd);
+		link_tail(p, oldest, nd->home);
+	}
 }
 
 void
@@ -190,6 +211,9 @@ policy_refault(struct policy *p, pageno_t no, uint64_t key, bool demanded)
 
 	assert(nd->queue == PQ_NONE);
 	nd->count = 0;
+	/* GHOST_UNKNOWN is farther than any. */
+	if (nd->home == PQ_ONCE && distance > policy_in_memory(p) / 2)
+		return distance;
 	if (demanded)
 		p->ops->refault(p, nd, distance);
 	else
@@ -204,6 +228,17 @@ policy_touched(struct policy *p, pageno_t no)
 
 	assert(nd->queue == PQ_NONE);
 	p->ops->touched(p, nd);
+}
+
+void
+policy_once(struct policy *p, pageno_t no)
+{
+	struct policy_node *nd = policy_node(p, no);
+
+	assert(nd->queue == PQ_NONE);
+	nd->home = PQ_ONCE;
+	nd->count = 0;
+	(void)p;
 }
 
 void
@@ -246,7 +281,7 @@ policy_evicted(struct policy *p, pageno_t no, uint64_t key)
 
 	assert(nd->queue == PQ_NONE);
 	/* A page that was cooled is out because somebody wanted that: its return says nothing. */
-	if (nd->home != PQ_COLD && p->ops->remember(p, nd))
+	if (nd->home == PQ_ONCE || (nd->home != PQ_COLD && p->ops->remember(p, nd)))
 		ghost_add(&p->ghost, key);
 	else
 		ghost_forget(&p->ghost, key);
@@ -264,9 +299,18 @@ policy_removed(struct policy *p, pageno_t no)
 
 /* --- victims --- */
 
+/* Whether a request for mapped victims goes to ONCE; one and all of it does, so that what leaves together has come together. */
+static bool
+once_first(struct policy *p)
+{
+	const bool other = p->once_requests++ % ONCE_TURNS == 0;
+
+	return (policy_length(p, PQ_ONCE) > once_share(p)) != other;
+}
+
 /* The queue to look at next, given where each has been looked at to; PQ_NONE: all have been, to the end. */
 static enum policy_queue
-next_queue(const struct policy *p, enum policy_place from, const pageno_t at[])
+next_queue(const struct policy *p, enum policy_place from, bool once, const pageno_t at[])
 {
 	enum policy_queue q;
 
@@ -282,9 +326,13 @@ next_queue(const struct policy *p, enum policy_place from, const pageno_t at[])
 	}
 	if (at[PQ_COLD] != PAGE_NONE)
 		return PQ_COLD;
+	if (once && at[PQ_ONCE] != PAGE_NONE)
+		return PQ_ONCE;
 	q = p->ops->choose(p);
 	if (at[q] == PAGE_NONE)
 		q = q == PQ_MAIN ? PQ_FRESH : PQ_MAIN;
+	if (at[q] == PAGE_NONE)
+		q = PQ_ONCE;
 	if (at[q] == PAGE_NONE)
 		q = PQ_KEPT;
 	return at[q] != PAGE_NONE ? q : PQ_NONE;
@@ -324,12 +372,14 @@ policy_victims(struct policy *p, enum policy_place from, unsigned max, policy_ta
 	/* Pages before these have been refused. */
 	pageno_t at[PQ_COUNT];
 	unsigned n = 0, look = LOOK * max, patience = LOOK * max;
+	bool once;
 
 	assert(from < POLICY_WIRED);
+	once = from == POLICY_MAPPED && once_first(p);
 	for (unsigned q = 0; q < PQ_COUNT; q++)
 		at[q] = p->queue[q].head;
 	while (n < max && look > 0) {
-		const enum policy_queue q = next_queue(p, from, at);
+		const enum policy_queue q = next_queue(p, from, once, at);
 		const pageno_t no = at[q];
 		struct policy_node *nd;
 
@@ -353,7 +403,7 @@ policy_victims(struct policy *p, enum policy_place from, unsigned max, policy_ta
 		}
 		policy_take(p, no);
 		victim[n++] = no;
-		if ((q == PQ_FRESH || q == PQ_MAIN) && policy_length(p, PQ_KEPT) > 0)
+		if (q >= PQ_ONCE && q <= PQ_MAIN && policy_length(p, PQ_KEPT) > 0)
 			kept_age(p, at);
 	}
 	return n;

@@ -21,6 +21,13 @@
  *	a touch of a page that is staged    a soft fault: policy_touched()
  *	a touch of a page that is out       a major fault: policy_refault() with the page's key
  *
+ * What a stream has read, of more than memory holds, is wanted next when it comes round again, if ever, and nothing that has been in memory for longer is
+ * wanted later: policy_once().  Such pages lie on ONCE and go before others while they are more than a sixteenth of memory, so a stream pushes out nothing but
+ * itself, and of what it goes over again and again a part stays.  To keep on to what is dead for ever would be no better: one request for victims in
+ * ONCE_TURNS goes to the other pages (and to ONCE, if that has less), a page that comes back before half of memory has left is like others, and while
+ * nothing has to leave, what ONCE has too much becomes like others.  The idea is that of bimodal insertion (M. K. Qureshi, A. Jaleel, Y. N. Patt, S. C. Steely and
+ * J. Emer, "Adaptive insertion policies for high performance caching", ISCA 2007).
+ *
  * What has to stay lies at a place of its own, WIRED, from which no victim comes; taken off it, the page is as it was.
  *
  * What somebody brought in on purpose (up_prefault()) is promised to be there when the last of it is: policy_kept().  No policy's
@@ -70,6 +77,7 @@ enum policy_place {
 enum policy_queue {
 	PQ_NONE,
 	PQ_COLD,  /* mapped, to go first: somebody said so */
+	PQ_ONCE,  /* mapped, read by a stream */
 	PQ_FRESH, /* mapped, not seen in use since it came */
 	PQ_MAIN,  /* mapped */
 	PQ_KEPT,  /* mapped, to go last: somebody asked for it */
@@ -121,6 +129,8 @@ struct policy {
 	size_t kept_over, kept_before;
 	size_t turn_left; /* victims until the next turn may begin */
 	uint64_t turn;
+	size_t once_min;	/* (c) */
+	unsigned once_requests; /* for victims that are mapped, ever */
 	struct ghost ghost;
 	uint64_t spared; /* victims that went round again instead, ever */
 };
@@ -135,6 +145,8 @@ struct policy_config {
 	size_t stride;
 	/* Most pages that memory holds: as many evictions are remembered. */
 	size_t frames;
+	/* So many pages may lie on ONCE at least, before they go first. */
+	size_t once_min;
 	/* policy_ghost_bytes() of zeros, aligned to 4; NULL: nothing is remembered. */
 	void *ghost;
 };
@@ -188,9 +200,18 @@ policy_count(const struct policy *p, enum policy_place place)
 	case POLICY_WIRED:
 		return policy_length(p, PQ_WIRED);
 	default:
-		return policy_length(p, PQ_COLD) + policy_length(p, PQ_FRESH) +
-		       policy_length(p, PQ_MAIN) + policy_length(p, PQ_KEPT);
+		return policy_length(p, PQ_COLD) + policy_length(p, PQ_ONCE) +
+		       policy_length(p, PQ_FRESH) + policy_length(p, PQ_MAIN) +
+		       policy_length(p, PQ_KEPT);
 	}
+}
+
+/* Pages that no promise keeps in memory, mapped and staged. */
+static inline size_t
+policy_in_memory(const struct policy *p)
+{
+	return policy_count(p, POLICY_MAPPED) + policy_count(p, POLICY_STAGED) +
+	       policy_count(p, POLICY_CLEAN) + policy_count(p, POLICY_AHEAD);
 }
 
 /* --- signals: what is known of a page changes; it is on no queue, and on none afterwards --- */
@@ -200,13 +221,15 @@ void policy_insert(struct policy *p, pageno_t no);
 /*
  * Instead of policy_insert(): the page comes back from swap.  Returns its refault distance.
  * `demanded`: a thread waits for it.  If not it comes along with another: that says nothing, and it
- * begins as new; it is remembered no longer all the same.
+ * begins as new; it is remembered no longer all the same.  After policy_once() it stays that unless it comes back soon.
  */
 uint32_t policy_refault(struct policy *p, pageno_t no, uint64_t key, bool demanded);
 /* A soft fault.  policy_put() follows: MAPPED, or where it was if the kernel would not have it. */
 void policy_touched(struct policy *p, pageno_t no);
 /* Somebody asked for it: once mapped it leaves after all that is mapped now, unless that is used or kept again. */
 void policy_kept(struct policy *p, pageno_t no);
+/* It begins its life as one that a stream has read; after policy_insert(), or policy_refault() follows. */
+void policy_once(struct policy *p, pageno_t no);
 /* Somebody promised that it will not be used soon: once mapped again it goes before all others. */
 void policy_cool(struct policy *p, pageno_t no);
 /* Its content is another page's from now on, `to`, which is as good a page as `from` was. */
@@ -216,7 +239,7 @@ void policy_evicted(struct policy *p, pageno_t no, uint64_t key);
 
 /* --- moves --- */
 
-/* Youngest of its queue. */
+/* Youngest of its queue.  What ONCE has too much is like others from then on, a page at a time. */
 void policy_put(struct policy *p, pageno_t no, enum policy_place place);
 /* Oldest of its queue: for a victim that nothing could be done with. */
 void policy_put_back(struct policy *p, pageno_t no, enum policy_place place);

@@ -41,13 +41,6 @@
 /* FRESH is to be at most this part of memory. */
 #define FRESH_PART 10
 
-static inline size_t
-in_memory(const struct policy *p)
-{
-	return policy_count(p, POLICY_MAPPED) + policy_length(p, PQ_STAGED) +
-	       policy_length(p, PQ_CLEAN) + policy_length(p, PQ_AHEAD);
-}
-
 static void
 s3_insert(struct policy *p, struct policy_node *nd)
 {
@@ -85,7 +78,7 @@ s3_remember(const struct policy *p, const struct policy_node *nd)
 static enum policy_queue
 s3_choose(const struct policy *p)
 {
-	return policy_length(p, PQ_FRESH) > in_memory(p) / FRESH_PART ? PQ_FRESH : PQ_MAIN;
+	return policy_length(p, PQ_FRESH) > policy_in_memory(p) / FRESH_PART ? PQ_FRESH : PQ_MAIN;
 }
 
 static bool
