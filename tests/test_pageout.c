@@ -1096,6 +1096,25 @@ Test(pageout, does_nothing_while_there_is_room)
 	over();
 }
 
+/* STAGE_CALLS runs, each from its end: one more, for the oldest alone, would leave a page behind. */
+Test(pageout, a_run_whose_end_is_the_oldest_leaves_in_one_call)
+{
+	uintptr_t va;
+
+	scene((struct rig_config){ .seed = 1 });
+	va = map_random(64);
+	for (int k = 7; k >= 0; k--) {
+		put_page(PAGE(8 * k + 1), 100 + 8 * (uint64_t)k + 1);
+		put_page(PAGE(8 * k), 100 + 8 * (uint64_t)k);
+	}
+	stage();
+	for (unsigned k = 0; k < 8; k++) {
+		all_are(PAGE(8 * k), 2, STAGED);
+		check_pages(PAGE(8 * k), 2, 100 + 8 * k);
+	}
+	over();
+}
+
 /*
  * What the policy is told (what it makes of that is in test_policy.c)
  */
