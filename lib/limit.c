@@ -104,9 +104,11 @@ page_out(struct pager *p, unsigned timeout_ms)
 	unsigned slept = 0;
 	size_t used, limit;
 
+	bounce_fit(p);
 	while ((used = atomic_load(&p->budget.used)) > (limit = atomic_load(&p->budget.limit))) {
 		if (now_ns() >= end || slept >= timeout_ms)
 			return -ETIMEDOUT;
+		bounce_fit(p);
 		/* As long as there are many; then faults, and who makes more, come first. */
 		if (frames_give_up(p, (used - limit + PAGE_SIZE - 1) >> PAGE_SHIFT) >= CLUSTER_MAX)
 			continue;

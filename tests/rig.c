@@ -81,8 +81,8 @@ swap_open(void *ctx, struct swap_area *s, struct arena *arena, const struct up_c
 	const size_t n = round_up(cfg->swap_size / PAGE_SIZE, 64);
 	int ret;
 
-	(void)ctx;
 	*s = (struct swap_area){ .fd = memfd_create("rig", MFD_CLOEXEC),
+				 .odirect = ((struct rig *)ctx)->cfg.buffers > 0,
 				 .fixed = true,
 				 .log = log };
 	if (s->fd < 0)
@@ -214,6 +214,11 @@ rig_create(struct rig *r)
 	const int ret = runtime_create(&r->rt, &cfg, &r->backend);
 
 	r->p = ret == 0 ? &r->rt->p : NULL;
+	if (ret == 0 && r->cfg.buffers > 0) {
+		r->p->bounce.n = r->cfg.buffers;
+		r->p->bounce.least = 1;
+		r->p->bounce.pages = 2;
+	}
 	return ret;
 }
 

@@ -34,6 +34,7 @@ struct rig_config {
 	enum up_compression compression;
 	uint64_t compress_limit;
 	enum policy_kind policy; /* of replacement; 0: the default */
+	unsigned buffers;	 /* large requests go through so many; 0: none */
 	bool honest_backoff; /* leave the pause after a failed write alone; else it is over at once */
 };
 

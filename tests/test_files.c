@@ -959,6 +959,49 @@ Test(files, a_file_that_is_not_in_the_page_cache_stays_out_of_it)
 	close(fd);
 }
 
+/* In so much memory that large requests go through buffers, which are as much of it as is more in use than what is told of. */
+Test(files, a_stream_through_buffers_is_what_the_file_has)
+{
+	const size_t bytes = 160 * MiB + 100, n = (bytes + PAGE - 1) / PAGE;
+	struct up_object *obj;
+	struct up_stats st;
+	uint64_t *p;
+	int fd;
+
+	cold = true;
+	fd = file_of(bytes);
+	start(64 * MiB);
+	obj = object_of(fd, 0, 0);
+	need_direct(obj, fd, 160 * MiB);
+	p = map(obj, n * PAGE, UP_SHARED, RW);
+	cr_assert(zero(int, up_advise(rt, p, n * PAGE, UP_ADVICE_SEQUENTIAL)));
+	for (unsigned round = 0; round < 2; round++) {
+		for (size_t i = 0; i + 1 < n; i++)
+			check(p, i, i);
+		for (unsigned i = 0; i < PAGE / 8; i++) {
+			if (i != 100 / 8) /* the word in which the file ends */
+				cr_assert(eq(u64, p[(n - 1) * (PAGE / 8) + i],
+					     i < 100 / 8 ? word_of(n - 1, i) : 0));
+		}
+	}
+	st = stats();
+	cr_assert(
+		ge(u64, st.used, st.resident + st.staged + st.free_frames + st.metadata + 2 * MiB));
+	for (size_t i = 0; i + 1 < n; i++)
+		page_of(50000 + i, p + i * (PAGE / 8));
+	cr_assert(zero(int, up_sync(rt, p, n * PAGE, 0)), "%s", logged);
+	for (size_t i = 0; i + 1 < n; i += 7)
+		check(p, i, 50000 + i);
+	st = stats();
+	cr_assert(le(u64, st.used_max, 64 * MiB));
+	cr_assert(zero(int, up_unmap(rt, p, n * PAGE)), "%s", logged);
+	for (size_t i = 0; i + 1 < n; i++)
+		check_file(fd, i, 50000 + i);
+	up_object_unref(obj);
+	up_runtime_destroy(rt);
+	close(fd);
+}
+
 /*
  * Somebody else has a part of the file mapped and stores there: what he has stored is read, without his fsync(), and what is written back is in his
  * mapping, of which the page cache has every other page.

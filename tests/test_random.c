@@ -1840,9 +1840,12 @@ static void
 play(struct world *w)
 {
 	w->pools = w->seed % 16 != 5;
+	const unsigned buffers = (unsigned)(w->seed / 11 % 3);
 	const struct rig_config cfg = {
-		.memory = UP_MEMORY_LIMIT_MIN + (w->seed % 3) * ((size_t)512 << 10),
+		.memory = UP_MEMORY_LIMIT_MIN + (w->seed % 3) * ((size_t)512 << 10) +
+			  buffers * CLUSTER_MAX * PAGE_SIZE,
 		.memory_most = UP_MEMORY_LIMIT_MIN + ((size_t)2 << 20),
+		.buffers = buffers,
 		.swap_slots = 4096,
 		.services = 1 + w->seed % 3,
 		.seed = w->seed,

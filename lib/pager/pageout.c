@@ -50,6 +50,7 @@ size_t
 frames_most(struct pager *p)
 {
 	const size_t fixed = arena_bytes(&p->arena) + tier_bytes(p) +
+			     atomic_load_explicit(&p->bounce.bytes, memory_order_relaxed) +
 			     (atomic_load_explicit(&p->nwired, memory_order_relaxed) << PAGE_SHIFT);
 
 	return p->budget.limit > fixed ? (p->budget.limit - fixed) >> PAGE_SHIFT : 0;
@@ -336,7 +337,7 @@ frames_shrink(struct pager *p)
 	bool any = false;
 
 	/* Below this faults could not be served at all: then metadata has what the compressed pool gives, or has to do without. */
-	if (frames_most(p) < FRAMES_MIN + left) {
+	if (frames_most(p) < FRAMES_MIN + left && !bounce_shrink(p)) {
 		if (!tier_may_yield(p))
 			atomic_store(&p->starved, 0);
 		return false;

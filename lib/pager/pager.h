@@ -130,6 +130,19 @@ struct space_tally {
 	_Atomic uint64_t since;	   /* ns; what there is of its shard from before was another's */
 };
 
+/* Buffers of a cluster each (bounce.c). */
+struct bounce {
+	atomic_uint there;   /* a bit for each that is free */
+	atomic_size_t bytes; /* (lock) charged for them so far */
+	atomic_bool wanted;  /* a request would have taken one */
+	unsigned n;	     /* (c) */
+	unsigned pages;	     /* (c) that a request has at least */
+	size_t least;	     /* (c) frames that there are to be room for */
+	pthread_mutex_t lock;
+	char *base;	/* (lock) NULL: there are none; but who has one of them may read it */
+	uint64_t again; /* (lock) not to be tried before that */
+};
+
 struct pager {
 	struct logger log;
 	struct store *
@@ -145,6 +158,7 @@ struct pager {
 	struct pmap *pmap;
 	struct swap_area swap;
 	struct polling polling; /* for reads of it */
+	struct bounce bounce;	/* for large requests */
 	struct resv resv_swap;	/* pages */
 	struct resv resv_meta;	/* bytes */
 	size_t meta_fixed; /* (c) metadata that there was before anything was promised, ghosts aside */
@@ -232,8 +246,9 @@ struct request {
 	struct swap_io io;
 	struct request *next;
 	struct service *service; /* (c) */
-	struct source *source;	 /* with which it is, a reference; NULL: swap */
-	uint64_t index;		 /* of page[0] there */
+	char *bounce; /* the buffer that it goes through while it is under way; NULL: none */
+	struct source *source; /* with which it is, a reference; NULL: swap */
+	uint64_t index;	       /* of page[0] there */
 	struct account *
 		account; /* pagein: who is counted for it, a reference, with `counted` pages; NULL: nobody */
 	uint64_t t0;	/* when its fault was read, ns */
@@ -756,6 +771,27 @@ bool pagein_ahead(struct service *s, unsigned space, uintptr_t *va, uintptr_t en
 void pagein_commands(struct service *s);
 /* True if busy pages that were read for this are to stay staged: nobody has come by for one of them. */
 bool pagein_stays(struct service *s, enum pagein_for why, struct page *const pg[], unsigned n);
+
+/* --- bounce.c --- */
+
+void bounce_init(struct bounce *b);
+/* Nothing is under way. */
+void bounce_fini(struct pager *p);
+/* A request that is about to be submitted goes through a buffer, if it is large and there is one. */
+void bounce_begin(struct pager *p, struct request *req);
+/* It has come back: what it has read goes to its frames. */
+void bounce_end(struct pager *p, struct request *req);
+static inline bool
+bounce_wanted(const struct pager *p)
+{
+	return atomic_load_explicit(&p->bounce.wanted, memory_order_relaxed);
+}
+/* Some were: make them if there is room.  By services; without any lock. */
+void bounce_make(struct pager *p);
+/* Give their memory back.  False: there are none, or one is in use.  Never waits. */
+bool bounce_shrink(struct pager *p);
+/* The same if they are too large a part of memory now. */
+void bounce_fit(struct pager *p);
 
 /* --- early.c: for streams --- */
 

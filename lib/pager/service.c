@@ -114,7 +114,10 @@ swap_io_fill(struct pager *p, struct swap_io *io, const frame_t f[], unsigned n,
 void
 request_submit(struct service *s, struct request *req)
 {
-	const int r = s->io->ops->submit(s->io, &req->io);
+	int r;
+
+	bounce_begin(s->p, req);
+	r = s->io->ops->submit(s->io, &req->io);
 
 	/* The engine is as deep as there are requests. */
 	assert(r == 0);
@@ -267,6 +270,34 @@ services_press(struct pager *p)
 	}
 }
 
+static void
+request_done(struct service *s, struct request *req)
+{
+	bounce_end(s->p, req);
+	if (req->source != NULL) {
+		source_done(s, req);
+		return;
+	}
+	PROBE4(swap__done, req->kind == REQ_PAGEOUT, req->io.slot, req->n, req->io.result);
+	if (req->kind == REQ_PAGEIN)
+		pagein_done(s, req);
+	else if (req->back)
+		tier_written(s, req);
+	else
+		pageout_done(s, req);
+}
+
+/* What streams want next goes to the disk before the rest of what has come from it is looked at, during which it would stand still. */
+static void
+early_between(struct service *s)
+{
+	if (s->worker || atomic_load_explicit(&s->early.n, memory_order_relaxed) == 0 ||
+	    atomic_load_explicit(&s->stop, memory_order_relaxed))
+		return;
+	(void)early_serve(s);
+	s->io->ops->flush(s->io);
+}
+
 PROBE_ONCE void
 service_complete(struct service *s, struct swap_io *done)
 {
@@ -274,17 +305,9 @@ service_complete(struct service *s, struct swap_io *done)
 		struct request *req = done->owner;
 
 		done = done->next;
-		if (req->source != NULL) {
-			source_done(s, req);
-			continue;
-		}
-		PROBE4(swap__done, req->kind == REQ_PAGEOUT, req->io.slot, req->n, req->io.result);
-		if (req->kind == REQ_PAGEIN)
-			pagein_done(s, req);
-		else if (req->back)
-			tier_written(s, req);
-		else
-			pageout_done(s, req);
+		request_done(s, req);
+		if (done != NULL)
+			early_between(s);
 	}
 }
 
@@ -337,6 +360,8 @@ service_step(struct service *s, int64_t timeout_ns)
 	pagein_commands(s);
 	source_commands(s);
 	demand_serve(s);
+	if (bounce_wanted(s->p))
+		bounce_make(s->p);
 	if (pageout_step(s))
 		s->more = true;
 	if (log_waits(&s->p->log))
@@ -389,6 +414,7 @@ pager_init(struct pager *p, size_t most)
 	map_init(&p->map, &p->map_zones);
 	anon_waitqs_init(&p->waitqs);
 	pthread_mutex_init(&p->pageout_lock, NULL);
+	bounce_init(&p->bounce);
 	p->stage_batch = CLUSTER_MAX;
 	atomic_store(&p->written, true);
 
@@ -410,6 +436,7 @@ pager_init(struct pager *p, size_t most)
 fini_pages:
 	pages_fini(&p->pages);
 fini_map:
+	bounce_fini(p);
 	pthread_mutex_destroy(&p->pageout_lock);
 	anon_waitqs_fini(&p->waitqs);
 	map_fini(&p->map);
@@ -426,6 +453,7 @@ pager_fini(struct pager *p)
 	resv_fini(&p->resv_meta);
 	frames_fini(&p->frames);
 	pages_fini(&p->pages);
+	bounce_fini(p);
 	pthread_mutex_destroy(&p->pageout_lock);
 	anon_waitqs_fini(&p->waitqs);
 	map_fini(&p->map);
@@ -586,7 +614,7 @@ pager_check(struct pager *p)
 	/* Every physical page is charged once. */
 	assert(frames_nfree(&p->frames) + staged + runmap_nfree(&p->frames.holes) == p->frames.n);
 	assert(atomic_load(&p->budget.used) ==
-	       p->overhead + arena_bytes(&p->arena) + tier_bytes(p) +
+	       p->overhead + arena_bytes(&p->arena) + tier_bytes(p) + p->bounce.bytes +
 		       ((frames_nfree(&p->frames) + staged + mapped) << PAGE_SHIFT));
 	assert(atomic_load(&p->budget.used) <= p->budget.limit);
 	(void)anons;
