@@ -156,7 +156,7 @@ fspace_link(struct fill *f, struct space *sp)
 
 /*
  * Children whose process is gone.  There is no event for that; so it is looked at whenever there is a new one, and there are never more than live
- * at once.  The aide knows no children, the mover is a user, and the loop holds f->lock.
+ * at once, but for those that the mover is at.  The aide knows no children, and the loop holds f->lock.
  */
 static void
 reap(struct fill *f)
@@ -165,12 +165,18 @@ reap(struct fill *f)
 
 	for (sp = f->spaces; sp != NULL; sp = next) {
 		next = sp->next;
-		if (!sp->child || sp->users > 0 || (sp->uffd >= 0 && foreign_alive(sp->uffd))) {
+		if (!sp->child || (sp->uffd >= 0 && foreign_alive(sp->uffd))) {
 			before = sp;
 			continue;
 		}
 		fspace_gone(sp);
 		pthread_mutex_lock(&f->lock);
+		/* Only from here on the mover does not take it up. */
+		if (sp->users > 0) {
+			pthread_mutex_unlock(&f->lock);
+			before = sp;
+			continue;
+		}
 		if (before == NULL && f->spaces == sp) {
 			f->spaces = next;
 		} else {
