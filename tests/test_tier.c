@@ -460,7 +460,6 @@ Test(tier, a_stream_that_goes_backwards_unpacks_many_at_a_time)
 	over();
 }
 
-/* Damage in the middle of a run is told to who comes to it, whichever way he goes. */
 static enum policy_queue
 queue_of(uintptr_t va)
 {
@@ -505,6 +504,41 @@ Test(tier, what_a_stream_reads_is_like_other_pages_as_soon_as_there_is_the_disk)
 	over();
 }
 
+static int
+number_in(void *ctx, struct up_request *req)
+{
+	memset(up_request_buffer(req), 0, up_request_length(req));
+	for (size_t at = 0; at < up_request_length(req); at += PAGE_SIZE)
+		*(uint64_t *)((char *)up_request_buffer(req) + at) = up_request_offset(req) + at;
+	(*(unsigned *)ctx)++;
+	up_request_complete(req, 0);
+	return 0;
+}
+
+/* What its source has leaves without being packed, and comes back from there. */
+Test(tier, what_a_stream_reads_from_a_source_is_like_other_pages)
+{
+	const struct up_pager_ops ops = { .size = sizeof ops, .page_in = number_in };
+	struct up_object *obj;
+	unsigned nin = 0;
+	void *p;
+
+	tier_scene(UP_COMPRESS_LZ4, 0);
+	cr_assert(zero(int, up_object_create_custom(r->rt, N * PAGE_SIZE, &ops, &nin, &obj)));
+	cr_assert(zero(int, up_map(r->rt, NULL, N * PAGE_SIZE, PROT_READ, UP_SHARED, obj, 0, &p)));
+	advise((uintptr_t)p, N, UP_ADVICE_SEQUENTIAL);
+	for (size_t i = 0; i < N; i++) {
+		const uintptr_t at = (uintptr_t)p + i * PAGE_SIZE;
+
+		cr_assert(eq(u64, rig_get(r, at), i * PAGE_SIZE));
+		cr_assert(ne(int, queue_of(at), PQ_ONCE), "page %zu", i);
+	}
+	cr_assert(gt(uint, nin, 0));
+	unmap((uintptr_t)p, N);
+	up_object_unref(obj);
+	over();
+}
+
 Test(tier, a_stream_over_more_than_memory_is_one_untold)
 {
 	const uintptr_t va = all_zipped(UP_COMPRESS_LZ4);
@@ -522,6 +556,7 @@ Test(tier, a_stream_over_more_than_memory_is_one_untold)
 	over();
 }
 
+/* Damage in the middle of a run is told to who comes to it, whichever way he goes. */
 Test(tier, a_run_ends_in_front_of_what_is_damaged)
 {
 	for (unsigned back = 0; back < 2; back++) {

@@ -423,15 +423,6 @@ window(struct fault *f, unsigned max, struct ra_stream **stream)
 	return max;
 }
 
-/* The same of pages that will be read. */
-static unsigned
-read_window(struct fault *f, unsigned max, struct ra_stream **stream)
-{
-	max = window(f, max, stream);
-	f->s->once = readahead_once(f->p, f->entry, f->early, *stream);
-	return max;
-}
-
 /* The stream has come by: what it wants next is read while it goes on.  => map locked, no wait queue */
 static void
 go_ahead(struct fault *f, struct ra_stream *stream)
@@ -975,7 +966,7 @@ fault_swap(struct fault *f)
 	unsigned want, got;
 	int r;
 
-	want = read_window(f, CLUSTER_MAX, &stream);
+	want = window(f, CLUSTER_MAX, &stream);
 	if (want > TOO_FAST && too_fast(f, want)) {
 		struct anon *an = leaf_anon(f->leaf, f->at);
 
@@ -1007,11 +998,12 @@ fault_zip(struct fault *f)
 	bool back;
 	int r;
 
-	want = read_window(f, ZIP_RUN_MAX, &stream);
+	want = window(f, ZIP_RUN_MAX, &stream);
 	back = stream != NULL && readahead_back(stream) && !atomic_load(entry_unrecorded(f->entry));
 	if (back)
 		want = MIN(readahead_reach(stream), pages_in_front(f) + 1);
-	r = pagein_zip(f->s, f->leaf, f->at, f->va, f->shard, want, back, FOR_FAULT, &got);
+	r = pagein_zip(f->s, f->leaf, f->at, f->va, f->shard, want, back, FOR_FAULT,
+		       readahead_once(f->p, f->entry, stream), &got);
 	if (r == 0 && stream != NULL) {
 		readahead_done(stream, f->index, got);
 		go_ahead(f, stream);
@@ -1219,7 +1211,7 @@ read_beneath(struct fault *f, const struct beneath *b)
 	unsigned want, got;
 	int r;
 
-	want = read_window(f, LEAF_SLOTS - b->at, &stream);
+	want = window(f, LEAF_SLOTS - b->at, &stream);
 	pthread_mutex_lock(&b->leaf->lock);
 	r = pagein_start(f->s, b->leaf, b->at, 0, f->shard, want, FOR_FAULT, f->t0, &got);
 	if (r == 0)
@@ -1237,7 +1229,7 @@ unzip_beneath(struct fault *f, const struct beneath *b)
 	int r;
 
 	pthread_mutex_lock(&b->leaf->lock);
-	r = pagein_zip(f->s, b->leaf, b->at, 0, f->shard, 1, false, FOR_FAULT, &got);
+	r = pagein_zip(f->s, b->leaf, b->at, 0, f->shard, 1, false, FOR_FAULT, false, &got);
 	pthread_rwlock_unlock(&p->map.lock);
 	return r == -ENOMEM ? V_ROOM : V_REPEAT;
 }
@@ -1295,7 +1287,7 @@ source_page(struct fault *f, int k, bool promise, bool *full)
 
 	*full = promise && !promise_page(p, f->object);
 	an = *full ? NULL : anon_alloc(&p->zones.anon);
-	pg = an != NULL ? page_alloc(&p->pages, an, f->leaf, at, f->s->once) : NULL;
+	pg = an != NULL ? page_alloc(&p->pages, an, f->leaf, at, false) : NULL;
 	if (pg == NULL) {
 		if (an != NULL)
 			anon_gone(p, an, f->shard, 0);
@@ -1324,12 +1316,12 @@ source_window(struct fault *f, const struct object *src, uint64_t index, bool hi
 	*stream = NULL;
 	most = MIN(most, src->npages - index);
 	if (!hinted)
-		return read_window(f, (unsigned)most, stream);
+		return window(f, (unsigned)most, stream);
 	most = MIN(most - 1, f->hint.after) + 1;
 	/* The source knows better than our guess; but who asks for a range, or for nothing else, knows best. */
 	if (f->hint.has == 0 || f->ahead > 0 || e->advice == UP_ADVICE_RANDOM ||
 	    atomic_load(entry_unrecorded(f->entry)))
-		return read_window(f, (unsigned)most, stream);
+		return window(f, (unsigned)most, stream);
 	in_front = near ? MIN(MIN(f->at, index), (f->addr - e->start) >> PAGE_SHIFT) : 0;
 	in_front = MIN(in_front, f->hint.before);
 	*before = (unsigned)MIN(in_front, CLUSTER_MAX - MIN(most, CLUSTER_MAX / 2));
@@ -1605,7 +1597,6 @@ fault_resolve(struct fault *f)
 	bool denied;
 
 	f->known = NULL;
-	f->s->once = false;
 	if (e == NULL) {
 		pthread_rwlock_rdlock(&p->map.lock);
 		e = space_lookup(p, f->space, f->addr);

@@ -91,7 +91,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 	for (unsigned i = 0; i < n; i++)
 		tier_missed(p, an[i], n == 1);
 	for (; npages < n; npages++) {
-		struct page *pg = page_alloc(&p->pages, an[npages], leaf, at + npages, s->once);
+		struct page *pg = page_alloc(&p->pages, an[npages], leaf, at + npages, false);
 
 		/*
 		 * They have taken the room that it needs, and would the next time: it is worth more than the last of them.  With the pages
@@ -100,7 +100,7 @@ pagein_start(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, un
 		if (pg == NULL && npages == 0 && n > 1) {
 			frames_drop(p, f[--n], 1);
 			let_go(p, an, n, n + 1, shard, va, 1);
-			pg = page_alloc(&p->pages, an[0], leaf, at, s->once);
+			pg = page_alloc(&p->pages, an[0], leaf, at, false);
 		}
 		if (pg == NULL)
 			break;
@@ -323,11 +323,12 @@ lost_zip(struct service *s, struct anon *an, struct leaf *leaf, unsigned at, uin
 
 /* The page of a busy anon, unpacked into a frame; its entry is to go once it is in core.  NULL: *r, -ENOMEM or -EIO, and nothing has happened. */
 static struct page *
-unpack(struct service *s, struct anon *an, struct leaf *leaf, unsigned at, frame_t f, int *r)
+unpack(struct service *s, struct anon *an, struct leaf *leaf, unsigned at, frame_t f, bool once,
+       int *r)
 {
 	struct pager *p = s->p;
 	void *content = pmap_frame(p->pmap, f);
-	struct page *pg = page_alloc(&p->pages, an, leaf, at, s->once);
+	struct page *pg = page_alloc(&p->pages, an, leaf, at, once);
 
 	*r = -ENOMEM;
 	if (pg == NULL) {
@@ -379,7 +380,7 @@ unpacked(struct pager *p, struct page *const run[], const zref_t ref[], unsigned
  */
 int
 pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
-	   unsigned want, bool back, enum pagein_for why, unsigned *got)
+	   unsigned want, bool back, enum pagein_for why, bool once, unsigned *got)
 {
 	struct pager *p = s->p;
 	struct anon *an[ZIP_RUN_MAX] = { NULL };
@@ -411,7 +412,8 @@ pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsi
 			struct page *each;
 
 			ref[slot] = an[i + k]->loc;
-			each = unpack(s, an[i + k], leaf, (unsigned)((int)at + off), f + to, &r);
+			each = unpack(s, an[i + k], leaf, (unsigned)((int)at + off), f + to, once,
+				      &r);
 
 			if (each == NULL)
 				break;
@@ -585,7 +587,6 @@ pagein_ahead(struct service *s, unsigned space, uintptr_t *va, uintptr_t end, en
 	}
 	index = e->offset + ((*va - e->start) >> PAGE_SHIFT);
 	place = entry_place(e, *va);
-	s->once = why == FOR_STREAM && readahead_once(p, e, true, NULL);
 	if (why == FOR_STREAM && of_source(e, index)) {
 		const size_t left = MIN((end - *va) >> PAGE_SHIFT, LEAF_SLOTS - index % LEAF_SLOTS);
 
@@ -620,7 +621,7 @@ pagein_ahead(struct service *s, unsigned space, uintptr_t *va, uintptr_t end, en
 		if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_ZIP) {
 			ok = pagein_zip(s, leaf, at, place.va, place.shard,
 					(unsigned)MIN(left, LEAF_SLOTS - at), false, FOR_CALL,
-					&got) != -ENOMEM;
+					false, &got) != -ENOMEM;
 			got = MAX(got, 1);
 		} else if (atomic_load_explicit(&an->kind, memory_order_relaxed) == ANON_SWAP) {
 			ok = pagein_start(s, leaf, at, place.va, place.shard,

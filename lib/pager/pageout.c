@@ -380,7 +380,8 @@ sort_by_va(struct page *pg[], unsigned n)
 	}
 	while (first < n && pg[first] != oldest)
 		first++;
-	while (first > 0 && pg[first - 1]->va + PAGE_SIZE == pg[first]->va)
+	while (first > 0 && pg[first - 1]->va + PAGE_SIZE == pg[first]->va &&
+	       pg[first - 1]->shard == oldest->shard)
 		first--;
 	memcpy(low, pg, first * sizeof pg[0]);
 	memmove(pg, pg + first, (n - first) * sizeof pg[0]);

@@ -346,7 +346,6 @@ struct service {
 
 	unsigned space;		/* whose fault it is at, a shard; 0: one of ours, or none */
 	uintptr_t addr;		/* and where, if it is one */
-	bool once;		/* what it reads is a stream's: policy_once() */
 	struct pmap_fault *msg; /* (c) FAULT_BATCH */
 	struct parked *parked;	/* (c) PARKED_MAX */
 	unsigned nparked;
@@ -667,12 +666,11 @@ struct ra_range {
 };
 bool readahead_more(const struct map_entry *e, struct ra_stream *st, struct ra_range *r);
 /*
- * True if what a fault reads, or `early` what is read ahead, will have been used once when it leaves: a stream goes over more than memory holds, or
+ * True if what a fault unpacks will have been used once when it leaves: a stream goes over more than memory holds, or
  * the program has said so.  Only while all that leaves is compressed: on the disk it is better to have in one place what has left in one go, and to write what
  * is dirty while a stream waits anyway.  stream: or NULL.  => map locked
  */
-bool readahead_once(struct pager *p, const struct map_entry *e, bool early,
-		    const struct ra_stream *stream);
+bool readahead_once(struct pager *p, const struct map_entry *e, const struct ra_stream *stream);
 /* Of pages read ahead n have been used; n < 0: so many have not. */
 void readahead_credit(struct object *o, int n);
 /* The same of the object that a leaf of a busy page belongs to.  => no leaf locked */
@@ -760,7 +758,7 @@ void pagein_done(struct service *s, struct request *req);
  *    so many are in the leaf
  */
 int pagein_zip(struct service *s, struct leaf *leaf, unsigned at, uintptr_t va, unsigned shard,
-	       unsigned want, bool back, enum pagein_for why, unsigned *got);
+	       unsigned want, bool back, enum pagein_for why, bool once, unsigned *got);
 /*
  * Start reading what is out of memory at *va, or pass it by; *va: where to go on.  False: no room now.
  * FOR_CALL: what is in swap, but for what somebody holds; FOR_ADVICE: that, too, as soon as it is let go; FOR_STREAM: what a source has, too.

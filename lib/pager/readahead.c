@@ -239,8 +239,7 @@ readahead_back(const struct ra_stream *st)
 }
 
 bool
-readahead_once(struct pager *p, const struct map_entry *e, bool early,
-	       const struct ra_stream *stream)
+readahead_once(struct pager *p, const struct map_entry *e, const struct ra_stream *stream)
 {
 	if (!tier_suffices(p))
 		return false;
@@ -248,7 +247,7 @@ readahead_once(struct pager *p, const struct map_entry *e, bool early,
 		return true;
 	if (e->object->npages <= frames_most(p))
 		return false;
-	return early || (stream != NULL && readahead_reach(stream) >= CLUSTER_MAX);
+	return stream != NULL && readahead_reach(stream) >= CLUSTER_MAX;
 }
 
 void

@@ -8,7 +8,7 @@
  *
  *	            policy_put                 policy_victims(MAPPED), policy_put
  *	 insert,  -------------> MAPPED -----------------------------------------> STAGED ----+
- *	 refault                   ^       COLD, FRESH, MAIN or KEPT                 |        | the same, after
+ *	 refault                   ^       ONCE, COLD, FRESH, MAIN or KEPT           |        | the same, after
  *	                           |                                                 |        | the write
  *	                           +------- policy_take, policy_touched, policy_put -+- CLEAN <--+
  *	                                                                                  |
@@ -206,7 +206,7 @@ policy_count(const struct policy *p, enum policy_place place)
 	}
 }
 
-/* Pages that no promise keeps in memory, mapped and staged. */
+/* Pages that may leave, mapped and staged: all but the wired ones. */
 static inline size_t
 policy_in_memory(const struct policy *p)
 {
