@@ -142,6 +142,12 @@ virtual_clock(void)
 	return virtual_now += 1000;
 }
 
+void
+rig_later(uint64_t ns)
+{
+	virtual_now += ns;
+}
+
 static void
 idle(void *ctx)
 {

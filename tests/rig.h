@@ -66,6 +66,8 @@ void rig_down(struct rig *r);
 
 /* One turn of every service. */
 void rig_step(struct rig *r);
+/* So much time passes. */
+void rig_later(uint64_t ns);
 /* Steps until nothing is in flight, queued or parked. */
 void rig_settle(struct rig *r);
 

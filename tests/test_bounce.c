@@ -4,6 +4,7 @@
  * and when they go.
  */
 #include <errno.h>
+#include <pthread.h>
 
 #include "scene.h"
 
@@ -30,9 +31,10 @@ in_use(void)
 static void
 ask(void)
 {
-	b()->again = 0;
-	atomic_store(&b()->wanted, true);
-	rig_step(r);
+	for (unsigned i = 0; i < 32; i++) {
+		atomic_store(&b()->wanted, true);
+		rig_step(r);
+	}
 }
 
 /* Pages with content, all in swap, and buffers, if there are to be any. */
@@ -67,7 +69,6 @@ Test(bounce, buffers_are_made_when_they_would_be_used_and_are_charged)
 	for (size_t i = MEMORY / PAGE_SIZE / 2; i < MEMORY / PAGE_SIZE / 2 * 3; i += N) {
 		put_pages(PAGE(i), N, 100 + i);
 		rig_settle(r);
-		b()->again = 0; /* hardly any time passes here */
 	}
 	cr_assert(eq(sz, b()->bytes, 2 * BUFFER));
 	cr_assert(zero(uint, in_use()));
@@ -111,18 +112,31 @@ Test(bounce, what_is_read_through_one_gets_to_its_pages)
 	over();
 }
 
+/* Reads of the first so many pages, and the disk answers none. */
+static void
+start_reads(uintptr_t va, size_t n)
+{
+	sim_disk_hold(r->disk, SWAP_READ);
+	advise(va, n, UP_ADVICE_WILLNEED);
+	for (unsigned i = 0; i < 8; i++)
+		rig_step(r);
+	cr_assert(eq(uint, in_use(), 1));
+}
+
+static void
+end_reads(void)
+{
+	sim_disk_release(r->disk, SWAP_READ);
+	rig_settle(r);
+}
+
 Test(bounce, more_requests_than_buffers)
 {
 	const uintptr_t va = set((struct rig_config){ .buffers = 1 }, N);
 
-	sim_disk_hold(r->disk, SWAP_READ);
-	advise(va, N, UP_ADVICE_WILLNEED);
-	for (unsigned i = 0; i < 8; i++)
-		rig_step(r);
-	cr_assert(eq(uint, in_use(), 1));
+	start_reads(va, N);
 	cr_assert(ge(uint, r->p->service[0]->nreads, 2));
-	sim_disk_release(r->disk, SWAP_READ);
-	rig_settle(r);
+	end_reads();
 	check_pages(va, N, 100);
 	over();
 }
@@ -221,22 +235,106 @@ Test(bounce, they_go_when_the_limit_sinks_and_none_is_in_use)
 	over();
 }
 
-Test(bounce, one_in_use_stays)
+Test(bounce, they_leave_when_the_last_in_use_is_back_and_are_taken_by_nobody_meanwhile)
+{
+	const uintptr_t va = set((struct rig_config){ .buffers = 2 }, N);
+	const size_t used = r->p->budget.used;
+
+	start_reads(va, CLUSTER_MAX);
+	for (unsigned i = 0; i < 2; i++) {
+		cr_assert(not(bounce_shrink(r->p)));
+		cr_assert(eq(sz, b()->bytes, 2 * BUFFER));
+	}
+	advise(PAGE(CLUSTER_MAX), CLUSTER_MAX, UP_ADVICE_WILLNEED);
+	for (unsigned i = 0; i < 8; i++)
+		rig_step(r);
+	cr_assert(eq(uint, r->p->service[0]->nreads, 2));
+	cr_assert(eq(uint, in_use(), 1));
+	end_reads();
+	cr_assert(zero(sz, b()->bytes));
+	cr_assert(zero(uint, b()->there));
+	cr_assert(le(sz, r->p->budget.used, used + 2 * CLUSTER_MAX * PAGE_SIZE - 2 * BUFFER));
+	check_pages(va, N, 100);
+	ask();
+	cr_assert(eq(sz, b()->bytes, 2 * BUFFER));
+	over();
+}
+
+Test(bounce, a_limit_that_sinks_while_one_is_in_use)
 {
 	const uintptr_t va = set((struct rig_config){ .buffers = 2 }, N);
 
-	sim_disk_hold(r->disk, SWAP_READ);
-	advise(va, CLUSTER_MAX, UP_ADVICE_WILLNEED);
-	for (unsigned i = 0; i < 8; i++)
-		rig_step(r);
-	cr_assert(eq(uint, in_use(), 1));
-	cr_assert(not(bounce_shrink(r->p)));
+	b()->least = MEMORY / PAGE_SIZE / 2;
+	start_reads(va, CLUSTER_MAX);
+	cr_assert(zero(int, up_runtime_set_limit(r->rt, MEMORY / 4, 1000)));
 	cr_assert(eq(sz, b()->bytes, 2 * BUFFER));
-	sim_disk_release(r->disk, SWAP_READ);
-	rig_settle(r);
-	cr_assert(bounce_shrink(r->p));
+	end_reads();
 	cr_assert(zero(sz, b()->bytes));
 	check_pages(va, N, 100);
+	over();
+}
+
+Test(bounce, they_make_room_for_what_is_wired)
+{
+	const uintptr_t va = set((struct rig_config){ .buffers = 2 }, N);
+
+	b()->least = frames_most(r->p) - N / 2;
+	cr_assert(zero(int, up_wire(r->rt, (void *)va, N / 4 * PAGE_SIZE)));
+	rig_step(r);
+	cr_assert(eq(sz, b()->bytes, 2 * BUFFER));
+	/* What they take themselves does not count. */
+	cr_assert(zero(int, up_wire(r->rt, (void *)PAGE(N / 4), 3 * N / 4 * PAGE_SIZE)));
+	cr_assert(eq(sz, b()->bytes, 2 * BUFFER));
+	b()->least += 2 * BUFFER / PAGE_SIZE;
+	rig_step(r);
+	cr_assert(zero(sz, b()->bytes));
+	check_pages(va, N, 100);
+	cr_assert(zero(int, up_unwire(r->rt, (void *)va, N * PAGE_SIZE)));
+	over();
+}
+
+Test(bounce, room_is_gathered_and_goes_back_when_nobody_asks_any_more)
+{
+	const uintptr_t va = set((struct rig_config){ .buffers = 2 }, N);
+	size_t part;
+
+	cr_assert(bounce_shrink(r->p));
+	squeeze(CLUSTER_MAX);
+	hold_frames(true);
+	atomic_store(&b()->wanted, true);
+	rig_step(r);
+	part = b()->bytes;
+	cr_assert(part > 0 && part <= BUFFER / 4, "%zu", part);
+	cr_assert(zero(ptr, b()->base));
+	rig_step(r);
+	cr_assert(eq(sz, b()->bytes, part));
+	rig_later(2000000000);
+	rig_step(r);
+	cr_assert(zero(sz, b()->bytes));
+	give_room();
+	/* The same when there is not memory enough any more. */
+	squeeze(CLUSTER_MAX);
+	hold_frames(true);
+	atomic_store(&b()->wanted, true);
+	rig_step(r);
+	cr_assert(gt(sz, b()->bytes, 0));
+	b()->least = MEMORY / PAGE_SIZE;
+	rig_step(r);
+	cr_assert(zero(sz, b()->bytes));
+	give_room();
+	check_pages(va, N, 100);
+	over();
+}
+
+Test(bounce, what_prefault_promises_leaves_room_for_them)
+{
+	size_t fits;
+
+	scene((struct rig_config){ .seed = 1, .memory = MEMORY, .buffers = 2 });
+	fits = frames_mappable(r->p);
+	ask();
+	cr_assert(eq(sz, b()->bytes, 2 * BUFFER));
+	cr_assert(le(sz, fits, frames_mappable(r->p) + 16)); /* what depends on it, too */
 	over();
 }
 
@@ -255,5 +353,67 @@ Test(bounce, metadata_comes_first)
 	cr_assert(zero(sz, b()->bytes));
 	atomic_fetch_sub(&r->p->nwired, most - FRAMES_MIN);
 	check_pages(va, N, 100);
+	over();
+}
+
+/* --- in earnest: real threads, while they come and go --- */
+
+static atomic_bool hammer_stop;
+static atomic_uint hammered[4]; /* how often a thread has had one */
+
+/* Writes through a buffer, if there is one, in which nobody else's bytes may be. */
+static void *
+hammer(void *arg)
+{
+	static char page[4][16][PAGE_SIZE];
+	const unsigned me = (unsigned)(uintptr_t)arg;
+
+	for (unsigned turn = 0; !atomic_load(&hammer_stop); turn++) {
+		struct request req = { .io = { .op = SWAP_WRITE, .n = 16, .niov = 1 } };
+		const char mark = (char)(me * 64 + turn % 64);
+
+		memset(page[me], mark, sizeof page[me]);
+		req.io.iov[0] = (struct iovec){ .iov_base = page[me], .iov_len = sizeof page[me] };
+		bounce_begin(r->p, &req);
+		if (req.bounce == NULL)
+			continue;
+		atomic_fetch_add(&hammered[me], 1);
+		for (size_t i = 0; i < sizeof page[me]; i += 512)
+			cr_assert(eq(chr, ((char *)req.io.iov[0].iov_base)[i], mark));
+		bounce_end(r->p, &req);
+	}
+	return NULL;
+}
+
+Test(bounce, they_come_and_go_under_threads_that_use_them)
+{
+	pthread_t t[4];
+	unsigned gone = 0;
+	uint64_t end;
+
+	(void)set((struct rig_config){ .buffers = 2 }, N);
+	test_clock = NULL; /* of one thread */
+	end = now_ns() + UINT64_C(30000000000);
+	atomic_store(&hammer_stop, false);
+	for (unsigned i = 0; i < ARRAY_SIZE(t); i++)
+		cr_assert(zero(int, pthread_create(&t[i], NULL, hammer, (void *)(uintptr_t)i)));
+	for (bool enough = false; !enough;) {
+		cr_assert(lt(u64, now_ns(), end), "gone %u times, used %u, %u, %u, %u", gone,
+			  hammered[0], hammered[1], hammered[2], hammered[3]);
+		enough = gone >= 100;
+		for (unsigned i = 0; i < ARRAY_SIZE(t); i++)
+			enough = enough && atomic_load(&hammered[i]) >= 100;
+		bounce_make(r->p);
+		if (now_ns() % 4 == 0) {
+			while (atomic_load(&b()->bytes) == 2 * BUFFER)
+				(void)bounce_shrink(r->p);
+			cr_assert(zero(uint, atomic_load(&b()->there)));
+			gone++;
+		}
+	}
+	atomic_store(&hammer_stop, true);
+	for (unsigned i = 0; i < ARRAY_SIZE(t); i++)
+		cr_assert(zero(int, pthread_join(t[i], NULL)));
+	bounce_check(r->p);
 	over();
 }

@@ -275,3 +275,54 @@ Test(streams, first_touches_wait_for_a_run_while_writes_are_under_way)
 	cr_assert(lt(u64, rig_stats(r).faults[UP_FAULT_ZERO], n / CLUSTER_MAX + 8));
 	over();
 }
+
+/* --- between two completions --- */
+
+/* Two reads have come together, the second of which a thread may wait for, and a stream wants more.  How many reads there are when these have been seen to. */
+static unsigned
+reads_between(bool urgent, bool stop)
+{
+	const uintptr_t va = all_out(UP_ADVICE_NORMAL);
+	struct service *s = r->p->service[0];
+	struct swap_io *first = NULL;
+	struct io_events ev;
+	unsigned n;
+
+	advise(PAGE(0), CLUSTER_MAX, UP_ADVICE_WILLNEED);
+	advise(PAGE(CLUSTER_MAX), CLUSTER_MAX, UP_ADVICE_WILLNEED);
+	sim_disk_hold(r->disk, SWAP_READ);
+	for (unsigned i = 0; i < 8; i++)
+		rig_step(r);
+	cr_assert(eq(uint, s->nreads, 2));
+	sim_disk_release(r->disk, SWAP_READ);
+	for (struct swap_io **last = &first; s->io->inflight > 0;) {
+		s->io->ops->wait(s->io, 0, &ev);
+		for (*last = ev.completed; *last != NULL; last = &(*last)->next)
+			;
+	}
+	first->next->urgent = urgent;
+	early_wish(s, PAGE(4 * CLUSTER_MAX), PAGE(5 * CLUSTER_MAX), 1);
+	atomic_store(&s->stop, stop);
+	service_complete(s, first);
+	n = s->nreads;
+	atomic_store(&s->stop, false);
+	rig_settle(r);
+	check_pages(va, N, 100);
+	over();
+	return n;
+}
+
+Test(streams, what_they_want_next_is_read_before_all_that_came_is_looked_at)
+{
+	cr_assert(eq(uint, reads_between(false, false), 1));
+}
+
+Test(streams, who_waits_for_a_read_that_has_come_is_first)
+{
+	cr_assert(zero(uint, reads_between(true, false)));
+}
+
+Test(streams, a_service_that_ends_starts_no_read)
+{
+	cr_assert(zero(uint, reads_between(false, true)));
+}

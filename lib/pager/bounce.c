@@ -9,17 +9,24 @@
  * at a time: virtio without indirect descriptors some 250 for all that is under way.  In a large page they are one.  Measured with a bare
  * program (docs/benchmarks.md), us a page: read 3.4 and 1.6, written 2.1 and 1.4; a copy is 0.2 to 0.35.
  *
- *	             bounce_wanted                     bounce_make (a service)
- *	NONE --a request that is large enough--> WANTED -----------------------> THERE
- *	 ^                                          |  no room yet: later again    |
- *	 +---------- bounce_shrink: metadata needs the room, or the limit sinks ---+
+ *	       bounce_begin: none          bounce_make: room, a part at a time
+ *	NONE ---------------------> wanted ------------> GATHERING ------------> THERE <--take, give--> (a request's)
+ *	 ^                                                   |                     |
+ *	 |  <-------------- bounce_shrink -------------------+       bounce_shrink |
+ *	 |                                                                         v
+ *	 +---------- whoever gives the last one back, or finds all there ------ LEAVING: none is taken any more
  *
- * They are charged to the budget, and only there where there are so many frames that this is a small part of it.  Who finds none free does without.
+ * In GATHERING bytes are charged and there is no memory yet.  They are there only where there are so many frames that they are a small part: else, and
+ * when metadata needs room, they leave.  That can be at any time, so all of that is bits of one word, with one for each buffer that is free: one
+ * atomic operation says who is the one to unmap them.  Who finds none free does without.
+ *
+ * Before Linux 6.1 nobody can say whether it is a large page that was had; without one the copy is for nothing.
  *
  * Rejected:
  *	registered buffers	gain nothing beside that (2.54 GiB/s read, 2.50)
  *	frames in large pages	lie scattered again after one fill
  *	twice as many		no difference beyond the noise
+ *	to take all room at once	pages read ahead would go for it, and the next faults would find none
  */
 #include <errno.h>
 #include <string.h>
@@ -42,8 +49,18 @@
 /* A request of fewer pages is as soon done without. */
 #define PAGES_MIN 16
 
-#define AGAIN_NS 100000000u	 /* there was no room for them */
-#define HOPELESS_NS 10000000000u /* no large page was to be had */
+/* No large page was to be had: to look for one may take the kernel a while, and services wait for it.  Twice as long each time. */
+#define HOPELESS_MIN UINT64_C(10000000000)
+#define HOPELESS_MAX UINT64_C(3600000000000)
+
+/* What is charged of what nobody has asked for since goes back. */
+#define FORGOTTEN_NS UINT64_C(1000000000)
+/* Of what is available a part in each go. */
+#define SHARE 4
+
+/* Beside the bits of those that are free. */
+#define THERE (1u << 30)
+#define LEAVING (1u << 31)
 
 static size_t
 buffers_size(const struct bounce *b)
@@ -66,6 +83,82 @@ bounce_init(struct bounce *b)
 	b->least = PART * BUFFERS * CLUSTER_MAX;
 }
 
+/* True if they are a small part of what there is for pages and them. */
+static bool
+fit(struct pager *p)
+{
+	return frames_most(p) + atomic_load(&p->bounce.bytes) / PAGE_SIZE >= p->bounce.least;
+}
+
+/* --- leaving --- */
+
+/* True if all are back, and their memory too now.  Any thread, also in a signal handler. */
+static bool
+leave(struct pager *p)
+{
+	struct bounce *b = &p->bounce;
+	const size_t bytes = buffers_size(b);
+	unsigned there = THERE | LEAVING | all(b);
+
+	if (!atomic_compare_exchange_strong(&b->there, &there, 0))
+		return false;
+	/* From here on they are this thread's: none is free, and until `bytes` is 0 none is made. */
+	assert(atomic_load(&b->bytes) == bytes);
+	if (munmap(b->base, bytes) < 0)
+		(void)madvise(b->base, bytes, MADV_DONTNEED);
+	b->base = NULL;
+	atomic_store(&b->bytes, 0);
+	budget_uncharge(&p->budget, bytes);
+	return true;
+}
+
+/* What is charged and not there.  => locked */
+static bool
+give_up(struct pager *p)
+{
+	const size_t bytes = atomic_exchange(&p->bounce.bytes, 0);
+
+	budget_uncharge(&p->budget, bytes);
+	return bytes > 0;
+}
+
+bool
+bounce_shrink(struct pager *p)
+{
+	struct bounce *b = &p->bounce;
+	bool gone = false;
+
+	/* Who has it locked makes them, and looks afterwards whether they fit. */
+	if (atomic_load(&b->bytes) == 0 || pthread_mutex_trylock(&b->lock) != 0)
+		return false;
+	if (atomic_load(&b->bytes) < buffers_size(b)) {
+		gone = give_up(p);
+	} else {
+		unsigned there = atomic_load(&b->there);
+
+		/* They may be gone by now. */
+		while ((there & THERE) != 0 && (there & LEAVING) == 0 &&
+		       !atomic_compare_exchange_weak(&b->there, &there, there | LEAVING))
+			;
+		gone = leave(p);
+	}
+	pthread_mutex_unlock(&b->lock);
+	return gone;
+}
+
+void
+bounce_fit(struct pager *p)
+{
+	const struct bounce *b = &p->bounce;
+	const size_t bytes = atomic_load_explicit(&b->bytes, memory_order_relaxed);
+
+	if (bytes > 0 &&
+	    (!fit(p) ||
+	     (bytes < buffers_size(b) &&
+	      now_ns() - atomic_load_explicit(&b->asked, memory_order_relaxed) > FORGOTTEN_NS)))
+		(void)bounce_shrink(p);
+}
+
 /* --- use --- */
 
 static char *
@@ -73,23 +166,25 @@ take(struct bounce *b)
 {
 	unsigned there = atomic_load_explicit(&b->there, memory_order_relaxed);
 
-	while (there != 0) {
+	while ((there & all(b)) != 0 && (there & LEAVING) == 0) {
 		const unsigned i = (unsigned)__builtin_ctz(there);
 
-		if (atomic_compare_exchange_weak_explicit(&b->there, &there, there & ~(1u << i),
-							  memory_order_acquire,
-							  memory_order_relaxed))
+		if (atomic_compare_exchange_weak(&b->there, &there, there & ~(1u << i)))
 			return b->base + i * BUFFER_SIZE;
 	}
 	return NULL;
 }
 
 static void
-give(struct bounce *b, const char *buffer)
+give(struct pager *p, const char *buffer)
 {
-	const unsigned i = (unsigned)((size_t)(buffer - b->base) / BUFFER_SIZE);
+	struct bounce *b = &p->bounce;
+	const unsigned bit = 1u << ((size_t)(buffer - b->base) / BUFFER_SIZE);
+	const unsigned were = atomic_fetch_or(&b->there, bit);
 
-	atomic_fetch_or_explicit(&b->there, 1u << i, memory_order_release);
+	assert((were & bit) == 0);
+	if (were & LEAVING)
+		(void)leave(p);
 }
 
 void
@@ -134,21 +229,30 @@ bounce_end(struct pager *p, struct request *req)
 		from += len;
 		left -= len;
 	}
-	give(&p->bounce, req->bounce);
+	give(p, req->bounce);
 	req->bounce = NULL;
 }
 
-/* --- coming and going --- */
+/* --- coming --- */
+
+/* True if the kernel says whether a range is large pages, and it is not. */
+static bool
+is_small(char *base, size_t bytes)
+{
+	/* Of nothing, any advice that it knows is good. */
+	return bytes % LARGE_PAGE == 0 && madvise(base, 0, MADV_COLLAPSE) == 0 &&
+	       madvise(base, bytes, MADV_COLLAPSE) < 0;
+}
 
 /* Memory for them, in a large page if they fill one.  NULL: not to be had. */
 static char *
 buffers_map(size_t bytes)
 {
 	const size_t align = MAX(bytes, LARGE_PAGE);
-	char *const raw = mmap(NULL, bytes + align, PROT_READ | PROT_WRITE,
+	/* Not accessible yet: else mlockall(MCL_FUTURE) would have all of it there, in small pages. */
+	char *const raw = mmap(NULL, bytes + align, PROT_NONE,
 			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	char *base;
-	int r = 0;
 
 	if (raw == MAP_FAILED)
 		return NULL;
@@ -158,49 +262,41 @@ buffers_map(size_t bytes)
 	if (base < raw + align)
 		(void)munmap(base + bytes, (size_t)(raw + align - base));
 	/* A child has nothing under way. */
-	if (madvise(base, bytes, MADV_DONTFORK) < 0)
-		r = -errno;
-	/* EINVAL: a kernel without them, or before it could be asked whether that is one. */
-	if (r == 0 && madvise(base, bytes, MADV_HUGEPAGE) < 0 && errno != EINVAL)
-		r = -errno;
-	for (size_t at = 0; r == 0 && at < bytes; at += PAGE_SIZE)
+	if (madvise(base, bytes, MADV_DONTFORK) < 0 || madvise(base, bytes, MADV_HUGEPAGE) < 0 ||
+	    mprotect(base, bytes, PROT_READ | PROT_WRITE) < 0)
+		goto unmap;
+	for (size_t at = 0; at < bytes; at += PAGE_SIZE)
 		*(volatile char *)(base + at) = 0;
-	if (r == 0 && bytes % LARGE_PAGE == 0 && madvise(base, bytes, MADV_COLLAPSE) < 0 &&
-	    errno != EINVAL)
-		r = -errno;
-	if (r == 0)
+	if (!is_small(base, bytes))
 		return base;
+unmap:
 	(void)munmap(base, bytes);
 	return NULL;
 }
 
 /*
- * Room in the budget, also that of free frames.  What is missing comes the next time: where memory is small there are never so many at once.
- * True if that is all.  => locked
+ * Some room in the budget, also that of free frames: who faults meanwhile needs some, too.  What is missing comes the next time.  True if that was all.
+ * => locked
  */
 static bool
-make_room(struct pager *p, size_t bytes)
+gather(struct pager *p, size_t bytes)
 {
 	struct bounce *b = &p->bounce;
-	size_t left;
+	const size_t share = frames_available(p) / SHARE * PAGE_SIZE;
+	size_t left = bytes - atomic_load(&b->bytes), go = MIN(left, share);
 
-	while ((left = bytes - atomic_load(&b->bytes)) > 0) {
-		size_t step = MIN(left, BUFFER_SIZE);
+	while (go > 0) {
+		size_t step = MIN(go, BUFFER_SIZE);
 
 		while (step > 0 && !budget_charge(&p->budget, step))
 			step = step / 2 & ~PAGE_MASK;
 		atomic_fetch_add(&b->bytes, step);
-		if (step == 0 && frames_give_up(p, MIN(left / PAGE_SIZE, CLUSTER_MAX)) == 0)
-			return false;
+		left -= step;
+		go -= step;
+		if (step == 0 && frames_give_up(p, MIN(go / PAGE_SIZE, CLUSTER_MAX)) == 0)
+			break;
 	}
-	return true;
-}
-
-/* => locked, and none is in use */
-static void
-charge_nothing(struct pager *p)
-{
-	budget_uncharge(&p->budget, atomic_exchange(&p->bounce.bytes, 0));
+	return left == 0;
 }
 
 void
@@ -213,50 +309,45 @@ bounce_make(struct pager *p)
 	if (pthread_mutex_trylock(&b->lock) != 0)
 		return;
 	atomic_store_explicit(&b->wanted, false, memory_order_relaxed);
-	if (b->base != NULL || now < b->again || frames_most(p) < b->least ||
-	    atomic_load(&p->starved) > 0)
-		goto out;
-	b->again = now + AGAIN_NS;
-	if (!make_room(p, bytes))
+	atomic_store_explicit(&b->asked, now, memory_order_relaxed);
+	if (atomic_load(&b->bytes) == bytes || now < b->again || !fit(p) ||
+	    atomic_load(&p->starved) > 0 || !gather(p, bytes))
 		goto out;
 	b->base = buffers_map(bytes);
-	if (b->base == NULL) {
-		charge_nothing(p);
-		b->again = now + HOPELESS_NS;
-		goto out;
+	if (b->base != NULL) {
+		b->hopeless = 0;
+		atomic_store(&b->there, THERE | all(b));
+	} else {
+		(void)give_up(p);
+		b->hopeless = MIN(MAX(b->hopeless * 2, HOPELESS_MIN), HOPELESS_MAX);
+		b->again = now + b->hopeless;
 	}
-	b->again = 0;
-	atomic_store_explicit(&b->there, all(b), memory_order_release);
 out:
 	pthread_mutex_unlock(&b->lock);
+	/* The limit may have been lowered meanwhile, by somebody who found it locked. */
+	bounce_fit(p);
 }
 
-bool
-bounce_shrink(struct pager *p)
-{
-	struct bounce *b = &p->bounce;
-	unsigned there = all(b);
-	bool gone = false;
+/* --- the whole --- */
 
-	if (atomic_load_explicit(&b->bytes, memory_order_relaxed) == 0 ||
-	    pthread_mutex_trylock(&b->lock) != 0)
-		return false;
-	if (b->base == NULL || atomic_compare_exchange_strong(&b->there, &there, 0)) {
-		gone = atomic_load(&b->bytes) > 0;
-		if (b->base != NULL)
-			(void)munmap(b->base, buffers_size(b));
-		b->base = NULL;
-		charge_nothing(p);
-	}
-	pthread_mutex_unlock(&b->lock);
-	return gone;
+size_t
+bounce_to_come(struct pager *p)
+{
+	const struct bounce *b = &p->bounce;
+
+	return fit(p) ? buffers_size(b) - atomic_load(&b->bytes) : 0;
 }
 
 void
-bounce_fit(struct pager *p)
+bounce_check(const struct pager *p)
 {
-	if (frames_most(p) < p->bounce.least)
-		(void)bounce_shrink(p);
+	const struct bounce *b = &p->bounce;
+
+	/* At rest: none is in use, so none is leaving. */
+	assert(atomic_load(&b->there) == (b->base != NULL ? THERE | all(b) : 0));
+	assert(b->base == NULL || atomic_load(&b->bytes) == buffers_size(b));
+	assert(b->base != NULL || atomic_load(&b->bytes) < buffers_size(b));
+	(void)b;
 }
 
 void

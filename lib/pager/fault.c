@@ -10,7 +10,7 @@
  *	   nothing      fault_beneath  copy what shows through from a backing object, or take it over
  *	                fault_zero     zero-fill, with a run of neighbours if this is a stream
  *	   CORE  STAGED fault_soft     move the frame back
- *	         LAUNDRY fault_rescue  copy it: the disk is still reading the frame
+ *	         LAUNDRY fault_rescue  copy it: the frame is the write's until that has ended
  *	         MAPPED fault_mapped   somebody was faster, or the program discarded it itself
  *	   SWAP         pagein_start   read; pagein_done() answers
  *	   LOST         SIGBUS
@@ -681,7 +681,7 @@ fault_soft(struct fault *f, struct anon *an, struct page *pg)
 }
 
 /*
- * The frame is being written to swap and pinned by that: give the program a copy and leave the frame to
+ * The frame is being written to swap, and pinned by that unless it goes through a buffer: give the program a copy and leave the frame to
  * the write, as an orphan.
  * => the anon is busy, `pg` was LAUNDRY when looked at; the anon is released on return.
  */

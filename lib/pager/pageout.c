@@ -95,7 +95,8 @@ inactive_target(struct pager *p)
 size_t
 frames_mappable(struct pager *p)
 {
-	const size_t n = frames_most(p);
+	const size_t most = frames_most(p), bounce = bounce_to_come(p) / PAGE_SIZE;
+	const size_t n = most - MIN(most, bounce);
 	const size_t kept = high_with_writes(n) + inactive_with_writes(n) + (size_t)2 * CLUSTER_MAX;
 
 	return n > kept ? n - kept : 0;
@@ -337,7 +338,9 @@ frames_shrink(struct pager *p)
 	bool any = false;
 
 	/* Below this faults could not be served at all: then metadata has what the compressed pool gives, or has to do without. */
-	if (frames_most(p) < FRAMES_MIN + left && !bounce_shrink(p)) {
+	if (frames_most(p) < FRAMES_MIN + left) {
+		if (bounce_shrink(p))
+			return true;
 		if (!tier_may_yield(p))
 			atomic_store(&p->starved, 0);
 		return false;

@@ -132,15 +132,18 @@ struct space_tally {
 
 /* Buffers of a cluster each (bounce.c). */
 struct bounce {
-	atomic_uint there;   /* a bit for each that is free */
-	atomic_size_t bytes; /* (lock) charged for them so far */
-	atomic_bool wanted;  /* a request would have taken one */
-	unsigned n;	     /* (c) */
-	unsigned pages;	     /* (c) that a request has at least */
-	size_t least;	     /* (c) frames that there are to be room for */
-	pthread_mutex_t lock;
-	char *base;	/* (lock) NULL: there are none; but who has one of them may read it */
-	uint64_t again; /* (lock) not to be tried before that */
+	atomic_uint
+		there; /* a bit for each that is free, one that there are any, one that they are to go */
+	atomic_size_t bytes;	/* charged for them; until all of it is, (lock) */
+	atomic_bool wanted;	/* a request would have taken one */
+	_Atomic uint64_t asked; /* when a service saw that last, ns */
+	unsigned n;		/* (c) */
+	unsigned pages;		/* (c) that a request has at least */
+	size_t least;		/* (c) frames that there are to be room for */
+	pthread_mutex_t lock;	/* never waited for */
+	char *base; /* NULL: there are none.  (lock) to make them; who has one, or has all of them leaving, may read it */
+	uint64_t again;	   /* (lock) not to be tried before that */
+	uint64_t hopeless; /* (lock) ns to that, the next time */
 };
 
 struct pager {
@@ -784,12 +787,18 @@ bounce_wanted(const struct pager *p)
 {
 	return atomic_load_explicit(&p->bounce.wanted, memory_order_relaxed);
 }
-/* Some were: make them if there is room.  By services; without any lock. */
+/* Some were: make them if there is room.  By services, which may wait for the kernel's memory here; without any lock. */
 void bounce_make(struct pager *p);
-/* Give their memory back.  False: there are none, or one is in use.  Never waits. */
+/*
+ * Their memory goes back, or will as soon as the last one in use is not any more.  True: some did.  False: there are none, one is in use, or somebody is just
+ * making them.  Never waits.
+ */
 bool bounce_shrink(struct pager *p);
-/* The same if they are too large a part of memory now. */
+/* The same if they are too large a part of memory now, or nobody wants what is charged so far. */
 void bounce_fit(struct pager *p);
+/* Bytes that they may still take. */
+size_t bounce_to_come(struct pager *p);
+void bounce_check(const struct pager *p);
 
 /* --- early.c: for streams --- */
 

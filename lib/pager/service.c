@@ -4,7 +4,7 @@
  *
  * A service owns one shard: a userfaultfd on which some of the regions are registered, and one I/O
  * engine.  Everything that can happen to it, a fault, a finished read or write, a kick from another
- * thread, ends the same wait; nothing else in it ever sleeps.  Between waits it takes one turn:
+ * thread, ends the same wait; nothing else in it ever sleeps, but for the kernel's memory when bounce.c makes its buffers.  Between waits it takes one turn:
  *
  *	completions  first, since they free frames and wake threads without further ado
  *	faults       all that are there, a batch at a time
@@ -287,10 +287,17 @@ request_done(struct service *s, struct request *req)
 		pageout_done(s, req);
 }
 
-/* What streams want next goes to the disk before the rest of what has come from it is looked at, during which it would stand still. */
+/*
+ * What streams want next goes to the disk before the rest of what has come from it is looked at, during which it would stand still; unless a thread waits for
+ * some of that.
+ */
 static void
-early_between(struct service *s)
+early_between(struct service *s, const struct swap_io *rest)
 {
+	for (; rest != NULL; rest = rest->next) {
+		if (rest->urgent)
+			return;
+	}
 	if (s->worker || atomic_load_explicit(&s->early.n, memory_order_relaxed) == 0 ||
 	    atomic_load_explicit(&s->stop, memory_order_relaxed))
 		return;
@@ -307,7 +314,7 @@ service_complete(struct service *s, struct swap_io *done)
 		done = done->next;
 		request_done(s, req);
 		if (done != NULL)
-			early_between(s);
+			early_between(s, done);
 	}
 }
 
@@ -362,6 +369,8 @@ service_step(struct service *s, int64_t timeout_ns)
 	demand_serve(s);
 	if (bounce_wanted(s->p))
 		bounce_make(s->p);
+	else
+		bounce_fit(s->p);
 	if (pageout_step(s))
 		s->more = true;
 	if (log_waits(&s->p->log))
@@ -611,6 +620,7 @@ pager_check(struct pager *p)
 	assert(p->swap.nused == c.swap + slots);
 	check_wired(p);
 
+	bounce_check(p);
 	/* Every physical page is charged once. */
 	assert(frames_nfree(&p->frames) + staged + runmap_nfree(&p->frames.holes) == p->frames.n);
 	assert(atomic_load(&p->budget.used) ==
